@@ -1,0 +1,126 @@
+# Everything runs from .venv, which `make install` builds; nothing needs root. `make help` lists the targets.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+PINS := pyproject.toml constraints.txt
+
+PYTEST_ARGS ?= -n 2 --dist loadgroup
+BENCH_ARGS ?=
+
+# The build backend is pinned as well: older pips read the first variable for it, newer ones the second.
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install -qq
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- the environment ---------------------------------------------------------------------------------------------------
+
+.PHONY: install
+install: $(RUNTIME) ## build .venv with fleet-server, fleet-node and fleetctl (PYTHON=… picks the interpreter)
+	@echo "$(BIN): fleet-server fleet-node fleetctl"
+
+.PHONY: dev
+dev: $(DEV)
+
+$(RUNTIME): $(PINS)
+	@set -eu; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		found=; bare=; \
+		for python in $${PYTHON:-python3.13 python3.12 python3.11 python3}; do \
+			"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+			if "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then found=$$python; break; fi; \
+			bare=$${bare:-$$python}; \
+		done; \
+		if [ -z "$$found" ] && [ -n "$$bare" ]; then \
+			version=$$("$$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+			echo "$$bare cannot make a virtual environment: it lacks ensurepip." >&2; \
+			echo "On Debian and Ubuntu: apt-get install python$$version-venv. Then run make again." >&2; \
+			exit 1; \
+		elif [ -z "$$found" ]; then \
+			echo "No Python 3.11 or newer found (tried: $${PYTHON:-python3.13 python3.12 python3.11 python3})." >&2; \
+			echo "Install one (Debian and Ubuntu: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python" >&2; \
+			exit 1; \
+		fi; \
+		echo "$(VENV): $$("$$found" --version)"; \
+		"$$found" -m venv --clear $(VENV); \
+	fi
+	@echo "$(VENV): installing what the product needs, pinned by constraints.txt (about half a minute)"
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(RUNTIME) $(PINS)
+	@echo "$(VENV): installing what development needs"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.PHONY: pins
+pins: ## resolve anew and rewrite constraints.txt (PYTHON=… picks the interpreter, default python3.11)
+	@set -eu; \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$${PYTHON:-python3.11} -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip uninstall -qq --yes setuptools; \
+	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check hatchling editables setuptools -e '.[dev]'; \
+	{ \
+		echo '# Every package of a full install, direct or not, and of its build. Written by `make pins`.'; \
+		"$$folder/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip | LC_ALL=C sort -fu; \
+	} > constraints.txt.new; \
+	mv constraints.txt.new constraints.txt; \
+	grep -c == constraints.txt | sed 's/$$/ packages pinned in constraints.txt/'
+
+# --- checks: each stands alone, `check` is all of them -------------------------------------------------------------------
+
+CHECKS := lint types imports proto-check
+
+.PHONY: check $(CHECKS)
+check: $(CHECKS) ## all checks: lint, types, imports, proto-check
+	@echo "check: ok"
+
+lint: $(DEV) ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(DEV) ## mypy, strict, over the three packages
+	@$(BIN)/mypy
+
+imports: $(DEV) ## who may import whom
+	@$(BIN)/lint-imports --no-cache --no-logo > $(VENV)/.imports.log 2>&1 || { cat $(VENV)/.imports.log; exit 1; }
+	@grep '^Contracts:' $(VENV)/.imports.log
+
+proto-check: $(DEV) ## compare shared/fleet/v1 with proto/, and hold proto/ to its rules
+	@$(BIN)/python tests/architecture/check_proto.py
+
+# --- work --------------------------------------------------------------------------------------------------------------
+
+.PHONY: proto
+proto: $(DEV) ## regenerate shared/fleet/v1 from proto/
+	@$(BIN)/python tests/architecture/check_proto.py --write
+
+.PHONY: fmt
+fmt: $(DEV) ## sort imports, apply safe fixes, format
+	@$(BIN)/ruff check --fix --exit-zero --quiet
+	@$(BIN)/ruff format
+
+.PHONY: test
+test: $(DEV) ## run every test (PYTEST_ARGS='-n 2 --dist loadgroup')
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(DEV) ## measure against a bare grpc.aio echo in the same run (BENCH_ARGS=…)
+	@$(BIN)/python -m tests.load $(BENCH_ARGS)
+
+.PHONY: demo
+demo: $(RUNTIME) ## the whole product on this machine, step by step (DEMO_ONCE=1 ends by itself)
+	@exec $(BIN)/python deploy/demo/demo.py
+
+.PHONY: clean
+clean: ## remove .venv, .demo, caches and build output
+	@rm -rf $(VENV) .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The on-premises side of the gateway: one daemon per node."""

@@ -1,0 +1,1 @@
+"""The cloud side of the gateway: replicas that hold the streams of on-premises nodes."""

@@ -1,0 +1,1 @@
+"""What both ends of the gateway must agree on, and nothing else."""
