@@ -1,0 +1,342 @@
+"""Tables, one list for SQLite and PostgreSQL. Alembic migrations build exactly this; a test compares the two.
+
+Times are Unix milliseconds. States are integers where a hot path writes them and words elsewhere. A column named
+`mac` is an HMAC-SHA256 over the row's authority (docs/protocol.md, "Rows that confer authority"): a row that was
+written around the server is found before it is used. Each table belongs to one room; no other room reads it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite only gives rowid speed (and AUTOINCREMENT) to INTEGER, PostgreSQL needs 64 bits.
+Position = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _id(length: int = 64) -> String:
+    return String(length)
+
+
+# -- trust -----------------------------------------------------------------------------------------
+clusters = Table(
+    "clusters",
+    metadata,
+    Column("cluster_id", _id(), primary_key=True),
+    Column("installation_id", _id(), nullable=False),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+cluster_authorities = Table(
+    "cluster_authorities",
+    metadata,
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), primary_key=True),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("sealed_private", LargeBinary, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+command_keys = Table(
+    "command_keys",
+    metadata,
+    Column("key_id", LargeBinary(16), primary_key=True),
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), nullable=False),
+    Column("site", String(63), nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("sealed_private", LargeBinary, nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("not_before_ms", BigInteger, nullable=False),
+    Column("verify_until_ms", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+trust_bundles = Table(
+    "trust_bundles",
+    metadata,
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), primary_key=True),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("signed", LargeBinary, nullable=False),
+    Column("content_sha256", LargeBinary, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+)
+
+# -- admin: who may call ---------------------------------------------------------------------------
+operators = Table(
+    "operators",
+    metadata,
+    Column("operator_id", _id(), primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("token_sha256", LargeBinary(32), nullable=False, unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# -- enrollment ------------------------------------------------------------------------------------
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("token_id", _id(), primary_key=True),
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), nullable=False),
+    Column("secret_sha256", LargeBinary(32), nullable=False),
+    Column("site", String(63), nullable=False),
+    Column("max_uses", Integer, nullable=False),
+    Column("uses", Integer, nullable=False, server_default="0"),
+    Column("auto_approve", Integer, nullable=False),
+    Column("created_by", String(63), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+enrollments = Table(
+    "enrollments",
+    metadata,
+    Column("enrollment_id", _id(), primary_key=True),
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), nullable=False),
+    Column("token_id", ForeignKey("join_tokens.token_id"), nullable=False),
+    Column("identity_key", LargeBinary(32), nullable=False),
+    Column("sealing_key", LargeBinary(32), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("site", String(63), nullable=False),
+    Column("reported_labels", Text, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("peer_address", String(64), nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("decided_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("decided_by", String(63), nullable=False, server_default=""),
+    Column("reason", String(500), nullable=False, server_default=""),
+    Column("node_id", _id(), nullable=False, server_default=""),
+    Column("bootstrap", LargeBinary),
+    Column("mac", LargeBinary, nullable=False),
+    UniqueConstraint("token_id", "identity_key", "sealing_key"),
+    Index("ix_enrollments_created", "created_at_ms"),
+)
+
+# -- nodes -----------------------------------------------------------------------------------------
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", _id(), primary_key=True),
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), nullable=False),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("site", String(63), nullable=False),
+    Column("identity_key", LargeBinary(32), nullable=False, unique=True),
+    Column("sealing_key", LargeBinary(32), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("state_reason", String(500), nullable=False, server_default=""),
+    Column("enrolled_at_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    # What changes while the node lives; outside the MAC, for it confers nothing.
+    Column("last_seq", BigInteger, nullable=False, server_default="0"),
+    Column("last_accepted_seq", BigInteger, nullable=False, server_default="0"),
+    Column("stream_epoch", BigInteger, nullable=False, server_default="0"),
+    Column("stream_id", _id(), nullable=False, server_default=""),
+    Column("replica_id", _id(), nullable=False, server_default=""),
+    Column("online", Integer, nullable=False, server_default="0"),
+    Column("last_seen_ms", BigInteger, nullable=False, server_default="0"),
+    Column("rtt_us", BigInteger, nullable=False, server_default="0"),
+    Column("clock_offset_ms", BigInteger, nullable=False, server_default="0"),
+    Column("drain_state", String(16), nullable=False, server_default="NONE"),
+    Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
+)
+
+node_profiles = Table(
+    "node_profiles",
+    metadata,
+    Column("node_id", ForeignKey("nodes.node_id"), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("reported_labels", Text, nullable=False),
+    Column("drivers", LargeBinary, nullable=False),
+    Column("drivers_sha256", LargeBinary(32), nullable=False),
+    Column("max_in_flight", Integer, nullable=False),
+    Column("bundle_generation", BigInteger, nullable=False),
+    Column("bundle_number", BigInteger, nullable=False),
+    Column("config_version", BigInteger, nullable=False),
+)
+
+# -- sessions --------------------------------------------------------------------------------------
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_sha256", LargeBinary(32), primary_key=True),
+    Column("node_id", ForeignKey("nodes.node_id"), nullable=False, index=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token_sha256", LargeBinary(32), primary_key=True),
+    Column("node_id", _id(), nullable=False),
+    Column("sealed_frame_keys", LargeBinary, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False, index=True),
+    Column("claimed_epoch", BigInteger, nullable=False, server_default="0"),
+)
+
+# -- commands --------------------------------------------------------------------------------------
+command_issues = Table(
+    "command_issues",
+    metadata,
+    Column("issue_id", _id(), primary_key=True),
+    Column("cluster_id", _id(), nullable=False),
+    Column("actor", String(63), nullable=False),
+    Column("idempotency_key", String(128)),
+    Column("request_sha256", LargeBinary(32), nullable=False),
+    Column("specs", LargeBinary, nullable=False),  # serialised fleet.v1.IssueCommandsRequest, commands only
+    Column("refused", LargeBinary, nullable=False),  # serialised fleet.v1.IssueCommandsResponse, refused only
+    Column("issued_count", Integer, nullable=False),
+    Column("issued_at_ms", BigInteger, nullable=False),
+    Column("not_after_ms", BigInteger, nullable=False),
+    UniqueConstraint("actor", "idempotency_key", name="uq_command_issues_idempotency"),
+    Index("ix_command_issues_issued_at", "issued_at_ms"),
+)
+
+# The widest and hottest table: action, arguments, actor and times of a command stand once in its issue.
+commands = Table(
+    "commands",
+    metadata,
+    Column("node_id", _id(), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("command_id", LargeBinary(16), nullable=False),
+    Column("issue_id", _id(), nullable=False),
+    Column("spec_no", Integer, nullable=False),
+    Column("not_after_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("cancel_requested_by", String(63), nullable=False, server_default=""),
+    Column("key_id", LargeBinary(16)),
+    Column("sent_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("accepted_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("started_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("finished_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("output", LargeBinary),
+    Column("output_truncated", Integer, nullable=False, server_default="0"),
+    Column("reason", String(64), nullable=False, server_default=""),
+    Column("error", Text, nullable=False, server_default=""),
+    Index("ix_commands_command_id", "command_id", unique=True),
+    Index("ix_commands_issue", "issue_id"),
+    # Open commands only: small however long the history grows. 5 = COMMAND_STATE_SUCCEEDED, the first final state.
+    Index(
+        "ix_commands_open",
+        "not_after_ms",
+        sqlite_where=text("state < 5"),
+        postgresql_where=text("state < 5"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+# -- telemetry -------------------------------------------------------------------------------------
+telemetry_series = Table(
+    "telemetry_series",
+    metadata,
+    Column("node_id", _id(), primary_key=True),
+    Column("series_no", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(200), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("kind", Integer, nullable=False),
+    Column("unit", String(32), nullable=False),
+)
+
+telemetry_chunks = Table(
+    "telemetry_chunks",
+    metadata,
+    Column("position", Position, primary_key=True),
+    Column("node_id", _id(), nullable=False),
+    Column("start_ms", BigInteger, nullable=False),
+    Column("end_ms", BigInteger, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("ix_telemetry_chunks_node_time", "node_id", "start_ms"),
+    Index("ix_telemetry_chunks_end", "end_ms"),
+)
+
+telemetry_latest = Table(
+    "telemetry_latest",
+    metadata,
+    Column("node_id", _id(), primary_key=True),
+    Column("last_batch_seq", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+# -- replicas --------------------------------------------------------------------------------------
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica_id", _id(), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("streams", Integer, nullable=False, server_default="0"),
+    Column("admission_per_s", Double, nullable=False, server_default="0"),
+    Column("started_at_ms", BigInteger, nullable=False),
+    Column("heartbeat_at_ms", BigInteger, nullable=False),
+    Column("drain_requested_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
+    Column("drain_reason", Integer, nullable=False, server_default="0"),
+)
+
+# -- audit -----------------------------------------------------------------------------------------
+audit_rows = Table(
+    "audit_rows",
+    metadata,
+    Column("position", Position, primary_key=True),
+    Column("writer", _id(), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("actor", String(80), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("detail", LargeBinary, nullable=False),
+    Column("previous_hash", LargeBinary(32), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    UniqueConstraint("writer", "number"),
+)
+
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("writer", _id(), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("signed", LargeBinary, nullable=False),
+)

@@ -1,0 +1,226 @@
+"""The one writer: a thread with a sync connection that commits whole groups.
+
+Mental model
+    Callers hand in jobs (functions of a transaction) and await their commit.
+    The thread takes everything queued and runs it in ONE transaction: a busy server pays one fsync for many callers,
+    an idle one commits a single job at once, for nothing waits to fill a group.
+    A job that raises must not undo its neighbours: the group is rolled back and each job runs again in a transaction
+    of its own, so a job is a pure function of the database and may run more than once before it commits.
+    Hooks run before the commit (the audit chain seals the group's rows there); effects (wake-ups) run on the event
+    loop, after it. Only this thread writes: SQLite never sees a second writer, and counters are read and raised
+    without races in one replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from fleet.errors import Reason, Refusal
+
+T = TypeVar("T")
+MAX_GROUP = 512
+MAX_QUEUED = 20_000
+
+
+class WriterMetrics(Protocol):
+    """What the writer tells about itself."""
+
+    def committed(self, jobs: int, seconds: float) -> None:
+        """One commit of `jobs` jobs took `seconds`, queueing excluded."""
+        ...
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What a job works on. `conn` is valid only while the job runs."""
+
+    conn: Connection
+    effects: list[Callable[[], None]] = field(default_factory=list)
+    audit: list[Any] = field(default_factory=list)
+
+    def after_commit(self, effect: Callable[[], None]) -> None:
+        """Run `effect` on the event loop once this transaction is durable; never when it rolled back."""
+        self.effects.append(effect)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    work: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    result: Any = None
+
+
+class Writer:
+    """Group commit on one thread.
+
+    Args:
+        engine: sync engine; its pool must hand out at least one connection to this thread.
+        metrics: told about every commit.
+    """
+
+    def __init__(self, engine: Engine, metrics: WriterMetrics | None = None) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._hooks: list[Callable[[Transaction], None]] = []
+        self._connection: Connection | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def before_commit(self, hook: Callable[[Transaction], None]) -> None:
+        """Run `hook` inside every transaction, after its jobs. For the audit chain; call before `start`."""
+        self._hooks.append(hook)
+
+    def depth(self) -> int:
+        """Jobs that wait."""
+        return self._queue.qsize()
+
+    async def submit(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction and return its result once that is committed.
+
+        Raises:
+            Refusal: UNAVAILABLE when the database is away, OVERLOADED when too much waits; nothing was written.
+            Exception: whatever `work` raised; nothing of it was written.
+        """
+        if self._closed:
+            raise Refusal(
+                Reason.UNAVAILABLE, "the server is shutting down: try again on another replica, or in a moment"
+            )
+        if self._queue.qsize() >= MAX_QUEUED:
+            raise Refusal(
+                Reason.OVERLOADED, "too many writes wait for the database: try again in a moment", retry_after_s=1.0
+            )
+        loop = asyncio.get_running_loop()
+        job = _Job(work, loop.create_future(), loop)
+        self._queue.put(job)
+        result: T = await job.future
+        return result
+
+    def close(self) -> None:
+        """Commit what is queued, then end the thread. Blocks; at most a few seconds."""
+        self._closed = True
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10.0)
+
+    def _run(self) -> None:
+        ending = False
+        while not ending:
+            group, ending = self._take()
+            if group:
+                self._commit_group(group)
+        self._drop_connection()
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        first = self._queue.get()
+        if first is None:
+            return [], True
+        group = [first]
+        while len(group) < MAX_GROUP:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return group, True
+            group.append(job)
+        return group, False
+
+    def _commit_group(self, group: list[_Job]) -> None:
+        try:
+            effects = self._attempt(group)
+        except Exception as error:  # noqa: BLE001 - every failure belongs to the caller whose job it is
+            if len(group) == 1:
+                self._fail(group[0], error)
+                return
+            for job in group:
+                self._commit_group([job])
+            return
+        self._deliver(group, effects)
+
+    def _attempt(self, group: list[_Job]) -> list[Callable[[], None]]:
+        started = perf_counter()
+        connection = self._connect()
+        try:
+            with connection.begin():
+                transaction = Transaction(connection)
+                for job in group:
+                    job.result = job.work(transaction)
+                for hook in self._hooks:
+                    hook(transaction)
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error, OperationalError):
+                self._drop_connection()
+            raise
+        if self._metrics is not None:
+            self._metrics.committed(len(group), perf_counter() - started)
+        return transaction.effects
+
+    def _connect(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except SQLAlchemyError:
+                connection.invalidate()
+
+    def _deliver(self, group: list[_Job], effects: list[Callable[[], None]]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        for job in group:
+            by_loop.setdefault(job.loop, []).append(job)
+        for loop, jobs in by_loop.items():
+            _call(loop, _resolve, jobs, effects)
+            effects = []
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        _call(job.loop, _reject, job.future, as_refusal(error))
+
+
+def as_refusal(error: Exception) -> Exception:
+    """A database that is away is a refusal that callers may retry; every other error stays what it is."""
+    if isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return Refusal(
+            Reason.UNAVAILABLE,
+            "the server's database does not answer or cannot be written; nothing was changed. Try again in a moment",
+            retry_after_s=2.0,
+        )
+    return error
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        return  # the loop has closed: nobody is left to tell
+
+
+def _resolve(jobs: list[_Job], effects: list[Callable[[], None]]) -> None:
+    for job in jobs:
+        if not job.future.done():
+            job.future.set_result(job.result)
+    for effect in effects:
+        effect()
+
+
+def _reject(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

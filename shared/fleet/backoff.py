@@ -1,0 +1,50 @@
+"""Full-jitter backoff (field lesson: agents that all return in the same second), reset only after a stable stretch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tenacity import RetryCallState, wait_random_exponential
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffPolicy:
+    """How long to stay away.
+
+    Args:
+        initial_s: upper bound of the first delay; doubles with each failure.
+        maximum_s: upper bound of any delay.
+        stable_s: a stream that lived this long resets the count.
+    """
+
+    initial_s: float = 0.5
+    maximum_s: float = 60.0
+    stable_s: float = 30.0
+
+
+class Backoff:
+    """Counts failed attempts and draws the next delay. One per connection."""
+
+    def __init__(self, policy: BackoffPolicy) -> None:
+        self._policy = policy
+        self._wait = wait_random_exponential(multiplier=policy.initial_s, max=policy.maximum_s)
+        self.failures = 0
+
+    def next_delay_s(self, asked_s: float | None = None) -> float:
+        """Seconds to wait now.
+
+        A delay that the server asked for is obeyed, plus up to a tenth so that its callers stay spread. It is capped
+        at ten times the policy's maximum: an unauthenticated answer may delay a node, not strand it.
+        """
+        self.failures += 1
+        if asked_s is not None:
+            return min(max(asked_s, 0.0), self._policy.maximum_s * 10) * random.uniform(1.0, 1.1)
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state.attempt_number = self.failures
+        return self._wait(state)
+
+    def ended(self, lived_s: float) -> None:
+        """A stream ended after `lived_s` seconds; a stable one starts the count again."""
+        if lived_s >= self._policy.stable_s:
+            self.failures = 0

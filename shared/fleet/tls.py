@@ -1,0 +1,198 @@
+"""The installation's own TLS: CA and leaf certificates, and how a node sees the leaf that gRPC does not show it.
+
+Keys are ECDSA P-256: an Ed25519 leaf fails gRPC's handshake. The node fetches the leaf with `ssl` (pinned CA, TLS
+1.3, ALPN h2), then opens its gRPC channel with that leaf as the sole root, so that another leaf of the same CA is
+refused, and signs the leaf's hash in its handshake. A stranger who terminates TLS in between shows another leaf, and
+the server refuses its hash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import ipaddress
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+CA_DAYS = 3650
+LEAF_DAYS = 90
+_BACKDATE = dt.timedelta(minutes=5)  # nodes' clocks run behind now and then
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CertifiedKey:
+    """A certificate with its private key, both PEM."""
+
+    certificate_pem: bytes
+    private_key_pem: bytes
+
+    @property
+    def certificate_der(self) -> bytes:
+        """The certificate as DER."""
+        return pem_to_der(self.certificate_pem)
+
+    @property
+    def not_after(self) -> dt.datetime:
+        """When the certificate ends (UTC)."""
+        return x509.load_pem_x509_certificate(self.certificate_pem).not_valid_after_utc
+
+
+def make_ca(common_name: str, now: dt.datetime) -> CertifiedKey:
+    """A self-signed CA that may sign leaves and nothing else.
+
+    Args:
+        common_name: shown to people.
+        now: UTC.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    builder = (
+        _builder(name, name, now, CA_DAYS)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    return _pack(builder.sign(key, SHA256()), key)
+
+
+def make_leaf(ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, days: int = LEAF_DAYS) -> CertifiedKey:
+    """A server certificate for DNS names and IP addresses, signed by `ca`."""
+    issuer = x509.load_pem_x509_certificate(ca.certificate_pem)
+    signing_key = load_pem_private_key(ca.private_key_pem, password=None)
+    if not isinstance(signing_key, ec.EllipticCurvePrivateKey):
+        raise ValueError("the CA key is not an ECDSA key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+    builder = (
+        _builder(subject, issuer.subject, now, days)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(list(_names(hosts))), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()),
+            critical=False,
+        )
+    )
+    return _pack(builder.sign(signing_key, SHA256()), key)
+
+
+def leaf_hosts(certificate_pem: bytes) -> list[str]:
+    """DNS names and addresses that a leaf is for, in its own order."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+def pem_to_der(pem: bytes) -> bytes:
+    """First certificate of a PEM text as DER."""
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def der_to_pem(der: bytes) -> bytes:
+    """DER certificate as PEM, the only form that gRPC takes for roots."""
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def certificate_sha256(der: bytes) -> bytes:
+    """SHA-256 of a DER certificate: what a handshake names."""
+    return hashlib.sha256(der).digest()
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` into its parts.
+
+    Raises:
+        ValueError: there is no host, or no port between 1 and 65535.
+    """
+    host, separator, port = endpoint.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{endpoint!r} is no endpoint: write host:port")
+    return host, int(port)
+
+
+async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -> bytes:
+    """Connect once and return the DER of the leaf that the server shows, after verifying it against the pinned CAs.
+
+    Raises:
+        ssl.SSLCertVerificationError: the leaf is not of a pinned CA, or not for this host.
+        ssl.SSLError: no TLS 1.3.
+        OSError, TimeoutError: unreachable.
+    """
+    host, port = split_endpoint(endpoint)
+    context = client_context(ca_der)
+    async with asyncio.timeout(timeout_s):
+        _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
+        try:
+            tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+            leaf = tls.getpeercert(binary_form=True)
+        finally:
+            writer.transport.abort()  # nothing more is to be said; a close_notify round trip would only cost time
+    if leaf is None:
+        raise ssl.SSLError("the server showed no certificate")
+    return leaf
+
+
+def client_context(ca_der: Iterable[bytes]) -> ssl.SSLContext:
+    """TLS 1.3 only, these CAs only, ALPN h2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    context.load_verify_locations(cadata="".join(der_to_pem(der).decode() for der in ca_der))
+    return context
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, now: dt.datetime, days: int) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + dt.timedelta(days=days))
+    )
+
+
+def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _names(hosts: Iterable[str]) -> Iterable[x509.GeneralName]:
+    for host in hosts:
+        try:
+            yield x509.IPAddress(ipaddress.ip_address(host))
+        except ValueError:
+            yield x509.DNSName(host)
+
+
+def _pack(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> CertifiedKey:
+    return CertifiedKey(
+        certificate.public_bytes(Encoding.PEM),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )

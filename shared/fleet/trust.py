@@ -1,0 +1,314 @@
+"""Trust bundles, key certificates and authorities: pure transition and verification rules.
+
+A node holds one verified bundle. The only way to another one is `advance`: a higher number of the same generation
+signed by the same authority, or the next generation signed by the old authority and the new one. Everything else is
+refused with the name of the attack that it would be. Signer classes are kept apart by construction: authorities
+verify bundles and certificates, command keys verify commands and cancels, and the two are never looked up in the same
+map (docs/protocol.md, "Trust").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from google.protobuf.message import DecodeError
+
+from fleet import envelope
+from fleet.envelope import Domain, EnvelopeError
+from fleet.sequence import StatementReason, StatementRefusal
+from fleet.v1 import enrollment_pb2, trust_pb2
+
+MAX_NUMBER_STEP = 2**20
+MAX_COMMAND_KEYS = 64
+BUNDLE_LIFETIME_MS = 7 * 24 * 3600 * 1000
+BUNDLE_GRACE_S = 24 * 3600
+
+
+class TrustReason(StrEnum):
+    """Why a bundle, certificate or token is refused."""
+
+    WRONG_SIGNER = "WRONG_SIGNER"
+    WRONG_CLUSTER = "WRONG_CLUSTER"
+    ROLLBACK = "ROLLBACK"
+    FAST_FORWARD = "FAST_FORWARD"
+    SKIPPED_GENERATION = "SKIPPED_GENERATION"
+    EXPIRED = "EXPIRED"
+    MALFORMED = "MALFORMED"
+
+
+class TrustError(Exception):
+    """Something that claims trust does not have it."""
+
+    def __init__(self, reason: TrustReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class CommandKey:
+    """A command key as its certificate describes it. Times are Unix milliseconds; `verify_until_ms` 0 means no end
+    yet."""
+
+    public_key: bytes
+    site: str
+    not_before_ms: int
+    verify_until_ms: int
+    phase: trust_pb2.KeyPhase.ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class TrustState:
+    """A verified bundle, ready to use. Build it with `first` or `advance` only."""
+
+    cluster_id: str
+    generation: int
+    number: int
+    authority_key: bytes
+    command_keys: Mapping[bytes, CommandKey]
+    tls_ca_der: tuple[bytes, ...]
+    endpoints: tuple[str, ...]
+    expires_at_ms: int
+    grace_s: int
+    signed: trust_pb2.Signed
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(generation, number), compared in that order."""
+        return (self.generation, self.number)
+
+    def fresh(self, now_ms: int) -> bool:
+        """Whether commands may still be taken: before expiry plus grace (an attacker who withholds bundles gains no
+        more time)."""
+        return now_ms < self.expires_at_ms + self.grace_s * 1000
+
+
+def first(signed: trust_pb2.Signed, *, cluster_id: str, authority_key: bytes) -> TrustState:
+    """Take the first bundle under a pinned authority key.
+
+    Raises:
+        TrustError: not signed by the pinned key, for another cluster, or malformed.
+    """
+    statement = _verify_bundle(signed, [authority_key])
+    if statement.authority_key != authority_key:
+        raise TrustError(
+            TrustReason.WRONG_SIGNER,
+            "the bundle names another authority than the one that is pinned",
+        )
+    return _state(statement, signed, cluster_id)
+
+
+def advance(current: TrustState, signed: trust_pb2.Signed) -> TrustState:
+    """Step from the held bundle to an offered one. The same version again answers the held state.
+
+    Raises:
+        TrustError: ROLLBACK, FAST_FORWARD, SKIPPED_GENERATION, WRONG_SIGNER, WRONG_CLUSTER or MALFORMED.
+    """
+    claimed = _parse_bundle(signed.statement)
+    if claimed.generation == current.generation:
+        statement = _verify_bundle(signed, [current.authority_key])
+        if statement.authority_key != current.authority_key:
+            raise TrustError(TrustReason.WRONG_SIGNER, "a new authority needs a new generation")
+        return _step_number(current, statement, signed)
+    if claimed.generation < current.generation:
+        raise TrustError(
+            TrustReason.ROLLBACK,
+            f"generation {claimed.generation} is older than {current.generation}",
+        )
+    if claimed.generation != current.generation + 1:
+        raise TrustError(
+            TrustReason.SKIPPED_GENERATION,
+            f"generation {claimed.generation} does not follow {current.generation}",
+        )
+    statement = _verify_bundle(signed, [current.authority_key, claimed.authority_key])
+    return _state(statement, signed, current.cluster_id)
+
+
+def walk(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> TrustState:
+    """`advance` along a chain, oldest first; links that the node is past already are skipped.
+
+    Raises:
+        TrustError: a link does not follow.
+    """
+    for signed in chain:
+        claimed = _parse_bundle(signed.statement)
+        if (claimed.generation, claimed.number) <= current.version:
+            continue
+        current = advance(current, signed)
+    return current
+
+
+def command_signer(state: TrustState, key_id: bytes, *, site: str, now_ms: int) -> bytes:
+    """Raw public key of a command key that may sign for `site` now.
+
+    Raises:
+        StatementRefusal: unknown, revoked, not yet or no longer valid, for another site, or the bundle itself is out
+        of date.
+    """
+    if not state.fresh(now_ms):
+        raise StatementRefusal(
+            StatementReason.BUNDLE_EXPIRED,
+            "the trust bundle has expired and none newer came: commands are refused",
+        )
+    key = state.command_keys.get(key_id)
+    if key is None:
+        raise StatementRefusal(
+            StatementReason.UNKNOWN_KEY,
+            f"key {key_id.hex()} is no command key of bundle {state.version}",
+        )
+    if key.phase == trust_pb2.KEY_PHASE_REVOKED:
+        raise StatementRefusal(StatementReason.KEY_REVOKED, f"command key {key_id.hex()} is revoked")
+    if now_ms < key.not_before_ms:
+        raise StatementRefusal(
+            StatementReason.KEY_NOT_YET_VALID,
+            f"command key {key_id.hex()} is not valid yet",
+        )
+    if key.verify_until_ms and now_ms >= key.verify_until_ms:
+        raise StatementRefusal(
+            StatementReason.KEY_EXPIRED,
+            f"command key {key_id.hex()} verifies nothing any more",
+        )
+    if key.site and key.site != site:
+        raise StatementRefusal(
+            StatementReason.WRONG_SITE,
+            f"command key {key_id.hex()} is for site {key.site!r} only",
+        )
+    return key.public_key
+
+
+def verify_command_envelope(
+    state: TrustState,
+    signed: trust_pb2.Signed,
+    domain: Domain,
+    *,
+    site: str,
+    now_ms: int,
+) -> bytes:
+    """Verify a command or cancel envelope and return its statement bytes.
+
+    Raises:
+        StatementRefusal: exactly one signature by a command key that may sign now is needed.
+    """
+    if len(signed.signatures) != 1:
+        raise StatementRefusal(
+            StatementReason.MALFORMED,
+            f"{len(signed.signatures)} signatures; exactly one is needed",
+        )
+    key_id = signed.signatures[0].key_id
+    public_key = command_signer(state, key_id, site=site, now_ms=now_ms)
+    try:
+        return envelope.verify(signed, domain=domain, keys={key_id: public_key})
+    except EnvelopeError as error:
+        raise StatementRefusal(StatementReason(error.reason), error.detail) from error
+
+
+def verify_join_token(
+    token: enrollment_pb2.JoinToken,
+) -> enrollment_pb2.JoinTokenStatement:
+    """Check a join token against the authority key that it names itself, and return what it says.
+
+    The token reached the node through a person's hands: it is the root of the node's trust, and the signature shows
+    that it is whole.
+
+    Raises:
+        TrustError: truncated, changed, or not a token.
+    """
+    statement = enrollment_pb2.JoinTokenStatement()
+    try:
+        statement.ParseFromString(token.signed.statement)
+        envelope.verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=statement.authority_key)
+    except (DecodeError, EnvelopeError) as error:
+        raise TrustError(TrustReason.MALFORMED, "the join token is damaged: copy it again, whole") from error
+    if len(token.secret) != 32 or not statement.token_id or not statement.endpoints:
+        raise TrustError(TrustReason.MALFORMED, "the join token is incomplete: copy it again, whole")
+    return statement
+
+
+def _step_number(
+    current: TrustState,
+    statement: trust_pb2.TrustBundleStatement,
+    signed: trust_pb2.Signed,
+) -> TrustState:
+    if statement.number == current.number:
+        if signed.statement == current.signed.statement:
+            return current
+        raise TrustError(
+            TrustReason.ROLLBACK,
+            f"another bundle with number {statement.number} is held already",
+        )
+    if statement.number < current.number:
+        raise TrustError(
+            TrustReason.ROLLBACK,
+            f"number {statement.number} is older than {current.number}",
+        )
+    if statement.number - current.number > MAX_NUMBER_STEP:
+        raise TrustError(
+            TrustReason.FAST_FORWARD,
+            f"number {statement.number} is more than 2^20 ahead of {current.number}",
+        )
+    return _state(statement, signed, current.cluster_id)
+
+
+def _parse_bundle(raw: bytes) -> trust_pb2.TrustBundleStatement:
+    try:
+        return trust_pb2.TrustBundleStatement.FromString(raw)
+    except DecodeError as error:
+        raise TrustError(TrustReason.MALFORMED, "not a trust bundle") from error
+
+
+def _verify_bundle(signed: trust_pb2.Signed, authority_keys: list[bytes]) -> trust_pb2.TrustBundleStatement:
+    keys = {envelope.key_id(key): key for key in authority_keys}
+    try:
+        signers = envelope.verified_signers(signed, domain=Domain.TRUST_BUNDLE, keys=keys)
+    except EnvelopeError as error:
+        raise TrustError(TrustReason.WRONG_SIGNER, error.detail) from error
+    if signers != keys.keys():
+        raise TrustError(
+            TrustReason.WRONG_SIGNER,
+            "the bundle lacks the signature of an authority that must sign it",
+        )
+    return _parse_bundle(signed.statement)
+
+
+def _state(statement: trust_pb2.TrustBundleStatement, signed: trust_pb2.Signed, cluster_id: str) -> TrustState:
+    if statement.cluster_id != cluster_id:
+        raise TrustError(
+            TrustReason.WRONG_CLUSTER,
+            f"the bundle is for cluster {statement.cluster_id!r}, this is {cluster_id!r}",
+        )
+    if len(statement.command_keys) > MAX_COMMAND_KEYS or statement.generation == 0 or statement.number == 0:
+        raise TrustError(
+            TrustReason.MALFORMED,
+            "the bundle's version or number of keys is out of range",
+        )
+    return TrustState(
+        cluster_id=cluster_id,
+        generation=statement.generation,
+        number=statement.number,
+        authority_key=statement.authority_key,
+        command_keys=dict(_certified(c, statement.authority_key, cluster_id) for c in statement.command_keys),
+        tls_ca_der=tuple(statement.tls_ca_der),
+        endpoints=tuple(statement.endpoints),
+        expires_at_ms=statement.expires_at_ms,
+        grace_s=statement.grace_s,
+        signed=signed,
+    )
+
+
+def _certified(certificate: trust_pb2.Signed, authority_key: bytes, cluster_id: str) -> tuple[bytes, CommandKey]:
+    try:
+        raw = envelope.verify_one(certificate, domain=Domain.KEY_CERTIFICATE, public_key=authority_key)
+        said = trust_pb2.KeyCertificateStatement.FromString(raw)
+    except (EnvelopeError, DecodeError) as error:
+        raise TrustError(TrustReason.WRONG_SIGNER, "a command key's certificate does not verify") from error
+    if said.cluster_id != cluster_id:
+        raise TrustError(
+            TrustReason.WRONG_CLUSTER,
+            "a command key's certificate is for another cluster",
+        )
+    if len(said.public_key) != envelope.PUBLIC_KEY_BYTES or said.public_key == authority_key:
+        raise TrustError(TrustReason.MALFORMED, "a command key is no key, or the authority itself")
+    key = CommandKey(said.public_key, said.site, said.not_before_ms, said.verify_until_ms, said.phase)
+    return envelope.key_id(said.public_key), key

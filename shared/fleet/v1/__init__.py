@@ -1,0 +1,1 @@
+"""Generated from proto/fleet/v1. Never edited: `make proto` writes it."""
