@@ -21,12 +21,16 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
+SHUTTING_DOWN = "the server is shutting down: try again on another replica, or in a moment"
 MAX_GROUP = 512
 MAX_QUEUED = 20_000
 
@@ -75,6 +79,7 @@ class Writer:
         self._hooks: list[Callable[[Transaction], None]] = []
         self._connection: Connection | None = None
         self._closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
 
     def start(self) -> None:
@@ -93,27 +98,26 @@ class Writer:
         """Run `work` in a transaction and return its result once that is committed.
 
         Raises:
-            Refusal: UNAVAILABLE when the database is away, OVERLOADED when too much waits; nothing was written.
+            Refusal: UNAVAILABLE when the database is away (its sentence says whether anything can have been written),
+                OVERLOADED when too much waits.
             Exception: whatever `work` raised; nothing of it was written.
         """
-        if self._closed:
-            raise Refusal(
-                Reason.UNAVAILABLE, "the server is shutting down: try again on another replica, or in a moment"
-            )
         if self._queue.qsize() >= MAX_QUEUED:
-            raise Refusal(
-                Reason.OVERLOADED, "too many writes wait for the database: try again in a moment", retry_after_s=1.0
-            )
+            raise Refusal(Reason.OVERLOADED, "too many writes wait: try again in a moment", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
         job = _Job(work, loop.create_future(), loop)
-        self._queue.put(job)
+        with self._closing:  # or a job could slip in behind the end marker, and its caller wait for ever
+            if self._closed:
+                raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)
+            self._queue.put(job)
         result: T = await job.future
         return result
 
     def close(self) -> None:
         """Commit what is queued, then end the thread. Blocks; at most a few seconds."""
-        self._closed = True
-        self._queue.put(None)
+        with self._closing:
+            self._closed = True
+            self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
 
@@ -143,32 +147,68 @@ class Writer:
     def _commit_group(self, group: list[_Job]) -> None:
         try:
             effects = self._attempt(group)
-        except Exception as error:  # noqa: BLE001 - every failure belongs to the caller whose job it is
+        except _DatabaseLostError as lost:
+            log.warning("database_lost", jobs=len(group), committing=lost.committing, error=str(lost.cause))
+            for job in group:
+                self._fail(job, lost.refusal())
+        except Exception as error:  # noqa: BLE001 - a job's own error belongs to its caller, whatever it is
             if len(group) == 1:
-                self._fail(group[0], error)
+                self._fail(group[0], as_refusal(error))
                 return
             for job in group:
                 self._commit_group([job])
-            return
-        self._deliver(group, effects)
+        else:
+            self._deliver(group, effects)
 
     def _attempt(self, group: list[_Job]) -> list[Callable[[], None]]:
-        started = perf_counter()
-        connection = self._connect()
+        reused = self._connection is not None
         try:
-            with connection.begin():
-                transaction = Transaction(connection)
-                for job in group:
-                    job.result = job.work(transaction)
-                for hook in self._hooks:
-                    hook(transaction)
-        except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error, OperationalError):
-                self._drop_connection()
+            return self._commit_once(group)
+        except _DatabaseLostError as lost:
+            # A connection that died while it lay idle says nothing about the database: a fresh one decides.
+            if lost.committing or not reused:
+                raise
+            return self._commit_once(group)
+
+    def _commit_once(self, group: list[_Job]) -> list[Callable[[], None]]:
+        started = perf_counter()
+        committing = False
+        try:
+            transaction, outer = self._begin()
+            for job in group:
+                job.result = job.work(transaction)
+            for hook in self._hooks:
+                hook(transaction)
+            committing = True
+            outer.commit()
+        except Exception as error:
+            self._abandon(error, committing)
             raise
         if self._metrics is not None:
             self._metrics.committed(len(group), perf_counter() - started)
         return transaction.effects
+
+    def _begin(self) -> tuple[Transaction, RootTransaction]:
+        try:
+            connection = self._connect()
+            return Transaction(connection), connection.begin()
+        except DBAPIError as error:
+            self._drop_connection()
+            raise _DatabaseLostError(error, committing=False) from error
+
+    def _abandon(self, error: Exception, committing: bool) -> None:
+        """Undo what the failed transaction began; a connection that is not surely clean is dropped."""
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        outer = None if self._connection is None or lost or committing else self._connection.get_transaction()
+        try:
+            if outer is not None:
+                outer.rollback()
+            else:
+                self._drop_connection()
+        except SQLAlchemyError:
+            self._drop_connection()
+        if lost:
+            raise _DatabaseLostError(error, committing) from error
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -179,9 +219,10 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                connection.close()
-            except SQLAlchemyError:
                 connection.invalidate()
+                connection.close()
+            except SQLAlchemyError as error:
+                log.debug("database_connection_close_failed", error=str(error))
 
     def _deliver(self, group: list[_Job], effects: list[Callable[[], None]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
@@ -192,18 +233,42 @@ class Writer:
             effects = []
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        _call(job.loop, _reject, job.future, as_refusal(error))
+        _call(job.loop, _reject, job.future, error)
+
+
+class _DatabaseLostError(Exception):
+    """The connection is gone; when that happened while committing, nobody knows whether the group stands."""
+
+    def __init__(self, cause: Exception, committing: bool) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.committing = committing
+
+    def refusal(self) -> Refusal:
+        if not self.committing:
+            return _away()
+        return Refusal(
+            Reason.UNAVAILABLE,
+            "the database went away while it committed, so this may or may not be recorded. Look before you repeat it;"
+            " with the same idempotency key repeating is safe",
+            retry_after_s=2.0,
+        )
 
 
 def as_refusal(error: Exception) -> Exception:
     """A database that is away is a refusal that callers may retry; every other error stays what it is."""
     if isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-        return Refusal(
-            Reason.UNAVAILABLE,
-            "the server's database does not answer or cannot be written; nothing was changed. Try again in a moment",
-            retry_after_s=2.0,
-        )
+        log.warning("database_refused", error=str(error))  # the engine hides parameters
+        return _away()
     return error
+
+
+def _away() -> Refusal:
+    return Refusal(
+        Reason.UNAVAILABLE,
+        "the server's database does not answer or cannot be written; nothing was changed. Try again in a moment",
+        retry_after_s=2.0,
+    )
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
@@ -218,7 +283,10 @@ def _resolve(jobs: list[_Job], effects: list[Callable[[], None]]) -> None:
         if not job.future.done():
             job.future.set_result(job.result)
     for effect in effects:
-        effect()
+        try:
+            effect()
+        except Exception:
+            log.exception("after_commit_failed")  # the others still have to be woken
 
 
 def _reject(future: asyncio.Future[Any], error: Exception) -> None:

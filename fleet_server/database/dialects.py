@@ -1,0 +1,165 @@
+"""What differs between SQLite and PostgreSQL: the only place in the server that asks which one it is.
+
+Both give the same promises. A transaction of the writer is durable when it returns (synchronous=FULL, and
+synchronous_commit is left on). A read sees one snapshot and can write nothing. A statement that hangs is cut off, and a
+server that vanished is noticed within seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+Dialect = Literal["sqlite", "postgresql"]
+
+BUSY_TIMEOUT_MS = 10_000
+STATEMENT_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_S = 5
+
+# A vanished server must not hold a commit for the two hours of TCP's own patience.
+_POSTGRESQL_CONNECT: dict[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "application_name": "fleet-server",
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    "prepare_threshold": 3,
+}
+_POSTGRESQL_SESSION = (
+    f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {LOCK_TIMEOUT_MS};"
+    f" SET idle_in_transaction_session_timeout = {2 * STATEMENT_TIMEOUT_MS}; SET timezone = 'UTC'"
+)
+
+
+class DatabaseUrlError(ValueError):
+    """A database URL cannot be used. The message holds no credential."""
+
+
+def parse_url(url: str) -> URL:
+    """Check a database URL and settle its driver.
+
+    Args:
+        url: ``sqlite:////folder/fleet.db`` or ``postgresql+psycopg://user:password@host/name``.
+
+    Raises:
+        DatabaseUrlError: another database, another driver, or no file.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # The parser's own message quotes the text, and the text may hold a password.
+        raise DatabaseUrlError(
+            "the database URL is malformed: write sqlite:////folder/fleet.db or postgresql+psycopg://user:password@host/name"
+        ) from None
+    if parsed.drivername in ("postgresql", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+        if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
+            raise DatabaseUrlError("the SQLite URL names no file: write sqlite:////folder/fleet.db")
+        return parsed.set(drivername="sqlite+pysqlite")
+    raise DatabaseUrlError(
+        f"{parsed.drivername!r} is no database of this server: use sqlite:////folder/fleet.db or postgresql+psycopg://host/name"
+    )
+
+
+def dialect_of(url: URL) -> Dialect:
+    """Which of the two a parsed URL names."""
+    return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
+
+
+def show_url(url: URL) -> str:
+    """The URL for people and logs: no password, and no query, for drivers take passwords there too."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def make_write_engine(url: URL) -> Engine:
+    """Engine of the writer thread, which keeps one connection for itself: nothing is pooled."""
+    if dialect_of(url) == "sqlite":
+        engine = _sqlite_engine(url, poolclass=NullPool)
+        _prepare_sqlite(engine, begin="BEGIN IMMEDIATE", session=("PRAGMA foreign_keys = ON",))
+        return engine
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_POSTGRESQL_CONNECT)
+    _prepare_postgresql(engine, session=_POSTGRESQL_SESSION)
+    return engine
+
+
+def make_read_engine(url: URL, *, connections: int) -> Engine:
+    """Engine of the readers: `connections` kept, none above, each unable to write."""
+    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 0}
+    if dialect_of(url) == "sqlite":
+        engine = _sqlite_engine(url, **pool)
+        _prepare_sqlite(engine, begin="BEGIN", session=("PRAGMA query_only = ON",))
+        return engine
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        isolation_level="REPEATABLE READ",
+        connect_args=_POSTGRESQL_CONNECT,
+        pool_use_lifo=True,
+        **pool,
+    )
+    _prepare_postgresql(engine, session=_POSTGRESQL_SESSION + "; SET default_transaction_read_only = on")
+    return engine
+
+
+def sql(conn: Connection, text: str) -> str:
+    """`text` with ``?`` for parameters, in the style of the connection's driver, for `exec_driver_sql`."""
+    return _qmark_to_format(text) if conn.dialect.name == "postgresql" else text
+
+
+def for_update(conn: Connection) -> str:
+    """Suffix of a SELECT that locks its rows. SQLite needs none: its writer holds the whole database."""
+    return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
+
+
+@lru_cache(maxsize=1024)
+def _qmark_to_format(text: str) -> str:
+    return text.replace("%", "%%").replace("?", "%s")
+
+
+def _sqlite_engine(url: URL, **pool: Any) -> Engine:
+    _make_private_file(Path(str(url.database)))
+    connect = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+    return create_engine(url, hide_parameters=True, connect_args=connect, **pool)
+
+
+def _make_private_file(path: Path) -> None:
+    # SQLite would follow the umask, and its -wal and -shm files take their mode from this one.
+    with contextlib.suppress(FileExistsError, OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(dbapi_connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN comes late and never IMMEDIATE; `on_begin` issues it instead.
+        dbapi_connection.isolation_level = None
+        for pragma in (
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = FULL",
+            "PRAGMA cache_size = -65536",
+            "PRAGMA mmap_size = 268435456",
+            "PRAGMA temp_store = MEMORY",
+            *session,
+        ):
+            dbapi_connection.execute(pragma).close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(conn: Connection) -> None:
+        conn.exec_driver_sql(begin)
+
+
+def _prepare_postgresql(engine: Engine, *, session: str) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.execute(session)
+        dbapi_connection.commit()

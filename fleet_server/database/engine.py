@@ -1,0 +1,105 @@
+"""The database as rooms see it: `read` a snapshot, `write` through the one writer.
+
+    room ── write(job) ──> writer thread ── one connection, group commit
+         ── read(query) ─> reader threads ─ a connection each, read-only snapshots
+
+Both sides reconnect by themselves after the database was away. Until then a caller is told to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from fleet.errors import Reason, Refusal
+from fleet_server.database import dialects
+from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, sql
+from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal
+
+__all__ = ["Database", "DatabaseUrlError", "for_update", "sql"]
+
+T = TypeVar("T")
+MAX_WAITING_READS = 10_000
+
+
+class Database:
+    """One database of one server process.
+
+    Args:
+        url: see `dialects.parse_url`.
+        metrics: told about every commit.
+        readers: threads, and connections, for reading.
+
+    Raises:
+        DatabaseUrlError: the URL is of no use; nothing was opened.
+    """
+
+    def __init__(self, url: str, *, metrics: WriterMetrics | None = None, readers: int = 4) -> None:
+        parsed = dialects.parse_url(url)
+        self.dialect: Dialect = dialects.dialect_of(parsed)
+        self._shown = dialects.show_url(parsed)
+        self._write_engine = dialects.make_write_engine(parsed)
+        self._read_engine = dialects.make_read_engine(parsed, connections=readers)
+        self._read_threads = ThreadPoolExecutor(readers, thread_name_prefix="database-reader")
+        self._waiting_reads = 0
+        self._closed = False
+        self.writer = Writer(self._write_engine, metrics)
+
+    def start(self) -> None:
+        """Start the writer. Nothing is connected before the first read or write."""
+        self.writer.start()
+
+    async def close(self) -> None:
+        """Commit what is queued, let running reads end, then disconnect."""
+        self._closed = True
+        await asyncio.to_thread(self._close)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` on a snapshot in a reader thread. It runs twice when its first connection turns out to be dead.
+
+        Raises:
+            Refusal: UNAVAILABLE when the database is away, OVERLOADED when too many reads wait.
+            Exception: whatever `query` raised.
+        """
+        if self._closed:
+            raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)
+        if self._waiting_reads >= MAX_WAITING_READS:
+            raise Refusal(Reason.OVERLOADED, "too many reads wait: try again in a moment", retry_after_s=1.0)
+        self._waiting_reads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
+        except DBAPIError as error:
+            raise as_refusal(error) from None
+        finally:
+            self._waiting_reads -= 1
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction of the writer; see `Writer.submit`."""
+        return await self.writer.submit(work)
+
+    def _read(self, query: Callable[[Connection], T]) -> T:
+        try:
+            return self._read_once(query)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # A pooled connection died while it lay idle. The failure emptied the pool, so this opens a fresh one.
+        return self._read_once(query)
+
+    def _read_once(self, query: Callable[[Connection], T]) -> T:
+        with self._read_engine.connect() as connection, connection.begin():
+            return query(connection)
+
+    def _close(self) -> None:
+        self.writer.close()
+        self._read_threads.shutdown(wait=True)
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+    def __repr__(self) -> str:
+        return f"Database({self._shown})"
