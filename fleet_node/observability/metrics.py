@@ -1,0 +1,117 @@
+"""Every metric of a node, by the room that keeps it. docs/metrics.md is generated from here.
+
+A room is handed its own group and nothing else: `NodeMetrics(registry).link` goes to `link`. Label values
+are the names in the wire's enums without their prefix, and the reasons of docs/protocol.md, "Refusals".
+"""
+
+from __future__ import annotations
+
+from fleet.metrics import COMMIT_BUCKETS_S, LATENCY_BUCKETS_S, Registry
+
+STREAM_STATES = ("down", "handshaking", "connecting", "up", "handing_over")
+FINAL_STATES = ("SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED")
+
+
+class LinkMetrics:
+    """The stream to the server (docs/protocol.md, "Session" and "Liveness")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.stream = registry.state(
+            "fleet_node_stream_state",
+            "1 for the state the stream is in, 0 for the others.",
+            states=STREAM_STATES,
+        )
+        self.reconnects = registry.counters(
+            "fleet_node_reconnects_total",
+            "Streams that had to be replaced, by reason: a goaway's, a refusal's, or how it was lost.",
+            labels=("reason",),
+        )
+        self.backoff = registry.gauge(
+            "fleet_node_backoff_seconds",
+            "Delay before the next attempt; 0 while a stream is up.",
+            unit="seconds",
+        )
+        self.handshakes = registry.counters(
+            "fleet_node_handshakes_total",
+            "Handshakes tried, by outcome: ok or the reason.",
+            labels=("outcome",),
+        )
+        self.clock_offset = registry.gauge(
+            "fleet_node_clock_offset_seconds",
+            "Node clock minus server clock, from the last ping.",
+            unit="seconds",
+        )
+        self.round_trip = registry.gauge(
+            "fleet_node_round_trip_seconds", "Round trip over the stream, from the last ping.", unit="seconds"
+        )
+        self.bundle_generation = registry.gauge(
+            "fleet_node_trust_bundle_generation", "Authority generation of the trust bundle in force."
+        )
+        self.bundle_number = registry.gauge("fleet_node_trust_bundle_number", "Number of the trust bundle in force.")
+
+
+class CommandMetrics:
+    """Commands and the journal (docs/protocol.md, "Commands"). Its thread writes `commit_duration`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.finished = registry.counters(
+            "fleet_node_commands_finished_total",
+            "Commands that reached a final state, by state.",
+            labels=("state",),
+            values=FINAL_STATES,
+        )
+        self.accept_to_result = registry.histogram(
+            "fleet_node_command_accept_to_result_seconds",
+            "Time from durable acceptance to durable result.",
+            buckets=LATENCY_BUCKETS_S,
+            unit="seconds",
+        )
+        self.running = registry.gauge("fleet_node_commands_running", "Commands that run now.")
+        self.statement_refusals = registry.counters(
+            "fleet_node_statement_refusals_total",
+            "Whole statements refused, by reason. Anything here deserves a look.",
+            labels=("reason",),
+        )
+        self.commit_duration = registry.histogram(
+            "fleet_node_journal_commit_seconds",
+            "Time of one journal commit, to the disk.",
+            buckets=COMMIT_BUCKETS_S,
+            unit="seconds",
+        )
+        self.journal_rows = registry.gauge("fleet_node_journal_rows", "Commands in the journal, not yet trimmed.")
+        self.report_backlog = registry.gauge(
+            "fleet_node_reports_unacknowledged", "State reports that the server has not acknowledged."
+        )
+        self.disk_full = registry.counter(
+            "fleet_node_disk_full_refusals_total",
+            "Commands refused because the journal could not be written.",
+        )
+        self.drained = registry.gauge("fleet_node_drained", "1 while the node is drained and takes no work.")
+
+
+class TelemetryMetrics:
+    """Telemetry collected and spooled (docs/protocol.md, "Telemetry")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.samples = registry.counter("fleet_node_telemetry_samples_total", "Telemetry samples collected.")
+        self.batches = registry.counter(
+            "fleet_node_telemetry_batches_total", "Telemetry batches sent, repeats among them."
+        )
+        self.spool_size = registry.gauge("fleet_node_spool_bytes", "Telemetry spooled on disk.", unit="bytes")
+        self.spool_batches = registry.gauge("fleet_node_spool_batches", "Telemetry batches spooled on disk.")
+        self.spool_dropped = registry.counter(
+            "fleet_node_spool_dropped_batches_total", "Oldest batches dropped because the spool was full."
+        )
+
+
+class NodeMetrics:
+    """All groups. Build one for each node instance; a registry takes each name once.
+
+    Args:
+        registry: the instance's registry.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.link = LinkMetrics(registry)
+        self.commands = CommandMetrics(registry)
+        self.telemetry = TelemetryMetrics(registry)

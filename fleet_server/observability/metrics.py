@@ -1,0 +1,228 @@
+"""Every metric of the server, by the room that keeps it. docs/metrics.md is generated from here.
+
+A room is handed its own group and nothing else: `ServerMetrics(registry).streams` goes to `streams`. Labels
+hold stable words (reasons, states, table names), never a node's name: a fleet of 10,000 would make 10,000
+series of each. Label values are the names in the wire's enums without their prefix, and the reasons of
+docs/protocol.md, "Refusals".
+"""
+
+from __future__ import annotations
+
+from fleet.metrics import BATCH_BUCKETS, COMMIT_BUCKETS_S, LATENCY_BUCKETS_S, Registry
+
+FINAL_STATES = ("SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED", "QUARANTINED")
+GOAWAY_REASONS = (
+    "DRAIN",
+    "UPGRADE",
+    "REBALANCE",
+    "RESTART",
+    "SUPERSEDED",
+    "SUSPENDED",
+    "REVOKED",
+    "SHUTDOWN",
+)
+WAKEUP_SOURCES = ("local", "notify", "nats", "poll")
+
+
+class StreamMetrics:
+    """Streams of nodes, and the goaways and drains that end them (docs/protocol.md, "Frames" and "Drain")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.open = registry.gauge("fleet_server_streams_open", "Streams this replica holds now.")
+        self.opens = registry.counter("fleet_server_stream_opens_total", "Streams welcomed.")
+        self.closes = registry.counters(
+            "fleet_server_stream_closes_total",
+            "Streams ended, by reason: a goaway's, a refusal's, or how the connection was lost.",
+            labels=("reason",),
+        )
+        self.reauths = registry.counters(
+            "fleet_server_reauths_total",
+            "Sessions renewed on a stream, by outcome: ok or the reason.",
+            labels=("outcome",),
+        )
+        self.goaways = registry.counters(
+            "fleet_server_goaways_total",
+            "Goaways sent, by reason.",
+            labels=("reason",),
+            values=GOAWAY_REASONS,
+        )
+        self.refusals = registry.counters(
+            "fleet_server_refusals_total",
+            "Calls, frames and commands refused, by reason and by where: an rpc, stream, issue.",
+            labels=("reason", "where"),
+            max_series=256,
+        )
+        self.drain_streams_left = registry.gauge(
+            "fleet_server_drain_streams_left",
+            "Streams that the running drain still has to move; 0 when none runs.",
+        )
+        self.drain_streams = registry.gauge(
+            "fleet_server_drain_streams", "Streams the running drain began with; 0 when none runs."
+        )
+        self.drain_rate = registry.gauge(
+            "fleet_server_drain_streams_per_second",
+            "Streams the running drain moves in a second.",
+        )
+
+
+class SessionMetrics:
+    """Handshakes and load shedding (docs/protocol.md, "Session")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.handshakes = registry.counters(
+            "fleet_server_handshakes_total",
+            "Handshakes finished, by outcome: ok or the reason.",
+            labels=("outcome",),
+        )
+        self.handshake_duration = registry.histogram(
+            "fleet_server_handshake_seconds",
+            "Time the server worked on a handshake that succeeded.",
+            buckets=LATENCY_BUCKETS_S,
+            unit="seconds",
+        )
+        self.rate_limited = registry.counters(
+            "fleet_server_rate_limited_total",
+            "Calls answered with a delay to obey, by rpc and limit: concurrency, credential, address.",
+            labels=("rpc", "limit"),
+        )
+
+
+class EnrollmentMetrics:
+    """Nodes that ask to join (docs/protocol.md, "Enrollment")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.enrollments = registry.counters(
+            "fleet_server_enrollments_total",
+            "Enrollment requests and decisions, by outcome: pending, approved, rejected or the reason.",
+            labels=("outcome",),
+        )
+
+
+class CommandMetrics:
+    """Commands from issue to result (docs/protocol.md, "Commands")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.issued = registry.counter("fleet_server_commands_issued_total", "Commands issued and committed.")
+        self.finished = registry.counters(
+            "fleet_server_commands_finished_total",
+            "Commands that reached a final state, by state.",
+            labels=("state",),
+            values=FINAL_STATES,
+        )
+        self.open = registry.gauge(
+            "fleet_server_commands_open",
+            "Queue depth: commands issued and without a final state, in the whole cluster.",
+        )
+        self.issue_to_sent = registry.histogram(
+            "fleet_server_command_issue_to_sent_seconds",
+            "Time from the issue call to the statement handed to the stream.",
+            buckets=LATENCY_BUCKETS_S,
+            unit="seconds",
+        )
+        self.issue_to_accepted = registry.histogram(
+            "fleet_server_command_issue_to_accepted_seconds",
+            "Time from the issue call to the node's durable acceptance, as recorded here.",
+            buckets=LATENCY_BUCKETS_S,
+            unit="seconds",
+        )
+        self.issue_to_result = registry.histogram(
+            "fleet_server_command_issue_to_result_seconds",
+            "Time from the issue call to the committed result.",
+            buckets=LATENCY_BUCKETS_S,
+            unit="seconds",
+        )
+        self.statements = registry.counter("fleet_server_statements_signed_total", "Command statements signed.")
+        self.per_statement = registry.histogram(
+            "fleet_server_commands_per_statement", "Commands under one signature.", buckets=BATCH_BUCKETS
+        )
+        self.statement_refusals = registry.counters(
+            "fleet_server_statement_refusals_total",
+            "Whole statements that nodes refused, by reason. Anything here deserves a look.",
+            labels=("reason",),
+        )
+        self.reports = registry.counter(
+            "fleet_server_reports_total", "State reports received from nodes, repeats among them."
+        )
+        self.quarantined = registry.counters(
+            "fleet_server_quarantined_rows_total",
+            "Rows whose MAC did not fit, by table: somebody wrote to the database directly.",
+            labels=("table",),
+        )
+
+
+class TelemetryMetrics:
+    """Telemetry taken in, and series handed out (docs/protocol.md, "Telemetry")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.batches = registry.counter("fleet_server_telemetry_batches_total", "Telemetry batches received.")
+        self.samples = registry.counter("fleet_server_telemetry_samples_total", "Telemetry samples received.")
+        self.received = registry.counter(
+            "fleet_server_telemetry_received_bytes_total", "Telemetry received, as it came.", unit="bytes"
+        )
+        self.dropped = registry.counters(
+            "fleet_server_telemetry_dropped_batches_total",
+            "Batches not stored, by reason; node means that the node dropped them while it was offline.",
+            labels=("reason",),
+        )
+        self.chunks = registry.counter(
+            "fleet_server_telemetry_chunk_bytes_total",
+            "Compressed chunks written to the database.",
+            unit="bytes",
+        )
+        self.federation_dropped = registry.counter(
+            "fleet_server_federation_dropped_series_total",
+            "Series left out of answers at /federate because the cap was reached.",
+        )
+
+
+class DatabaseMetrics:
+    """The writer, the readers and the wakeups. The writer's thread writes the first two."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.commit_duration = registry.histogram(
+            "fleet_server_database_commit_seconds",
+            "Time of one group commit, statements among it.",
+            buckets=COMMIT_BUCKETS_S,
+            unit="seconds",
+        )
+        self.jobs_per_commit = registry.histogram(
+            "fleet_server_database_jobs_per_commit", "Callers served by one commit.", buckets=BATCH_BUCKETS
+        )
+        self.writer_queue = registry.gauge(
+            "fleet_server_database_writer_queue", "Jobs that wait for the writer's next commit."
+        )
+        self.reads_running = registry.gauge(
+            "fleet_server_database_reads_running",
+            "Threads of the read pool in use, and reads waiting for one.",
+        )
+        self.wakeups = registry.counters(
+            "fleet_server_wakeups_total",
+            "Wakeups received, by source; poll is the one that should find nothing.",
+            labels=("source",),
+            values=WAKEUP_SOURCES,
+        )
+
+
+class AuditMetrics:
+    """The audit chains (docs/protocol.md, "Audit")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.rows = registry.counter("fleet_server_audit_rows_total", "Audit rows appended.")
+        self.checkpoint = registry.gauge("fleet_server_audit_checkpoint", "Number of the last signed checkpoint.")
+
+
+class ServerMetrics:
+    """All groups. Build one for each app instance; a registry takes each name once.
+
+    Args:
+        registry: the instance's registry.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.streams = StreamMetrics(registry)
+        self.sessions = SessionMetrics(registry)
+        self.enrollment = EnrollmentMetrics(registry)
+        self.commands = CommandMetrics(registry)
+        self.telemetry = TelemetryMetrics(registry)
+        self.database = DatabaseMetrics(registry)
+        self.audit = AuditMetrics(registry)
