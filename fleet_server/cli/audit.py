@@ -1,0 +1,201 @@
+"""`fleetctl audit`: read the audit, and verify that nothing in it was changed, removed, reordered or cut off."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet_server.cli.failures import BadProfile, Failed
+from fleet_server.cli.grammar import Noun
+from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.terminal import Cell, Column, Styled, excerpt
+
+if TYPE_CHECKING:
+    from fleet.audit_chain import ChainSummary, ChainVerifier
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.connection import Admin
+
+_COLUMNS = [
+    Column("TIME"),
+    Column("KIND"),
+    Column("ACTOR"),
+    Column("SUBJECT"),
+    Column("WRITER"),
+    Column("NO", right=True),
+    Column("DETAIL", flexible=True),
+]
+_DETAIL_CELLS = 160
+
+
+@click.group(cls=Noun)
+def audit() -> None:
+    """Read, verify and export the audit."""
+
+
+@audit.command("tail", example="fleetctl audit tail -n 50 --follow")
+@click.option("-n", "--lines", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Newest rows.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with new rows until Ctrl-C.")
+@click.pass_obj
+def tail(invocation: Invocation, lines: int, follow: bool) -> None:
+    """Show the newest rows. Shown is not verified: see `fleetctl audit verify`."""
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.views import to_json
+
+    request = admin_pb2.ExportAuditRequest(last=lines, follow=follow)
+    shown: list[list[Cell]] = []
+    with invocation.connect() as admin:
+        for change in admin.stream(admin.stub.ExportAudit, request):
+            if invocation.wants_json:
+                for entry in change.entries:
+                    invocation.emit_json_line(to_json(entry))
+            elif follow:
+                for entry in change.entries:
+                    _emit_line(invocation, entry)
+            else:
+                shown += [_row(entry) for entry in change.entries]
+    if not follow and not invocation.wants_json:
+        invocation.emit_table(_COLUMNS, shown)
+
+
+@audit.command("verify", example="fleetctl audit verify")
+@click.option("--authority-key", metavar="HEX", help="Raw public key of the authority, when no login has pinned it.")
+@click.option("--cluster", metavar="ID", help="Cluster id, when no login has pinned it.")
+@click.pass_obj
+def verify(invocation: Invocation, authority_key: str | None, cluster: str | None) -> None:
+    """Read the whole audit and check every hash, every link and every signed checkpoint on this machine.
+
+    Checkpoints must be signed by the authority that was pinned at login, and the newest must not be older than the
+    newest that you saw
+    before: so not even the server can take back what it once showed you. Ends with 1 and the name of what is wrong:
+    CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK.
+    """
+    from fleet.audit_chain import AuditFinding
+
+    context = invocation.context()
+    verifier = _verifier(authority_key, cluster, invocation)
+    try:
+        with invocation.connect() as admin:
+            summary = _verify_export(invocation, admin, verifier)
+    except AuditFinding as finding:
+        if invocation.wants_json:
+            invocation.emit_json({"verified": False, "finding": finding.code, "message": str(finding)})
+        raise Failed(
+            f"{finding.code}: {finding}",
+            hint="this is not what was written and signed: keep your profile, and ask who can write to the database",
+        ) from finding
+    if context.name and summary.newest is not None and not authority_key:
+        invocation.profile_file().remember_checkpoint(context.name, summary.newest)
+    _emit_summary(invocation, summary)
+
+
+@audit.command("export", example="fleetctl audit export > audit.jsonl")
+@click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="Start after this position.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with new rows until Ctrl-C.")
+@click.pass_obj
+def export(invocation: Invocation, after: int, follow: bool) -> None:
+    """Write rows and signed checkpoints as JSON Lines, each with its type, with all that an independent check needs."""
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.views import to_json
+
+    request = admin_pb2.ExportAuditRequest(after=after, follow=follow)
+    with invocation.connect() as admin:
+        for change in admin.stream(admin.stub.ExportAudit, request):
+            for entry in change.entries:
+                invocation.emit_json_line({"type": "row", **to_json(entry)})
+            for checkpoint in change.checkpoints:
+                invocation.emit_json_line({"type": "checkpoint", **to_json(checkpoint)})
+
+
+def _verifier(authority_key: str | None, cluster: str | None, invocation: Invocation) -> ChainVerifier:
+    from fleet.audit_chain import ChainVerifier
+    from fleet.envelope import key_id
+
+    context = invocation.context()
+    pinned, cluster_id, remembered = context.authority_key, cluster or context.cluster_id, context.checkpoint
+    if authority_key is not None:
+        try:
+            pinned = bytes.fromhex(authority_key)
+        except ValueError:
+            pinned = b""
+        if len(pinned) != 32:
+            raise click.BadParameter("64 hexadecimal digits", param_hint="--authority-key")
+    if not pinned or not cluster_id:
+        raise BadProfile(
+            "no authority is pinned to verify against",
+            hint="run `fleetctl login`, or give --authority-key and --cluster from a source other than this server",
+        )
+    return ChainVerifier(cluster_id=cluster_id, authority_keys={key_id(pinned): pinned}, remembered=remembered)
+
+
+def _verify_export(invocation: Invocation, admin: Admin, verifier: ChainVerifier) -> ChainSummary:
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.progress import Bar
+
+    rows = 0
+    with Bar("verifying rows", None) as bar:
+        changes: Iterator[admin_pb2.ExportAuditResponse] = admin.stream(
+            admin.stub.ExportAudit, admin_pb2.ExportAuditRequest()
+        )
+        for change in changes:
+            for entry in change.entries:
+                verifier.add_row(entry)
+            for checkpoint in change.checkpoints:
+                verifier.add_checkpoint(checkpoint)
+            rows += len(change.entries)
+            bar.show(rows)
+        return verifier.finish()
+
+
+def _emit_summary(invocation: Invocation, summary: ChainSummary) -> None:
+    from fleet_server.cli.views import moment, moment_text
+
+    newest = summary.newest
+    if invocation.wants_json:
+        invocation.emit_json(
+            {
+                "verified": True,
+                "rows": summary.rows,
+                "writers": summary.writers,
+                "checkpoints": summary.checkpoints,
+                "newest_checkpoint": newest.number if newest else None,
+                "newest_checkpoint_sha256": newest.sha256.hex() if newest else None,
+                "newest_checkpoint_at": moment(summary.newest_at_ms),
+                "uncovered_rows": summary.uncovered_rows,
+            }
+        )
+        return
+    signed = f"{newest.number} of {moment_text(summary.newest_at_ms)}" if newest else "none yet"
+    invocation.emit_fields(
+        [
+            ("audit", Styled("verified: nothing was changed, removed, reordered or cut off", "green")),
+            ("rows", f"{summary.rows} by {summary.writers} writers"),
+            ("checkpoints", f"{summary.checkpoints}, the newest is {signed}"),
+            ("not signed yet", f"{summary.uncovered_rows} rows after the newest checkpoint"),
+        ]
+    )
+
+
+def _row(entry: admin_pb2.AuditEntry) -> list[Cell]:
+    from fleet_server.cli.views import moment_text
+
+    return [
+        moment_text(entry.at_ms),
+        Styled(entry.kind, bold=True),
+        entry.actor,
+        entry.subject or "-",
+        entry.writer,
+        str(entry.number),
+        excerpt(entry.detail.decode("utf-8", "replace"), _DETAIL_CELLS),
+    ]
+
+
+def _emit_line(invocation: Invocation, entry: admin_pb2.AuditEntry) -> None:
+    from fleet_server.cli.terminal import styled, wants_colour
+
+    colour = wants_colour(sys.stdout)
+    invocation.emit_text(
+        "  ".join(styled(cell if isinstance(cell, Styled) else Styled(cell), colour=colour) for cell in _row(entry))
+    )

@@ -1,0 +1,152 @@
+"""The one connection to the Admin service: TLS against the pinned CA, the token on every call, refusals as failures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+import grpc
+
+from fleet.status import decode
+from fleet.v1 import admin_pb2
+from fleet.v1.admin_pb2_grpc import AdminStub
+from fleet_server.cli.failures import Refused, explain
+from fleet_server.cli.profile import Context
+
+if TYPE_CHECKING:
+    pass
+
+PAGE_SIZE = 1000
+CALL_TIMEOUT_S = 30.0
+MAX_BUSY_WAIT_S = 60.0
+_MAX_TRIES = 5
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.enable_retries", 0),  # a call is repeated here, where its refusal is understood, or not at all
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Row = TypeVar("Row")
+
+
+class Paged(Protocol):
+    """An answer that may have a next page."""
+
+    @property
+    def next_page_token(self) -> str:
+        """Empty at the end."""
+        ...
+
+
+PagedResponse = TypeVar("PagedResponse", bound=Paged)
+
+
+class Admin:
+    """Calls to the Admin service of one context.
+
+    Args:
+        context: server, CA and token.
+        say: takes messages for the person.
+        sleep: waits seconds, when a busy server names a delay.
+    """
+
+    def __init__(self, context: Context, *, say: Callable[[str], None], sleep: Callable[[float], None]) -> None:
+        self.context = context
+        self._say = say
+        self._sleep = sleep
+        self._metadata = (("authorization", f"Bearer {context.token}"),)
+        credentials = grpc.ssl_channel_credentials(root_certificates=context.ca_pem.encode())
+        self._channel = grpc.secure_channel(context.server, credentials, options=_OPTIONS)
+        self.stub = AdminStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Response:
+        """Make one call. A server that is busy and names a delay is obeyed, a bounded number of times.
+
+        Raises:
+            Failure: as `failures.explain` says.
+        """
+        waited_s = 0.0
+        for attempt in range(1, _MAX_TRIES + 1):
+            try:
+                return method(request, timeout=timeout_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                delay_s = _busy_delay_s(error)
+                waited_s += delay_s or 0.0
+                if delay_s is None or attempt == _MAX_TRIES or waited_s > MAX_BUSY_WAIT_S:
+                    raise explain(error, server=self.context.server) from error
+                self._say(f"the server is busy: trying again in {delay_s:.1f} s")
+                self._sleep(delay_s)
+        raise AssertionError("unreachable")
+
+    def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout_s: float | None = None,
+    ) -> Iterator[Response]:
+        """Read a stream to its end; it is cancelled when the reader leaves early.
+
+        Raises:
+            Failure: as `failures.explain` says.
+        """
+        reading: Any = method(request, timeout=timeout_s, metadata=self._metadata)
+        try:
+            yield from reading
+        except grpc.RpcError as error:
+            raise explain(error, server=self.context.server) from error
+        finally:
+            with contextlib.suppress(grpc.RpcError):
+                reading.cancel()
+
+    def pages(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, PagedResponse],
+        request_for: Callable[[admin_pb2.Page], Request],
+        rows_of: Callable[[PagedResponse], Iterator[Row]],
+        *,
+        limit: int | None = None,
+    ) -> list[Row]:
+        """Rows of every page, or the first `limit` of them.
+
+        Raises:
+            Failure: as `failures.explain` says.
+        """
+        rows: list[Row] = []
+        token = ""
+        seen: set[str] = set()
+        while True:
+            size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(rows))
+            answer = self.call(method, request_for(admin_pb2.Page(size=size, token=token)))
+            rows.extend(rows_of(answer))
+            token = answer.next_page_token
+            if not token or (limit is not None and len(rows) >= limit):
+                return rows
+            if token in seen:  # a server that hands out the same page for ever must not hold the terminal for ever
+                raise Refused("the server's list does not end: it repeats a page")
+            seen.add(token)
+
+
+def _busy_delay_s(error: grpc.RpcError) -> float | None:
+    failed: Any = error
+    if failed.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return None
+    return decode(error).retry_after_s

@@ -1,0 +1,178 @@
+"""How a verb of fleetctl ends badly: exit codes, and the one place that turns a failed call into a sentence with a
+next step."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from fleet_server.cli.terminal import printable, wants_colour
+
+if TYPE_CHECKING:
+    import grpc
+
+    from fleet.errors import Refusal
+
+
+class ExitCode(IntEnum):
+    """What a script can rely on."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+EXIT_CODE_MEANING = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "an outcome failed, or the server itself did",
+    ExitCode.USAGE: "wrong usage, or a bad profile",
+    ExitCode.REFUSED: "refused",
+    ExitCode.UNREACHABLE: "the server was not reached, or could not prove who it is",
+    ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
+}
+
+
+class Failure(click.ClickException):
+    """A verb ends with `exit_code`.
+
+    Args:
+        message: what is wrong. May quote the server: it is cleaned of control characters when shown.
+        hint: what to do next.
+    """
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write both sentences to stderr."""
+        stream = file or sys.stderr
+        colour = wants_colour(stream)
+        label = click.style("error:", fg="red", bold=True) if colour else "error:"
+        click.echo(f"{label} {printable(self.message)}", file=stream, color=colour)
+        if self.hint:
+            label = click.style(" next:", fg="cyan", bold=True) if colour else " next:"
+            click.echo(f"{label} {printable(self.hint)}", file=stream, color=colour)
+
+
+class Failed(Failure):
+    """The call was made and what it asked for did not come out well."""
+
+
+class BadProfile(Failure):
+    """The profile, or another setting of this side, cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class Refused(Failure):
+    """The server, or fleetctl itself, said no."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class Unreachable(Failure):
+    """No server that this profile trusts answered."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+_TLS_SIGNS = ("CERTIFICATE_VERIFY_FAILED", "Ssl handshake failed", "SSL_ERROR_SSL", "WRONG_VERSION_NUMBER")
+_NAME_SIGNS = ("Hostname Verification Check failed", "is not in peer certificate")
+
+_HINTS = {
+    "NO_TARGETS": "see which nodes there are: `fleetctl nodes list`",
+    "UNKNOWN_ACTION": "see what a node offers: `fleetctl nodes show NODE`",
+    "ARGUMENTS_INVALID": "see the action's schema: `fleetctl nodes show NODE --output json`",
+    "ARGUMENTS_TOO_LARGE": "put the data where the node can fetch it, and pass its address",
+    "IDEMPOTENCY_CONFLICT": "the key was used for another request: take a new key, or leave the option out",
+    "FINGERPRINT_MISMATCH": "do not approve it: `fleetctl enrollments reject ID`, and find out who asked to join",
+    "ALREADY_DECIDED": "see what stands: `fleetctl enrollments list --state all`",
+    "QUEUE_FULL": "wait until the nodes have worked off what is queued: `fleetctl commands list --open`",
+    "DRAINING": "another replica will answer in a moment: run it again",
+    "QUARANTINED": "a record failed its integrity check: look at `fleetctl audit tail`",
+}
+
+
+def explain(error: grpc.RpcError, *, server: str) -> Failure:
+    """Turn a failed call into what the person sees.
+
+    Args:
+        error: as raised by grpc.
+        server: "host:port" that was called.
+    """
+    import grpc
+
+    from fleet.status import decode
+
+    failed: Any = error  # a failed call has code() and details(), its base class does not say so
+    code, details = failed.code(), failed.details() or ""
+    refusal = decode(error)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return _explain_unreachable(code is grpc.StatusCode.DEADLINE_EXCEEDED, details, refusal, server)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return Refused(
+            f"the server at {server} does not accept this token: revoked, mistyped, or for another cluster",
+            hint=f"log in with a good one: `fleetctl login {server}`",
+        )
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return _explain_permission(details, refusal)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Refused(
+            f"the server at {server} does not know this call: it is older than this fleetctl",
+            hint="compare the versions: `fleetctl version --server`",
+        )
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS):
+        return Failed(
+            f"the server failed: {details or code.name}",
+            hint="the server's log tells more; look for the incident id above",
+        )
+    hint = _HINTS.get(refusal.reason, "")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None:
+        hint = f"try again in {refusal.retry_after_s:.0f} s" + (f"; {hint}" if hint else "")
+    return Refused(details or code.name, hint=hint)
+
+
+def _explain_unreachable(timed_out: bool, details: str, refusal: Refusal, server: str) -> Failure:
+    if any(sign in details for sign in _NAME_SIGNS):
+        return Unreachable(
+            f"the certificate of the server at {server} is for another name",
+            hint="log in with the name or address that stands in the certificate",
+        )
+    if any(sign in details for sign in _TLS_SIGNS):
+        return Unreachable(
+            f"the server at {server} does not show a certificate of the CA that this profile trusts: "
+            "this is another server, its CA was replaced, or someone sits in between",
+            hint=f"compare the CA's SHA-256 with the server's owner, then `fleetctl login {server} --ca-file FILE`",
+        )
+    if timed_out:
+        return Unreachable(
+            f"the server at {server} did not answer in time",
+            hint="is it overloaded, or a firewall in between? Try again, or look at the server's log",
+        )
+    if refusal.reason == "DRAINING":
+        return Unreachable(f"the server at {server} is draining", hint=_HINTS["DRAINING"])
+    return Unreachable(
+        f"cannot reach the server at {server}",
+        hint="is fleet-server running there, and its admin listener open to you? Check with `fleetctl login`",
+    )
+
+
+def _explain_permission(details: str, refusal: Refusal) -> Failure:
+    needed = refusal.metadata.get("needed_role")
+    if not needed:
+        return Refused(
+            details or "permission denied", hint=_HINTS.get(refusal.reason, "see who you are: `fleetctl whoami`")
+        )
+    return Refused(
+        f"this needs the role {needed} or more",
+        hint=f"see yours: `fleetctl whoami`; an owner can `fleetctl operators create NAME --role {needed}`",
+    )

@@ -1,0 +1,138 @@
+"""One run of fleetctl: what every verb was told, how it connects, and how it shows data and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from fleet_server.cli.failures import BadProfile, Failure
+from fleet_server.cli.terminal import Cell, Column, printable, table, terminal_width, wants_colour
+from fleet_server.cli.terminal import fields as lay_out_fields
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from fleet_server.cli.connection import Admin
+    from fleet_server.cli.profile import Context, ProfileFile
+
+Row = TypeVar("Row", bound="Message")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Invocation:
+    """What one run of fleetctl knows.
+
+    Data goes to stdout, everything else to stderr, so that a pipe carries data alone.
+    """
+
+    output: str = "table"
+    context_name: str | None = None
+    now_ms: Callable[[], int] = field(default=_now_ms)
+    sleep: Callable[[float], None] = field(default=time.sleep)
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether data is for a program."""
+        return self.output == "json"
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a person can answer a question."""
+        return sys.stdin.isatty() and sys.stderr.isatty()
+
+    def profile_file(self) -> ProfileFile:
+        """The profile file of this person (FLEETCTL_PROFILE, or ~/.config/fleetctl/profile.toml)."""
+        from fleet_server.cli.profile import ProfileFile
+
+        return ProfileFile.of_environment(os.environ)
+
+    def context(self) -> Context:
+        """The context to work with.
+
+        Raises:
+            BadProfile: not logged in, or the profile cannot be used.
+        """
+        from fleet_server.cli.profile import context_in_force
+
+        return context_in_force(self.profile_file(), self.context_name, os.environ)
+
+    def connect(self) -> Admin:
+        """A connection to the context's server; use it in a `with`."""
+        from fleet_server.cli.connection import Admin
+
+        return Admin(self.context(), say=self.say, sleep=self.sleep)
+
+    def say(self, message: str) -> None:
+        """A message for the person; not data."""
+        click.echo(message, err=True, color=wants_colour(sys.stderr))
+
+    def emit_text(self, text: str) -> None:
+        """Data that is text already."""
+        click.echo(text, color=wants_colour(sys.stdout))
+
+    def emit_json(self, value: object) -> None:
+        """One indented JSON document."""
+        click.echo(json.dumps(value, indent=2))
+
+    def emit_json_line(self, value: object) -> None:
+        """One line of JSON Lines, out at once."""
+        click.echo(json.dumps(value, separators=(",", ":")))
+
+    def emit_message(self, message: Message, shown: Iterable[tuple[str, Cell]]) -> None:
+        """One thing: the whole message as JSON, or the given fields for people."""
+        if self.wants_json:
+            from fleet_server.cli.views import to_json
+
+            self.emit_json(to_json(message))
+        else:
+            self.emit_fields(shown)
+
+    def emit_fields(self, shown: Iterable[tuple[str, Cell]]) -> None:
+        """One thing as `label  value` lines."""
+        self.emit_text(lay_out_fields(shown, colour=wants_colour(sys.stdout)))
+
+    def emit_list(
+        self, messages: Sequence[Row], columns: Sequence[Column], row: Callable[[Row], Sequence[Cell]]
+    ) -> None:
+        """Many things: an array of whole messages as JSON, or a table for people."""
+        if self.wants_json:
+            from fleet_server.cli.views import to_json
+
+            self.emit_json([to_json(message) for message in messages])
+        else:
+            self.emit_table(columns, [row(message) for message in messages])
+
+    def emit_table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
+        """A table for people."""
+        stdout = sys.stdout
+        self.emit_text(table(columns, rows, colour=wants_colour(stdout), width=terminal_width(stdout)))
+
+    def confirm(self, question: str, *, assumed: bool, option: str = "--yes") -> None:
+        """Ask before something that cannot be taken back.
+
+        Args:
+            question: what is about to happen.
+            assumed: the person already said yes, with `option`.
+            option: option that says yes, named where nobody can be asked.
+
+        Raises:
+            BadProfile: nobody is there to ask.
+            Failure: the person said no.
+        """
+        if assumed:
+            return
+        if not self.is_interactive:
+            raise BadProfile(f"nobody is here to answer: {question}", hint=f"say it with {option}")
+        if not click.confirm(printable(question), default=False, err=True):
+            raise Failure("nothing was done")

@@ -1,0 +1,157 @@
+"""`fleetctl join-token`: what a new node needs to find and trust the cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet_server.cli.grammar import Duration, Noun
+from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.terminal import Cell, Column, state_cell
+
+if TYPE_CHECKING:
+    from fleet.v1 import admin_pb2, enrollment_pb2
+    from fleet_server.cli.profile import Context
+
+TEXT_PREFIX = "fjt1."
+_COLUMNS = [
+    Column("ID"),
+    Column("STATE"),
+    Column("SITE"),
+    Column("USES", right=True),
+    Column("AUTO-APPROVE"),
+    Column("EXPIRES"),
+    Column("BY"),
+]
+
+
+@click.group(cls=Noun)
+def join_token() -> None:
+    """Make, list and revoke join tokens."""
+
+
+@join_token.command(
+    "create",
+    example="fleetctl join-token create --site berlin --ttl 24h --uses 20 --output-file join.token",
+)
+@click.option("--site", default="", help="Site of the nodes that enroll with it.")
+@click.option("--ttl", type=Duration(), default="1h", show_default=True, help="How long it is good.")
+@click.option("--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Nodes that may use it.")
+@click.option("--auto-approve", is_flag=True, help="Approve those nodes without comparing fingerprints.")
+@click.option("--output-file", metavar="FILE", help="Write the token to a new 0600 file instead of showing it.")
+@click.pass_obj
+def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve: bool, output_file: str | None) -> None:
+    """Make a join token and show its text, once.
+
+    The text carries the server's endpoints and what the node is to trust, signed by the cluster's authority, and the
+    pin of the owner key from your own profile when there is one. fleetctl checks the signature against the authority
+    that it pinned at login.
+    """
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.secret_output import emit_secret
+
+    request = admin_pb2.CreateJoinTokenRequest(site=site, ttl_s=ttl, max_uses=uses, auto_approve=auto_approve)
+    with invocation.connect() as admin:
+        made = admin.call(admin.stub.CreateJoinToken, request)
+    _check_token(made.token, admin.context)
+    _add_owner_pin(made.token, admin.context)
+    text = token_text(made.token)
+    emit_secret(invocation, made.join_token, secret_field="token", secret=text, output_file=output_file)
+    _say_what_it_trusts(invocation, made, admin.context)
+
+
+@join_token.command("list", example="fleetctl join-token list")
+@click.pass_obj
+def list_tokens(invocation: Invocation) -> None:
+    """List join tokens, newest first; never their secrets."""
+    from fleet.v1 import admin_pb2
+
+    with invocation.connect() as admin:
+        tokens = admin.pages(
+            admin.stub.ListJoinTokens,
+            lambda page: admin_pb2.ListJoinTokensRequest(page=page),
+            lambda answer: iter(answer.join_tokens),
+        )
+    invocation.emit_list(tokens, _COLUMNS, _row)
+
+
+@join_token.command("revoke", example="fleetctl join-token revoke jt_5fK2")
+@click.argument("token_id")
+@click.pass_obj
+def revoke(invocation: Invocation, token_id: str) -> None:
+    """End a join token at once; nodes that enrolled with it stay."""
+    from fleet.v1 import admin_pb2
+
+    with invocation.connect() as admin:
+        answer = admin.call(admin.stub.RevokeJoinToken, admin_pb2.RevokeJoinTokenRequest(token_id=token_id))
+    titles = [column.title.lower() for column in _COLUMNS]
+    invocation.emit_message(answer.join_token, zip(titles, _row(answer.join_token), strict=True))
+
+
+def token_text(token: enrollment_pb2.JoinToken) -> str:
+    """The text form: "fjt1." and unpadded base64url of the serialised JoinToken (docs/protocol.md, "Enrollment")."""
+    import base64
+
+    return TEXT_PREFIX + base64.urlsafe_b64encode(token.SerializeToString()).decode().rstrip("=")
+
+
+def _check_token(token: enrollment_pb2.JoinToken, context: Context) -> None:
+    """A server that was replaced must not send new nodes to trust another authority."""
+    from fleet.envelope import Domain, EnvelopeError, verify_one
+    from fleet.v1 import enrollment_pb2
+    from fleet_server.cli.failures import Refused
+
+    if not context.authority_key:
+        return
+    try:
+        raw = verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=context.authority_key)
+        statement = enrollment_pb2.JoinTokenStatement.FromString(raw)
+        genuine = statement.authority_key == context.authority_key and statement.cluster_id == context.cluster_id
+    except EnvelopeError:
+        genuine = False
+    if not genuine:
+        raise Refused(
+            "the join token is not signed by the authority that was pinned at login",
+            hint="do not use it: ask the server's owner whether the authority changed, then `fleetctl login` again",
+        )
+
+
+def _add_owner_pin(token: enrollment_pb2.JoinToken, context: Context) -> None:
+    # Only the operator's own profile may pin an owner: the server cannot vouch for its own owner (docs/protocol.md,
+    # "Enrollment").
+    import hashlib
+
+    token.owner_pin = hashlib.sha256(context.owner_key).digest() if context.owner_key else b""
+
+
+def _say_what_it_trusts(invocation: Invocation, made: admin_pb2.CreateJoinTokenResponse, context: Context) -> None:
+    import hashlib
+
+    from fleet.v1 import enrollment_pb2
+    from fleet_server.cli.terminal import duration
+    from fleet_server.cli.views import grouped_hex
+
+    statement = enrollment_pb2.JoinTokenStatement.FromString(made.token.signed.statement)
+    good_s = max(statement.expires_at_ms - invocation.now_ms(), 0) / 1000
+    approval = "approves by itself" if statement.auto_approve else "you approve"
+    invocation.say(f"Good for {duration(good_s)} and {statement.max_uses} node(s); {approval}. Not shown again.")
+    invocation.say(f"  endpoints  {' '.join(statement.endpoints)}")
+    invocation.say(f"  authority  SHA-256 {grouped_hex(hashlib.sha256(statement.authority_key).digest())}")
+    pin = grouped_hex(made.token.owner_pin) if context.owner_key else "none: protected actions stay refused"
+    invocation.say(f"  owner pin  {pin}")
+    invocation.say("Next, on the node: `fleet-node enroll --token TOKEN`")
+
+
+def _row(token: admin_pb2.JoinTokenView) -> list[Cell]:
+    from fleet_server.cli.views import moment_text
+
+    return [
+        token.token_id,
+        state_cell(token.state),
+        token.site or "-",
+        f"{token.uses}/{token.max_uses}",
+        "yes" if token.auto_approve else "no",
+        moment_text(token.expires_at_ms),
+        token.created_by,
+    ]

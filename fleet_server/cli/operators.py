@@ -1,0 +1,70 @@
+"""`fleetctl operators`: the people and programs that may call the Admin service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet_server.cli.grammar import Noun
+from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.terminal import Cell, Column, state_cell
+
+if TYPE_CHECKING:
+    from fleet.v1 import admin_pb2
+
+ROLES = ("viewer", "operator", "release", "owner")
+_COLUMNS = [Column("NAME"), Column("ROLE"), Column("STATE"), Column("CREATED"), Column("ID")]
+
+
+@click.group(cls=Noun)
+def operators() -> None:
+    """Make, list and revoke operators."""
+
+
+@operators.command("create", example="fleetctl operators create ci-deployer --role release --output-file ci.token")
+@click.argument("name")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="What the operator may do.")
+@click.option("--output-file", metavar="FILE", help="Write the token to a new 0600 file instead of showing it.")
+@click.pass_obj
+def create(invocation: Invocation, name: str, role: str, output_file: str | None) -> None:
+    """Make an operator and show the token, once."""
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.secret_output import emit_secret
+
+    with invocation.connect() as admin:
+        made = admin.call(admin.stub.CreateOperator, admin_pb2.CreateOperatorRequest(name=name, role=role))
+    emit_secret(invocation, made, secret_field="token", secret=made.token, output_file=output_file)
+    invocation.say(f"Made {made.operator.name} ({made.operator.role}). The token is not shown again.")
+
+
+@operators.command("list", example="fleetctl operators list")
+@click.pass_obj
+def list_operators(invocation: Invocation) -> None:
+    """List operators, also revoked ones; never a token."""
+    from fleet.v1 import admin_pb2
+
+    with invocation.connect() as admin:
+        answer = admin.call(admin.stub.ListOperators, admin_pb2.ListOperatorsRequest())
+    invocation.emit_list(answer.operators, _COLUMNS, _row)
+
+
+@operators.command("revoke", example="fleetctl operators revoke ci-deployer")
+@click.argument("operator")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def revoke(invocation: Invocation, operator: str, yes: bool) -> None:
+    """End an operator's token at once. OPERATOR is a name or an id."""
+    from fleet.v1 import admin_pb2
+
+    with invocation.connect() as admin:
+        invocation.confirm(f"End the token of {operator} for good?", assumed=yes)
+        answer = admin.call(admin.stub.RevokeOperator, admin_pb2.RevokeOperatorRequest(operator=operator))
+    invocation.emit_message(answer.operator, zip(("name", "role", "state"), _row(answer.operator), strict=False))
+
+
+def _row(operator: admin_pb2.OperatorView) -> list[Cell]:
+    from fleet_server.cli.views import moment_text
+
+    state = "REVOKED" if operator.revoked_at_ms else "ACTIVE"
+    return [operator.name, operator.role, state_cell(state), moment_text(operator.created_at_ms), operator.operator_id]

@@ -1,0 +1,335 @@
+"""The profile file: which servers this person works with, and what fleetctl pinned of each.
+
+It holds operator tokens, so it is 0600 and refused when it is not. The CA, the cluster id and the authority key are
+pinned at login: a server that was replaced later is noticed. The newest audit checkpoint that `audit verify` saw is
+remembered here too, so that a server cannot show an older history (docs/protocol.md, "Audit").
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fleet.audit_chain import CheckpointMark
+from fleet.identity import PrivateFileError, private_folder, read_private, write_private
+from fleet_server.cli.failures import BadProfile
+
+DEFAULT_CONTEXT = "default"
+MAX_TOKEN_BYTES = 4096
+_MAX_PROFILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One server as this person knows it.
+
+    `authority_key` and `owner_key` are raw Ed25519 public keys; empty when not known. The token never prints.
+    """
+
+    name: str
+    server: str
+    ca_pem: str = field(repr=False)
+    token: str = field(repr=False)
+    cluster_id: str = ""
+    authority_key: bytes = b""
+    owner_key: bytes = b""
+    checkpoint: CheckpointMark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All contexts of a person and the one in use."""
+
+    current: str = DEFAULT_CONTEXT
+    contexts: Mapping[str, Context] = field(default_factory=dict)
+
+    def with_context(self, context: Context, *, make_current: bool) -> Profile:
+        """This profile with `context` added or replaced."""
+        return Profile(
+            current=context.name if make_current else self.current,
+            contexts={**self.contexts, context.name: context},
+        )
+
+    def without_context(self, name: str) -> Profile:
+        """This profile with `name` forgotten."""
+        left = {key: context for key, context in self.contexts.items() if key != name}
+        current = self.current if self.current in left else next(iter(left), DEFAULT_CONTEXT)
+        return Profile(current=current, contexts=left)
+
+
+class ProfileFile:
+    """The profile on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> ProfileFile:
+        """FLEETCTL_PROFILE, or fleetctl/profile.toml under XDG_CONFIG_HOME or ~/.config."""
+        named = environment.get("FLEETCTL_PROFILE")
+        if named:
+            return cls(Path(named).expanduser())
+        base = environment.get("XDG_CONFIG_HOME")
+        return cls((Path(base) if base else Path.home() / ".config") / "fleetctl" / "profile.toml")
+
+    def load(self) -> Profile:
+        """Read it; an absent file is an empty profile.
+
+        Raises:
+            BadProfile: open to others, not TOML (the line is named), or a field is missing or wrong.
+        """
+        if not self.path.exists():
+            return Profile()
+        try:
+            raw = read_private(self.path)
+        except PrivateFileError as error:
+            raise BadProfile(str(error)) from error
+        if len(raw) > _MAX_PROFILE_BYTES:
+            raise BadProfile(f"{self.path} has {len(raw)} bytes: that is no profile")
+        try:
+            document = tomllib.loads(raw.decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadProfile(
+                f"{self.path}: {error}", hint="repair the line, or remove the file and run `fleetctl login SERVER`"
+            ) from error
+        return _parse(document, self.path)
+
+    def update(self, change: Callable[[Profile], Profile]) -> Profile:
+        """Read, change and write it under a lock, so that two runs of fleetctl lose nothing of each other.
+
+        Raises:
+            BadProfile: it cannot be read or written.
+        """
+        try:
+            if not self.path.parent.exists():
+                private_folder(self.path.parent)
+            with self._locked():
+                profile = change(self.load())
+                write_private(self.path, _render(profile).encode())
+        except PrivateFileError as error:
+            raise BadProfile(str(error)) from error
+        except OSError as error:
+            raise BadProfile(f"cannot write {self.path}: {error.strerror}") from error
+        return profile
+
+    def remember_checkpoint(self, context_name: str, mark: CheckpointMark) -> None:
+        """Keep `mark` unless a newer one is there already."""
+
+        def change(profile: Profile) -> Profile:
+            context = profile.contexts.get(context_name)
+            if context is None or (context.checkpoint and context.checkpoint.number >= mark.number):
+                return profile
+            return profile.with_context(replace(context, checkpoint=mark), make_current=False)
+
+        self.update(change)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def context_in_force(file: ProfileFile, name: str | None, environment: Mapping[str, str]) -> Context:
+    """The context that a verb works with: from the profile, with FLEETCTL_SERVER, _CA_FILE, _TOKEN and _TOKEN_FILE
+    over it.
+
+    Raises:
+        BadProfile: nothing to connect with, or settings that do not fit each other.
+    """
+    profile = file.load()
+    wanted = name or environment.get("FLEETCTL_CONTEXT") or profile.current
+    context = profile.contexts.get(wanted)
+    server = environment.get("FLEETCTL_SERVER")
+    ca_file = environment.get("FLEETCTL_CA_FILE")
+    token = token_of_environment(environment)
+    if context is None:
+        if server and ca_file and token:
+            return Context(name="", server=parse_server(server), ca_pem=read_ca_file(ca_file), token=token)
+        raise _not_logged_in(profile, wanted, name)
+    if ca_file and not token:
+        # The profile's token is for the server behind the pinned CA; it must not travel to whoever another CA vouches
+        # for.
+        raise BadProfile(
+            "FLEETCTL_CA_FILE is set without a token", hint="set FLEETCTL_TOKEN or FLEETCTL_TOKEN_FILE beside it"
+        )
+    if ca_file:
+        context = replace(
+            context, name="", ca_pem=read_ca_file(ca_file), cluster_id="", authority_key=b"", checkpoint=None
+        )
+    return replace(context, server=parse_server(server) if server else context.server, token=token or context.token)
+
+
+def token_of_environment(environment: Mapping[str, str]) -> str:
+    """The token in FLEETCTL_TOKEN, or in the file that FLEETCTL_TOKEN_FILE names; empty when neither is set.
+
+    Raises:
+        BadProfile: the file cannot be read, or what is there is no token.
+    """
+    if token := environment.get("FLEETCTL_TOKEN"):
+        return clean_token(token, "FLEETCTL_TOKEN")
+    if path := environment.get("FLEETCTL_TOKEN_FILE"):
+        return read_token_file(path)
+    return ""
+
+
+def read_token_file(path: str) -> str:
+    """The token in a file.
+
+    Raises:
+        BadProfile: it cannot be read, or what is there is no token.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        raise BadProfile(f"cannot read the token file {path}: {error.strerror}") from error
+    return clean_token(raw.decode("ascii", "replace"), path)
+
+
+def clean_token(text: str, source: str) -> str:
+    """The token without white space around it. Never quotes it.
+
+    Raises:
+        BadProfile: it cannot be an operator's token.
+    """
+    token = text.strip()
+    if not token or len(token) > MAX_TOKEN_BYTES or not (token.isascii() and token.isprintable()) or " " in token:
+        raise BadProfile(
+            f"{source} holds no operator token", hint="copy the whole text that was shown when it was made"
+        )
+    return token
+
+
+def read_ca_file(path: str) -> str:
+    """The PEM text of a CA file.
+
+    Raises:
+        BadProfile: it cannot be read or holds no certificate.
+    """
+    try:
+        text = Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadProfile(f"cannot read the CA file {path}: {error}") from error
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise BadProfile(f"{path} holds no certificate in PEM form")
+    return text
+
+
+def parse_server(text: str) -> str:
+    """ "host", "host:port" or "[ipv6]:port" as "host:port"; the port is the admin listener's default when left out.
+
+    Raises:
+        BadProfile: not an address.
+    """
+    host, separator, port = text.rpartition(":")
+    if not separator or text.endswith("]"):
+        host, port = text, "7444"
+    if (
+        not host
+        or not port.isdecimal()
+        or not 0 < int(port) < 65_536
+        or "/" in host
+        or (":" in host and host[0] != "[")
+    ):
+        raise BadProfile(f"{text!r} is not a server address", hint="write host:port, for instance gateway.example:7444")
+    return f"{host}:{port}"
+
+
+def _not_logged_in(profile: Profile, wanted: str, asked: str | None) -> BadProfile:
+    if asked and profile.contexts:
+        known = ", ".join(sorted(profile.contexts))
+        return BadProfile(
+            f"the profile has no context {wanted!r}", hint=f"contexts: {known}; see `fleetctl contexts list`"
+        )
+    return BadProfile(
+        "not logged in",
+        hint="run `fleetctl login SERVER`, or set FLEETCTL_SERVER, FLEETCTL_CA_FILE and FLEETCTL_TOKEN_FILE",
+    )
+
+
+def _parse(document: Mapping[str, object], path: Path) -> Profile:
+    contexts: dict[str, Context] = {}
+    tables = document.get("contexts", {})
+    if not isinstance(tables, dict):
+        raise BadProfile(f"{path}: `contexts` is not a table")
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise BadProfile(f"{path}: [contexts.{name}] is not a table")
+        contexts[name] = _parse_context(name, table, path)
+    return Profile(current=_text(document, "current", path, "", DEFAULT_CONTEXT), contexts=contexts)
+
+
+def _parse_context(name: str, table: Mapping[str, object], path: Path) -> Context:
+    where = f"[contexts.{name}] "
+    checkpoint: CheckpointMark | None = None
+    kept = table.get("checkpoint")
+    if kept is not None:
+        if not isinstance(kept, dict) or not isinstance(kept.get("number"), int):
+            raise BadProfile(f"{path}: {where}checkpoint needs a number and a sha256")
+        checkpoint = CheckpointMark(kept["number"], _hex(kept, "sha256", path, where))
+    return Context(
+        name=name,
+        server=parse_server(_text(table, "server", path, where)),
+        ca_pem=_text(table, "ca_pem", path, where),
+        token=_text(table, "token", path, where),
+        cluster_id=_text(table, "cluster_id", path, where, ""),
+        authority_key=_hex(table, "authority_key", path, where),
+        owner_key=_hex(table, "owner_key", path, where),
+        checkpoint=checkpoint,
+    )
+
+
+def _text(table: Mapping[str, object], key: str, path: Path, where: str, default: str | None = None) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str):
+        raise BadProfile(f"{path}: {where}`{key}` is missing or not a text", hint="run `fleetctl login SERVER` again")
+    return value
+
+
+def _hex(table: Mapping[str, object], key: str, path: Path, where: str) -> bytes:
+    text = _text(table, key, path, where, "")
+    try:
+        value = bytes.fromhex(text)
+    except ValueError as error:
+        raise BadProfile(f"{path}: {where}`{key}` is not hexadecimal") from error
+    if value and len(value) != 32:
+        raise BadProfile(f"{path}: {where}`{key}` has {len(value)} bytes instead of 32")
+    return value
+
+
+def _render(profile: Profile) -> str:
+    lines = ["# Written by fleetctl. Holds operator tokens: keep it 0600.", f"current = {_quote(profile.current)}"]
+    for name, context in sorted(profile.contexts.items()):
+        lines += ["", f"[contexts.{_quote(name)}]"]
+        lines += [f"{key} = {_quote(text)}" for key, text in _columns(context) if text]
+        if context.checkpoint:
+            sha256 = context.checkpoint.sha256.hex()
+            lines.append(f"checkpoint = {{ number = {context.checkpoint.number}, sha256 = {_quote(sha256)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _columns(context: Context) -> list[tuple[str, str]]:
+    return [
+        ("server", context.server),
+        ("ca_pem", context.ca_pem),
+        ("token", context.token),
+        ("cluster_id", context.cluster_id),
+        ("authority_key", context.authority_key.hex()),
+        ("owner_key", context.owner_key.hex()),
+    ]
+
+
+def _quote(text: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

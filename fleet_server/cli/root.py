@@ -1,0 +1,38 @@
+"""The root of fleetctl's commands: every noun by name, with its line in the help; loaded when used."""
+
+from __future__ import annotations
+
+import click
+
+from fleet_server.cli.grammar import Lazy, Root
+
+_PACKAGE = "fleet_server.cli"
+
+NOUNS = {
+    "login": Lazy(f"{_PACKAGE}.login:login", "Remember a server and who you are to it."),
+    "logout": Lazy(f"{_PACKAGE}.login:logout", "Forget a server."),
+    "whoami": Lazy(f"{_PACKAGE}.login:whoami", "Show who you are, with which role."),
+    "contexts": Lazy(f"{_PACKAGE}.contexts:contexts", "Switch between servers."),
+    "operators": Lazy(f"{_PACKAGE}.operators:operators", "Make, list and revoke operators."),
+    "join-token": Lazy(f"{_PACKAGE}.join_token:join_token", "Make, list and revoke join tokens."),
+    "enrollments": Lazy(f"{_PACKAGE}.enrollments:enrollments", "Decide which nodes may join."),
+    "nodes": Lazy(f"{_PACKAGE}.nodes:nodes", "List, watch, label, suspend and revoke nodes."),
+    "run": Lazy(f"{_PACKAGE}.run:run", "Issue an action to nodes and wait for every outcome."),
+    "commands": Lazy(f"{_PACKAGE}.commands:commands", "List, show, watch and cancel commands."),
+    "drain": Lazy(f"{_PACKAGE}.drain:drain", "Take work off nodes or a server replica."),
+    "resume": Lazy(f"{_PACKAGE}.drain:resume", "End a drain."),
+    "replicas": Lazy(f"{_PACKAGE}.replicas:replicas", "See the server's replicas."),
+    "telemetry": Lazy(f"{_PACKAGE}.telemetry:telemetry", "Read what nodes measure."),
+    "audit": Lazy(f"{_PACKAGE}.audit:audit", "Read, verify and export the audit."),
+    "keys": Lazy(f"{_PACKAGE}.keys:keys", "See authority, command keys and trust bundles."),
+    "completion": Lazy(f"{_PACKAGE}.shell:completion", "Print a shell's completion script."),
+    "version": Lazy(f"{_PACKAGE}.shell:version", "Show versions."),
+}
+
+
+@click.group(cls=Root, nouns=NOUNS, context_settings={"help_option_names": ["-h", "--help"]})
+def fleetctl() -> None:
+    """Operate a fleet of nodes through its gateway.
+
+    Start with `fleetctl login SERVER`. Data goes to standard output, everything else to standard error.
+    """

@@ -1,0 +1,263 @@
+"""`fleetctl run`: issue one action to many nodes, wait for every outcome, and say how each went."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from fleet_server.cli import commands
+from fleet_server.cli.failures import Failed, Refused, Unreachable
+from fleet_server.cli.grammar import Duration, Verb, typed_arguments
+from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.terminal import Cell, Column, Styled
+
+if TYPE_CHECKING:
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.connection import Admin
+    from fleet_server.cli.progress import Bar
+
+MAX_ARGUMENTS_BYTES = 64 << 10
+_WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@click.command(
+    cls=Verb,
+    example="fleetctl run 'press-*' exec.run --arg program=uptime --ttl 5m\n"
+    "fleetctl run rack=4 simulated.work --arg seconds:=2 --no-wait",
+)
+@click.argument("targets", nargs=-1, required=True)
+@click.argument("action")
+@click.option("--arg", "pairs", multiple=True, metavar="KEY=TEXT", help="An argument; KEY:=JSON for other than text.")
+@click.option("--args-json", metavar="JSON", help="All arguments as one JSON object.")
+@click.option("--args-file", type=click.File("rb"), help="File with all arguments as one JSON object; - is stdin.")
+@click.option("--ttl", type=Duration(), default="5m", show_default=True, help="Nodes do not start it later than this.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every outcome is known.")
+@click.option("--timeout", type=Duration(), help="Wait no longer than this; the commands go on.")
+@click.option("--idempotency-key", metavar="TEXT", help="Say it again with the same key and it is issued once.")
+@click.pass_obj
+def run(
+    invocation: Invocation,
+    targets: tuple[str, ...],
+    action: str,
+    pairs: tuple[str, ...],
+    args_json: str | None,
+    args_file: IO[bytes] | None,
+    ttl: int,
+    wait: bool,
+    timeout: int | None,
+    idempotency_key: str | None,
+) -> None:
+    """Issue ACTION to the nodes that TARGETS mean, and wait for every outcome.
+
+    TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`. Ends with 0 when it succeeded
+    on every node, with 1 when it did not on some, and with 3 when nothing was issued. Ctrl-C ends the waiting, not
+    the commands.
+    """
+    import uuid
+
+    from fleet.v1 import admin_pb2
+
+    arguments = _arguments(pairs, args_json, args_file)
+    key = idempotency_key or uuid.uuid4().hex
+    request = admin_pb2.IssueCommandsRequest(
+        selector=admin_pb2.Selector(patterns=targets),
+        commands=[admin_pb2.CommandSpec(action=action, arguments=arguments)],
+        ttl_s=ttl,
+        idempotency_key=key,
+        summary_only=wait,
+    )
+    with invocation.connect() as admin:
+        issue = _issue(admin, request)
+        if not issue.issued_count:
+            _emit_refused(invocation, issue)
+        if not wait:
+            _emit_issued(invocation, issue)
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = _Waiting(invocation, admin, issue, deadline)
+        outcomes = waiting.wait_outcomes(action)
+    _emit_outcomes(invocation, issue, outcomes)
+
+
+def _arguments(pairs: tuple[str, ...], args_json: str | None, args_file: IO[bytes] | None) -> bytes:
+    import json
+
+    if sum((bool(pairs), args_json is not None, args_file is not None)) > 1:
+        raise click.UsageError("--arg, --args-json and --args-file exclude each other")
+    if args_json is not None:
+        raw, option = args_json.encode(), "--args-json"
+    elif args_file is not None:
+        raw, option = args_file.read(MAX_ARGUMENTS_BYTES + 1), "--args-file"
+    else:
+        return json.dumps(typed_arguments(pairs)).encode() if pairs else b""
+    if len(raw) > MAX_ARGUMENTS_BYTES:
+        raise click.BadParameter(f"arguments may have {MAX_ARGUMENTS_BYTES} bytes", param_hint=option)
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint=option) from error
+    if not isinstance(value, dict):
+        raise click.BadParameter("the arguments of an action are a JSON object", param_hint=option)
+    return raw
+
+
+def _issue(admin: Admin, request: admin_pb2.IssueCommandsRequest) -> admin_pb2.IssueCommandsResponse:
+    try:
+        return admin.call(admin.stub.IssueCommands, request)
+    except Unreachable as failure:
+        # Nobody knows whether the server committed before the line broke; the key makes asking again safe.
+        failure.hint += f"; if it was issued or not: run it again with --idempotency-key {request.idempotency_key}"
+        raise
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Follow an issue until all is final. The newest view of each command wins; a broken watch is opened again, a
+    bounded number of times in a row, since the server may just be restarting."""
+
+    invocation: Invocation
+    admin: Admin
+    issue: admin_pb2.IssueCommandsResponse
+    deadline: float | None
+    views: dict[bytes, admin_pb2.CommandView] = field(default_factory=dict)
+
+    def wait_outcomes(self, action: str) -> list[admin_pb2.CommandView]:
+        """Commands by node and seq, as far as they are known when all are final or the deadline has passed."""
+        from fleet_server.cli.progress import Bar
+
+        follow_up = f"`fleetctl commands watch {self.issue.issue_id}`"
+        try:
+            with Bar(action, self.issue.issued_count) as bar:
+                self._follow_again(bar)
+        except KeyboardInterrupt:
+            self.invocation.say(f"The commands go on: {follow_up}")
+            raise
+        return sorted(self.views.values(), key=lambda view: (view.node_name, view.monotonic_seq))
+
+    def _follow_again(self, bar: Bar) -> None:
+        pauses = iter(_WATCH_AGAIN_AFTER_S)
+        while self._open_count() and not self._is_late():
+            seen = len(self.views)
+            try:
+                self._follow(bar)
+                if self._open_count() and not self._is_late():
+                    raise Unreachable("the server ended the watch before every outcome was known")
+            except Unreachable as failure:
+                if self._is_late():
+                    return
+                pauses = iter(_WATCH_AGAIN_AFTER_S) if len(self.views) > seen else pauses
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    failure.hint = f"the commands go on: `fleetctl commands watch {self.issue.issue_id}`"
+                    raise
+                self.invocation.say(f"{failure.message}: looking again in {pause_s:g} s")
+                self.invocation.sleep(pause_s)
+
+    def _follow(self, bar: Bar) -> None:
+        from fleet.v1 import admin_pb2
+
+        request = admin_pb2.WatchCommandsRequest(issue_id=self.issue.issue_id, until_final=True)
+        left_s = None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
+        for change in self.admin.stream(self.admin.stub.WatchCommands, request, timeout_s=left_s):
+            for view in change.commands:
+                self.views[view.command_id] = view
+            done = [view for view in self.views.values() if commands.is_final(view)]
+            bad = sum(not _succeeded(view) for view in done)
+            bar.show(len(done), note=f"{bad} not well" if bad else "")
+
+    def _open_count(self) -> int:
+        return self.issue.issued_count - sum(commands.is_final(view) for view in self.views.values())
+
+    def _is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+def _succeeded(view: admin_pb2.CommandView) -> bool:
+    from fleet.v1 import command_pb2
+
+    return view.state == command_pb2.COMMAND_STATE_SUCCEEDED
+
+
+def _emit_issued(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse) -> None:
+    from fleet_server.cli.views import to_json
+
+    if invocation.wants_json:
+        invocation.emit_json(to_json(issue))
+    else:
+        rows: list[list[Cell]] = [
+            [Styled(one.node_name, bold=True), str(one.monotonic_seq), one.command_id.hex()] for one in issue.issued
+        ]
+        invocation.emit_table([Column("NODE"), Column("SEQ", right=True), Column("COMMAND")], rows)
+        invocation.say(f"Follow them: `fleetctl commands watch {issue.issue_id}`")
+    _say_repeated(invocation, issue)
+    if issue.refused:
+        raise Failed(_refused_sentence(issue))
+
+
+def _emit_outcomes(
+    invocation: Invocation, issue: admin_pb2.IssueCommandsResponse, outcomes: list[admin_pb2.CommandView]
+) -> None:
+    from fleet_server.cli.views import to_json
+
+    if invocation.wants_json:
+        invocation.emit_json(
+            {
+                "issue_id": issue.issue_id,
+                "commands": [to_json(view) for view in outcomes],
+                "refused": [to_json(target) for target in issue.refused],
+            }
+        )
+    else:
+        rows = [commands.outcome_row(view) for view in outcomes]
+        rows += [_refused_row(target) for target in issue.refused]
+        invocation.emit_table(commands.OUTCOME_COLUMNS, rows)
+    _say_repeated(invocation, issue)
+    succeeded = sum(_succeeded(view) for view in outcomes)
+    unknown = issue.issued_count - sum(commands.is_final(view) for view in outcomes)
+    total = issue.issued_count + len(issue.refused)
+    if succeeded == total:
+        invocation.say(f"All {total} succeeded.")
+        return
+    parts = [f"{succeeded} of {total} succeeded"]
+    if unknown:
+        parts.append(f"{unknown} not final yet")
+    hint = f"the commands go on: `fleetctl commands watch {issue.issue_id}`" if unknown else ""
+    raise Failed(", ".join(parts), hint=hint)
+
+
+def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse) -> None:
+    """Show why nothing was issued.
+
+    Raises:
+        Refused: always.
+    """
+    if not issue.refused:
+        raise Refused("no node is meant by these targets", hint="see which nodes there are: `fleetctl nodes list`")
+    if invocation.wants_json:
+        from fleet_server.cli.views import to_json
+
+        invocation.emit_json(
+            {"issue_id": issue.issue_id, "commands": [], "refused": [to_json(one) for one in issue.refused]}
+        )
+    else:
+        invocation.emit_table(commands.OUTCOME_COLUMNS, [_refused_row(target) for target in issue.refused])
+    raise Refused(_refused_sentence(issue))
+
+
+def _refused_sentence(issue: admin_pb2.IssueCommandsResponse) -> str:
+    reasons = sorted({target.reason for target in issue.refused})
+    total = len(issue.refused) + issue.issued_count
+    return f"nothing was issued to {len(issue.refused)} of {total} nodes: {', '.join(reasons)}"
+
+
+def _refused_row(target: admin_pb2.RefusedTarget) -> list[Cell]:
+    name = Styled(target.node_name or target.node_id, bold=True)
+    return [name, "-", Styled("REFUSED", "red"), "-", "-", f"{target.reason}: {target.detail}"]
+
+
+def _say_repeated(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse) -> None:
+    if issue.repeated_request:
+        invocation.say("Issued before under this idempotency key; nothing was issued again.")

@@ -1,0 +1,220 @@
+"""What goes to a terminal: colour or not, clean text, tables, ages. No imports beyond click, so that help stays
+fast."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import click
+
+_GAP = "  "
+_MIN_FLEXIBLE_WIDTH = 12
+# C0, DEL and C1 controls, and the marks that turn the direction of text around: a node's name, label or output must
+# not be able to move the cursor, clear the screen or disguise another line.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Styled:
+    """Text with a colour; `bold` and `dim` as in `click.style`."""
+
+    text: str
+    colour: str | None = None
+    bold: bool = False
+    dim: bool = False
+
+
+Cell = str | Styled
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. A flexible one gives up width, from the end, when the terminal is narrow."""
+
+    title: str
+    right: bool = False
+    flexible: bool = False
+
+
+_STATE_COLOURS: Mapping[str, str] = {
+    "ACTIVE": "green",
+    "APPROVED": "green",
+    "DRAINED": "yellow",
+    "DRAINING": "yellow",
+    "CANCELLED": "yellow",
+    "EXPIRED": "yellow",
+    "FAILED": "red",
+    "INTERRUPTED": "magenta",
+    "LOST": "red",
+    "PENDING": "yellow",
+    "PREPARED": "cyan",
+    "QUARANTINED": "red",
+    "QUEUED": "cyan",
+    "READY": "green",
+    "REFUSED": "red",
+    "REJECTED": "red",
+    "RETIRED": "yellow",
+    "REVOKED": "red",
+    "RUNNING": "blue",
+    "ACCEPTED": "blue",
+    "SENT": "cyan",
+    "STARTING": "cyan",
+    "STOPPED": "yellow",
+    "SUCCEEDED": "green",
+    "SUSPENDED": "yellow",
+    "USED": "yellow",
+}
+
+
+def state_cell(state: str) -> Styled:
+    """A state word in its colour: green is well, yellow waits for someone, red went wrong."""
+    return Styled(state, _STATE_COLOURS.get(state))
+
+
+def wants_colour(stream: IO[Any]) -> bool:
+    """Whether to colour: only on a terminal, and not when NO_COLOR is set (no-color.org)."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere made harmless to a terminal: control characters become visible, line breaks become spaces."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(lambda found: " " if found.group() in "\t\n\r" else f"\\x{ord(found.group()):02x}", text)
+
+
+def excerpt(text: str, width: int) -> str:
+    """At most `width` columns of `text`, on one line."""
+    clean = " ".join(printable(text).split())
+    return clean if len(clean) <= width else clean[: max(width - 1, 0)] + "…"
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, colour: bool, width: int | None) -> str:
+    """Lay out a table.
+
+    Args:
+        columns: titles and how they behave.
+        rows: one cell a column; the text is made printable here.
+        colour: whether to write escape sequences.
+        width: columns of the terminal; None never cuts, for pipes.
+    """
+    texts: list[list[str]] = []
+    styles: list[list[Styled | None]] = []
+    for row in rows:
+        texts.append([printable(cell.text if isinstance(cell, Styled) else cell) for cell in row])
+        styles.append([cell if isinstance(cell, Styled) else None for cell in row])
+    widths = [
+        max([len(column.title), *(_cells(row[i]) for row in texts)], default=0) for i, column in enumerate(columns)
+    ]
+    if width is not None:
+        _shrink(widths, columns, width)
+    lines = [
+        _line(
+            [Styled(column.title, bold=True) for column in columns], [c.title for c in columns], columns, widths, colour
+        )
+    ]
+    lines += [_line(style, text, columns, widths, colour) for style, text in zip(styles, texts, strict=True)]
+    return "\n".join(lines)
+
+
+def fields(pairs: Iterable[tuple[str, Cell]], *, colour: bool) -> str:
+    """Lay out one thing as `label  value` lines."""
+    shown = list(pairs)
+    widest = max((len(label) for label, _ in shown), default=0)
+    lines = []
+    for label, value in shown:
+        cell = value if isinstance(value, Styled) else Styled(value)
+        text = printable(cell.text)
+        label = label.ljust(widest)
+        lines.append(f"{_paint(Styled(label, dim=True), label, colour)}{_GAP}{_paint(cell, text, colour)}".rstrip())
+    return "\n".join(lines)
+
+
+def styled(cell: Styled, *, colour: bool) -> str:
+    """One piece of text, made printable, in its colour."""
+    return _paint(cell, printable(cell.text), colour)
+
+
+def terminal_width(stream: IO[Any]) -> int | None:
+    """Columns to fit, or None when the output is not a terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def age(then_ms: int, now_ms: int) -> str:
+    """Time since, in the largest two units: "3m12s"; "-" when it never happened."""
+    if not then_ms:
+        return "-"
+    return duration(max(now_ms - then_ms, 0) / 1000)
+
+
+def duration(seconds: float) -> str:
+    """A span for people: "120ms", "3.4s", "3m12s", "5h04m", "9d02h"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for large, small, unit, minor in ((86_400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if whole >= large:
+            return f"{whole // large}{unit}{whole % large // small:02d}{minor}"
+    return f"{whole}s"
+
+
+def _cells(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _shrink(widths: list[int], columns: Sequence[Column], width: int) -> None:
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    for i in reversed(range(len(columns))):
+        if excess <= 0:
+            return
+        if columns[i].flexible:
+            given = min(excess, max(widths[i] - _MIN_FLEXIBLE_WIDTH, 0))
+            widths[i] -= given
+            excess -= given
+
+
+def _line(
+    styles: Sequence[Styled | None],
+    texts: Sequence[str],
+    columns: Sequence[Column],
+    widths: Sequence[int],
+    colour: bool,
+) -> str:
+    parts: list[str] = []
+    last = len(columns) - 1
+    for i, text in enumerate(texts):
+        size = _cells(text)
+        if size > widths[i]:
+            text, size = _cut(text, widths[i])
+        padding = " " * (widths[i] - size)
+        style = styles[i]
+        painted = text if style is None else _paint(style, text, colour)
+        if columns[i].right:
+            parts.append(padding + painted)
+        else:
+            parts.append(painted if i == last else painted + padding)
+    return _GAP.join(parts).rstrip()
+
+
+def _cut(text: str, width: int) -> tuple[str, int]:
+    kept = text[: max(width - 1, 0)]
+    while _cells(kept) > width - 1:
+        kept = kept[:-1]
+    return kept + "…", _cells(kept) + 1
+
+
+def _paint(style: Styled, text: str, colour: bool) -> str:
+    if not colour or not (style.colour or style.bold or style.dim):
+        return text
+    return click.style(text, fg=style.colour, bold=style.bold or None, dim=style.dim or None)
