@@ -60,13 +60,18 @@ class CommandStream(Protocol):
     async def command_frame(self, frame: command_pb2.CommandFrame) -> None:
         """Take a statement: verify, judge, journal, start what may run.
 
-        Returns when it is durable. Calls are taken one after the other, in the order in which they were made. Refusals
-        (`statement_refused`, `command_refused`) go out through the uplink; nothing is raised.
+        Returns when it is durable, and waits while the node's queue of commands is full: a reader that awaited it would
+        go deaf to pings. Give it a task that takes statements in order. Statements are taken one after the other, in
+        the order of the calls. Refusals (`statement_refused`, `command_refused`) go out through the uplink; nothing is
+        raised.
         """
         ...
 
     async def cancel_frame(self, frame: command_pb2.CancelFrame) -> None:
-        """Take a cancel; ordered with `command_frame`. The answer goes out through the uplink."""
+        """Take a cancel. The answer goes out through the uplink; nothing is raised.
+
+        Call it at once, also while `command_frame` waits: a cancel that overtakes its command leaves a tombstone.
+        """
         ...
 
     def next_reports(
