@@ -18,19 +18,26 @@ from tests.load.rows import ROWS
 _TABLE_COLUMNS = 160
 
 
-async def measure(names: list[str], *, quick: bool, console: Console) -> list[RowResult]:
-    """Run the named rows, one after another: two at once would measure each other."""
-    results = []
+async def measure(names: list[str], *, quick: bool, console: Console) -> tuple[list[RowResult], dict[str, str]]:
+    """Run the named rows, one after another: two at once would measure each other.
+
+    Returns:
+        The results, and what stopped each row that has none; a row that fails costs the others nothing.
+    """
+    results, failures = [], {}
     with tempfile.TemporaryDirectory(prefix="fleet-load-") as folder:
         ctx = Context(Path(folder), quick)
         for name in names:
             console.print(f"{name}: {ROWS[name].WORKLOAD} ...")
-            results.append(await ROWS[name].run(ctx))
-    return results
+            try:
+                results.append(await ROWS[name].run(ctx))
+            except (ChildProcessError, TimeoutError) as failure:
+                failures[name] = str(failure)
+    return results, failures
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def main() -> int:
+    """Parse, measure, print; 1 when a row could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; all when none is named")
     parser.add_argument("--quick", action="store_true", help="small sizes, short times: to see that it works")
@@ -40,7 +47,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     console = Console(stderr=True, width=None if sys.stderr.isatty() else _TABLE_COLUMNS)
-    results = asyncio.run(measure(names, quick=options.quick, console=console))
+    results, failures = asyncio.run(measure(names, quick=options.quick, console=console))
     conditions = {
         "quick": options.quick,
         "cpus": os.cpu_count(),
@@ -53,7 +60,10 @@ def main() -> None:
         options.json.write_text(document + "\n", encoding="utf-8")
     else:
         print(document)
+    for name, failure in failures.items():
+        console.print(f"[red]{name} was not measured:[/red]", failure, highlight=False)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
