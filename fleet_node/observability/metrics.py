@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fleet.metrics import COMMIT_BUCKETS_S, LATENCY_BUCKETS_S, Registry
 
-STREAM_STATES = ("down", "handshaking", "connecting", "up", "handing_over")
+STREAM_STATES = ("connecting", "live", "moving", "waiting", "stopped")
 FINAL_STATES = ("SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED")
 
 

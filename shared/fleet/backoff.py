@@ -48,3 +48,8 @@ class Backoff:
         """A stream ended after `lived_s` seconds; a stable one starts the count again."""
         if lived_s >= self._policy.stable_s:
             self.failures = 0
+
+
+def full_jitter_s(delay_s: float, window_s: float) -> float:
+    """Seconds to wait for a slot that begins after `delay_s` and is `window_s` wide."""
+    return delay_s + random.uniform(0, max(0.0, window_s))

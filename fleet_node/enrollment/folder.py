@@ -1,0 +1,96 @@
+"""The node's state folder: 0700, one process at a time.
+
+| file | holds |
+|---|---|
+| identity.key, sealing.key | private keys, 0600 |
+| enrollment.json | an enrollment that waits for the operator's decision |
+| membership.json | cluster, node id, api_key: what the bootstrap gave, 0600 |
+| bundle.bin | the signed trust bundle in force |
+| journal.db, spool.db | commands and telemetry |
+| lock, control.sock | one process; live state for `fleet-node status` |
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from fleet.identity import PrivateFileError, private_folder
+
+
+class FolderLockedError(Exception):
+    """Another process holds the state folder; two would run commands twice."""
+
+
+class StateFolder:
+    """Paths of one node's state, and the lock that keeps a second process out.
+
+    Args:
+        path: the folder; made 0700 when it is missing.
+
+    Raises:
+        PrivateFileError: it is open to others, belongs to somebody else, or cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.path = private_folder(path)
+        except OSError as error:
+            raise PrivateFileError(f"cannot use {path} as state folder: {error.strerror}") from error
+        self._lock: int | None = None
+
+    @property
+    def enrollment(self) -> Path:
+        """An enrollment under way."""
+        return self.path / "enrollment.json"
+
+    @property
+    def membership(self) -> Path:
+        """The membership."""
+        return self.path / "membership.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The trust bundle."""
+        return self.path / "bundle.bin"
+
+    @property
+    def journal(self) -> Path:
+        """The command journal."""
+        return self.path / "journal.db"
+
+    @property
+    def spool(self) -> Path:
+        """The telemetry spool."""
+        return self.path / "spool.db"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the running daemon answers `fleet-node status`."""
+        return self.path / "control.sock"
+
+    def lock(self) -> None:
+        """Take the folder for this process until it ends.
+
+        Raises:
+            FolderLockedError: another process has it.
+        """
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise FolderLockedError(
+                f"{self.path} is in use by process {holder or '?'}: stop it, or give this node another state folder"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

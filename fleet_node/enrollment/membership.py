@@ -1,0 +1,201 @@
+"""What a node is a member of, kept in two small private files that are replaced atomically."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from fleet import trust
+from fleet.identity import PrivateFileError, read_private, write_private
+from fleet.secrets import Secret
+from fleet.trust import TrustState
+from fleet.v1 import trust_pb2
+
+_FORMAT = 1
+
+
+class MembershipError(Exception):
+    """A state file is missing or damaged; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEnrollment:
+    """An enrollment that waits for an operator: what the join token pinned, and under which id to poll."""
+
+    enrollment_id: str
+    cluster_id: str
+    endpoints: tuple[str, ...]
+    tls_ca_der: bytes
+    authority_key: bytes
+    owner_pin: bytes
+    poll_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A node's place in its cluster."""
+
+    cluster_id: str
+    node_id: str
+    name: str
+    site: str
+    endpoints: tuple[str, ...]
+    tls_ca_der: bytes
+    authority_key: bytes
+    owner_pin: bytes
+    api_key: Secret[str]
+    telemetry_interval_s: float
+    max_in_flight: int
+
+
+def save_pending(path: Path, pending: PendingEnrollment) -> None:
+    """Store an enrollment under way, so that a restart resumes the poll."""
+    _write(
+        path,
+        {
+            "enrollment_id": pending.enrollment_id,
+            "cluster_id": pending.cluster_id,
+            "endpoints": list(pending.endpoints),
+            "tls_ca_der": _text(pending.tls_ca_der),
+            "authority_key": _text(pending.authority_key),
+            "owner_pin": _text(pending.owner_pin),
+            "poll_interval_s": pending.poll_interval_s,
+        },
+    )
+
+
+def load_pending(path: Path) -> PendingEnrollment | None:
+    """The enrollment under way, if there is one.
+
+    Raises:
+        MembershipError: the file is damaged.
+    """
+    found = _read(path)
+    if found is None:
+        return None
+    try:
+        return PendingEnrollment(
+            enrollment_id=found["enrollment_id"],
+            cluster_id=found["cluster_id"],
+            endpoints=tuple(found["endpoints"]),
+            tls_ca_der=_raw(found["tls_ca_der"]),
+            authority_key=_raw(found["authority_key"]),
+            owner_pin=_raw(found["owner_pin"]),
+            poll_interval_s=float(found["poll_interval_s"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def save_membership(path: Path, membership: Membership) -> None:
+    """Store the membership durably."""
+    _write(
+        path,
+        {
+            "cluster_id": membership.cluster_id,
+            "node_id": membership.node_id,
+            "name": membership.name,
+            "site": membership.site,
+            "endpoints": list(membership.endpoints),
+            "tls_ca_der": _text(membership.tls_ca_der),
+            "authority_key": _text(membership.authority_key),
+            "owner_pin": _text(membership.owner_pin),
+            "api_key": membership.api_key.reveal(),
+            "telemetry_interval_s": membership.telemetry_interval_s,
+            "max_in_flight": membership.max_in_flight,
+        },
+    )
+
+
+def load_membership(path: Path) -> Membership | None:
+    """The membership, if the node has one.
+
+    Raises:
+        MembershipError: the file is damaged.
+    """
+    found = _read(path)
+    if found is None:
+        return None
+    try:
+        return Membership(
+            cluster_id=found["cluster_id"],
+            node_id=found["node_id"],
+            name=found["name"],
+            site=found["site"],
+            endpoints=tuple(found["endpoints"]),
+            tls_ca_der=_raw(found["tls_ca_der"]),
+            authority_key=_raw(found["authority_key"]),
+            owner_pin=_raw(found["owner_pin"]),
+            api_key=Secret(found["api_key"]),
+            telemetry_interval_s=float(found["telemetry_interval_s"]),
+            max_in_flight=int(found["max_in_flight"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+class BundleFile:
+    """The trust bundle in force, on disk. Whoever can change the file gains nothing: it is verified when it is read.
+
+    Args:
+        path: where it is kept.
+        cluster_id: the node's cluster.
+        authority_key: the pinned authority; a bundle of a later generation names its successor.
+    """
+
+    def __init__(self, path: Path, *, cluster_id: str, authority_key: bytes) -> None:
+        self._path = path
+        self._cluster_id = cluster_id
+        self._authority_key = authority_key
+
+    def load(self) -> TrustState:
+        """The stored bundle, verified under the pin.
+
+        Raises:
+            MembershipError: missing, damaged, or not of the pinned authority.
+        """
+        try:
+            signed = trust_pb2.Signed.FromString(read_private(self._path))
+            return trust.first(signed, cluster_id=self._cluster_id, authority_key=self._authority_key)
+        except (PrivateFileError, DecodeError, trust.TrustError) as error:
+            raise MembershipError(
+                f"{self._path} holds no trust bundle of the pinned authority ({error}): restore the state folder, "
+                "or enroll again with a new join token"
+            ) from error
+
+    def save(self, state: TrustState) -> None:
+        """Replace the stored bundle atomically."""
+        write_private(self._path, state.signed.SerializeToString())
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_private(path, json.dumps({"format": _FORMAT, **content}, indent=2).encode())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(read_private(path))
+    except (PrivateFileError, ValueError) as error:
+        raise _damaged(path) from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise _damaged(path)
+    return found
+
+
+def _damaged(path: Path) -> MembershipError:
+    return MembershipError(f"{path} is damaged or of another version: restore the state folder, or enroll again")
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _raw(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

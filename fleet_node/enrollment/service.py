@@ -1,0 +1,234 @@
+"""Enrolling: prove the keys, print the fingerprint, wait for the operator, verify the bootstrap, become a member.
+
+docs/protocol.md, "Enrollment". A restart at any moment resumes: keys and the pending enrollment are durable before
+they are used, and `Enroll` is idempotent by token and keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fleet import envelope, jointoken, sealing, trust
+from fleet.backoff import Backoff, BackoffPolicy
+from fleet.clock import Clock
+from fleet.envelope import Domain, EnvelopeError
+from fleet.errors import Advice, Refusal, advice
+from fleet.identity import NodeKeys, has_node_keys, load_node_keys, store_node_keys
+from fleet.secrets import Secret
+from fleet.v1 import enrollment_pb2, trust_pb2
+from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.membership import (
+    BundleFile,
+    Membership,
+    PendingEnrollment,
+    load_pending,
+    save_membership,
+    save_pending,
+)
+from fleet_node.link.caller import GatewayCaller, open_caller
+
+T = TypeVar("T")
+_POLL_BACKOFF = BackoffPolicy(initial_s=1.0, maximum_s=30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """What the node's own configuration pins beyond the token. Empty means not pinned."""
+
+    authority_key: bytes = b""
+    fingerprint: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """What a node says of itself."""
+
+    name: str
+    labels: Mapping[str, str]
+    version: str
+
+
+class EnrollmentError(Exception):
+    """Enrolling failed for good; the message says what to do."""
+
+
+class EnrollmentService:
+    """The node's half of enrollment.
+
+    Args:
+        folder: state folder, locked by this process.
+        clock: for polling.
+        pins: from the node's configuration.
+        poll_interval_s: seconds between polls; None takes the server's wish.
+        retrying: told about every failed try and the seconds until the next, for the person who waits.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: StateFolder,
+        clock: Clock,
+        pins: Pins,
+        poll_interval_s: float | None,
+        retrying: Callable[[Refusal, float], None],
+    ) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._pins = pins
+        self._poll_interval_s = poll_interval_s
+        self._retrying = retrying
+
+    def keys(self) -> NodeKeys:
+        """This node's keys, made and stored at first use.
+
+        Raises:
+            EnrollmentError: they are not the ones that the configuration pins.
+        """
+        if not has_node_keys(self._folder.path):
+            store_node_keys(self._folder.path, NodeKeys.generate())
+        keys = load_node_keys(self._folder.path)
+        if self._pins.fingerprint and keys.fingerprint != self._pins.fingerprint:
+            raise EnrollmentError("this node's keys are not the ones whose fingerprint its configuration pins")
+        return keys
+
+    async def apply(self, token_text: str, applicant: Applicant) -> PendingEnrollment:
+        """Send the request, or find the one that was sent before a restart.
+
+        Raises:
+            EnrollmentError: the token or the pins do not fit, or the server refused for good.
+        """
+        token, said = self._read_token(token_text)
+        pending = load_pending(self._folder.enrollment)
+        if pending is not None and pending.authority_key == said.authority_key:
+            return pending
+        keys = self.keys()
+        caller = await self._connect(tuple(said.endpoints), said.tls_ca_der)
+        try:
+            answer = await self._retry(lambda: caller.enroll(_request(token, said, keys, applicant)))
+        finally:
+            await caller.close()
+        if answer.fingerprint != keys.fingerprint:
+            raise EnrollmentError("the server computed another fingerprint: somebody changed the request on its way")
+        pending = PendingEnrollment(
+            enrollment_id=answer.enrollment_id,
+            cluster_id=said.cluster_id,
+            endpoints=tuple(said.endpoints),
+            tls_ca_der=said.tls_ca_der,
+            authority_key=said.authority_key,
+            owner_pin=token.owner_pin,
+            poll_interval_s=float(answer.poll_interval_s),
+        )
+        save_pending(self._folder.enrollment, pending)
+        return pending
+
+    async def wait_decided(self, pending: PendingEnrollment) -> Membership:
+        """Poll until an operator has decided, and store the membership.
+
+        Raises:
+            EnrollmentError: rejected, or the bootstrap does not verify.
+        """
+        keys = self.keys()
+        caller = await self._connect(pending.endpoints, pending.tls_ca_der)
+        try:
+            while True:
+                answer = await self._retry(lambda: caller.get_bootstrap(_poll(pending, keys)))
+                if answer.state == enrollment_pb2.ENROLLMENT_STATE_APPROVED:
+                    return self._become_member(pending, keys, answer.bootstrap)
+                if answer.state == enrollment_pb2.ENROLLMENT_STATE_REJECTED:
+                    self._folder.enrollment.unlink(missing_ok=True)
+                    raise EnrollmentError(
+                        f"an operator rejected this node ({answer.reason or 'no reason given'}): ask for a new token"
+                    )
+                await self._clock.sleep(self._poll_interval_s or float(answer.poll_interval_s or 2))
+        finally:
+            await caller.close()
+
+    def _read_token(self, text: str) -> tuple[enrollment_pb2.JoinToken, enrollment_pb2.JoinTokenStatement]:
+        try:
+            token = jointoken.decode(text)
+            said = trust.verify_join_token(token)
+        except trust.TrustError as error:
+            raise EnrollmentError(error.detail) from error
+        if self._pins.authority_key and said.authority_key != self._pins.authority_key:
+            raise EnrollmentError("the join token is of another authority than the one that this node's config pins")
+        return token, said
+
+    async def _connect(self, endpoints: tuple[str, ...], ca_der: bytes) -> GatewayCaller:
+        return await self._retry(lambda: open_caller(endpoints, (ca_der,)))
+
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        backoff = Backoff(_POLL_BACKOFF)
+        while True:
+            try:
+                return await call()
+            except Refusal as refusal:
+                if advice(refusal.reason) is Advice.STOP:
+                    raise EnrollmentError(refusal.detail) from refusal
+                delay_s = backoff.next_delay_s(refusal.retry_after_s)
+                self._retrying(refusal, delay_s)
+                await self._clock.sleep(delay_s)
+
+    def _become_member(self, pending: PendingEnrollment, keys: NodeKeys, signed: trust_pb2.Signed) -> Membership:
+        try:
+            raw = envelope.verify_one(signed, domain=Domain.BOOTSTRAP, public_key=pending.authority_key)
+        except EnvelopeError as error:
+            raise EnrollmentError("the bootstrap is not signed by the authority that the join token pinned") from error
+        said = enrollment_pb2.BootstrapStatement.FromString(raw)
+        if (said.enrollment_id, said.cluster_id) != (pending.enrollment_id, pending.cluster_id):
+            raise EnrollmentError("the bootstrap is for another enrollment")
+        if said.fingerprint != keys.fingerprint:
+            raise EnrollmentError("the bootstrap is for other keys than this node's")
+        info = sealing.sealing_info(sealing.Purpose.API_KEY, said.cluster_id, said.node_id, keys.fingerprint)
+        api_key = sealing.unseal(said.sealed_api_key, keys.sealing, info).decode()
+        bundle = trust.first(said.trust_bundle, cluster_id=said.cluster_id, authority_key=pending.authority_key)
+        membership = Membership(
+            cluster_id=said.cluster_id,
+            node_id=said.node_id,
+            name=said.name,
+            site=said.site,
+            endpoints=bundle.endpoints or pending.endpoints,
+            tls_ca_der=pending.tls_ca_der,
+            authority_key=pending.authority_key,
+            owner_pin=pending.owner_pin,
+            api_key=Secret(api_key),
+            telemetry_interval_s=float(said.parameters.telemetry_interval_s or 10),
+            max_in_flight=said.parameters.max_in_flight or 32,
+        )
+        BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(
+            bundle
+        )
+        save_membership(self._folder.membership, membership)
+        self._folder.enrollment.unlink(missing_ok=True)
+        return membership
+
+
+def _request(
+    token: enrollment_pb2.JoinToken,
+    said: enrollment_pb2.JoinTokenStatement,
+    keys: NodeKeys,
+    applicant: Applicant,
+) -> enrollment_pb2.EnrollRequest:
+    statement = enrollment_pb2.EnrollStatement(
+        token_id=said.token_id,
+        token_secret_sha256=hashlib.sha256(token.secret).digest(),
+        cluster_id=said.cluster_id,
+        identity_key=keys.identity.public_key,
+        sealing_key=keys.sealing_public,
+        name=applicant.name,
+        labels=dict(applicant.labels),
+        version=applicant.version,
+    )
+    signed = keys.identity.sign(Domain.ENROLL, statement.SerializeToString())
+    return enrollment_pb2.EnrollRequest(signed=signed, token_secret=token.secret)
+
+
+def _poll(pending: PendingEnrollment, keys: NodeKeys) -> enrollment_pb2.GetBootstrapRequest:
+    statement = enrollment_pb2.BootstrapPollStatement(
+        enrollment_id=pending.enrollment_id, nonce=secrets.token_bytes(32)
+    )
+    signed = keys.identity.sign(Domain.BOOTSTRAP_POLL, statement.SerializeToString())
+    return enrollment_pb2.GetBootstrapRequest(signed=signed)

@@ -1,0 +1,155 @@
+"""One TLS connection to a gateway, pinned to the leaf certificate that was seen first.
+
+gRPC does not show the server's certificate, so the leaf is fetched beforehand under the pinned CA, the channel is
+opened with that leaf as its only root, and its hash is signed in the handshake (docs/protocol.md, "Session").
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+import grpc
+
+from fleet import status, tls
+from fleet.errors import Reason, Refusal
+from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
+
+_CALL_TIMEOUT_S = 10.0
+_LEAF_TIMEOUT_S = 5.0
+_OPTIONS = (
+    (
+        "grpc.use_local_subchannel_pool",
+        1,
+    ),  # channels to one target would share a connection: a takeover would stay where it was
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 60_000),  # reconnecting is the link's decision, never the channel's
+)
+
+T = TypeVar("T")
+Stream = grpc.aio.StreamStreamCall[gateway_pb2.NodeFrame, gateway_pb2.ServerFrame]
+
+
+class LeafCache:
+    """Leaf certificates by endpoint, so that a reconnect costs one TLS connection and not two."""
+
+    def __init__(self) -> None:
+        self._leaves: dict[str, bytes] = {}
+
+    async def get(self, endpoint: str, ca_der: Sequence[bytes]) -> bytes:
+        """DER of the endpoint's leaf, verified under `ca_der`.
+
+        Raises:
+            Refusal: WRONG_CERTIFICATE or UNAVAILABLE.
+        """
+        leaf = self._leaves.get(endpoint)
+        if leaf is None:
+            leaf = await _fetch(endpoint, ca_der)
+            self._leaves[endpoint] = leaf
+        return leaf
+
+    def forget(self, endpoint: str) -> None:
+        """The server does not show this leaf any more."""
+        self._leaves.pop(endpoint, None)
+
+
+class GatewayCaller:
+    """The Gateway service over one connection. Every failure is raised as a `Refusal`."""
+
+    def __init__(self, endpoint: str, leaf_der: bytes, leaves: LeafCache) -> None:
+        self.endpoint = endpoint
+        self.leaf_sha256 = tls.certificate_sha256(leaf_der)
+        self._leaves = leaves
+        credentials = grpc.ssl_channel_credentials(tls.der_to_pem(leaf_der))
+        self._channel = grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
+        self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+
+    async def enroll(self, request: enrollment_pb2.EnrollRequest) -> enrollment_pb2.EnrollResponse:
+        """Ask to join."""
+        return await self._checked(self._stub.Enroll(request, timeout=_CALL_TIMEOUT_S))
+
+    async def get_bootstrap(self, request: enrollment_pb2.GetBootstrapRequest) -> enrollment_pb2.GetBootstrapResponse:
+        """Poll for the decision."""
+        return await self._checked(self._stub.GetBootstrap(request, timeout=_CALL_TIMEOUT_S))
+
+    async def begin_handshake(self, request: session_pb2.BeginHandshakeRequest) -> session_pb2.BeginHandshakeResponse:
+        """Ask for a challenge."""
+        return await self._checked(self._stub.BeginHandshake(request, timeout=_CALL_TIMEOUT_S))
+
+    async def complete_handshake(
+        self, request: session_pb2.CompleteHandshakeRequest
+    ) -> session_pb2.CompleteHandshakeResponse:
+        """Answer the challenge."""
+        return await self._checked(self._stub.CompleteHandshake(request, timeout=_CALL_TIMEOUT_S))
+
+    async def get_trust_chain(self, request: trust_pb2.GetTrustChainRequest) -> trust_pb2.GetTrustChainResponse:
+        """Fetch signed bundles."""
+        return await self._checked(self._stub.GetTrustChain(request, timeout=_CALL_TIMEOUT_S))
+
+    def connect(self, metadata: tuple[tuple[str, str], ...]) -> Stream:
+        """Open the stream; it must be finished or cancelled (grpc/grpc#43462)."""
+        return self._stub.Connect(metadata=metadata)
+
+    async def stream_failure(self, call: Stream) -> Refusal | None:
+        """Why a stream ended, once it has; None when the server ended it in order."""
+        code = await call.code()
+        if code is grpc.StatusCode.OK:
+            return None
+        return self._refusal(
+            grpc.aio.AioRpcError(
+                code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+            )
+        )
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close(None)
+
+    async def _checked(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: grpc.aio.AioRpcError) -> Refusal:
+        refusal = status.decode(error)
+        if refusal.reason is Reason.WRONG_CERTIFICATE or "CERTIFICATE_VERIFY_FAILED" in (error.details() or ""):
+            self._leaves.forget(self.endpoint)  # it was renewed, or somebody stands in between: look again
+        return refusal
+
+
+async def open_caller(
+    endpoints: Sequence[str], ca_der: Sequence[bytes], leaves: LeafCache | None = None
+) -> GatewayCaller:
+    """Connect to the first endpoint that shows a good certificate, in random order so that a fleet spreads.
+
+    Raises:
+        Refusal: none answered; the reason is that of the last one.
+    """
+    leaves = leaves or LeafCache()
+    failure = Refusal(Reason.UNAVAILABLE, "no gateway endpoint is known")
+    for endpoint in random.sample(list(endpoints), len(endpoints)):
+        try:
+            return GatewayCaller(endpoint, await leaves.get(endpoint, ca_der), leaves)
+        except Refusal as refusal:
+            failure = refusal
+    raise failure
+
+
+async def _fetch(endpoint: str, ca_der: Sequence[bytes]) -> bytes:
+    try:
+        return await tls.fetch_leaf(endpoint, ca_der, _LEAF_TIMEOUT_S)
+    except ssl.SSLCertVerificationError as error:
+        raise Refusal(
+            Reason.WRONG_CERTIFICATE,
+            f"{endpoint} shows a certificate that is not of the pinned CA or for this name ({error.verify_message}): "
+            "check the endpoint, and that nothing in between opens TLS",
+        ) from error
+    except (OSError, TimeoutError, ValueError) as error:
+        raise Refusal(
+            Reason.UNAVAILABLE,
+            f"cannot reach {endpoint} ({str(error) or type(error).__name__}): `fleet-node doctor` finds out why",
+        ) from error

@@ -1,0 +1,355 @@
+"""One stream of this node, from hello to its end.
+
+Mental model
+    One reader task reads and never waits for the journal: pings are answered while a commit is under way.
+    Commands and cancels go through one worker, in the order of the wire.
+    One writer pulls from lanes by priority: control, then reports, then telemetry, so that control never waits behind
+    bulk. Only the writer seals frames, so counters grow in the order of the wire. The stream ends once, with the
+    first reason; whatever was not acknowledged goes out again on the next stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import secrets
+from collections import deque
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from fleet.channel import ChannelError, node_end
+from fleet.clock import Clock, ServerTime
+from fleet.envelope import Domain
+from fleet.errors import Reason, Refusal
+from fleet.identity import NodeKeys
+from fleet.sequence import StreamContext
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2
+from fleet_node.enrollment.membership import Membership
+from fleet_node.link import rules
+from fleet_node.link.caller import GatewayCaller
+from fleet_node.link.handshake import Session
+from fleet_node.link.ports import CommandPort, CommandStream, TelemetryPort, TelemetryStream, TrustPort
+
+_WELCOME_TIMEOUT_S = 10.0
+_MAX_CONTROL = 1024
+_FLUSH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The rooms behind the link."""
+
+    commands: CommandPort
+    telemetry: TelemetryPort
+    trust: TrustPort
+
+
+@dataclass(frozen=True, slots=True)
+class SelfDescription:
+    """What the hello says of this process."""
+
+    software_version: str
+    labels: dict[str, str]
+    drivers: list[gateway_pb2.DriverDescriptor]
+    boot_id: bytes
+
+
+@dataclass(slots=True)
+class Heard:
+    """What the last ping told; round trip in microseconds, offset in milliseconds."""
+
+    rtt_us: int = 0
+    offset_ms: int = 0
+
+
+class Connection:
+    """See the module's mental model. Call `open`, then `run`; `leave` ends it in order."""
+
+    def __init__(
+        self,
+        *,
+        caller: GatewayCaller,
+        session: Session,
+        membership: Membership,
+        keys: NodeKeys,
+        ports: Ports,
+        about: SelfDescription,
+        clock: Clock,
+        server_time: ServerTime,
+    ) -> None:
+        self.caller = caller
+        self.welcome = gateway_pb2.Welcome()
+        self.heard = Heard()
+        self.goaway: asyncio.Future[gateway_pb2.ControlGoaway] = asyncio.get_running_loop().create_future()
+        self._session = session
+        self._membership = membership
+        self._keys = keys
+        self._ports = ports
+        self._about = about
+        self._clock = clock
+        self._server_time = server_time
+        self._sealer, self._opener = node_end(session.frame_keys)
+        self._control: deque[gateway_pb2.NodeControl] = deque()
+        self._orders: asyncio.Queue[gateway_pb2.ServerControl | None] = asyncio.Queue()
+        self._wake = asyncio.Event()
+        self._ending: Refusal | None = None
+        self._ended = False
+        self._said_goodbye = False
+        self._heard_at = 0.0
+        self._commands: CommandStream | None = None
+        self._telemetry: TelemetryStream | None = None
+        token = base64.urlsafe_b64encode(session.token.reveal()).decode().rstrip("=")
+        self._call = caller.connect(
+            (("authorization", f"Bearer {membership.api_key.reveal()}"), ("fleet-session", token))
+        )
+
+    async def open(self, takeover_of: str) -> None:
+        """Say hello and wait for the welcome.
+
+        Raises:
+            Refusal: the server refused the stream, or said nothing for 10 s.
+        """
+        hello, binding = self._hello(takeover_of)
+        reading = asyncio.create_task(self._read_frame())  # never cancelled (grpc/grpc#43360)
+        await self._write(gateway_pb2.NodeFrame(hello=hello))
+        done, _ = await asyncio.wait({reading}, timeout=_WELCOME_TIMEOUT_S)
+        frame = reading.result() if done else None
+        if frame is None or frame.WhichOneof("frame") != "welcome":
+            raise await self._not_welcomed(answered=bool(done))
+        self.welcome = frame.welcome
+        self._server_time.observe(frame.welcome.server_time_ms)
+        self._heard_at = self._clock.monotonic()
+        context = StreamContext(self._membership.cluster_id, self._membership.node_id, binding)
+        self._commands = self._ports.commands.opened(context, frame.welcome, self)
+        self._telemetry = self._ports.telemetry.opened(frame.welcome.max_telemetry_bytes or 65536, self)
+
+    async def run(self) -> Refusal | None:
+        """Serve the stream until it ends; why it ended, or None when both sides wanted it."""
+        reader = asyncio.create_task(self._read())
+        worker = asyncio.create_task(self._work())
+        watchdog = asyncio.create_task(self._watch())
+        try:
+            await self._send()
+        finally:
+            self._end(None)
+            watchdog.cancel()
+            self._orders.put_nowait(None)
+            if self._commands is not None:
+                self._commands.close()
+            if self._telemetry is not None:
+                self._telemetry.close()
+            refusal = await self._finish()
+            await asyncio.wait({reader, worker, watchdog})
+        return self._ending or refusal
+
+    def leave(self, reason: str) -> None:
+        """Send what is ready, say goodbye, and end."""
+        if not self._ended and not self._said_goodbye:
+            self._said_goodbye = True
+            self._control.append(gateway_pb2.NodeControl(goodbye=gateway_pb2.Goodbye(reason=reason)))
+            self._wake.set()
+
+    def send_control(self, control: gateway_pb2.NodeControl) -> None:
+        """Queue a control frame before everything else."""
+        if self._ended:
+            return
+        if len(self._control) >= _MAX_CONTROL:
+            self._end(Refusal(Reason.HEARTBEAT_LOST, "the server stopped reading this stream"))
+            return
+        self._control.append(control)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """A room has more to give."""
+        self._wake.set()
+
+    def _hello(self, takeover_of: str) -> tuple[gateway_pb2.Hello, bytes]:
+        counters = self._ports.commands.hello()
+        generation, number = self._ports.trust.state.version
+        body = gateway_pb2.HelloBody(
+            software_version=self._about.software_version,
+            protocol_version=1,
+            last_accepted_seq=counters.last_accepted_seq,
+            first_report_no=counters.first_report_no,
+            last_report_no=counters.last_report_no,
+            bundle_version=session_pb2.BundleVersion(generation=generation, number=number),
+            labels=self._about.labels,
+            drivers=self._about.drivers,
+            max_in_flight=counters.max_in_flight,
+            node_time_ms=self._clock.now_ms(),
+            last_batch_seq=self._ports.telemetry.last_batch_seq,
+            drained=counters.drained,
+            boot_id=self._about.boot_id,
+        ).SerializeToString()
+        statement = session_pb2.StreamStatement(
+            session_token_sha256=self._session.token_sha256,
+            node_id=self._membership.node_id,
+            cluster_id=self._membership.cluster_id,
+            nonce=secrets.token_bytes(32),
+            takeover_of=takeover_of,
+            hello_sha256=hashlib.sha256(body).digest(),
+        ).SerializeToString()
+        proof = self._keys.identity.sign(Domain.STREAM, statement)
+        return gateway_pb2.Hello(proof=proof, body=body), hashlib.sha256(statement).digest()
+
+    async def _not_welcomed(self, *, answered: bool) -> Refusal:
+        if not answered:
+            self._call.cancel()
+            return Refusal(Reason.UNAVAILABLE, "the server took the stream and did not welcome it within 10 s")
+        refusal = await self.caller.stream_failure(self._call)
+        self._call.cancel()
+        return refusal or Refusal(Reason.UNAVAILABLE, "the server ended the stream instead of welcoming it")
+
+    async def _read_frame(self) -> gateway_pb2.ServerFrame | None:
+        try:
+            frame = await self._call.read()
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
+            return None
+        return frame if isinstance(frame, gateway_pb2.ServerFrame) else None
+
+    async def _write(self, frame: gateway_pb2.NodeFrame) -> bool:
+        try:
+            await self._call.write(frame)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return False
+        return True
+
+    async def _send(self) -> None:
+        while not self._ended:
+            self._wake.clear()
+            frame = self._next_frame()
+            if frame is None:
+                await self._wake.wait()
+            elif not await self._write(frame):
+                self._end(None)
+            elif frame.WhichOneof("frame") == "control" and self._said_goodbye and not self._control:
+                return
+
+    def _next_frame(self) -> gateway_pb2.NodeFrame | None:
+        if self._control:
+            if self._said_goodbye and len(self._control) == 1 and (reports := self._next_reports()) is not None:
+                return self._seal(reports)  # whatever is ready goes out before the goodbye
+            return self._seal(self._control.popleft())
+        if (reports := self._next_reports()) is not None:
+            return self._seal(reports)
+        batch = self._telemetry.next_batch() if self._telemetry is not None else None
+        return gateway_pb2.NodeFrame(telemetry=batch) if batch is not None else None
+
+    def _next_reports(self) -> gateway_pb2.NodeControl | None:
+        reports = self._commands.next_reports() if self._commands is not None else []
+        return gateway_pb2.NodeControl(reports=command_pb2.ReportList(reports=reports)) if reports else None
+
+    def _seal(self, control: gateway_pb2.NodeControl) -> gateway_pb2.NodeFrame:
+        return gateway_pb2.NodeFrame(control=self._sealer.seal(control.SerializeToString()))
+
+    async def _read(self) -> None:
+        try:
+            while (frame := await self._read_frame()) is not None:
+                self._take(frame)
+        except (ChannelError, DecodeError) as error:
+            self._end(Refusal(Reason.BAD_PROOF, f"a frame from the server was refused: {error}"))
+        finally:
+            self._end(None)
+
+    def _take(self, frame: gateway_pb2.ServerFrame) -> None:
+        if frame.WhichOneof("frame") != "control":
+            raise ChannelError("a frame that is no control frame arrived after the welcome")
+        control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
+        kind = control.WhichOneof("body")
+        if kind in ("commands", "cancel", "trust_bundle"):
+            self._orders.put_nowait(control)
+        elif kind == "result_ack":
+            self._ports.commands.acked(control.result_ack.report_no)
+        elif kind == "telemetry_ack":
+            self._ports.telemetry.acked(control.telemetry_ack.batch_seq)
+        elif kind == "ping":
+            self._answer_ping(control.ping)
+        elif kind == "reauth":
+            self._answer_reauth(control.reauth)
+        elif kind == "drain":
+            self._ports.commands.drain(control.drain)
+        elif kind == "goaway":
+            if not self.goaway.done():
+                self.goaway.set_result(control.goaway)
+        elif kind == "error":
+            reason = control.error.reason
+            self._ending = Refusal(
+                Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL, control.error.detail
+            )
+        # config, lease, floor, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
+        # server may send them, and waits for an answer that says so.
+
+    async def _work(self) -> None:
+        while (order := await self._orders.get()) is not None:
+            kind = order.WhichOneof("body")
+            if self._commands is None or self._ended:
+                continue
+            if kind == "commands":
+                await self._commands.command_frame(order.commands)
+            elif kind == "cancel":
+                await self._commands.cancel_frame(order.cancel)
+            elif kind == "trust_bundle":
+                applied = await self._ports.trust.offer(order.trust_bundle.bundles)
+                self.send_control(gateway_pb2.NodeControl(bundle_applied=applied))
+
+    def _answer_ping(self, ping: gateway_pb2.Ping) -> None:
+        self._heard_at = self._clock.monotonic()
+        self._server_time.observe(ping.server_time_ms)
+        self.heard.rtt_us = ping.last_rtt_us
+        self.heard.offset_ms = self._server_time.offset_ms()
+        if ping.interval_ms:
+            self.welcome.heartbeat_interval_ms = ping.interval_ms
+        self.send_control(
+            gateway_pb2.NodeControl(
+                pong=gateway_pb2.Pong(
+                    number=ping.number, server_time_ms=ping.server_time_ms, node_time_ms=self._clock.now_ms()
+                )
+            )
+        )
+
+    def _answer_reauth(self, reauth: gateway_pb2.Reauth) -> None:
+        statement = session_pb2.ReauthStatement(challenge=reauth.challenge, stream_id=self.welcome.stream_id)
+        proof = self._keys.identity.sign(Domain.REAUTH, statement.SerializeToString())
+        self.send_control(gateway_pb2.NodeControl(reauth_proof=proof))
+
+    async def _watch(self) -> None:
+        while not self._ended:
+            allowed_s = rules.heartbeat_deadline_s(self.welcome.heartbeat_interval_ms)
+            left_s = self._heard_at + allowed_s - self._clock.monotonic()
+            if left_s <= 0:
+                self._end(
+                    Refusal(
+                        Reason.HEARTBEAT_LOST, f"no ping for {allowed_s:.1f} s: the server or the way to it is gone"
+                    )
+                )
+                return
+            await self._clock.sleep(left_s)
+
+    def _end(self, refusal: Refusal | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if refusal is not None:
+            self._ending = refusal
+        self._wake.set()
+
+    async def _finish(self) -> Refusal | None:
+        """End the call within bounds: half-close, give the server a moment, then cancel."""
+        if self._said_goodbye:
+            try:
+                async with asyncio.timeout(_FLUSH_S):
+                    await self._call.done_writing()
+                    return await self.caller.stream_failure(self._call)
+            except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                self._call.cancel()
+                return None
+        if not self._call.done():
+            self._call.cancel()
+            return None
+        return await self.caller.stream_failure(self._call)

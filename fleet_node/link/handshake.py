@@ -1,0 +1,103 @@
+"""The node's half of the handshake: api_key and a signed challenge against a short-lived session token
+(docs/protocol.md, "Session")."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.protobuf.message import DecodeError
+
+from fleet import envelope
+from fleet.channel import ChannelError, FrameKeys, derive_frame_keys
+from fleet.clock import ServerTime
+from fleet.envelope import Domain, EnvelopeError
+from fleet.errors import Reason, Refusal
+from fleet.identity import NodeKeys
+from fleet.secrets import Secret
+from fleet.v1 import session_pb2, trust_pb2
+from fleet_node.enrollment.membership import Membership
+from fleet_node.link.caller import GatewayCaller
+from fleet_node.link.ports import TrustPort
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that opens one stream, once."""
+
+    token: Secret[bytes]
+    token_sha256: bytes
+    frame_keys: FrameKeys
+    expires_at_ms: int
+
+
+async def handshake(
+    caller: GatewayCaller,
+    *,
+    membership: Membership,
+    keys: NodeKeys,
+    trust: TrustPort,
+    server_time: ServerTime,
+) -> Session:
+    """Authenticate this node to the server and the server to this node.
+
+    Raises:
+        Refusal: by the server; or BAD_PROOF, when the server did not prove that it is the cluster's.
+    """
+    api_key = membership.api_key.reveal()
+    generation, number = trust.state.version
+    begun = await caller.begin_handshake(
+        session_pb2.BeginHandshakeRequest(
+            api_key=api_key,
+            node_id=membership.node_id,
+            bundle_version=session_pb2.BundleVersion(generation=generation, number=number),
+            protocol_version=PROTOCOL_VERSION,
+        )
+    )
+    if begun.bundle_chain:
+        await trust.offer(begun.bundle_chain)
+    ephemeral = X25519PrivateKey.generate()
+    statement = session_pb2.HandshakeStatement(
+        challenge=begun.challenge,
+        client_nonce=secrets.token_bytes(32),
+        node_id=membership.node_id,
+        cluster_id=membership.cluster_id,
+        server_leaf_sha256=caller.leaf_sha256,
+        protocol_version=PROTOCOL_VERSION,
+        x25519_share=ephemeral.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
+    ).SerializeToString()
+    proof = keys.identity.sign(Domain.HANDSHAKE, statement)
+    answer = await caller.complete_handshake(session_pb2.CompleteHandshakeRequest(api_key=api_key, signed=proof))
+    said = _verify_server(answer, proof, trust.state.authority_key)
+    server_time.observe(said.server_time_ms)
+    try:
+        frame_keys = derive_frame_keys(ephemeral, said.x25519_share, statement, answer.signed.statement)
+    except ChannelError as error:
+        raise _not_proven(str(error)) from error
+    return Session(Secret(answer.session_token), said.session_token_sha256, frame_keys, said.expires_at_ms)
+
+
+def _verify_server(
+    answer: session_pb2.CompleteHandshakeResponse, proof: trust_pb2.Signed, authority_key: bytes
+) -> session_pb2.HandshakeServerStatement:
+    try:
+        raw = envelope.verify_one(answer.signed, domain=Domain.HANDSHAKE_SERVER, public_key=authority_key)
+        said = session_pb2.HandshakeServerStatement.FromString(raw)
+    except (EnvelopeError, DecodeError) as error:
+        raise _not_proven("its answer is not signed by the pinned authority") from error
+    expected = hashlib.sha256(proof.statement + proof.signatures[0].value).digest()
+    if not hmac.compare_digest(said.node_proof_sha256, expected):
+        raise _not_proven("its answer is to another handshake")
+    if not hmac.compare_digest(said.session_token_sha256, hashlib.sha256(answer.session_token).digest()):
+        raise _not_proven("its session token is not the one that it signed")
+    return said
+
+
+def _not_proven(why: str) -> Refusal:
+    return Refusal(Reason.BAD_PROOF, f"the server did not prove that it is this cluster's: {why}")

@@ -1,0 +1,293 @@
+"""Keeps one stream up, for ever: connect, serve, hand over, come back.
+
+Mental model
+    At most one connection serves; during a takeover a second one is opened beside it, and only once that is welcomed
+    does the first say goodbye (make before break). Nothing the server says makes the node give up: refusals change
+    how long it stays away, and what `fleet-node status` shows. Every wait is jittered and ends at once on `stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from fleet.backoff import Backoff, BackoffPolicy, full_jitter_s
+from fleet.clock import Clock, ServerTime
+from fleet.errors import Advice, Reason, Refusal, advice
+from fleet.identity import NodeKeys
+from fleet.logs import get_logger
+from fleet.v1 import gateway_pb2
+from fleet_node.enrollment.membership import Membership
+from fleet_node.link import rules
+from fleet_node.link.caller import GatewayCaller, LeafCache, open_caller
+from fleet_node.link.connection import Connection, Ports, SelfDescription
+from fleet_node.link.handshake import handshake
+from fleet_node.observability.metrics import LinkMetrics
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+
+class LinkState(StrEnum):
+    """What `fleet-node status` shows."""
+
+    CONNECTING = "connecting"
+    LIVE = "live"
+    MOVING = "moving"
+    WAITING = "waiting"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class LinkStatus:
+    """The link as a person wants to see it."""
+
+    state: LinkState = LinkState.CONNECTING
+    endpoint: str = ""
+    stream_id: str = ""
+    stream_epoch: int = 0
+    replica_id: str = ""
+    rtt_us: int = 0
+    clock_offset_ms: int = 0
+    last_refusal: str = ""
+    last_detail: str = ""
+    next_attempt_s: float = 0.0
+    streams_opened: int = 0
+    since_ms: int = field(default=0)
+
+
+class Link:
+    """See the module's mental model.
+
+    Args:
+        endpoints: overrides those of the signed bundle; empty uses the bundle's.
+    """
+
+    def __init__(
+        self,
+        *,
+        membership: Membership,
+        keys: NodeKeys,
+        ports: Ports,
+        about: SelfDescription,
+        clock: Clock,
+        server_time: ServerTime,
+        metrics: LinkMetrics,
+        backoff: BackoffPolicy | None = None,
+        endpoints: tuple[str, ...] = (),
+    ) -> None:
+        self.status = LinkStatus(since_ms=clock.now_ms())
+        self._membership = membership
+        self._keys = keys
+        self._ports = ports
+        self._about = about
+        self._clock = clock
+        self._server_time = server_time
+        self._metrics = metrics
+        self._backoff = Backoff(backoff or BackoffPolicy())
+        self._endpoints = endpoints
+        self._leaves = LeafCache()
+        self._stopping = asyncio.Event()
+        self._current: Connection | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._show(LinkState.CONNECTING)
+
+    def stop(self) -> None:
+        """Leave in order; `run` returns soon after."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopping.is_set():
+            self._show(LinkState.CONNECTING)
+            try:
+                connection = await self._connect("", self._known_endpoints())
+            except Refusal as refusal:
+                await self._stay_away(refusal)
+                continue
+            await self._serve(connection)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._show(LinkState.STOPPED)
+
+    async def _connect(self, takeover_of: str, endpoints: tuple[str, ...]) -> Connection:
+        """Authenticate and open a stream.
+
+        Raises:
+            Refusal: with the connection closed again.
+        """
+        caller = await open_caller(
+            endpoints, self._ports.trust.state.tls_ca_der or (self._membership.tls_ca_der,), self._leaves
+        )
+        try:
+            connection = await self._open_stream(caller, takeover_of)
+        except BaseException as error:
+            outcome = str(error.reason) if isinstance(error, Refusal) else "error"
+            self._metrics.handshakes.labels(outcome).inc()
+            await caller.close()
+            raise
+        self._metrics.handshakes.labels("ok").inc()
+        self._note_welcome(connection)
+        return connection
+
+    async def _open_stream(self, caller: GatewayCaller, takeover_of: str) -> Connection:
+        session = await handshake(
+            caller,
+            membership=self._membership,
+            keys=self._keys,
+            trust=self._ports.trust,
+            server_time=self._server_time,
+        )
+        connection = Connection(
+            caller=caller,
+            session=session,
+            membership=self._membership,
+            keys=self._keys,
+            ports=self._ports,
+            about=self._about,
+            clock=self._clock,
+            server_time=self._server_time,
+        )
+        await connection.open(takeover_of)
+        return connection
+
+    async def _serve(self, connection: Connection) -> None:
+        """Serve a connection and those that take over from it, until no stream is left."""
+        current: Connection | None = connection
+        while current is not None:
+            self._current = current
+            current = await self._serve_one(current)
+        self._current = None
+
+    async def _serve_one(self, connection: Connection) -> Connection | None:
+        """Serve until the stream ends, or until its successor is welcomed, which is returned."""
+        opened_at = self._clock.monotonic()
+        running = asyncio.create_task(connection.run())
+        stopping = asyncio.create_task(self._stopping.wait())
+        waited: set[asyncio.Future[Any]] = {running, stopping, connection.goaway}
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            plan = None
+            if stopping.done():
+                connection.leave("SHUTDOWN")
+            elif connection.goaway.done() and not running.done():
+                goaway = connection.goaway.result()
+                plan = rules.plan_goaway(goaway, self._known_endpoints())
+                log.info("goaway_received", reason=gateway_pb2.GoawayReason.Name(goaway.reason), plan=str(plan.leave))
+                if plan.leave is rules.Leave.TAKEOVER:
+                    successor = await self._take_over(connection, plan, running)
+                    if successor is not None:
+                        self._retire(connection, running)
+                        return successor
+                else:
+                    connection.leave("GOAWAY")
+            refusal = await running
+        finally:
+            stopping.cancel()
+        self._backoff.ended(self._clock.monotonic() - opened_at)
+        await connection.caller.close()
+        await self._after(refusal, plan)
+        return None
+
+    async def _take_over(
+        self, connection: Connection, plan: rules.Plan, running: asyncio.Task[Refusal | None]
+    ) -> Connection | None:
+        """Open the next stream beside the old one; None when the old one ended first."""
+        self._show(LinkState.MOVING)
+        backoff = Backoff(BackoffPolicy(initial_s=0.25, maximum_s=5.0))
+        delay_s = full_jitter_s(plan.delay_s, plan.window_s)
+        while True:
+            if await self._interrupted({running}, delay_s):
+                return None
+            try:
+                return await self._connect(connection.welcome.stream_id, plan.endpoints)
+            except Refusal as refusal:
+                self._note_refusal(refusal)
+                delay_s = backoff.next_delay_s(refusal.retry_after_s)
+
+    def _retire(self, connection: Connection, running: asyncio.Task[Refusal | None]) -> None:
+        connection.leave("TAKEOVER")
+
+        async def finish() -> None:
+            await asyncio.wait({running})
+            await connection.caller.close()
+
+        self._background(finish())
+
+    async def _after(self, refusal: Refusal | None, plan: rules.Plan | None) -> None:
+        if self._stopping.is_set():
+            return
+        if plan is not None and plan.leave is rules.Leave.RETURN:
+            self._metrics.reconnects.labels("goaway").inc()
+            await self._pause(full_jitter_s(plan.delay_s, plan.window_s))
+        elif plan is not None and plan.leave is rules.Leave.STAY_AWAY:
+            await self._stay_away(refusal or Refusal(Reason.SUSPENDED, "the server sent this node away"))
+        else:
+            await self._stay_away(refusal or Refusal(Reason.UNAVAILABLE, "the stream ended"))
+
+    async def _stay_away(self, refusal: Refusal) -> None:
+        self._note_refusal(refusal)
+        self._metrics.reconnects.labels(str(refusal.reason)).inc()
+        delay_s = self._backoff.next_delay_s(rules.stay_away_s(refusal.reason, refusal.retry_after_s))
+        level = log.error if advice(refusal.reason) is Advice.STOP else log.warning
+        level("stream_lost", reason=str(refusal.reason), detail=refusal.detail, retry_in_s=round(delay_s, 2))
+        await self._pause(delay_s)
+
+    async def _pause(self, delay_s: float) -> None:
+        self._show(LinkState.WAITING)
+        self.status.next_attempt_s = round(delay_s, 3)
+        self._metrics.backoff.set(delay_s)
+        await self._interrupted(set(), delay_s)
+        self.status.next_attempt_s = 0.0
+        self._metrics.backoff.set(0)
+
+    async def _interrupted(self, tasks: set[asyncio.Task[T]], delay_s: float) -> bool:
+        """Wait `delay_s`; True when a task of `tasks` ended or a stop came first. `tasks` are left running."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(delay_s))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait({*tasks, sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done - {sleeping})
+        finally:
+            sleeping.cancel()
+            stopping.cancel()
+
+    def _known_endpoints(self) -> tuple[str, ...]:
+        return self._endpoints or self._ports.trust.state.endpoints or self._membership.endpoints
+
+    def _note_welcome(self, connection: Connection) -> None:
+        welcome = connection.welcome
+        self.status.endpoint = connection.caller.endpoint
+        self.status.stream_id = welcome.stream_id
+        self.status.stream_epoch = welcome.stream_epoch
+        self.status.replica_id = welcome.replica_id
+        self.status.streams_opened += 1
+        self.status.last_refusal = self.status.last_detail = ""
+        self._show(LinkState.LIVE)
+        log.info("stream_welcomed", endpoint=connection.caller.endpoint, epoch=welcome.stream_epoch)
+
+    def _note_refusal(self, refusal: Refusal) -> None:
+        self.status.last_refusal = str(refusal.reason)
+        self.status.last_detail = refusal.detail
+
+    def _show(self, state: LinkState) -> None:
+        self.status.state = state
+        self.status.since_ms = self._clock.now_ms()
+        self._metrics.stream.set(str(state))
+
+    def live_status(self) -> LinkStatus:
+        """The status with what the last ping told."""
+        if self._current is not None:
+            self.status.rtt_us = self._current.heard.rtt_us
+            self.status.clock_offset_ms = self._current.heard.offset_ms
+            self._metrics.round_trip.set(self.status.rtt_us / 1e6)
+            self._metrics.clock_offset.set(self.status.clock_offset_ms / 1000)
+        return self.status
+
+    def _background(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,76 @@
+"""Decisions of the link: pure. What to do after a refusal or a goaway, and where to go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fleet.errors import Advice, Reason, advice
+from fleet.v1 import gateway_pb2
+
+WAIT_S = 20.0
+STOP_S = 600.0
+MISSED_INTERVALS = 3.5
+MAX_SLOT_MS = 3_600_000
+
+
+class Leave(StrEnum):
+    """How to leave a stream after a goaway."""
+
+    TAKEOVER = "takeover"  # open the next stream first, then end this one
+    RETURN = "return"  # end this one, come back in the slot
+    STAY_AWAY = "stay_away"  # end this one; come back at long intervals only
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do about a goaway; delays in seconds."""
+
+    leave: Leave
+    delay_s: float
+    window_s: float
+    endpoints: tuple[str, ...]
+
+
+_LEAVE = {
+    gateway_pb2.GOAWAY_REASON_DRAIN: Leave.TAKEOVER,
+    gateway_pb2.GOAWAY_REASON_UPGRADE: Leave.TAKEOVER,
+    gateway_pb2.GOAWAY_REASON_REBALANCE: Leave.TAKEOVER,
+    gateway_pb2.GOAWAY_REASON_RESTART: Leave.RETURN,
+    gateway_pb2.GOAWAY_REASON_SUPERSEDED: Leave.RETURN,
+}
+
+
+def plan_goaway(goaway: gateway_pb2.ControlGoaway, bundle_endpoints: Sequence[str]) -> Plan:
+    """How to leave. Endpoints that do not stand in the signed bundle are ignored: a goaway sends nobody to strangers.
+
+    A reason that this node does not know is left like a restart: it asks for nothing that a restart would not.
+    """
+    leave = _LEAVE.get(goaway.reason, Leave.RETURN) if goaway.resume else Leave.STAY_AWAY
+    if goaway.reason == gateway_pb2.GOAWAY_REASON_SUPERSEDED:
+        leave = Leave.RETURN
+    known = set(bundle_endpoints)
+    wished = tuple(endpoint for endpoint in goaway.endpoints if endpoint in known)
+    return Plan(
+        leave=leave,
+        delay_s=min(goaway.reconnect_after_ms, MAX_SLOT_MS) / 1000,
+        window_s=min(goaway.window_ms, MAX_SLOT_MS) / 1000,
+        endpoints=wished or tuple(bundle_endpoints),
+    )
+
+
+def stay_away_s(reason: Reason, asked_s: float | None) -> float | None:
+    """Least seconds to stay away after a refusal; None leaves it to the backoff alone.
+
+    Nothing makes a node give up for good: an unauthenticated refusal may delay, not strand, and a node never enrolls
+    again by itself.
+    """
+    if asked_s is not None:
+        return asked_s
+    return {Advice.RETRY: None, Advice.WAIT: WAIT_S, Advice.STOP: STOP_S}[advice(reason)]
+
+
+def heartbeat_deadline_s(interval_ms: int) -> float:
+    """Seconds without a ping after which the server is taken for dead (docs/protocol.md, "Liveness")."""
+    return max(1.0, interval_ms / 1000 * MISSED_INTERVALS)

@@ -1,0 +1,67 @@
+"""The node's trust in force: judged by pure rules, durable before it counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from fleet import trust
+from fleet.logs import get_logger
+from fleet.trust import TrustState
+from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
+from fleet_node.enrollment.membership import BundleFile
+from fleet_node.observability.metrics import LinkMetrics
+
+log = get_logger(__name__)
+
+
+class TrustStore:
+    """Holds the bundle in force and takes better ones (docs/protocol.md, "Trust").
+
+    Args:
+        file: where the bundle rests.
+        metrics: shows generation and number.
+    """
+
+    def __init__(self, file: BundleFile, metrics: LinkMetrics) -> None:
+        self._file = file
+        self._metrics = metrics
+        self._callbacks: list[Callable[[TrustState], None]] = []
+        self._turn = asyncio.Lock()
+        self._state = file.load()
+        self._show()
+
+    @property
+    def state(self) -> TrustState:
+        """The verified bundle in force."""
+        return self._state
+
+    def changed(self, callback: Callable[[TrustState], None]) -> None:
+        """Call `callback` whenever another bundle is in force."""
+        self._callbacks.append(callback)
+
+    async def offer(self, bundles: Sequence[trust_pb2.Signed]) -> gateway_pb2.BundleApplied:
+        """Judge a chain, oldest first; what to tell the server once the newest good one is durable."""
+        async with self._turn:
+            try:
+                offered = trust.walk(self._state, bundles)
+                if offered.version != self._state.version:
+                    await asyncio.to_thread(self._file.save, offered)
+                    self._state = offered
+            except (trust.TrustError, OSError) as error:
+                reason = str(error.reason) if isinstance(error, trust.TrustError) else "DISK"
+                log.warning("trust_bundle_refused", reason=reason, detail=str(error))
+                return self._applied(applied=False, reason=f"{reason}: {error}")
+        self._show()
+        for callback in self._callbacks:
+            callback(self._state)
+        return self._applied(applied=True, reason="")
+
+    def _applied(self, *, applied: bool, reason: str) -> gateway_pb2.BundleApplied:
+        generation, number = self._state.version
+        version = session_pb2.BundleVersion(generation=generation, number=number)
+        return gateway_pb2.BundleApplied(version=version, applied=applied, reason=reason)
+
+    def _show(self) -> None:
+        self._metrics.bundle_generation.set(self._state.generation)
+        self._metrics.bundle_number.set(self._state.number)
