@@ -33,9 +33,6 @@ import sys
 import time
 from typing import Any, Final, NoReturn
 
-KILL_LIMIT_S: Final = 5.0
-"""How long the guard keeps killing: a process that the kernel holds in a system call does not die sooner."""
-
 _CONTROL: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -61,16 +58,17 @@ def main() -> int:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # the pipes end with the program, not with its guard
     os.dup2(1, 2)
     _report(status_fd, {"started": pid})
-    _Guard(pid, float(launch["grace_s"]), wakeup, status_fd).watch()
+    _Guard(pid, launch, wakeup, status_fd).watch()
     return 0
 
 
 class _Guard:
     """Watches the program from its start until nothing of it is left."""
 
-    def __init__(self, pid: int, grace_s: float, wakeup: int, status_fd: int) -> None:
+    def __init__(self, pid: int, launch: dict[str, Any], wakeup: int, status_fd: int) -> None:
         self._pid = pid
-        self._grace_s = grace_s
+        self._grace_s = float(launch["grace_s"])
+        self._kill_limit_s = float(launch["kill_limit_s"])
         self._wakeup = wakeup
         self._status_fd = status_fd
         self._ended = False
@@ -141,7 +139,7 @@ class _Guard:
 
     def _sweep(self) -> bool:
         """SIGKILL until no child is left; the children of a killed child come to the guard and are next."""
-        deadline_s = time.monotonic() + KILL_LIMIT_S
+        deadline_s = time.monotonic() + self._kill_limit_s
         while True:
             self._signal_all(signal.SIGKILL)
             self._notice_end()
@@ -171,7 +169,7 @@ def _reap_rest(deadline_s: float) -> bool:
 
 
 def _read_launch(fd: int) -> dict[str, Any]:
-    """What to start: path, argv, env, cwd, input_fd (or null), grace_s."""
+    """What to start: path, argv, env, cwd, input_fd (or null), grace_s, kill_limit_s."""
     with open(fd, "rb") as file:
         launch: dict[str, Any] = json.load(file)
     if launch["input_fd"] is not None:

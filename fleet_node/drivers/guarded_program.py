@@ -23,9 +23,10 @@ from typing import IO, Any, Final
 
 from typing_extensions import override
 
-from fleet_node.drivers.guard import KILL_LIMIT_S
-
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
+KILL_LIMIT_S: Final = 5.0
+"""How long the guard keeps killing: a process that the kernel holds in a system call does not die sooner."""
+
 _MAX_STATUS_BYTES: Final = 4096
 _DRAIN_LIMIT_S: Final = 2.0
 """How long output may still come after the guard has swept: only a process that escaped it holds a pipe
@@ -111,15 +112,12 @@ async def run_guarded(launch: Launch, *, stop: asyncio.Event, timeout_s: float) 
         stderr = await guard.listen(guard.stderr, launch.max_stderr_bytes)
         status = await guard.listen(guard.status, _MAX_STATUS_BYTES)
         stopped = await _wait_ended(guard, status, stop, timeout_s, launch.grace_s)
+        news = _news(status)
+        if "started" in news and "swept" not in news:
+            _kill_group(news["started"])
         await asyncio.wait({stdout.ended, stderr.ended}, timeout=_DRAIN_LIMIT_S)
     finally:
         await guard.let_go()
-    news = _news(status)
-    if "swept" not in news and "started" in news:
-        # The guard was killed from outside, and the program died with it; this is for the rest of its
-        # group. Its number is a few milliseconds old, too young to have been given to a stranger.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(news["started"], signal.SIGKILL)
     return Ended(
         stdout=stdout.captured(),
         stderr=stderr.captured(),
@@ -149,6 +147,15 @@ async def _wait_ended(
     if ended_by_itself:  # only what it left behind was still being ended
         return None
     return Stopped.ASKED if stop.is_set() else Stopped.TIMEOUT
+
+
+def _kill_group(started_pid: int) -> None:
+    """End the group of a program whose guard was killed from outside. The program itself died with the guard.
+
+    The number was the program's a moment ago: too short for the kernel to have gone once round all numbers.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(started_pid, signal.SIGKILL)
 
 
 class _Collector(asyncio.Protocol):
@@ -252,6 +259,7 @@ def _encode(launch: Launch, input_fd: int | None) -> bytes:
         "cwd": launch.cwd,
         "input_fd": input_fd,
         "grace_s": launch.grace_s,
+        "kill_limit_s": KILL_LIMIT_S,
     }
     return json.dumps(order).encode()
 

@@ -1,0 +1,29 @@
+"""Faults of the machine around a program: no descriptors, no memory."""
+
+import asyncio
+import resource
+import sys
+
+import psutil
+import pytest
+
+from tests.unit.fleet_node.drivers.programs import driver, run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_no_descriptors_left_is_told_and_nothing_leaks() -> None:
+    made = driver("/bin/echo")
+    await run(made)  # what is opened once and for all is open now
+    me = psutil.Process()
+    before = me.num_fds()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(1, 9):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + spare, hard))
+        try:
+            outcome = await run(made)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert outcome.reason in {"SPAWN_FAILED", ""}
+        await asyncio.sleep(0)
+        assert me.num_fds() == before
+    assert me.children() == []
