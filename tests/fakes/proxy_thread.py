@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tests.fakes.connection import WAIT_TIMEOUT_S, Side
 from tests.fakes.lane import Direction
-from tests.fakes.proxy import WAIT_TIMEOUT_S, FaultProxy, Side, Target
+from tests.fakes.proxy import FaultProxy, Target
 
 _T = TypeVar("_T")
 

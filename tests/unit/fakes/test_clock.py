@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from fleet.clock import Clock, ServerTime
 from tests.fakes.clock import MockClock
 
 
@@ -83,6 +84,18 @@ async def test_a_skewed_party_shares_the_timeline() -> None:
     await clock.advance(1)
     await task
     assert (clock.now_ms(), node.now_ms(), node.monotonic()) == (11_000, 9_000, 1.0)
+
+
+@pytest.mark.parametrize("offset_ms", [0, 60_000])
+async def test_a_party_of_the_product_takes_it_for_its_clock(offset_ms: int) -> None:
+    timeline = MockClock(start_ms=1_000_000)
+    node: Clock = timeline.seen_by(offset_ms)
+    server: Clock = timeline
+    heard = ServerTime(node)
+    heard.observe(server.now_ms())
+    await timeline.advance(5)
+    assert heard.now_ms() == server.now_ms()
+    assert heard.offset_ms() == offset_ms
 
 
 async def test_waiting_for_sleepers_that_never_come_fails_with_their_number() -> None:

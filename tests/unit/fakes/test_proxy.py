@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.fakes.connection import ProxiedConnection, Side
 from tests.fakes.lane import Direction
-from tests.fakes.proxy import FaultProxy, ProxiedConnection, Side
+from tests.fakes.proxy import FaultProxy
 from tests.fakes.proxy_thread import FaultProxyThread
 
 UP, DOWN = Direction.UP, Direction.DOWN

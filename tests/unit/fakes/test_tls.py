@@ -10,6 +10,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.fakes.lane import Direction
+from tests.fakes.proxy import FaultProxy
 from tests.fakes.tls import FakeAuthority, Leaf
 
 
@@ -42,6 +44,20 @@ async def _call(port: int, authority: FakeAuthority) -> bytes:
 
 async def test_a_leaf_serves_grpc_over_tls(port: int, tls_authority: FakeAuthority) -> None:
     assert await _call(port, tls_authority) == b"hello"
+
+
+async def test_grpc_over_tls_goes_through_the_proxy_and_feels_its_faults(
+    port: int, tls_authority: FakeAuthority
+) -> None:
+    async with FaultProxy(("127.0.0.1", port)) as proxy:
+        assert await _call(proxy.port, tls_authority) == b"hello"
+        assert proxy.forwarded_bytes(Direction.UP) > 0
+        proxy.cut_after(Direction.DOWN, 100)  # within the TLS handshake
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await _call(proxy.port, tls_authority)
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        proxy.heal()
+        assert await _call(proxy.port, tls_authority) == b"hello"
 
 
 async def test_another_authority_is_refused(port: int) -> None:
