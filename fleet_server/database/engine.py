@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
 from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, sql
 from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal
 
-__all__ = ["Database", "DatabaseUrlError", "for_update", "sql"]
+# Services import nothing of SQLAlchemy: what they name of it, they name from here.
+__all__ = ["Connection", "Database", "DatabaseUrlError", "IntegrityError", "for_update", "sql"]
 
 T = TypeVar("T")
 MAX_WAITING_READS = 10_000

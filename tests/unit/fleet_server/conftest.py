@@ -40,7 +40,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """`database_url`, opened; its writer is started. A hook for `writer.before_commit` may still be added before the first write."""
+    """`database_url`, opened; its writer is started. A hook for `writer.before_commit` may still be added before the
+    first write."""
     opened = Database(database_url, readers=2)
     opened.start()
     yield opened

@@ -1,0 +1,66 @@
+"""What an audit row may say: subject and action, an enum, so that no kind is misspelt and each can be searched for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class AuditKind(StrEnum):
+    """Every kind of audit row. Values are stable: they stand in hash chains and in operators' filters."""
+
+    # Installation and keys
+    CLUSTER_CREATED = "cluster.created"
+    AUTHORITY_CREATED = "authority.created"
+    KEY_CREATED = "key.created"
+    KEY_QUARANTINED = "key.quarantined"
+    BUNDLE_PUBLISHED = "bundle.published"
+    CERTIFICATE_RENEWED = "certificate.renewed"
+    # Operators
+    OPERATOR_CREATED = "operator.created"
+    OPERATOR_REVOKED = "operator.revoked"
+    OPERATOR_QUARANTINED = "operator.quarantined"
+    OPERATOR_LOGGED_IN = "operator.logged_in"
+    OPERATOR_REFUSED = "operator.refused"
+    # Membership
+    JOIN_TOKEN_CREATED = "join_token.created"
+    JOIN_TOKEN_REVOKED = "join_token.revoked"
+    JOIN_TOKEN_QUARANTINED = "join_token.quarantined"
+    ENROLLMENT_REQUESTED = "enrollment.requested"
+    ENROLLMENT_APPROVED = "enrollment.approved"
+    ENROLLMENT_REJECTED = "enrollment.rejected"
+    ENROLLMENT_REFUSED = "enrollment.refused"
+    ENROLLMENT_QUARANTINED = "enrollment.quarantined"
+    API_KEY_ISSUED = "api_key.issued"
+    API_KEY_REVOKED = "api_key.revoked"
+    API_KEY_QUARANTINED = "api_key.quarantined"
+    # Nodes
+    NODE_CREATED = "node.created"
+    NODE_STATE_CHANGED = "node.state_changed"
+    NODE_LABELLED = "node.labelled"
+    NODE_ACTIONS_CHANGED = "node.actions_changed"
+    NODE_QUARANTINED = "node.quarantined"
+    NODE_DRAIN_REQUESTED = "node.drain_requested"
+    NODE_DRAINED = "node.drained"
+    NODE_RESUMED = "node.resumed"
+    NODE_BUNDLE_REFUSED = "node.bundle_refused"
+    # Sessions and streams
+    SESSION_REFUSED = "session.refused"
+    SESSION_RENEWED = "session.renewed"
+    STREAM_OPENED = "stream.opened"
+    STREAM_CLOSED = "stream.closed"
+    # Commands
+    COMMAND_ISSUED = "command.issued"
+    COMMAND_REFUSED = "command.refused"
+    COMMAND_SENT = "command.sent"
+    COMMAND_REPORTED = "command.reported"
+    COMMAND_CANCEL_REQUESTED = "command.cancel_requested"
+    COMMAND_CANCELLED = "command.cancelled"
+    COMMAND_EXPIRED = "command.expired"
+    COMMAND_INTERRUPTED = "command.interrupted"
+    COMMAND_QUARANTINED = "command.quarantined"
+    STATEMENT_REFUSED = "statement.refused"
+    # Replicas
+    REPLICA_STARTED = "replica.started"
+    REPLICA_DRAIN_REQUESTED = "replica.drain_requested"
+    REPLICA_STOPPED = "replica.stopped"
+    REPLICA_LOST = "replica.lost"

@@ -1,0 +1,142 @@
+"""How an audit row is written down, and when a checkpoint is due. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fleet.audit_chain import FIRST_PREVIOUS_HASH, row_hash
+from fleet.v1 import trust_pb2
+
+JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+
+MAX_DETAIL_BYTES = 256 * 1024
+MAX_ACTOR_CHARS = 80
+MAX_SUBJECT_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row before it has its place in a chain."""
+
+    at_ms: int
+    kind: str
+    actor: str
+    subject: str
+    detail: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Newest row of a writer's chain. `Head.start()` stands before the first."""
+
+    writer: str
+    number: int
+    hash: bytes
+
+    @classmethod
+    def start(cls, writer: str) -> Head:
+        """The head of a chain without rows."""
+        return cls(writer, 0, FIRST_PREVIOUS_HASH)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of a chain; `position` is its place in the order of storage, 0 until it is stored."""
+
+    position: int
+    writer: str
+    number: int
+    at_ms: int
+    kind: str
+    actor: str
+    subject: str
+    detail: bytes
+    previous_hash: bytes
+    hash: bytes
+
+
+def canonical_json(detail: Mapping[str, JSON]) -> bytes:
+    """Sorted keys, no spaces, UTF-8. What is too large is replaced by its size and hash: the deed is recorded in any
+    case.
+
+    Raises:
+        TypeError: a value is no JSON; bytes and `Secret` are none on purpose.
+        ValueError: NaN or infinity, which JSON does not know.
+    """
+    text = json.dumps(detail, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= MAX_DETAIL_BYTES:
+        return encoded
+    digest = hashlib.sha256(encoded).hexdigest()
+    return canonical_json({"bytes": len(encoded), "omitted": "too large to keep", "sha256": digest})
+
+
+def fit(text: str, limit_chars: int) -> str:
+    """Text that every database stores: cut to `limit_chars`, no NUL and no lone surrogate, for a stranger chose some
+    of it."""
+    clean = text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    return clean if len(clean) <= limit_chars else clean[: limit_chars - 1] + "…"
+
+
+def chain(head: Head, entries: Sequence[Entry]) -> tuple[list[AuditRow], Head]:
+    """Give each entry its number and hash after `head`; the rows, and the head after them."""
+    rows: list[AuditRow] = []
+    number, previous = head.number, head.hash
+    for entry in entries:
+        number += 1
+        digest = row_hash(
+            previous_hash=previous,
+            writer=head.writer,
+            number=number,
+            at_ms=entry.at_ms,
+            kind=entry.kind,
+            actor=entry.actor,
+            subject=entry.subject,
+            detail=entry.detail,
+        )
+        rows.append(
+            AuditRow(
+                0,
+                head.writer,
+                number,
+                entry.at_ms,
+                entry.kind,
+                entry.actor,
+                entry.subject,
+                entry.detail,
+                previous,
+                digest,
+            )
+        )
+        previous = digest
+    return rows, Head(head.writer, number, previous)
+
+
+def next_checkpoint(
+    *, cluster_id: str, previous: bytes, heads: Sequence[Head], now_ms: int
+) -> trust_pb2.AuditCheckpointStatement | None:
+    """The statement that is due, or None when no chain grew since the previous one.
+
+    Args:
+        cluster_id: whose audit it is.
+        previous: statement bytes of the newest checkpoint; empty before the first.
+        heads: newest row of every chain.
+        now_ms: Unix milliseconds.
+    """
+    before = trust_pb2.AuditCheckpointStatement.FromString(previous)
+    named = [
+        trust_pb2.AuditHead(writer=head.writer, number=head.number, hash=head.hash)
+        for head in sorted(heads, key=lambda head: head.writer)
+    ]
+    if named == list(before.heads):
+        return None
+    return trust_pb2.AuditCheckpointStatement(
+        cluster_id=cluster_id,
+        number=before.number + 1,
+        previous_sha256=hashlib.sha256(previous).digest() if previous else b"",
+        heads=named,
+        issued_at_ms=now_ms,
+    )

@@ -1,0 +1,98 @@
+"""SQL of the audit: rows, heads, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from sqlalchemy import Connection
+
+from fleet_server.audit.rules import AuditRow, Head
+from fleet_server.database.engine import sql
+
+LAST_POSITION = 2**63 - 1
+
+_HEAD = "SELECT writer, number, hash FROM audit_heads"
+_COLUMNS = "writer, number, at_ms, kind, actor, subject, detail, previous_hash, hash"
+_INSERT_ROW = f"INSERT INTO audit_rows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+_SELECT_ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows WHERE position > ? ORDER BY position LIMIT ?"  # noqa: S608
+_SET_HEAD = (
+    "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
+    " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash"
+)
+
+
+def head(conn: Connection, writer: str) -> Head:
+    """Head of one writer's chain."""
+    row = conn.exec_driver_sql(sql(conn, _HEAD + " WHERE writer = ?"), (writer,)).fetchone()
+    return Head.start(writer) if row is None else Head(row[0], row[1], bytes(row[2]))
+
+
+def heads(conn: Connection) -> list[Head]:
+    """Heads of all chains."""
+    return [Head(row[0], row[1], bytes(row[2])) for row in conn.exec_driver_sql(_HEAD)]
+
+
+def insert(conn: Connection, rows: Sequence[AuditRow], new_head: Head) -> None:
+    """Store rows of one chain and its new head. A number that exists already fails: two processes use one writer
+    name."""
+    conn.exec_driver_sql(sql(conn, _INSERT_ROW), [astuple(row)[1:] for row in rows])
+    conn.exec_driver_sql(sql(conn, _SET_HEAD), (new_head.writer, new_head.number, new_head.hash))
+
+
+def rows_after(conn: Connection, position: int, limit: int) -> list[AuditRow]:
+    """Rows in the order of storage."""
+    found = conn.exec_driver_sql(sql(conn, _SELECT_ROWS), (position, limit))
+    return [
+        AuditRow(
+            position=row[0],
+            writer=row[1],
+            number=row[2],
+            at_ms=row[3],
+            kind=row[4],
+            actor=row[5],
+            subject=row[6],
+            detail=bytes(row[7]),
+            previous_hash=bytes(row[8]),
+            hash=bytes(row[9]),
+        )
+        for row in found
+    ]
+
+
+def last_position(conn: Connection) -> int:
+    """Position of the newest row; 0 without rows."""
+    return int(conn.exec_driver_sql("SELECT COALESCE(MAX(position), 0) FROM audit_rows").scalar_one())
+
+
+def position_before_last(conn: Connection, count: int) -> int:
+    """Position after which `count` rows stand; 0 when there are fewer."""
+    text = sql(conn, "SELECT position FROM audit_rows ORDER BY position DESC LIMIT 1 OFFSET ?")
+    return int(conn.exec_driver_sql(text, (count,)).scalar() or 0)
+
+
+def newest_checkpoint(conn: Connection) -> tuple[int, bytes]:
+    """Number and serialised `Signed` of the newest checkpoint; (0, b"") without one."""
+    row = conn.exec_driver_sql("SELECT number, signed FROM audit_checkpoints ORDER BY number DESC LIMIT 1").fetchone()
+    return (0, b"") if row is None else (row[0], bytes(row[1]))
+
+
+def newest_checkpoint_up_to(conn: Connection, position: int) -> int:
+    """Number of the newest checkpoint that covers no row after `position`; 0 without one."""
+    text = sql(conn, "SELECT MAX(number) FROM audit_checkpoints WHERE position <= ?")
+    return int(conn.exec_driver_sql(text, (position,)).scalar() or 0)
+
+
+def insert_checkpoint(conn: Connection, number: int, position: int, at_ms: int, signed: bytes) -> None:
+    """Store a checkpoint. A number that exists already fails: another replica was faster."""
+    text = sql(conn, "INSERT INTO audit_checkpoints (number, position, at_ms, signed) VALUES (?, ?, ?, ?)")
+    conn.exec_driver_sql(text, (number, position, at_ms, signed))
+
+
+def checkpoints_after(conn: Connection, number: int, position: int, limit: int) -> list[tuple[int, bytes]]:
+    """Number and serialised `Signed` of checkpoints after `number` that cover no row after `position`."""
+    text = sql(
+        conn,
+        "SELECT number, signed FROM audit_checkpoints WHERE number > ? AND position <= ? ORDER BY number LIMIT ?",
+    )
+    return [(row[0], bytes(row[1])) for row in conn.exec_driver_sql(text, (number, position, limit))]

@@ -1,0 +1,74 @@
+"""The keys of a cluster as one replica holds them: loaded once, and made once when the cluster has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fleet.envelope import Signer
+from fleet.v1 import trust_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.audit.service import AuditService
+from fleet_server.database.writer import Transaction
+from fleet_server.trust import store
+from fleet_server.trust.keys import HeldCommandKey, KeyVault
+
+
+class TrustSetupError(Exception):
+    """The cluster's keys cannot be used. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """Opened keys.
+
+    `steps` holds the first bundle of each later generation; `refused` the ids of command keys whose rows were changed
+    around the server.
+    """
+
+    authority: Signer
+    generation: int
+    command_keys: Mapping[bytes, HeldCommandKey]
+    steps: tuple[tuple[int, trust_pb2.Signed], ...]
+    refused: tuple[str, ...]
+
+
+def load_keyring(tx: Transaction, vault: KeyVault, audit: AuditService, *, cluster_id: str, now_ms: int) -> Keyring:
+    """Load the keys of a cluster; make authority and first command key when it has none.
+
+    Raises:
+        SealError: sealed under another secret encryption key, or changed.
+        TrustSetupError: a new authority cannot be stored.
+    """
+    if store.authority(tx.conn, cluster_id) is None:
+        _create_keys(tx, vault, audit, cluster_id, now_ms)
+    row = store.authority(tx.conn, cluster_id)
+    if row is None:
+        raise TrustSetupError("the cluster's authority cannot be stored: check what the database lets this server do")
+    authority = vault.open_authority(row)
+    held, refused = vault.open_command_keys(store.keys(tx.conn, cluster_id))
+    for bad in refused:
+        detail = {"site": bad.site}
+        audit.append(tx, AuditKind.KEY_QUARANTINED, actor="server", subject=bad.key_id.hex(), detail=detail)
+    steps = store.generation_steps(tx.conn, cluster_id)
+    return Keyring(
+        authority=authority,
+        generation=row.generation,
+        command_keys=held,
+        steps=tuple((step.generation, trust_pb2.Signed.FromString(step.signed)) for step in steps),
+        refused=tuple(bad.key_id.hex() for bad in refused),
+    )
+
+
+def _create_keys(tx: Transaction, vault: KeyVault, audit: AuditService, cluster_id: str, now_ms: int) -> None:
+    """Authority and first command key in one transaction: the unique authority row decides whose stand."""
+    authority = vault.new_authority(cluster_id, 1, now_ms)
+    if not store.insert_authority_once(tx.conn, authority):
+        return
+    key = vault.new_command_key(cluster_id, site="", phase=trust_pb2.KEY_PHASE_ACTIVE, now_ms=now_ms)
+    store.insert_key(tx.conn, key)
+    made: dict[str, JSON] = {"generation": 1, "public_key": authority.public_key.hex()}
+    audit.append(tx, AuditKind.AUTHORITY_CREATED, actor="server", subject=cluster_id, detail=made)
+    active = {"phase": "ACTIVE", "site": ""}
+    audit.append(tx, AuditKind.KEY_CREATED, actor="server", subject=key.key_id.hex(), detail=active)

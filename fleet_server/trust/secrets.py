@@ -1,0 +1,189 @@
+"""The installation's secret encryption key, and what is derived from it: sealing at rest and row MACs.
+
+One 32-byte master key, given by `FLEET_SECRET_ENCRYPTION_KEY`, its `_FILE` form, or the data folder of a development
+server. Nothing uses it directly: HKDF-SHA256 (RFC 5869) derives a key for each purpose, so that no two uses can be
+played against each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from fleet.identity import PrivateFileError, read_private, write_private
+from fleet.secrets import Secret
+
+MASTER_KEY_BYTES = 32
+KEY_FILE_NAME = "secret.key"
+_INFO = b"fleet.v1/server/"
+_FORMAT = b"\x01"
+_KEY_ID_BYTES = 8
+_SALT_BYTES = 16
+_NONCE_BYTES = 12
+_HEADER_BYTES = len(_FORMAT) + _KEY_ID_BYTES + _SALT_BYTES + _NONCE_BYTES
+_HOW_TO_MAKE = "make one with `openssl rand -base64 32`"
+
+
+class SecretKeyError(Exception):
+    """There is no usable secret encryption key. The message says what to do and holds nothing of the key."""
+
+
+class SealError(Exception):
+    """Something sealed does not open: another key, another row, or it was changed."""
+
+
+def parse_master_key(text: Secret[str], source: str) -> Secret[bytes]:
+    """32 bytes from base64 text, standard or URL-safe.
+
+    Args:
+        text: as configured.
+        source: where it came from, for the message.
+
+    Raises:
+        SecretKeyError: it is not 32 bytes of base64.
+    """
+    compact = "".join(text.reveal().split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        raw = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise SecretKeyError(f"the secret encryption key from {source} is not base64: {_HOW_TO_MAKE}") from None
+    if len(raw) != MASTER_KEY_BYTES:
+        raise SecretKeyError(
+            f"the secret encryption key from {source} has {len(raw)} bytes, not {MASTER_KEY_BYTES}: {_HOW_TO_MAKE}"
+        )
+    return Secret(raw)
+
+
+def read_key_file(path: Path) -> Secret[bytes]:
+    """The master key from a file that only its owner may read.
+
+    Raises:
+        SecretKeyError: missing, open to others, or no key.
+    """
+    try:
+        text = read_private(path).decode("ascii", "replace")
+    except PrivateFileError as error:
+        raise SecretKeyError(f"no secret encryption key: {error}") from error
+    return parse_master_key(Secret(text), str(path))
+
+
+def make_key_file(path: Path) -> Secret[bytes]:
+    """Write a new master key, 0600, durable before it returns. The caller has checked that none is there."""
+    raw = os.urandom(MASTER_KEY_BYTES)
+    write_private(path, base64.b64encode(raw) + b"\n")
+    return Secret(raw)
+
+
+class SecretBox:
+    """AES-256-GCM for what rests in the database; key id and row id are associated data, so no value serves in
+    another row.
+
+    Each sealing draws a fresh key (HMAC-SHA256 of a random salt): random nonces under one key would run out on a busy
+    server.
+    Layout: format (1 byte), key id (8), salt (16), nonce (12), ciphertext and tag.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._key_id = hashlib.sha256(_INFO + b"key-id\x00" + key).digest()[:_KEY_ID_BYTES]
+
+    def seal(self, plaintext: bytes, *, row: str) -> bytes:
+        """Seal `plaintext` for `row`, such as ``command_keys/<key id>``."""
+        fresh = os.urandom(_SALT_BYTES + _NONCE_BYTES)
+        header = _FORMAT + self._key_id + fresh
+        return header + self._cipher(fresh).encrypt(fresh[_SALT_BYTES:], plaintext, header + row.encode())
+
+    def unseal(self, sealed: bytes, *, row: str) -> bytes:
+        """Open what `seal` made for the same row.
+
+        Raises:
+            SealError: sealed under another key, moved from another row, or changed.
+        """
+        if len(sealed) < _HEADER_BYTES or sealed[:1] != _FORMAT:
+            raise SealError(f"{row} does not hold a sealed value: restore the row from a backup")
+        header = sealed[:_HEADER_BYTES]
+        if not hmac.compare_digest(header[1 : 1 + _KEY_ID_BYTES], self._key_id):
+            raise SealError(
+                f"{row} was sealed under another secret encryption key:"
+                " start the server with the FLEET_SECRET_ENCRYPTION_KEY that this database was made with"
+            )
+        fresh = header[1 + _KEY_ID_BYTES :]
+        try:
+            return self._cipher(fresh).decrypt(fresh[_SALT_BYTES:], sealed[_HEADER_BYTES:], header + row.encode())
+        except InvalidTag:
+            raise SealError(f"{row} was changed since it was sealed: restore the row from a backup") from None
+
+    def _cipher(self, fresh: bytes) -> AESGCM:
+        return AESGCM(hmac.digest(self._key, fresh[:_SALT_BYTES], "sha256"))
+
+
+class RowMac:
+    """HMAC-SHA256 over the fields of a row that confers authority (docs/protocol.md, "Rows that confer authority").
+
+    A row written or edited around the server does not verify. Each table has a key of its own, so a row moves into no
+    other table; every field is tagged with its type and prefixed with its length, so no byte moves between fields.
+
+    Args:
+        key: key that all tables share.
+        table: table name.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes, table: str) -> None:
+        self._key = _expand(key, b"row-mac/" + table.encode())
+
+    def compute(self, *fields: bytes | str | int) -> bytes:
+        """32 bytes over `fields`, in order."""
+        parts: list[bytes] = []
+        for field in fields:
+            if isinstance(field, bytes):
+                tag, content = b"b", field
+            elif isinstance(field, str):
+                tag, content = b"s", field.encode()
+            else:
+                tag, content = b"i", int(field).to_bytes(8, "big", signed=True)
+            parts += (tag, len(content).to_bytes(4, "big"), content)
+        return hmac.digest(self._key, b"".join(parts), "sha256")
+
+    def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
+        """Whether `mac` is `compute(*fields)`; constant time."""
+        return hmac.compare_digest(mac, self.compute(*fields))
+
+
+class Secrets:
+    """Everything derived from the master key.
+
+    Args:
+        master: 32 bytes.
+    """
+
+    def __init__(self, master: Secret[bytes]) -> None:
+        # HKDF-Extract with a fixed salt; all that follows is HKDF-Expand.
+        self._root = hmac.digest(_INFO + b"extract", master.reveal(), "sha256")
+        self.box = SecretBox(self.derive("seal"))
+        self._row_key = self.derive("row-mac")
+
+    def row_mac(self, table: str) -> RowMac:
+        """The MAC of one table."""
+        return RowMac(self._row_key, table)
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for `purpose`: the same on every replica, unrelated to those of any other purpose."""
+        return _expand(self._root, purpose.encode())
+
+    def __repr__(self) -> str:
+        return "Secrets([secret])"
+
+
+def _expand(key: bytes, purpose: bytes) -> bytes:
+    return HKDFExpand(algorithm=SHA256(), length=32, info=_INFO + purpose).derive(key)

@@ -1,0 +1,168 @@
+"""SQL of the trust room: clusters, authorities, command keys, bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select
+
+from fleet_server.database.engine import for_update, sql
+from fleet_server.database.schema import clusters, command_keys, trust_bundles
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRow:
+    """A cluster."""
+
+    cluster_id: str
+    installation_id: str
+    name: str
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AuthorityRow:
+    """An authority; its private key is sealed."""
+
+    cluster_id: str
+    generation: int
+    public_key: bytes
+    sealed_private: bytes
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CommandKeyRow:
+    """A command key; its private key is sealed, and `mac` covers every other field."""
+
+    key_id: bytes
+    cluster_id: str
+    site: str
+    public_key: bytes
+    sealed_private: bytes
+    phase: int
+    not_before_ms: int
+    verify_until_ms: int
+    created_at_ms: int
+    mac: bytes
+
+    def authority_fields(self) -> tuple[bytes | str | int, ...]:
+        """What the MAC covers, in order."""
+        return (
+            self.key_id,
+            self.cluster_id,
+            self.site,
+            self.public_key,
+            self.sealed_private,
+            self.phase,
+            self.not_before_ms,
+            self.verify_until_ms,
+            self.created_at_ms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRow:
+    """A published bundle; `signed` is the serialised `Signed`."""
+
+    cluster_id: str
+    generation: int
+    number: int
+    signed: bytes
+    content_sha256: bytes
+    expires_at_ms: int
+
+
+def cluster(conn: Connection, name: str) -> ClusterRow | None:
+    """The cluster of that name."""
+    row = conn.execute(select(clusters).where(clusters.c.name == name)).fetchone()
+    return None if row is None else ClusterRow(*row)
+
+
+def cluster_names(conn: Connection) -> list[str]:
+    """Names of all clusters."""
+    return [row[0] for row in conn.execute(select(clusters.c.name).order_by(clusters.c.name))]
+
+
+def insert_cluster(conn: Connection, row: ClusterRow) -> None:
+    """Store a cluster. A name that exists already fails."""
+    conn.execute(
+        insert(clusters).values(
+            cluster_id=row.cluster_id,
+            installation_id=row.installation_id,
+            name=row.name,
+            created_at_ms=row.created_at_ms,
+        )
+    )
+
+
+def insert_authority_once(conn: Connection, row: AuthorityRow) -> bool:
+    """Store an authority unless one of its generation is there; whether it was stored. Waits for a competing
+    transaction."""
+    text = sql(
+        conn,
+        "INSERT INTO cluster_authorities (cluster_id, generation, public_key, sealed_private, created_at_ms)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (cluster_id, generation) DO NOTHING",
+    )
+    values = (row.cluster_id, row.generation, row.public_key, row.sealed_private, row.created_at_ms)
+    return conn.exec_driver_sql(text, values).rowcount == 1
+
+
+def authority(conn: Connection, cluster_id: str, *, lock: bool = False) -> AuthorityRow | None:
+    """The newest authority. With `lock`, whoever else changes keys or bundles of the cluster waits for this
+    transaction."""
+    text = (
+        "SELECT cluster_id, generation, public_key, sealed_private, created_at_ms FROM cluster_authorities"
+        " WHERE cluster_id = ? ORDER BY generation DESC LIMIT 1"
+    )
+    row = conn.exec_driver_sql(sql(conn, text + (for_update(conn) if lock else "")), (cluster_id,)).fetchone()
+    return None if row is None else AuthorityRow(row[0], row[1], bytes(row[2]), bytes(row[3]), row[4])
+
+
+def keys(conn: Connection, cluster_id: str) -> list[CommandKeyRow]:
+    """All command keys of a cluster, oldest first, as they stand: MACs are not checked here."""
+    ordered = command_keys.c.created_at_ms, command_keys.c.key_id
+    found = conn.execute(select(command_keys).where(command_keys.c.cluster_id == cluster_id).order_by(*ordered))
+    return [CommandKeyRow(*row) for row in found]
+
+
+def insert_key(conn: Connection, row: CommandKeyRow) -> None:
+    """Store a command key."""
+    names = [column.name for column in command_keys.columns]
+    values = (*row.authority_fields(), row.mac)
+    conn.execute(insert(command_keys).values(dict(zip(names, values, strict=True))))
+
+
+def newest_bundle(conn: Connection, cluster_id: str) -> BundleRow | None:
+    """The newest bundle of the newest generation."""
+    ordered = trust_bundles.c.generation.desc(), trust_bundles.c.number.desc()
+    newest = select(trust_bundles).where(trust_bundles.c.cluster_id == cluster_id).order_by(*ordered).limit(1)
+    row = conn.execute(newest).fetchone()
+    return None if row is None else BundleRow(*row)
+
+
+def generation_steps(conn: Connection, cluster_id: str) -> list[BundleRow]:
+    """The first bundle of each generation after the first, ascending: the links that old and new authority both
+    signed."""
+    text = (
+        "SELECT cluster_id, generation, number, signed, content_sha256, expires_at_ms FROM trust_bundles AS b"
+        " WHERE cluster_id = ? AND generation > 1 AND number ="
+        " (SELECT MIN(number) FROM trust_bundles WHERE cluster_id = b.cluster_id AND generation = b.generation)"
+        " ORDER BY generation"
+    )
+    found = conn.exec_driver_sql(sql(conn, text), (cluster_id,))
+    return [BundleRow(row[0], row[1], row[2], bytes(row[3]), bytes(row[4]), row[5]) for row in found]
+
+
+def insert_bundle(conn: Connection, row: BundleRow) -> None:
+    """Store a bundle. A version that exists already fails."""
+    conn.execute(
+        insert(trust_bundles).values(
+            cluster_id=row.cluster_id,
+            generation=row.generation,
+            number=row.number,
+            signed=row.signed,
+            content_sha256=row.content_sha256,
+            expires_at_ms=row.expires_at_ms,
+        )
+    )

@@ -1,0 +1,259 @@
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from fleet.audit_chain import AuditFinding, ChainVerifier
+from fleet.envelope import Domain, Signer
+from fleet.secrets import Secret
+from fleet.v1 import trust_pb2
+from fleet_server.audit import rules
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.service import AuditCursor, AuditService
+from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.database.writer import Transaction
+from tests.fakes.clock import MockClock
+
+CLUSTER = "c-1"
+authority = Signer.generate()
+
+
+def sign(statement: bytes) -> trust_pb2.Signed:
+    return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
+
+
+@pytest.fixture
+def wakeup() -> Wakeup:
+    return Wakeup()
+
+
+@pytest.fixture
+def audit(database: Database, clock: MockClock, wakeup: Wakeup) -> AuditService:
+    return AuditService(database=database, clock=clock, wakeup=wakeup, writer="r-1")
+
+
+async def record(database: Database, audit: AuditService, subject: str = "n-1", **detail: Any) -> None:
+    def deed(tx: Transaction) -> None:
+        audit.append(tx, AuditKind.NODE_LABELLED, actor="ada", subject=subject, detail=detail)
+
+    await database.write(deed)
+
+
+async def verify(audit: AuditService) -> Any:
+    verifier = ChainVerifier(cluster_id=CLUSTER, authority_keys={authority.key_id: authority.public_key})
+    async for page in audit.export():
+        for row in page.rows:
+            verifier.add_row(row)
+        for checkpoint in page.checkpoints:
+            verifier.add_checkpoint(checkpoint)
+    return verifier.finish()
+
+
+async def test_rows_and_checkpoints_verify_from_the_first_to_the_last(database: Database, audit: AuditService) -> None:
+    for turn in range(5):
+        await asyncio.gather(*(record(database, audit, f"n-{turn}-{i}", labels={"b": "2", "a": "1"}) for i in range(7)))
+        assert await audit.checkpoint(sign, CLUSTER)
+    await record(database, audit, "after the last checkpoint")
+    summary = await verify(audit)
+    assert (summary.rows, summary.writers, summary.checkpoints, summary.uncovered_rows) == (36, 1, 5, 1)
+
+
+async def test_a_deed_that_is_undone_leaves_no_row_and_no_gap(database: Database, audit: AuditService) -> None:
+    def undone(tx: Transaction) -> None:
+        audit.append(tx, AuditKind.NODE_LABELLED, actor="ada", subject="undone", detail={})
+        raise LookupError
+
+    results = await asyncio.gather(
+        record(database, audit, "first"),
+        database.write(undone),
+        record(database, audit, "last"),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], LookupError)
+    page = await audit.page(AuditCursor())
+    assert [(row.number, row.subject) for row in page.rows] == [(1, "first"), (2, "last")]
+    assert (await verify(audit)).rows == 2
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "UPDATE audit_rows SET actor = 'eve' WHERE number = 2",
+        "DELETE FROM audit_rows WHERE number = 2",
+        "DELETE FROM audit_rows WHERE number = 3",
+        "DELETE FROM audit_rows",
+        "UPDATE audit_checkpoints SET signed = (SELECT signed FROM audit_checkpoints WHERE number = 1)",
+    ],
+)
+async def test_history_that_was_changed_in_the_database_is_found(
+    database: Database, audit: AuditService, tampering: str
+) -> None:
+    for number in range(3):
+        await record(database, audit, f"n-{number}")
+        await audit.checkpoint(sign, CLUSTER)
+    await database.write(lambda tx: tx.conn.exec_driver_sql(tampering).rowcount)
+    with pytest.raises(AuditFinding):
+        await verify(audit)
+
+
+async def test_a_checkpoint_is_due_only_with_news(database: Database, audit: AuditService) -> None:
+    assert not await audit.checkpoint(sign, CLUSTER)
+    await record(database, audit)
+    assert await audit.checkpoint(sign, CLUSTER)
+    assert not await audit.checkpoint(sign, CLUSTER)
+
+
+async def test_each_second_that_has_news_has_a_checkpoint(
+    database: Database, audit: AuditService, clock: MockClock
+) -> None:
+    running = asyncio.create_task(audit.run_checkpoints(sign, CLUSTER))
+    await clock.wait_sleepers(1)
+    for turn in range(1, 4):
+        await record(database, audit)
+        await clock.advance(1.0)
+        await clock.wait_sleepers(1)
+        assert (await verify(audit)).checkpoints == turn
+        await clock.advance(1.0)
+        await clock.wait_sleepers(1)
+    assert (await verify(audit)).uncovered_rows == 0
+    running.cancel()
+
+
+async def test_two_replicas_write_chains_of_their_own_under_common_checkpoints(
+    database_url: str, clock: MockClock
+) -> None:
+    databases = [Database(database_url), Database(database_url)]
+    services = [
+        AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=f"r-{number}")
+        for number, database in enumerate(databases)
+    ]
+    for database in databases:
+        database.start()
+    for _ in range(6):
+        pairs = list(zip(databases, services, strict=True))
+        await asyncio.gather(*(record(database, service) for database, service in pairs))
+        assert any(await asyncio.gather(*(service.checkpoint(sign, CLUSTER) for service in services)))
+    await services[0].checkpoint(sign, CLUSTER)
+    summary = await verify(services[1])
+    assert (summary.rows, summary.writers, summary.uncovered_rows) == (12, 2, 0)
+    for database in databases:
+        await database.close()
+
+
+async def test_two_processes_under_one_name_cannot_both_write(database_url: str, clock: MockClock) -> None:
+    """A stale head would fork the chain; the number's uniqueness refuses the second row."""
+    database = Database(database_url)
+    database.start()
+    audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r-1")
+    await record(database, audit)
+
+    def forget_the_head(tx: Transaction) -> None:
+        tx.conn.exec_driver_sql("DELETE FROM audit_heads")
+
+    await database.write(forget_the_head)
+    with pytest.raises(IntegrityError):
+        await record(database, audit)
+    await database.close()
+
+
+async def test_following_gives_what_is_written_later(database: Database, audit: AuditService) -> None:
+    await record(database, audit, "before")
+    subjects: list[str] = []
+    checkpoints = 0
+    async with aclosing(audit.export(follow=True)) as pages:
+        async for page in pages:
+            subjects += [row.subject for row in page.rows]
+            checkpoints += len(page.checkpoints)
+            if subjects == ["before"]:
+                await record(database, audit, "later")
+            elif not checkpoints:
+                await audit.checkpoint(sign, CLUSTER)
+            else:
+                break
+    assert subjects == ["before", "later"]
+    assert checkpoints == 1
+
+
+async def test_the_last_rows_and_pages_after_a_position(database: Database, audit: AuditService) -> None:
+    for number in range(10):
+        await record(database, audit, str(number))
+        await audit.checkpoint(sign, CLUSTER)
+    last = [page async for page in audit.export(last=3)]
+    assert [row.subject for row in last[0].rows] == ["7", "8", "9"]
+    assert len(last[0].checkpoints) == 3
+    position = last[0].rows[0].position
+    after = [page async for page in audit.export(after=position)]
+    assert [row.subject for row in after[0].rows] == ["8", "9"]
+    everything = [page async for page in audit.export(last=1000)]
+    assert len(everything[0].rows) == len(everything[0].checkpoints) == 10
+
+    cursor, seen = AuditCursor(), []
+    while not (page := await audit.page(cursor, limit=4)).empty:
+        seen += [row.subject for row in page.rows]
+        cursor = page.cursor
+    assert seen == [str(number) for number in range(10)]
+    assert cursor.checkpoint == 10
+
+
+async def test_what_a_stranger_chose_is_stored_in_any_case(database: Database, audit: AuditService) -> None:
+    def deed(tx: Transaction) -> None:
+        hostile = "\x00\ud800" + "x" * 10_000
+        audit.append(tx, AuditKind.SESSION_REFUSED, actor=hostile, subject=hostile, detail={"text": hostile})
+
+    await database.write(deed)
+    row = (await audit.page(AuditCursor())).rows[0]
+    assert len(row.actor) == rules.MAX_ACTOR_CHARS
+    assert len(row.subject) == rules.MAX_SUBJECT_CHARS
+    assert json.loads(row.detail)["text"].endswith("xxx")
+    await verify(audit)
+
+
+def test_detail_is_canonical() -> None:
+    assert rules.canonical_json({"b": [1, True, None], "a": {"z": "é", "y": 1.5}}) == (
+        '{"a":{"y":1.5,"z":"é"},"b":[1,true,null]}'.encode()
+    )
+
+
+def test_detail_that_is_too_large_is_kept_as_its_hash() -> None:
+    kept = json.loads(rules.canonical_json({"ids": ["x" * 100] * 10_000}))
+    assert kept["bytes"] > rules.MAX_DETAIL_BYTES
+    assert len(kept["sha256"]) == 64
+
+
+@pytest.mark.parametrize("value", [b"raw", Secret("hunter2"), {1, 2}, object()])
+def test_detail_takes_json_only_and_so_no_secret(value: Any) -> None:
+    with pytest.raises(TypeError) as refused:
+        rules.canonical_json({"value": value})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_detail_takes_no_number_that_json_lacks() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        rules.canonical_json({"value": float("nan")})
+
+
+def test_kinds_name_subject_and_action() -> None:
+    for kind in AuditKind:
+        subject, _, action = kind.value.partition(".")
+        assert subject and action and kind.name == f"{subject}_{action}".upper()
+
+
+async def test_every_commit_with_rows_wakes_who_follows(
+    database: Database, audit: AuditService, wakeup: Wakeup
+) -> None:
+    woken: list[str] = []
+    wakeup.subscribe("audit", lambda: woken.append("audit"))
+    await database.write(_nothing)
+    assert woken == []
+    await record(database, audit)
+    await asyncio.sleep(0)
+    assert woken == ["audit"]
+
+
+def _nothing(tx: Transaction) -> None:
+    _: Connection = tx.conn
