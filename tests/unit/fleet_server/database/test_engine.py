@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.dialects import DatabaseUrlError, parse_url, show_url
 from fleet_server.database.engine import Database, sql
+from fleet_server.database.schema import audit_heads
 from fleet_server.database.writer import Transaction
 from tests.fakes.lane import Direction
 from tests.fakes.postgres import PostgresServer
@@ -204,10 +205,11 @@ class TestPostgresqlAway:
             yield proxy
 
     @pytest.fixture
-    async def remote(
-        self, postgres: PostgresServer, postgres_template: str, proxy: FaultProxyThread
-    ) -> AsyncIterator[Database]:
-        name = postgres.create_database(postgres_template)
+    async def remote(self, postgres: PostgresServer, proxy: FaultProxyThread) -> AsyncIterator[Database]:
+        name = postgres.create_database()
+        schema = create_engine(postgres.url(name))
+        audit_heads.create(schema)
+        schema.dispose()
         database = Database(postgres.url(name, address=("127.0.0.1", proxy.port)), readers=2)
         database.start()
         yield database
