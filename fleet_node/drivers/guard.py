@@ -17,8 +17,8 @@ would not be.
 - The program stays a zombie until the end: its process group's number cannot be given to a stranger while
   signals are still sent to it.
 
-Status lines: {"started": pid} or {"spawn_failed": errno}; then {"exit_code": n} or {"signal": n}; then
-{"swept": bool}, true when everything that the program started is gone.
+Status lines: {"started": pid}, before the program runs; then {"spawn_failed": errno}, or {"exit_code": n} or
+{"signal": n}, and at last {"swept": bool}, true when everything that the program started is gone.
 """
 
 from __future__ import annotations
@@ -51,13 +51,12 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wakeup = _wake_on_child()
-    pid, failure = _spawn(launch)
+    pid, failure = _spawn(launch, status_fd)
     if failure:
         _report(status_fd, {"spawn_failed": failure})
         return 0
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # the pipes end with the program, not with its guard
     os.dup2(1, 2)
-    _report(status_fd, {"started": pid})
     _Guard(pid, launch, wakeup, status_fd).watch()
     return 0
 
@@ -187,14 +186,22 @@ def _wake_on_child() -> int:
     return read_end
 
 
-def _spawn(launch: dict[str, Any]) -> tuple[int, int]:
+def _spawn(launch: dict[str, Any], status_fd: int) -> tuple[int, int]:
     """Start the program. Returns its pid and 0, or 0 and the errno that exec or its preparation gave."""
-    guard_pid = os.getpid()
+    gate_read, gate_write = os.pipe()
     failure_read, failure_write = os.pipe()  # closed by a successful exec
     pid = os.fork()
     if pid == 0:
-        _become(launch, guard_pid, failure_write)
+        os.close(gate_write)
+        _become(launch, gate_read, failure_write)
+    os.close(gate_read)
     os.close(failure_write)
+    # The node knows the group before the program can start anything in it: should the guard be killed, the node
+    # can still end the group.
+    _report(status_fd, {"started": pid})
+    with contextlib.suppress(BrokenPipeError):  # somebody killed it already: its end will tell
+        os.write(gate_write, b"g")
+    os.close(gate_write)
     failure = b"".join(iter(lambda: os.read(failure_read, 64), b""))
     os.close(failure_read)
     if not failure:
@@ -203,15 +210,17 @@ def _spawn(launch: dict[str, Any]) -> tuple[int, int]:
     return 0, int(failure)
 
 
-def _become(launch: dict[str, Any], guard_pid: int, failure_fd: int) -> NoReturn:
+def _become(launch: dict[str, Any], gate_fd: int, failure_fd: int) -> NoReturn:
     """In the child: become the program. Every descriptor but 0, 1 and 2 closes by itself at exec."""
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # an ignored signal would stay ignored in the program
+        # What is ignored or blocked here, or was where the node was started, would stay so in the program.
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard_pid:  # the guard died before the line above took hold
+        if not os.read(gate_fd, 1):  # the guard is dead, perhaps since before the line above
             os._exit(127)
         input_fd = launch["input_fd"]
         os.dup2(os.open(os.devnull, os.O_RDONLY) if input_fd is None else input_fd, 0)

@@ -113,7 +113,7 @@ async def run_guarded(launch: Launch, *, stop: asyncio.Event, timeout_s: float) 
         status = await guard.listen(guard.status, _MAX_STATUS_BYTES)
         stopped = await _wait_ended(guard, status, stop, timeout_s, launch.grace_s)
         news = _news(status)
-        if "started" in news and "swept" not in news:
+        if "started" in news and not news.keys() & {"swept", "spawn_failed"}:
             _kill_group(news["started"])
         await asyncio.wait({stdout.ended, stderr.ended}, timeout=_DRAIN_LIMIT_S)
     finally:
