@@ -221,8 +221,11 @@ def _took(command: admin_pb2.CommandView) -> str:
 
 
 def _result(command: admin_pb2.CommandView) -> str:
+    from fleet.v1 import command_pb2
     from fleet_server.cli.views import output_text
 
+    if command.state == command_pb2.COMMAND_STATE_INTERRUPTED and not command.error:
+        return "it started, and nobody can know how it ended"
     text = f"{command.reason}: {command.error}" if command.reason else output_text(command.output)
     return excerpt(text, _EXCERPT_CELLS)
 

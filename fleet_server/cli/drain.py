@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -55,7 +56,7 @@ def drain_node(invocation: Invocation, targets: tuple[str, ...], deadline: int |
     emit_nodes(invocation, sorted(seen.values(), key=lambda node: node.name))
     if not done:
         raise Failed(f"{left} of {total} nodes are not drained yet", hint="see how they are: `fleetctl nodes list`")
-    invocation.say(f"{total} nodes drained. To give them work again: `fleetctl resume node {' '.join(targets)}`")
+    invocation.say(f"{total} nodes drained. To give them work again: `fleetctl resume node {shlex.join(targets)}`")
 
 
 @drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")

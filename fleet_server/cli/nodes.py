@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -29,6 +30,7 @@ COLUMNS = [
     Column("SEEN", right=True),
     Column("LABELS", flexible=True),
 ]
+_STATE_CELLS = len("QUARANTINED")
 
 
 @click.group(cls=Noun)
@@ -199,7 +201,8 @@ def _emit_change(invocation: Invocation, node: admin_pb2.NodeView, clock: str, n
 
     colour = wants_colour(sys.stdout)
     dot = paint(Styled("●", "green") if node.online else Styled("○", dim=True), colour=colour)
-    state = paint(_state(node), colour=colour)
+    state_style = _state(node)
+    state = paint(replace(state_style, text=state_style.text.ljust(_STATE_CELLS)), colour=colour)
     where = f"on {node.replica_id}" if node.online else "offline"
     invocation.emit_text(
         f"{clock}  {dot} {printable(node.name).ljust(name_width)}  {state}  {where}"

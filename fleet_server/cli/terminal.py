@@ -146,16 +146,16 @@ def terminal_width(stream: IO[Any]) -> int | None:
 
 
 def age(then_ms: int, now_ms: int) -> str:
-    """Time since, in the largest two units: "3m12s"; "-" when it never happened."""
+    """Time since, as `duration` writes it; "-" when it never happened."""
     if not then_ms:
         return "-"
     return duration(max(now_ms - then_ms, 0) / 1000)
 
 
 def duration(seconds: float) -> str:
-    """A span for people: "120ms", "3.4s", "3m12s", "5h04m", "9d02h"."""
+    """A span for people: "1.2ms", "120ms", "3.4s", "3m12s", "5h04m", "9d02h"."""
     if seconds < 1:
-        return f"{seconds * 1000:.0f}ms"
+        return f"{seconds * 1000:.0f}ms" if seconds >= 0.01 else f"{seconds * 1000:.1f}ms"
     if seconds < 10:
         return f"{seconds:.1f}s"
     whole = int(seconds)
