@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fleet_node.drivers.api import DriverConfigError
 from fleet_node.drivers.settings import SettingsTable
 
 MAX_PROGRAMS: Final = 64
@@ -132,6 +133,9 @@ def read_exec_settings(settings: Mapping[str, Any]) -> ExecSettings:
     Raises:
         DriverConfigError: names the setting and what to do.
     """
+    if not hasattr(os, "waitid"):  # the guard must see an end without reaping; Python has it on macOS from 3.13 on
+        remedy = "Take exec out of the enabled drivers, or run the node on Linux."
+        raise DriverConfigError("drivers.exec", "this system lacks waitid", remedy)
     table = SettingsTable(settings, "drivers.exec")
     entries = table.table("programs", max_items=MAX_PROGRAMS)
     if not entries:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def test_a_program_that_everybody_may_change_is_refused(tmp_path: Path) -> None:
     Path(path).chmod(0o757)
     with pytest.raises(DriverConfigError, match="every user"):
         read_exec_settings(program(path=path))
+
+
+def test_a_system_on_which_the_guard_cannot_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "waitid")
+    with pytest.raises(DriverConfigError, match="run the node on Linux"):
+        read_exec_settings(program())
 
 
 def test_the_environment_of_a_program_is_in_no_repr() -> None:
