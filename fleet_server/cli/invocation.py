@@ -74,8 +74,8 @@ class Invocation:
         return Admin(self.context(), say=self.say, sleep=self.sleep)
 
     def say(self, message: str) -> None:
-        """A message for the person; not data."""
-        click.echo(message, err=True, color=wants_colour(sys.stderr))
+        """A message for the person, on one line; not data. It may quote the server, so it is made printable."""
+        click.echo(printable(message), err=True)
 
     def emit_text(self, text: str) -> None:
         """Data that is text already."""

@@ -54,11 +54,11 @@ def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve:
     request = admin_pb2.CreateJoinTokenRequest(site=site, ttl_s=ttl, max_uses=uses, auto_approve=auto_approve)
     with invocation.connect() as admin:
         made = admin.call(admin.stub.CreateJoinToken, request)
-    _check_token(made.token, admin.context)
+    statement = _open_token(made.token, admin.context)
     _add_owner_pin(made.token, admin.context)
     text = token_text(made.token)
     emit_secret(invocation, made.join_token, secret_field="token", secret=text, output_file=output_file)
-    _say_what_it_trusts(invocation, made, admin.context)
+    _say_what_it_trusts(invocation, statement, made.token.owner_pin)
 
 
 @join_token.command("list", example="fleetctl join-token list")
@@ -96,25 +96,33 @@ def token_text(token: enrollment_pb2.JoinToken) -> str:
     return TEXT_PREFIX + base64.urlsafe_b64encode(token.SerializeToString()).decode().rstrip("=")
 
 
-def _check_token(token: enrollment_pb2.JoinToken, context: Context) -> None:
-    """A server that was replaced must not send new nodes to trust another authority."""
+def _open_token(token: enrollment_pb2.JoinToken, context: Context) -> enrollment_pb2.JoinTokenStatement:
+    """What the token says. A server that was replaced must not send new nodes to trust another authority.
+
+    Raises:
+        Refused: not signed by the authority that the profile pinned, or for another cluster.
+    """
+    from google.protobuf.message import DecodeError
+
     from fleet.envelope import Domain, EnvelopeError, verify_one
     from fleet.v1 import enrollment_pb2
     from fleet_server.cli.failures import Refused
 
-    if not context.authority_key:
-        return
+    pinned = context.authority_key
     try:
-        raw = verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=context.authority_key)
-        statement = enrollment_pb2.JoinTokenStatement.FromString(raw)
-        genuine = statement.authority_key == context.authority_key and statement.cluster_id == context.cluster_id
-    except EnvelopeError:
-        genuine = False
-    if not genuine:
+        if pinned:
+            verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=pinned)
+        statement = enrollment_pb2.JoinTokenStatement.FromString(token.signed.statement)
+    except (EnvelopeError, DecodeError):
+        statement = None
+    if statement is None or (
+        pinned and (statement.authority_key, statement.cluster_id) != (pinned, context.cluster_id)
+    ):
         raise Refused(
             "the join token is not signed by the authority that was pinned at login",
             hint="do not use it: ask the server's owner whether the authority changed, then `fleetctl login` again",
         )
+    return statement
 
 
 def _add_owner_pin(token: enrollment_pb2.JoinToken, context: Context) -> None:
@@ -125,20 +133,18 @@ def _add_owner_pin(token: enrollment_pb2.JoinToken, context: Context) -> None:
     token.owner_pin = hashlib.sha256(context.owner_key).digest() if context.owner_key else b""
 
 
-def _say_what_it_trusts(invocation: Invocation, made: admin_pb2.CreateJoinTokenResponse, context: Context) -> None:
+def _say_what_it_trusts(invocation: Invocation, statement: enrollment_pb2.JoinTokenStatement, owner_pin: bytes) -> None:
     import hashlib
 
-    from fleet.v1 import enrollment_pb2
     from fleet_server.cli.terminal import duration
     from fleet_server.cli.views import grouped_hex
 
-    statement = enrollment_pb2.JoinTokenStatement.FromString(made.token.signed.statement)
     good_s = max(statement.expires_at_ms - invocation.now_ms(), 0) / 1000
     approval = "approves by itself" if statement.auto_approve else "you approve"
     invocation.say(f"Good for {duration(good_s)} and {statement.max_uses} node(s); {approval}. Not shown again.")
     invocation.say(f"  endpoints  {' '.join(statement.endpoints)}")
     invocation.say(f"  authority  SHA-256 {grouped_hex(hashlib.sha256(statement.authority_key).digest())}")
-    pin = grouped_hex(made.token.owner_pin) if context.owner_key else "none: protected actions stay refused"
+    pin = grouped_hex(owner_pin) if owner_pin else "none: protected actions stay refused"
     invocation.say(f"  owner pin  {pin}")
     invocation.say("Next, on the node: `fleet-node enroll --token TOKEN`")
 

@@ -74,9 +74,10 @@ class ProfileFile:
         """FLEETCTL_PROFILE, or fleetctl/profile.toml under XDG_CONFIG_HOME or ~/.config."""
         named = environment.get("FLEETCTL_PROFILE")
         if named:
-            return cls(Path(named).expanduser())
+            return cls(Path(named).expanduser().resolve())
         base = environment.get("XDG_CONFIG_HOME")
-        return cls((Path(base) if base else Path.home() / ".config") / "fleetctl" / "profile.toml")
+        folder = Path(base) if base else Path.home() / ".config"
+        return cls((folder / "fleetctl" / "profile.toml").resolve())  # a link to one's own file elsewhere is welcome
 
     def load(self) -> Profile:
         """Read it; an absent file is an empty profile.
@@ -84,12 +85,14 @@ class ProfileFile:
         Raises:
             BadProfile: open to others, not TOML (the line is named), or a field is missing or wrong.
         """
-        if not self.path.exists():
-            return Profile()
         try:
+            if not self.path.exists():
+                return Profile()
             raw = read_private(self.path)
         except PrivateFileError as error:
             raise BadProfile(str(error)) from error
+        except OSError as error:
+            raise BadProfile(f"cannot read {self.path}: {error.strerror}") from error
         if len(raw) > _MAX_PROFILE_BYTES:
             raise BadProfile(f"{self.path} has {len(raw)} bytes: that is no profile")
         try:

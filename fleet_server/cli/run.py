@@ -123,6 +123,8 @@ class _Waiting:
     issue: admin_pb2.IssueCommandsResponse
     deadline: float | None
     views: dict[bytes, admin_pb2.CommandView] = field(default_factory=dict)
+    final: set[bytes] = field(default_factory=set)
+    bad: set[bytes] = field(default_factory=set)
 
     def wait_outcomes(self, action: str) -> list[admin_pb2.CommandView]:
         """Commands by node and seq, as far as they are known when all are final or the deadline has passed."""
@@ -140,7 +142,7 @@ class _Waiting:
     def _follow_again(self, bar: Bar) -> None:
         pauses = iter(_WATCH_AGAIN_AFTER_S)
         while self._open_count() and not self._is_late():
-            seen = len(self.views)
+            seen = len(self.final)
             try:
                 self._follow(bar)
                 if self._open_count() and not self._is_late():
@@ -148,7 +150,7 @@ class _Waiting:
             except Unreachable as failure:
                 if self._is_late():
                     return
-                pauses = iter(_WATCH_AGAIN_AFTER_S) if len(self.views) > seen else pauses
+                pauses = iter(_WATCH_AGAIN_AFTER_S) if len(self.final) > seen else pauses
                 pause_s = next(pauses, None)
                 if pause_s is None:
                     failure.hint = f"the commands go on: `fleetctl commands watch {self.issue.issue_id}`"
@@ -163,13 +165,18 @@ class _Waiting:
         left_s = None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
         for change in self.admin.stream(self.admin.stub.WatchCommands, request, timeout_s=left_s):
             for view in change.commands:
-                self.views[view.command_id] = view
-            done = [view for view in self.views.values() if commands.is_final(view)]
-            bad = sum(not _succeeded(view) for view in done)
-            bar.show(len(done), note=f"{bad} not well" if bad else "")
+                self._take(view)
+            bar.show(len(self.final), note=f"{len(self.bad)} not well" if self.bad else "")
+
+    def _take(self, view: admin_pb2.CommandView) -> None:
+        self.views[view.command_id] = view
+        if commands.is_final(view):
+            self.final.add(view.command_id)
+            if not _succeeded(view):
+                self.bad.add(view.command_id)
 
     def _open_count(self) -> int:
-        return self.issue.issued_count - sum(commands.is_final(view) for view in self.views.values())
+        return self.issue.issued_count - len(self.final)
 
     def _is_late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline

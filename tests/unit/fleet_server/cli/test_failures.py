@@ -102,7 +102,7 @@ def test_what_the_server_says_cannot_play_with_the_terminal(ctl: Fleetctl) -> No
     ctl.fake.answers["WhoAmI"] = Refusal(Reason.NOT_FOUND, "gone \x1b[2J\x1b]0;owned\x07")
     result = ctl.run("whoami")
     assert "\x1b" not in result.stderr
-    assert "\\x1b[2J" in result.stderr
+    assert "[2J" in result.stderr, "what was said is still readable"
 
 
 def test_every_call_carries_the_token(ctl: Fleetctl) -> None:

@@ -65,7 +65,7 @@ def test_every_verb_has_an_example_and_exit_codes(ctl: Fleetctl, words: str, ver
     assert result.exit_code == 0
     for section in ("Example:", "Exit codes:", "Options of every verb:", "--output", "--context"):
         assert section in result.stdout
-    assert verb.example.splitlines()[0].split()[:2] == ["fleetctl", words.split()[0]]
+    assert verb.example.splitlines()[0].split()[:2] == ["fleetctl", words.split(maxsplit=1)[0]]
     assert (verb.help or "").strip()
 
 

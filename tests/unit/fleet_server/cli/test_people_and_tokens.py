@@ -132,6 +132,7 @@ def test_the_owner_pin_comes_from_the_profile_alone(ctl: Fleetctl) -> None:
         join_token(Signer.from_private_bytes(b"\x44" * 32)),
         join_token(authority_key=b"\x44" * 32),
         join_token(cluster_id="another"),
+        admin_pb2.CreateJoinTokenResponse(),
     ],
 )
 def test_a_join_token_of_another_authority_is_not_handed_out(

@@ -1,0 +1,113 @@
+"""fleetctl as a process of its own, on a real terminal: Ctrl-C, broken pipes, progress."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+from fleet.v1 import admin_pb2, command_pb2
+from tests.fakes.tls import FakeAuthority
+from tests.unit.fleet_server.cli.conftest import Fleetctl
+from tests.unit.fleet_server.cli.test_nodes_and_commands import changed, command, issued, node
+
+PROGRAM = [sys.executable, "-m", "fleet_server.cli"]
+LIMIT_S = 60
+
+
+def environment(ctl: Fleetctl) -> dict[str, str]:
+    return {**os.environ, **ctl.environment, "TERM": "xterm-256color", "COLUMNS": "100"}
+
+
+def test_ctrl_c_ends_a_watch_with_130_and_no_traceback(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WatchNodes"] = [admin_pb2.WatchNodesResponse(nodes=[node(1)]), ctl.fake.HOLD]
+    with subprocess.Popen(
+        [*PROGRAM, "nodes", "watch"],
+        env=environment(ctl),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "press-1" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert stderr.strip() == ""
+    assert ctl.fake.left.wait(LIMIT_S), "the server sees the watcher leave"
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_commands(ctl: Fleetctl) -> None:
+    ctl.fake.answers["IssueCommands"] = issued(1)
+    ctl.fake.answers["WatchCommands"] = [changed(command(1, command_pb2.COMMAND_STATE_RUNNING)), ctl.fake.HOLD]
+    with subprocess.Popen(
+        [*PROGRAM, "run", "*", "host.info"],
+        env=environment(ctl),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert ctl.fake.held.wait(LIMIT_S)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert "The commands go on: `fleetctl commands watch is_1`" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=[node(i) for i in range(3000)])
+    with subprocess.Popen(
+        [*PROGRAM, "nodes", "list"], env=environment(ctl), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        stderr = process.stderr.read().decode()
+        process.wait(LIMIT_S)
+    assert "Traceback" not in stderr
+
+
+def test_on_a_terminal_there_is_progress_colour_and_clean_data(ctl: Fleetctl) -> None:
+    ctl.fake.answers["IssueCommands"] = issued(2)
+    ctl.fake.answers["WatchCommands"] = [changed(command(1)), changed(command(2))]
+    screen, terminal = pty.openpty()
+    process = subprocess.run(
+        [*PROGRAM, "run", "*", "host.info"],
+        env=environment(ctl),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        timeout=LIMIT_S,
+        check=True,
+    )
+    os.close(terminal)
+    shown = _read_all(screen)
+    assert "host.info" in shown
+    assert "2/2" in shown
+    assert "All 2 succeeded." in shown
+    assert process.stdout.decode().startswith("NODE     SEQ  STATE")
+    assert b"\x1b" not in process.stdout, "the table is piped: no colours, no progress in it"
+
+
+def test_a_wrong_ca_is_told_in_our_words_alone(ctl: Fleetctl) -> None:
+    ctl.log_in(ca_pem=FakeAuthority("another").cert_pem.decode())
+    done = subprocess.run([*PROGRAM, "whoami"], env=environment(ctl), capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert [line.split(":")[0].strip() for line in done.stderr.splitlines()] == ["error", "next"]
+
+
+def _read_all(descriptor: int) -> str:
+    parts = []
+    while True:
+        try:
+            part = os.read(descriptor, 65_536)
+        except OSError:  # EIO: the other side is closed and everything was read
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(descriptor)
+    return b"".join(parts).decode()

@@ -1,0 +1,227 @@
+"""Telemetry, audit and keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import pytest
+
+from fleet import audit_chain
+from fleet.audit_chain import CheckpointMark
+from fleet.envelope import Domain, Signer
+from fleet.v1 import admin_pb2, session_pb2, telemetry_pb2, trust_pb2
+from fleet_server.cli.chart import quantity, sparkline
+from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
+
+
+def entries(count: int, writer: str = "replica-a") -> list[admin_pb2.AuditEntry]:
+    made = []
+    previous = audit_chain.FIRST_PREVIOUS_HASH
+    for number in range(1, count + 1):
+        fields: dict[str, Any] = {
+            "writer": writer,
+            "number": number,
+            "at_ms": NOW_MS + number,
+            "kind": "command.issued",
+            "actor": "ada",
+            "subject": "press-1",
+            "detail": b'{"n":%d}' % number,
+        }
+        digest = audit_chain.row_hash(previous_hash=previous, **fields)
+        made.append(admin_pb2.AuditEntry(position=number, previous_hash=previous, hash=digest, **fields))
+        previous = digest
+    return made
+
+
+def checkpoint(
+    number: int, head: admin_pb2.AuditEntry, previous: trust_pb2.Signed | None = None, signer: Signer = AUTHORITY
+) -> trust_pb2.Signed:
+    statement = trust_pb2.AuditCheckpointStatement(
+        cluster_id="cluster-1",
+        number=number,
+        previous_sha256=hashlib.sha256(previous.statement).digest() if previous else b"",
+        heads=[trust_pb2.AuditHead(writer=head.writer, number=head.number, hash=head.hash)],
+        issued_at_ms=NOW_MS,
+    )
+    return signer.sign(Domain.AUDIT_CHECKPOINT, statement.SerializeToString())
+
+
+def exported(rows: list[admin_pb2.AuditEntry], *checkpoints: trust_pb2.Signed) -> admin_pb2.ExportAuditResponse:
+    return admin_pb2.ExportAuditResponse(entries=rows, checkpoints=checkpoints)
+
+
+def test_a_genuine_audit_verifies_and_is_remembered(ctl: Fleetctl) -> None:
+    rows = entries(4)
+    first = checkpoint(1, rows[1])
+    second = checkpoint(2, rows[2], previous=first)
+    ctl.fake.answers["ExportAudit"] = [exported(rows[:2], first), exported(rows[2:], second)]
+    result = ctl.run("audit", "verify")
+    assert result.exit_code == 0, result.output
+    assert "nothing was changed" in result.stdout
+    assert "1 rows after the newest checkpoint" in result.stdout
+    remembered = ctl.profile.load().contexts["default"].checkpoint
+    assert remembered == CheckpointMark(2, hashlib.sha256(second.statement).digest())
+    view = ctl.json("audit", "verify")
+    assert (view["verified"], view["rows"], view["newest_checkpoint"], view["uncovered_rows"]) == (True, 4, 2, 1)
+
+
+def test_an_older_history_than_the_one_seen_is_refused(ctl: Fleetctl) -> None:
+    rows = entries(3)
+    first = checkpoint(1, rows[1])
+    second = checkpoint(2, rows[2], previous=first)
+    ctl.fake.answers["ExportAudit"] = [exported(rows, first, second)]
+    assert ctl.run("audit", "verify").exit_code == 0
+    ctl.fake.answers["ExportAudit"] = [exported(rows[:2], first)]
+    result = ctl.run("audit", "verify", "-o", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["finding"] == "CHECKPOINT_ROLLED_BACK"
+    remembered = ctl.profile.load().contexts["default"].checkpoint
+    assert remembered is not None
+    assert remembered.number == 2, "what was seen stays remembered"
+
+
+def test_a_changed_row_is_named(ctl: Fleetctl) -> None:
+    rows = entries(3)
+    rows[1].actor = "mallory"
+    ctl.fake.answers["ExportAudit"] = [exported(rows)]
+    result = ctl.run("audit", "verify")
+    assert result.exit_code == 1
+    assert "CHANGED: row 2 of replica-a" in result.stderr
+    assert ctl.profile.load().contexts["default"].checkpoint is None
+
+
+def test_a_checkpoint_by_another_authority_is_refused(ctl: Fleetctl) -> None:
+    rows = entries(1)
+    forged = checkpoint(1, rows[0], signer=Signer.from_private_bytes(b"\x77" * 32))
+    ctl.fake.answers["ExportAudit"] = [exported(rows, forged)]
+    result = ctl.run("audit", "verify")
+    assert result.exit_code == 1
+    assert "CHECKPOINT_BAD_SIGNATURE" in result.stderr
+
+
+def test_verification_needs_a_pin_that_is_not_the_servers_word(ctl: Fleetctl) -> None:
+    ctl.log_in(authority_key=b"")
+    result = ctl.run("audit", "verify")
+    assert result.exit_code == 2
+    assert "no authority is pinned" in result.stderr
+    assert ctl.fake.calls == []
+    rows = entries(1)
+    ctl.fake.answers["ExportAudit"] = [exported(rows, checkpoint(1, rows[0]))]
+    given = ("--authority-key", AUTHORITY.public_key.hex(), "--cluster", "cluster-1")
+    assert ctl.run("audit", "verify", *given).exit_code == 0
+    assert ctl.run("audit", "verify", "--authority-key", "zz").exit_code == 2
+
+
+def test_tail_shows_the_newest_rows(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ExportAudit"] = [exported(entries(2))]
+    table = ctl.run("audit", "tail", "-n", "2").stdout.splitlines()
+    assert len(table) == 3
+    assert "command.issued" in table[1]
+    assert ctl.fake.requests("ExportAudit")[0].last == 2
+    followed = ctl.run("audit", "tail", "--follow").stdout.splitlines()
+    assert len(followed) == 2
+    assert ctl.fake.requests("ExportAudit")[1].follow
+
+
+def test_an_export_holds_what_an_independent_check_needs(ctl: Fleetctl) -> None:
+    rows = entries(2)
+    signed = checkpoint(1, rows[1])
+    ctl.fake.answers["ExportAudit"] = [exported(rows, signed)]
+    lines = [json.loads(line) for line in ctl.run("audit", "export", "--after", "7").stdout.splitlines()]
+    assert ctl.fake.requests("ExportAudit")[0].after == 7
+    assert [line["type"] for line in lines] == ["row", "row", "checkpoint"]
+    assert lines[0]["detail"] == '{"n":1}'
+    assert bytes.fromhex(lines[1]["hash"]) == rows[1].hash
+    assert bytes.fromhex(lines[2]["statement"]) == signed.statement
+    assert bytes.fromhex(lines[2]["signatures"][0]["value"]) == signed.signatures[0].value
+
+
+def test_the_newest_values(ctl: Fleetctl) -> None:
+    value = admin_pb2.LatestValue(
+        node_name="press-1", name="host.cpu.percent", unit="percent", value=12.3456, at_ms=NOW_MS - 3000
+    )
+    broken = admin_pb2.LatestValue(node_name="press-1", name="x", value=math.nan, kind=telemetry_pb2.SERIES_KIND_GAUGE)
+    ctl.fake.answers["LatestTelemetry"] = admin_pb2.LatestTelemetryResponse(values=[value, broken], truncated=True)
+    result = ctl.run("telemetry", "latest", "press-*", "--series", "host.*")
+    assert result.stdout.splitlines()[1].split() == ["press-1", "host.cpu.percent", "12.35", "percent", "3.0s"]
+    assert "narrow TARGETS" in result.stderr
+    request = ctl.fake.requests("LatestTelemetry")[0]
+    assert (list(request.selector.patterns), request.series_glob) == (["press-*"], "host.*")
+    view = ctl.json("telemetry", "latest")
+    assert (view[1]["value"], view[1]["kind"]) == (None, "GAUGE"), "JSON has no NaN"
+
+
+def test_history_draws_a_chart_and_a_trend(ctl: Fleetctl) -> None:
+    at_ms = [NOW_MS - 600_000 + i * 10_000 for i in range(60)]
+    series = admin_pb2.SeriesHistory(name="host.cpu.percent", unit="percent", at_ms=at_ms, values=range(60))
+    empty = admin_pb2.SeriesHistory(name="host.none")
+    ctl.fake.answers["TelemetryHistory"] = admin_pb2.TelemetryHistoryResponse(series=[series, empty])
+    result = ctl.run("telemetry", "history", "press-1", "--since", "10m")
+    assert result.exit_code == 0, result.output
+    assert "host.cpu.percent (percent)" in result.stdout
+    assert "┤" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "▁▁▁▂▂▂▃▃▃▄▄▄▅▅▅▆▆▆▇▇▇███" in result.stdout
+    assert "host.none: no samples" in result.stdout
+    request = ctl.fake.requests("TelemetryHistory")[0]
+    assert request.to_ms - request.from_ms == 600_000
+    assert request.to_ms == NOW_MS
+    assert len(ctl.json("telemetry", "history", "press-1")[0]["at"]) == 60
+
+
+def test_only_so_many_charts_are_drawn(ctl: Fleetctl) -> None:
+    series = [admin_pb2.SeriesHistory(name=f"s{i}", at_ms=[NOW_MS], values=[1]) for i in range(3)]
+    ctl.fake.answers["TelemetryHistory"] = admin_pb2.TelemetryHistoryResponse(series=series)
+    result = ctl.run("telemetry", "history", "press-1", "--charts", "1")
+    assert result.stdout.count("┌") == 1
+    assert "1 of 3 series are drawn" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0, "", "0"),
+        (12.3456, "percent", "12.35"),
+        (3 * 1024**3, "bytes", "3Gi"),
+        (1536, "bytes/s", "1.5Ki"),
+        (-2048, "bytes", "-2Ki"),
+        (1023, "bytes", "1023"),
+        (1e20, "", "1e+20"),
+        (math.inf, "", "-"),
+        (math.nan, "bytes", "-"),
+    ],
+)
+def test_quantities(value: float, unit: str, text: str) -> None:
+    assert quantity(value, unit) == text
+
+
+def test_sparklines() -> None:
+    assert sparkline([], 8) == ""
+    assert sparkline([5, 5, 5], 8) == "▁▁▁"
+    assert sparkline([0, 1], 8) == "▁█"
+    assert len(sparkline(list(range(1000)), 24)) == 24
+
+
+def test_keys_say_whether_the_authority_is_the_pinned_one(ctl: Fleetctl) -> None:
+    key = admin_pb2.CommandKeyView(key_id=b"\x01" * 16, phase=trust_pb2.KEY_PHASE_ACTIVE, not_before_ms=NOW_MS)
+    version = session_pb2.BundleVersion(generation=1, number=4)
+    answer = admin_pb2.ListKeysResponse(
+        cluster_id="cluster-1",
+        authority_key=AUTHORITY.public_key,
+        command_keys=[key],
+        bundle_version=version,
+        holders=[admin_pb2.BundleHolders(version=version, nodes=10)],
+        tls_ca_sha256=b"\xca" * 32,
+    )
+    ctl.fake.answers["ListKeys"] = answer
+    text = ctl.run("keys", "list").stdout
+    for part in ("the one pinned at login", "01" * 16, "ACTIVE", "1.4", "CA:CA:CA"):
+        assert part in text
+    assert ctl.json("keys", "list")["command_keys"][0]["phase"] == "ACTIVE"
+    ctl.log_in(authority_key=b"\x13" * 32)
+    assert "NOT the one pinned" in ctl.run("keys", "list").stdout
+    ctl.log_in(authority_key=b"")
+    assert "not pinned" in ctl.run("keys", "list").stdout
