@@ -21,6 +21,7 @@ class AuditKind(StrEnum):
     OPERATOR_QUARANTINED = "operator.quarantined"
     OPERATOR_LOGGED_IN = "operator.logged_in"
     OPERATOR_REFUSED = "operator.refused"
+    OPERATOR_CALLED = "operator.called"
     # Membership
     JOIN_TOKEN_CREATED = "join_token.created"
     JOIN_TOKEN_REVOKED = "join_token.revoked"

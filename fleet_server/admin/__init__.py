@@ -1,0 +1,1 @@
+"""The operators' gRPC service: who may call what, and one thin file per room behind it."""

@@ -1,0 +1,194 @@
+"""Operators: their tokens (only hashes are kept), their roles, and a record of what each of them calls.
+
+Changes are audited by the room that makes them, in the same transaction. Reads are counted per operator and method
+and audited in batches, so that a dashboard that polls does not bury what matters.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+from fleet.secrets import Secret
+from fleet_server.admin import rules
+from fleet_server.admin.rules import Role
+from fleet_server.admin.store import Operator, OperatorStore
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.service import AuditService
+from fleet_server.database.engine import Database
+from fleet_server.database.writer import Transaction
+from fleet_server.trust.secrets import RowMac
+
+log = get_logger(__name__)
+
+TOKEN_PREFIX = "fop1."
+_TOKEN_BYTES = 32
+_CACHE_S = 1.0
+_MAX_CACHED = 1024
+_FLUSH_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call."""
+
+    name: str
+    role: Role
+
+
+class OperatorService:
+    """Use cases around operators.
+
+    Args:
+        row_mac: MAC of the table `operators`.
+    """
+
+    def __init__(self, *, database: Database, clock: Clock, audit: AuditService, row_mac: RowMac) -> None:
+        self._database = database
+        self._clock = clock
+        self._audit = audit
+        self._store = OperatorStore(row_mac)
+        self._cache: dict[bytes, tuple[float, Operator]] = {}
+        self._calls: Counter[tuple[str, str]] = Counter()
+
+    async def authorise(self, token: str, method: str) -> Caller:
+        """Who holds `token`, once they may call `method`.
+
+        Raises:
+            Refusal: UNAUTHENTICATED or PERMISSION_DENIED.
+        """
+        operator = await self._authenticate(token)
+        try:
+            rules.authorise(operator.role, rules.NEEDED_ROLE[method], method)
+        except Refusal:
+            await self._audit_one(AuditKind.OPERATOR_REFUSED, operator.name, method)
+            raise
+        self._calls[operator.name, method] += 1
+        return Caller(operator.name, operator.role)
+
+    async def create(self, actor: str, name: str, role_word: str) -> tuple[Operator, Secret[str]]:
+        """A new operator and the token, which is never shown again.
+
+        Raises:
+            Refusal: bad name or role, or the name is taken.
+        """
+        rules.check_operator_name(name)
+        role = rules.parse_role(role_word)
+        token = Secret(TOKEN_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("="))
+        operator = Operator("op-" + secrets.token_hex(8), name, role, self._clock.now_ms(), 0, intact=True)
+
+        def work(tx: Transaction) -> None:
+            if self._store.by_name(tx.conn, name) is not None:
+                raise Refusal(Reason.CONFLICT, f"an operator called {name!r} exists already: choose another name")
+            self._store.insert(tx.conn, operator, _hash(token.reveal()))
+            self._audit.append(tx, AuditKind.OPERATOR_CREATED, actor=actor, subject=name, detail={"role": role.word})
+
+        await self._database.write(work)
+        return operator, token
+
+    async def all(self) -> list[Operator]:
+        """Every operator by name."""
+        return await self._database.read(self._store.all)
+
+    async def revoke(self, actor: str, name: str) -> Operator:
+        """End an operator's token at once.
+
+        Raises:
+            Refusal: NOT_FOUND, or it is the last owner (CONFLICT).
+        """
+        now_ms = self._clock.now_ms()
+
+        def work(tx: Transaction) -> Operator:
+            operator = self._store.by_name(tx.conn, name)
+            if operator is None:
+                raise Refusal(Reason.NOT_FOUND, f"no operator is called {name[:80]!r}: see `fleetctl operators list`")
+            if operator.revoked_at_ms:
+                return operator
+            if operator.role is Role.OWNER and self._owners(tx) == 1:
+                raise Refusal(Reason.CONFLICT, "this is the last owner: create another one before you revoke it")
+            self._store.revoke(tx.conn, operator.operator_id, now_ms)
+            self._audit.append(tx, AuditKind.OPERATOR_REVOKED, actor=actor, subject=operator.name, detail={})
+            tx.after_commit(self._cache.clear)
+            revoked = self._store.by_name(tx.conn, operator.operator_id)
+            return revoked or operator
+
+        return await self._database.write(work)
+
+    async def run(self) -> None:
+        """Write the record of calls every few seconds."""
+        while True:
+            await self._clock.sleep(_FLUSH_S)
+            try:
+                await self.flush()
+            except Refusal as refusal:
+                log.warning("call_record_waits", reason=str(refusal.reason))
+
+    async def flush(self) -> None:
+        """Audit the calls counted since the last time, one row per operator."""
+        calls, self._calls = self._calls, Counter()
+        by_operator: dict[str, dict[str, int]] = {}
+        for (operator, method), count in calls.items():
+            by_operator.setdefault(operator, {})[method] = count
+
+        def work(tx: Transaction) -> None:
+            for operator, methods in by_operator.items():
+                self._audit.append(
+                    tx, AuditKind.OPERATOR_CALLED, actor=operator, subject="admin", detail={"calls": dict(methods)}
+                )
+
+        if not by_operator:
+            return
+        try:
+            await self._database.write(work)
+        except Refusal:
+            self._calls.update(calls)
+            raise
+
+    async def _authenticate(self, token: str) -> Operator:
+        if not token.startswith(TOKEN_PREFIX) or len(token) > 128:
+            raise _unknown()
+        token_sha256 = _hash(token)
+        operator = self._cached(token_sha256)
+        if operator is None:
+            operator = await self._database.read(lambda conn: self._store.by_token(conn, token_sha256))
+            if operator is None:
+                raise _unknown()
+            if not operator.intact:
+                log.error("operator_row_tampered", operator=operator.name)
+                await self._audit_one(AuditKind.OPERATOR_QUARANTINED, operator.name, "row MAC does not fit")
+                raise _unknown()
+            if len(self._cache) >= _MAX_CACHED:
+                self._cache.clear()
+            self._cache[token_sha256] = (self._clock.monotonic() + _CACHE_S, operator)
+        if operator.revoked_at_ms:
+            raise Refusal(Reason.UNAUTHENTICATED, "this operator token was revoked: ask an owner for a new one")
+        return operator
+
+    def _cached(self, token_sha256: bytes) -> Operator | None:
+        until, operator = self._cache.get(token_sha256, (0.0, None))
+        return operator if until > self._clock.monotonic() else None
+
+    def _owners(self, tx: Transaction) -> int:
+        return sum(1 for o in self._store.all(tx.conn) if o.role is Role.OWNER and not o.revoked_at_ms and o.intact)
+
+    async def _audit_one(self, kind: AuditKind, operator: str, what: str) -> None:
+        def work(tx: Transaction) -> None:
+            self._audit.append(tx, kind, actor=operator, subject=what, detail={})
+
+        await self._database.write(work)
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _unknown() -> Refusal:
+    return Refusal(
+        Reason.UNAUTHENTICATED, "this operator token is not known here: run `fleetctl login` with a good one"
+    )

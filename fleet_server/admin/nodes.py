@@ -1,0 +1,132 @@
+"""Admin calls about nodes: list, watch, suspend, label, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fleet.clock import Clock
+from fleet.v1 import admin_pb2
+from fleet_server.admin.access import Caller
+from fleet_server.admin.paging import page_size
+from fleet_server.admin.views import node_view
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.nodes.record import DrainState, NodeRecord
+from fleet_server.nodes.service import NodeService
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_WATCH_PAGE = 1000
+_WATCH_PAUSE_S = 0.25  # changes of a large fleet are told together
+_LIVENESS_POLL_S = 5.0
+
+
+class NodesApi:
+    """Nodes as operators see them."""
+
+    def __init__(self, nodes: NodeService, wakeup: Wakeup, clock: Clock) -> None:
+        self._nodes = nodes
+        self._wakeup = wakeup
+        self._clock = clock
+
+    async def list_nodes(self, _: Caller, request: admin_pb2.ListNodesRequest) -> admin_pb2.ListNodesResponse:
+        """A page of nodes by name; the page token is the last name."""
+        limit = page_size(request.page)
+        found = await self._nodes.select(request.selector.patterns, after=request.page.token, limit=limit)
+        return admin_pb2.ListNodesResponse(
+            nodes=map(node_view, found), next_page_token=found[-1].name if len(found) == limit else ""
+        )
+
+    async def get(self, _: Caller, request: admin_pb2.GetNodeRequest) -> admin_pb2.GetNodeResponse:
+        """One node with what it offers."""
+        node = await self._nodes.get(request.node)
+        return admin_pb2.GetNodeResponse(node=node_view(node), drivers=await self._nodes.drivers(node.node_id))
+
+    async def watch(
+        self, _: Caller, request: admin_pb2.WatchNodesRequest
+    ) -> AsyncIterator[admin_pb2.WatchNodesResponse]:
+        """All nodes first, then those whose view changed."""
+        known: dict[str, bytes] = {}
+        with self._changes() as changed:
+            while True:
+                changed.clear()
+                views = map(node_view, await self._everyone(request.selector.patterns))
+                news = [view for view in views if _is_news(known, view)]
+                if news or not known:
+                    yield admin_pb2.WatchNodesResponse(nodes=news)
+                await self._clock.sleep(_WATCH_PAUSE_S)
+                await _wait(changed, self._clock, _LIVENESS_POLL_S)
+
+    async def set_state(self, caller: Caller, request: admin_pb2.SetNodeStateRequest) -> admin_pb2.SetNodeStateResponse:
+        """Suspend, resume or revoke."""
+        changed = await self._nodes.set_state(caller.name, request.selector.patterns, request.state, request.reason)
+        return admin_pb2.SetNodeStateResponse(nodes=map(node_view, changed))
+
+    async def label(self, caller: Caller, request: admin_pb2.LabelNodesRequest) -> admin_pb2.LabelNodesResponse:
+        """Set and remove operator labels."""
+        changed = await self._nodes.label(caller.name, request.selector.patterns, dict(request.set), request.remove)
+        return admin_pb2.LabelNodesResponse(nodes=map(node_view, changed))
+
+    async def drain(
+        self, caller: Caller, request: admin_pb2.DrainNodesRequest
+    ) -> AsyncIterator[admin_pb2.DrainNodesResponse]:
+        """Ask nodes to drain and tell progress until all are."""
+        with self._changes() as changed:
+            asked = await self._nodes.request_drain(
+                caller.name, request.selector.patterns, request.deadline_s, request.reason
+            )
+            ids = [node.node_id for node in asked]
+            known: dict[str, bytes] = {}
+            while True:
+                changed.clear()
+                nodes = await self._everyone(ids)
+                left = sum(node.drain_state is DrainState.DRAINING for node in nodes)
+                news = [view for view in map(node_view, nodes) if _is_news(known, view)]
+                if news:
+                    yield admin_pb2.DrainNodesResponse(nodes=news, nodes_left=left, done=left == 0)
+                if left == 0:
+                    return
+                await _wait(changed, self._clock, _LIVENESS_POLL_S)
+
+    async def resume(self, caller: Caller, request: admin_pb2.ResumeNodesRequest) -> admin_pb2.ResumeNodesResponse:
+        """End a drain."""
+        resumed = await self._nodes.resume(caller.name, request.selector.patterns)
+        return admin_pb2.ResumeNodesResponse(nodes=map(node_view, resumed))
+
+    async def _everyone(self, patterns: Sequence[str]) -> list[NodeRecord]:
+        found: list[NodeRecord] = []
+        while True:
+            after = found[-1].name if found else ""
+            page = await self._nodes.select(patterns, after=after, limit=_WATCH_PAGE)
+            found += page
+            if len(page) < _WATCH_PAGE:
+                return found
+
+    @contextmanager
+    def _changes(self) -> Iterator[asyncio.Event]:
+        changed = asyncio.Event()
+        unsubscribe = self._wakeup.subscribe("nodes", changed.set)
+        try:
+            yield changed
+        finally:
+            unsubscribe()
+
+
+def _is_news(known: dict[str, bytes], view: admin_pb2.NodeView) -> bool:
+    now = view.SerializeToString(deterministic=True)
+    if known.get(view.node_id) == now:
+        return False
+    known[view.node_id] = now
+    return True
+
+
+async def _wait(changed: asyncio.Event, clock: Clock, seconds: float) -> None:
+    waiting = {asyncio.ensure_future(changed.wait()), asyncio.ensure_future(clock.sleep(seconds))}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

@@ -1,0 +1,157 @@
+"""Service Admin: every method of the proto is found here with its handler, or the server does not start.
+
+One boundary for all: size, TLS version, token, role, handler, status. Handlers know nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import admin_pb2
+from fleet_server.admin.access import Caller, OperatorService
+from fleet_server.admin.commands import CommandsApi
+from fleet_server.admin.enrollment import EnrollmentApi
+from fleet_server.admin.nodes import NodesApi
+from fleet_server.admin.operators import OperatorsApi
+from fleet_server.admin.replicas import ReplicasApi
+from fleet_server.admin.telemetry import TelemetryApi
+from fleet_server.admin.trail import TrailApi
+from fleet_server.boundary import Boundary, Context, require_tls13
+
+SERVICE = "fleet.v1.Admin"
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+
+UnaryHandler = Callable[[Caller, Any], Awaitable[Message]]
+StreamHandler = Callable[[Caller, Any], AsyncIterator[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminRooms:
+    """One file a room."""
+
+    operators: OperatorsApi
+    enrollment: EnrollmentApi
+    nodes: NodesApi
+    commands: CommandsApi
+    replicas: ReplicasApi
+    telemetry: TelemetryApi
+    trail: TrailApi
+
+
+class Admin:
+    """The operators' service."""
+
+    def __init__(self, *, rooms: AdminRooms, access: OperatorService, boundary: Boundary) -> None:
+        self._access = access
+        self._boundary = boundary
+        self._unary: Mapping[str, UnaryHandler] = {
+            "WhoAmI": rooms.operators.who_am_i,
+            "CreateOperator": rooms.operators.create,
+            "ListOperators": rooms.operators.list_operators,
+            "RevokeOperator": rooms.operators.revoke,
+            "CreateJoinToken": rooms.enrollment.create_token,
+            "ListJoinTokens": rooms.enrollment.list_tokens,
+            "RevokeJoinToken": rooms.enrollment.revoke_token,
+            "ListEnrollments": rooms.enrollment.list_enrollments,
+            "DecideEnrollment": rooms.enrollment.decide,
+            "ListNodes": rooms.nodes.list_nodes,
+            "GetNode": rooms.nodes.get,
+            "SetNodeState": rooms.nodes.set_state,
+            "LabelNodes": rooms.nodes.label,
+            "ResumeNodes": rooms.nodes.resume,
+            "IssueCommands": rooms.commands.issue,
+            "ListCommands": rooms.commands.list_commands,
+            "GetCommand": rooms.commands.get,
+            "CancelCommands": rooms.commands.cancel,
+            "ListReplicas": rooms.replicas.list_replicas,
+            "LatestTelemetry": rooms.telemetry.latest,
+            "TelemetryHistory": rooms.telemetry.history,
+            "ListKeys": rooms.trail.keys,
+        }
+        self._streams: Mapping[str, StreamHandler] = {
+            "WatchNodes": rooms.nodes.watch,
+            "WatchCommands": rooms.commands.watch,
+            "DrainReplica": rooms.replicas.drain,
+            "DrainNodes": rooms.nodes.drain,
+            "ExportAudit": rooms.trail.export,
+        }
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
+        methods = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods
+        return grpc.method_handlers_generic_handler(SERVICE, {m.name: self._handler(m) for m in methods})
+
+    def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler:
+        deserialize = _deserializer(method)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream_handler(method.name, self._streams[method.name]),
+                request_deserializer=deserialize,
+                response_serializer=_serialize,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary_handler(method.name, self._unary[method.name]),
+            request_deserializer=deserialize,
+            response_serializer=_serialize,
+        )
+
+    def _unary_handler(self, name: str, handle: UnaryHandler) -> Any:
+        async def run(request: Message | Refusal, context: Context) -> Message:
+            return await handle(await self._admit(name, request, context), request)
+
+        async def handler(request: Message | Refusal, context: Context) -> Message:
+            return await self._boundary.call(name, context, run(request, context))
+
+        return handler
+
+    def _stream_handler(self, name: str, handle: StreamHandler) -> Any:
+        async def run(request: Message | Refusal, context: Context) -> AsyncIterator[Message]:
+            async for message in handle(await self._admit(name, request, context), request):
+                yield message
+
+        async def handler(request: Message | Refusal, context: Context) -> AsyncIterator[Message]:
+            async for message in self._boundary.stream(name, context, run(request, context)):
+                yield message
+
+        return handler
+
+    async def _admit(self, name: str, request: Message | Refusal, context: Context) -> Caller:
+        require_tls13(context)
+        if isinstance(request, Refusal):
+            raise request
+        return await self._access.authorise(_bearer(context), name)
+
+
+def _bearer(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+            return value.removeprefix("Bearer ")
+    raise Refusal(Reason.UNAUTHENTICATED, "an operator token is needed: run `fleetctl login`")
+
+
+def _deserializer(method: MethodDescriptor) -> Callable[[bytes], Message | Refusal]:
+    message_class = message_factory.GetMessageClass(method.input_type)
+
+    def deserialize(raw: bytes) -> Message | Refusal:
+        if len(raw) > MAX_REQUEST_BYTES:
+            return Refusal(
+                Reason.FRAME_TOO_LARGE, f"the request has {len(raw)} bytes; at most {MAX_REQUEST_BYTES} are taken"
+            )
+        try:
+            return message_class.FromString(raw)
+        except DecodeError:
+            return Refusal(Reason.MALFORMED, f"the request is no {method.input_type.name}")
+
+    return deserialize
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()

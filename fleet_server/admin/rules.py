@@ -1,0 +1,97 @@
+"""Who may call what. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import IntEnum
+
+from fleet.errors import Reason, Refusal
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z")
+
+
+class Role(IntEnum):
+    """Roles, each with all that the lower ones may."""
+
+    VIEWER = 1
+    OPERATOR = 2
+    RELEASE = 3
+    OWNER = 4
+
+    @property
+    def word(self) -> str:
+        """As operators write it."""
+        return self.name.lower()
+
+
+# Every method of the Admin service, or the server does not start.
+NEEDED_ROLE: Mapping[str, Role] = {
+    "WhoAmI": Role.VIEWER,
+    "CreateOperator": Role.OWNER,
+    "ListOperators": Role.OWNER,
+    "RevokeOperator": Role.OWNER,
+    "CreateJoinToken": Role.OPERATOR,
+    "ListJoinTokens": Role.VIEWER,
+    "RevokeJoinToken": Role.OPERATOR,
+    "ListEnrollments": Role.VIEWER,
+    "DecideEnrollment": Role.OPERATOR,
+    "ListNodes": Role.VIEWER,
+    "GetNode": Role.VIEWER,
+    "WatchNodes": Role.VIEWER,
+    "SetNodeState": Role.OPERATOR,
+    "LabelNodes": Role.OPERATOR,
+    "IssueCommands": Role.OPERATOR,
+    "ListCommands": Role.VIEWER,
+    "GetCommand": Role.VIEWER,
+    "WatchCommands": Role.VIEWER,
+    "CancelCommands": Role.OPERATOR,
+    "ListReplicas": Role.VIEWER,
+    "DrainReplica": Role.RELEASE,
+    "DrainNodes": Role.OPERATOR,
+    "ResumeNodes": Role.OPERATOR,
+    "LatestTelemetry": Role.VIEWER,
+    "TelemetryHistory": Role.VIEWER,
+    "ExportAudit": Role.VIEWER,
+    "ListKeys": Role.VIEWER,
+}
+
+
+def parse_role(word: str) -> Role:
+    """Role by its word.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT.
+    """
+    for role in Role:
+        if role.word == word:
+            return role
+    known = ", ".join(role.word for role in Role)
+    raise Refusal(Reason.INVALID_ARGUMENT, f"{word[:40]!r} is no role: choose one of {known}")
+
+
+def check_operator_name(name: str) -> None:
+    """An operator's name is short and plain, for it stands in audit rows and signed commands.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT.
+    """
+    if not _NAME.match(name):
+        raise Refusal(
+            Reason.INVALID_ARGUMENT,
+            "an operator's name has 1 to 63 letters, digits, dots, dashes, underscores or @, a letter or digit first",
+        )
+
+
+def authorise(role: Role, needed: Role, what: str) -> None:
+    """Check a caller's role.
+
+    Raises:
+        Refusal: PERMISSION_DENIED, with the role that would do in `needed_role`.
+    """
+    if role < needed:
+        raise Refusal(
+            Reason.PERMISSION_DENIED,
+            f"{what} needs the role {needed.word}; yours is {role.word}: ask an owner",
+            metadata={"needed_role": needed.word, "role": role.word},
+        )

@@ -1,0 +1,204 @@
+"""The commands of one stream: claim what is pending, sign it for this stream, send it, and never more than the node
+takes.
+
+Signing happens at sending, with the active key, bound to this stream: no signed command rests in the database,
+rotation strands nothing, and a statement that somebody withheld is worth nothing on the next stream
+(docs/protocol.md, "Commands").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from fleet.clock import Clock
+from fleet.envelope import Domain
+from fleet.sequence import MAX_COMMANDS_PER_STATEMENT, StatementReason
+from fleet.v1 import command_pb2, gateway_pb2
+from fleet_server.commands.service import CommandService, PendingCommand
+from fleet_server.observability.metrics import CommandMetrics
+from fleet_server.sessions.service import StreamClaim
+from fleet_server.streams import rules
+from fleet_server.streams.pump import Pump
+from fleet_server.trust.service import TrustService
+
+log = structlog.get_logger(__name__)
+
+_JOURNAL_PAUSE_S = 5.0
+
+
+class Send(Protocol):
+    """Hands a control frame to the stream's writer."""
+
+    def __call__(self, frame: gateway_pb2.ServerControl) -> None:
+        """Queue `frame`."""
+        ...
+
+
+class CommandLane:
+    """Sends one node's commands on one stream.
+
+    Args:
+        claim: who the stream belongs to, and from which seq on it goes.
+        send: queues a frame.
+        failed: told when the lane cannot go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        claim: StreamClaim,
+        commands: CommandService,
+        trust: TrustService,
+        clock: Clock,
+        metrics: CommandMetrics,
+        send: Send,
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._node = claim.node
+        self._epoch = claim.epoch
+        self._binding = claim.binding
+        self._max_in_flight = max(1, claim.hello_body.max_in_flight)
+        self._commands = commands
+        self._trust = trust
+        self._clock = clock
+        self._metrics = metrics
+        self._send = send
+        self._sent_seq = claim.hello_body.last_accepted_seq
+        self._unaccepted: dict[int, int] = {}  # seq -> bytes, in seq order
+        self._unaccepted_bytes = 0
+        self._statements: dict[bytes, int] = {}  # SHA-256 of a statement in flight -> its last seq
+        self._cancels_sent: set[bytes] = set()
+        self._resends = 0
+        self._resume_at = 0.0
+        self.held = False
+        self._pump = Pump(self._send_pending, clock, failed)
+        self._cancel_pump = Pump(self._send_cancels, clock, failed)
+
+    def wake(self) -> None:
+        """Commands may be pending."""
+        if not self.held and self._has_window():
+            self._pump.kick()
+
+    def wake_cancels(self) -> None:
+        """Cancels may be pending."""
+        self._cancel_pump.kick()
+
+    def stop(self) -> None:
+        """Send nothing more on this stream: a newer one took over, or it ends."""
+        self.held = True
+        self._pump.stop()
+        self._cancel_pump.stop()
+
+    def hold(self, held: bool) -> None:
+        """Keep the queue on the server while the node is drained, or let it go again."""
+        self.held = held
+        self.wake()
+
+    def answered(self, seqs: Sequence[int]) -> None:
+        """The node told a state for these seqs, so they are accepted or refused for good."""
+        had_window = self._has_window()
+        for seq in seqs:
+            self._unaccepted_bytes -= self._unaccepted.pop(seq, 0)
+        if not self._unaccepted:
+            self._statements.clear()
+        if not had_window:
+            self.wake()
+
+    def statement_refused(self, refused: command_pb2.StatementRefused) -> None:
+        """Go back to what the node has and send again, a bounded number of times (docs/protocol.md, "Commands").
+
+        Refusals of statements that are not in flight any more are echoes of one that was handled already.
+        """
+        if refused.statement_sha256 not in self._statements:
+            return
+        self._metrics.statement_refusals.labels(refused.reason).inc()
+        log.warning(
+            "statement_refused",
+            node_id=self._node.node_id,
+            reason=refused.reason,
+            detail=refused.detail,
+            last_accepted_seq=refused.last_accepted_seq,
+        )
+        self._sent_seq = refused.last_accepted_seq
+        self._unaccepted.clear()
+        self._unaccepted_bytes = 0
+        self._statements.clear()
+        if refused.reason == StatementReason.JOURNAL_UNAVAILABLE:
+            self._resume_at = self._clock.monotonic() + _JOURNAL_PAUSE_S
+            return  # the stream's heartbeat wakes the lane again
+        self._resends += 1
+        if self._resends > rules.MAX_RESENDS:
+            log.error("statement_refused_too_often", node_id=self._node.node_id, reason=refused.reason)
+            self.held = True
+            return
+        self.wake()
+
+    def beat(self) -> None:
+        """Called with every heartbeat: retries what a pause or a lost wake-up left behind."""
+        self.wake()
+
+    def _has_window(self) -> bool:
+        return len(self._unaccepted) < self._max_in_flight and self._unaccepted_bytes < rules.MAX_UNACCEPTED_BYTES
+
+    async def _send_pending(self) -> None:
+        while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
+            limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
+            pending = await self._commands.claim_pending(
+                self._node.node_id, self._epoch, after_seq=self._sent_seq, limit=limit
+            )
+            for batch in rules.statements(pending):
+                self._send_statement(batch)
+            if len(pending) < limit:
+                return
+
+    def _send_statement(self, batch: Sequence[PendingCommand]) -> None:
+        statement = command_pb2.CommandStatement(
+            cluster_id=self._trust.cluster_id,
+            node_id=self._node.node_id,
+            stream_binding=self._binding,
+            lease_epoch=self._epoch,
+            prev_seq=self._sent_seq,
+            signed_at_ms=self._clock.now_ms(),
+            commands=[
+                command_pb2.Command(
+                    command_id=command.command_id,
+                    monotonic_seq=command.seq,
+                    actor=command.actor,
+                    issued_at_ms=command.issued_at_ms,
+                    not_after_ms=command.not_after_ms,
+                    action=command.action,
+                    arguments=command.arguments,
+                )
+                for command in batch
+            ],
+        ).SerializeToString()
+        signed = self._trust.sign_command_statement(Domain.COMMAND, statement, site=self._node.site)
+        self._sent_seq = batch[-1].seq
+        share = len(statement) // len(batch)
+        for command in batch:
+            self._unaccepted[command.seq] = share
+        self._unaccepted_bytes += share * len(batch)
+        self._statements[hashlib.sha256(statement).digest()] = self._sent_seq
+        self._metrics.statements.inc()
+        self._metrics.per_statement.observe(len(batch))
+        self._send(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=signed)))
+
+    async def _send_cancels(self) -> None:
+        for order in await self._commands.pending_cancels(self._node.node_id, self._epoch):
+            if order.command_id in self._cancels_sent:
+                continue
+            self._cancels_sent.add(order.command_id)
+            statement = command_pb2.CancelStatement(
+                cluster_id=self._trust.cluster_id,
+                node_id=self._node.node_id,
+                stream_binding=self._binding,
+                command_id=order.command_id,
+                monotonic_seq=order.seq,
+                actor=order.actor,
+            ).SerializeToString()
+            signed = self._trust.sign_command_statement(Domain.CANCEL, statement, site=self._node.site)
+            self._send(gateway_pb2.ServerControl(cancel=command_pb2.CancelFrame(signed=signed)))

@@ -1,0 +1,76 @@
+"""What an operator decided about a node takes effect on its live stream: suspend, revoke, drain, resume."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import gateway_pb2
+from fleet_server.nodes.service import NodeRecord, NodeService
+from fleet_server.streams.command_lane import CommandLane
+
+_REMOVED = {
+    "SUSPENDED": (Reason.SUSPENDED, gateway_pb2.GOAWAY_REASON_SUSPENDED),
+    "REVOKED": (Reason.REVOKED, gateway_pb2.GOAWAY_REASON_REVOKED),
+    "QUARANTINED": (Reason.QUARANTINED, gateway_pb2.GOAWAY_REASON_SUSPENDED),
+}
+
+
+class Leaving(Protocol):
+    """A stream as far as its membership needs it."""
+
+    commands: CommandLane
+
+    def send(self, frame: gateway_pb2.ServerControl) -> None:
+        """Queue a control frame."""
+        ...
+
+    def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
+        """Ask the node to leave."""
+        ...
+
+    def end(self, refusal: Refusal | None) -> None:
+        """End the stream."""
+        ...
+
+
+class Membership:
+    """Keeps one stream in step with its node's row."""
+
+    __slots__ = ("_drain_sent", "_node", "_nodes", "_stream")
+
+    def __init__(self, nodes: NodeService, node: NodeRecord, stream: Leaving) -> None:
+        self._nodes = nodes
+        self._node = node
+        self._stream = stream
+        self._drain_sent = False
+
+    async def refresh(self) -> None:
+        """Read the node's row again and act on it."""
+        self.apply(await self._nodes.get(self._node.node_id))
+
+    def apply(self, node: NodeRecord) -> None:
+        """Act on the node's row."""
+        self._node = node
+        if node.state in _REMOVED:
+            self._remove(node)
+            return
+        draining = node.drain_state != "NONE"
+        self._stream.commands.hold(draining)
+        if draining != self._drain_sent:
+            self._drain_sent = draining
+            deadline_ms = max(0, node.drain_deadline_ms - self._nodes.now_ms()) if node.drain_deadline_ms else 0
+            self._stream.send(
+                gateway_pb2.ServerControl(drain=gateway_pb2.DrainNode(drain=draining, deadline_ms=deadline_ms))
+            )
+
+    async def drained(self, drained: gateway_pb2.Drained) -> None:
+        """The node says that nothing runs any more; progress reports on the way there change nothing."""
+        if drained.drained and drained.running == 0:
+            await self._nodes.mark_drained(self._node.node_id)
+
+    def _remove(self, node: NodeRecord) -> None:
+        reason, goaway_reason = _REMOVED[node.state]
+        detail = f"an operator set this node to {node.state}: {node.state_reason or 'no reason was given'}"
+        self._stream.goaway(gateway_pb2.ControlGoaway(reason=goaway_reason, detail=detail, resume=False))
+        self._stream.end(Refusal(reason, detail))

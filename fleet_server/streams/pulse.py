@@ -1,0 +1,58 @@
+"""What liveness knows of one stream: pings, pongs, the session's end, and the trust bundle that the node holds."""
+
+from __future__ import annotations
+
+from fleet.v1 import session_pb2
+from fleet_server.streams import rules
+
+
+class Pulse:
+    """Counts pings of one stream.
+
+    Args:
+        session_expires_at_ms: Unix milliseconds at which the session ends unless it is renewed.
+    """
+
+    __slots__ = (
+        "_pings",
+        "_pong",
+        "_sent_at",
+        "bundle_version",
+        "last_rtt_us",
+        "reauth_asked",
+        "session_expires_at_ms",
+    )
+
+    def __init__(self, session_expires_at_ms: int) -> None:
+        self.session_expires_at_ms = session_expires_at_ms
+        self.reauth_asked = False
+        self.last_rtt_us = 0
+        self.bundle_version = session_pb2.BundleVersion()
+        self._pings = 0
+        self._pong = 0
+        self._sent_at = 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether too many pings stayed unanswered."""
+        return rules.heartbeat_lost(self._pings, self._pong)
+
+    def next_ping(self, now: float) -> int:
+        """Number of the ping to send at monotonic time `now`."""
+        self._pings += 1
+        self._sent_at = now
+        return self._pings
+
+    def take_pong(self, number: int, now: float) -> int:
+        """Note a pong and return the round trip in microseconds. Only the newest ping's time is known; older ones
+        keep the last."""
+        if self._pong < number <= self._pings:
+            self._pong = number
+            if number == self._pings:
+                self.last_rtt_us = max(1, int((now - self._sent_at) * 1_000_000))
+        return self.last_rtt_us
+
+    def session_renewed(self, expires_at_ms: int) -> None:
+        """A fresh proof was accepted."""
+        self.session_expires_at_ms = expires_at_ms
+        self.reauth_asked = False

@@ -1,0 +1,169 @@
+"""All live streams of this replica.
+
+Mental model
+    A node has at most one newest stream; `streams` maps the node to it. The database decides who is newest (the
+    epoch), this registry only follows. A stream that is overtaken stays alive for a while when the node itself asked
+    for the takeover (make before break): it still delivers results and ends with the node's goodbye. Any other
+    overtaken stream is half-open, and is ended at once. One loop beats for all streams: it sends pings, finds dead
+    peers, asks for fresh proofs. Liveness is kept in memory; the nodes room writes it in bulk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet.v1 import gateway_pb2
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.observability.metrics import StreamMetrics
+from fleet_server.sessions.service import SessionService
+from fleet_server.streams import rules
+from fleet_server.streams.stream import Stream
+
+log = structlog.get_logger(__name__)
+
+_TAKEOVER_GRACE_S = 15.0
+_TICK_S = 0.1
+
+
+class StreamRegistry:
+    """Keeps, beats and ends the streams of this replica.
+
+    Args:
+        heartbeat_ms: wished interval between pings; stretched with the number of streams.
+        session_ttl_ms: life of a session, for renewing it in time.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        wakeup: Wakeup,
+        sessions: SessionService,
+        metrics: StreamMetrics,
+        heartbeat_ms: int,
+        session_ttl_ms: int,
+    ) -> None:
+        self._clock = clock
+        self._wakeup = wakeup
+        self._sessions = sessions
+        self._metrics = metrics
+        self._heartbeat_ms = heartbeat_ms
+        self._session_ttl_ms = session_ttl_ms
+        self._newest: dict[str, Stream] = {}
+        self._all: dict[str, Stream] = {}
+        self._unsubscribe: dict[str, list[Callable[[], None]]] = {}
+        self._due: list[tuple[float, int, Stream]] = []
+        self._order = itertools.count()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._all.values()))
+
+    @property
+    def heartbeat_interval_ms(self) -> int:
+        """Milliseconds between pings of one stream, now."""
+        return rules.heartbeat_interval_ms(self._heartbeat_ms, len(self._all))
+
+    def add(self, stream: Stream) -> None:
+        """A stream was welcomed; it is the newest of its node."""
+        older = self._newest.get(stream.node_id)
+        self._newest[stream.node_id] = stream
+        self._all[stream.stream_id] = stream
+        self._empty.clear()
+        self._metrics.opens.inc()
+        self._metrics.open.set(len(self._all))
+        node_id = stream.node_id
+        self._unsubscribe[stream.stream_id] = [
+            self._wakeup.subscribe(f"node:{node_id}", stream.commands.wake),
+            self._wakeup.subscribe(f"cancel:{node_id}", stream.commands.wake_cancels),
+            self._wakeup.subscribe(f"node-state:{node_id}", stream.refresh_membership),
+            self._wakeup.subscribe("bundle", stream.send_bundle_if_older),
+        ]
+        self._schedule(stream)
+        if older is not None:
+            self._supersede(older, by=stream)
+
+    def remove(self, stream: Stream) -> None:
+        """A stream has ended."""
+        if self._all.pop(stream.stream_id, None) is None:
+            return
+        for unsubscribe in self._unsubscribe.pop(stream.stream_id):
+            unsubscribe()
+        if self._newest.get(stream.node_id) is stream:
+            del self._newest[stream.node_id]
+        self._metrics.closes.labels(stream.close_reason).inc()
+        self._metrics.open.set(len(self._all))
+        if not self._all:
+            self._empty.set()
+
+    async def wait_empty(self) -> None:
+        """Return once no stream is left."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            await self._clock.sleep(_TICK_S)
+            self.beat()
+
+    def beat(self) -> None:
+        """Everything that is due now."""
+        now = self._clock.monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, _, stream = heapq.heappop(self._due)
+            if stream.stream_id not in self._all or stream.ended:
+                continue
+            self._beat_one(stream, now)
+            self._schedule(stream)
+
+    def _beat_one(self, stream: Stream, now: float) -> None:
+        if stream.pulse.lost:
+            stream.end(Refusal(Reason.HEARTBEAT_LOST, "three pings stayed unanswered: the node may connect again"))
+            return
+        now_ms = self._clock.now_ms()
+        if now_ms >= stream.pulse.session_expires_at_ms:
+            stream.end(Refusal(Reason.SESSION_EXPIRED, "the session ended without a fresh proof: handshake again"))
+            return
+        ping = gateway_pb2.Ping(
+            number=stream.pulse.next_ping(now),
+            server_time_ms=now_ms,
+            last_rtt_us=stream.pulse.last_rtt_us,
+            interval_ms=self.heartbeat_interval_ms,
+        )
+        stream.send(gateway_pb2.ServerControl(ping=ping))
+        if not stream.pulse.reauth_asked and rules.reauth_due(
+            now_ms, stream.pulse.session_expires_at_ms, self._session_ttl_ms
+        ):
+            self._ask_reauth(stream, now_ms)
+        stream.commands.beat()
+
+    def _ask_reauth(self, stream: Stream, now_ms: int) -> None:
+        stream.pulse.reauth_asked = True
+        challenge = self._sessions.reauth_challenge(stream.node_id, stream.stream_id)
+        reauth = gateway_pb2.Reauth(challenge=challenge, new_expires_at_ms=now_ms + self._session_ttl_ms)
+        stream.send(gateway_pb2.ServerControl(reauth=reauth))
+
+    def _schedule(self, stream: Stream) -> None:
+        due = self._clock.monotonic() + self.heartbeat_interval_ms / 1000
+        heapq.heappush(self._due, (due, next(self._order), stream))
+
+    def _supersede(self, older: Stream, by: Stream) -> None:
+        older.commands.stop()
+        refusal = Refusal(Reason.SUPERSEDED, "a newer stream of this node was welcomed")
+        if by.takeover_of != older.stream_id:
+            older.goaway(gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_SUPERSEDED, resume=False))
+            older.end(refusal)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(_TAKEOVER_GRACE_S, older.end, refusal)

@@ -1,0 +1,72 @@
+"""Reports of one stream: everything queued is recorded in one call, and acknowledged after its commit.
+
+Results are recorded whichever stream they arrive on: a superseded stream may still deliver them. While the database
+is away they wait here, bounded, and the reader stops taking frames before that bound breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fleet.clock import Clock
+from fleet.v1 import command_pb2
+from fleet_server.commands.service import CommandService
+from fleet_server.streams.pump import Pump
+
+MAX_WAITING = 2048
+
+
+class ReportLane:
+    """Records one node's reports in order.
+
+    Args:
+        ack: called with the highest report_no that is durable.
+        failed: told when the lane cannot go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        commands: CommandService,
+        clock: Clock,
+        ack: Callable[[int], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._node_id = node_id
+        self._commands = commands
+        self._ack = ack
+        self._waiting: list[command_pb2.Report] = []
+        self._room = asyncio.Event()
+        self._room.set()
+        self._pump = Pump(self._record, clock, failed)
+
+    def put(self, reports: command_pb2.ReportList) -> None:
+        """Queue reports in report_no order."""
+        self._waiting.extend(reports.reports)
+        if len(self._waiting) >= MAX_WAITING:
+            self._room.clear()
+        self._pump.kick()
+
+    async def wait_room(self) -> None:
+        """Return once another frame of reports may be taken."""
+        await self._room.wait()
+
+    async def wait_idle(self) -> None:
+        """Return once no commit is under way."""
+        await self._pump.wait_idle()
+
+    async def _record(self) -> None:
+        batch = self._waiting
+        if not batch:
+            return
+        self._waiting = []
+        try:
+            await self._commands.record_reports(self._node_id, batch)
+        except Exception:
+            self._waiting = batch + self._waiting
+            raise
+        if len(self._waiting) < MAX_WAITING:
+            self._room.set()
+        self._ack(batch[-1].report_no)

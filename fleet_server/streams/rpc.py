@@ -1,0 +1,228 @@
+"""Service Gateway: the node-facing calls, registered with deserializers that check before they parse.
+
+All but Connect are reachable without a session, so they pass a global concurrency cap first, and refusals cost less
+than requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet_server.boundary import Boundary, Context, peer_address, require_tls13
+from fleet_server.enrollment.service import EnrollmentService
+from fleet_server.streams import frames
+from fleet_server.streams.frames import BadFrame
+from fleet_server.streams.registry import StreamRegistry
+from fleet_server.streams.stream import Rooms, Stream
+
+log = structlog.get_logger(__name__)
+
+SERVICE = "fleet.v1.Gateway"
+MAX_UNARY_CALLS = 64
+_HELLO_TIMEOUT_S = 10.0
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What a welcome tells a node, and who tells it."""
+
+    replica_id: str
+
+
+class Gateway:
+    """The node-facing service."""
+
+    def __init__(
+        self,
+        *,
+        rooms: Rooms,
+        enrollment: EnrollmentService,
+        registry: StreamRegistry,
+        boundary: Boundary,
+        settings: GatewaySettings,
+    ) -> None:
+        self._rooms = rooms
+        self._enrollment = enrollment
+        self._registry = registry
+        self._boundary = boundary
+        self._settings = settings
+        self._unary_calls = 0
+        self._draining = False
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
+        sessions, enrollment = self._rooms.sessions, self._enrollment
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Enroll": self._unary("Enroll", enrollment_pb2.EnrollRequest, enrollment.enroll),
+                "GetBootstrap": self._unary(
+                    "GetBootstrap", enrollment_pb2.GetBootstrapRequest, enrollment.get_bootstrap
+                ),
+                "GetTrustChain": self._unary("GetTrustChain", trust_pb2.GetTrustChainRequest, self._trust_chain),
+                "BeginHandshake": self._unary("BeginHandshake", session_pb2.BeginHandshakeRequest, sessions.begin),
+                "CompleteHandshake": self._unary(
+                    "CompleteHandshake", session_pb2.CompleteHandshakeRequest, sessions.complete
+                ),
+                "Connect": grpc.stream_stream_rpc_method_handler(
+                    self._connect,
+                    request_deserializer=frames.node_frame,
+                    response_serializer=gateway_pb2.ServerFrame.SerializeToString,
+                ),
+            },
+        )
+
+    def stop_admitting(self) -> None:
+        """New handshakes and streams are sent elsewhere from now on; live streams go on."""
+        self._draining = True
+
+    def _unary(
+        self, name: str, request_type: type[Request], handle: Callable[[Request, str], Awaitable[Response]]
+    ) -> grpc.RpcMethodHandler:
+        async def run(request: Request | BadFrame, context: Context) -> Response:
+            require_tls13(context)
+            if isinstance(request, BadFrame):
+                raise request.refusal()
+            self._check_draining()
+            if self._unary_calls >= MAX_UNARY_CALLS:
+                raise Refusal(Reason.OVERLOADED, "too many calls at once: come back shortly", retry_after_s=1.0)
+            self._unary_calls += 1
+            try:
+                return await handle(request, peer_address(context))
+            finally:
+                self._unary_calls -= 1
+
+        async def handler(request: Request | BadFrame, context: Context) -> Response:
+            return await self._boundary.call(name, context, run(request, context))
+
+        return grpc.unary_unary_rpc_method_handler(
+            handler,  # type: ignore[arg-type]  # types-grpcio knows sync handlers only
+            request_deserializer=frames.unary(request_type),
+            response_serializer=request_serializer,
+        )
+
+    async def _trust_chain(self, request: trust_pb2.GetTrustChainRequest, _: str) -> trust_pb2.GetTrustChainResponse:
+        if request.cluster_id != self._rooms.trust.cluster_id:
+            raise Refusal(Reason.WRONG_CLUSTER, "this server does not serve that cluster: check the endpoint")
+        bundles = self._rooms.trust.bundle_chain_from(request.from_generation, request.from_number)
+        return trust_pb2.GetTrustChainResponse(bundles=bundles)
+
+    async def _connect(self, _: object, context: Context) -> None:
+        await self._boundary.call("Connect", context, self._serve(context))
+
+    async def _serve(self, context: Context) -> None:
+        require_tls13(context)
+        self._check_draining()
+        transport = GrpcTransport(context)
+        hello = await _first_frame(transport)
+        stream_id = secrets.token_hex(8)
+        api_key, token = _credentials(context)
+        claim = await self._rooms.sessions.claim(
+            api_key, token, hello, stream_id=stream_id, replica_id=self._settings.replica_id
+        )
+        stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
+        self._registry.add(stream)
+        log.info("stream_opened", node_id=stream.node_id, stream_id=stream_id, epoch=stream.epoch)
+        try:
+            await stream.run(self._welcome(stream, claim.session_expires_at_ms, claim.node.drain_state != "NONE"))
+        finally:
+            self._registry.remove(stream)
+            await asyncio.shield(self._close(stream))
+
+    async def _close(self, stream: Stream) -> None:
+        log.info("stream_closed", node_id=stream.node_id, stream_id=stream.stream_id, reason=stream.close_reason)
+        await stream.wait_recorded()
+        try:
+            await self._rooms.nodes.close_stream(stream.node_id, stream.epoch)
+        except Refusal:
+            log.warning("stream_close_not_recorded", node_id=stream.node_id, stream_id=stream.stream_id)
+
+    def _welcome(self, stream: Stream, expires_at_ms: int, drained: bool) -> gateway_pb2.Welcome:
+        return gateway_pb2.Welcome(
+            stream_id=stream.stream_id,
+            stream_epoch=stream.epoch,
+            server_time_ms=self._rooms.clock.now_ms(),
+            heartbeat_interval_ms=self._registry.heartbeat_interval_ms,
+            max_frame_bytes=frames.MAX_FRAME_BYTES,
+            max_telemetry_bytes=frames.MAX_TELEMETRY_BYTES,
+            session_expires_at_ms=expires_at_ms,
+            replica_id=self._settings.replica_id,
+            drained=drained,
+        )
+
+    def _check_draining(self) -> None:
+        if self._draining:
+            raise Refusal(Reason.DRAINING, "this replica is stopping: connect again", retry_after_s=0.5)
+
+
+class GrpcTransport:
+    """A grpc.aio call as a stream's transport."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def read(self) -> gateway_pb2.NodeFrame | BadFrame | None:
+        """Next frame; None at EOF or once the call is over."""
+        try:
+            frame: Any = await self._context.read()
+        except (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
+            return None  # the call ended under the read: the same as EOF, which proves nothing either
+        return None if frame is grpc.aio.EOF else frame
+
+    async def write(self, frame: gateway_pb2.ServerFrame) -> None:
+        """Hand a frame to gRPC."""
+        await self._context.write(frame)
+
+
+def request_serializer(message: Message) -> bytes:
+    """Serialise an answer."""
+    return message.SerializeToString()
+
+
+async def _first_frame(transport: GrpcTransport) -> gateway_pb2.Hello:
+    reading = asyncio.create_task(transport.read())  # never cancelled: the abort ends it (grpc/grpc#43360)
+    done, _ = await asyncio.wait({reading}, timeout=_HELLO_TIMEOUT_S)
+    if not done:
+        raise Refusal(Reason.MALFORMED, "no hello arrived within 10 s")
+    frame = reading.result()
+    if frame is None:
+        raise Refusal(Reason.MALFORMED, "the stream ended before its hello")
+    if isinstance(frame, BadFrame):
+        raise frame.refusal()
+    if frame.WhichOneof("frame") != "hello":
+        raise Refusal(Reason.MALFORMED, "the first frame of a stream is a hello")
+    return frame.hello
+
+
+def _credentials(context: Context) -> tuple[str, bytes]:
+    api_key, token = "", b""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str):
+            api_key = value.removeprefix("Bearer ")
+        elif key == "fleet-session" and isinstance(value, str):
+            token = _decode_token(value)
+    if not api_key or not token:
+        raise Refusal(Reason.UNKNOWN_CREDENTIAL, "Connect needs `authorization` and `fleet-session` metadata")
+    return api_key, token
+
+
+def _decode_token(text: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(Reason.MALFORMED, "the session token is not base64url") from error

@@ -1,0 +1,91 @@
+"""Decisions about streams: pure, time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+PINGS_PER_SECOND = 500
+MISSED_PINGS = 3
+MAX_STATEMENT_BYTES = 512 * 1024
+MAX_UNACCEPTED_BYTES = 256 * 1024
+MAX_RESENDS = 5
+COMMAND_OVERHEAD_BYTES = 160  # ids, times, tags: an upper estimate, so that a statement stays under its cap
+
+
+class Sized(Protocol):
+    """A command as far as packing needs to know it."""
+
+    @property
+    def arguments(self) -> bytes:
+        """Argument bytes."""
+        ...
+
+
+def heartbeat_interval_ms(base_ms: int, streams: int) -> int:
+    """Milliseconds between pings of one stream: stretched so that a replica never sends more than 500 pings a
+    second."""
+    return max(base_ms, streams * 1000 // PINGS_PER_SECOND)
+
+
+def heartbeat_lost(pings_sent: int, last_pong: int) -> bool:
+    """Whether three pings in a row stayed unanswered (docs/protocol.md, "Liveness")."""
+    return pings_sent - last_pong > MISSED_PINGS
+
+
+def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int) -> bool:
+    """Whether to ask for a fresh proof: from the last third of the session on."""
+    return expires_at_ms - now_ms < ttl_ms // 3
+
+
+S = TypeVar("S", bound=Sized)
+
+
+def statements(commands: Sequence[S]) -> Iterator[Sequence[S]]:
+    """Cut pending commands into statements that stay under the frame's size; a single command always fits."""
+    start, size = 0, 0
+    for index, command in enumerate(commands):
+        added = len(command.arguments) + COMMAND_OVERHEAD_BYTES
+        if index > start and size + added > MAX_STATEMENT_BYTES:
+            yield commands[start:index]
+            start, size = index, 0
+        size += added
+    if start < len(commands):
+        yield commands[start:]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """When one node of a drained replica reconnects, in milliseconds from now."""
+
+    reconnect_after_ms: int
+    window_ms: int
+
+
+def slots(streams: int, deadline_ms: int, admission_per_s: float) -> Iterator[Slot]:
+    """One slot per stream, paced by what the others admit per second, the last one well before the deadline.
+
+    Args:
+        streams: streams to move.
+        deadline_ms: milliseconds until the replica aborts what is left.
+        admission_per_s: handshakes per second that the other replicas say they admit; 0 when there are none.
+    """
+    usable_ms = deadline_ms * 2 // 3
+    paced_ms = int(streams * 1000 / admission_per_s) if admission_per_s > 0 else 0
+    spread_ms = min(usable_ms, paced_ms)
+    step = spread_ms / streams if streams else 0.0
+    for index in range(streams):
+        yield Slot(reconnect_after_ms=int(index * step), window_ms=max(1, int(step)))
+
+
+def restart_window_ms(streams: int, admission_per_s: float) -> int:
+    """Milliseconds over which the nodes of a lone replica spread their return: what it admits, at least a quarter
+    second."""
+    return max(250, int(streams * 1000 / admission_per_s) if admission_per_s > 0 else 1000)
+
+
+def drain_estimate_s(left: int, gone: int, elapsed_s: float) -> tuple[float, float]:
+    """(streams per second so far, seconds to go at that rate); the estimate is 0 while nothing is known."""
+    rate = gone / elapsed_s if elapsed_s > 0 else 0.0
+    return rate, (left / rate if rate > 0 else 0.0)

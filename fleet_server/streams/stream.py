@@ -1,0 +1,276 @@
+"""One live stream of one node.
+
+Mental model
+    One coroutine writes (`run`), one task reads; everything else is a lane that costs a task only while it has work.
+    Frames from the node go down into one room each; what comes back goes through the outbox, and only the writer
+    seals frames, so counters grow in the order of the wire. The newest epoch of a node is sent commands; an older
+    stream still delivers results until it says goodbye. A stream ends in exactly one way: `end(refusal)` closes the
+    outbox, the writer empties it, and the call is aborted with that refusal (or finishes in order). EOF proves
+    nothing: only `goodbye` and `drained` do. Nothing here waits for the database on the reader's or the writer's
+    path, so pings flow while the database is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from fleet.channel import ChannelError, server_end
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2
+from fleet_server.boundary import incident
+from fleet_server.commands.service import CommandService
+from fleet_server.nodes.service import NodeService
+from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.sessions.service import SessionService, StreamClaim
+from fleet_server.streams import frames
+from fleet_server.streams.command_lane import CommandLane
+from fleet_server.streams.frames import BadFrame
+from fleet_server.streams.membership import Membership
+from fleet_server.streams.outbox import Outbox
+from fleet_server.streams.pulse import Pulse
+from fleet_server.streams.report_lane import ReportLane
+from fleet_server.telemetry.service import TelemetryService
+from fleet_server.trust.service import TrustService
+
+log = structlog.get_logger(__name__)
+
+
+class Transport(Protocol):
+    """The wire under a stream; grpc in the server, memory in unit tests."""
+
+    async def read(self) -> gateway_pb2.NodeFrame | BadFrame | None:
+        """Next frame; None at EOF or when the connection broke. Never cancelled (grpc/grpc#43360)."""
+        ...
+
+    async def write(self, frame: gateway_pb2.ServerFrame) -> None:
+        """Hand a frame to the transport."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """The rooms that a stream goes down into."""
+
+    commands: CommandService
+    nodes: NodeService
+    sessions: SessionService
+    telemetry: TelemetryService
+    trust: TrustService
+    clock: Clock
+    metrics: ServerMetrics
+
+
+class Stream:
+    """See the module's mental model.
+
+    Args:
+        claim: what the session room granted: node, epoch, frame keys, binding, hello.
+        stream_id: id in welcome and goaway.
+        takeover_of: stream id that this one takes over; empty if none.
+    """
+
+    def __init__(
+        self, rooms: Rooms, transport: Transport, claim: StreamClaim, *, stream_id: str, takeover_of: str
+    ) -> None:
+        self.stream_id = stream_id
+        self.takeover_of = takeover_of
+        self.node_id = claim.node.node_id
+        self.epoch = claim.epoch
+        self.close_reason = "EOF"
+        self._rooms = rooms
+        self._transport = transport
+        self._claim = claim
+        self._sealer, self._opener = server_end(claim.frame_keys)
+        self._outbox = Outbox()
+        self._ending: Refusal | None = None
+        self._ended = asyncio.Event()
+        self.pulse = Pulse(claim.session_expires_at_ms)
+        self.commands = CommandLane(
+            claim=claim,
+            commands=rooms.commands,
+            trust=rooms.trust,
+            clock=rooms.clock,
+            metrics=rooms.metrics.commands,
+            send=self.send,
+            failed=self._failed,
+        )
+        self._reports = ReportLane(
+            node_id=self.node_id,
+            commands=rooms.commands,
+            clock=rooms.clock,
+            ack=self._outbox.ack_reports,
+            failed=self._failed,
+        )
+        self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
+        self.membership = Membership(rooms.nodes, claim.node, self)
+        self._side_tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, welcome: gateway_pb2.Welcome) -> None:
+        """Serve the stream until it ends.
+
+        Raises:
+            Refusal: how the call is to be aborted; returns when the node ended the stream itself.
+        """
+        await self._transport.write(gateway_pb2.ServerFrame(welcome=welcome))
+        reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
+        self._send_bundle(self._claim.hello_body.bundle_version)
+        self.membership.apply(self._claim.node)
+        self.commands.wake()
+        self.commands.wake_cancels()
+        try:
+            while (body := await self._outbox.next()) is not None:
+                sealed = self._sealer.seal(body.SerializeToString())
+                await self._transport.write(gateway_pb2.ServerFrame(control=sealed))
+        finally:
+            self.end(None)
+            self._telemetry.close()
+            del reader
+        if self._ending is not None:
+            raise self._ending
+
+    def send(self, frame: gateway_pb2.ServerControl) -> None:
+        """Queue a control frame; a peer that let the queue fill up has stopped reading and loses its stream."""
+        if not self._outbox.put(frame) and not self._ended.is_set():
+            self.end(Refusal(Reason.HEARTBEAT_LOST, "the node stopped reading its stream: it may connect again"))
+
+    def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
+        """Ask the node to leave in order."""
+        name = gateway_pb2.GoawayReason.Name(goaway.reason).removeprefix("GOAWAY_REASON_")
+        self._rooms.metrics.streams.goaways.labels(name).inc()
+        self.send(gateway_pb2.ServerControl(goaway=goaway))
+
+    def end(self, refusal: Refusal | None) -> None:
+        """End the stream, once; the first reason stands."""
+        if self._ended.is_set():
+            return
+        self._ending = refusal
+        if refusal is not None:
+            self.close_reason = str(refusal.reason)
+            self.send(
+                gateway_pb2.ServerControl(error=gateway_pb2.StreamError(reason=refusal.reason, detail=refusal.detail))
+            )
+        self._ended.set()
+        self.commands.stop()
+        self._outbox.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end has begun."""
+        return self._ended.is_set()
+
+    async def wait_recorded(self) -> None:
+        """Return once no report of this stream is being committed."""
+        await self._reports.wait_idle()
+
+    def send_bundle_if_older(self) -> None:
+        """Offer the newest trust bundle to a node that holds an older one."""
+        self._send_bundle(self.pulse.bundle_version)
+
+    def refresh_membership(self) -> None:
+        """Something about the node changed: read its row again."""
+        self._spawn(self.membership.refresh())
+
+    async def _read(self) -> None:
+        try:
+            while not self._ended.is_set():
+                frame = await self._transport.read()
+                if frame is None:
+                    return
+                if isinstance(frame, BadFrame):
+                    raise frame.refusal()
+                self._take(frame)
+                await self._reports.wait_room()
+        except Refusal as refusal:
+            self.end(refusal)
+        except Exception as error:  # noqa: BLE001 - a bug must end this stream loudly, not silence it
+            self.end(incident("stream", error))
+        finally:
+            self.end(None)
+
+    def _take(self, frame: gateway_pb2.NodeFrame) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "telemetry":
+            self._telemetry.ingest_nowait(frame.telemetry)
+            return
+        if kind != "control":
+            raise Refusal(Reason.MALFORMED, "a second hello on one stream")
+        try:
+            body = self._opener.open(frame.control)
+        except ChannelError as error:
+            raise Refusal(Reason.BAD_PROOF, f"a control frame was refused: {error}") from error
+        self._dispatch(frames.node_control(body))
+
+    def _dispatch(self, control: gateway_pb2.NodeControl) -> None:
+        kind = control.WhichOneof("body")
+        if kind == "reports":
+            self._take_reports(control.reports)
+        elif kind == "pong":
+            self._take_pong(control.pong)
+        elif kind == "statement_refused":
+            self._take_statement_refused(control.statement_refused)
+        elif kind == "command_refused":
+            self.commands.answered([control.command_refused.monotonic_seq])
+            self._spawn(self._rooms.commands.record_command_refused(self.node_id, control.command_refused))
+        elif kind == "cancel_result":
+            self._spawn(self._rooms.commands.record_cancel_result(self.node_id, control.cancel_result))
+        elif kind == "reauth_proof":
+            self._spawn(self._reauth(control))
+        elif kind == "drained":
+            self._spawn(self.membership.drained(control.drained))
+        elif kind == "bundle_applied":
+            self.pulse.bundle_version = control.bundle_applied.version
+            self._spawn(self._rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
+        elif kind == "goodbye":
+            self.close_reason = f"GOODBYE_{control.goodbye.reason[:32]}"
+            self.end(None)
+        # route_health, config_applied, lease_ack, audit and node_key_rotation belong to rooms that this server does
+        # not have: nothing that it sends asks for them, and a newer node may volunteer them.
+
+    def _take_reports(self, reports: command_pb2.ReportList) -> None:
+        if not reports.reports:
+            raise Refusal(Reason.MALFORMED, "an empty list of reports")
+        self._rooms.metrics.commands.reports.inc(len(reports.reports))
+        self.commands.answered([report.monotonic_seq for report in reports.reports])
+        self._reports.put(reports)
+
+    def _take_statement_refused(self, refused: command_pb2.StatementRefused) -> None:
+        self._send_bundle(refused.bundle_version)
+        self.commands.statement_refused(refused)
+        self._spawn(self._rooms.commands.record_statement_refused(self.node_id, refused))
+
+    def _take_pong(self, pong: gateway_pb2.Pong) -> None:
+        clock = self._rooms.clock
+        rtt_us = self.pulse.take_pong(pong.number, clock.monotonic())
+        offset_ms = pong.node_time_ms - clock.now_ms() + rtt_us // 2000
+        self._rooms.nodes.note_alive_nowait(self.node_id, rtt_us=rtt_us, clock_offset_ms=offset_ms)
+
+    async def _reauth(self, control: gateway_pb2.NodeControl) -> None:
+        expires_at_ms = await self._rooms.sessions.reauth(self._claim, self.stream_id, control.reauth_proof)
+        self.pulse.session_renewed(expires_at_ms)
+
+    def _send_bundle(self, held: session_pb2.BundleVersion) -> None:
+        self.pulse.bundle_version = held
+        newest = self._rooms.trust.bundle
+        if (held.generation, held.number) < newest.version:
+            chain = gateway_pb2.TrustBundles(bundles=self._rooms.trust.bundle_chain_from(held.generation, held.number))
+            self.send(gateway_pb2.ServerControl(trust_bundle=chain))
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(self._guard(work))
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
+
+    async def _guard(self, work: Coroutine[object, object, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - handed on, never lost
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.end(error if isinstance(error, Refusal) else incident("stream", error))
