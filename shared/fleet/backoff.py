@@ -34,12 +34,14 @@ class Backoff:
     def next_delay_s(self, asked_s: float | None = None) -> float:
         """Seconds to wait now.
 
-        A delay that the server asked for is obeyed, plus up to a tenth so that its callers stay spread. It is capped
-        at ten times the policy's maximum: an unauthenticated answer may delay a node, not strand it.
+        A delay that the server asked for is obeyed, plus up to a tenth so that its callers stay spread. It is at least
+        the policy's initial delay and at most ten times its maximum: an unauthenticated answer may delay a node,
+        neither strand it nor make it spin.
         """
         self.failures += 1
         if asked_s is not None:
-            return min(max(asked_s, 0.0), self._policy.maximum_s * 10) * random.uniform(1.0, 1.1)
+            bounded_s = min(max(asked_s, self._policy.initial_s), self._policy.maximum_s * 10)
+            return bounded_s * random.uniform(1.0, 1.1)
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = self.failures
         return self._wait(state)

@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Protocol
 
+_SINCE_BOOT: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Clock(Protocol):
     """Wall time, monotonic time and sleep."""
@@ -15,7 +17,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds that only grow within this boot."""
+        """Seconds that only grow within this boot. Compare with other readings of the same clock only."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -31,8 +33,12 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Seconds of CLOCK_MONOTONIC."""
-        return time.monotonic()
+        """Seconds since boot, those asleep included where the system counts them.
+
+        CLOCK_MONOTONIC stands still while a machine is suspended: a node that woke up would take its commands for
+        fresher than they are.
+        """
+        return time.clock_gettime(_SINCE_BOOT)
 
     async def sleep(self, seconds: float) -> None:
         """Wait on the running event loop."""

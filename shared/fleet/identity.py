@@ -45,7 +45,7 @@ def parse_fingerprint(text: str) -> bytes:
     Raises:
         ValueError: it is not a fingerprint.
     """
-    compact = text.replace("-", "").replace(" ", "").upper()
+    compact = "".join(text.split()).replace("-", "").upper()
     value = base64.b32decode(compact + "=" * (-len(compact) % 8))
     if len(value) != FINGERPRINT_BYTES:
         raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes (8 groups of 4 characters)")
@@ -109,8 +109,12 @@ def private_folder(path: Path) -> Path:
     Raises:
         PrivateFileError: with the command that repairs it.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_mode(path, 0o700)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+    except OSError as error:
+        raise PrivateFileError(f"cannot use {path} as a folder: {error.strerror}") from error
+    _check_open_mode(path, found, 0o700)
     return path
 
 
@@ -118,21 +122,34 @@ def read_private(path: Path) -> bytes:
     """Read a file that only its owner may read.
 
     Raises:
-        PrivateFileError: missing or too open.
+        PrivateFileError: missing, too open, a symbolic link, or no plain file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # O_NONBLOCK: opening a FIFO that somebody put in its place must not hang the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise PrivateFileError(f"cannot read {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        _check_open_mode(path, os.fstat(file.fileno()), 0o600)
-        return file.read()
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise PrivateFileError(f"{path} is no plain file: move it away and restore the file from a backup")
+        _check_open_mode(path, found, 0o600)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise PrivateFileError(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace `path` atomically with `content`, 0600, fsync on file and folder.
 
-    A crash at any moment leaves the old file or the new one, never part of one.
+    A crash at any moment leaves the old file or the new one, never part of one. A symbolic link at `path` is replaced,
+    not followed.
+
+    Raises:
+        OSError: it cannot be written (disk full, read-only folder); the old file stands.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.new")
     with contextlib.suppress(FileNotFoundError):
@@ -169,10 +186,6 @@ def _read_key(path: Path) -> bytes:
     if len(raw) != 32:
         raise PrivateFileError(f"{path} holds {len(raw)} bytes instead of 32: restore it from a backup")
     return raw
-
-
-def _check_mode(path: Path, wanted: int) -> None:
-    _check_open_mode(path, path.stat(), wanted)
 
 
 def _check_open_mode(path: Path, found: os.stat_result, wanted: int) -> None:

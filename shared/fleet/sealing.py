@@ -26,7 +26,7 @@ class Purpose(StrEnum):
 
 
 class SealingError(Exception):
-    """Sealed bytes do not open: another key, another purpose, another node, or changed on the way."""
+    """Sealed bytes do not open (another key, purpose or node, or changed on the way), or the key can seal nothing."""
 
 
 def sealing_info(purpose: Purpose, cluster_id: str, node_id: str, fingerprint: bytes) -> bytes:
@@ -36,8 +36,15 @@ def sealing_info(purpose: Purpose, cluster_id: str, node_id: str, fingerprint: b
 
 
 def seal(plaintext: bytes, public_key: bytes, info: bytes) -> bytes:
-    """Seal to a raw 32-byte X25519 public key; 48 bytes longer than `plaintext`."""
-    return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(public_key), info=info)
+    """Seal to a raw 32-byte X25519 public key; 48 bytes longer than `plaintext`.
+
+    Raises:
+        SealingError: no X25519 key, or one of small order under which everybody could open (RFC 7748, section 6.1).
+    """
+    try:
+        return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(public_key), info=info)
+    except ValueError as error:
+        raise SealingError("the sealing key is not a usable X25519 public key") from error
 
 
 def unseal(sealed: bytes, private_key: X25519PrivateKey, info: bytes) -> bytes:

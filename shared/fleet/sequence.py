@@ -195,6 +195,8 @@ def _check_addressee(cluster_id: str, node_id: str, stream_binding: bytes, conte
 
 
 def _check_order(commands: Sequence[command_pb2.Command], prev_seq: int) -> None:
+    if len({command.command_id for command in commands}) != len(commands):
+        raise StatementRefusal(StatementReason.MALFORMED, "a command id stands twice in the statement")
     previous = prev_seq
     for command in commands:
         if command.monotonic_seq <= previous:

@@ -13,6 +13,11 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from fleet.errors import Reason, Refusal
 
 DOMAIN = "fleet.v1"
+# Trailing metadata over 8 KiB is dropped on the way, and the reason with it.
+MAX_DETAIL_CHARS = 1024
+MAX_METADATA_ENTRIES = 16
+MAX_METADATA_CHARS = 128
+MAX_RETRY_AFTER_S = 86_400.0
 _DETAILS_KEY = "grpc-status-details-bin"
 
 _CODES: Mapping[Reason, grpc.StatusCode] = {
@@ -64,14 +69,15 @@ def encode(
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Status code, message and trailing metadata for `context.abort`."""
     status_code = code(refusal.reason)
-    rich = status_pb2.Status(code=status_code.value[0], message=refusal.detail)
-    info = error_details_pb2.ErrorInfo(reason=str(refusal.reason), domain=DOMAIN, metadata=refusal.metadata)
+    detail = _shown(refusal.detail, MAX_DETAIL_CHARS)
+    rich = status_pb2.Status(code=status_code.value[0], message=detail)
+    info = error_details_pb2.ErrorInfo(reason=str(refusal.reason), domain=DOMAIN, metadata=_bounded(refusal.metadata))
     rich.details.add().Pack(info)
     if refusal.retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(int(refusal.retry_after_s * 1000))
+        delay.FromMilliseconds(int(_bounded_delay_s(refusal.retry_after_s) * 1000))
         rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_code, refusal.detail, ((_DETAILS_KEY, rich.SerializeToString()),)
+    return status_code, detail, ((_DETAILS_KEY, rich.SerializeToString()),)
 
 
 def decode(error: grpc.RpcError) -> Refusal:
@@ -94,7 +100,7 @@ def decode(error: grpc.RpcError) -> Refusal:
     reason = Reason.UNAVAILABLE if status_code in unreachable else Reason.INTERNAL
     if status_code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         reason = Reason.OVERLOADED
-    return Refusal(reason, details or str(status_code))
+    return Refusal(reason, _shown(details, MAX_DETAIL_CHARS) or str(status_code))
 
 
 def _parts(
@@ -109,20 +115,36 @@ def _parts(
 
 
 def _decode_rich(value: bytes) -> Refusal | None:
-    rich = status_pb2.Status()
-    try:
-        rich.ParseFromString(value)
-    except DecodeError:  # a stranger's bytes
-        return None
+    """A refusal of ours out of a stranger's bytes; None when they hold none."""
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
-    reason: Reason | None = None
     delay_s: float | None = None
-    for detail in rich.details:
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
-            reason = Reason(info.reason) if info.reason in Reason.__members__ else Reason.INTERNAL
-        elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
-            delay_s = retry.retry_delay.ToMilliseconds() / 1000
-    if reason is None:
+    try:
+        rich = status_pb2.Status.FromString(value)
+        for detail in rich.details:
+            if detail.Is(info.DESCRIPTOR) and info.domain != DOMAIN:  # others may add theirs on the way
+                detail.Unpack(info)
+            elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+                delay_s = _bounded_delay_s(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+    except DecodeError:
         return None
-    return Refusal(reason, rich.message, retry_after_s=delay_s, metadata=dict(info.metadata))
+    if info.domain != DOMAIN:
+        return None
+    reason = Reason(info.reason) if info.reason in Reason.__members__ else Reason.INTERNAL
+    said = _shown(rich.message, MAX_DETAIL_CHARS)
+    return Refusal(reason, said, retry_after_s=delay_s, metadata=_bounded(info.metadata))
+
+
+def _shown(text: str, max_chars: int) -> str:
+    """`text` as a terminal and a log may show it: no control characters, bounded."""
+    printable = "".join(char if char.isprintable() else " " for char in text[: max_chars + 1])
+    return printable if len(printable) <= max_chars else printable[: max_chars - 1] + "…"
+
+
+def _bounded(metadata: Mapping[str, str]) -> dict[str, str]:
+    kept = sorted(metadata.items())[:MAX_METADATA_ENTRIES]
+    return {_shown(key, MAX_METADATA_CHARS): _shown(value, MAX_METADATA_CHARS) for key, value in kept}
+
+
+def _bounded_delay_s(delay_s: float) -> float:
+    return min(max(delay_s, 0.0), MAX_RETRY_AFTER_S)

@@ -12,6 +12,7 @@ import asyncio
 import datetime as dt
 import hashlib
 import ipaddress
+import re
 import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS = 3650
 LEAF_DAYS = 90
+_ENDPOINT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 _BACKDATE = dt.timedelta(minutes=5)  # nodes' clocks run behind now and then
 
 
@@ -70,7 +72,19 @@ def make_ca(common_name: str, now: dt.datetime) -> CertifiedKey:
 
 
 def make_leaf(ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, days: int = LEAF_DAYS) -> CertifiedKey:
-    """A server certificate for DNS names and IP addresses, signed by `ca`."""
+    """A server certificate, signed by `ca`.
+
+    Args:
+        ca: signs.
+        hosts: DNS names and IP addresses that it is for; the first is the common name too.
+        now: UTC.
+        days: until it ends.
+
+    Raises:
+        ValueError: no host, or the CA's key is not ECDSA.
+    """
+    if not hosts:
+        raise ValueError("a leaf needs at least one host name or address")
     issuer = x509.load_pem_x509_certificate(ca.certificate_pem)
     signing_key = load_pem_private_key(ca.private_key_pem, password=None)
     if not isinstance(signing_key, ec.EllipticCurvePrivateKey):
@@ -118,13 +132,13 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     """``host:port`` or ``[v6]:port`` into its parts.
 
     Raises:
-        ValueError: there is no host, or no port between 1 and 65535.
+        ValueError: there is no host, or no port between 1 and 65535; or it is a URI, which gRPC would resolve in a way
+        of its own (``unix:``, ``dns:///``).
     """
-    host, separator, port = endpoint.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{endpoint!r} is no endpoint: write host:port")
-    return host, int(port)
+    found = _ENDPOINT.fullmatch(endpoint)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        raise ValueError(f"{endpoint!r} is no endpoint: write host:port, an IPv6 address in brackets")
+    return found["v6"] or found["name"], int(found["port"])
 
 
 async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -> bytes:
@@ -132,7 +146,7 @@ async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -
 
     Raises:
         ssl.SSLCertVerificationError: the leaf is not of a pinned CA, or not for this host.
-        ssl.SSLError: no TLS 1.3.
+        ssl.SSLError: no TLS 1.3, or no HTTP/2.
         OSError, TimeoutError: unreachable.
     """
     host, port = split_endpoint(endpoint)
@@ -142,10 +156,15 @@ async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -
         try:
             tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
             leaf = tls.getpeercert(binary_form=True)
+            speaks = tls.selected_alpn_protocol()
         finally:
             writer.transport.abort()  # nothing more is to be said; a close_notify round trip would only cost time
     if leaf is None:
         raise ssl.SSLError("the server showed no certificate")
+    if speaks != "h2":
+        raise ssl.SSLError(
+            "the server does not speak HTTP/2: something in between ends the connection, or the port is wrong"
+        )
     return leaf
 
 

@@ -22,8 +22,12 @@ from fleet.v1 import enrollment_pb2, trust_pb2
 
 MAX_NUMBER_STEP = 2**20
 MAX_COMMAND_KEYS = 64
+TOKEN_SECRET_BYTES = 32
+OWNER_PIN_BYTES = 32
 BUNDLE_LIFETIME_MS = 7 * 24 * 3600 * 1000
 BUNDLE_GRACE_S = 24 * 3600
+_COMMAND_KEY_DOMAINS = frozenset({Domain.COMMAND, Domain.CANCEL})
+_VERIFYING_PHASES = frozenset({trust_pb2.KEY_PHASE_PREPARED, trust_pb2.KEY_PHASE_ACTIVE, trust_pb2.KEY_PHASE_RETIRED})
 
 
 class TrustReason(StrEnum):
@@ -106,24 +110,23 @@ def advance(current: TrustState, signed: trust_pb2.Signed) -> TrustState:
     Raises:
         TrustError: ROLLBACK, FAST_FORWARD, SKIPPED_GENERATION, WRONG_SIGNER, WRONG_CLUSTER or MALFORMED.
     """
-    claimed = _parse_bundle(signed.statement)
-    if claimed.generation == current.generation:
-        statement = _verify_bundle(signed, [current.authority_key])
+    # The authority in force signs every step that may be taken, so its signature comes first and parsing second.
+    statement = _verify_bundle(signed, [current.authority_key])
+    if statement.generation == current.generation:
         if statement.authority_key != current.authority_key:
             raise TrustError(TrustReason.WRONG_SIGNER, "a new authority needs a new generation")
         return _step_number(current, statement, signed)
-    if claimed.generation < current.generation:
+    if statement.generation < current.generation:
         raise TrustError(
             TrustReason.ROLLBACK,
-            f"generation {claimed.generation} is older than {current.generation}",
+            f"generation {statement.generation} is older than {current.generation}",
         )
-    if claimed.generation != current.generation + 1:
+    if statement.generation != current.generation + 1:
         raise TrustError(
             TrustReason.SKIPPED_GENERATION,
-            f"generation {claimed.generation} does not follow {current.generation}",
+            f"generation {statement.generation} does not follow {current.generation}",
         )
-    statement = _verify_bundle(signed, [current.authority_key, claimed.authority_key])
-    return _state(statement, signed, current.cluster_id)
+    return _step_generation(current, statement, signed)
 
 
 def walk(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> TrustState:
@@ -133,7 +136,7 @@ def walk(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> TrustState:
         TrustError: a link does not follow.
     """
     for signed in chain:
-        claimed = _parse_bundle(signed.statement)
+        claimed = _parse_bundle(signed.statement)  # not verified: good for passing a link over, for nothing else
         if (claimed.generation, claimed.number) <= current.version:
             continue
         current = advance(current, signed)
@@ -160,6 +163,13 @@ def command_signer(state: TrustState, key_id: bytes, *, site: str, now_ms: int) 
         )
     if key.phase == trust_pb2.KEY_PHASE_REVOKED:
         raise StatementRefusal(StatementReason.KEY_REVOKED, f"command key {key_id.hex()} is revoked")
+    if key.phase not in _VERIFYING_PHASES:  # a phase of a later version may mean anything: it verifies nothing here
+        raise StatementRefusal(StatementReason.UNKNOWN_KEY, f"command key {key_id.hex()} is in no phase known here")
+    if key.phase == trust_pb2.KEY_PHASE_RETIRED and not key.verify_until_ms:
+        raise StatementRefusal(
+            StatementReason.KEY_EXPIRED,
+            f"command key {key_id.hex()} is retired, and its certificate names no end",
+        )
     if now_ms < key.not_before_ms:
         raise StatementRefusal(
             StatementReason.KEY_NOT_YET_VALID,
@@ -188,9 +198,19 @@ def verify_command_envelope(
 ) -> bytes:
     """Verify a command or cancel envelope and return its statement bytes.
 
+    Args:
+        state: bundle in force.
+        signed: as received.
+        domain: COMMAND or CANCEL.
+        site: the node's own site.
+        now_ms: server time, Unix milliseconds.
+
     Raises:
         StatementRefusal: exactly one signature by a command key that may sign now is needed.
+        ValueError: another domain: a command key vouches for nothing else.
     """
+    if domain not in _COMMAND_KEY_DOMAINS:
+        raise ValueError(f"a command key signs no {domain}")
     if len(signed.signatures) != 1:
         raise StatementRefusal(
             StatementReason.MALFORMED,
@@ -221,9 +241,26 @@ def verify_join_token(
         envelope.verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=statement.authority_key)
     except (DecodeError, EnvelopeError) as error:
         raise TrustError(TrustReason.MALFORMED, "the join token is damaged: copy it again, whole") from error
-    if len(token.secret) != 32 or not statement.token_id or not statement.endpoints:
+    named = statement.token_id and statement.cluster_id and statement.endpoints and statement.tls_ca_der
+    if not named or len(token.secret) != TOKEN_SECRET_BYTES or len(token.owner_pin) not in (0, OWNER_PIN_BYTES):
         raise TrustError(TrustReason.MALFORMED, "the join token is incomplete: copy it again, whole")
     return statement
+
+
+def _step_generation(
+    current: TrustState,
+    statement: trust_pb2.TrustBundleStatement,
+    signed: trust_pb2.Signed,
+) -> TrustState:
+    if statement.authority_key == current.authority_key:
+        raise TrustError(TrustReason.WRONG_SIGNER, "a new generation needs a new authority")
+    _verify_bundle(signed, [current.authority_key, statement.authority_key])
+    if statement.number > MAX_NUMBER_STEP:  # numbers restart, so that a fast-forwarded one is not for ever
+        raise TrustError(
+            TrustReason.FAST_FORWARD,
+            f"generation {statement.generation} begins with number {statement.number}, more than 2^20",
+        )
+    return _state(statement, signed, current.cluster_id)
 
 
 def _step_number(
@@ -283,12 +320,15 @@ def _state(statement: trust_pb2.TrustBundleStatement, signed: trust_pb2.Signed, 
             TrustReason.MALFORMED,
             "the bundle's version or number of keys is out of range",
         )
+    command_keys = dict(_certified(c, statement.authority_key, cluster_id) for c in statement.command_keys)
+    if len(command_keys) != len(statement.command_keys):  # else the order would decide whether a revoked key verifies
+        raise TrustError(TrustReason.MALFORMED, "the bundle certifies a command key twice")
     return TrustState(
         cluster_id=cluster_id,
         generation=statement.generation,
         number=statement.number,
         authority_key=statement.authority_key,
-        command_keys=dict(_certified(c, statement.authority_key, cluster_id) for c in statement.command_keys),
+        command_keys=command_keys,
         tls_ca_der=tuple(statement.tls_ca_der),
         endpoints=tuple(statement.endpoints),
         expires_at_ms=statement.expires_at_ms,
