@@ -1,8 +1,8 @@
 """What differs between SQLite and PostgreSQL: the only place in the server that asks which one it is.
 
 Both give the same promises. A transaction of the writer is durable when it returns (synchronous=FULL, and
-synchronous_commit is left on). A read sees one snapshot and can write nothing. A statement that hangs is cut off, and a
-server that vanished is noticed within seconds.
+synchronous_commit is left on). A read sees one snapshot and can write nothing. A statement that hangs is cut off, and
+a server that vanished is noticed within seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ BUSY_TIMEOUT_MS = 10_000
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
+
+_SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that all programs on a database share
 
 # A vanished server must not hold a commit for the two hours of TCP's own patience.
 _POSTGRESQL_CONNECT: dict[str, Any] = {
@@ -119,6 +121,15 @@ def sql(conn: Connection, text: str) -> str:
 def for_update(conn: Connection) -> str:
     """Suffix of a SELECT that locks its rows. SQLite needs none: its writer holds the whole database."""
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
+
+
+def lock_schema(conn: Connection) -> None:
+    """Let one server at a time change the schema, for as long as that takes. SQLite's transaction is that lock
+    already."""
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        conn.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,1 @@
+"""Alembic migrations; run by `fleet_server.database.migrate`."""

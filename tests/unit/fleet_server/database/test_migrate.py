@@ -1,0 +1,116 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, inspect
+
+from fleet_server.database import migrate
+from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError, SchemaState
+from fleet_server.database.schema import metadata
+from tests.fakes.postgres import PostgresServer
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'fleet.db'}"
+    else:
+        yield request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+def reference(empty_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A database of the same kind that the schema built directly."""
+    if empty_url.startswith("sqlite"):
+        engine = create_engine(f"sqlite:///{tmp_path / 'reference.db'}")
+        metadata.create_all(engine)
+        yield engine
+        engine.dispose()
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = server.create_database()
+    engine = create_engine(server.url(name))
+    metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+    server.drop_database(name)
+
+
+def describe(engine: Engine) -> dict[str, Any]:
+    inspector = inspect(engine)
+    tables: dict[str, Any] = {}
+    for name in inspector.get_table_names():
+        if name == "alembic_version":
+            continue
+        tables[name] = {
+            "columns": [
+                (column["name"], repr(column["type"]), column["nullable"], column["default"])
+                for column in inspector.get_columns(name)
+            ],
+            "primary key": inspector.get_pk_constraint(name),
+            "unique": sorted(map(str, inspector.get_unique_constraints(name))),
+            "indexes": sorted(map(describe_index, inspector.get_indexes(name))),
+            "foreign keys": sorted(map(str, inspector.get_foreign_keys(name))),
+            "options": inspector.get_table_options(name),
+        }
+    return tables
+
+
+def describe_index(index: Any) -> str:
+    options = {name: str(value) for name, value in index["dialect_options"].items()}
+    return f"{index['name']} {index['column_names']} {index['unique']} {options}"
+
+
+def set_revision(url: str, revision: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+    engine.dispose()
+
+
+def test_the_migrations_build_exactly_the_schema(empty_url: str, reference: Engine) -> None:
+    before = migrate.upgrade(empty_url)
+    assert before.state is SchemaState.EMPTY
+    assert migrate.check(empty_url).state is SchemaState.CURRENT
+    migrated = create_engine(empty_url)
+    built, wanted = describe(migrated), describe(reference)
+    migrated.dispose()
+    assert built.keys() == wanted.keys() == metadata.tables.keys()
+    for name, table in wanted.items():
+        assert built[name] == table, name
+
+
+def test_upgrading_twice_changes_nothing(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    assert migrate.upgrade(empty_url).state is SchemaState.CURRENT
+
+
+def test_servers_that_upgrade_at_once_take_turns(empty_url: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        reports = list(threads.map(migrate.upgrade, [empty_url] * 4))
+    assert sorted(report.state for report in reports) == ["current", "current", "current", "empty"]
+
+
+def test_a_newer_database_is_left_alone(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    set_revision(empty_url, "9999")
+    assert migrate.check(empty_url).state is SchemaState.NEWER
+    with pytest.raises(SchemaError, match="install the newer fleet-server"):
+        migrate.upgrade(empty_url)
+    assert migrate.check(empty_url).found == "9999"
+
+
+def test_checking_makes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    assert migrate.check(f"sqlite:///{path}").state is SchemaState.EMPTY
+    assert not path.exists()
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+    url = "postgresql+psycopg://fleet:hunter2@127.0.0.1:1/fleet"
+    for call in (migrate.check, migrate.upgrade):
+        with pytest.raises(DatabaseUnreachableError, match=r"127\.0\.0\.1") as refused:
+            call(url)
+        assert "hunter2" not in str(refused.value)
