@@ -16,7 +16,7 @@ from fleet_server.cli.views import enum_word, json_name, json_type
 
 DEFAULT_PATH = Path("docs/fleetctl.md")
 
-_TEXT = "text"
+_TEXT = "text, with or without it"
 JSON_OF_VERB = {
     "login": "WhoAmIResponse",
     "logout": "nothing",
