@@ -1,0 +1,220 @@
+"""Every setting of the server: type, bounds, default, meaning. docs/server-settings.md is generated from here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from fleet.logs import LEVELS
+from fleet.tls import split_endpoint
+
+ENV_PREFIX = "FLEET_"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_HASH = re.compile(r"[0-9a-f]{64}\Z")
+_DAY_S = 24 * 3600
+
+
+def _split_list(value: Any) -> Any:
+    """`a, b` of an environment variable or flag; a list of the file passes through."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _listen_address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("write host:port, such as 127.0.0.1:7444; port 0 takes any free one")
+    return value
+
+
+def _optional_listen_address(value: str) -> str:
+    return value if value in ("", "off") else _listen_address(value)
+
+
+def _endpoint(value: str) -> str:
+    split_endpoint(value)
+    return value
+
+
+def _name(value: str) -> str:
+    if not _NAME.match(value):
+        raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit")
+    return value
+
+
+def _optional_name(value: str) -> str:
+    return value and _name(value)
+
+
+def _leaf_hash(value: str) -> str:
+    compact = value.replace(":", "").lower()
+    if not _HASH.match(compact):
+        raise ValueError("write the SHA-256 of the DER certificate as 64 hexadecimal digits")
+    return compact
+
+
+Listen = Annotated[str, AfterValidator(_listen_address)]
+OptionalListen = Annotated[str, AfterValidator(_optional_listen_address)]
+Name = Annotated[str, AfterValidator(_name)]
+OptionalName = Annotated[str, AfterValidator(_optional_name)]
+Endpoints = Annotated[
+    tuple[Annotated[str, AfterValidator(_endpoint)], ...], NoDecode, BeforeValidator(_split_list), Field(max_length=16)
+]
+Hosts = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=253)], ...],
+    NoDecode,
+    BeforeValidator(_split_list),
+    Field(max_length=32),
+]
+LeafHashes = Annotated[
+    tuple[Annotated[str, AfterValidator(_leaf_hash)], ...], NoDecode, BeforeValidator(_split_list), Field(max_length=16)
+]
+
+
+class Settings(BaseSettings):
+    """What the server runs with. Build it with `load`, which says where a wrong value came from."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    mode: Literal["development", "production"] = Field(
+        "development",
+        description="`production` refuses to start without a secret encryption key and gateway endpoints of its own.",
+    )
+    data_dir: Path = Field(
+        Path("fleet-data"),
+        description="Folder of the server's own state (TLS keys, SQLite database), mode 0700.",
+    )
+    cluster_name: Name = Field("main", description="Name of the cluster that this server serves.")
+    replica_id: OptionalName = Field(
+        "",
+        description="Name of this replica, unlike every other one's. Empty: made once, kept in the data folder.",
+    )
+
+    # Nodes come from everywhere; everyone else is let in deliberately.
+    gateway_listen: Listen = Field("0.0.0.0:7443", description="Where nodes connect.")
+    admin_listen: Listen = Field("127.0.0.1:7444", description="Where operators (`fleetctl`) connect.")
+    console_listen: OptionalListen = Field(
+        "127.0.0.1:7080", description="Where browsers connect; `off` for no console."
+    )
+    metrics_listen: OptionalListen = Field(
+        "127.0.0.1:9464", description="Where Prometheus scrapes; `off` for no metrics."
+    )
+    gateway_endpoints: Endpoints = Field(
+        (),
+        description="`host:port` under which nodes reach the gateway, preferred first; they travel in join tokens and"
+        " trust bundles. Empty, in development: 127.0.0.1 and the port of `gateway_listen`.",
+    )
+
+    tls_hosts: Hosts = Field(
+        (),
+        description="Names and addresses in the server's certificate, beside `gateway_endpoints` and localhost.",
+    )
+    tls_terminator_leaf_sha256: LeafHashes = Field(
+        (),
+        description="SHA-256 (hexadecimal, of the DER) of the certificates of TLS terminators in front of it.",
+    )
+
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="`sqlite:////folder/fleet.db` or `postgresql+psycopg://user:password@host/name`."
+        " Empty: `fleet.db` in the data folder.",
+    )
+    database_readers: int = Field(4, ge=1, le=64, description="Connections, and threads, that read.")
+    secret_encryption_key: SecretStr = Field(
+        SecretStr(""),
+        description="32 bytes in base64 under which private keys rest and rows are marked: `openssl rand -base64 32`."
+        " Empty, in development: `secret.key` in the data folder.",
+    )
+    secret_encryption_key_file: Path | None = Field(
+        None, description="File, mode 0600, that holds the secret encryption key."
+    )
+
+    heartbeat_interval_s: float = Field(
+        15.0, ge=1, le=300, description="Seconds between pings on a stream; stretched as the fleet grows."
+    )
+    session_ttl_s: int = Field(900, ge=60, le=_DAY_S, description="Seconds that a session token is valid.")
+    drain_deadline_s: float = Field(
+        30.0, ge=0, le=3600, description="Seconds that streams get to move to another replica when this one stops."
+    )
+    max_streams: int = Field(20_000, ge=1, le=200_000, description="Most streams that this replica holds.")
+    max_frame_bytes: int = Field(
+        1024 * 1024, ge=64 * 1024, le=4 * 1024 * 1024, description="Largest frame on a stream, in bytes."
+    )
+    max_telemetry_frame_bytes: int = Field(
+        64 * 1024, ge=4 * 1024, le=1024 * 1024, description="Largest telemetry frame, in bytes."
+    )
+    handshake_rate_per_s: float = Field(
+        0.0, ge=0, le=100_000, description="Handshakes admitted a second; 0 follows their measured cost."
+    )
+    handshake_concurrency: int = Field(
+        64, ge=1, le=10_000, description="Calls without a session that are worked on at once."
+    )
+    telemetry_retention_s: int = Field(
+        7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description=f"Least level that is logged: {', '.join(LEVELS)}."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="`auto` writes aligned text to a terminal and JSON lines elsewhere."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` gathered: it knows where each value came from."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _production_is_explicit(self) -> Self:
+        if self.secret_encryption_key.get_secret_value() and self.secret_encryption_key_file is not None:
+            raise ValueError("secret_encryption_key and secret_encryption_key_file are both set: keep one of them")
+        if self.mode == "production":
+            if not self.secret_encryption_key.get_secret_value() and self.secret_encryption_key_file is None:
+                raise ValueError(
+                    "production needs a secret encryption key: set FLEET_SECRET_ENCRYPTION_KEY,"
+                    " or secret_encryption_key_file (make a key with `openssl rand -base64 32`)"
+                )
+            if not self.gateway_endpoints:
+                raise ValueError("production needs gateway_endpoints: the host:port where nodes reach the gateway")
+        if self.max_telemetry_frame_bytes > self.max_frame_bytes:
+            raise ValueError("max_telemetry_frame_bytes is larger than max_frame_bytes: lower it")
+        return self
+
+    @property
+    def production(self) -> bool:
+        """Whether this is no development server."""
+        return self.mode == "production"
+
+    def resolved_database_url(self) -> str:
+        """The database's URL, credentials included: hand it to the database and nowhere else."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir.absolute() / 'fleet.db'}"
+
+    def advertised_endpoints(self) -> tuple[str, ...]:
+        """Gateway endpoints for join tokens and bundles."""
+        return self.gateway_endpoints or (f"127.0.0.1:{self.gateway_listen.rpartition(':')[2]}",)
+
+    def certificate_hosts(self) -> tuple[str, ...]:
+        """Names and addresses that the server's certificate is for; the first names it."""
+        advertised = (split_endpoint(endpoint)[0] for endpoint in self.gateway_endpoints)
+        return tuple(dict.fromkeys([*advertised, *self.tls_hosts, "localhost", "127.0.0.1", "::1"]))
+
+    def terminator_leaves(self) -> frozenset[bytes]:
+        """SHA-256 of the certificates of TLS terminators, 32 bytes each."""
+        return frozenset(bytes.fromhex(text) for text in self.tls_terminator_leaf_sha256)
