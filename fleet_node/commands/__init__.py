@@ -1,0 +1,1 @@
+"""Commands: judged, journaled, run once, reported until acknowledged."""

@@ -1,0 +1,267 @@
+"""From a signed statement to a plan: verify, parse, judge the whole, then judge each command. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from fleet.clock import ServerTime
+from fleet.envelope import Domain
+from fleet.logs import get_logger
+from fleet.sequence import (
+    StatementReason,
+    StatementRefusal,
+    StreamContext,
+    Verdict,
+    check_cancel,
+    check_statement,
+    command_digest,
+    judge_command,
+)
+from fleet.trust import TrustState, verify_command_envelope
+from fleet.v1 import command_pb2, trust_pb2
+from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.rules import (
+    MAX_ACTION_CHARS,
+    MAX_ACTOR_CHARS,
+    MAX_SEQ,
+    Objection,
+    check_seq_range,
+    protected_objection,
+)
+from fleet_node.commands.runner import Run
+from fleet_node.commands.store import Entry
+from fleet_node.drivers.api import Action
+from fleet_node.drivers.json_text import ArgumentsError
+
+log = get_logger(__name__)
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+_REFUSED_DETAIL = {
+    Verdict.SEQ_CONFLICT: "another command held this seq: the server's database went back in time, or seqs are forged",
+    Verdict.FORGOTTEN: "this seq was accepted before and its journal entry is gone: it does not run again",
+}
+_NOT_RUN = {
+    Verdict.TOO_FAR: (CommandState.COMMAND_STATE_REJECTED, "SEQ_TOO_FAR", "its seq is too far above the last accepted"),
+    Verdict.EXPIRED: (CommandState.COMMAND_STATE_EXPIRED, "EXPIRED", "its time to live was over when it arrived"),
+    Verdict.TOMBSTONED: (CommandState.COMMAND_STATE_CANCELLED, "CANCELLED", "it was cancelled before it arrived"),
+}
+
+
+class Offers(Protocol):
+    """What judging needs of the drivers; `DriverRegistry` gives it."""
+
+    def action(self, name: str) -> Action | None:
+        """The action of that full name."""
+        ...
+
+    def validate(self, action: str, arguments: bytes) -> Mapping[str, Any]:
+        """Parse and check arguments; raises ArgumentsError."""
+        ...
+
+    def ordering_key(self, action: str, arguments: Mapping[str, Any]) -> str | None:
+        """What must not see commands out of order."""
+        ...
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a statement comes to, before anything of it is durable.
+
+    Args:
+        entries: new to the journal, in seq order; those that may run are ACCEPTED.
+        runs: the ones among them that may run.
+        again: replayed: their state is reported again.
+        refused: answers about commands that the journal says nothing of.
+        last_accepted_seq: where it stands afterwards.
+        consumed: seqs whose tombstone has served.
+    """
+
+    last_accepted_seq: int
+    entries: list[Entry] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    again: list[Entry] = field(default_factory=list)
+    refused: list[command_pb2.CommandRefused] = field(default_factory=list)
+    consumed: list[int] = field(default_factory=list)
+
+
+class Intake:
+    """Judges statements and cancels.
+
+    Args:
+        offers: the drivers.
+        trust: the verified bundle in force.
+        site: the node's site; a command key may be limited to one.
+        server_time: as heard from the server.
+    """
+
+    def __init__(self, *, offers: Offers, trust: Callable[[], TrustState], site: str, server_time: ServerTime) -> None:
+        self._offers = offers
+        self._trust = trust
+        self._site = site
+        self._server_time = server_time
+
+    def open_statement(
+        self, signed: trust_pb2.Signed, context: StreamContext, last_accepted_seq: int
+    ) -> command_pb2.CommandStatement:
+        """Verify and parse a statement, and check it as a whole.
+
+        Raises:
+            StatementRefusal: nothing in it counts.
+        """
+        statement = self._verified(signed, Domain.COMMAND, command_pb2.CommandStatement)
+        check_statement(statement, context, last_accepted_seq)
+        check_seq_range(statement)
+        self._server_time.observe(statement.signed_at_ms)  # signed now, so the server's clock is at least there
+        return statement
+
+    def open_cancel(self, signed: trust_pb2.Signed, context: StreamContext) -> command_pb2.CancelStatement:
+        """Verify, parse and check a cancel.
+
+        Raises:
+            StatementRefusal: it does not count.
+        """
+        statement = self._verified(signed, Domain.CANCEL, command_pb2.CancelStatement)
+        check_cancel(statement, context)
+        if statement.monotonic_seq > MAX_SEQ:
+            raise StatementRefusal(StatementReason.MALFORMED, "the seq is beyond 2^63 - 1")
+        return statement
+
+    def judge(
+        self,
+        statement: command_pb2.CommandStatement,
+        *,
+        last_accepted_seq: int,
+        journaled: Mapping[int, Entry],
+        tombstones: Mapping[int, bytes],
+    ) -> Plan:
+        """Judge each command of a good statement, in seq order.
+
+        Args:
+            statement: from `open_statement`.
+            last_accepted_seq: highest seq journaled.
+            journaled: what the journal holds at seqs up to that one.
+            tombstones: command_id by seq of cancels that came first.
+        """
+        plan = Plan(last_accepted_seq)
+        now_ms = self._server_time.now_ms()
+        for command in statement.commands:
+            self._judge_one(command, plan, journaled.get(command.monotonic_seq), tombstones, now_ms)
+        return plan
+
+    def run_of(self, entry: Entry) -> Run | Objection:
+        """A journaled command, ready to run with the drivers of this process, or why it cannot."""
+        checked = self._check(entry.action, entry.arguments)
+        if isinstance(checked, Objection):
+            return checked
+        action, arguments = checked
+        return Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments))
+
+    def _verified(self, signed: trust_pb2.Signed, domain: Domain, message: type[MessageT]) -> MessageT:
+        now_ms = self._server_time.now_ms()
+        statement = verify_command_envelope(self._trust(), signed, domain, site=self._site, now_ms=now_ms)
+        try:
+            return message.FromString(statement)
+        except DecodeError as error:
+            raise StatementRefusal(StatementReason.MALFORMED, "the signed bytes are no such statement") from error
+
+    def _judge_one(
+        self,
+        command: command_pb2.Command,
+        plan: Plan,
+        known: Entry | None,
+        tombstones: Mapping[int, bytes],
+        now_ms: int,
+    ) -> None:
+        seq = command.monotonic_seq
+        fresh = seq > plan.last_accepted_seq
+        checked = self._check(command.action, command.arguments) if fresh else None
+        objection = checked if isinstance(checked, Objection) else None
+        verdict = judge_command(
+            command,
+            last_accepted_seq=plan.last_accepted_seq,
+            journaled=None if known is None else (known.command_id, known.digest),
+            tombstoned=bool(tombstones) and tombstones.get(seq) == command.command_id,
+            server_now_ms=now_ms,
+            objection=None if objection is None else objection.reason,
+        )
+        if verdict.advances:
+            plan.last_accepted_seq = seq
+        if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
+            entry = _entry(command, now_ms, CommandState.COMMAND_STATE_ACCEPTED, command.arguments)
+            action, arguments = checked
+            plan.entries.append(entry)
+            plan.runs.append(Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments)))
+        elif verdict is Verdict.REPLAY and known is not None:
+            plan.again.append(known)
+        elif verdict in _REFUSED_DETAIL:
+            plan.refused.append(_refused(command, verdict))
+        else:
+            plan.entries.append(_not_run(command, now_ms, verdict, objection))
+            if verdict is Verdict.TOMBSTONED:
+                plan.consumed.append(seq)
+
+    def _check(self, name: str, data: bytes) -> tuple[Action, Mapping[str, Any]] | Objection:
+        try:
+            arguments = self._offers.validate(name, data)
+        except ArgumentsError as error:
+            return Objection(error.reason, error.detail)
+        action = self._offers.action(name)
+        if action is None:
+            return Objection("UNKNOWN_ACTION", "this node has no such action")
+        return protected_objection(action) or (action, arguments)
+
+
+def _entry(
+    command: command_pb2.Command,
+    now_ms: int,
+    state: CommandState.ValueType,
+    arguments: bytes = b"",
+    *,
+    reason: str = "",
+    error: str = "",
+) -> Entry:
+    report = command_pb2.Report(
+        command_id=command.command_id,
+        monotonic_seq=command.monotonic_seq,
+        state=state,
+        reason=reason,
+        error=error,
+        accepted_at_ms=now_ms,
+    )
+    return Entry(
+        command.monotonic_seq,
+        command.command_id,
+        command_digest(command),
+        command.actor[:MAX_ACTOR_CHARS],
+        command.action[:MAX_ACTION_CHARS],
+        arguments,
+        command.not_after_ms,
+        report,
+    )
+
+
+def _not_run(command: command_pb2.Command, now_ms: int, verdict: Verdict, objection: Objection | None) -> Entry:
+    if verdict in _NOT_RUN:
+        state, reason, error = _NOT_RUN[verdict]
+    else:
+        why = objection or Objection("REJECTED", "the node refused it")
+        state, reason, error = CommandState.COMMAND_STATE_REJECTED, why.reason, why.detail
+    entry = _entry(command, now_ms, state, reason=reason, error=error)
+    entry.report.finished_at_ms = now_ms
+    return entry
+
+
+def _refused(command: command_pb2.Command, verdict: Verdict) -> command_pb2.CommandRefused:
+    if verdict is Verdict.SEQ_CONFLICT:
+        log.error("seq_conflict", seq=command.monotonic_seq, command_id=command.command_id.hex())
+    return command_pb2.CommandRefused(
+        command_id=command.command_id,
+        monotonic_seq=command.monotonic_seq,
+        reason=verdict.value,
+        detail=_REFUSED_DETAIL[verdict],
+    )

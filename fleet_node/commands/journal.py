@@ -1,0 +1,191 @@
+"""The journal's thread: group commit for the event loop.
+
+Mental model
+    The event loop hands in batches and goes on; nothing that a batch allows (calling a driver, sending a report) is
+    done before its callback says that it is durable.
+    One thread owns the file. It takes everything queued and commits it in one transaction with one fsync; an idle
+    node's single batch is committed at once, for nothing waits to fill a group.
+    Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in
+    their order.
+    Acknowledgements ride along with the next commit: losing one only sends reports again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fleet.logs import get_logger
+from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError, Recovered
+
+if TYPE_CHECKING:
+    from fleet.metrics import Histogram
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+Done = Callable[[JournalUnavailableError | None], None]
+_CLOSED = "the node is shutting down"
+
+
+@dataclass(slots=True, eq=False)
+class _Commit:
+    batch: Batch
+    done: Done
+
+
+@dataclass(slots=True, eq=False)
+class _Query:
+    ask: Callable[[JournalStore], Any]
+    future: asyncio.Future[Any]
+
+
+class Journal:
+    """Group commit on one thread.
+
+    Args:
+        store: the open file; the journal owns and closes it.
+        commit_duration: observed by the thread with seconds a commit.
+    """
+
+    def __init__(self, store: JournalStore, *, commit_duration: Histogram) -> None:
+        self._store = store
+        self._commit_duration = commit_duration
+        self._queue: queue.SimpleQueue[_Commit | _Query | None] = queue.SimpleQueue()
+        self._acked_report_no = 0
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    def start(self) -> Recovered:
+        """Start the thread for the running event loop; returns what the last process left.
+
+        Raises:
+            JournalUnavailableError: it cannot be read.
+        """
+        recovered = self._store.recover()
+        self._acked_report_no = recovered.acked_report_no
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        return recovered
+
+    @property
+    def rows(self) -> int:
+        """Commands in the journal."""
+        return self._store.rows
+
+    def submit(self, batch: Batch, done: Done) -> None:
+        """Queue `batch`; `done` is called on the loop once it is durable, or with the reason why nothing of it is."""
+        if self._closed:
+            done(JournalUnavailableError(_CLOSED))
+            return
+        self._queue.put(_Commit(batch, done))
+
+    async def query(self, ask: Callable[[JournalStore], T]) -> T:
+        """Ask the file something, on its thread, after everything that was queued before.
+
+        Raises:
+            JournalUnavailableError: it cannot be read.
+        """
+        if self._closed:
+            raise JournalUnavailableError(_CLOSED)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Query(ask, future))
+        return await future
+
+    def note_acked_nowait(self, report_no: int) -> None:
+        """Everything up to `report_no` may be forgotten; written with the next commit."""
+        self._acked_report_no = max(self._acked_report_no, report_no)
+
+    async def close(self) -> None:
+        """Commit what is queued and close the file. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        if self._thread.ident is None:
+            self._store.close()
+        else:
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        ending = False
+        while not ending:
+            commits, queries, ending = self._take()
+            if commits:
+                self._commit(commits)
+            for query in queries:
+                self._answer(query)
+        self._flush_acked()
+        self._store.close()
+
+    def _take(self) -> tuple[list[_Commit], list[_Query], bool]:
+        commits: list[_Commit] = []
+        queries: list[_Query] = []
+        item = self._queue.get()
+        while item is not None:
+            if isinstance(item, _Commit):
+                commits.append(item)
+            else:
+                queries.append(item)
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return commits, queries, False
+        return commits, queries, True
+
+    def _commit(self, commits: list[_Commit]) -> None:
+        started = perf_counter()
+        failure: JournalUnavailableError | None = None
+        try:
+            self._store.apply([commit.batch for commit in commits], self._acked_report_no)
+        except JournalUnavailableError as error:
+            failure = error
+        except Exception as error:  # callers wait: whatever it is, they must hear of it
+            log.exception("journal_failed")
+            failure = JournalUnavailableError(f"the node's journal failed ({type(error).__name__}); see the node's log")
+        self._commit_duration.observe(perf_counter() - started)
+        self._call(_settle, [commit.done for commit in commits], failure)
+
+    def _answer(self, query: _Query) -> None:
+        try:
+            answer = query.ask(self._store)
+        except Exception as error:  # noqa: BLE001  belongs to the caller
+            self._call(_reject, query.future, error)
+        else:
+            self._call(_resolve, query.future, answer)
+
+    def _flush_acked(self) -> None:
+        try:
+            self._store.apply([], self._acked_report_no)
+        except JournalUnavailableError:
+            log.info("journal_acknowledgements_not_saved")  # the server hears those reports once more
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None  # noqa: S101  the thread starts after it
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return  # the loop has closed: nobody is left to tell
+
+
+def _settle(callbacks: list[Done], failure: JournalUnavailableError | None) -> None:
+    for done in callbacks:
+        try:
+            done(failure)
+        except Exception:
+            log.exception("journal_callback_failed")  # the others still have to hear
+
+
+def _resolve(future: asyncio.Future[Any], answer: object) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def _reject(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

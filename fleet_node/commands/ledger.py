@@ -1,0 +1,314 @@
+"""The one place that writes about commands: numbers reports, makes them durable, then lets them be seen.
+
+Mental model
+    A change of a command's state is a report with the next report_no. It is committed first and published second, in
+    the order of the numbers: an acknowledgement is cumulative, so a number that became visible late would be lost.
+    Changes of one turn of the event loop travel as one batch.
+    What has happened (a result) is kept and written again until the disk takes it. What is only wanted (a start, an
+    acceptance) fails back to its caller and nothing of it happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from fleet.clock import Clock
+from fleet.logs import get_logger
+from fleet.v1 import command_pb2
+from fleet_node.commands.journal import Journal
+from fleet_node.commands.outbox import Outbox
+from fleet_node.commands.rules import FINAL_STATES, STATE_NAMES
+from fleet_node.commands.store import Batch, Entry, JournalUnavailableError, Recovered
+from fleet_node.observability.metrics import CommandMetrics
+
+log = get_logger(__name__)
+
+FIRST_RETRY_S = 1.0
+MAX_RETRY_S = 30.0
+MAX_TOMBSTONES = 4096
+_LOAD_COUNT = 256
+
+Change = tuple[Entry, command_pb2.Report]
+
+
+class Ledger:
+    """Journal, report numbers and outbox together.
+
+    Args:
+        journal: started; the ledger does not close it.
+        recovered: what `Journal.start` returned.
+        clock: for retries.
+        wake: called when reports may be given out.
+        settled: called when results became durable.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        recovered: Recovered,
+        clock: Clock,
+        metrics: CommandMetrics,
+        wake: Callable[[], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._clock = clock
+        self._metrics = metrics
+        self._wake = wake
+        self._settled = settled
+        self._outbox = Outbox(recovered.unacknowledged)
+        self.active: dict[int, Entry] = {entry.seq: entry for entry in recovered.unfinished}
+        self.tombstones = recovered.tombstones
+        self.last_accepted_seq = recovered.last_accepted_seq
+        self.last_report_no = recovered.last_report_no
+        self._acked_report_no = recovered.acked_report_no
+        self._results: list[Change] = []
+        self._in_flight = 0
+        self._flushing = False
+        self._retry: asyncio.Task[None] | None = None
+        self._retry_s = FIRST_RETRY_S
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def first_report_no(self) -> int:
+        """First report that is not acknowledged; 0 when none waits."""
+        return self._outbox.first_report_no
+
+    @property
+    def backlog(self) -> int:
+        """Reports that are not acknowledged."""
+        return len(self._outbox)
+
+    @property
+    def unsaved(self) -> int:
+        """Results that are not durable yet."""
+        return len(self._results) + self._in_flight
+
+    async def accept(
+        self, entries: Sequence[Entry], again: Sequence[Entry], *, last_accepted_seq: int, consumed: Iterable[int] = ()
+    ) -> None:
+        """Journal the commands of one statement, and number the reports of those that are told again.
+
+        Args:
+            entries: new to the journal; their reports are numbered here.
+            again: replayed ones, as journaled.
+            last_accepted_seq: where it stands afterwards.
+            consumed: seqs whose tombstone has served.
+
+        Raises:
+            JournalUnavailableError: nothing of it stands.
+        """
+        for entry in entries:
+            entry.report.report_no = self._next_report_no()
+        changes = [self._told_again(entry) for entry in again]
+        batch = Batch(
+            accepted=list(entries),
+            changed=[report for _, report in changes],
+            last_accepted_seq=last_accepted_seq,
+            last_report_no=self.last_report_no,
+        )
+
+        def publish() -> None:
+            self.last_accepted_seq = max(self.last_accepted_seq, last_accepted_seq)
+            for seq in consumed:
+                self.tombstones.pop(seq, None)
+            for entry in entries:
+                self._outbox.add(entry.report, replaces=0)
+                if entry.state not in FINAL_STATES:
+                    self.active[entry.seq] = entry
+                else:
+                    self._metrics.finished.labels(STATE_NAMES[entry.state]).inc()
+            self._publish(changes)
+
+        await self._commit(batch, publish)
+
+    async def bury(self, seq: int, command_id: bytes) -> None:
+        """Journal a tombstone.
+
+        Raises:
+            JournalUnavailableError: it does not stand.
+        """
+        if len(self.tombstones) >= MAX_TOMBSTONES:
+            raise JournalUnavailableError("too many cancels wait for their commands")
+
+        def publish() -> None:
+            self.tombstones[seq] = command_id
+
+        await self._commit(Batch(tombstones=[(seq, command_id)]), publish)
+
+    async def finish(self, entry: Entry, report: command_pb2.Report) -> None:
+        """Journal an end that is wanted, not one that has happened; see `record`.
+
+        Raises:
+            JournalUnavailableError: the command stands where it stood.
+        """
+        report.report_no = self._next_report_no()
+        batch = Batch(changed=[report], last_report_no=report.report_no)
+        await self._commit(batch, lambda: self._publish([(entry, report)]))
+        self._count([(entry, report)])
+
+    def record(self, entry: Entry, report: command_pb2.Report) -> None:
+        """Take a result; it is written until it is durable. `report` is not numbered yet."""
+        self._outbox.defer(entry.report.report_no)
+        self._results.append((entry, report))
+        self._flush_soon()
+
+    def start(self, changes: Sequence[Change], done: Callable[[JournalUnavailableError | None], None]) -> None:
+        """Mark commands as RUNNING, then call `done`: only after it without an error may their drivers be called."""
+        for _, report in changes:
+            report.report_no = self._next_report_no()
+
+        def committed(error: JournalUnavailableError | None) -> None:
+            if error is None:
+                self._publish(changes)
+                self._wake_soon()
+            done(error)
+
+        batch = Batch(changed=[report for _, report in changes], last_report_no=self.last_report_no)
+        self._journal.submit(batch, committed)
+
+    def acked(self, report_no: int) -> None:
+        """The server has everything up to `report_no`; it cannot have what was never published."""
+        self._acked_report_no = max(self._acked_report_no, min(report_no, self._outbox.last_report_no))
+        self._outbox.acked(self._acked_report_no)
+        self._journal.note_acked_nowait(self._acked_report_no)
+        self._metrics.report_backlog.set(len(self._outbox))
+
+    def start_over(self) -> None:
+        """A new stream is there: give out everything again that is not acknowledged."""
+        self._outbox.start_over()
+
+    def take_reports(self, max_count: int, max_bytes: int) -> list[command_pb2.Report]:
+        """The next reports for the newest stream; wakes again once more is in memory."""
+        taken = self._outbox.take(max_count, max_bytes)
+        if not taken and self._loading is None:
+            missing = self._outbox.missing(_LOAD_COUNT)
+            if missing:
+                self._loading = asyncio.create_task(self._load(missing))
+        return taken
+
+    async def find(self, seqs: Sequence[int]) -> dict[int, Entry]:
+        """What is known at these seqs.
+
+        Raises:
+            JournalUnavailableError: the journal cannot be read.
+        """
+        known = {seq: self.active[seq] for seq in seqs if seq in self.active}
+        unknown = [seq for seq in seqs if seq not in known]
+        if unknown:
+            known |= await self._journal.query(lambda store: store.find(unknown))
+        return known
+
+    def close(self) -> None:
+        """Hand the last results to the journal, once, and end."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._results:
+            self._flush()
+        if self._loading is not None:
+            self._loading.cancel()
+
+    def _next_report_no(self) -> int:
+        self.last_report_no += 1
+        return self.last_report_no
+
+    def _told_again(self, entry: Entry) -> Change:
+        report = command_pb2.Report()
+        report.CopyFrom(entry.report)
+        report.report_no = self._next_report_no()
+        return entry, report
+
+    async def _commit(self, batch: Batch, publish: Callable[[], None]) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def committed(error: JournalUnavailableError | None) -> None:
+            if error is None:
+                publish()  # here, not after the await: later batches must not become visible first
+                self._wake_soon()
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self._journal.submit(batch, committed)
+        await future
+
+    def _publish(self, changes: Iterable[Change]) -> None:
+        for entry, report in changes:
+            self._outbox.add(report, replaces=entry.report.report_no)
+            entry.report = report
+            if report.state in FINAL_STATES:
+                self.active.pop(entry.seq, None)
+
+    def _flush_soon(self) -> None:
+        if not self._flushing and self._retry is None:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        results, self._results = self._results, []
+        if not results:
+            return
+        for _, report in results:
+            report.report_no = self._next_report_no()
+        self._in_flight += len(results)
+
+        def committed(error: JournalUnavailableError | None) -> None:
+            self._in_flight -= len(results)
+            if error is not None:
+                self._results = results + self._results
+                self._retry_later(error)
+                return
+            self._retry_s = FIRST_RETRY_S
+            self._publish(results)
+            self._count(results)
+            self._wake_soon()
+            self._settled()
+
+        batch = Batch(changed=[report for _, report in results], last_report_no=self.last_report_no)
+        self._journal.submit(batch, committed)
+
+    def _retry_later(self, error: JournalUnavailableError) -> None:
+        if self._retry is None:
+            log.error("results_not_journaled", results=len(self._results), error=str(error), retry_s=self._retry_s)
+            self._retry = asyncio.create_task(self._retry_after(self._retry_s))
+            self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
+
+    async def _retry_after(self, delay_s: float) -> None:
+        await self._clock.sleep(delay_s)
+        self._retry = None
+        self._flush()
+
+    def _count(self, results: Sequence[Change]) -> None:
+        for _, report in results:
+            self._metrics.finished.labels(STATE_NAMES[report.state]).inc()
+            self._metrics.accept_to_result.observe(max(0, report.finished_at_ms - report.accepted_at_ms) / 1000)
+
+    def _wake_soon(self) -> None:
+        # Two turns: a command that ends at once is reported once, by its result, and not by its start as well.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._wake_if_ready)
+
+    def _wake_if_ready(self) -> None:
+        self._metrics.report_backlog.set(len(self._outbox))
+        self._metrics.journal_rows.set(self._journal.rows)
+        if self._outbox.ready:
+            self._wake()
+
+    async def _load(self, numbers: Sequence[int]) -> None:
+        try:
+            reports = await self._journal.query(lambda store: store.reports(numbers))
+        except JournalUnavailableError as error:
+            log.error("reports_not_read", error=str(error))
+            await self._clock.sleep(MAX_RETRY_S)
+        else:
+            self._outbox.loaded(numbers, reports)
+        finally:
+            self._loading = None
+        self._wake_if_ready()

@@ -1,0 +1,295 @@
+"""The commands room: takes statements and cancels from the newest stream, and tells what became of them.
+
+Mental model
+    Judging and journaling happen under one lock, statement after statement; running and reporting do not wait for it.
+    Nothing runs before it is durable, and nothing from an earlier process before this one was welcomed.
+    Only the newest stream counts: an older one's statements are ignored from the moment a newer one was welcomed.
+    A journal that cannot be written refuses statements and starts nothing; results wait in memory until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from fleet.clock import Clock, ServerTime
+from fleet.logs import get_logger
+from fleet.sequence import StatementReason, StatementRefusal, StreamContext
+from fleet.trust import TrustState
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet.v1.command_pb2 import CancelOutcome, CommandState
+from fleet_node.commands import rules
+from fleet_node.commands.drain import Drain
+from fleet_node.commands.execution import CommandLimits, Execution
+from fleet_node.commands.intake import Intake
+from fleet_node.commands.journal import Journal
+from fleet_node.commands.ledger import Ledger
+from fleet_node.commands.runner import Phase, StopCause
+from fleet_node.commands.store import JournalUnavailableError
+from fleet_node.drivers.registry import DriverRegistry
+from fleet_node.link.ports import MAX_REPORT_FRAME_BYTES, MAX_REPORTS_PER_FRAME, HelloCounters, TrustPort, Uplink
+from fleet_node.observability.metrics import CommandMetrics
+
+log = get_logger(__name__)
+
+MAX_BACKLOG = 16_384
+"""Unacknowledged reports beyond which a node takes no more commands: its disk is not the server's queue."""
+
+
+class CommandService:
+    """Implements `CommandPort`. Construct it on the running event loop: it starts the journal's thread, reads what the
+    last process left, and runs none of that before the first welcome.
+
+    Args:
+        journal: open, not started; the service closes it.
+        registry: the drivers.
+        trust: the bundle in force.
+        site: the node's site.
+        clock: for time limits, retries and the drain's deadline.
+        server_time: kept by the link, which has told it the time of a welcome before it calls `opened`.
+        limits: see `CommandLimits`.
+
+    Raises:
+        JournalUnavailableError: the journal cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        registry: DriverRegistry,
+        trust: TrustPort,
+        site: str,
+        clock: Clock,
+        server_time: ServerTime,
+        metrics: CommandMetrics,
+        limits: CommandLimits | None = None,
+    ) -> None:
+        self._journal = journal
+        self._trust = trust
+        self._metrics = metrics
+        self._limits = limits or CommandLimits()
+        self._intake = Intake(offers=registry, trust=self._trust_state, site=site, server_time=server_time)
+        recovered = journal.start()
+        self._left_unfinished = recovered.unfinished
+        self._ledger = Ledger(
+            journal=journal,
+            recovered=recovered,
+            clock=clock,
+            metrics=metrics,
+            wake=self._wake,
+            settled=self._tell_drain,
+        )
+        self._execution = Execution(
+            registry=registry,
+            intake=self._intake,
+            ledger=self._ledger,
+            clock=clock,
+            server_time=server_time,
+            metrics=metrics,
+            limits=self._limits,
+        )
+        self._drain = Drain(
+            clock=clock, metrics=metrics, overdue=lambda: self._execution.stop_all(StopCause.DRAIN_DEADLINE)
+        )
+        self._stream: _Stream | None = None
+        self._lock = asyncio.Lock()
+        self._turn = asyncio.Lock()
+        self._welcomed = False
+        self._closing = False
+
+    def hello(self) -> HelloCounters:
+        """See `CommandPort`."""
+        return HelloCounters(
+            last_accepted_seq=self._ledger.last_accepted_seq,
+            first_report_no=self._ledger.first_report_no,
+            last_report_no=self._ledger.last_report_no,
+            drained=self._drain.draining,
+            max_in_flight=self._limits.max_in_flight,
+        )
+
+    def opened(self, context: StreamContext, welcome: gateway_pb2.Welcome, uplink: Uplink) -> _Stream:
+        """See `CommandPort`."""
+        self._stream = _Stream(self, context, uplink)
+        self._ledger.start_over()
+        self._drain.order(welcome.drained)
+        if not self._welcomed:
+            self._welcomed = True
+            self._execution.resume_journaled(self._left_unfinished)
+            self._left_unfinished = []
+        self._execution.hold(self._drain.draining or self._closing)
+        self._tell_drain()
+        uplink.wake()
+        return self._stream
+
+    def acked(self, report_no: int) -> None:
+        """See `CommandPort`."""
+        self._ledger.acked(report_no)
+
+    def drain(self, order: gateway_pb2.DrainNode) -> None:
+        """See `CommandPort`."""
+        news = self._drain.order(order.drain, deadline_s=order.deadline_ms / 1000)
+        self._execution.hold(order.drain or self._closing or not self._welcomed)
+        if news or order.drain:
+            self._send_drained()
+
+    async def close(self) -> None:
+        """Stop what runs, within its grace, and close the journal. What does not end is left RUNNING in it."""
+        self._closing = True
+        self._drain.close()
+        self._execution.hold(True)
+        self._execution.end_waiting()
+        self._execution.stop_all(StopCause.NODE_SHUTDOWN)
+        async with self._lock:  # a statement that is being journaled gets its answer, then stops, too
+            self._execution.stop_all(StopCause.NODE_SHUTDOWN)
+        await self._execution.close()
+        self._ledger.close()
+        await self._journal.close()
+
+    async def take_statement(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
+        """Take a statement of `stream`, unless a newer one took over."""
+        async with self._turn:  # apart from the lock: a cancel must get past statements that wait for room
+            await self._execution.wait_room()
+            async with self._lock:
+                if stream is not self._stream or self._closing:
+                    return
+                try:
+                    await self._journal_statement(stream, signed)
+                except StatementRefusal as refusal:
+                    self._refuse(stream, signed, refusal)
+
+    async def take_cancel(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
+        """Take a cancel of `stream`, unless a newer one took over."""
+        async with self._lock:
+            if stream is not self._stream or self._closing:
+                return
+            try:
+                cancel = self._intake.open_cancel(signed, stream.context)
+                outcome = await self._cancel(cancel)
+            except JournalUnavailableError as error:
+                self._refuse(stream, signed, _unavailable(str(error)))
+                return
+            except StatementRefusal as refusal:
+                self._refuse(stream, signed, refusal)
+                return
+        answer = command_pb2.CancelResult(
+            command_id=cancel.command_id, monotonic_seq=cancel.monotonic_seq, outcome=outcome
+        )
+        stream.uplink.send_control(gateway_pb2.NodeControl(cancel_result=answer))
+
+    def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[command_pb2.Report]:
+        """Reports for `stream`, if it is the newest."""
+        return self._ledger.take_reports(max_count, max_bytes) if stream is self._stream else []
+
+    def closed(self, stream: _Stream) -> None:
+        """`stream` has ended."""
+        if stream is self._stream:
+            self._stream = None
+
+    async def _journal_statement(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
+        ledger = self._ledger
+        last_accepted_seq = ledger.last_accepted_seq
+        statement = self._intake.open_statement(signed, stream.context, last_accepted_seq)
+        if ledger.backlog >= MAX_BACKLOG:
+            raise _unavailable(f"{ledger.backlog} reports wait for the server's acknowledgement")
+        seqs = [one.monotonic_seq for one in statement.commands if one.monotonic_seq <= last_accepted_seq]
+        try:
+            journaled = await ledger.find(seqs) if seqs else {}
+            plan = self._intake.judge(
+                statement, last_accepted_seq=last_accepted_seq, journaled=journaled, tombstones=ledger.tombstones
+            )
+            if plan.entries or plan.again:
+                await self._execution.accept(plan)
+        except JournalUnavailableError as error:
+            self._metrics.disk_full.inc(len(statement.commands))
+            raise _unavailable(str(error)) from error
+        for refused in plan.refused:
+            stream.uplink.send_control(gateway_pb2.NodeControl(command_refused=refused))
+
+    async def _cancel(self, cancel: command_pb2.CancelStatement) -> CancelOutcome.ValueType:
+        seq = cancel.monotonic_seq
+        accepted = seq <= self._ledger.last_accepted_seq
+        entry = (await self._ledger.find([seq])).get(seq) if accepted else None
+        if entry is not None and entry.command_id != cancel.command_id:
+            entry = None
+        run = None if entry is None else self._execution.find(seq)
+        state = None if entry is None else entry.state
+        if run is not None:
+            waits = run.phase is Phase.WAITING  # an idempotent one that was interrupted waits, journaled as RUNNING
+            state = CommandState.COMMAND_STATE_ACCEPTED if waits else CommandState.COMMAND_STATE_RUNNING
+        elif state is not None and state not in rules.FINAL_STATES:
+            return CancelOutcome.CANCEL_OUTCOME_ALREADY_FINISHED  # its result is on its way to the disk
+        outcome = rules.cancel_outcome(state, accepted=accepted)
+        if outcome == CancelOutcome.CANCEL_OUTCOME_TOMBSTONED:
+            await self._ledger.bury(seq, cancel.command_id)
+        elif run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_STOPPING:
+            self._execution.ask_stop(run, StopCause.CANCELLED)
+        elif run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_CANCELLED:
+            await self._execution.cancel_waiting(run)
+        return outcome
+
+    def _refuse(self, stream: _Stream, signed: trust_pb2.Signed, refusal: StatementRefusal) -> None:
+        self._metrics.statement_refusals.labels(refusal.reason.value).inc()
+        log.warning("statement_refused", reason=refusal.reason.value, detail=refusal.detail)
+        generation, number = self._trust.state.version
+        refused = command_pb2.StatementRefused(
+            statement_sha256=hashlib.sha256(signed.statement).digest(),
+            key_id=signed.signatures[0].key_id if signed.signatures else b"",
+            reason=refusal.reason.value,
+            last_accepted_seq=self._ledger.last_accepted_seq,
+            bundle_version=session_pb2.BundleVersion(generation=generation, number=number),
+            detail=refusal.detail,
+        )
+        stream.uplink.send_control(gateway_pb2.NodeControl(statement_refused=refused))
+
+    def _tell_drain(self) -> None:
+        if self._drain.draining:
+            self._send_drained()
+
+    def _send_drained(self) -> None:
+        if self._stream is None:
+            return
+        drained = gateway_pb2.Drained(
+            last_accepted_seq=self._ledger.last_accepted_seq,
+            drained=self._drain.draining,
+            running=self._execution.busy + self._ledger.unsaved,
+        )
+        self._stream.uplink.send_control(gateway_pb2.NodeControl(drained=drained))
+
+    def _wake(self) -> None:
+        if self._stream is not None:
+            self._stream.uplink.wake()
+
+    def _trust_state(self) -> TrustState:
+        return self._trust.state
+
+
+class _Stream:
+    """Implements `CommandStream` for one welcomed stream."""
+
+    def __init__(self, service: CommandService, context: StreamContext, uplink: Uplink) -> None:
+        self._service = service
+        self.context = context
+        self.uplink = uplink
+
+    async def command_frame(self, frame: command_pb2.CommandFrame) -> None:
+        """See `CommandStream`."""
+        await self._service.take_statement(self, frame.signed)
+
+    async def cancel_frame(self, frame: command_pb2.CancelFrame) -> None:
+        """See `CommandStream`."""
+        await self._service.take_cancel(self, frame.signed)
+
+    def next_reports(
+        self, max_count: int = MAX_REPORTS_PER_FRAME, max_bytes: int = MAX_REPORT_FRAME_BYTES
+    ) -> list[command_pb2.Report]:
+        """See `CommandStream`."""
+        return self._service.next_reports(self, max_count, max_bytes)
+
+    def close(self) -> None:
+        """See `CommandStream`."""
+        self._service.closed(self)
+
+
+def _unavailable(detail: str) -> StatementRefusal:
+    return StatementRefusal(StatementReason.JOURNAL_UNAVAILABLE, detail)

@@ -1,0 +1,1 @@
+"""Telemetry: collected, spooled, sent as columns, kept until acknowledged."""
