@@ -89,7 +89,7 @@ class Admin:
         methods = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods
         return grpc.method_handlers_generic_handler(SERVICE, {m.name: self._handler(m) for m in methods})
 
-    def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler:
+    def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         deserialize = _deserializer(method)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(

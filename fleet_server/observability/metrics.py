@@ -202,6 +202,11 @@ class DatabaseMetrics:
             values=WAKEUP_SOURCES,
         )
 
+    def committed(self, jobs: int, seconds: float) -> None:
+        """The writer committed `jobs` jobs at once."""
+        self.jobs_per_commit.observe(jobs)
+        self.commit_duration.observe(seconds)
+
 
 class AuditMetrics:
     """The audit chains (docs/protocol.md, "Audit")."""

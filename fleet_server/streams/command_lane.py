@@ -67,7 +67,8 @@ class CommandLane:
         self._clock = clock
         self._metrics = metrics
         self._send = send
-        self._sent_seq = claim.hello_body.last_accepted_seq
+        self._hello_seq = claim.hello_body.last_accepted_seq  # what the node says it accepted so far
+        self._sent_seq = -1  # unknown until reconciled
         self._unaccepted: dict[int, int] = {}  # seq -> bytes, in seq order
         self._unaccepted_bytes = 0
         self._statements: dict[bytes, int] = {}  # SHA-256 of a statement in flight -> its last seq
@@ -145,10 +146,17 @@ class CommandLane:
         return len(self._unaccepted) < self._max_in_flight and self._unaccepted_bytes < rules.MAX_UNACCEPTED_BYTES
 
     async def _send_pending(self) -> None:
+        if self._sent_seq < 0:
+            self._sent_seq = await self._commands.reconcile(self._node.node_id, self._epoch, self._hello_seq)
         while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
             limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
             pending = await self._commands.claim_pending(
-                self._node.node_id, self._epoch, after_seq=self._sent_seq, limit=limit
+                self._node.node_id,
+                self._epoch,
+                after_seq=self._sent_seq,
+                limit=limit,
+                key_id=self._trust.command_key_id(self._node.site),
+                asked_again_through=self._hello_seq,
             )
             for batch in rules.statements(pending):
                 self._send_statement(batch)

@@ -15,8 +15,6 @@ from google.protobuf.message import DecodeError, Message
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 
-MAX_FRAME_BYTES = 1024 * 1024
-MAX_TELEMETRY_BYTES = 64 * 1024
 MAX_UNARY_BYTES = 64 * 1024
 
 M = TypeVar("M", bound=Message)
@@ -34,10 +32,18 @@ class BadFrame:
         return Refusal(self.reason, self.detail)
 
 
-def node_frame(raw: bytes) -> gateway_pb2.NodeFrame | BadFrame:
+@dataclass(frozen=True, slots=True)
+class FrameLimits:
+    """Largest frames in bytes; told to the node in its welcome."""
+
+    frame: int = 1024 * 1024
+    telemetry: int = 64 * 1024
+
+
+def node_frame(raw: bytes, limits: FrameLimits) -> gateway_pb2.NodeFrame | BadFrame:
     """Deserializer of Connect."""
-    if len(raw) > MAX_FRAME_BYTES:
-        return BadFrame(Reason.FRAME_TOO_LARGE, f"a frame has {len(raw)} bytes; at most {MAX_FRAME_BYTES} are taken")
+    if len(raw) > limits.frame:
+        return BadFrame(Reason.FRAME_TOO_LARGE, f"a frame has {len(raw)} bytes; at most {limits.frame} are taken")
     try:
         frame = gateway_pb2.NodeFrame.FromString(raw)
     except DecodeError:
@@ -47,10 +53,10 @@ def node_frame(raw: bytes) -> gateway_pb2.NodeFrame | BadFrame:
         return BadFrame(
             Reason.MALFORMED, "a frame holds nothing that this server knows: is the node newer than the server?"
         )
-    if kind == "telemetry" and len(frame.telemetry) > MAX_TELEMETRY_BYTES:
+    if kind == "telemetry" and len(frame.telemetry) > limits.telemetry:
         return BadFrame(
             Reason.FRAME_TOO_LARGE,
-            f"a telemetry frame has {len(frame.telemetry)} bytes; at most {MAX_TELEMETRY_BYTES} are taken",
+            f"a telemetry frame has {len(frame.telemetry)} bytes; at most {limits.telemetry} are taken",
         )
     return frame
 

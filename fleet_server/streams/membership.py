@@ -6,7 +6,8 @@ from typing import Protocol
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
-from fleet_server.nodes.service import NodeRecord, NodeService
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.service import NodeService
 from fleet_server.streams.command_lane import CommandLane
 
 _REMOVED = {

@@ -38,6 +38,7 @@ class StreamRegistry:
     Args:
         heartbeat_ms: wished interval between pings; stretched with the number of streams.
         session_ttl_ms: life of a session, for renewing it in time.
+        max_streams: most streams at once.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class StreamRegistry:
         metrics: StreamMetrics,
         heartbeat_ms: int,
         session_ttl_ms: int,
+        max_streams: int,
     ) -> None:
         self._clock = clock
         self._wakeup = wakeup
@@ -56,6 +58,7 @@ class StreamRegistry:
         self._metrics = metrics
         self._heartbeat_ms = heartbeat_ms
         self._session_ttl_ms = session_ttl_ms
+        self._max_streams = max_streams
         self._newest: dict[str, Stream] = {}
         self._all: dict[str, Stream] = {}
         self._unsubscribe: dict[str, list[Callable[[], None]]] = {}
@@ -74,6 +77,19 @@ class StreamRegistry:
     def heartbeat_interval_ms(self) -> int:
         """Milliseconds between pings of one stream, now."""
         return rules.heartbeat_interval_ms(self._heartbeat_ms, len(self._all))
+
+    def check_room(self) -> None:
+        """Refuse another stream when this replica holds as many as it may.
+
+        Raises:
+            Refusal: OVERLOADED.
+        """
+        if len(self._all) >= self._max_streams:
+            raise Refusal(
+                Reason.OVERLOADED,
+                f"this replica holds {self._max_streams} streams and takes no more: another one has to",
+                retry_after_s=10.0,
+            )
 
     def add(self, stream: Stream) -> None:
         """A stream was welcomed; it is the newest of its node."""

@@ -11,7 +11,7 @@ import base64
 import binascii
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -23,29 +23,27 @@ from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.boundary import Boundary, Context, peer_address, require_tls13
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.streams import frames
-from fleet_server.streams.frames import BadFrame
+from fleet_server.streams.frames import BadFrame, FrameLimits
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.stream import Rooms, Stream
 
 log = structlog.get_logger(__name__)
 
 SERVICE = "fleet.v1.Gateway"
-MAX_UNARY_CALLS = 64
 _HELLO_TIMEOUT_S = 10.0
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class GatewaySettings:
-    """What a welcome tells a node, and who tells it."""
-
-    replica_id: str
-
-
 class Gateway:
-    """The node-facing service."""
+    """The node-facing service.
+
+    Args:
+        replica_id: who this replica is, for welcomes.
+        max_unary_calls: calls without a session that are worked on at once.
+        limits: largest frames.
+    """
 
     def __init__(
         self,
@@ -54,13 +52,17 @@ class Gateway:
         enrollment: EnrollmentService,
         registry: StreamRegistry,
         boundary: Boundary,
-        settings: GatewaySettings,
+        replica_id: str,
+        max_unary_calls: int,
+        limits: FrameLimits,
     ) -> None:
         self._rooms = rooms
         self._enrollment = enrollment
         self._registry = registry
         self._boundary = boundary
-        self._settings = settings
+        self._replica_id = replica_id
+        self._max_unary_calls = max_unary_calls
+        self._limits = limits
         self._unary_calls = 0
         self._draining = False
 
@@ -81,7 +83,7 @@ class Gateway:
                 ),
                 "Connect": grpc.stream_stream_rpc_method_handler(
                     self._connect,
-                    request_deserializer=frames.node_frame,
+                    request_deserializer=partial(frames.node_frame, limits=self._limits),
                     response_serializer=gateway_pb2.ServerFrame.SerializeToString,
                 ),
             },
@@ -93,13 +95,13 @@ class Gateway:
 
     def _unary(
         self, name: str, request_type: type[Request], handle: Callable[[Request, str], Awaitable[Response]]
-    ) -> grpc.RpcMethodHandler:
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         async def run(request: Request | BadFrame, context: Context) -> Response:
             require_tls13(context)
             if isinstance(request, BadFrame):
                 raise request.refusal()
             self._check_draining()
-            if self._unary_calls >= MAX_UNARY_CALLS:
+            if self._unary_calls >= self._max_unary_calls:
                 raise Refusal(Reason.OVERLOADED, "too many calls at once: come back shortly", retry_after_s=1.0)
             self._unary_calls += 1
             try:
@@ -111,7 +113,7 @@ class Gateway:
             return await self._boundary.call(name, context, run(request, context))
 
         return grpc.unary_unary_rpc_method_handler(
-            handler,  # type: ignore[arg-type]  # types-grpcio knows sync handlers only
+            handler,
             request_deserializer=frames.unary(request_type),
             response_serializer=request_serializer,
         )
@@ -128,12 +130,13 @@ class Gateway:
     async def _serve(self, context: Context) -> None:
         require_tls13(context)
         self._check_draining()
+        self._registry.check_room()
         transport = GrpcTransport(context)
         hello = await _first_frame(transport)
         stream_id = secrets.token_hex(8)
         api_key, token = _credentials(context)
         claim = await self._rooms.sessions.claim(
-            api_key, token, hello, stream_id=stream_id, replica_id=self._settings.replica_id
+            api_key, token, hello, stream_id=stream_id, replica_id=self._replica_id
         )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
         self._registry.add(stream)
@@ -158,10 +161,10 @@ class Gateway:
             stream_epoch=stream.epoch,
             server_time_ms=self._rooms.clock.now_ms(),
             heartbeat_interval_ms=self._registry.heartbeat_interval_ms,
-            max_frame_bytes=frames.MAX_FRAME_BYTES,
-            max_telemetry_bytes=frames.MAX_TELEMETRY_BYTES,
+            max_frame_bytes=self._limits.frame,
+            max_telemetry_bytes=self._limits.telemetry,
             session_expires_at_ms=expires_at_ms,
-            replica_id=self._settings.replica_id,
+            replica_id=self._replica_id,
             drained=drained,
         )
 

@@ -1,0 +1,419 @@
+"""The composition root: every room is built here, and `Server.run` ends in the visible list of running tasks.
+
+Order of a start: database, trust, rooms, listeners, ready. Order of an end: not ready, replica DRAINING, listener
+closed while live streams go on, goaways, what is left aborted, last writes, exit. A second signal shortens the
+deadline; nothing waits without a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets as random_ids
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import uvloop
+
+from fleet.clock import SystemClock
+from fleet.errors import Refusal
+from fleet.identity import write_private
+from fleet.logs import get_logger
+from fleet.metrics import Registry
+from fleet.metrics_listener import Federation, MetricsListener
+from fleet.process_metrics import ProcessMetrics
+from fleet.v1 import gateway_pb2
+from fleet.version import software_version
+from fleet_server import listeners
+from fleet_server.admin.access import OperatorService
+from fleet_server.admin.commands import CommandsApi
+from fleet_server.admin.enrollment import EnrollmentApi
+from fleet_server.admin.nodes import NodesApi
+from fleet_server.admin.operators import OperatorsApi
+from fleet_server.admin.replicas import ReplicasApi
+from fleet_server.admin.rpc import SERVICE as ADMIN_SERVICE
+from fleet_server.admin.rpc import Admin, AdminRooms
+from fleet_server.admin.telemetry import TelemetryApi
+from fleet_server.admin.trail import TrailApi
+from fleet_server.audit.service import AuditService
+from fleet_server.boundary import Boundary
+from fleet_server.certificates import Certificates
+from fleet_server.commands.service import CommandService
+from fleet_server.config import Settings
+from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.enrollment.service import EnrollmentService
+from fleet_server.listeners import Listener
+from fleet_server.nodes.service import NodeService
+from fleet_server.observability import logging as server_logging
+from fleet_server.observability.health import ServerHealth
+from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.replicas.rules import ReplicaState
+from fleet_server.replicas.service import ReplicaService
+from fleet_server.sessions.admission import Admission, AdmissionPolicy
+from fleet_server.sessions.service import SessionService
+from fleet_server.streams.drain import Drain
+from fleet_server.streams.frames import FrameLimits
+from fleet_server.streams.registry import StreamRegistry
+from fleet_server.streams.rpc import Gateway
+from fleet_server.streams.stream import Rooms
+from fleet_server.telemetry.service import TelemetryService
+from fleet_server.trust.secrets import Secrets
+from fleet_server.trust.service import TrustService
+
+log = get_logger(__name__)
+
+_SECOND_SIGNAL_S = 2.0
+_STOP_GRACE_S = 3.0
+
+
+class Server:
+    """One server process.
+
+    Args:
+        settings: validated.
+        secrets: derived from the secret encryption key.
+        certificates: the server's TLS.
+    """
+
+    def __init__(self, settings: Settings, secrets: Secrets, certificates: Certificates) -> None:
+        self.settings = settings
+        self.replica_id = settings.replica_id or _own_replica_id(settings.data_dir)
+        self.clock = SystemClock()
+        self.registry = Registry()
+        self.metrics = ServerMetrics(self.registry)
+        self.process = ProcessMetrics(self.registry, self.clock, component="fleet-server", version=software_version())
+        self.wakeup = Wakeup()
+        self._secrets = secrets
+        self._certificates = certificates
+        self._build_foundation()
+
+    def _build_foundation(self) -> None:
+        """Database, audit, trust, nodes: what does not need the cluster's id."""
+        self.database = Database(
+            self.settings.resolved_database_url(), metrics=self.metrics.database, readers=self.settings.database_readers
+        )
+        self.audit = AuditService(database=self.database, clock=self.clock, wakeup=self.wakeup, writer=self.replica_id)
+        self.trust = TrustService(
+            database=self.database,
+            secrets=self._secrets,
+            clock=self.clock,
+            audit=self.audit,
+            wakeup=self.wakeup,
+            cluster_name=self.settings.cluster_name,
+        )
+        self.nodes = NodeService(
+            database=self.database,
+            clock=self.clock,
+            wakeup=self.wakeup,
+            audit=self.audit,
+            row_mac=self._secrets.row_mac("nodes"),
+            replica_id=self.replica_id,
+        )
+
+    def _build_rooms(self) -> None:
+        """Everything that serves nodes and operators."""
+        settings, clock = self.settings, self.clock
+        self.sessions = SessionService(
+            database=self.database,
+            clock=clock,
+            audit=self.audit,
+            metrics=self.metrics.sessions,
+            secrets=self._secrets,
+            trust=self.trust,
+            nodes=self.nodes,
+            admission=Admission(clock=clock, metrics=self.metrics.sessions, policy=_admission(settings)),
+            accepted_leaves=lambda: self._certificates.accepted_leaves() | settings.terminator_leaves(),
+            session_ttl_ms=settings.session_ttl_s * 1000,
+        )
+        self.nodes.on_revoke(self.sessions.revoke_api_keys)
+        self.enrollment = EnrollmentService(
+            database=self.database,
+            clock=clock,
+            wakeup=self.wakeup,
+            audit=self.audit,
+            metrics=self.metrics.enrollment,
+            secrets=self._secrets,
+            trust=self.trust,
+            nodes=self.nodes,
+            admission=self.sessions.admission,
+            issue_api_key=self.sessions.issue_api_key,
+            endpoints=settings.advertised_endpoints(),
+            tls_ca_der=self._certificates.ca_der,
+        )
+        self.commands = CommandService(
+            database=self.database,
+            clock=clock,
+            wakeup=self.wakeup,
+            audit=self.audit,
+            nodes=self.nodes,
+            metrics=self.metrics.commands,
+            row_mac=self._secrets.row_mac("commands"),
+            cluster_id=self.trust.cluster_id,
+        )
+        self.nodes.count_open_with(self.commands.open_counts)
+        self.telemetry = TelemetryService(
+            database=self.database,
+            clock=clock,
+            nodes=self.nodes,
+            metrics=self.metrics.telemetry,
+            retention_s=settings.telemetry_retention_s,
+        )
+        self.streams = StreamRegistry(
+            clock=clock,
+            wakeup=self.wakeup,
+            sessions=self.sessions,
+            metrics=self.metrics.streams,
+            heartbeat_ms=int(settings.heartbeat_interval_s * 1000),
+            session_ttl_ms=settings.session_ttl_s * 1000,
+            max_streams=settings.max_streams,
+        )
+        self.replicas = ReplicaService(
+            database=self.database,
+            clock=clock,
+            wakeup=self.wakeup,
+            audit=self.audit,
+            replica_id=self.replica_id,
+            version=software_version(),
+            streams=lambda: len(self.streams),
+            admission_per_s=lambda: self.sessions.admission.rate_per_s,
+            on_lost=self.nodes.forget_streams,
+        )
+        self.operators = OperatorService(
+            database=self.database, clock=clock, audit=self.audit, row_mac=self._secrets.row_mac("operators")
+        )
+
+    async def run(self) -> int:
+        """Serve until a signal or a drain request; the exit code.
+
+        Raises:
+            Refusal, ListenError, TrustSetupError: it cannot start; the message says what to do.
+        """
+        stopping = _Stopping()
+        self.database.start()
+        try:
+            await self.trust.load()
+            self._build_rooms()
+            await self.commands.load()
+            await self.replicas.register()
+            await self.trust.publish_bundle(self.settings.advertised_endpoints(), [self._certificates.ca_der])
+            async with contextlib.AsyncExitStack() as listening:
+                gateway = await self._listen(listening)
+                return await self._serve(gateway, stopping)
+        finally:
+            await self.database.close()
+
+    async def _listen(self, stack: contextlib.AsyncExitStack) -> Listener:
+        settings = self.settings
+        boundary = Boundary(self.metrics.streams.refusals)
+        self.health = await ServerHealth.create()
+        rooms = Rooms(
+            commands=self.commands,
+            nodes=self.nodes,
+            sessions=self.sessions,
+            telemetry=self.telemetry,
+            trust=self.trust,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        self.gateway = Gateway(
+            rooms=rooms,
+            enrollment=self.enrollment,
+            registry=self.streams,
+            boundary=boundary,
+            replica_id=self.replica_id,
+            max_unary_calls=settings.handshake_concurrency,
+            limits=FrameLimits(settings.max_frame_bytes, settings.max_telemetry_frame_bytes),
+        )
+        admin = Admin(rooms=self._admin_rooms(), access=self.operators, boundary=boundary)
+        gateway_server = listeners.open_gateway(self.gateway.handlers())
+        admin_server = listeners.open_admin(admin.handlers(), (ADMIN_SERVICE,))
+        for server in (gateway_server, admin_server):
+            self.health.register(server)
+        admin_listener = await listeners.start(
+            admin_server, _address(settings.admin_listen), self._certificates.server_credentials(), "admin_listen"
+        )
+        stack.push_async_callback(admin_server.stop, 0.5)
+        if settings.metrics_listen not in ("", "off"):
+            metrics = MetricsListener(
+                self.registry,
+                healthz=self.health.healthz,
+                readyz=self.health.readyz,
+                federate=Federation(self.telemetry.federate, self.metrics.telemetry.federation_dropped),
+            )
+            host, port = _address(settings.metrics_listen)
+            log.info("metrics_listening", address=f"{host}:{await metrics.start(host, port)}")
+            stack.push_async_callback(metrics.close)
+        gateway = await listeners.start(
+            gateway_server, _address(settings.gateway_listen), self._certificates.server_credentials(), "gateway_listen"
+        )
+        stack.push_async_callback(gateway_server.stop, 0)
+        log.info("listening", gateway=gateway.address, admin=admin_listener.address)
+        return gateway
+
+    def _admin_rooms(self) -> AdminRooms:
+        return AdminRooms(
+            operators=OperatorsApi(self.operators, self.trust, self.replica_id),
+            enrollment=EnrollmentApi(self.enrollment),
+            nodes=NodesApi(self.nodes, self.wakeup, self.clock),
+            commands=CommandsApi(self.commands),
+            replicas=ReplicasApi(self.replicas, self.clock),
+            telemetry=TelemetryApi(self.telemetry),
+            trail=TrailApi(self.audit, self.trust, self.nodes),
+        )
+
+    async def _serve(self, gateway: Listener, stopping: _Stopping) -> int:
+        tasks = [
+            asyncio.create_task(work, name=name)
+            for name, work in {
+                "heartbeats": self.streams.run(),
+                "liveness": self.nodes.run_liveness(),
+                "command-expiry": self.commands.run_expiry(),
+                "telemetry-flush": self.telemetry.run_flush(),
+                "telemetry-retention": self.telemetry.run_retention(),
+                "session-cleanup": self.sessions.run_cleanup(),
+                "refusal-audit": self.sessions.run_audit(),
+                "call-audit": self.operators.run(),
+                "trust": self.trust.run(),
+                "certificates": self._certificates.run(self.clock),
+                "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
+                "replica": self.replicas.run(),
+                "process-metrics": self.process.run(),
+            }.items()
+        ]
+        self.process.install()
+        await self.health.set_ready()
+        await self.replicas.set_state(ReplicaState.READY)
+        log.info("ready", replica_id=self.replica_id, version=software_version())
+        try:
+            failed = await self._wait_for_end(tasks, stopping)
+            await self._drain(gateway, stopping)
+            await self._last_writes()
+        finally:
+            self.process.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return 1 if failed else 0
+
+    async def _wait_for_end(self, tasks: list[asyncio.Task[None]], stopping: _Stopping) -> bool:
+        """Until a signal, a drain request, or a task that should never end; whether it was the last."""
+        asked = asyncio.create_task(self._drain_requested(stopping))
+        signalled = asyncio.create_task(stopping.first.wait())
+        done, _ = await asyncio.wait({*tasks, asked, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        signalled.cancel()
+        for task in set(tasks) & done:
+            log.error("task_ended", task=task.get_name(), exc_info=task.exception())
+        return bool(set(tasks) & done)
+
+    async def _drain_requested(self, stopping: _Stopping) -> None:
+        request = await self.replicas.wait_drain_requested()
+        if request.deadline_ms:
+            stopping.deadline_s = max(0.0, (request.deadline_ms - self.clock.now_ms()) / 1000)
+        stopping.reason = request.reason
+
+    async def _drain(self, gateway: Listener, stopping: _Stopping) -> None:
+        """docs/protocol.md, "Drain"."""
+        deadline_s = self.settings.drain_deadline_s if stopping.deadline_s is None else stopping.deadline_s
+        others_per_s = await self._others_admission()
+        alone = others_per_s <= 0
+        reason = stopping.reason or (gateway_pb2.GOAWAY_REASON_RESTART if alone else gateway_pb2.GOAWAY_REASON_DRAIN)
+        log.info("draining", streams=len(self.streams), deadline_s=deadline_s, alone=alone)
+        await self.health.set_draining()
+        self.gateway.stop_admitting()
+        drain = Drain(
+            registry=self.streams,
+            clock=self.clock,
+            metrics=self.metrics.streams,
+            reason=reason,
+            deadline_s=deadline_s,
+            admission_per_s=others_per_s,
+            own_admission_per_s=self.sessions.admission.rate_per_s,
+        )
+        stopping.again(lambda: drain.shorten(_SECOND_SIGNAL_S))
+        with contextlib.suppress(Refusal):
+            await self.replicas.set_state(ReplicaState.DRAINING)
+        closing = asyncio.create_task(gateway.server.stop(deadline_s + _STOP_GRACE_S))
+        await drain.run()
+        # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
+        await asyncio.wait({closing, asyncio.create_task(gateway.server.stop(0))}, timeout=_STOP_GRACE_S)
+
+    async def _others_admission(self) -> float:
+        try:
+            return await self.replicas.admission_of_others_per_s()
+        except Refusal:
+            return 0.0
+
+    async def _last_writes(self) -> None:
+        """What is only in memory; the database may be away, and then nobody waits for it."""
+        writes: list[Coroutine[object, object, object]] = [
+            self.telemetry.flush(),
+            self.nodes.flush(),
+            self.sessions.flush_audit(),
+            self.operators.flush(),
+            self.replicas.set_state(ReplicaState.STOPPED),
+            self.audit.checkpoint(self.trust.sign_checkpoint, self.trust.cluster_id),
+        ]
+        for write in writes:
+            try:
+                await asyncio.wait_for(write, timeout=_STOP_GRACE_S)
+            except (Refusal, TimeoutError) as error:
+                log.warning("last_write_failed", error=str(error))
+        await self.health.close()
+
+
+class _Stopping:
+    """Signals: the first drains, each further one shortens the drain."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.deadline_s: float | None = None
+        self.reason: gateway_pb2.GoawayReason.ValueType = gateway_pb2.GOAWAY_REASON_UNSPECIFIED
+        self._shorten: list[Callable[[], None]] = []
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def again(self, shorten: Callable[[], None]) -> None:
+        """What a second signal does."""
+        self._shorten.append(shorten)
+
+    def _signalled(self) -> None:
+        if not self.first.is_set():
+            self.first.set()
+            return
+        for shorten in self._shorten:
+            shorten()
+
+
+def serve(settings: Settings, secrets: Secrets, certificates: Certificates) -> int:
+    """Run a server until it ends; the process's exit code."""
+
+    async def main() -> int:
+        server = Server(settings, secrets, certificates)
+        server_logging.configure(settings.log_level, replica_id=server.replica_id)
+        return await server.run()
+
+    return uvloop.run(main())
+
+
+def _own_replica_id(data_dir: Path) -> str:
+    """A name of this replica's own that stays the same over restarts: its audit chain carries it."""
+    path = data_dir / "replica-id"
+    if not path.exists():
+        write_private(path, f"replica-{random_ids.token_hex(4)}".encode())
+    return path.read_text().strip()
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _admission(settings: Settings) -> AdmissionPolicy:
+    if not settings.handshake_rate_per_s:
+        return AdmissionPolicy()
+    rate = settings.handshake_rate_per_s
+    return AdmissionPolicy(least_per_s=rate, most_per_s=rate)

@@ -1,0 +1,81 @@
+"""gRPC listeners: one Server object each, so that one can be drained while the other goes on.
+
+Options are explained in docs/architecture.md, "What gRPC needs to be told".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+_MIB = 1024 * 1024
+_COMMON = (
+    ("grpc.so_reuseport", 0),  # a second server must fail to bind, not share the port silently
+    ("grpc.max_receive_message_length", 4 * _MIB),
+    # A peer that stopped reading would hang abort() and stop() for ever; these two reap its transport.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+_GATEWAY = (*_COMMON, ("grpc.max_concurrent_streams", 8))
+_ADMIN = (*_COMMON, ("grpc.max_concurrent_streams", 100))
+
+
+class ListenError(Exception):
+    """A listener cannot be opened; the message names the setting."""
+
+
+@dataclass(slots=True)
+class Listener:
+    """One open port."""
+
+    server: grpc.aio.Server
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """host:port as it is open now."""
+        return f"{self.host}:{self.port}"
+
+
+def open_gateway(handlers: grpc.GenericRpcHandler) -> grpc.aio.Server:
+    """The node-facing server, not started."""
+    server = grpc.aio.server(options=_GATEWAY)
+    server.add_generic_rpc_handlers((handlers,))
+    return server
+
+
+def open_admin(handlers: grpc.GenericRpcHandler, services: Sequence[str]) -> grpc.aio.Server:
+    """The operators' server with reflection, not started."""
+    server = grpc.aio.server(options=_ADMIN)
+    server.add_generic_rpc_handlers((handlers,))
+    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
+    return server
+
+
+async def start(
+    server: grpc.aio.Server, address: tuple[str, int], credentials: grpc.ServerCredentials, setting: str
+) -> Listener:
+    """Bind and start.
+
+    Raises:
+        ListenError: the port is taken or the address is not ours.
+    """
+    host, port = address
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_secure_port(shown, credentials)
+    except RuntimeError as error:
+        raise ListenError(
+            f"cannot listen on {shown} ({setting}): another process may hold the port; choose another one"
+        ) from error
+    if bound == 0:
+        raise ListenError(f"cannot listen on {shown} ({setting}): choose another address")
+    await server.start()
+    return Listener(server, host, bound)
