@@ -27,6 +27,7 @@ class MembershipError(Exception):
 class PendingEnrollment:
     """An enrollment that waits for an operator: what the join token pinned, and under which id to poll."""
 
+    token_id: str
     enrollment_id: str
     cluster_id: str
     endpoints: tuple[str, ...]
@@ -58,6 +59,7 @@ def save_pending(path: Path, pending: PendingEnrollment) -> None:
     _write(
         path,
         {
+            "token_id": pending.token_id,
             "enrollment_id": pending.enrollment_id,
             "cluster_id": pending.cluster_id,
             "endpoints": list(pending.endpoints),
@@ -80,6 +82,7 @@ def load_pending(path: Path) -> PendingEnrollment | None:
         return None
     try:
         return PendingEnrollment(
+            token_id=found["token_id"],
             enrollment_id=found["enrollment_id"],
             cluster_id=found["cluster_id"],
             endpoints=tuple(found["endpoints"]),

@@ -56,6 +56,14 @@ class EnrollmentError(Exception):
     """Enrolling failed for good; the message says what to do."""
 
 
+class TokenError(EnrollmentError):
+    """The join token is damaged, or not of the authority that the node's configuration pins."""
+
+
+class EnrollmentRefusedError(EnrollmentError):
+    """The server, or an operator, said no."""
+
+
 class EnrollmentService:
     """The node's half of enrollment.
 
@@ -65,6 +73,8 @@ class EnrollmentService:
         pins: from the node's configuration.
         poll_interval_s: seconds between polls; None takes the server's wish.
         retrying: told about every failed try and the seconds until the next, for the person who waits.
+        joining: called with the node id before the membership is stored, to make what a member must have. Whatever it
+            raises leaves the enrollment as it was; it may be called again for the same node.
     """
 
     def __init__(
@@ -75,12 +85,14 @@ class EnrollmentService:
         pins: Pins,
         poll_interval_s: float | None,
         retrying: Callable[[Refusal, float], None],
+        joining: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._clock = clock
         self._pins = pins
         self._poll_interval_s = poll_interval_s
         self._retrying = retrying
+        self._joining = joining
 
     def keys(self) -> NodeKeys:
         """This node's keys, made and stored at first use.
@@ -99,21 +111,24 @@ class EnrollmentService:
         """Send the request, or find the one that was sent before a restart.
 
         Raises:
-            EnrollmentError: the token or the pins do not fit, or the server refused for good.
+            TokenError: the token is damaged, or of another authority than the pinned one.
+            EnrollmentRefusedError: the server refused for good.
+            EnrollmentError: the keys are not the pinned ones, or the answer is about others.
         """
         token, said = self._read_token(token_text)
         pending = load_pending(self._folder.enrollment)
-        if pending is not None and pending.authority_key == said.authority_key:
+        if pending is not None and (pending.token_id, pending.authority_key) == (said.token_id, said.authority_key):
             return pending
         keys = self.keys()
-        caller = await self._connect(tuple(said.endpoints), said.tls_ca_der)
+        line = _Line(tuple(said.endpoints), said.tls_ca_der)
         try:
-            answer = await self._retry(lambda: caller.enroll(_request(token, said, keys, applicant)))
+            answer = await self._ask(line, lambda caller: caller.enroll(_request(token, said, keys, applicant)))
         finally:
-            await caller.close()
+            await line.hang_up()
         if answer.fingerprint != keys.fingerprint:
             raise EnrollmentError("the server computed another fingerprint: somebody changed the request on its way")
         pending = PendingEnrollment(
+            token_id=said.token_id,
             enrollment_id=answer.enrollment_id,
             cluster_id=said.cluster_id,
             endpoints=tuple(said.endpoints),
@@ -129,45 +144,44 @@ class EnrollmentService:
         """Poll until an operator has decided, and store the membership.
 
         Raises:
-            EnrollmentError: rejected, or the bootstrap does not verify.
+            EnrollmentRefusedError: an operator rejected this node, or the server does not know it any more.
+            EnrollmentError: the bootstrap does not verify.
         """
         keys = self.keys()
-        caller = await self._connect(pending.endpoints, pending.tls_ca_der)
+        line = _Line(pending.endpoints, pending.tls_ca_der)
         try:
             while True:
-                answer = await self._retry(lambda: caller.get_bootstrap(_poll(pending, keys)))
+                answer = await self._ask(line, lambda caller: caller.get_bootstrap(_poll(pending, keys)))
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_APPROVED:
                     return self._become_member(pending, keys, answer.bootstrap)
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_REJECTED:
                     self._folder.enrollment.unlink(missing_ok=True)
-                    raise EnrollmentError(
+                    raise EnrollmentRefusedError(
                         f"an operator rejected this node ({answer.reason or 'no reason given'}): ask for a new token"
                     )
                 await self._clock.sleep(self._poll_interval_s or float(answer.poll_interval_s or 2))
         finally:
-            await caller.close()
+            await line.hang_up()
 
     def _read_token(self, text: str) -> tuple[enrollment_pb2.JoinToken, enrollment_pb2.JoinTokenStatement]:
         try:
             token = jointoken.decode(text)
             said = trust.verify_join_token(token)
         except trust.TrustError as error:
-            raise EnrollmentError(error.detail) from error
+            raise TokenError(error.detail) from error
         if self._pins.authority_key and said.authority_key != self._pins.authority_key:
-            raise EnrollmentError("the join token is of another authority than the one that this node's config pins")
+            raise TokenError("the join token is of another authority than the one that this node's config pins")
         return token, said
 
-    async def _connect(self, endpoints: tuple[str, ...], ca_der: bytes) -> GatewayCaller:
-        return await self._retry(lambda: open_caller(endpoints, (ca_der,)))
-
-    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, line: _Line, call: Callable[[GatewayCaller], Awaitable[T]]) -> T:
         backoff = Backoff(_POLL_BACKOFF)
         while True:
             try:
-                return await call()
+                return await call(await line.caller())
             except Refusal as refusal:
                 if advice(refusal.reason) is Advice.STOP:
-                    raise EnrollmentError(refusal.detail) from refusal
+                    raise EnrollmentRefusedError(refusal.detail) from refusal
+                await line.hang_up()
                 delay_s = backoff.next_delay_s(refusal.retry_after_s)
                 self._retrying(refusal, delay_s)
                 await self._clock.sleep(delay_s)
@@ -183,8 +197,11 @@ class EnrollmentService:
         if said.fingerprint != keys.fingerprint:
             raise EnrollmentError("the bootstrap is for other keys than this node's")
         info = sealing.sealing_info(sealing.Purpose.API_KEY, said.cluster_id, said.node_id, keys.fingerprint)
-        api_key = sealing.unseal(said.sealed_api_key, keys.sealing, info).decode()
-        bundle = trust.first(said.trust_bundle, cluster_id=said.cluster_id, authority_key=pending.authority_key)
+        try:
+            api_key = sealing.unseal(said.sealed_api_key, keys.sealing, info).decode()
+            bundle = trust.first(said.trust_bundle, cluster_id=said.cluster_id, authority_key=pending.authority_key)
+        except (sealing.SealingError, trust.TrustError, UnicodeDecodeError) as error:
+            raise EnrollmentError(f"the bootstrap is signed, but what it holds is not good: {error}") from error
         membership = Membership(
             cluster_id=said.cluster_id,
             node_id=said.node_id,
@@ -201,9 +218,30 @@ class EnrollmentService:
         BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(
             bundle
         )
+        self._joining(membership.node_id)
         save_membership(self._folder.membership, membership)
         self._folder.enrollment.unlink(missing_ok=True)
         return membership
+
+
+class _Line:
+    """A connection that is opened anew after every failure: the wait for an operator outlives certificates and
+    gateways, and a channel is tied to the leaf that it saw first."""
+
+    def __init__(self, endpoints: tuple[str, ...], ca_der: bytes) -> None:
+        self._endpoints = endpoints
+        self._ca_der = ca_der
+        self._caller: GatewayCaller | None = None
+
+    async def caller(self) -> GatewayCaller:
+        if self._caller is None:
+            self._caller = await open_caller(self._endpoints, (self._ca_der,))
+        return self._caller
+
+    async def hang_up(self) -> None:
+        if self._caller is not None:
+            caller, self._caller = self._caller, None
+            await caller.close()
 
 
 def _request(

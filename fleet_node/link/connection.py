@@ -2,7 +2,8 @@
 
 Mental model
     One reader task reads and never waits for the journal: pings are answered while a commit is under way.
-    Commands and cancels go through one worker, in the order of the wire.
+    Statements go through one worker in the order of the wire; cancels and trust bundles through another, since a cancel
+    must get past statements that wait for room. A statement waits for the bundles that came before it.
     One writer pulls from lanes by priority: control, then reports, then telemetry, so that control never waits behind
     bulk. Only the writer seals frames, so counters grow in the order of the wire. The stream ends once, with the
     first reason; whatever was not acknowledged goes out again on the next stream.
@@ -83,6 +84,7 @@ class Connection:
         self.caller = caller
         self.welcome = gateway_pb2.Welcome()
         self.heard = Heard()
+        self.lingering: set[asyncio.Task[None]] = set()
         self.goaway: asyncio.Future[gateway_pb2.ControlGoaway] = asyncio.get_running_loop().create_future()
         self._session = session
         self._membership = membership
@@ -93,7 +95,9 @@ class Connection:
         self._server_time = server_time
         self._sealer, self._opener = node_end(session.frame_keys)
         self._control: deque[gateway_pb2.NodeControl] = deque()
-        self._orders: asyncio.Queue[gateway_pb2.ServerControl | None] = asyncio.Queue()
+        self._statements: asyncio.Queue[tuple[command_pb2.CommandFrame, asyncio.Event | None] | None] = asyncio.Queue()
+        self._orders: asyncio.Queue[tuple[gateway_pb2.ServerControl, asyncio.Event | None] | None] = asyncio.Queue()
+        self._bundle_judged: asyncio.Event | None = None
         self._wake = asyncio.Event()
         self._ending: Refusal | None = None
         self._ended = False
@@ -127,22 +131,27 @@ class Connection:
         self._telemetry = self._ports.telemetry.opened(frame.welcome.max_telemetry_bytes or 65536, self)
 
     async def run(self) -> Refusal | None:
-        """Serve the stream until it ends; why it ended, or None when both sides wanted it."""
+        """Serve the stream until it ends; why it ended, or None when both sides wanted it.
+
+        What was being journaled then goes on in `lingering`: waiting for a full queue would hold up the next stream,
+        and a cancelled commit would leave open whether it happened.
+        """
         reader = asyncio.create_task(self._read())
-        worker = asyncio.create_task(self._work())
+        self.lingering = {asyncio.create_task(self._take_statements()), asyncio.create_task(self._take_orders())}
         watchdog = asyncio.create_task(self._watch())
         try:
             await self._send()
         finally:
             self._end(None)
             watchdog.cancel()
+            self._statements.put_nowait(None)
             self._orders.put_nowait(None)
             if self._commands is not None:
                 self._commands.close()
             if self._telemetry is not None:
                 self._telemetry.close()
             refusal = await self._finish()
-            await asyncio.wait({reader, worker, watchdog})
+            await asyncio.wait({reader, watchdog})
         return self._ending or refusal
 
     def leave(self, reason: str) -> None:
@@ -263,7 +272,7 @@ class Connection:
         control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
         kind = control.WhichOneof("body")
         if kind in ("commands", "cancel", "trust_bundle"):
-            self._orders.put_nowait(control)
+            self._take_signed(control)
         elif kind == "result_ack":
             self._ports.commands.acked(control.result_ack.report_no)
         elif kind == "telemetry_ack":
@@ -285,18 +294,33 @@ class Connection:
         # config, lease, floor, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
         # server may send them, and waits for an answer that says so.
 
-    async def _work(self) -> None:
-        while (order := await self._orders.get()) is not None:
-            kind = order.WhichOneof("body")
-            if self._commands is None or self._ended:
+    def _take_signed(self, control: gateway_pb2.ServerControl) -> None:
+        if control.HasField("commands"):
+            self._statements.put_nowait((control.commands, self._bundle_judged))
+        elif control.HasField("cancel"):
+            self._orders.put_nowait((control, None))
+        else:
+            self._bundle_judged = asyncio.Event()
+            self._orders.put_nowait((control, self._bundle_judged))
+
+    async def _take_statements(self) -> None:
+        while (item := await self._statements.get()) is not None:
+            frame, bundle_judged = item
+            if bundle_judged is not None:
+                await bundle_judged.wait()
+            if self._commands is not None and not self._ended:
+                await self._commands.command_frame(frame)
+
+    async def _take_orders(self) -> None:
+        while (item := await self._orders.get()) is not None:
+            order, judged = item
+            if judged is None:
+                if self._commands is not None and not self._ended:
+                    await self._commands.cancel_frame(order.cancel)
                 continue
-            if kind == "commands":
-                await self._commands.command_frame(order.commands)
-            elif kind == "cancel":
-                await self._commands.cancel_frame(order.cancel)
-            elif kind == "trust_bundle":
-                applied = await self._ports.trust.offer(order.trust_bundle.bundles)
-                self.send_control(gateway_pb2.NodeControl(bundle_applied=applied))
+            applied = await self._ports.trust.offer(order.trust_bundle.bundles)
+            judged.set()
+            self.send_control(gateway_pb2.NodeControl(bundle_applied=applied))
 
     def _answer_ping(self, ping: gateway_pb2.Ping) -> None:
         self._heard_at = self._clock.monotonic()
@@ -337,6 +361,7 @@ class Connection:
         self._ended = True
         if refusal is not None:
             self._ending = refusal
+            self._call.cancel()  # a peer that stopped reading would hold the writer for ever
         self._wake.set()
 
     async def _finish(self) -> Refusal | None:

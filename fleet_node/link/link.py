@@ -104,11 +104,12 @@ class Link:
         while not self._stopping.is_set():
             self._show(LinkState.CONNECTING)
             try:
-                connection = await self._connect("", self._known_endpoints())
+                connection = await self._unless_stopped(self._connect("", self._known_endpoints()))
             except Refusal as refusal:
                 await self._stay_away(refusal)
                 continue
-            await self._serve(connection)
+            if connection is not None:
+                await self._serve(connection)
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._show(LinkState.STOPPED)
@@ -168,9 +169,9 @@ class Link:
         running = asyncio.create_task(connection.run())
         stopping = asyncio.create_task(self._stopping.wait())
         waited: set[asyncio.Future[Any]] = {running, stopping, connection.goaway}
+        plan = None
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            plan = None
             if stopping.done():
                 connection.leave("SHUTDOWN")
             elif connection.goaway.done() and not running.done():
@@ -185,8 +186,12 @@ class Link:
                 else:
                     connection.leave("GOAWAY")
             refusal = await running
+        except BaseException:
+            running.cancel()
+            raise
         finally:
             stopping.cancel()
+            self._keep(connection.lingering)
         self._backoff.ended(self._clock.monotonic() - opened_at)
         await connection.caller.close()
         await self._after(refusal, plan)
@@ -244,6 +249,21 @@ class Link:
         self.status.next_attempt_s = 0.0
         self._metrics.backoff.set(0)
 
+    async def _unless_stopped(self, work: Coroutine[object, object, T]) -> T | None:
+        """What `work` returns; None when a stop came first, which ends it."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            return None
+        finally:
+            stopping.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
+
     async def _interrupted(self, tasks: set[asyncio.Task[T]], delay_s: float) -> bool:
         """Wait `delay_s`; True when a task of `tasks` ended or a stop came first. `tasks` are left running."""
         sleeping = asyncio.ensure_future(self._clock.sleep(delay_s))
@@ -288,6 +308,10 @@ class Link:
         return self.status
 
     def _background(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep({asyncio.create_task(work)})
+
+    def _keep(self, tasks: set[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
