@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -10,7 +11,7 @@ import sys
 
 from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.tls import FakeAuthority
-from tests.unit.fleet_server.cli.conftest import Fleetctl
+from tests.unit.fleet_server.cli.conftest import TOKEN, Fleetctl
 from tests.unit.fleet_server.cli.test_nodes_and_commands import changed, command, issued, node
 
 PROGRAM = [sys.executable, "-m", "fleet_server.cli"]
@@ -97,6 +98,57 @@ def test_a_wrong_ca_is_told_in_our_words_alone(ctl: Fleetctl) -> None:
     done = subprocess.run([*PROGRAM, "whoami"], env=environment(ctl), capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert [line.split(":")[0].strip() for line in done.stderr.splitlines()] == ["error", "next"]
+
+
+def at_terminal(ctl: Fleetctl, *args: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start fleetctl with a terminal of its own; the descriptor is the person's side of it."""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, *args],
+        env=environment(ctl),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    return process, screen
+
+
+def test_a_person_logs_in_and_the_token_is_not_echoed(ctl: Fleetctl) -> None:
+    ctl.profile.path.unlink()
+    process, screen = at_terminal(ctl, "login", ctl.server)
+    shown = _read_until(screen, "[y/N]: ")
+    os.write(screen, b"y\n")
+    shown += _read_until(screen, "Token: ")
+    os.write(screen, TOKEN.encode() + b"\n")
+    shown += _read_all(screen)
+    assert process.wait(LIMIT_S) == 0, shown
+    assert "SHA-256" in shown
+    assert "Logged in to plant" in shown
+    assert TOKEN not in shown
+    assert ctl.profile.load().contexts["default"].token == TOKEN
+
+
+def test_ctrl_c_at_a_question_ends_with_130(ctl: Fleetctl) -> None:
+    process, screen = at_terminal(ctl, "operators", "revoke", "ada")
+    _read_until(screen, "[y/N]: ")
+    while process.poll() is None:
+        # A signal just before the terminal is read is only seen with the next one: a person presses again, too.
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+    shown = _read_all(screen)
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown
+    assert ctl.fake.requests("RevokeOperator") == []
+
+
+def _read_until(descriptor: int, mark: str) -> str:
+    shown = ""
+    while mark not in shown:
+        shown += os.read(descriptor, 65_536).decode()
+    return shown
 
 
 def _read_all(descriptor: int) -> str:
