@@ -38,7 +38,7 @@ from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.trail import TrailApi
 from fleet_server.audit.service import AuditService
 from fleet_server.boundary import Boundary
-from fleet_server.certificates import Certificates
+from fleet_server.certificates import ServerCertificates
 from fleet_server.commands.service import CommandService
 from fleet_server.config import Settings
 from fleet_server.database.engine import Database
@@ -77,7 +77,7 @@ class Server:
         certificates: the server's TLS.
     """
 
-    def __init__(self, settings: Settings, secrets: Secrets, certificates: Certificates) -> None:
+    def __init__(self, settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> None:
         self.settings = settings
         self.replica_id = settings.replica_id or _own_replica_id(settings.data_dir)
         self.clock = SystemClock()
@@ -131,7 +131,6 @@ class Server:
         self.enrollment = EnrollmentService(
             database=self.database,
             clock=clock,
-            wakeup=self.wakeup,
             audit=self.audit,
             metrics=self.metrics.enrollment,
             secrets=self._secrets,
@@ -139,8 +138,6 @@ class Server:
             nodes=self.nodes,
             admission=self.sessions.admission,
             issue_api_key=self.sessions.issue_api_key,
-            endpoints=settings.advertised_endpoints(),
-            tls_ca_der=self._certificates.ca_der,
         )
         self.commands = CommandService(
             database=self.database,
@@ -232,7 +229,7 @@ class Server:
         for server in (gateway_server, admin_server):
             self.health.register(server)
         admin_listener = await listeners.start(
-            admin_server, _address(settings.admin_listen), self._certificates.server_credentials(), "admin_listen"
+            admin_server, _address(settings.admin_listen), self._certificates.credentials(), "admin_listen"
         )
         stack.push_async_callback(admin_server.stop, 0.5)
         if settings.metrics_listen not in ("", "off"):
@@ -246,7 +243,7 @@ class Server:
             log.info("metrics_listening", address=f"{host}:{await metrics.start(host, port)}")
             stack.push_async_callback(metrics.close)
         gateway = await listeners.start(
-            gateway_server, _address(settings.gateway_listen), self._certificates.server_credentials(), "gateway_listen"
+            gateway_server, _address(settings.gateway_listen), self._certificates.credentials(), "gateway_listen"
         )
         stack.push_async_callback(gateway_server.stop, 0)
         log.info("listening", gateway=gateway.address, admin=admin_listener.address)
@@ -255,7 +252,7 @@ class Server:
     def _admin_rooms(self) -> AdminRooms:
         return AdminRooms(
             operators=OperatorsApi(self.operators, self.trust, self.replica_id),
-            enrollment=EnrollmentApi(self.enrollment),
+            enrollment=EnrollmentApi(self.enrollment, self.clock),
             nodes=NodesApi(self.nodes, self.wakeup, self.clock),
             commands=CommandsApi(self.commands),
             replicas=ReplicasApi(self.replicas, self.clock),
@@ -276,7 +273,7 @@ class Server:
                 "refusal-audit": self.sessions.run_audit(),
                 "call-audit": self.operators.run(),
                 "trust": self.trust.run(),
-                "certificates": self._certificates.run(self.clock),
+                "certificates": self._certificates.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
                 "process-metrics": self.process.run(),
@@ -388,7 +385,7 @@ class _Stopping:
             shorten()
 
 
-def serve(settings: Settings, secrets: Secrets, certificates: Certificates) -> int:
+def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> int:
     """Run a server until it ends; the process's exit code."""
 
     async def main() -> int:

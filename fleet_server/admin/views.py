@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fleet.v1 import admin_pb2, session_pb2
 from fleet_server.admin.store import Operator
+from fleet_server.enrollment.rules import EnrollmentRecord, JoinTokenRecord
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.replicas.rules import ReplicaRecord
 
@@ -56,4 +57,40 @@ def replica_view(replica: ReplicaRecord) -> admin_pb2.ReplicaView:
         started_at_ms=replica.started_at_ms,
         heartbeat_at_ms=replica.heartbeat_at_ms,
         admission_per_s=replica.admission_per_s,
+    )
+
+
+def join_token_view(token: JoinTokenRecord, now_ms: int) -> admin_pb2.JoinTokenView:
+    """A join token without its secret."""
+    return admin_pb2.JoinTokenView(
+        token_id=token.token_id,
+        site=token.site,
+        expires_at_ms=token.expires_at_ms,
+        max_uses=token.max_uses,
+        uses=token.uses,
+        auto_approve=token.auto_approve,
+        created_by=token.created_by,
+        created_at_ms=token.created_at_ms,
+        revoked_at_ms=token.revoked_at_ms,
+        state=token.state(now_ms),
+    )
+
+
+def enrollment_view(enrollment: EnrollmentRecord) -> admin_pb2.EnrollmentView:
+    """A request to join."""
+    return admin_pb2.EnrollmentView(
+        enrollment_id=enrollment.enrollment_id,
+        name=enrollment.name,
+        state=enrollment.state,
+        fingerprint=enrollment.fingerprint,
+        site=enrollment.site,
+        token_id=enrollment.token_id,
+        reported_labels=dict(enrollment.reported_labels),
+        version=enrollment.version,
+        created_at_ms=enrollment.created_at_ms,
+        decided_at_ms=enrollment.decided_at_ms,
+        decided_by=enrollment.decided_by,
+        node_id=enrollment.node_id,
+        peer_address=enrollment.peer_address,
+        reason=enrollment.reason,
     )
