@@ -148,6 +148,7 @@ async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -
         ssl.SSLCertVerificationError: the leaf is not of a pinned CA, or not for this host.
         ssl.SSLError: no TLS 1.3, or no HTTP/2.
         OSError, TimeoutError: unreachable.
+        ValueError: no endpoint, or no CA is pinned.
     """
     host, port = split_endpoint(endpoint)
     context = client_context(ca_der)
@@ -169,11 +170,19 @@ async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -
 
 
 def client_context(ca_der: Iterable[bytes]) -> ssl.SSLContext:
-    """TLS 1.3 only, these CAs only, ALPN h2."""
+    """TLS 1.3 only, these CAs only, ALPN h2.
+
+    Raises:
+        ValueError: no CA, and so nobody to believe.
+        ssl.SSLError: one of them is no certificate.
+    """
+    roots = "".join(der_to_pem(der).decode() for der in ca_der)
+    if not roots:
+        raise ValueError("no TLS CA is pinned: nobody can be believed")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
-    context.load_verify_locations(cadata="".join(der_to_pem(der).decode() for der in ca_der))
+    context.load_verify_locations(cadata=roots)
     return context
 
 
