@@ -1,0 +1,76 @@
+"""How the program gets at the journal: makes it, opens it, looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fleet_node.commands.journal import Journal
+from fleet_node.commands.store import (
+    JournalDamagedError,
+    JournalStore,
+    JournalUnavailableError,
+    ensure_journal,
+)
+
+if TYPE_CHECKING:
+    from fleet.metrics import Histogram
+
+__all__ = [
+    "JournalDamagedError",
+    "JournalFacts",
+    "JournalUnavailableError",
+    "ensure_journal",
+    "inspect_journal",
+    "open_journal",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFacts:
+    """What a journal holds.
+
+    Args:
+        rows: commands remembered.
+        unfinished: accepted or running ones.
+        last_accepted_seq: highest seq journaled.
+        unacknowledged: numbers of the reports that the server has not acknowledged, growing.
+        last_report_no: highest report_no given out.
+    """
+
+    rows: int
+    unfinished: int
+    last_accepted_seq: int
+    unacknowledged: tuple[int, ...]
+    last_report_no: int
+
+
+def open_journal(path: Path, node_id: str, *, commit_duration: Histogram) -> Journal:
+    """The node's journal, checked and not yet started.
+
+    Raises:
+        JournalDamagedError: it cannot be used; says what to do.
+    """
+    return Journal(JournalStore(path, node_id), commit_duration=commit_duration)
+
+
+def inspect_journal(path: Path, node_id: str) -> JournalFacts:
+    """Check the whole file and tell what it holds. Only while no daemon runs: the journal has one process.
+
+    Raises:
+        JournalDamagedError: it cannot be used.
+        JournalUnavailableError: it cannot be read now.
+    """
+    store = JournalStore(path, node_id)
+    try:
+        found = store.recover()
+        return JournalFacts(
+            rows=store.rows,
+            unfinished=len(found.unfinished),
+            last_accepted_seq=found.last_accepted_seq,
+            unacknowledged=tuple(found.unacknowledged),
+            last_report_no=found.last_report_no,
+        )
+    finally:
+        store.close()
