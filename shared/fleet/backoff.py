@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tenacity import RetryCallState, wait_random_exponential
 
+_FAILURES_TO_INITIAL = 6
+
 
 @dataclass(frozen=True, slots=True)
 class BackoffPolicy:
@@ -34,13 +36,14 @@ class Backoff:
     def next_delay_s(self, asked_s: float | None = None) -> float:
         """Seconds to wait now.
 
-        A delay that the server asked for is obeyed, plus up to a tenth so that its callers stay spread. It is at least
-        the policy's initial delay and at most ten times its maximum: an unauthenticated answer may delay a node,
-        neither strand it nor make it spin.
+        A delay that the server asked for is obeyed, plus up to a tenth so that its callers stay spread. It is at most
+        ten times the policy's maximum, and from failure to failure at least a growing part of its initial delay: an
+        unauthenticated answer may delay a node, neither strand it nor make it spin.
         """
         self.failures += 1
         if asked_s is not None:
-            bounded_s = min(max(asked_s, self._policy.initial_s), self._policy.maximum_s * 10)
+            least_s = self._policy.initial_s * 2.0 ** min(0, self.failures - _FAILURES_TO_INITIAL)
+            bounded_s = min(max(asked_s, least_s), self._policy.maximum_s * 10)
             return bounded_s * random.uniform(1.0, 1.1)
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = self.failures

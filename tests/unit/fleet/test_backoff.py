@@ -46,9 +46,16 @@ def test_delays_fill_the_whole_window_evenly(failures: int) -> None:
 @given(asked_s=st.floats(-1e9, 1e9))
 def test_an_asked_delay_is_obeyed_within_bounds(asked_s: float) -> None:
     delay_s = Backoff(POLICY).next_delay_s(asked_s)
-    assert POLICY.initial_s <= delay_s <= POLICY.maximum_s * 11
-    if POLICY.initial_s <= asked_s <= POLICY.maximum_s * 10:
+    assert 0.01 <= delay_s <= POLICY.maximum_s * 11
+    if 0.02 <= asked_s <= POLICY.maximum_s * 10:
         assert asked_s <= delay_s <= asked_s * 1.1
+
+
+def test_a_server_that_asks_for_no_delay_makes_no_node_spin() -> None:
+    backoff = Backoff(POLICY)
+    delays_s = [backoff.next_delay_s(0.0) for _ in range(8)]
+    assert delays_s[:6] == sorted(delays_s[:6])
+    assert min(delays_s[5:]) >= POLICY.initial_s
 
 
 def test_callers_with_the_same_asked_delay_stay_spread() -> None:
