@@ -77,10 +77,10 @@ pins: ## resolve anew and rewrite constraints.txt (PYTHON=… picks the interpre
 
 # --- checks: each stands alone, `check` is all of them -------------------------------------------------------------------
 
-CHECKS := lint types imports proto-check
+CHECKS := lint types imports proto-check docs-check
 
 .PHONY: check $(CHECKS)
-check: $(CHECKS) ## all checks: lint, types, imports, proto-check
+check: $(CHECKS) ## all checks: lint, types, imports, proto-check, docs-check
 	@echo "check: ok"
 
 lint: $(DEV) ## ruff: rules and format
@@ -97,11 +97,22 @@ imports: $(DEV) ## who may import whom
 proto-check: $(DEV) ## compare shared/fleet/v1 with proto/, and hold proto/ to its rules
 	@$(BIN)/python tests/architecture/check_proto.py
 
+docs-check: $(DEV) ## the generated pages: metrics, fleetctl, settings
+	@$(BIN)/python tests/architecture/check_metrics_docs.py
+	@$(BIN)/python -m fleet_server.cli.reference --check
+	@$(BIN)/fleet-server config --reference | diff -u docs/server-settings.md - || { echo "stale: run \`make docs\`" >&2; exit 1; }
+
 # --- work --------------------------------------------------------------------------------------------------------------
 
 .PHONY: proto
 proto: $(DEV) ## regenerate shared/fleet/v1 from proto/
 	@$(BIN)/python tests/architecture/check_proto.py --write
+
+.PHONY: docs
+docs: $(DEV) ## regenerate the pages that docs-check compares
+	@$(BIN)/python tests/architecture/check_metrics_docs.py --write
+	@$(BIN)/python -m fleet_server.cli.reference
+	@$(BIN)/fleet-server config --reference > docs/server-settings.md
 
 .PHONY: fmt
 fmt: $(DEV) ## sort imports, apply safe fixes, format
