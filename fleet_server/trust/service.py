@@ -189,7 +189,16 @@ class TrustService:
         Args:
             endpoints: gateway endpoints that nodes may use, ``host:port``, preferred first.
             tls_ca_der: accepted TLS CAs.
+
+        Raises:
+            TrustSetupError: none of the CAs is known to the nodes, which could therefore never connect again.
         """
+        known_ca = self._bundle.tls_ca_der if self._bundle is not None else ()
+        if known_ca and not set(known_ca) & set(tls_ca_der):
+            raise TrustSetupError(
+                "this server's TLS CA is not the one that the cluster's nodes trust:"
+                " copy the folder tls from another replica's data folder, or restore it from a backup"
+            )
         self._offer = (tuple(endpoints), tuple(tls_ca_der))
         await self._refresh()
 

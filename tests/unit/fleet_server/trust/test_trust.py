@@ -261,6 +261,18 @@ async def test_a_database_without_the_cluster_or_with_another_says_what_to_do(
         await other.create_cluster()
 
 
+async def test_a_replica_with_a_tls_ca_of_its_own_is_refused(
+    trust: TrustService, database: Database, clock: MockClock
+) -> None:
+    """Otherwise two replicas would replace each other's CA in the bundle for ever, and nodes would lose one of them."""
+    other = make(database, clock)
+    await other.load()
+    with pytest.raises(TrustSetupError, match="copy the folder tls"):
+        await other.publish_bundle(ENDPOINTS, [b"der of another ca"])
+    await other.publish_bundle(ENDPOINTS, [CA, b"der of another ca"])
+    assert other.bundle.version == (1, 2)
+
+
 async def test_before_the_first_bundle_callers_are_told_to_wait(database: Database, clock: MockClock) -> None:
     service = make(database, clock)
     await service.create_cluster()

@@ -1,0 +1,265 @@
+"""`fleet-server`: reads the settings, does what the verb says, exits with a code.
+
+Exit codes: 0 done, 1 the server failed while it ran, 2 wrong usage, settings or files, 3 refused, 4 the database does
+not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from pydantic import SecretStr
+
+from fleet.clock import SystemClock
+from fleet.errors import Reason, Refusal
+from fleet.identity import PrivateFileError, write_private
+from fleet.version import software_version
+from fleet_server import bootstrap
+from fleet_server.certificates import CertificateError
+from fleet_server.config import ConfigError, LoadedSettings, Settings, load
+from fleet_server.config.reference import render
+from fleet_server.database import migrate
+from fleet_server.database.dialects import DatabaseUrlError
+from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError, SchemaState
+from fleet_server.observability import logging as server_logging
+from fleet_server.trust.secrets import SecretKeyError
+from fleet_server.trust.service import TrustSetupError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class BadSetup(click.ClickException):
+    """Wrong usage, settings or files."""
+
+    exit_code = 2
+
+
+class Refused(click.ClickException):
+    """What was asked for is not done; the message says why and what to do."""
+
+    exit_code = 3
+
+
+class Unreachable(click.ClickException):
+    """The database does not answer."""
+
+    exit_code = 4
+
+
+_ENDINGS: tuple[tuple[type[Exception], type[click.ClickException]], ...] = (
+    (ConfigError, BadSetup),
+    (DatabaseUrlError, BadSetup),
+    (SecretKeyError, BadSetup),
+    (PrivateFileError, BadSetup),
+    (CertificateError, BadSetup),
+    (DatabaseUnreachableError, Unreachable),
+    (bootstrap.NotInitialisedError, Refused),
+    (bootstrap.AlreadyRunningError, Refused),
+    (SchemaError, Refused),
+    (TrustSetupError, Refused),
+)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Known errors become one sentence and a code; all others are faults of this program and show where."""
+    try:
+        yield
+    except Refusal as refusal:
+        unreachable = refusal.reason is Reason.UNAVAILABLE
+        raise (Unreachable(refusal.detail) if unreachable else Refused(refusal.detail)) from refusal
+    except tuple(kind for kind, _ in _ENDINGS) as error:
+        ending = next(ending for kind, ending in _ENDINGS if isinstance(error, kind))
+        raise ending(str(error)) from error
+
+
+class Verb(click.Command):
+    """A command whose help ends with an example, and whose errors are explained."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._example = example
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        with _explained():
+            return super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example."""
+        with formatter.section("Example"):
+            for line in self._example.splitlines():
+                formatter.write_text(line)
+
+
+def _settings_options(function: Function) -> Function:
+    """The options that every verb has which needs settings; `_load` takes their values."""
+    for option in (
+        click.option(
+            "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Any setting but a secret; repeatable."
+        ),
+        click.option("--data-dir", metavar="FOLDER", help="The server's own folder."),
+        click.option(
+            "--config", "file", type=click.Path(path_type=Path), help="TOML file; FLEET_CONFIG names one too."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _load(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> LoadedSettings:
+    flags = {"data_dir": data_dir} if data_dir else {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise click.UsageError(f"--set takes NAME=VALUE, not {name!r}: `fleet-server config` lists the names")
+        field = Settings.model_fields.get(name)
+        if field is not None and field.annotation is SecretStr:
+            raise click.UsageError(
+                f"{name} may hold a secret, and every user of this machine can read flags: set FLEET_{name.upper()}"
+            )
+        flags[name] = value
+    return load(file, flags=flags)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The cloud side of the fleet gateway: nodes connect to it, operators steer them through it.
+
+    Exit codes: 0 done, 1 the server failed while it ran, 2 wrong usage, settings or files, 3 refused, 4 the database
+    does not answer.
+    """
+
+
+@main.command(
+    cls=Verb, example="fleet-server init --data-dir /var/lib/fleet --owner ada --owner-token-file owner.token"
+)
+@click.option("--owner", default="owner", show_default=True, metavar="NAME", help="Name of the first owner.")
+@click.option(
+    "--owner-token-file", type=click.Path(path_type=Path), metavar="FILE", help="Write the token there, 0600."
+)
+@_settings_options
+def init(
+    owner: str, owner_token_file: Path | None, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]
+) -> None:
+    """Make a new installation: keys, TLS, database, cluster, and the first owner, whose token is shown once.
+
+    Running it again makes what is missing and changes nothing else. With another --owner it makes a further owner, for
+    when every token is lost.
+    """
+    settings = _load(file, data_dir, pairs).settings
+    if owner_token_file is not None:
+        _check_token_file(owner_token_file)
+    server_logging.configure("warning")
+    made = asyncio.run(bootstrap.init(settings, owner=owner, clock=SystemClock()))
+    if made.made_key_file is not None:
+        click.echo(f"made a secret encryption key, for development: {made.made_key_file}", err=True)
+    click.echo(f"cluster      {made.cluster_name} ({made.cluster_id})")
+    click.echo(f"authority    {made.authority_key.hex()}")
+    click.echo(f"TLS CA       {made.tls_ca_file}")
+    click.echo(f"  SHA-256    {made.tls_ca_sha256.hex(':').upper()}")
+    if made.owner_token is None:
+        click.echo(f"owner        {made.owner} exists already; the token was shown when it was made")
+    elif owner_token_file is not None:
+        write_private(owner_token_file, made.owner_token.reveal().encode() + b"\n")
+        click.echo(f"owner        {made.owner}, token in {owner_token_file}")
+    else:
+        click.echo(f"owner        {made.owner}, token (shown this once):")
+        click.echo(made.owner_token.reveal())
+    login = f"fleetctl login {settings.admin_listen} --ca-file {made.tls_ca_file}"
+    click.echo(f"next: `fleet-server run`, then `{login}`", err=True)
+
+
+def _check_token_file(path: Path) -> None:
+    """Before the token exists: afterwards it would be lost."""
+    if path.exists():
+        raise BadSetup(f"{path} exists already: name a file that does not")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise BadSetup(f"{path.absolute().parent} is no folder that can be written: name a file in one that can")
+
+
+@main.command(cls=Verb, example="fleet-server run --config /etc/fleet/fleet-server.toml")
+@_settings_options
+def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain."""
+    settings = _load(file, data_dir, pairs).settings
+    server_logging.configure(settings.log_level)
+    bootstrap.require_schema(settings)
+    with bootstrap.sole_server(settings):
+        secrets = bootstrap.load_secrets(settings)
+        certificates = bootstrap.open_tls(settings, SystemClock())
+        from fleet_server.app import serve  # late: the other verbs need none of the rooms
+        from fleet_server.listeners import ListenError
+
+        try:
+            code = serve(settings, secrets, certificates)
+        except ListenError as error:
+            raise BadSetup(str(error)) from error
+    raise SystemExit(code)
+
+
+@main.command(cls=Verb, example="fleet-server config --set session_ttl_s=600\nfleet-server config --output json")
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--reference", is_flag=True, help="Print the page that describes every setting instead.")
+@_settings_options
+def config(output: str, reference: bool, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Show the settings in effect and where each comes from; secrets are masked."""
+    if reference:
+        click.echo(render(), nl=False)
+        return
+    shown = _load(file, data_dir, pairs).shown()
+    if output == "json":
+        click.echo(json.dumps({name: {"value": value, "source": source} for name, value, source in shown}, indent=2))
+        return
+    widths = [max(len(row[column]) for row in shown) for column in range(2)]
+    for name, value, source in shown:
+        click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+
+
+@main.group()
+def db() -> None:
+    """The database's schema."""
+
+
+@db.command(cls=Verb, example="fleet-server db upgrade")
+@_settings_options
+def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Bring the schema to this server's revision. Servers of the older revision have to be stopped first."""
+    report = migrate.upgrade(_load(file, data_dir, pairs).settings.resolved_database_url())
+    if report.state is SchemaState.CURRENT:
+        click.echo(f"schema revision {report.wanted}: nothing to do")
+    else:
+        click.echo(f"schema revision {report.wanted}, before: {report.found or 'empty'}")
+
+
+@db.command(cls=Verb, example="fleet-server db check")
+@_settings_options
+def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Compare the schema with this server; exit code 3 when `run` would refuse it."""
+    report = migrate.check(_load(file, data_dir, pairs).settings.resolved_database_url())
+    steps = {
+        SchemaState.EMPTY: "run `fleet-server init`",
+        SchemaState.OLDER: "run `fleet-server db upgrade`",
+        SchemaState.NEWER: "install the newer fleet-server",
+    }
+    if report.state is not SchemaState.CURRENT:
+        found = report.found or "none"
+        raise Refused(f"the schema is {report.state} (revision {found}, needed {report.wanted}): {steps[report.state]}")
+    click.echo(f"schema revision {report.wanted}: current")
+
+
+@main.command(cls=Verb, example="fleet-server version")
+def version() -> None:
+    """Print the version."""
+    click.echo(software_version())
+
+
+if __name__ == "__main__":
+    main(prog_name="fleet-server")

@@ -1,0 +1,229 @@
+"""Before a server serves: the first installation, and what every start needs from disk and database.
+
+`init` may be run again at any time: it makes what is missing and changes nothing that is there. The owner's token
+exists in one place only, the answer of the run that made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet.identity import private_folder
+from fleet.logs import get_logger
+from fleet.secrets import Secret
+from fleet.tls import certificate_sha256
+from fleet_server.admin.access import OperatorService
+from fleet_server.audit.service import AuditService
+from fleet_server.certificates import ServerCertificates, open_certificates
+from fleet_server.config import Settings
+from fleet_server.database import migrate
+from fleet_server.database.dialects import dialect_of, parse_url
+from fleet_server.database.engine import Database
+from fleet_server.database.migrate import SchemaError, SchemaReport, SchemaState
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.trust.secrets import (
+    KEY_FILE_NAME,
+    SecretKeyError,
+    Secrets,
+    make_key_file,
+    parse_master_key,
+    read_key_file,
+)
+from fleet_server.trust.service import TrustService
+
+log = get_logger(__name__)
+
+_INIT_WRITER = "init"
+
+
+class NotInitialisedError(Exception):
+    """There is nothing to serve yet. The message says what to run."""
+
+
+class AlreadyRunningError(Exception):
+    """Another server process uses the same data folder and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What `init` leaves behind; `owner_token` only from the run that made the owner, `made_key_file` likewise."""
+
+    cluster_id: str
+    cluster_name: str
+    authority_key: bytes
+    tls_ca_file: Path
+    tls_ca_sha256: bytes
+    schema_before: SchemaReport
+    made_key_file: Path | None
+    owner: str
+    owner_token: Secret[str] | None
+
+
+async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
+    """Make what is missing: data folder, secret key, TLS, schema, cluster with its keys and first bundle, and an
+    owner.
+
+    Args:
+        settings: validated.
+        owner: name of the operator with the role owner; when there is one of that name, none is made.
+        clock: for everything that carries a time.
+
+    Raises:
+        PrivateFileError, CertificateError: the data folder cannot be used.
+        SecretKeyError, TrustSetupError: the secret key is missing or not that of the database.
+        DatabaseUnreachableError, SchemaError: the database cannot be used.
+        Refusal: a bad owner name, or the database went away.
+    """
+    private_folder(settings.data_dir)
+    # Two runs at once would each make a secret key, and one of them would lose everything sealed under its own.
+    with _locked(settings.data_dir / "init.lock", fcntl.LOCK_EX):
+        secrets, made_key_file = _secrets_or_new(settings)
+        certificates = open_tls(settings, clock)
+        schema_before = migrate.upgrade(settings.resolved_database_url())
+        database = Database(settings.resolved_database_url(), readers=1)
+        wakeup = Wakeup()
+        audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=_INIT_WRITER)
+        trust = TrustService(
+            database=database,
+            secrets=secrets,
+            clock=clock,
+            audit=audit,
+            wakeup=wakeup,
+            cluster_name=settings.cluster_name,
+        )
+        operators = OperatorService(database=database, clock=clock, audit=audit, row_mac=secrets.row_mac("operators"))
+        database.start()
+        try:
+            await trust.create_cluster()
+            await trust.load()
+            await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der])
+            token = await _create_owner(operators, owner)
+            await audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
+        finally:
+            await database.close()
+    return Installation(
+        cluster_id=trust.cluster_id,
+        cluster_name=trust.cluster_name,
+        authority_key=trust.authority.public_key,
+        tls_ca_file=_tls_folder(settings) / "ca.crt",
+        tls_ca_sha256=certificate_sha256(certificates.ca_der),
+        schema_before=schema_before,
+        made_key_file=made_key_file,
+        owner=owner,
+        owner_token=token,
+    )
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """The secrets of an installation.
+
+    Raises:
+        SecretKeyError: there is no key, or it cannot be used.
+    """
+    configured = settings.secret_encryption_key.get_secret_value()
+    if configured:
+        return Secrets(parse_master_key(Secret(configured), "FLEET_SECRET_ENCRYPTION_KEY"))
+    path = settings.secret_encryption_key_file or settings.data_dir / KEY_FILE_NAME
+    if not path.exists() and settings.secret_encryption_key_file is None:
+        raise SecretKeyError(
+            f"there is no secret encryption key: run `fleet-server init`, or restore {path} from a backup"
+        )
+    return Secrets(read_key_file(path))
+
+
+def open_tls(settings: Settings, clock: Clock) -> ServerCertificates:
+    """CA and leaf of an installation.
+
+    Raises:
+        CertificateError: the files cannot be used.
+    """
+    return open_certificates(_tls_folder(settings), settings.certificate_hosts(), clock)
+
+
+def require_schema(settings: Settings) -> None:
+    """Check that the database has this server's schema. An older SQLite file has no other server: it is upgraded here
+    and now.
+
+    Raises:
+        NotInitialisedError: it is empty.
+        SchemaError: older or newer; the message names the command.
+        DatabaseUnreachableError: it does not answer.
+    """
+    url = settings.resolved_database_url()
+    report = migrate.check(url)
+    if report.state is SchemaState.CURRENT:
+        return
+    if report.state is SchemaState.EMPTY:
+        raise NotInitialisedError("the database is empty: run `fleet-server init` first")
+    if report.state is SchemaState.OLDER and dialect_of(parse_url(url)) == "sqlite":
+        migrate.upgrade(url)
+        log.info("database_upgraded", revision_before=report.found, revision=report.wanted)
+        return
+    step = "install the newer fleet-server"
+    if report.state is SchemaState.OLDER:
+        step = "run `fleet-server db upgrade`"
+    raise SchemaError(
+        f"the database has schema revision {report.found}, this server needs {report.wanted}: {step}, then start again"
+    )
+
+
+@contextlib.contextmanager
+def sole_server(settings: Settings) -> Iterator[None]:
+    """Hold the data folder for one server process: two would write one SQLite file, or one replica's audit chain.
+
+    Raises:
+        AlreadyRunningError: another process holds it.
+        PrivateFileError: the folder is open to others.
+    """
+    private_folder(settings.data_dir)
+    sqlite = dialect_of(parse_url(settings.resolved_database_url())) == "sqlite"
+    name = "server" if sqlite or not settings.replica_id else f"server-{settings.replica_id}"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_locked(settings.data_dir / f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise AlreadyRunningError(
+                f"another fleet-server runs on {settings.data_dir}: stop it first, or give this one a folder of its own"
+            ) from None
+        yield
+
+
+async def _create_owner(operators: OperatorService, name: str) -> Secret[str] | None:
+    try:
+        _, token = await operators.create("fleet-server init", name, "owner")
+    except Refusal as refusal:
+        if refusal.reason is Reason.CONFLICT:
+            return None
+        raise
+    return token
+
+
+def _secrets_or_new(settings: Settings) -> tuple[Secrets, Path | None]:
+    path = settings.data_dir / KEY_FILE_NAME
+    configured = settings.secret_encryption_key.get_secret_value() or settings.secret_encryption_key_file
+    if configured or path.exists():
+        return load_secrets(settings), None
+    # Settings let only a development server come here.
+    return Secrets(make_key_file(path)), path
+
+
+def _tls_folder(settings: Settings) -> Path:
+    return settings.data_dir / "tls"
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,256 @@
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import create_engine
+
+from fleet_server import bootstrap
+from fleet_server.__main__ import main
+from fleet_server.config import load
+from fleet_server.config.reference import render
+
+TOKEN = re.compile(r"^fop1\.\S+$", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import logging
+
+    for name in [name for name in os.environ if name.startswith("FLEET_")]:
+        monkeypatch.delenv(name)
+    handlers = list(logging.getLogger().handlers)
+    yield
+    logging.getLogger().handlers = handlers  # what a verb configured must not reach the next test
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def call(*words: str | Path, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], env=env)
+
+
+def init(folder: Path, *words: str | Path, env: dict[str, str] | None = None) -> Result:
+    return call("init", "--data-dir", folder, *words, env=env)
+
+
+def test_init_makes_a_private_installation_and_shows_the_token_once(folder: Path) -> None:
+    first = init(folder)
+    assert first.exit_code == 0, first.output
+    token = TOKEN.findall(first.stdout)
+    assert len(token) == 1
+    assert "made a secret encryption key" in first.stderr
+    assert "fleetctl login" in first.stderr
+    assert folder.stat().st_mode & 0o777 == 0o700
+    public = {"ca.crt"}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in public:
+            assert path.stat().st_mode & 0o077 == 0, path
+    stored = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert token[0].encode() not in stored
+
+    again = init(folder)
+    assert again.exit_code == 0
+    assert not TOKEN.findall(again.output)
+    assert "exists already" in again.stdout
+    assert first.stdout.splitlines()[:4] == again.stdout.splitlines()[:4]
+
+
+def test_init_with_another_owner_helps_who_lost_every_token(folder: Path) -> None:
+    init(folder)
+    rescued = init(folder, "--owner", "rescue")
+    assert len(TOKEN.findall(rescued.stdout)) == 1
+
+
+def test_the_token_can_go_to_a_private_file_instead(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "owner.token"
+    made = init(folder, "--owner-token-file", file)
+    assert made.exit_code == 0, made.output
+    assert not TOKEN.findall(made.output)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert TOKEN.fullmatch(file.read_text().strip())
+    refused = init(folder, "--owner", "second", "--owner-token-file", file)
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+    assert init(folder, "--owner", "second", "--owner-token-file", tmp_path / "no" / "file").exit_code == 2
+
+
+def test_inits_at_once_make_one_installation(folder: Path) -> None:
+    settings = load(environment={}, flags={"data_dir": str(folder)}).settings
+
+    def one(_: int) -> bootstrap.Installation:
+        import asyncio
+
+        from fleet.clock import SystemClock
+
+        return asyncio.run(bootstrap.init(settings, owner="ada", clock=SystemClock()))
+
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(one, range(3)))
+    assert len({installation.cluster_id for installation in made}) == 1
+    assert len({installation.authority_key for installation in made}) == 1
+    assert sum(installation.owner_token is not None for installation in made) == 1
+
+
+def test_a_bad_owner_name_is_refused(folder: Path) -> None:
+    refused = init(folder, "--owner", "no spaces please")
+    assert refused.exit_code == 3
+    assert "name" in refused.stderr
+
+
+def test_a_folder_that_others_can_read_is_refused_with_the_command_that_closes_it(folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    refused = init(folder)
+    assert refused.exit_code == 2
+    assert f"chmod 700 {folder}" in refused.stderr
+
+
+def test_production_takes_no_key_from_the_folder(folder: Path) -> None:
+    init(folder)
+    production = {"FLEET_MODE": "production", "FLEET_GATEWAY_ENDPOINTS": "g.example:7443"}
+    refused = call("run", "--data-dir", folder, env=production)
+    assert refused.exit_code == 2
+    assert "FLEET_SECRET_ENCRYPTION_KEY" in refused.stderr
+
+
+def test_init_on_postgresql(folder: Path, postgres_url: str) -> None:
+    env = {"FLEET_DATABASE_URL": postgres_url}
+    made = init(folder, env=env)
+    assert made.exit_code == 0, made.output
+    assert call("db", "check", "--data-dir", folder, env=env).exit_code == 0
+    assert not (folder / "fleet.db").exists()
+
+
+def test_run_before_init_names_init(folder: Path) -> None:
+    refused = call("run", "--data-dir", folder)
+    assert refused.exit_code == 3
+    assert "fleet-server init" in refused.stderr
+    assert not folder.exists()
+
+
+def test_run_with_a_lost_or_wrong_secret_key_says_so(folder: Path) -> None:
+    init(folder)
+    key = (folder / "secret.key").read_text()
+    (folder / "secret.key").unlink()
+    lost = call("run", "--data-dir", folder)
+    assert lost.exit_code == 2
+    assert "restore" in lost.stderr
+    wrong = init(folder, env={"FLEET_SECRET_ENCRYPTION_KEY": "A" * 43 + "="})
+    assert wrong.exit_code == 3
+    assert "another secret encryption key" in wrong.stderr
+    assert key.strip() not in lost.output + wrong.output
+
+
+def test_run_upgrades_an_older_sqlite_file_itself_and_names_the_verb_for_postgresql(
+    folder: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgraded: list[str] = []
+    older = bootstrap.SchemaReport(bootstrap.SchemaState.OLDER, "0000", "0001")
+    monkeypatch.setattr(bootstrap.migrate, "check", lambda url: older)
+    monkeypatch.setattr(bootstrap.migrate, "upgrade", upgraded.append)
+    bootstrap.require_schema(load(environment={}, flags={"data_dir": str(folder)}).settings)
+    assert upgraded == [f"sqlite:///{folder}/fleet.db"]
+    with pytest.raises(bootstrap.SchemaError, match="fleet-server db upgrade"):
+        bootstrap.require_schema(load(environment={"FLEET_DATABASE_URL": postgres_url}).settings)
+    assert len(upgraded) == 1
+
+
+def test_a_newer_database_is_refused_by_run_and_check(folder: Path) -> None:
+    init(folder)
+    with sqlite3.connect(folder / "fleet.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    for verb in (["run"], ["db", "check"], ["db", "upgrade"]):
+        refused = call(*verb, "--data-dir", folder)
+        assert refused.exit_code == 3, refused.output
+        assert "install the newer fleet-server" in refused.stderr
+
+
+def test_db_upgrade_and_check(folder: Path, postgres_url: str) -> None:
+    env = {"FLEET_DATABASE_URL": postgres_url}
+    empty = call("db", "check", env=env)
+    assert (empty.exit_code, "fleet-server init" in empty.stderr) == (3, True)
+    assert "before: empty" in call("db", "upgrade", env=env).stdout
+    assert "nothing to do" in call("db", "upgrade", env=env).stdout
+    assert call("db", "check", env=env).exit_code == 0
+    engine = create_engine(postgres_url)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM nodes").scalar() == 0
+    engine.dispose()
+
+
+@pytest.mark.parametrize("verb", [["run"], ["db", "check"], ["db", "upgrade"]])
+def test_a_database_that_does_not_answer_is_exit_code_4(folder: Path, verb: list[str]) -> None:
+    env = {"FLEET_DATABASE_URL": "postgresql://fleet:hunter2@127.0.0.1:1/fleet"}
+    away = call(*verb, "--data-dir", folder, env=env)
+    assert away.exit_code == 4
+    assert "hunter2" not in away.output
+
+
+def test_config_shows_values_with_sources_and_masks_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "fleet-server.toml"
+    file.write_text("session_ttl_s = 600\n")
+    env = {"FLEET_SECRET_ENCRYPTION_KEY": "hunter2"}
+    shown = call("config", "--config", file, "--set", "max_streams=5", "--output", "json", env=env)
+    assert shown.exit_code == 0, shown.output
+    settings = json.loads(shown.stdout)
+    assert settings["session_ttl_s"] == {"value": "600", "source": f"{file} line 1"}
+    assert settings["max_streams"] == {"value": "5", "source": "flag max_streams"}
+    assert settings["secret_encryption_key"]["value"] == "[secret]"
+    table = call("config", "--config", file, env=env)
+    assert re.search(rf"^session_ttl_s +600 +{re.escape(str(file))} line 1$", table.stdout, re.MULTILINE)
+    assert "hunter2" not in shown.output + table.output
+    assert call("config", "--reference").stdout == render()
+
+
+def test_bad_settings_are_exit_code_2_and_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "fleet-server.toml"
+    file.write_text("\nsesion_ttl_s = 600\n")
+    refused = call("run", "--config", file)
+    assert refused.exit_code == 2
+    assert f"{file} line 2: there is no setting 'sesion_ttl_s'; did you mean 'session_ttl_s'?" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["secret_encryption_key", "database_url"])
+def test_secrets_are_not_taken_from_flags(name: str) -> None:
+    refused = call("config", "--set", f"{name}=hunter2")
+    assert refused.exit_code == 2
+    assert f"FLEET_{name.upper()}" in refused.stderr
+    assert "hunter2" not in refused.output
+    assert call("config", "--set", "nonsense").exit_code == 2
+
+
+def test_one_server_a_data_folder(folder: Path) -> None:
+    settings = load(environment={}, flags={"data_dir": str(folder)}).settings
+    with (
+        bootstrap.sole_server(settings),
+        pytest.raises(bootstrap.AlreadyRunningError, match="stop it first"),
+        bootstrap.sole_server(settings),
+    ):
+        pass
+    with bootstrap.sole_server(settings):
+        pass
+
+
+@pytest.mark.parametrize(
+    "verb", [[], ["init"], ["run"], ["config"], ["db"], ["db", "upgrade"], ["db", "check"], ["version"]]
+)
+def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
+    shown = call(*verb, "--help")
+    assert shown.exit_code == 0
+    if verb and verb != ["db"]:
+        assert "Example:\n  fleet-server " + " ".join(verb) in shown.stdout
+
+
+def test_the_program_runs_as_a_module_too() -> None:
+    ran = subprocess.run([sys.executable, "-m", "fleet_server", "version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == call("version").stdout
