@@ -190,7 +190,7 @@ def _check_token_file(path: Path) -> None:
 def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain."""
     settings = _load(file, data_dir, pairs).settings
-    server_logging.configure(settings.log_level)
+    server_logging.configure(settings.log_level, log_format=settings.log_format)
     bootstrap.require_schema(settings)
     with bootstrap.sole_server(settings):
         secrets = bootstrap.load_secrets(settings)

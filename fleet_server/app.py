@@ -390,7 +390,7 @@ def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates
 
     async def main() -> int:
         server = Server(settings, secrets, certificates)
-        server_logging.configure(settings.log_level, replica_id=server.replica_id)
+        server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
         return await server.run()
 
     return uvloop.run(main())
