@@ -14,12 +14,10 @@ class AuditKind(StrEnum):
     KEY_CREATED = "key.created"
     KEY_QUARANTINED = "key.quarantined"
     BUNDLE_PUBLISHED = "bundle.published"
-    CERTIFICATE_RENEWED = "certificate.renewed"
     # Operators
     OPERATOR_CREATED = "operator.created"
     OPERATOR_REVOKED = "operator.revoked"
     OPERATOR_QUARANTINED = "operator.quarantined"
-    OPERATOR_LOGGED_IN = "operator.logged_in"
     OPERATOR_REFUSED = "operator.refused"
     OPERATOR_CALLED = "operator.called"
     # Membership

@@ -12,8 +12,9 @@ Mental model
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fleet.clock import Clock
 from fleet.errors import Refusal
@@ -37,9 +38,12 @@ SignCheckpoint = Callable[[bytes], trust_pb2.Signed]
 
 @dataclass(frozen=True, slots=True)
 class AuditCursor:
-    """How far a reader is: `position` in the order of storage, and the newest checkpoint it was given."""
+    """How far a reader is: the number in each chain, and the newest checkpoint it was given.
 
-    position: int = 0
+    A position alone would not do: replicas commit side by side, and a row can become visible behind a later one.
+    """
+
+    numbers: Mapping[str, int] = field(default_factory=dict)
     checkpoint: int = 0
 
 
@@ -144,14 +148,17 @@ class AuditService:
         """The next rows and checkpoints after `cursor`; at most `limit` of each."""
 
         def query(conn: Connection) -> AuditPage:
-            rows = store.rows_after(conn, cursor.position, limit)
-            position = rows[-1].position if rows else cursor.position
+            chains = (
+                store.rows_of(conn, writer, cursor.numbers.get(writer, 0), limit) for writer in store.writers(conn)
+            )
+            rows = sorted(itertools.chain.from_iterable(chains), key=lambda row: row.position)[:limit]
+            numbers = dict(cursor.numbers) | {row.writer: row.number for row in rows}
             # At the end every checkpoint comes, also those over rows that are gone: so the reader sees that they are.
-            covered = position if len(rows) == limit else store.LAST_POSITION
+            covered = rows[-1].position if len(rows) == limit else store.LAST_POSITION
             signed = store.checkpoints_after(conn, cursor.checkpoint, covered, limit)
             checkpoint = signed[-1][0] if signed else cursor.checkpoint
             return AuditPage(
-                rows, [trust_pb2.Signed.FromString(raw) for _, raw in signed], AuditCursor(position, checkpoint)
+                rows, [trust_pb2.Signed.FromString(raw) for _, raw in signed], AuditCursor(numbers, checkpoint)
             )
 
         return await self._database.read(query)
@@ -179,7 +186,9 @@ class AuditService:
     async def _start(self, after: int, last: int) -> AuditCursor:
         def query(conn: Connection) -> AuditCursor:
             position = store.position_before_last(conn, last) if last else after
-            return AuditCursor(position, store.newest_checkpoint_up_to(conn, position) if position else 0)
+            if position == 0:
+                return AuditCursor()
+            return AuditCursor(store.numbers_up_to(conn, position), store.newest_checkpoint_up_to(conn, position))
 
         return await self._database.read(query)
 

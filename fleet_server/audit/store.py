@@ -15,7 +15,13 @@ LAST_POSITION = 2**63 - 1
 _HEAD = "SELECT writer, number, hash FROM audit_heads"
 _COLUMNS = "writer, number, at_ms, kind, actor, subject, detail, previous_hash, hash"
 _INSERT_ROW = f"INSERT INTO audit_rows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
-_SELECT_ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows WHERE position > ? ORDER BY position LIMIT ?"  # noqa: S608
+_SELECT_ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows WHERE writer = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
+# DISTINCT would read the whole index; this takes one step of it per writer.
+_WRITERS = (
+    "WITH RECURSIVE found (writer) AS (SELECT MIN(writer) FROM audit_rows UNION ALL"
+    " SELECT (SELECT MIN(writer) FROM audit_rows AS r WHERE r.writer > found.writer) FROM found"
+    " WHERE found.writer IS NOT NULL) SELECT writer FROM found WHERE writer IS NOT NULL"
+)
 _SET_HEAD = (
     "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
     " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash"
@@ -40,9 +46,9 @@ def insert(conn: Connection, rows: Sequence[AuditRow], new_head: Head) -> None:
     conn.exec_driver_sql(sql(conn, _SET_HEAD), (new_head.writer, new_head.number, new_head.hash))
 
 
-def rows_after(conn: Connection, position: int, limit: int) -> list[AuditRow]:
-    """Rows in the order of storage."""
-    found = conn.exec_driver_sql(sql(conn, _SELECT_ROWS), (position, limit))
+def rows_of(conn: Connection, writer: str, number: int, limit: int) -> list[AuditRow]:
+    """Rows of one chain after `number`."""
+    found = conn.exec_driver_sql(sql(conn, _SELECT_ROWS), (writer, number, limit))
     return [
         AuditRow(
             position=row[0],
@@ -63,6 +69,18 @@ def rows_after(conn: Connection, position: int, limit: int) -> list[AuditRow]:
 def last_position(conn: Connection) -> int:
     """Position of the newest row; 0 without rows."""
     return int(conn.exec_driver_sql("SELECT COALESCE(MAX(position), 0) FROM audit_rows").scalar_one())
+
+
+def writers(conn: Connection) -> list[str]:
+    """Writers that have rows, whether or not their head is still there."""
+    return [row[0] for row in conn.exec_driver_sql(_WRITERS)]
+
+
+def numbers_up_to(conn: Connection, position: int) -> dict[str, int]:
+    """Newest number of each chain among the rows up to `position`."""
+    text = sql(conn, "SELECT number FROM audit_rows WHERE writer = ? AND position <= ? ORDER BY number DESC LIMIT 1")
+    found = ((writer, conn.exec_driver_sql(text, (writer, position)).scalar()) for writer in writers(conn))
+    return {writer: number for writer, number in found if number is not None}
 
 
 def position_before_last(conn: Connection, count: int) -> int:

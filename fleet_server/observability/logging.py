@@ -8,7 +8,6 @@ from typing import TextIO
 
 from fleet import logs
 
-
 _PRETTY: Mapping[str, bool | None] = {"auto": None, "json": False, "text": True}
 
 

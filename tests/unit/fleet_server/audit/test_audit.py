@@ -1,5 +1,6 @@
 import asyncio
 import json
+import threading
 from contextlib import aclosing
 from typing import Any
 
@@ -177,6 +178,41 @@ async def test_following_gives_what_is_written_later(database: Database, audit: 
                 break
     assert subjects == ["before", "later"]
     assert checkpoints == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_row_that_becomes_visible_behind_a_later_one_is_not_missed(database_url: str, clock: MockClock) -> None:
+    """Two replicas commit side by side: the first to take a position is the last to commit."""
+    slow, fast = Database(database_url), Database(database_url)
+    wakeup = Wakeup()
+    audits = [
+        AuditService(database=database, clock=clock, wakeup=wakeup, writer=name)
+        for name, database in (("r-slow", slow), ("r-fast", fast))
+    ]
+    sealed, go_on = threading.Event(), threading.Event()
+
+    def linger(_tx: Transaction) -> None:
+        sealed.set()
+        go_on.wait(10)
+
+    slow.writer.before_commit(linger)
+    slow.start()
+    fast.start()
+    lingering = asyncio.create_task(record(slow, audits[0], "early"))
+    await asyncio.to_thread(sealed.wait, 10)
+    await record(fast, audits[1], "late")
+    seen: list[tuple[int, str]] = []
+    async with aclosing(audits[1].export(follow=True)) as pages:
+        async for page in pages:
+            seen += [(row.position, row.subject) for row in page.rows]
+            if len(seen) == 2:
+                break
+            go_on.set()
+            await lingering
+    assert seen == [(2, "late"), (1, "early")]
+    assert (await verify(audits[1])).rows == 2
+    for database in (slow, fast):
+        await database.close()
 
 
 async def test_the_last_rows_and_pages_after_a_position(database: Database, audit: AuditService) -> None:
