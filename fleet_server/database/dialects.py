@@ -160,6 +160,7 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
             "PRAGMA cache_size = -65536",
             "PRAGMA mmap_size = 268435456",
             "PRAGMA temp_store = MEMORY",
+            "PRAGMA journal_size_limit = 67108864",
             *session,
         ):
             dbapi_connection.execute(pragma).close()
