@@ -86,7 +86,7 @@ class Server:
         self.process = ProcessMetrics(self.registry, self.clock, component="fleet-server", version=software_version())
         self.wakeup = Wakeup()
         self._secrets = secrets
-        self._certificates = certificates
+        self.certificates = certificates
         self._build_foundation()
 
     def _build_foundation(self) -> None:
@@ -112,7 +112,7 @@ class Server:
             replica_id=self.replica_id,
         )
 
-    def _build_rooms(self) -> None:
+    def build_rooms(self) -> None:
         """Everything that serves nodes and operators."""
         settings, clock = self.settings, self.clock
         self.sessions = SessionService(
@@ -124,7 +124,7 @@ class Server:
             trust=self.trust,
             nodes=self.nodes,
             admission=Admission(clock=clock, metrics=self.metrics.sessions, policy=_admission(settings)),
-            accepted_leaves=lambda: self._certificates.accepted_leaves() | settings.terminator_leaves(),
+            accepted_leaves=lambda: self.certificates.accepted_leaves() | settings.terminator_leaves(),
             session_ttl_ms=settings.session_ttl_s * 1000,
         )
         self.nodes.on_revoke(self.sessions.revoke_api_keys)
@@ -191,10 +191,10 @@ class Server:
         self.database.start()
         try:
             await self.trust.load()
-            self._build_rooms()
+            self.build_rooms()
             await self.commands.load()
             await self.replicas.register()
-            await self.trust.publish_bundle(self.settings.advertised_endpoints(), [self._certificates.ca_der])
+            await self.trust.publish_bundle(self.settings.advertised_endpoints(), [self.certificates.ca_der])
             async with contextlib.AsyncExitStack() as listening:
                 gateway = await self._listen(listening)
                 return await self._serve(gateway, stopping)
@@ -229,7 +229,7 @@ class Server:
         for server in (gateway_server, admin_server):
             self.health.register(server)
         admin_listener = await listeners.start(
-            admin_server, _address(settings.admin_listen), self._certificates.credentials(), "admin_listen"
+            admin_server, _address(settings.admin_listen), self.certificates.credentials(), "admin_listen"
         )
         stack.push_async_callback(admin_server.stop, 0.5)
         if settings.metrics_listen not in ("", "off"):
@@ -243,7 +243,7 @@ class Server:
             log.info("metrics_listening", address=f"{host}:{await metrics.start(host, port)}")
             stack.push_async_callback(metrics.close)
         gateway = await listeners.start(
-            gateway_server, _address(settings.gateway_listen), self._certificates.credentials(), "gateway_listen"
+            gateway_server, _address(settings.gateway_listen), self.certificates.credentials(), "gateway_listen"
         )
         stack.push_async_callback(gateway_server.stop, 0)
         log.info("listening", gateway=gateway.address, admin=admin_listener.address)
@@ -273,7 +273,7 @@ class Server:
                 "refusal-audit": self.sessions.run_audit(),
                 "call-audit": self.operators.run(),
                 "trust": self.trust.run(),
-                "certificates": self._certificates.run(),
+                "certificates": self.certificates.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
                 "process-metrics": self.process.run(),

@@ -1,0 +1,231 @@
+"""A real `fleet-server` process for one row, with nodes that are members already.
+
+Nodes are made in the database by the product's own rooms before the server starts: enrolling thousands over the wire
+would measure enrollment, which is limited per address on purpose.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+
+from fleet.clock import SystemClock
+from fleet.identity import NodeKeys, store_node_keys
+from fleet.secrets import Secret
+from fleet.v1 import admin_pb2, admin_pb2_grpc
+from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.membership import BundleFile, Membership, save_membership
+from fleet_server import bootstrap
+from fleet_server.app import Server
+from fleet_server.config import Settings
+from tests.load.context import Context
+
+_START_TIMEOUT_S = 30.0
+_END_TIMEOUT_S = 15.0
+_MEMBERS_AT_ONCE = 200
+
+
+@dataclass
+class Installation:
+    """A running server and what one needs to talk to it."""
+
+    folder: Path
+    settings: Settings
+    token: str
+    ca_pem: bytes
+    node_folders: list[str]
+    process: psutil.Process
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Credentials of the owner."""
+        return (("authorization", f"Bearer {self.token}"),)
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[admin_pb2_grpc.AdminAsyncStub]:
+        """A client of the admin service."""
+        credentials = grpc.ssl_channel_credentials(self.ca_pem)
+        async with grpc.aio.secure_channel(self.settings.admin_listen, credentials) as channel:
+            yield admin_pb2_grpc.AdminStub(channel)
+
+    def cpu_s(self) -> float:
+        """CPU seconds of the server, all its threads."""
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the server."""
+        return self.process.memory_info().rss
+
+    async def wait_online(self, count: int) -> None:
+        """Return once `count` nodes have a stream."""
+        async with self.admin() as admin:
+            async for change in admin.WatchNodes(admin_pb2.WatchNodesRequest(), metadata=self.metadata):
+                self._online.update({node.node_id: node.online for node in change.nodes})
+                if sum(self._online.values()) >= count:
+                    return
+
+    def __post_init__(self) -> None:
+        self._online: dict[str, bool] = {}
+
+
+@asynccontextmanager
+async def installation(ctx: Context, name: str, *, nodes: int, **overrides: object) -> AsyncIterator[Installation]:
+    """A server with `nodes` members, for the length of the block."""
+    folder = ctx.folder / name
+    settings = _settings(folder, overrides)
+    made = await bootstrap.init(settings, owner="owner", clock=SystemClock())
+    assert made.owner_token is not None
+    node_folders = await _make_members(settings, folder / "nodes", nodes)
+    log_path = folder / "server.log"
+    with log_path.open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "fleet_server",
+            "run",
+            *_flags(settings),
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+        )
+    try:
+        await _wait_listening(settings, process, log_path)
+        yield Installation(
+            folder=folder,
+            settings=settings,
+            token=made.owner_token.reveal(),
+            ca_pem=(settings.data_dir / "tls" / "ca.crt").read_bytes(),
+            node_folders=node_folders,
+            process=psutil.Process(process.pid),
+        )
+    finally:
+        await _end(process)
+
+
+def _settings(folder: Path, overrides: dict[str, object]) -> Settings:
+    ports = _free_ports(3)
+    values: dict[str, object] = {
+        "data_dir": folder / "server",
+        "gateway_listen": f"127.0.0.1:{ports[0]}",
+        "admin_listen": f"127.0.0.1:{ports[1]}",
+        "metrics_listen": f"127.0.0.1:{ports[2]}",
+        "console_listen": "off",
+        "log_level": "warning",
+    }
+    folder.mkdir(mode=0o700, parents=True)
+    return Settings(**{**values, **overrides})  # type: ignore[arg-type]
+
+
+def _flags(settings: Settings) -> Sequence[str]:
+    names = (
+        "gateway_listen",
+        "admin_listen",
+        "metrics_listen",
+        "console_listen",
+        "log_level",
+        "heartbeat_interval_s",
+        "drain_deadline_s",
+        "max_streams",
+    )
+    flags = [f"--set={name}={getattr(settings, name)}" for name in names]
+    return ["--data-dir", str(settings.data_dir), *flags]
+
+
+async def _make_members(settings: Settings, folder: Path, count: int) -> list[str]:
+    server = Server(settings, bootstrap.load_secrets(settings), bootstrap.open_tls(settings, SystemClock()))
+    server.database.start()
+    try:
+        await server.trust.load()
+        server.build_rooms()
+        paths: list[str] = []
+        for start in range(0, count, _MEMBERS_AT_ONCE):
+            batch = range(start, min(start + _MEMBERS_AT_ONCE, count))
+            paths += await asyncio.gather(*(_make_member(server, folder / f"n{index:05}", index) for index in batch))
+        return paths
+    finally:
+        await server.database.close()
+
+
+async def _make_member(server: Server, path: Path, index: int) -> str:
+    keys = NodeKeys.generate()
+    node, api_key = await server.database.write(
+        lambda tx: (
+            node := server.nodes.create(
+                tx,
+                cluster_id=server.trust.cluster_id,
+                name=f"node-{index:05}",
+                site="",
+                identity_key=keys.identity.public_key,
+                sealing_key=keys.sealing_public,
+                labels={},
+            ),
+            server.sessions.issue_api_key(tx, node.node_id),
+        )
+    )
+    folder = StateFolder(path)
+    store_node_keys(folder.path, keys)
+    membership = Membership(
+        cluster_id=server.trust.cluster_id,
+        node_id=node.node_id,
+        name=node.name,
+        site="",
+        endpoints=server.settings.advertised_endpoints(),
+        tls_ca_der=server.certificates.ca_der,
+        authority_key=server.trust.authority.public_key,
+        owner_pin=b"",
+        api_key=Secret(api_key),
+        telemetry_interval_s=3600.0,
+        max_in_flight=32,
+    )
+    BundleFile(folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(
+        server.trust.bundle
+    )
+    save_membership(folder.membership, membership)
+    return str(path)
+
+
+async def _wait_listening(settings: Settings, process: asyncio.subprocess.Process, log: Path) -> None:
+    host, port = settings.gateway_listen.split(":")
+    async with asyncio.timeout(_START_TIMEOUT_S):
+        while True:
+            if process.returncode is not None:
+                raise ChildProcessError(f"fleet-server ended with {process.returncode}: {log.read_text()[-2000:]}")
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            writer.close()
+            return
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
