@@ -70,6 +70,11 @@ class StateFolder:
         """Where the running daemon answers `fleet-node status`."""
         return self.path / "control.sock"
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether this object holds the folder."""
+        return self._lock is not None
+
     def lock(self) -> None:
         """Take the folder for this process until it ends.
 

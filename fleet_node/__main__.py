@@ -1,0 +1,14 @@
+"""Entry point of `fleet-node`."""
+
+from __future__ import annotations
+
+from fleet_node.cli.root import fleet_node
+
+
+def main() -> None:
+    """Run `fleet-node` with this process's arguments; ends the process with the code from `grammar.ExitCode`."""
+    fleet_node(prog_name="fleet-node")
+
+
+if __name__ == "__main__":
+    main()

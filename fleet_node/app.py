@@ -1,0 +1,271 @@
+"""One node, wired: every room is built here, and `Node.run` ends in the visible list of running tasks.
+
+Mental model
+    Nothing here is global: a load simulator builds hundreds of nodes in one process, each with its own folder, clock,
+    metrics and drivers.
+    The tasks run until `stop`. One that ends before is a fault: the node stops in order and says which it was, and
+    whoever supervises the process starts it again.
+    Stopping goes against the flow of work: first what runs is asked to end and its results are journaled, then the
+    stream takes them along and says goodbye, then files are closed. All of it has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from fleet.backoff import BackoffPolicy
+from fleet.clock import Clock, ServerTime, SystemClock
+from fleet.identity import NodeKeys
+from fleet.logs import get_logger
+from fleet.metrics import Registry
+from fleet.metrics_listener import Health, MetricsListener
+from fleet.process_metrics import ProcessMetrics
+from fleet.version import software_version
+from fleet_node.commands.execution import CommandLimits
+from fleet_node.commands.opening import open_journal
+from fleet_node.commands.service import CommandService
+from fleet_node.config import Settings
+from fleet_node.drivers.registry import DriverRegistry
+from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.membership import BundleFile, Membership
+from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.link import Link, LinkState
+from fleet_node.link.trust_store import TrustStore
+from fleet_node.observability.metrics import NodeMetrics
+from fleet_node.status.live import LiveSources, live_status
+from fleet_node.status.server import ControlServer
+from fleet_node.telemetry.collector import Collector, OwnProcess
+from fleet_node.telemetry.service import TelemetryService
+from fleet_node.telemetry.spool import Spool
+
+log = get_logger(__name__)
+
+SHUTDOWN_TIMEOUT_S = 25.0
+"""Below the 30 s that container platforms give before they kill."""
+_STOP_GRACE_S = 10.0
+
+
+class NodeFailedError(Exception):
+    """A task of the node ended though nobody asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a node is built on, opened by the caller and not closed by the node.
+
+    Args:
+        folder: locked by this process.
+        drivers: loaded.
+        alone: this process is this node: it answers on the control socket and serves metrics. False in a simulator.
+    """
+
+    settings: Settings
+    folder: StateFolder
+    membership: Membership
+    keys: NodeKeys
+    drivers: DriverRegistry
+    alone: bool = True
+
+
+class Node:
+    """See the module's mental model. Build it inside a running event loop, and run it: it holds open files.
+
+    Args:
+        parts: what it is built on.
+        clock: the machine's by default.
+        registry: for its metrics; a new one by default, never shared between nodes.
+        backoff: how it comes back after refusals; the product's own by default.
+
+    Raises:
+        JournalDamagedError, JournalUnavailableError, MembershipError: a file of the state folder cannot be used; the
+            message says what to do.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        clock: Clock | None = None,
+        registry: Registry | None = None,
+        backoff: BackoffPolicy | None = None,
+    ) -> None:
+        self._parts = parts
+        self._clock = clock or SystemClock()
+        self._stopping = asyncio.Event()
+        self._metrics_address = "off"
+        settings, membership = parts.settings, parts.membership
+        registry = registry or Registry()
+        self.metrics = NodeMetrics(registry)
+        self._process = (
+            ProcessMetrics(registry, self._clock, component="fleet-node", version=software_version())
+            if parts.alone
+            else None
+        )
+        server_time = ServerTime(self._clock)
+        self.trust = TrustStore(
+            BundleFile(parts.folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key),
+            self.metrics.link,
+        )
+        self.telemetry = TelemetryService(
+            spool=Spool(parts.folder.spool, max_bytes=settings.spool_max_bytes, now_ms=self._clock.now_ms()),
+            clock=self._clock,
+            metrics=self.metrics.telemetry,
+        )
+        self.collector = Collector(
+            sources=[parts.drivers.samples, *([OwnProcess()] if settings.own_process_metrics else [])],
+            sink=self.telemetry.put,
+            clock=self._clock,
+            interval_s=settings.telemetry_interval_s or membership.telemetry_interval_s,
+        )
+        self.commands = CommandService(
+            journal=open_journal(
+                parts.folder.journal, membership.node_id, commit_duration=self.metrics.commands.commit_duration
+            ),
+            registry=parts.drivers,
+            trust=self.trust,
+            site=membership.site,
+            clock=self._clock,
+            server_time=server_time,
+            metrics=self.metrics.commands,
+            limits=CommandLimits(
+                concurrency=settings.concurrency,
+                max_in_flight=settings.max_in_flight or membership.max_in_flight,
+                stop_grace_s=_STOP_GRACE_S,
+            ),
+        )
+        self.link = Link(
+            membership=membership,
+            keys=parts.keys,
+            ports=Ports(commands=self.commands, telemetry=self.telemetry, trust=self.trust),
+            about=SelfDescription(
+                software_version=software_version(),
+                labels=dict(settings.labels),
+                drivers=parts.drivers.descriptors(),
+                boot_id=secrets.token_bytes(16),
+            ),
+            clock=self._clock,
+            server_time=server_time,
+            metrics=self.metrics.link,
+            backoff=backoff,
+            endpoints=settings.endpoints,
+        )
+        registry.before_collect(self._show_link)
+        self._listener = MetricsListener(registry, healthz=_alive, readyz=self._ready) if parts.alone else None
+        self._control = ControlServer(parts.folder.control_socket, {"status": self._status})
+        self._live = LiveSources(
+            version=software_version(),
+            started_at_ms=self._clock.now_ms(),
+            clock=self._clock,
+            server_time=server_time,
+            link=self.link.live_status,
+            trust=self.trust,
+            drivers=parts.drivers,
+            metrics=self.metrics,
+            metrics_address=lambda: self._metrics_address,
+        )
+
+    def stop(self) -> None:
+        """End in order; `run` returns within `SHUTDOWN_TIMEOUT_S`."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            NodeFailedError: a task ended by itself; the cause is its exception.
+            OSError: the control socket cannot be made.
+        """
+        running: dict[str, asyncio.Task[None]] = {}
+        try:
+            await self._start()
+            running |= {name: asyncio.create_task(work, name=name) for name, work in self._tasks().items()}
+            await self._until_stopped(running)
+        finally:
+            await self._shut_down(running)
+
+    def _tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Everything that runs."""
+        tasks: dict[str, Coroutine[Any, Any, None]] = {
+            "link": self.link.run(),
+            "collector": self.collector.run(),
+        }
+        if self._process is not None:
+            tasks["process_metrics"] = self._process.run()
+        return tasks
+
+    async def _start(self) -> None:
+        if self._parts.alone:
+            await self._control.start()
+        if self._process is not None:
+            self._process.install()
+        await self._listen()
+
+    async def _listen(self) -> None:
+        """Open the metrics listener. A taken port must not keep a node from its work: it is logged and shown."""
+        address = self._parts.settings.metrics_listen
+        if self._listener is None or not address:
+            return
+        host, _, port = address.rpartition(":")
+        try:
+            bound = await self._listener.start(host.strip("[]"), int(port))
+        except OSError as error:
+            self._metrics_address = f"not listening on {address}: {error.strerror or error}"
+            log.error("metrics_listener_failed", address=address, error=str(error))
+        else:
+            self._metrics_address = f"{host}:{bound}"
+
+    async def _until_stopped(self, running: dict[str, asyncio.Task[None]]) -> None:
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({*running.values(), stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        for name, task in running.items():
+            if task.done():
+                failure = task.exception() if not task.cancelled() else None
+                raise NodeFailedError(f"{name} ended by itself: the node stops; see the log") from failure
+
+    async def _shut_down(self, running: dict[str, asyncio.Task[None]]) -> None:
+        try:
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
+                await self._shut_down_in_order(running)
+        except TimeoutError:
+            log.error("shutdown_cut_short", after_s=SHUTDOWN_TIMEOUT_S)
+        finally:
+            for task in running.values():
+                task.cancel()
+            if running:
+                await asyncio.wait(running.values(), timeout=1.0)
+            if self._process is not None:
+                self._process.close()
+
+    async def _shut_down_in_order(self, running: dict[str, asyncio.Task[None]]) -> None:
+        await self.commands.close()
+        self.link.stop()
+        if "link" in running:
+            await asyncio.wait({running["link"]})
+        if "collector" in running:
+            running["collector"].cancel()
+            await asyncio.wait({running["collector"]})
+        await self.telemetry.close()
+        if self._listener is not None:
+            await self._listener.close()
+        await self._control.close()
+
+    async def _status(self) -> dict[str, Any]:
+        return dict(live_status(self._live))
+
+    def _show_link(self) -> None:
+        self.link.live_status()
+
+    def _ready(self) -> Health:
+        state = self.link.status.state
+        return Health(state in (LinkState.LIVE, LinkState.MOVING), f"stream: {state}")
+
+
+def _alive() -> Health:
+    return Health(True, "running")

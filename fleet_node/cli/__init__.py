@@ -1,0 +1,1 @@
+"""The verbs of `fleet-node`, one file each."""

@@ -1,0 +1,128 @@
+"""`fleet-node run`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet_node.cli.grammar import ExitCode, Failure, Verb, node_options, settings_from
+
+if TYPE_CHECKING:
+    from fleet.identity import NodeKeys
+    from fleet_node.app import Parts
+    from fleet_node.config import Settings
+    from fleet_node.enrollment.folder import StateFolder
+    from fleet_node.enrollment.membership import Membership
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@click.command(
+    cls=Verb, example="fleet-node run\nfleet-node run --config /etc/fleet-node/config.toml --log-level debug"
+)
+@node_options
+@click.option("--log-level", help="Least level of what is logged: debug, info, warning or error.")
+def run(config: Path | None, state_dir: Path | None, log_level: str | None) -> None:
+    """Hold the stream to the gateway and run signed commands, until SIGTERM or SIGINT.
+
+    The first signal ends in order: what runs is asked to stop, its results are journaled and sent, the stream says
+    goodbye. A second one ends the process at once; the journal is safe either way.
+    """
+    loaded = settings_from(config, state_dir, log_level=log_level)
+    settings = loaded.settings
+    from fleet_node.cli.failures import told
+
+    with told(settings.state_dir):
+        from fleet.logs import get_logger
+        from fleet_node.enrollment.folder import StateFolder
+        from fleet_node.observability.logging import configure
+
+        folder = StateFolder(settings.state_dir)
+        folder.lock()
+        membership, keys = member_of(settings, folder)
+        configure(settings.log_level, node_id=membership.node_id)
+        get_logger(__name__).info(
+            "node_starting",
+            name=membership.name,
+            state_dir=str(folder.path),
+            config=str(loaded.path) if loaded.path else "none",
+        )
+        _serve(settings, folder, membership, keys)
+
+
+def member_of(settings: Settings, folder: StateFolder) -> tuple[Membership, NodeKeys]:
+    """The node's membership and keys.
+
+    Raises:
+        Failure: it is not enrolled, or its keys are not the pinned ones.
+        MembershipError, PrivateFileError: the files cannot be used.
+    """
+    from fleet.identity import load_node_keys
+    from fleet_node.enrollment.membership import load_membership
+
+    membership = load_membership(folder.membership)
+    if membership is None:
+        waiting = folder.enrollment.exists()
+        raise Failure(
+            f"this node is not enrolled{' yet: an operator has not decided' if waiting else ''} ({folder.path})",
+            code=ExitCode.USAGE,
+            hint="run `fleet-node enroll`" + ("" if waiting else " with a join token (`fleetctl join-token create`)"),
+        )
+    keys = load_node_keys(folder.path)
+    if settings.fingerprint and keys.fingerprint != settings.fingerprint:
+        raise Failure(
+            "this node's keys are not the ones whose fingerprint its configuration pins",
+            code=ExitCode.USAGE,
+            hint="put this node's own state folder back, or correct the setting `fingerprint`",
+        )
+    if settings.authority_key and membership.authority_key != settings.authority_key:
+        raise Failure(
+            "this node is enrolled with another authority than the one that its configuration pins",
+            code=ExitCode.USAGE,
+            hint="correct the setting `authority_key`, or enroll with an empty state folder",
+        )
+    return membership, keys
+
+
+def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys: NodeKeys) -> None:
+    import uvloop
+
+    from fleet_node.app import NodeFailedError, Parts
+    from fleet_node.drivers.registry import DriverRegistry
+
+    drivers = DriverRegistry.load(settings.drivers_enabled, settings.driver_tables)
+    parts = Parts(settings=settings, folder=folder, membership=membership, keys=keys, drivers=drivers)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run_node(parts))
+    except NodeFailedError as error:
+        from fleet.logs import get_logger
+
+        get_logger(__name__).critical("node_failed", detail=str(error), exc_info=error)
+        raise Failure(str(error)) from error
+
+
+async def _run_node(parts: Parts) -> None:
+    from fleet_node.app import Node
+
+    node = Node(parts)
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        for each in _SIGNALS:
+            loop.remove_signal_handler(each)
+            # At once, whatever hangs: what matters is in the journal.
+            loop.add_signal_handler(each, os._exit, 128 + number)
+        node.stop()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        await node.run()
+    finally:
+        await parts.drivers.close()

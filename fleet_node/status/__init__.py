@@ -1,0 +1,1 @@
+"""What the node is doing: the daemon's control socket, and the answer to `fleet-node status`."""
