@@ -1,0 +1,142 @@
+"""Who ordered what: the authority of an issue, and the MAC that ties each command's row to it.
+
+A command's row holds ids, times and its place in the issue; actor, action and arguments stand once, in the issue's
+row. The row's MAC covers both (docs/protocol.md, "Rows that confer authority"), so changing either, copying a row to
+another node, or writing one by hand is found before anything is signed. A cancel is an order too: who asked for it is
+under the same MAC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from fleet.v1 import admin_pb2
+from fleet_server.commands import store
+from fleet_server.commands.ports import RowSeal
+from fleet_server.commands.rules import Spec
+from fleet_server.commands.store import Connection, IssueRow
+
+_DOMAIN = b"fleet.v1/command-issue\x00"
+_ID_BYTES = 16
+# Command id, seq, place in the issue, end of its time, digest of the issue (which names the issue's own id).
+_FIXED = struct.Struct(">16sqqq32s")
+_MAX_CACHED_BYTES = 32 * 1024 * 1024
+_ENTRY_OVERHEAD_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """What an operator ordered. `digest` covers all of it."""
+
+    issue_id: str
+    actor: str
+    issued_at_ms: int
+    specs: Sequence[tuple[str, bytes]]
+    digest: bytes
+    size_bytes: int = field(compare=False)
+
+
+def encode_specs(specs: Iterable[Spec]) -> bytes:
+    """Specs as they are stored and covered: the very bytes that were ordered."""
+    commands = [admin_pb2.CommandSpec(action=spec.action, arguments=spec.arguments) for spec in specs]
+    return admin_pb2.IssueCommandsRequest(commands=commands).SerializeToString(deterministic=True)
+
+
+def read_authority(row: IssueRow) -> Authority:
+    """The authority that an issue's row claims; the MACs of its commands tell whether it is true."""
+    hasher = hashlib.sha256(_DOMAIN)
+    for part in (
+        row.issue_id.encode(),
+        row.cluster_id.encode(),
+        row.actor.encode(),
+        row.issued_at_ms.to_bytes(8, "big", signed=True),
+        row.not_after_ms.to_bytes(8, "big", signed=True),
+        row.specs,
+    ):
+        hasher.update(len(part).to_bytes(4, "big"))
+        hasher.update(part)
+    parsed = admin_pb2.IssueCommandsRequest.FromString(row.specs)
+    return Authority(
+        issue_id=row.issue_id,
+        actor=row.actor,
+        issued_at_ms=row.issued_at_ms,
+        specs=tuple((spec.action, spec.arguments) for spec in parsed.commands),
+        digest=hasher.digest(),
+        size_bytes=len(row.specs) * 2 + _ENTRY_OVERHEAD_BYTES,
+    )
+
+
+class Authorities:
+    """Authorities by issue id, and the MACs over them. Bounded in bytes; any thread may call.
+
+    What is cached need not be believed: every use checks a command's MAC over the cached digest.
+
+    Args:
+        seal: MACs of the `commands` table.
+    """
+
+    def __init__(self, seal: RowSeal) -> None:
+        self._seal = seal
+        self._lock = threading.Lock()
+        self._cached: OrderedDict[str, Authority] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, authority: Authority) -> None:
+        """Remember an authority."""
+        with self._lock:
+            previous = self._cached.pop(authority.issue_id, None)
+            self._bytes += authority.size_bytes - (previous.size_bytes if previous else 0)
+            self._cached[authority.issue_id] = authority
+            while self._bytes > _MAX_CACHED_BYTES and len(self._cached) > 1:
+                self._bytes -= self._cached.popitem(last=False)[1].size_bytes
+
+    def peek(self, issue_id: str) -> Authority | None:
+        """An authority if it is cached; for figures, never for signing."""
+        return self._cached.get(issue_id)
+
+    def load(self, conn: Connection, issue_ids: Iterable[str]) -> dict[str, Authority]:
+        """Authorities by issue id; an issue that does not exist, or whose row cannot be read, is missing."""
+        found: dict[str, Authority] = {}
+        missing: list[str] = []
+        with self._lock:
+            for issue_id in dict.fromkeys(issue_ids):
+                authority = self._cached.get(issue_id)
+                if authority is None:
+                    missing.append(issue_id)
+                else:
+                    self._cached.move_to_end(issue_id)
+                    found[issue_id] = authority
+        for row in store.load_issues(conn, missing):
+            try:
+                authority = read_authority(row)
+            except (ValueError, OverflowError):
+                continue  # a tampered row: its commands fail like those of an issue that does not exist
+            found[authority.issue_id] = authority
+            self.put(authority)
+        return found
+
+    def seal(
+        self,
+        authority: Authority,
+        command_id: bytes,
+        node_id: str,
+        seq: int,
+        spec_no: int,
+        not_after_ms: int,
+        cancel_requested_by: str = "",
+    ) -> bytes:
+        """MAC of one command's row."""
+        fixed = _FIXED.pack(command_id, seq, spec_no, not_after_ms, authority.digest)
+        return self._seal.compute(fixed, node_id, cancel_requested_by)
+
+    def intact(self, authority: Authority | None, row: store.AuthorityColumns) -> bool:
+        """Whether a command's row and its issue's are what the server wrote."""
+        if authority is None or not 0 <= row.spec_no < len(authority.specs) or len(row.command_id) != _ID_BYTES:
+            return False
+        fixed = _FIXED.pack(row.command_id, row.seq, row.spec_no, row.not_after_ms, authority.digest)
+        return self._seal.verify(row.mac, fixed, row.node_id, row.cancel_requested_by)

@@ -1,0 +1,173 @@
+"""What follows from changed commands once they are committed: wake-ups, watchers, open counts, figures.
+
+`Announcer` belongs to the event loop; rooms hand it changes inside a transaction, and it acts after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from fleet.v1 import command_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.commands import rules, store
+from fleet_server.commands.feed import ChangeFeed
+from fleet_server.commands.ports import Rooms
+from fleet_server.commands.store import Key, OpenRow, StandingRow
+from fleet_server.database.writer import Transaction
+
+log = structlog.get_logger(__name__)
+
+FORGED = "the row, or its issue's, was changed outside the server: it was never signed from there on"
+
+
+class Change(NamedTuple):
+    """One command went from one state to another."""
+
+    key: Key
+    issue_id: str
+    was: int
+    now: int
+
+
+class Announcer:
+    """Tells the rest of the process what was committed, and counts open commands by node.
+
+    The counts live in memory, for a refusal at the cap and for people: no query scans a node's history for them.
+    """
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self.feed = ChangeFeed()
+        self._open: dict[str, int] = {}
+        self._open_total = 0
+
+    def open_count(self, node_id: str) -> int:
+        """Open commands of a node."""
+        return self._open.get(node_id, 0)
+
+    def recount(self, tx: Transaction) -> None:
+        """Count open commands anew; runs in the writer's order, so no change is missed or counted twice."""
+        counts = store.count_open(tx.conn)
+        tx.after_commit(lambda: self._set_counts(counts))
+
+    def announce(self, tx: Transaction, changes: Sequence[Change], topics: Iterable[str] = ()) -> None:
+        """Once committed: wake `topics` and those of the changed issues, tell watchers, keep counts and figures."""
+        if changes:
+            extra = tuple(topics)
+            tx.after_commit(lambda: self._committed(changes, extra))
+
+    def announce_issued(self, tx: Transaction, issue_id: str, first_seqs: dict[str, int], per_node: int) -> None:
+        """Once committed: each of these nodes has `per_node` new commands from its first seq on."""
+        tx.after_commit(lambda: self._issued(issue_id, first_seqs, per_node))
+
+    def quarantine(self, tx: Transaction, rows: Sequence[OpenRow], now_ms: int) -> None:
+        """Set forged rows aside for good: nothing is signed from them, and the audit says so."""
+        if not rows:
+            return
+        store.quarantine(tx.conn, [(row.node_id, row.seq) for row in rows], FORGED, now_ms)
+        self.audit_forged(tx, rows)
+        changes = [Change((row.node_id, row.seq), row.issue_id, row.state, rules.QUARANTINED) for row in rows]
+        self.announce(tx, changes)
+
+    def declare_unknown(
+        self, tx: Transaction, rows: Sequence[StandingRow], reason: str, now_ms: int
+    ) -> list[StandingRow]:
+        """Say INTERRUPTED, outcome unknown, of every command here that has no result; those it was said of."""
+        declared = [
+            (row, unknown)
+            for row in rows
+            if (unknown := rules.declare_unknown(row.standing, reason, now_ms)) is not None
+        ]
+        if not declared:
+            return []
+        store.save_results(tx.conn, [((row.node_id, row.seq), unknown) for row, unknown in declared])
+        seqs: dict[str, list[int]] = {}
+        for row, _ in declared:
+            seqs.setdefault(row.node_id, []).append(row.seq)
+        self._rooms.audit.append(
+            tx,
+            AuditKind.COMMAND_INTERRUPTED,
+            actor="server",
+            subject="commands",
+            detail={"reason": reason, "seqs": {**seqs}},
+        )
+        self.announce(
+            tx,
+            [
+                Change((row.node_id, row.seq), row.issue_id, row.standing.state, rules.INTERRUPTED)
+                for row, _ in declared
+            ],
+        )
+        tx.after_commit(lambda: log.error("commands_outcome_unknown", reason=reason, seqs=seqs))
+        return [row for row, _ in declared]
+
+    def audit_forged(self, tx: Transaction, rows: Sequence[OpenRow]) -> None:
+        """Write down rows that somebody put into the database."""
+        for row in rows:
+            self._rooms.audit.append(
+                tx,
+                AuditKind.COMMAND_QUARANTINED,
+                actor="server",
+                subject=row.command_id.hex(),
+                detail={"node_id": row.node_id, "seq": row.seq, "issue_id": row.issue_id, "state": row.state},
+            )
+        tx.after_commit(lambda: self._forged(rows))
+
+    def _forged(self, rows: Sequence[OpenRow]) -> None:
+        self._rooms.metrics.quarantined.labels("commands").inc(len(rows))
+        for row in rows:
+            log.error("command_row_forged", node_id=row.node_id, seq=row.seq, issue_id=row.issue_id)
+
+    def _set_counts(self, counts: dict[str, int]) -> None:
+        self._open = counts
+        self._open_total = sum(counts.values())
+        self._rooms.metrics.open.set(self._open_total)
+
+    def _issued(self, issue_id: str, first_seqs: dict[str, int], per_node: int) -> None:
+        for node_id in first_seqs:
+            self._open[node_id] = self._open.get(node_id, 0) + per_node
+        total = len(first_seqs) * per_node
+        self._open_total += total
+        self._rooms.metrics.open.set(self._open_total)
+        self._rooms.metrics.issued.inc(total)
+        if self.feed.watched:
+            keys = [(node, seq) for node, first in first_seqs.items() for seq in range(first, first + per_node)]
+            self.feed.publish_nowait(issue_id, keys)
+        topics = [f"node:{node_id}" for node_id in first_seqs]
+        self._rooms.wakeup.wake_nowait([*topics, f"issue:{issue_id}", "commands"])
+
+    def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
+        by_issue: dict[str, list[Key]] = {}
+        for change in changes:
+            by_issue.setdefault(change.issue_id, []).append(change.key)
+            if rules.is_final(change.now):
+                self._rooms.metrics.finished.labels(state_name(change.now)).inc()
+                if not rules.is_final(change.was):
+                    self._ended(change.key[0])
+        self._rooms.metrics.open.set(self._open_total)
+        for issue_id, keys in by_issue.items():
+            self.feed.publish_nowait(issue_id, keys)
+        self._rooms.wakeup.wake_nowait([*topics, *(f"issue:{issue_id}" for issue_id in by_issue), "commands"])
+
+    def _ended(self, node_id: str) -> None:
+        # A row that somebody inserted was never counted.
+        left = self._open.get(node_id, 0) - 1
+        if left >= 0:
+            self._open_total -= 1
+        if left > 0:
+            self._open[node_id] = left
+        else:
+            self._open.pop(node_id, None)
+
+
+def state_name(state: int) -> str:
+    """A state in the wire's own word, without its prefix."""
+    return _NAMES.get(state, str(state))
+
+
+_NAMES: dict[int, str] = {
+    int(value): name.removeprefix("COMMAND_STATE_") for name, value in command_pb2.CommandState.items()
+}

@@ -1,0 +1,178 @@
+"""Send: what one node's newest stream signs next, and how a stream picks up where the one before ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fleet.errors import Reason, Refusal
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.commands import rules, store
+from fleet_server.commands.authority import Authorities
+from fleet_server.commands.changes import Announcer, Change
+from fleet_server.commands.ports import NodesPort, Rooms
+from fleet_server.commands.store import Connection, OpenRow
+from fleet_server.database.writer import Transaction
+
+
+class PendingCommand(NamedTuple):
+    """A command whose authority was verified in the transaction that marked it SENT: ready to be signed."""
+
+    command_id: bytes
+    seq: int
+    actor: str
+    issued_at_ms: int
+    not_after_ms: int
+    action: str
+    arguments: bytes
+
+
+def refuse_stale(nodes: NodesPort, conn: Connection, node_id: str, epoch: int) -> Refusal | None:
+    """Why a stream may not act for its node any more; None for the newest one (docs/protocol.md, "Frames")."""
+    node = nodes.load(conn, node_id)
+    newest = 0 if node is None else node.stream_epoch
+    if newest == epoch:
+        return None
+    return Refusal(
+        Reason.SUPERSEDED,
+        f"the stream has epoch {epoch}, the newest of its node is {newest}: only that one is sent commands",
+    )
+
+
+class Delivery:
+    """Use cases of a stream's sender."""
+
+    def __init__(self, rooms: Rooms, authorities: Authorities, announcer: Announcer) -> None:
+        self._rooms = rooms
+        self._authorities = authorities
+        self._announcer = announcer
+
+    async def claim_pending(
+        self,
+        node_id: str,
+        epoch: int,
+        *,
+        after_seq: int,
+        limit: int,
+        key_id: bytes | None,
+        asked_again_through: int,
+    ) -> list[PendingCommand]:
+        """See `CommandService.claim_pending`."""
+        limit = min(limit, rules.MAX_CLAIM)
+        claimed = await self._rooms.database.write(
+            lambda tx: self._claim(tx, node_id, epoch, after_seq, limit, key_id, asked_again_through)
+        )
+        if isinstance(claimed, Refusal):
+            raise claimed
+        return claimed
+
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+        """See `CommandService.reconcile`."""
+        after_seq = await self._rooms.database.write(lambda tx: self._reconcile(tx, node_id, epoch, last_accepted_seq))
+        if isinstance(after_seq, Refusal):
+            raise after_seq
+        return after_seq
+
+    def _claim(
+        self,
+        tx: Transaction,
+        node_id: str,
+        epoch: int,
+        after_seq: int,
+        limit: int,
+        key_id: bytes | None,
+        asked_again_through: int,
+    ) -> list[PendingCommand] | Refusal:
+        stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
+        if stale is not None:
+            return stale
+        ready: list[PendingCommand] = []
+        changes: list[Change] = []
+        # Rows set aside leave room: ask again until the statement is full or nothing is left.
+        while (wanted := limit - len(ready)) > 0:
+            rows = store.pending(tx.conn, node_id, after_seq, asked_again_through, wanted)
+            if rows:
+                self._sift(tx, rows, ready, changes, key_id)
+            if len(rows) < wanted:
+                break
+            after_seq = rows[-1].seq
+        self._announcer.announce(tx, changes)
+        return ready
+
+    def _sift(
+        self,
+        tx: Transaction,
+        rows: Sequence[OpenRow],
+        ready: list[PendingCommand],
+        changes: list[Change],
+        key_id: bytes | None,
+    ) -> None:
+        now_ms = self._rooms.clock.now_ms()
+        authorities = self._authorities.load(tx.conn, [row.issue_id for row in rows])
+        forged: list[OpenRow] = []
+        expired: list[OpenRow] = []
+        signed_first: list[int] = []
+        for row in rows:
+            authority = authorities.get(row.issue_id)
+            if authority is None or not self._authorities.intact(authority, row):
+                forged.append(row)
+            elif row.state == rules.QUEUED and rules.expired(row.not_after_ms, now_ms):
+                expired.append(row)
+            else:
+                action, arguments = authority.specs[row.spec_no]
+                ready.append(
+                    PendingCommand(
+                        row.command_id,
+                        row.seq,
+                        authority.actor,
+                        authority.issued_at_ms,
+                        row.not_after_ms,
+                        action,
+                        arguments,
+                    )
+                )
+                if row.state == rules.QUEUED:
+                    changes.append(Change((row.node_id, row.seq), row.issue_id, rules.QUEUED, rules.SENT))
+                    signed_first.append(authority.issued_at_ms)
+        # Before the range is marked as sent: what was set aside is not open any more, and stays as it is.
+        self._announcer.quarantine(tx, forged, now_ms)
+        self.expire(tx, expired, now_ms)
+        store.mark_sent(tx.conn, rows[0].node_id, rows[0].seq, rows[-1].seq, key_id, now_ms)
+        if signed_first:
+            tx.after_commit(lambda: self._observe_sent(signed_first))
+
+    def expire(self, tx: Transaction, rows: Sequence[OpenRow], now_ms: int) -> None:
+        """Never-signed commands whose time has passed end without ever being sent."""
+        if not rows:
+            return
+        ended = rules.Standing(
+            rules.EXPIRED, finished_at_ms=now_ms, reason="NEVER_SENT", error="its time passed before it could be sent"
+        )
+        store.save_results(tx.conn, [((row.node_id, row.seq), ended) for row in rows])
+        seqs: dict[str, list[int]] = {}
+        for row in rows:
+            seqs.setdefault(row.node_id, []).append(row.seq)
+        self._rooms.audit.append(
+            tx, AuditKind.COMMAND_EXPIRED, actor="server", subject="commands", detail={"seqs": {**seqs}}
+        )
+        self._announcer.announce(
+            tx, [Change((row.node_id, row.seq), row.issue_id, row.state, rules.EXPIRED) for row in rows]
+        )
+
+    def _reconcile(self, tx: Transaction, node_id: str, epoch: int, last_accepted_seq: int) -> int | Refusal:
+        stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
+        if stale is not None:
+            return stale
+        # The node once said it had these, and its journal now ends before them: it was restored from a copy. Sending
+        # them again could run them a second time.
+        lost = store.answered_above(tx.conn, node_id, last_accepted_seq)
+        self._announcer.declare_unknown(tx, lost, rules.JOURNAL_LOST, self._rooms.clock.now_ms())
+        if self._announcer.open_count(node_id) == 0:
+            return last_accepted_seq  # nothing to look for in a long history
+        lowest = store.lowest_open(tx.conn, node_id, last_accepted_seq)
+        return last_accepted_seq if lowest is None else lowest - 1
+
+    def _observe_sent(self, issued_at_ms: Sequence[int]) -> None:
+        now_ms = self._rooms.clock.now_ms()
+        for at_ms in issued_at_ms:
+            self._rooms.metrics.issue_to_sent.observe((now_ms - at_ms) / 1000)

@@ -1,0 +1,117 @@
+"""SQL that shows commands: by key, by issue, by node."""
+
+# Every part of a statement is a constant of this module; values only ever travel as parameters.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fleet_server.commands.store import Connection, Key, marks, padded
+from fleet_server.database.engine import sql
+
+_MAX_SEQ = 2**63 - 1
+
+
+class FullRow(NamedTuple):
+    """A command as it is shown."""
+
+    node_id: str
+    seq: int
+    command_id: bytes
+    issue_id: str
+    spec_no: int
+    not_after_ms: int
+    state: int
+    cancel_requested_by: str
+    key_id: bytes | None
+    sent_at_ms: int
+    accepted_at_ms: int
+    started_at_ms: int
+    finished_at_ms: int
+    output_truncated: int
+    reason: str
+    error: str
+    output: bytes | None
+
+
+_FULL = ", ".join(f"c.{column}" for column in FullRow._fields)
+_BRIEF = _FULL.removesuffix("c.output") + "NULL"
+
+
+def full_by_keys(conn: Connection, keys: Sequence[Key], *, brief: bool) -> list[FullRow]:
+    """Commands by key, by node and seq; without outputs when `brief`."""
+    by_node: dict[str, list[int]] = {}
+    for node_id, seq in keys:
+        by_node.setdefault(node_id, []).append(seq)
+    found: list[FullRow] = []
+    for node_id, seqs in by_node.items():
+        for chunk in padded(sorted(seqs)):
+            text = (
+                f"SELECT {_BRIEF if brief else _FULL} FROM commands c"
+                f" WHERE c.node_id = ? AND c.seq IN ({marks(chunk)}) ORDER BY c.seq"
+            )
+            found.extend(FullRow(*row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, *chunk)))
+    return found
+
+
+def full_by_id(conn: Connection, command_id: bytes) -> FullRow | None:
+    """One command."""
+    text = f"SELECT {_FULL} FROM commands c WHERE c.command_id = ?"
+    row = conn.exec_driver_sql(sql(conn, text), (command_id,)).first()
+    return None if row is None else FullRow(*row)
+
+
+def page_of_issue(
+    conn: Connection, issue_id: str, *, after: Key, limit: int, open_only: bool = False, brief: bool = False
+) -> list[FullRow]:
+    """Commands of an issue, by node and seq."""
+    text = (
+        f"SELECT {_BRIEF if brief else _FULL} FROM commands c WHERE c.issue_id = ?{_only_open(open_only)}"
+        " AND (c.node_id > ? OR (c.node_id = ? AND c.seq > ?)) ORDER BY c.node_id, c.seq LIMIT ?"
+    )
+    node_id, seq = after
+    return [FullRow(*row) for row in conn.exec_driver_sql(sql(conn, text), (issue_id, node_id, node_id, seq, limit))]
+
+
+def page_of_node(
+    conn: Connection, node_id: str, *, issue_id: str, before_seq: int | None, limit: int, open_only: bool
+) -> list[FullRow]:
+    """Commands of a node, newest first; of one issue when `issue_id` is not empty."""
+    text = (
+        f"SELECT {_FULL} FROM commands c WHERE c.node_id = ? AND c.seq < ? AND (? = '' OR c.issue_id = ?)"
+        f"{_only_open(open_only)} ORDER BY c.seq DESC LIMIT ?"
+    )
+    fields = (node_id, _MAX_SEQ if before_seq is None else before_seq, issue_id, issue_id, limit)
+    return [FullRow(*row) for row in conn.exec_driver_sql(sql(conn, text), fields)]
+
+
+def issue_before(conn: Connection, before: tuple[int, str] | None) -> tuple[int, str] | None:
+    """(issued_at_ms, issue_id) of the newest issue before another that holds commands."""
+    at_ms, issue_id = before or (_MAX_SEQ, "")
+    text = (
+        "SELECT issued_at_ms, issue_id FROM command_issues WHERE issued_count > 0 AND issued_at_ms <= ?"
+        " AND (issued_at_ms < ? OR issue_id < ?) ORDER BY issued_at_ms DESC, issue_id DESC LIMIT 1"
+    )
+    row = conn.exec_driver_sql(sql(conn, text), (at_ms, at_ms, issue_id)).first()
+    return None if row is None else (row[0], row[1])
+
+
+def open_issues(conn: Connection) -> list[tuple[int, str]]:
+    """(issued_at_ms, issue_id) of issues that hold open commands, newest first."""
+    text = (
+        "SELECT issued_at_ms, issue_id FROM command_issues"
+        " WHERE issue_id IN (SELECT issue_id FROM commands WHERE state < 5) ORDER BY issued_at_ms DESC, issue_id DESC"
+    )
+    return [(row[0], row[1]) for row in conn.exec_driver_sql(text)]
+
+
+def open_keys(conn: Connection, issue_id: str) -> list[Key]:
+    """Commands of an issue that have not ended."""
+    text = "SELECT node_id, seq FROM commands WHERE issue_id = ? AND state < 5"
+    return [(row[0], row[1]) for row in conn.exec_driver_sql(sql(conn, text), (issue_id,))]
+
+
+def _only_open(open_only: bool) -> str:
+    return " AND c.state < 5" if open_only else ""

@@ -1,0 +1,290 @@
+"""Issue: an operator's request becomes commands, each with its node's next seq, in one transaction.
+
+Everything is decided inside the transaction (who the targets are, what they may be given, which seq is next), so a node
+that is suspended or renamed at the same moment is seen either before or after, never half.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import admin_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.commands import rules, store
+from fleet_server.commands.authority import Authorities, Authority, encode_specs, read_authority
+from fleet_server.commands.changes import Announcer
+from fleet_server.commands.names import NodeNames
+from fleet_server.commands.ports import Rooms
+from fleet_server.commands.rules import Order
+from fleet_server.commands.schemas import ActionSchemas, Objection
+from fleet_server.commands.store import Connection, IdempotencyKeyTakenError, IssueRow, NewRow, SeqTakenError
+from fleet_server.database.writer import Transaction
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.rules import refuse_inactive
+
+_COMMAND_ID_BYTES = 16
+_AUDITED_NODES = 2000
+_MAX_ATTEMPTS = 3
+
+Refused = list[tuple[NodeRecord, Objection]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Issue:
+    """What one attempt puts into the database."""
+
+    authority: Authority
+    row: IssueRow
+    targets: Sequence[NodeRecord]
+    refused: Refused
+
+
+class Issuing:
+    """Use case `issue`.
+
+    Args:
+        cluster_id: the cluster whose nodes are commanded; under every MAC.
+        max_open_per_node: open commands that a node may have before further ones are refused.
+    """
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        authorities: Authorities,
+        announcer: Announcer,
+        names: NodeNames,
+        *,
+        cluster_id: str,
+        max_open_per_node: int,
+    ) -> None:
+        self._rooms = rooms
+        self._authorities = authorities
+        self._announcer = announcer
+        self._names = names
+        self._cluster_id = cluster_id
+        self._max_open_per_node = max_open_per_node
+        self._schemas = ActionSchemas()
+
+    async def issue(self, actor: str, request: admin_pb2.IssueCommandsRequest) -> admin_pb2.IssueCommandsResponse:
+        """Issue every spec to every target. See `CommandService.issue`."""
+        order = rules.check_request(request)
+        repair = False
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                answer = await self._rooms.database.write(partial(self._issue, actor, order, repair))
+            except IdempotencyKeyTakenError:
+                continue  # its holder has committed: the next attempt answers what it did
+            except SeqTakenError:
+                repair = True
+                continue
+            if isinstance(answer, Refusal):
+                raise answer
+            return answer
+        raise Refusal(
+            Reason.CONFLICT, "rows that the server did not write stand where the next commands belong: check the audit"
+        )
+
+    def _issue(
+        self, actor: str, order: Order, repair: bool, tx: Transaction
+    ) -> admin_pb2.IssueCommandsResponse | Refusal:
+        # A refusal is returned, not raised: raising would roll back every other job of the group.
+        conn = tx.conn
+        if order.idempotency_key is not None:
+            earlier = store.find_issue(conn, actor, order.idempotency_key)
+            if earlier is not None:
+                return self._repeat(conn, earlier, order)
+        try:
+            targets = self._rooms.nodes.resolve(conn, order.patterns)
+        except Refusal as refusal:
+            return refusal
+        if not targets:
+            return Refusal(
+                Reason.NO_TARGETS,
+                f"the command is to nobody: no node matches {', '.join(order.patterns[:5])}; see `fleetctl nodes list`",
+            )
+        accepted, refused = self._sort(conn, targets, order)
+        too_many = rules.check_volume(len(order.specs), len(accepted))
+        if too_many is not None:
+            return too_many
+        issue = self._draw_up(actor, order, accepted, refused)
+        first_seqs = self._take_seqs(tx, issue, repair=repair)
+        rows = self._rows(issue, first_seqs)
+        store.insert_issue(conn, issue.row)
+        if rows:
+            store.insert_commands(conn, rows)
+        self._audit(tx, issue, first_seqs)
+        self._authorities.put(issue.authority)
+        self._announcer.announce_issued(tx, issue.row.issue_id, first_seqs, len(order.specs))
+        return _answer(issue, rows, order)
+
+    def _sort(self, conn: Connection, targets: Sequence[NodeRecord], order: Order) -> tuple[list[NodeRecord], Refused]:
+        actions = self._rooms.nodes.action_schemas(conn, [node.node_id for node in targets])
+        judged: dict[bytes, Objection | None] = {}
+        accepted: list[NodeRecord] = []
+        refused: Refused = []
+        for node in targets:
+            objection = self._object_to_node(node, len(order.specs))
+            if objection is None:
+                digest = actions.of_node.get(node.node_id, b"")
+                if digest not in judged:
+                    drivers = actions.sets.get(digest)
+                    judged[digest] = _NEVER_SEEN if drivers is None else self._schemas.object_to(drivers, order.specs)
+                objection = judged[digest]
+            if objection is None:
+                accepted.append(node)
+            else:
+                refused.append((node, objection))
+        return accepted, refused
+
+    def _object_to_node(self, node: NodeRecord, specs: int) -> Objection | None:
+        inactive = refuse_inactive(node)
+        if inactive is not None:
+            return Objection(inactive.reason, inactive.detail)
+        waiting = self._announcer.open_count(node.node_id)
+        if waiting + specs > self._max_open_per_node:
+            return Objection(
+                Reason.QUEUE_FULL,
+                f"{waiting} commands of this node have not ended; at most {self._max_open_per_node} may be open: "
+                "wait for results, or cancel some",
+            )
+        return None
+
+    def _draw_up(self, actor: str, order: Order, targets: Sequence[NodeRecord], refused: Refused) -> _Issue:
+        now_ms = self._rooms.clock.now_ms()
+        row = IssueRow(
+            issue_id=secrets.token_hex(16),
+            cluster_id=self._cluster_id,
+            actor=actor,
+            idempotency_key=order.idempotency_key,
+            request_sha256=order.body_sha256,
+            specs=encode_specs(order.specs),
+            refused=admin_pb2.IssueCommandsResponse(refused=_refused_targets(refused)).SerializeToString(),
+            issued_count=len(targets) * len(order.specs),
+            issued_at_ms=now_ms,
+            not_after_ms=now_ms + order.ttl_ms,
+        )
+        return _Issue(read_authority(row), row, targets, refused)
+
+    def _take_seqs(self, tx: Transaction, issue: _Issue, *, repair: bool) -> dict[str, int]:
+        if not issue.targets:
+            return {}
+        per_node = len(issue.authority.specs)
+        counts = {node.node_id: per_node for node in issue.targets}
+        first_seqs = dict(self._rooms.nodes.take_seqs(tx.conn, counts))
+        if repair:
+            for node_id, first in first_seqs.items():
+                first_seqs[node_id] = self._clear_way(tx, node_id, first)
+        return first_seqs
+
+    def _clear_way(self, tx: Transaction, node_id: str, first: int) -> int:
+        """Make room where rows stand in the way of new seqs; the first seq to use.
+
+        A forged row is taken out, into the audit. A true one means that the node's counter was set back: it moves past.
+        """
+        standing = store.rows_from(tx.conn, node_id, first)
+        authorities = self._authorities.load(tx.conn, [row.issue_id for row in standing])
+        forged = [row for row in standing if not self._authorities.intact(authorities.get(row.issue_id), row)]
+        self._announcer.audit_forged(tx, forged)
+        for row in forged:
+            store.delete_command(tx.conn, (row.node_id, row.seq))
+        true_seqs = [row.seq for row in standing if row not in forged]
+        if not true_seqs:
+            return first
+        skip = max(true_seqs) + 1 - first
+        self._rooms.nodes.take_seqs(tx.conn, {node_id: skip})
+        return first + skip
+
+    def _rows(self, issue: _Issue, first_seqs: dict[str, int]) -> list[NewRow]:
+        authority, not_after_ms, issue_id = issue.authority, issue.row.not_after_ms, issue.row.issue_id
+        count = len(authority.specs)
+        random = os.urandom(_COMMAND_ID_BYTES * count * len(issue.targets))
+        ids = (random[start : start + _COMMAND_ID_BYTES] for start in range(0, len(random), _COMMAND_ID_BYTES))
+        seal = self._authorities.seal
+        rows: list[NewRow] = []
+        for node in issue.targets:
+            node_id = node.node_id
+            for spec_no, seq in enumerate(range(first_seqs[node_id], first_seqs[node_id] + count)):
+                command_id = next(ids)
+                mac = seal(authority, command_id, node_id, seq, spec_no, not_after_ms)
+                rows.append(NewRow(node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac))
+        return rows
+
+    def _audit(self, tx: Transaction, issue: _Issue, first_seqs: dict[str, int]) -> None:
+        actions: dict[str, int] = {}
+        for action, _ in issue.authority.specs:
+            actions[action] = actions.get(action, 0) + 1
+        seqs = list(first_seqs.items())
+        count = len(issue.authority.specs)
+        # One row for each batch of nodes: a single row may hold only so much.
+        for start in range(0, max(len(seqs), 1), _AUDITED_NODES):
+            self._rooms.audit.append(
+                tx,
+                AuditKind.COMMAND_ISSUED if seqs else AuditKind.COMMAND_REFUSED,
+                actor=issue.row.actor,
+                subject=issue.row.issue_id,
+                detail={
+                    "actions": dict(actions),
+                    "authority_sha256": issue.authority.digest.hex(),
+                    "not_after_ms": issue.row.not_after_ms,
+                    "seqs": {node_id: [first, first + count - 1] for node_id, first in seqs[start:][:_AUDITED_NODES]},
+                    "refused": {node.node_id: str(why.reason) for node, why in issue.refused[start:][:_AUDITED_NODES]},
+                },
+            )
+
+    def _repeat(self, conn: Connection, earlier: IssueRow, order: Order) -> admin_pb2.IssueCommandsResponse | Refusal:
+        if earlier.request_sha256 != order.body_sha256:
+            return Refusal(
+                Reason.IDEMPOTENCY_CONFLICT,
+                "this idempotency key was used for another request: nothing was issued. Use a new key, or repeat the "
+                "request exactly as it was",
+                metadata={"issue_id": earlier.issue_id},
+            )
+        answer = admin_pb2.IssueCommandsResponse.FromString(earlier.refused)
+        answer.issue_id = earlier.issue_id
+        answer.issued_count = earlier.issued_count
+        answer.repeated_request = True
+        if not order.summary_only:
+            keys = store.keys_of_issue(conn, earlier.issue_id)
+            names = self._names.of(conn, {node_id for node_id, _, _ in keys})
+            answer.issued.extend(
+                admin_pb2.IssuedCommand(
+                    command_id=command_id, node_id=node_id, node_name=names.get(node_id, ""), monotonic_seq=seq
+                )
+                for node_id, seq, command_id in keys
+            )
+        return answer
+
+
+_NEVER_SEEN = Objection(Reason.UNKNOWN_ACTION, "the node never connected, so what it can do is not known yet")
+
+
+def _refused_targets(refused: Refused) -> list[admin_pb2.RefusedTarget]:
+    return [
+        admin_pb2.RefusedTarget(
+            node_id=node.node_id, node_name=node.name, reason=objection.reason, detail=objection.detail
+        )
+        for node, objection in refused
+    ]
+
+
+def _answer(issue: _Issue, rows: Sequence[NewRow], order: Order) -> admin_pb2.IssueCommandsResponse:
+    answer = admin_pb2.IssueCommandsResponse(
+        issue_id=issue.row.issue_id, issued_count=len(rows), refused=_refused_targets(issue.refused)
+    )
+    if not order.summary_only:
+        names = {node.node_id: node.name for node in issue.targets}
+        answer.issued.extend(
+            admin_pb2.IssuedCommand(
+                command_id=row.command_id,
+                node_id=row.node_id,
+                node_name=names[row.node_id],
+                monotonic_seq=row.seq,
+            )
+            for row in rows
+        )
+    return answer

@@ -1,0 +1,63 @@
+"""What this room needs of others, and nothing more. `fleet_server.app` hands the real things in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fleet.clock import Clock
+from fleet_server.audit.service import AuditService
+from fleet_server.commands.store import Connection
+from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.nodes.record import NodeActions, NodeRecord
+from fleet_server.observability.metrics import CommandMetrics
+
+
+class NodesPort(Protocol):
+    """The nodes room, inside a transaction of this one."""
+
+    def resolve(self, conn: Connection, patterns: Sequence[str]) -> Sequence[NodeRecord]:
+        """Nodes that the patterns mean; Refusal INVALID_ARGUMENT for a pattern that is none."""
+        ...
+
+    def action_schemas(self, conn: Connection, node_ids: Sequence[str]) -> NodeActions:
+        """Which of these nodes offer what."""
+        ...
+
+    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> Mapping[str, int]:
+        """Raise each node's counter by its count; the first seq of each."""
+        ...
+
+    def load(self, conn: Connection, node_id: str) -> NodeRecord | None:
+        """One node, its row's MAC checked."""
+        ...
+
+    async def get(self, ref: str) -> NodeRecord:
+        """One node by id or name; Refusal NOT_FOUND."""
+        ...
+
+
+class RowSeal(Protocol):
+    """MACs of this room's rows (fleet_server.trust)."""
+
+    def compute(self, *fields: bytes | str | int) -> bytes:
+        """MAC over the fields."""
+        ...
+
+    def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
+        """Whether the MAC belongs to the fields; constant time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """Everything that the use cases of this room stand on."""
+
+    database: Database
+    clock: Clock
+    wakeup: Wakeup
+    audit: AuditService
+    nodes: NodesPort
+    metrics: CommandMetrics

@@ -1,0 +1,267 @@
+"""Show commands: one, pages of them, and a stream of those that change."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import admin_pb2, command_pb2
+from fleet_server.commands import history, rules, store
+from fleet_server.commands.authority import Authorities
+from fleet_server.commands.changes import Announcer
+from fleet_server.commands.feed import Subscription
+from fleet_server.commands.history import FullRow
+from fleet_server.commands.names import NodeNames
+from fleet_server.commands.ports import Rooms
+from fleet_server.commands.store import Connection, Key
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+_WATCH_PAGE = 1000
+_WATCH_BYTES = 1024 * 1024
+_MAX_TOKEN_CHARS = 512
+
+
+class Queries:
+    """Reads; nothing here writes."""
+
+    def __init__(self, rooms: Rooms, authorities: Authorities, announcer: Announcer, names: NodeNames) -> None:
+        self._rooms = rooms
+        self._authorities = authorities
+        self._feed = announcer.feed
+        self._names = names
+
+    async def get(self, command_id: bytes) -> admin_pb2.CommandView:
+        """See `CommandService.get`."""
+        views = await self._rooms.database.read(lambda conn: self._one(conn, command_id))
+        if not views:
+            raise Refusal(
+                Reason.NOT_FOUND, f"there is no command {command_id[:16].hex()}: see `fleetctl commands list`"
+            )
+        return views[0]
+
+    async def list_page(self, request: admin_pb2.ListCommandsRequest) -> admin_pb2.ListCommandsResponse:
+        """See `CommandService.list_page`."""
+        size = min(request.page.size or DEFAULT_PAGE, MAX_PAGE)
+        node_id = (await self._rooms.nodes.get(request.node)).node_id if request.node else ""
+        after = _read_token(request.page.token)
+
+        def query(conn: Connection) -> admin_pb2.ListCommandsResponse:
+            if node_id:
+                rows, token = _page_of_node(conn, node_id, request, after, size)
+            else:
+                rows, token = _page_by_issue(conn, request, after, size)
+            return admin_pb2.ListCommandsResponse(
+                commands=self._views(conn, rows, brief=False), next_page_token=_write_token(token)
+            )
+
+        return await self._rooms.database.read(query)
+
+    async def by_keys(self, keys: Sequence[Key], *, brief: bool) -> list[admin_pb2.CommandView]:
+        """Commands by (node_id, seq)."""
+        return await self._rooms.database.read(
+            lambda conn: self._views(conn, history.full_by_keys(conn, keys, brief=brief), brief=brief)
+        )
+
+    async def watch(self, request: admin_pb2.WatchCommandsRequest) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
+        """See `CommandService.watch`."""
+        subscription = self._feed.subscribe(request.issue_id)  # before the first read: no change falls in between
+        try:
+            open_keys: set[Key] = set()
+            if request.issue_id:
+                async for answer in self._snapshot(request, open_keys):
+                    yield answer
+            while not (request.issue_id and request.until_final and not open_keys):
+                await subscription.wait_changed()
+                async for answer in self._changed(request, subscription, open_keys):
+                    yield answer
+        finally:
+            self._feed.unsubscribe(subscription)
+
+    async def _changed(
+        self, request: admin_pb2.WatchCommandsRequest, subscription: Subscription, open_keys: set[Key]
+    ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
+        keys, overrun = subscription.take()
+        if overrun and request.issue_id:
+            async for answer in self._snapshot(request, open_keys):
+                yield answer
+            return
+        for start in range(0, len(keys), _WATCH_PAGE):
+            views = await self.by_keys(keys[start : start + _WATCH_PAGE], brief=request.brief)
+            for answer in _answers(request, views, open_keys):
+                yield answer
+
+    async def _snapshot(
+        self, request: admin_pb2.WatchCommandsRequest, open_keys: set[Key]
+    ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
+        if not await self._rooms.database.read(lambda conn: store.issue_exists(conn, request.issue_id)):
+            raise Refusal(
+                Reason.NOT_FOUND, f"there is no issue {request.issue_id[:64]!r}: see `fleetctl commands list`"
+            )
+        open_keys.clear()
+        # So that `open` is right in the first answer already, whatever page it is.
+        open_keys.update(await self._rooms.database.read(lambda conn: history.open_keys(conn, request.issue_id)))
+        after: Key = ("", 0)
+        while True:
+            views = await self._rooms.database.read(partial(self._watch_page, request, after))
+            for answer in _answers(request, views, open_keys):
+                yield answer
+            if len(views) < _WATCH_PAGE:
+                break
+            after = (views[-1].node_id, views[-1].monotonic_seq)
+
+    def _watch_page(
+        self, request: admin_pb2.WatchCommandsRequest, after: Key, conn: Connection
+    ) -> list[admin_pb2.CommandView]:
+        rows = history.page_of_issue(conn, request.issue_id, after=after, limit=_WATCH_PAGE, brief=request.brief)
+        return self._views(conn, rows, brief=request.brief)
+
+    def _one(self, conn: Connection, command_id: bytes) -> list[admin_pb2.CommandView]:
+        row = history.full_by_id(conn, command_id)
+        return [] if row is None else self._views(conn, [row], brief=False)
+
+    def _views(self, conn: Connection, rows: Sequence[FullRow], *, brief: bool) -> list[admin_pb2.CommandView]:
+        authorities = self._authorities.load(conn, [row.issue_id for row in rows])
+        names = self._names.of(conn, {row.node_id for row in rows})
+        views = []
+        for row in rows:
+            view = _view(row, names.get(row.node_id, ""))
+            authority = authorities.get(row.issue_id)
+            if authority is not None and 0 <= row.spec_no < len(authority.specs):
+                view.actor = authority.actor
+                view.issued_at_ms = authority.issued_at_ms
+                view.action, arguments = authority.specs[row.spec_no]
+                if not brief:
+                    view.arguments = arguments
+            views.append(view)
+        return views
+
+
+def _view(row: FullRow, node_name: str) -> admin_pb2.CommandView:
+    return admin_pb2.CommandView(
+        command_id=row.command_id,
+        issue_id=row.issue_id,
+        node_id=row.node_id,
+        node_name=node_name,
+        monotonic_seq=max(row.seq, 0),
+        state=command_pb2.CommandState.ValueType(row.state),
+        cancel_requested=bool(row.cancel_requested_by) and not rules.is_final(row.state),
+        not_after_ms=row.not_after_ms,
+        sent_at_ms=row.sent_at_ms,
+        accepted_at_ms=row.accepted_at_ms,
+        started_at_ms=row.started_at_ms,
+        finished_at_ms=row.finished_at_ms,
+        output=row.output or b"",
+        reason=row.reason,
+        error=row.error,
+        key_id=row.key_id or b"",
+        output_truncated=bool(row.output_truncated),
+    )
+
+
+def _answers(
+    request: admin_pb2.WatchCommandsRequest, views: Sequence[admin_pb2.CommandView], open_keys: set[Key]
+) -> list[admin_pb2.WatchCommandsResponse]:
+    """Answers of at most a mebibyte each, with the number of open commands as of each."""
+    answers: list[admin_pb2.WatchCommandsResponse] = []
+    batch: list[admin_pb2.CommandView] = []
+    size = 0
+    for view in views:
+        if request.issue_id:
+            key = (view.node_id, view.monotonic_seq)
+            (open_keys.discard if rules.is_final(view.state) else open_keys.add)(key)
+        added = len(view.output) + len(view.arguments) + len(view.error) + 256
+        if batch and size + added > _WATCH_BYTES:
+            answers.append(admin_pb2.WatchCommandsResponse(commands=batch))
+            batch, size = [], 0
+        batch.append(view)
+        size += added
+    if batch:
+        answers.append(admin_pb2.WatchCommandsResponse(commands=batch))
+    for answer in answers:
+        answer.open = len(open_keys)
+    return answers
+
+
+def _page_of_node(
+    conn: Connection, node_id: str, request: admin_pb2.ListCommandsRequest, after: list[int | str], size: int
+) -> tuple[list[FullRow], list[int | str]]:
+    before_seq = _int(after, 0) if after else None
+    rows = history.page_of_node(
+        conn, node_id, issue_id=request.issue_id, before_seq=before_seq, limit=size, open_only=request.open_only
+    )
+    return rows, [rows[-1].seq] if len(rows) == size else []
+
+
+def _page_by_issue(
+    conn: Connection, request: admin_pb2.ListCommandsRequest, after: list[int | str], size: int
+) -> tuple[list[FullRow], list[int | str]]:
+    """Issues newest first, the commands of each by node and seq. The token names the last row of the page."""
+    issue: tuple[int, str] | None = None
+    key: Key = ("", 0)
+    if after:
+        issue, key = (_int(after, 0), _str(after, 1)), (_str(after, 2), _int(after, 3))
+    rows: list[FullRow] = []
+    for each in _issues(conn, request, issue):
+        start = key if each == issue else ("", 0)
+        rows += history.page_of_issue(conn, each[1], after=start, limit=size - len(rows), open_only=request.open_only)
+        if len(rows) == size:
+            return rows, [*each, rows[-1].node_id, rows[-1].seq]
+    return rows, []
+
+
+def _issues(
+    conn: Connection, request: admin_pb2.ListCommandsRequest, first: tuple[int, str] | None
+) -> Iterator[tuple[int, str]]:
+    if request.issue_id:
+        yield first or (0, request.issue_id)
+        return
+    if request.open_only:
+        yield from (each for each in history.open_issues(conn) if first is None or each <= first)
+        return
+    if first is not None:
+        yield first
+    while (first := history.issue_before(conn, first)) is not None:
+        yield first
+
+
+def _write_token(parts: Sequence[int | str]) -> str:
+    if not parts:
+        return ""
+    return base64.urlsafe_b64encode(json.dumps(list(parts), separators=(",", ":")).encode()).decode()
+
+
+def _read_token(token: str) -> list[int | str]:
+    if not token:
+        return []
+    try:
+        if len(token) > _MAX_TOKEN_CHARS:
+            raise ValueError
+        parts = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except (ValueError, binascii.Error, RecursionError):
+        raise _bad_token() from None
+    if not isinstance(parts, list) or not all(isinstance(part, int | str) for part in parts):
+        raise _bad_token()
+    return parts
+
+
+def _int(parts: Sequence[int | str], index: int) -> int:
+    value = parts[index] if index < len(parts) else None
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise _bad_token()
+    return value
+
+
+def _str(parts: Sequence[int | str], index: int) -> str:
+    value = parts[index] if index < len(parts) else None
+    if not isinstance(value, str) or "\x00" in value:
+        raise _bad_token()
+    return value
+
+
+def _bad_token() -> Refusal:
+    return Refusal(Reason.INVALID_ARGUMENT, "the page token is none that this server gave out: start without one")

@@ -1,0 +1,202 @@
+"""Report: what nodes say about their commands, recorded once, whatever arrives twice, late, or over an older stream.
+
+Reports of all nodes that wait are judged and written together: one job, one read by command id, one statement for
+progress and one for results, one audit row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from fleet.v1 import command_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.commands import rules, store
+from fleet_server.commands.authority import Authorities
+from fleet_server.commands.changes import Announcer, Change, state_name
+from fleet_server.commands.gathering import Gatherer
+from fleet_server.commands.ports import Rooms
+from fleet_server.commands.rules import Standing
+from fleet_server.commands.store import Connection, Key, StandingRow
+from fleet_server.database.writer import Transaction
+
+log = structlog.get_logger(__name__)
+
+_MAX_FRAMES_PER_WRITE = 256
+_MAX_AUDITED = 4000
+_MANY_OF_A_NODE = 8
+_MAX_SEQ = 2**63 - 1
+_SHOWN_CHARS = 200
+
+Frame = tuple[str, Sequence[command_pb2.Report]]
+"""(node_id, reports of one frame in report_no order)"""
+
+
+@dataclass(slots=True)
+class _Digest:
+    """What a batch of reports comes to."""
+
+    news: dict[Key, tuple[StandingRow, Standing]] = field(default_factory=dict)
+    unmatched: list[tuple[str, command_pb2.Report]] = field(default_factory=list)
+    late: list[tuple[StandingRow, Standing]] = field(default_factory=list)
+
+
+class Reports:
+    """Use cases of a stream's reader."""
+
+    def __init__(self, rooms: Rooms, authorities: Authorities, announcer: Announcer) -> None:
+        self._rooms = rooms
+        self._authorities = authorities
+        self._announcer = announcer
+        self._gatherer: Gatherer[Frame, None] = Gatherer(self._write, max_items=_MAX_FRAMES_PER_WRITE)
+
+    async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
+        """See `CommandService.record_reports`."""
+        if reports:
+            await self._gatherer.submit((node_id, reports))
+
+    async def record_command_refused(self, node_id: str, refused: command_pb2.CommandRefused) -> None:
+        """See `CommandService.record_command_refused`."""
+        reason = rules.SEQ_CONFLICT if refused.reason == rules.SEQ_CONFLICT else rules.FORGOTTEN
+        log.error(
+            "command_refused_by_node",
+            node_id=node_id,
+            seq=refused.monotonic_seq,
+            reason=refused.reason[: rules.MAX_REASON_CHARS],
+            detail=refused.detail[:_SHOWN_CHARS],
+        )
+
+        def work(tx: Transaction) -> None:
+            self._audit_refused(tx, node_id, refused)
+            rows = [
+                row
+                for row in store.standings(tx.conn, [refused.command_id])
+                if (row.node_id, row.seq) == (node_id, refused.monotonic_seq)
+            ]
+            self._announcer.declare_unknown(tx, rows, reason, self._rooms.clock.now_ms())
+
+        await self._rooms.database.write(work)
+
+    async def record_statement_refused(self, node_id: str, refused: command_pb2.StatementRefused) -> None:
+        """See `CommandService.record_statement_refused`."""
+
+        def work(tx: Transaction) -> None:
+            self._rooms.audit.append(
+                tx,
+                AuditKind.STATEMENT_REFUSED,
+                actor=f"node:{node_id}",
+                subject=node_id,
+                detail={
+                    "statement_sha256": refused.statement_sha256[:32].hex(),
+                    "key_id": refused.key_id[:16].hex(),
+                    "reason": refused.reason[: rules.MAX_REASON_CHARS],
+                    "last_accepted_seq": refused.last_accepted_seq,
+                    "detail": refused.detail[:_SHOWN_CHARS],
+                },
+            )
+
+        await self._rooms.database.write(work)
+
+    async def _write(self, frames: Sequence[Frame]) -> Sequence[None]:
+        await self._rooms.database.write(lambda tx: self._record(tx, frames))
+        return [None] * len(frames)
+
+    def _record(self, tx: Transaction, frames: Sequence[Frame]) -> None:
+        now_ms = self._rooms.clock.now_ms()
+        digest = self._digest(tx, frames, now_ms)
+        news = digest.news.values()
+        changed = [((row.node_id, row.seq), standing) for row, standing in news]
+        store.save_progress(tx.conn, [change for change in changed if not rules.is_final(change[1].state)])
+        store.save_results(tx.conn, [change for change in changed if rules.is_final(change[1].state)])
+        self._audit(tx, digest)
+        changes = [
+            Change((row.node_id, row.seq), row.issue_id, row.standing.state, standing.state) for row, standing in news
+        ]
+        self._announcer.announce(tx, changes)
+        tx.after_commit(lambda: self._observe(changes, digest, now_ms))
+
+    def _digest(self, tx: Transaction, frames: Sequence[Frame], now_ms: int) -> _Digest:
+        """Fold the reports, in their order, into one new standing for each command that they move."""
+        rows = _load(tx.conn, frames)
+        digest = _Digest()
+        for node_id, reports in frames:
+            for report in reports:
+                row = rows.get(report.command_id)
+                # All three must fit: a node speaks of its own commands only.
+                if row is None or (row.node_id, row.seq) != (node_id, report.monotonic_seq):
+                    digest.unmatched.append((node_id, report))
+                    continue
+                key = (row.node_id, row.seq)
+                standing = digest.news[key][1] if key in digest.news else row.standing
+                moved = rules.advance(standing, report, now_ms)
+                if moved is not None:
+                    digest.news[key] = (row, moved)
+        digest.late = [(row, new) for row, new in digest.news.values() if row.standing.declared]
+        return digest
+
+    def _audit(self, tx: Transaction, digest: _Digest) -> None:
+        nodes: dict[str, dict[str, list[int]]] = {}
+        for row, standing in digest.news.values():
+            nodes.setdefault(row.node_id, {}).setdefault(state_name(standing.state), []).append(row.seq)
+        detail: dict[str, JSON] = {}
+        if nodes:
+            detail["nodes"] = {node_id: {**states} for node_id, states in nodes.items()}
+        if digest.late:
+            # An outcome that was said to be unknown is known now: both stand in the audit.
+            detail["known_after_all"] = [
+                [row.node_id, row.seq, row.standing.reason, state_name(standing.state)] for row, standing in digest.late
+            ]
+        if digest.unmatched:
+            # Results of commands that this database does not know: it went back in time, or the node makes them up.
+            detail["unmatched"] = [
+                [node_id, report.monotonic_seq, report.command_id[:16].hex(), state_name(report.state)]
+                for node_id, report in digest.unmatched[:_MAX_AUDITED]
+            ]
+        if not detail:
+            return
+        actor = f"node:{next(iter(nodes))}" if len(nodes) == 1 else "nodes"
+        self._rooms.audit.append(tx, AuditKind.COMMAND_REPORTED, actor=actor, subject="commands", detail=detail)
+
+    def _audit_refused(self, tx: Transaction, node_id: str, refused: command_pb2.CommandRefused) -> None:
+        self._rooms.audit.append(
+            tx,
+            AuditKind.COMMAND_REFUSED,
+            actor=f"node:{node_id}",
+            subject=refused.command_id[:16].hex(),
+            detail={
+                "seq": refused.monotonic_seq,
+                "reason": refused.reason[: rules.MAX_REASON_CHARS],
+                "detail": refused.detail[:_SHOWN_CHARS],
+            },
+        )
+
+    def _observe(self, changes: Sequence[Change], digest: _Digest, now_ms: int) -> None:
+        metrics = self._rooms.metrics
+        for change in changes:
+            authority = self._authorities.peek(change.issue_id)
+            if authority is None:
+                continue
+            took_s = (now_ms - authority.issued_at_ms) / 1000
+            if change.was < rules.ACCEPTED:
+                metrics.issue_to_accepted.observe(took_s)
+            if rules.is_final(change.now):
+                metrics.issue_to_result.observe(took_s)
+        for node_id, report in digest.unmatched[:10]:
+            log.warning("report_matches_no_command", node_id=node_id, seq=report.monotonic_seq, state=report.state)
+
+
+def _load(conn: Connection, frames: Sequence[Frame]) -> dict[bytes, StandingRow]:
+    """Commands that the reports are about, by id. What is not the reporting node's own may be among them."""
+    rows: list[StandingRow] = []
+    few: set[bytes] = set()
+    for node_id, reports in frames:
+        if len(reports) < _MANY_OF_A_NODE:
+            few.update(report.command_id for report in reports)
+        else:
+            seqs = sorted({min(report.monotonic_seq, _MAX_SEQ) for report in reports})
+            rows += store.standings_of_node(conn, node_id, seqs)
+    rows += store.standings(conn, few)
+    return {row.command_id: row for row in rows}

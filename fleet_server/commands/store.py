@@ -1,0 +1,355 @@
+"""SQL over `command_issues` and `commands`. Hot statements go to the driver as text; both dialects read the same."""
+
+# Every part of a statement is a constant of this module; values only ever travel as parameters.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
+from fleet_server.database.engine import for_update, sql
+
+__all__ = ["Connection"]
+
+Key = tuple[str, int]
+"""(node_id, seq): primary key of a command."""
+
+MAX_KEYS = 256
+_DECLARED = ", ".join(f"'{reason}'" for reason in DECLARED_REASONS)
+_REPLACEABLE = f"(state < 5 OR (state = 10 AND reason IN ({_DECLARED})))"
+
+
+class SeqTakenError(Exception):
+    """A row stands where a new command belongs."""
+
+
+class IdempotencyKeyTakenError(Exception):
+    """Another replica used the same key at the same moment."""
+
+
+class AuthorityColumns(Protocol):
+    """Columns that the MAC covers, and the MAC."""
+
+    @property
+    def command_id(self) -> bytes: ...
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def issue_id(self) -> str: ...
+    @property
+    def spec_no(self) -> int: ...
+    @property
+    def not_after_ms(self) -> int: ...
+    @property
+    def mac(self) -> bytes: ...
+    @property
+    def cancel_requested_by(self) -> str: ...
+
+
+class IssueRow(NamedTuple):
+    """An issue; times in Unix milliseconds."""
+
+    issue_id: str
+    cluster_id: str
+    actor: str
+    idempotency_key: str | None
+    request_sha256: bytes
+    specs: bytes
+    refused: bytes
+    issued_count: int
+    issued_at_ms: int
+    not_after_ms: int
+
+
+class NewRow(NamedTuple):
+    """A command as it is inserted."""
+
+    node_id: str
+    seq: int
+    command_id: bytes
+    issue_id: str
+    spec_no: int
+    not_after_ms: int
+    mac: bytes
+
+
+class OpenRow(NamedTuple):
+    """A command's authority and state, for signing, cancelling and sweeping."""
+
+    node_id: str
+    seq: int
+    command_id: bytes
+    issue_id: str
+    spec_no: int
+    not_after_ms: int
+    mac: bytes
+    state: int
+    cancel_requested_by: str
+
+
+class StandingRow(NamedTuple):
+    """Where a command stands, for a report."""
+
+    node_id: str
+    seq: int
+    command_id: bytes
+    issue_id: str
+    standing: Standing
+
+
+_ISSUE = ", ".join(IssueRow._fields)
+_NEW = ", ".join(NewRow._fields)
+_OPEN = ", ".join(OpenRow._fields)
+_STANDING = (
+    "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason"  # no output
+)
+
+
+# -- issue -----------------------------------------------------------------------------------------
+def find_issue(conn: Connection, actor: str, idempotency_key: str) -> IssueRow | None:
+    """The issue that an operator made under this key."""
+    text = f"SELECT {_ISSUE} FROM command_issues WHERE actor = ? AND idempotency_key = ?"
+    row = conn.exec_driver_sql(sql(conn, text), (actor, idempotency_key)).first()
+    return None if row is None else IssueRow._make(row)
+
+
+def load_issues(conn: Connection, issue_ids: Sequence[str]) -> Iterator[IssueRow]:
+    """Issues by id."""
+    for chunk in padded(issue_ids):
+        text = f"SELECT {_ISSUE} FROM command_issues WHERE issue_id IN ({marks(chunk)})"
+        for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk)):
+            yield IssueRow._make(row)
+
+
+def issue_exists(conn: Connection, issue_id: str) -> bool:
+    """Whether there is such an issue."""
+    text = "SELECT 1 FROM command_issues WHERE issue_id = ?"
+    return conn.exec_driver_sql(sql(conn, text), (issue_id,)).first() is not None
+
+
+def insert_issue(conn: Connection, row: IssueRow) -> None:
+    """Add an issue.
+
+    Raises:
+        IdempotencyKeyTakenError: the transaction is of no use any more.
+    """
+    text = f"INSERT INTO command_issues ({_ISSUE}) VALUES ({marks(row)})"
+    try:
+        conn.exec_driver_sql(sql(conn, text), tuple(row))
+    except IntegrityError:
+        raise IdempotencyKeyTakenError from None
+
+
+def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
+    """Add commands, QUEUED.
+
+    Raises:
+        SeqTakenError: a seq is taken; the transaction is of no use any more.
+    """
+    text = sql(conn, f"INSERT INTO commands ({_NEW}, state) VALUES (?, ?, ?, ?, ?, ?, ?, 1)")
+    try:
+        conn.exec_driver_sql(text, list(rows))
+    except IntegrityError:
+        raise SeqTakenError from None
+
+
+def keys_of_issue(conn: Connection, issue_id: str) -> list[tuple[str, int, bytes]]:
+    """(node_id, seq, command_id) of an issue's commands, by node and seq."""
+    text = "SELECT node_id, seq, command_id FROM commands WHERE issue_id = ? ORDER BY node_id, seq"
+    return [(row[0], row[1], row[2]) for row in conn.exec_driver_sql(sql(conn, text), (issue_id,))]
+
+
+def rows_from(conn: Connection, node_id: str, seq: int) -> list[OpenRow]:
+    """Commands of a node from a seq on."""
+    text = f"SELECT {_OPEN} FROM commands WHERE node_id = ? AND seq >= ? ORDER BY seq"
+    return [OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, seq))]
+
+
+def delete_command(conn: Connection, key: Key) -> None:
+    """Remove one row."""
+    conn.exec_driver_sql(sql(conn, "DELETE FROM commands WHERE node_id = ? AND seq = ?"), key)
+
+
+# -- send ------------------------------------------------------------------------------------------
+def pending(conn: Connection, node_id: str, after_seq: int, asked_again_through: int, limit: int) -> list[OpenRow]:
+    """Commands to send, in seq order, locked: unanswered ones, and any open one up to `asked_again_through`."""
+    text = (
+        f"SELECT {_OPEN} FROM commands WHERE node_id = ? AND seq > ?"
+        f" AND (state <= 2 OR (state < 5 AND seq <= ?)) ORDER BY seq LIMIT ?{for_update(conn)}"
+    )
+    found = conn.exec_driver_sql(sql(conn, text), (node_id, after_seq, asked_again_through, limit)).fetchall()
+    return [OpenRow._make(row) for row in found]
+
+
+def mark_sent(conn: Connection, node_id: str, first: int, last: int, key_id: bytes | None, now_ms: int) -> None:
+    """Everything unanswered in this range of seqs is being signed."""
+    text = (
+        "UPDATE commands SET state = 2, key_id = ?, sent_at_ms = CASE WHEN sent_at_ms = 0 THEN ? ELSE sent_at_ms END"
+        " WHERE node_id = ? AND seq >= ? AND seq <= ? AND state <= 2"
+    )
+    conn.exec_driver_sql(sql(conn, text), (key_id, now_ms, node_id, first, last))
+
+
+def lowest_open(conn: Connection, node_id: str, through: int) -> int | None:
+    """Lowest open seq of a node up to `through`."""
+    text = "SELECT MIN(seq) FROM commands WHERE node_id = ? AND seq <= ? AND state < 5"
+    row = conn.exec_driver_sql(sql(conn, text), (node_id, through)).first()
+    return None if row is None or row[0] is None else int(row[0])
+
+
+def answered_above(conn: Connection, node_id: str, seq: int) -> list[StandingRow]:
+    """Open commands above `seq` that the node once said it had."""
+    text = f"SELECT {_STANDING} FROM commands WHERE node_id = ? AND seq > ? AND state IN (3, 4)"
+    return [_standing(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, seq))]
+
+
+def quarantine(conn: Connection, keys: Sequence[Key], error: str, now_ms: int) -> None:
+    """Mark rows whose authority does not verify."""
+    text = sql(conn, "UPDATE commands SET state = ?, finished_at_ms = ?, error = ? WHERE node_id = ? AND seq = ?")
+    conn.exec_driver_sql(text, [(QUARANTINED, now_ms, error, *key) for key in keys])
+
+
+# -- report ----------------------------------------------------------------------------------------
+def standings(conn: Connection, command_ids: Iterable[bytes]) -> list[StandingRow]:
+    """Where commands stand, locked. Outputs are left out."""
+    found: list[StandingRow] = []
+    for chunk in padded(list(command_ids)):
+        text = f"SELECT {_STANDING} FROM commands WHERE command_id IN ({marks(chunk)}){for_update(conn)}"
+        found.extend(_standing(row) for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk)).fetchall())
+    return found
+
+
+def standings_of_node(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[StandingRow]:
+    """The same by seq: cheaper where one node has many."""
+    found: list[StandingRow] = []
+    for chunk in padded(seqs):
+        text = f"SELECT {_STANDING} FROM commands WHERE node_id = ? AND seq IN ({marks(chunk)}){for_update(conn)}"
+        found.extend(_standing(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, *chunk)).fetchall())
+    return found
+
+
+def save_progress(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:
+    """Write states that are not final."""
+    if not changes:
+        return
+    text = sql(
+        conn,
+        "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?"
+        " WHERE node_id = ? AND seq = ? AND state < 5",
+    )
+    rows = [(new.state, new.accepted_at_ms, new.started_at_ms, *key) for key, new in changes]
+    conn.exec_driver_sql(text, rows)
+
+
+def save_results(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:
+    """Write final states, where none stands that may not be replaced."""
+    if not changes:
+        return
+    text = sql(
+        conn,
+        "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?, finished_at_ms = ?, output = ?,"
+        f" output_truncated = ?, reason = ?, error = ? WHERE node_id = ? AND seq = ? AND {_REPLACEABLE}",
+    )
+    rows = [
+        (
+            new.state,
+            new.accepted_at_ms,
+            new.started_at_ms,
+            new.finished_at_ms,
+            new.output,
+            int(new.output_truncated),
+            new.reason,
+            new.error,
+            *key,
+        )
+        for key, new in changes
+    ]
+    conn.exec_driver_sql(text, rows)
+
+
+# -- cancel ----------------------------------------------------------------------------------------
+def open_by_ids(conn: Connection, command_ids: Sequence[bytes]) -> list[OpenRow]:
+    """Commands by id, locked."""
+    found: list[OpenRow] = []
+    for chunk in padded(command_ids):
+        text = f"SELECT {_OPEN} FROM commands WHERE command_id IN ({marks(chunk)}){for_update(conn)}"
+        found.extend(OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk)).fetchall())
+    return found
+
+
+def open_of_issue(conn: Connection, issue_id: str) -> list[OpenRow]:
+    """Commands of an issue that have not ended, locked."""
+    text = f"SELECT {_OPEN} FROM commands WHERE issue_id = ? AND state < 5{for_update(conn)}"
+    return [OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (issue_id,)).fetchall()]
+
+
+def save_cancel_request(conn: Connection, changes: Sequence[tuple[Key, str, bytes]]) -> None:
+    """Write who asked for a cancel, empty once it is answered, with the row's new MAC."""
+    if changes:
+        text = sql(conn, "UPDATE commands SET cancel_requested_by = ?, mac = ? WHERE node_id = ? AND seq = ?")
+        conn.exec_driver_sql(text, [(actor, mac, *key) for key, actor, mac in changes])
+
+
+def asked_cancels(conn: Connection) -> list[Key]:
+    """Open commands whose cancel is not answered, of all nodes."""
+    text = "SELECT node_id, seq FROM commands WHERE state < 5 AND cancel_requested_by <> ''"
+    return [(row[0], row[1]) for row in conn.exec_driver_sql(text)]
+
+
+def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[OpenRow]:
+    """Open commands of a node among these seqs."""
+    found: list[OpenRow] = []
+    for chunk in padded(seqs):
+        text = f"SELECT {_OPEN} FROM commands WHERE node_id = ? AND seq IN ({marks(chunk)}) AND state < 5 ORDER BY seq"
+        found.extend(OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, *chunk)))
+    return found
+
+
+# -- sweep -----------------------------------------------------------------------------------------
+def unsigned_past(conn: Connection, now_ms: int, limit: int) -> list[OpenRow]:
+    """Commands that were never signed and whose time has passed, locked."""
+    text = f"SELECT {_OPEN} FROM commands WHERE state < 5 AND state = 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
+    return [OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (now_ms, limit)).fetchall()]
+
+
+def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRow]:
+    """Signed commands without a result whose time passed before `before_ms`, locked."""
+    text = (
+        f"SELECT {_STANDING} FROM commands WHERE state < 5 AND state > 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
+    )
+    return [_standing(row) for row in conn.exec_driver_sql(sql(conn, text), (before_ms, limit)).fetchall()]
+
+
+def count_open(conn: Connection) -> dict[str, int]:
+    """Open commands by node."""
+    text = "SELECT node_id, COUNT(*) FROM commands WHERE state < 5 GROUP BY node_id"
+    return {row[0]: row[1] for row in conn.exec_driver_sql(text)}
+
+
+def _standing(row: Any) -> StandingRow:
+    node_id, seq, command_id, issue_id, state, accepted, started, finished, reason = row
+    standing = Standing(state, accepted, started, finished, None, False, reason, "")
+    return StandingRow(node_id, seq, command_id, issue_id, standing)
+
+
+T = TypeVar("T")
+
+
+def padded(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Chunks whose lengths are powers of two, the last item repeated: few distinct statements, each prepared once."""
+    for start in range(0, len(items), MAX_KEYS):
+        chunk = list(items[start : start + MAX_KEYS])
+        size = 1 << (len(chunk) - 1).bit_length()
+        yield chunk + chunk[-1:] * (size - len(chunk))
+
+
+def marks(items: Sequence[object]) -> str:
+    """Placeholders for as many values."""
+    return ", ".join("?" * len(items))

@@ -1,0 +1,213 @@
+"""From frames to rows: one transaction a second for all nodes, one chunk for each stream that sent something.
+
+Mental model
+    The loop takes frames (stream.py). A flush hands everything that waits to one worker thread, which sorts out
+    replays, numbers series, keeps newest values and compresses; then one write stores it all, and the acks follow its
+    commit. One flush at a time. What was prepared is written until it is stored: while the database is away frames
+    gather behind it, bounded, and past the bound they are left to the nodes' spools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet_server.database.engine import Database
+from fleet_server.database.writer import Transaction
+from fleet_server.observability.metrics import TelemetryMetrics
+from fleet_server.telemetry import chunks, rules, store
+from fleet_server.telemetry.directory import SeriesDirectory
+from fleet_server.telemetry.series import NodeSeries, encode_labels, newest_ms
+from fleet_server.telemetry.store import ChunkRow, LatestRow, SeriesRow
+from fleet_server.telemetry.stream import Frame, Intake, TelemetryStream
+
+log = structlog.get_logger(__name__)
+
+LONGEST_CHUNK_MS = 3600 * 1000
+_SMALL_PAYLOAD_BYTES = 16 * 1024
+_LARGE_PAYLOAD_EVERY_MS = 10_000
+
+Taken = list[tuple[TelemetryStream, list[Frame]]]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Rows of one flush, and what follows once they are stored."""
+
+    series: list[SeriesRow] = field(default_factory=list)
+    chunks: list[ChunkRow] = field(default_factory=list)
+    latest: list[LatestRow] = field(default_factory=list)
+    progress: list[tuple[int, str]] = field(default_factory=list)
+    stored: list[tuple[TelemetryStream, int, int]] = field(default_factory=list)
+    unnumbered_samples: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write, only to acknowledge."""
+        return not (self.series or self.chunks or self.latest or self.progress)
+
+
+class Flusher:
+    """Stores what streams took in."""
+
+    def __init__(
+        self, *, database: Database, clock: Clock, metrics: TelemetryMetrics, intake: Intake, directory: SeriesDirectory
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._metrics = metrics
+        self._intake = intake
+        self._directory = directory
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="telemetry")
+        self._one_at_a_time = asyncio.Lock()
+        self._taken: Taken = []
+        self._prepared: Prepared | None = None
+
+    async def flush(self) -> None:
+        """Store everything that waits.
+
+        Raises:
+            Refusal: UNAVAILABLE while the database is away; everything is kept for the next flush.
+        """
+        async with self._one_at_a_time:
+            while self._prepared is not None or self._taken or self._intake.waiting:
+                await self._step()
+
+    def close(self) -> None:
+        """End the worker thread."""
+        self._worker.shutdown(wait=True)
+
+    async def _step(self) -> None:
+        if self._prepared is None:
+            self._taken = self._taken or self._intake.take()
+            nodes = await self._directory.load({stream.node_id for stream, _ in self._taken})
+            loop = asyncio.get_running_loop()
+            self._prepared = await loop.run_in_executor(self._worker, self._prepare, nodes, self._taken)
+            self._taken = []
+        prepared = self._prepared
+        try:
+            if not prepared.empty:
+                await self._database.write(lambda tx: _save(tx, prepared))
+        except Refusal as refusal:
+            if refusal.reason not in (Reason.UNAVAILABLE, Reason.OVERLOADED):
+                self._give_up(prepared)
+            raise
+        except Exception:
+            # Another replica numbered this node's series in the meantime, or the rows are of no use: keep nothing of
+            # it.
+            self._give_up(prepared)
+            log.exception("telemetry_flush_failed", streams=len(prepared.stored))
+            return
+        self._prepared = None
+        self._finish(prepared)
+
+    def _finish(self, prepared: Prepared) -> None:
+        for stream, batch_seq, held_bytes in prepared.stored:
+            stream.stored(batch_seq, held_bytes)
+        self._metrics.chunks.inc(sum(len(row.payload) for row in prepared.chunks))
+        if prepared.unnumbered_samples:
+            self._metrics.dropped.labels("series_cap").inc()
+
+    def _give_up(self, prepared: Prepared) -> None:
+        self._prepared = None
+        for stream, _, held_bytes in prepared.stored:
+            self._directory.forget(stream.node_id)
+            stream.lost(held_bytes)
+
+    def _prepare(self, nodes: dict[str, NodeSeries], taken: Taken) -> Prepared:
+        """On the worker thread: rows for what was taken."""
+        now_ms = self._clock.now_ms()
+        prepared = Prepared()
+        touched: dict[str, NodeSeries] = {}
+        for stream, frames in taken:
+            node = nodes.get(stream.node_id)
+            held_bytes = sum(len(frame.raw) for frame in frames)
+            acked = max(max(frame.batch.batch_seq, frame.batch.dropped_through) for frame in frames)
+            prepared.stored.append((stream, acked, held_bytes))
+            if node is None:
+                continue  # the node is gone; so is what it told
+            fresh = _fresh(node, frames)
+            if fresh:
+                self._add_stream(prepared, stream, node, fresh, now_ms)
+                touched[stream.node_id] = node
+        for node_id, node in touched.items():
+            _add_node(prepared, node_id, node, now_ms)
+        return prepared
+
+    def _add_stream(
+        self, prepared: Prepared, stream: TelemetryStream, node: NodeSeries, frames: Sequence[Frame], now_ms: int
+    ) -> None:
+        known = stream.dictionary[len(stream.numbers) :]
+        stream.numbers.extend(node.number(series) for series in known)
+        for frame in frames:
+            prepared.unnumbered_samples += node.note(frame.batch, stream.numbers, now_ms)
+        for group in _groups(frames):
+            prepared.chunks.append(_chunk(stream, group, now_ms))
+
+
+def _fresh(node: NodeSeries, frames: Iterable[Frame]) -> list[Frame]:
+    """Frames that are not stored yet; the node's progress moves on."""
+    fresh: list[Frame] = []
+    for frame in frames:
+        newest = newest_ms(frame.batch)
+        if rules.is_replay(frame.batch.batch_seq, newest, node.last_batch_seq, node.newest_ms):
+            continue
+        node.last_batch_seq = frame.batch.batch_seq
+        node.newest_ms = max(node.newest_ms, newest)
+        if frame.batch.values:
+            fresh.append(frame)
+    return fresh
+
+
+def _groups(frames: Sequence[Frame]) -> Iterable[list[Frame]]:
+    """Runs of frames that lie close in time, so that a chunk is found by its time: a spool's backlog may span days."""
+    group: list[Frame] = []
+    start_ms = end_ms = 0
+    for frame in frames:
+        base, newest = frame.batch.base_time_ms, newest_ms(frame.batch)
+        if group and max(end_ms, newest) - min(start_ms, base) > LONGEST_CHUNK_MS:
+            yield group
+            group = []
+        start_ms, end_ms = (min(start_ms, base), max(end_ms, newest)) if group else (base, newest)
+        group.append(frame)
+    if group:
+        yield group
+
+
+def _chunk(stream: TelemetryStream, frames: Sequence[Frame], now_ms: int) -> ChunkRow:
+    # No later than now, whatever a node's clock says: retention goes by these times.
+    end_ms = min(max(newest_ms(frame.batch) for frame in frames), now_ms)
+    start_ms = min(end_ms, *(frame.batch.base_time_ms for frame in frames))
+    return ChunkRow(
+        node_id=stream.node_id,
+        start_ms=max(start_ms, end_ms - LONGEST_CHUNK_MS),
+        end_ms=end_ms,
+        samples=sum(len(frame.batch.values) for frame in frames),
+        payload=chunks.pack(stream.numbers, [frame.raw for frame in frames]),
+    )
+
+
+def _add_node(prepared: Prepared, node_id: str, node: NodeSeries, now_ms: int) -> None:
+    for number, series in node.unsaved():
+        prepared.series.append(SeriesRow(node_id, number, series.name, encode_labels(series), series.kind, series.unit))
+        node.saved_count = number + 1
+    payload = node.payload()
+    due = now_ms - node.saved_at_ms >= _LARGE_PAYLOAD_EVERY_MS
+    if due or len(payload) <= _SMALL_PAYLOAD_BYTES:
+        prepared.latest.append(LatestRow(node_id, node.last_batch_seq, payload))
+        node.saved_at_ms = now_ms
+    else:
+        prepared.progress.append((node.last_batch_seq, node_id))
+
+
+def _save(tx: Transaction, prepared: Prepared) -> None:
+    store.insert_series(tx.conn, prepared.series)
+    store.insert_chunks(tx.conn, prepared.chunks)
+    store.save_latest(tx.conn, prepared.latest)
+    store.save_progress(tx.conn, prepared.progress)
