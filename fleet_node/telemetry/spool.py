@@ -79,6 +79,7 @@ class Spool:
         self._connection = self._open(path)
         self.catalog: dict[int, Series] = {}
         self._numbers: dict[Series, int] = {}
+        self._last_number = 0
         self._load_catalog()
         execute = self._connection.execute
         last, through, total = execute("SELECT last_batch_seq, dropped_through, dropped_total FROM counters").fetchone()
@@ -220,7 +221,7 @@ class Spool:
     def _number(self, series: Series, new: list[tuple[int, Series]]) -> int:
         number = self._numbers.get(series)
         if number is None:
-            number = max(self.catalog, default=0) + 1 if not new else new[-1][0] + 1
+            number = self._last_number = self._last_number + 1  # never used twice: streams remember it
             self._numbers[series] = number
             self.catalog[number] = series
             new.append((number, series))
@@ -274,6 +275,7 @@ class Spool:
             series = Series(name, tuple((key, value) for key, value in json.loads(labels)), kind, unit)
             self.catalog[number] = series
             self._numbers[series] = number
+        self._last_number = max(self.catalog, default=0)
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):

@@ -1,0 +1,179 @@
+"""From samples to a stream and back: order, replay, acknowledgements, drops."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from fleet.metrics import Registry
+from fleet.v1 import telemetry_pb2
+from fleet_node.drivers.api import Sample
+from fleet_node.observability.metrics import TelemetryMetrics
+from fleet_node.telemetry.collector import Collector, OwnProcess
+from fleet_node.telemetry.service import MAX_UNACKNOWLEDGED, TelemetryService
+from fleet_node.telemetry.spool import Spool
+from tests.fakes.clock import MockClock
+from tests.unit.fleet_node.commands.node import RecordingUplink
+
+
+class TelemetryNode:
+    def __init__(self, folder: Path, clock: MockClock, max_bytes: int = 1 << 20) -> None:
+        self.clock = clock
+        self.spool = Spool(folder / "spool.db", max_bytes=max_bytes, now_ms=clock.now_ms())
+        self.metrics = TelemetryMetrics(Registry())
+        self.service = TelemetryService(spool=self.spool, clock=clock, metrics=self.metrics)
+
+    def open_stream(self, max_batch_bytes: int = 65536) -> None:
+        self.uplink = RecordingUplink()
+        self.stream = self.service.opened(max_batch_bytes, self.uplink)
+
+    async def put(self, value: float) -> None:
+        await self.service.put([Sample("s", (), "gauge", "1", value)], self.clock.now_ms())
+
+    async def take(self, count: int) -> list[telemetry_pb2.TelemetryBatch]:
+        taken: list[telemetry_pb2.TelemetryBatch] = []
+        while len(taken) < count:
+            if (data := self.stream.next_batch()) is None:
+                await self.uplink.wait_news()
+            else:
+                taken.append(telemetry_pb2.TelemetryBatch.FromString(data))
+        return taken
+
+
+def values(batches: list[telemetry_pb2.TelemetryBatch]) -> list[float]:
+    return [value for batch in batches for value in batch.values]
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path, clock: MockClock) -> AsyncIterator[TelemetryNode]:
+    node = TelemetryNode(tmp_path, clock)
+    yield node
+    await node.service.close()
+
+
+async def test_what_was_collected_offline_is_replayed_in_order_and_news_follow(node: TelemetryNode) -> None:
+    for number in range(3):
+        await node.put(number)
+
+    node.open_stream()
+    batches = await node.take(3)
+    await node.put(3)
+    batches += await node.take(1)
+
+    assert values(batches) == [0, 1, 2, 3]
+    assert [len(batch.definitions) for batch in batches] == [1, 0, 0, 0]
+    assert batches[-1].batch_seq == node.service.last_batch_seq
+
+
+async def test_each_stream_starts_at_the_first_that_is_not_acknowledged_and_defines_anew(node: TelemetryNode) -> None:
+    node.open_stream()
+    for number in range(4):
+        await node.put(number)
+    batches = await node.take(4)
+    node.service.acked(batches[1].batch_seq)
+
+    older = node.stream
+    node.open_stream()
+    again = await node.take(2)
+
+    assert values(again) == [2, 3]
+    assert len(again[0].definitions) == 1
+    assert older.next_batch() is None
+
+
+async def test_acknowledged_batches_leave_the_disk(node: TelemetryNode, tmp_path: Path) -> None:
+    node.open_stream()
+    for number in range(4):
+        await node.put(number)
+    batches = await node.take(4)
+
+    node.service.acked(batches[2].batch_seq)
+    node.service.acked(10**18)
+    await node.service.close()
+
+    reopened = Spool(tmp_path / "spool.db", max_bytes=1 << 20, now_ms=0)
+    assert reopened.counters.batches == 0
+    assert reopened.counters.last_batch_seq == batches[3].batch_seq
+
+
+async def test_a_stream_has_no_more_out_than_the_limit(node: TelemetryNode) -> None:
+    for number in range(MAX_UNACKNOWLEDGED + 5):
+        await node.put(number)
+    node.open_stream()
+
+    batches = await node.take(MAX_UNACKNOWLEDGED)
+    assert node.stream.next_batch() is None
+    node.service.acked(batches[9].batch_seq)
+
+    assert values(await node.take(5)) == [float(MAX_UNACKNOWLEDGED + n) for n in range(5)]
+
+
+async def test_drops_are_told_to_the_server(tmp_path: Path, clock: MockClock) -> None:
+    node = TelemetryNode(tmp_path, clock, max_bytes=300)
+    for number in range(30):
+        await node.put(number)
+    node.open_stream()
+
+    (first,) = await node.take(1)
+
+    assert first.dropped_through == first.batch_seq - 1
+    assert first.dropped_total == 30 - node.spool.counters.batches
+    assert node.metrics.spool_dropped.value == first.dropped_total
+    await node.service.close()
+
+
+async def test_a_full_disk_drops_and_counts_and_heals(node: TelemetryNode) -> None:
+    node.spool._connection.execute("PRAGMA query_only = ON")
+    await node.put(1)
+    await node.put(2)
+    assert node.metrics.spool_dropped.value == 2
+
+    node.spool._connection.execute("PRAGMA query_only = OFF")
+    await node.put(3)
+    node.open_stream()
+
+    (batch,) = await node.take(1)
+    assert (list(batch.values), batch.dropped_total) == ([3], 2)
+
+
+async def test_an_idle_stream_rests(node: TelemetryNode) -> None:
+    node.open_stream()
+    await node.uplink.wait_news()
+    assert node.stream.next_batch() is None
+    await asyncio.gather(*node.service._tasks)
+
+    assert node.stream.next_batch() is None
+    assert not node.service._tasks
+    assert not node.uplink.woken.is_set()
+
+
+async def test_the_collector_keeps_the_beat_and_skips_what_it_missed(clock: MockClock) -> None:
+    taken: list[int] = []
+    done = asyncio.Event()
+
+    async def sink(samples: object, at_ms: int) -> None:
+        taken.append(at_ms - start_ms)
+        if len(taken) == 2:
+            await clock.sleep(25)
+        done.set()
+
+    start_ms = clock.now_ms()
+    collector = Collector(sources=[lambda: [Sample("s", (), "gauge", "1", 1)]], sink=sink, clock=clock, interval_s=10)
+    task = asyncio.ensure_future(collector.run())
+    for step_s in (10, 25, 5, 10):
+        await clock.wait_sleepers(1)
+        await clock.advance(step_s)
+    await clock.wait_sleepers(1)
+    task.cancel()
+
+    assert taken == [0, 10_000, 40_000, 50_000]
+
+
+def test_the_node_can_measure_itself() -> None:
+    names = {sample.name: sample.value for sample in OwnProcess()()}
+
+    assert names["node.process.memory.rss"] > 1_000_000
+    assert set(names) == {
+        "node.process.cpu", "node.process.memory.rss", "node.process.open_files", "node.process.threads",
+    }  # fmt: skip
