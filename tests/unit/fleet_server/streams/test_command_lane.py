@@ -1,0 +1,191 @@
+"""The command lane of a stream: windows, chaining of prev_seq, resending after a refusal."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from fleet.envelope import Domain, Signer
+from fleet.metrics import Registry
+from fleet.v1 import command_pb2, gateway_pb2
+from fleet_server.observability.metrics import CommandMetrics
+from fleet_server.streams import rules
+from fleet_server.streams.command_lane import CommandLane
+from tests.fakes.clock import MockClock
+
+
+@dataclass
+class Pending:
+    """A pending command as the commands room hands it out."""
+
+    seq: int
+    arguments: bytes = b"{}"
+    actor: str = "ada"
+    issued_at_ms: int = 0
+    not_after_ms: int = 1
+    action: str = "a.b"
+
+    @property
+    def command_id(self) -> bytes:
+        return self.seq.to_bytes(16, "big")
+
+
+@dataclass
+class Room:
+    """A commands room that holds a queue."""
+
+    queue: list[Pending] = field(default_factory=list)
+    start: int = 0
+    claims: list[tuple[int, int]] = field(default_factory=list)
+
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+        return self.start
+
+    async def claim_pending(
+        self, node_id: str, epoch: int, *, after_seq: int, limit: int, **_: object
+    ) -> list[Pending]:
+        self.claims.append((after_seq, limit))
+        return [command for command in self.queue if command.seq > after_seq][:limit]
+
+    async def pending_cancels(self, node_id: str, epoch: int) -> list[object]:
+        return []
+
+
+@dataclass
+class Bench:
+    """A lane with everything around it faked but trust's signature."""
+
+    lane: CommandLane
+    room: Room
+    sent: list[command_pb2.CommandStatement]
+    frames: list[gateway_pb2.ServerControl]
+    clock: MockClock
+
+    async def settle(self) -> None:
+        for _ in range(30):
+            await asyncio.sleep(0)
+
+    def refuse(self, index: int, reason: str, last_accepted: int) -> None:
+        digest = hashlib.sha256(self.frames[index].commands.signed.statement).digest()
+        self.lane.statement_refused(
+            command_pb2.StatementRefused(statement_sha256=digest, reason=reason, last_accepted_seq=last_accepted)
+        )
+
+
+def _bench(clock: MockClock, seqs: Sequence[int], *, max_in_flight: int = 64, start: int = 0) -> Bench:
+    signer = Signer.generate()
+    trust = SimpleNamespace(
+        cluster_id="c",
+        command_key_id=lambda site: signer.key_id,
+        sign_command_statement=lambda domain, statement, site: signer.sign(Domain(domain), statement),
+    )
+    claim = SimpleNamespace(
+        node=SimpleNamespace(node_id="n", site=""),
+        epoch=3,
+        binding=b"b" * 32,
+        hello_body=SimpleNamespace(max_in_flight=max_in_flight, last_accepted_seq=start),
+    )
+    room = Room([Pending(seq) for seq in seqs], start)
+    sent: list[command_pb2.CommandStatement] = []
+    frames: list[gateway_pb2.ServerControl] = []
+
+    def send(frame: gateway_pb2.ServerControl) -> None:
+        frames.append(frame)
+        sent.append(command_pb2.CommandStatement.FromString(frame.commands.signed.statement))
+
+    lane = CommandLane(
+        claim=claim,
+        commands=room,
+        trust=trust,
+        clock=clock,
+        metrics=CommandMetrics(Registry()),
+        send=send,
+        failed=pytest.fail,
+    )
+    return Bench(lane, room, sent, frames, clock)
+
+
+async def test_statements_chain_and_hold_at_most_32(clock: MockClock) -> None:
+    bench = _bench(clock, range(1, 81), max_in_flight=100)
+    bench.lane.wake()
+    await bench.settle()
+    assert [len(statement.commands) for statement in bench.sent] == [32, 32, 16]
+    assert [statement.prev_seq for statement in bench.sent] == [0, 32, 64]
+    assert {statement.stream_binding for statement in bench.sent} == {b"b" * 32}
+
+
+async def test_no_more_than_max_in_flight_until_the_node_answers(clock: MockClock) -> None:
+    bench = _bench(clock, range(1, 31), max_in_flight=10)
+    bench.lane.wake()
+    await bench.settle()
+    assert sum(len(statement.commands) for statement in bench.sent) == 10
+    bench.lane.answered([1, 2, 3])
+    await bench.settle()
+    assert sum(len(statement.commands) for statement in bench.sent) == 13
+
+
+async def test_a_deaf_peer_is_sent_a_bounded_number_of_bytes(clock: MockClock) -> None:
+    bench = _bench(clock, range(1, 101), max_in_flight=100)
+    for command in bench.room.queue:
+        command.arguments = bytes(60_000)
+    bench.lane.wake()
+    await bench.settle()
+    sent_bytes = sum(len(c.arguments) for statement in bench.sent for c in statement.commands)
+    assert sent_bytes <= rules.MAX_UNACCEPTED_BYTES + 32 * 60_000
+
+
+async def test_a_refused_statement_is_sent_again_from_what_the_node_has(clock: MockClock) -> None:
+    bench = _bench(clock, range(1, 41), max_in_flight=64)
+    bench.lane.wake()
+    await bench.settle()
+    bench.refuse(0, "UNKNOWN_KEY", last_accepted=0)
+    bench.refuse(1, "GAP", last_accepted=0)  # an echo of the first one: already handled
+    await bench.settle()
+    assert [statement.commands[0].monotonic_seq for statement in bench.sent] == [1, 33, 1, 33]
+
+
+async def test_resending_is_bounded(clock: MockClock) -> None:
+    bench = _bench(clock, [1])
+    bench.lane.wake()
+    await bench.settle()
+    for _ in range(50):
+        bench.refuse(-1, "BAD_SIGNATURE", last_accepted=0)
+        await bench.settle()
+    assert len(bench.sent) == 1 + rules.MAX_RESENDS
+
+
+async def test_a_full_disk_on_the_node_is_waited_out(clock: MockClock) -> None:
+    bench = _bench(clock, [1])
+    bench.lane.wake()
+    await bench.settle()
+    bench.refuse(0, "JOURNAL_UNAVAILABLE", last_accepted=0)
+    bench.lane.wake()
+    await bench.settle()
+    assert len(bench.sent) == 1
+    await clock.advance(5.0)
+    bench.lane.beat()
+    await bench.settle()
+    assert len(bench.sent) == 2
+
+
+async def test_a_drained_node_is_sent_nothing_until_it_is_resumed(clock: MockClock) -> None:
+    bench = _bench(clock, [1, 2])
+    bench.lane.hold(True)
+    bench.lane.wake()
+    await bench.settle()
+    assert bench.sent == []
+    bench.lane.hold(False)
+    await bench.settle()
+    assert [command.monotonic_seq for command in bench.sent[0].commands] == [1, 2]
+
+
+async def test_an_overtaken_stream_is_sent_nothing_more(clock: MockClock) -> None:
+    bench = _bench(clock, [1])
+    bench.lane.stop()
+    bench.lane.hold(False)
+    bench.lane.wake()
+    await bench.settle()
+    assert bench.sent == []

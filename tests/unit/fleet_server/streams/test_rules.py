@@ -1,0 +1,70 @@
+"""Slots, packing, liveness: the pure half of the streams room."""
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_server.streams import rules
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A command as far as packing looks at it."""
+
+    arguments: bytes
+
+
+@given(st.lists(st.integers(0, 65_536), max_size=32))
+def test_packing_loses_nothing_keeps_order_and_stays_under_the_frame(sizes: list[int]) -> None:
+    commands = [Sized(bytes(size)) for size in sizes]
+    packed = list(rules.statements(commands))
+    assert [command for batch in packed for command in batch] == commands
+    for batch in packed:
+        size = sum(len(c.arguments) + rules.COMMAND_OVERHEAD_BYTES for c in batch)
+        assert len(batch) == 1 or size <= rules.MAX_STATEMENT_BYTES
+        assert batch
+
+
+@given(st.integers(1, 5_000), st.integers(1, 600_000), st.floats(0, 5_000))
+def test_every_stream_gets_a_slot_before_the_deadline_and_none_faster_than_the_others_admit(
+    streams: int, deadline_ms: int, admission: float
+) -> None:
+    slots = list(rules.slots(streams, deadline_ms, admission))
+    starts = [slot.reconnect_after_ms for slot in slots]
+    assert len(slots) == streams
+    assert starts == sorted(starts)
+    assert all(start <= deadline_ms * 2 // 3 for start in starts)
+    paced_ms = streams * 1000 / admission if admission > 0 else 0
+    if 0 < paced_ms <= deadline_ms * 2 / 3:  # there is time to pace them all
+        for index, start in enumerate(starts):
+            assert start >= index * 1000 / admission - 2
+
+
+def test_nobody_waits_for_a_slot_when_this_replica_is_alone() -> None:
+    assert {slot.reconnect_after_ms for slot in rules.slots(10, 30_000, 0.0)} == {0}
+    assert rules.restart_window_ms(1_000, 500.0) == 2_000
+    assert rules.restart_window_ms(1, 500.0) == 250
+
+
+@given(st.integers(1_000, 300_000), st.integers(0, 200_000))
+def test_pings_never_exceed_their_rate_and_never_come_faster_than_asked(base_ms: int, streams: int) -> None:
+    interval_ms = rules.heartbeat_interval_ms(base_ms, streams)
+    assert interval_ms >= base_ms
+    assert streams * 1000 / interval_ms <= rules.PINGS_PER_SECOND * 1.01
+
+
+def test_the_fourth_unanswered_ping_is_one_too_many() -> None:
+    assert not rules.heartbeat_lost(pings_sent=3, last_pong=0)
+    assert rules.heartbeat_lost(pings_sent=4, last_pong=0)
+    assert not rules.heartbeat_lost(pings_sent=10, last_pong=7)
+
+
+def test_a_session_is_renewed_in_its_last_third() -> None:
+    assert not rules.reauth_due(now_ms=0, expires_at_ms=900_000, ttl_ms=900_000)
+    assert rules.reauth_due(now_ms=600_001, expires_at_ms=900_000, ttl_ms=900_000)
+
+
+def test_the_estimate_is_nothing_while_nothing_is_known() -> None:
+    assert rules.drain_estimate_s(left=10, gone=0, elapsed_s=0.0) == (0.0, 0.0)
+    assert rules.drain_estimate_s(left=10, gone=5, elapsed_s=1.0) == (5.0, 2.0)
