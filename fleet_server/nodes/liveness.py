@@ -1,0 +1,48 @@
+"""Signs of life, kept in memory and handed over in bulk: a storm of pings is never a storm of writes.
+
+Belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SignOfLife:
+    """What the last pong told. `seen_ms` in Unix milliseconds on the server."""
+
+    seen_ms: int
+    rtt_us: int
+    clock_offset_ms: int
+
+
+class Liveness:
+    """Newest sign of life of each node since the last flush."""
+
+    def __init__(self) -> None:
+        self._news: dict[str, SignOfLife] = {}
+
+    def note(self, node_id: str, *, now_ms: int, rtt_us: int, clock_offset_ms: int) -> None:
+        """Keep the newest. Both figures come from a node's clock, so they are cut to what the views can carry."""
+        offset = max(-_INT32, min(_INT32, clock_offset_ms))
+        self._news[node_id] = SignOfLife(now_ms, max(0, min(_INT32, rtt_us)), offset)
+
+    def forget(self, node_id: str) -> None:
+        """Its stream has ended: a late flush must not show it online."""
+        self._news.pop(node_id, None)
+
+    def peek(self, node_id: str) -> SignOfLife | None:
+        """What has not been flushed yet."""
+        return self._news.get(node_id)
+
+    def take(self) -> dict[str, SignOfLife]:
+        """Hand over everything and start anew."""
+        news, self._news = self._news, {}
+        return news
+
+    def give_back(self, signs: dict[str, SignOfLife]) -> None:
+        """Signs that could not be written; newer ones win."""
+        self._news = signs | self._news

@@ -1,0 +1,95 @@
+"""SQL over what nodes say of themselves: versions, reported labels, drivers and their actions. Confers nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from fleet.v1 import gateway_pb2
+from fleet_server.database.engine import Connection, sql
+from fleet_server.nodes.record import DriverSet, NodeActions, encode_drivers
+from fleet_server.nodes.store import CHUNK, encode_labels
+
+_CACHED_SETS = 256
+_FIELDS = (
+    "version, reported_labels, drivers, drivers_sha256, max_in_flight, bundle_generation, bundle_number, config_version"
+)
+
+
+class ProfileStore:
+    """Rows of `node_profiles`. Driver sets are parsed once per SHA-256: nodes of one version share one. Any thread
+    may call.
+    """
+
+    def __init__(self) -> None:
+        self._sets: dict[bytes, DriverSet] = {}
+
+    def save(self, conn: Connection, node_id: str, body: gateway_pb2.HelloBody) -> bytes | None:
+        """Store a hello's profile if it differs from what is stored.
+
+        Returns:
+            SHA-256 of the new driver set when the drivers changed, or None.
+        """
+        drivers = encode_drivers(body)
+        digest = hashlib.sha256(drivers).digest()
+        row = (
+            body.software_version,
+            encode_labels(body.labels),
+            drivers,
+            digest,
+            body.max_in_flight,
+            body.bundle_version.generation,
+            body.bundle_version.number,
+            body.config_version,
+        )
+        columns = _FIELDS.replace("drivers, ", "")
+        text = f"SELECT {columns} FROM node_profiles WHERE node_id = ?"  # noqa: S608 - constants
+        stored = conn.exec_driver_sql(sql(conn, text), (node_id,)).first()
+        if stored is not None and tuple(stored) == row[:2] + row[3:]:
+            return None
+        updates = ", ".join(f"{column} = excluded.{column}" for column in _FIELDS.split(", "))
+        text = f"INSERT INTO node_profiles (node_id, {_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+        text += f" ON CONFLICT (node_id) DO UPDATE SET {updates}"
+        conn.exec_driver_sql(sql(conn, text), (node_id, *row))
+        return None if stored is not None and bytes(stored[2]) == digest else digest
+
+    def save_bundle(self, conn: Connection, node_id: str, generation: int, number: int) -> None:
+        """Note which trust bundle a node holds."""
+        text = "UPDATE node_profiles SET bundle_generation = ?, bundle_number = ? WHERE node_id = ?"
+        conn.exec_driver_sql(sql(conn, text), (generation, number, node_id))
+
+    def actions(self, conn: Connection, node_ids: Sequence[str]) -> NodeActions:
+        """What each of these nodes offers."""
+        of_node: dict[str, bytes] = {}
+        for start in range(0, len(node_ids), CHUNK):
+            chunk = node_ids[start : start + CHUNK]
+            marks = ", ".join("?" * len(chunk))
+            text = f"SELECT node_id, drivers_sha256 FROM node_profiles WHERE node_id IN ({marks})"  # noqa: S608
+            for node_id, digest in conn.exec_driver_sql(sql(conn, text), tuple(chunk)):
+                of_node[node_id] = bytes(digest)
+        holder = {digest: node_id for node_id, digest in of_node.items()}
+        found = ((digest, self._set(conn, digest, node_id)) for digest, node_id in holder.items())
+        return NodeActions({digest: drivers for digest, drivers in found if drivers is not None}, of_node)
+
+    def holders(self, conn: Connection) -> dict[tuple[int, int], int]:
+        """(generation, number) of a bundle -> how many nodes that may connect hold it."""
+        text = (
+            "SELECT p.bundle_generation, p.bundle_number, COUNT(*)"
+            " FROM node_profiles p JOIN nodes n ON n.node_id = p.node_id WHERE n.state <> 'REVOKED'"
+            " GROUP BY p.bundle_generation, p.bundle_number"
+        )
+        return {(row[0], row[1]): row[2] for row in conn.exec_driver_sql(text)}
+
+    def _set(self, conn: Connection, digest: bytes, node_id: str) -> DriverSet | None:
+        known = self._sets.get(digest)
+        if known is not None:
+            return known
+        row = conn.exec_driver_sql(sql(conn, "SELECT drivers FROM node_profiles WHERE node_id = ?"), (node_id,)).first()
+        # Sets are shared by digest: bytes that do not have it would speak for other nodes.
+        if row is None or hashlib.sha256(bytes(row[0])).digest() != digest:
+            return None
+        if len(self._sets) >= _CACHED_SETS:
+            self._sets.clear()
+        found = DriverSet.parse(digest, bytes(row[0]))
+        self._sets[digest] = found
+        return found

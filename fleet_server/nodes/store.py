@@ -1,0 +1,308 @@
+"""SQL over `nodes` and `node_profiles`, and the check of a node row's MAC before anything in it is believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
+
+CHUNK = 500
+_CACHE_ROWS = 50_000
+_DRAIN_STATES: Mapping[str, DrainState] = {state.value: state for state in DrainState}
+_TAMPERED = "the row was changed outside the server"
+
+_AUTHORITY = (
+    "node_id, cluster_id, name, site, identity_key, sealing_key, labels, state, state_reason, enrolled_at_ms, mac"
+)
+_AUTHORITY_COLUMNS = 11
+_COLUMNS = (
+    ", ".join(f"n.{column}" for column in _AUTHORITY.split(", "))
+    + ", n.last_seq, n.last_accepted_seq, n.stream_epoch, n.stream_id, n.replica_id, n.online, n.last_seen_ms, n.rtt_us"
+    ", n.clock_offset_ms, n.drain_state, n.drain_deadline_ms, p.version, p.reported_labels, p.drivers_sha256"
+    ", p.max_in_flight, p.bundle_generation, p.bundle_number, p.config_version"
+)
+_SELECT = f"SELECT {_COLUMNS} FROM nodes n LEFT JOIN node_profiles p ON p.node_id = n.node_id"  # noqa: S608 - constants
+
+
+class RowMac(Protocol):
+    """Computes and checks the MAC of one table's rows (fleet_server.trust)."""
+
+    def compute(self, *fields: bytes | str | int) -> bytes:
+        """MAC over the fields."""
+        ...
+
+    def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
+        """Whether the MAC belongs to the fields; constant time."""
+        ...
+
+
+def encode_labels(labels: Mapping[str, str]) -> str:
+    """The one text of a label set: what is stored and covered by the MAC."""
+    return json.dumps(dict(labels), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+class NodeStore:
+    """Rows of nodes.
+
+    A row is judged once: its MAC check is remembered under the exact values it was made over, so a list of 10,000
+    nodes costs no
+    10,000 HMACs, and a row that changes by one byte is judged again. Calls may come from any thread.
+    """
+
+    def __init__(self, mac: RowMac) -> None:
+        self._mac = mac
+        self._judged: dict[str, tuple[tuple[Any, ...], NodeRecord]] = {}
+
+    def by_id(self, conn: Connection, node_id: str) -> NodeRecord | None:
+        """One node."""
+        row = conn.exec_driver_sql(sql(conn, f"{_SELECT} WHERE n.node_id = ?"), (node_id,)).first()
+        return None if row is None else self._record(tuple(row))
+
+    def by_refs(self, conn: Connection, refs: Sequence[str]) -> list[NodeRecord]:
+        """Nodes whose name or id is among `refs`, by name."""
+        found: dict[str, NodeRecord] = {}
+        for chunk in _chunks(sorted(refs)):
+            marks = _marks(chunk)
+            text = f"{_SELECT} WHERE n.name IN ({marks}) OR n.node_id IN ({marks})"
+            for row in conn.exec_driver_sql(sql(conn, text), (*chunk, *chunk)):
+                record = self._record(tuple(row))
+                found[record.node_id] = record
+        return sorted(found.values(), key=lambda record: record.name)
+
+    def page(self, conn: Connection, *, after: str, limit: int) -> list[NodeRecord]:
+        """Nodes by name, after a name."""
+        text = f"{_SELECT} WHERE n.name > ? ORDER BY n.name LIMIT ?"
+        return [self._record(tuple(row)) for row in conn.exec_driver_sql(sql(conn, text), (after, limit))]
+
+    def every(self, conn: Connection) -> list[NodeRecord]:
+        """All nodes, by name."""
+        return [self._record(tuple(row)) for row in conn.exec_driver_sql(sql(conn, f"{_SELECT} ORDER BY n.name"))]
+
+    def insert(self, conn: Connection, record: NodeRecord) -> bool:
+        """Add a node; False when its name or its identity key is taken."""
+        text = f"INSERT INTO nodes ({_AUTHORITY}) VALUES ({_marks(range(_AUTHORITY_COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
+        return conn.exec_driver_sql(sql(conn, text), self._authority_row(record)).rowcount == 1
+
+    def name_taken(self, conn: Connection, name: str) -> bool:
+        """Whether a node has this name."""
+        return conn.exec_driver_sql(sql(conn, "SELECT 1 FROM nodes WHERE name = ?"), (name,)).first() is not None
+
+    def holder_of_key(self, conn: Connection, identity_key: bytes) -> str | None:
+        """Name of the node with this identity key."""
+        text = "SELECT name FROM nodes WHERE identity_key = ?"
+        row = conn.exec_driver_sql(sql(conn, text), (identity_key,)).first()
+        return None if row is None else str(row[0])
+
+    def names(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, str]:
+        """Names by id."""
+        found: dict[str, str] = {}
+        for chunk in _chunks(node_ids):
+            text = f"SELECT node_id, name FROM nodes WHERE node_id IN ({_marks(chunk)})"  # noqa: S608 - marks only
+            found |= {row[0]: row[1] for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk))}
+        return found
+
+    def current_epoch(self, conn: Connection, node_id: str) -> int:
+        """Epoch of the newest stream."""
+        text = "SELECT stream_epoch FROM nodes WHERE node_id = ?"
+        row = conn.exec_driver_sql(sql(conn, text), (node_id,)).first()
+        return 0 if row is None else int(row[0])
+
+    def update_authority(self, conn: Connection, changed: Sequence[tuple[NodeRecord, NodeRecord]]) -> bool:
+        """Write new labels and states with new MACs.
+
+        Args:
+            changed: (as read, as it shall be) pairs.
+
+        Returns:
+            False when a row is no longer as it was read.
+        """
+        text = sql(
+            conn,
+            "UPDATE nodes SET labels = ?, state = ?, state_reason = ?, mac = ? WHERE node_id = ? AND mac = ?",
+        )
+        rows = []
+        for before, after in changed:
+            labels, state, reason, *_, mac = self._authority_row(after)[6:]
+            rows.append((labels, state, reason, mac, before.node_id, before.mac))
+        return not rows or conn.exec_driver_sql(text, rows).rowcount == len(rows)
+
+    def mark_quarantined(self, conn: Connection, node_id: str) -> bool:
+        """Put QUARANTINED into a tampered row's state column; its MAC stays wrong. False when it says so already."""
+        text = "UPDATE nodes SET state = ? WHERE node_id = ? AND state <> ?"
+        state = NodeState.QUARANTINED.value
+        return conn.exec_driver_sql(sql(conn, text), (state, node_id, state)).rowcount == 1
+
+    def open_stream(
+        self, conn: Connection, node_id: str, *, stream_id: str, replica_id: str, accepted: int, now_ms: int
+    ) -> int | None:
+        """Raise the epoch, and the seq counter to what the node accepted; the new epoch, None when the node is gone."""
+        text = (
+            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = ?, replica_id = ?, online = 1,"
+            " last_seen_ms = ?, last_accepted_seq = ?, last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END"
+            " WHERE node_id = ? RETURNING stream_epoch"
+        )
+        fields = (stream_id, replica_id, now_ms, accepted, accepted, accepted, node_id)
+        row = conn.exec_driver_sql(sql(conn, text), fields).first()
+        return None if row is None else int(row[0])
+
+    def close_stream(self, conn: Connection, node_id: str, epoch: int, now_ms: int) -> bool:
+        """Mark the node offline unless a newer stream lives."""
+        text = (
+            "UPDATE nodes SET online = 0, stream_id = '', replica_id = '', last_seen_ms = ?"
+            " WHERE node_id = ? AND stream_epoch = ?"
+        )
+        return conn.exec_driver_sql(sql(conn, text), (now_ms, node_id, epoch)).rowcount == 1
+
+    def forget_streams(self, conn: Connection, replica_id: str) -> int:
+        """Mark every node of a replica offline."""
+        text = "UPDATE nodes SET online = 0 WHERE replica_id = ? AND online = 1"
+        return conn.exec_driver_sql(sql(conn, text), (replica_id,)).rowcount
+
+    def flush_alive(self, conn: Connection, rows: Sequence[tuple[int, int, int, str, str]]) -> None:
+        """Write signs of life.
+
+        A node that was marked offline because its replica seemed lost, and that still lives on it, is online again.
+
+        Args:
+            rows: (last seen in Unix ms, round trip in us, clock offset in ms, replica id, node id).
+        """
+        text = (
+            "UPDATE nodes SET last_seen_ms = ?, rtt_us = ?, clock_offset_ms = ?,"
+            " online = CASE WHEN replica_id = ? THEN 1 ELSE online END WHERE node_id = ?"
+        )
+        conn.exec_driver_sql(sql(conn, text), list(rows))
+
+    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, int]:
+        """Raise each node's counter by its count; node id -> first seq taken."""
+        groups: dict[int, list[str]] = {}
+        for node_id in sorted(counts):
+            groups.setdefault(counts[node_id], []).append(node_id)
+        self._lock(conn, sorted(counts))
+        first: dict[str, int] = {}
+        for count, node_ids in groups.items():
+            for chunk in _chunks(node_ids):
+                text = (
+                    "UPDATE nodes SET last_seq = last_seq + ?"  # noqa: S608 - only marks are inserted
+                    f" WHERE node_id IN ({_marks(chunk)}) RETURNING node_id, last_seq"
+                )
+                for node_id, last in conn.exec_driver_sql(sql(conn, text), (count, *chunk)):
+                    first[node_id] = last - count + 1
+        return first
+
+    def set_drain(self, conn: Connection, node_ids: Sequence[str], state: DrainState, deadline_ms: int) -> None:
+        """Set the drain state."""
+        text = sql(conn, "UPDATE nodes SET drain_state = ?, drain_deadline_ms = ? WHERE node_id = ?")
+        if node_ids:
+            conn.exec_driver_sql(text, [(state.value, deadline_ms, node_id) for node_id in node_ids])
+
+    def mark_drained(self, conn: Connection, node_id: str) -> bool:
+        """DRAINING becomes DRAINED; anything else stays."""
+        text = "UPDATE nodes SET drain_state = ? WHERE node_id = ? AND drain_state = ?"
+        fields = (DrainState.DRAINED.value, node_id, DrainState.DRAINING.value)
+        return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
+
+    def _lock(self, conn: Connection, node_ids: Sequence[str]) -> None:
+        # Two replicas that count for the same nodes lock them in one order, so that neither waits for the other in a
+        # circle.
+        suffix = for_update(conn)
+        if suffix and len(node_ids) > 1:
+            for chunk in _chunks(node_ids):
+                text = f"SELECT 1 FROM nodes WHERE node_id IN ({_marks(chunk)}) ORDER BY node_id{suffix}"  # noqa: S608
+                conn.exec_driver_sql(sql(conn, text), tuple(chunk)).all()
+
+    def _authority_row(self, record: NodeRecord) -> tuple[Any, ...]:
+        fields = (
+            record.node_id,
+            record.cluster_id,
+            record.name,
+            record.site,
+            record.identity_key,
+            record.sealing_key,
+            encode_labels(record.labels),
+            record.state.value,
+            record.state_reason,
+            record.enrolled_at_ms,
+        )
+        return (*fields, self._mac.compute(*fields))
+
+    def _record(self, row: tuple[Any, ...]) -> NodeRecord:
+        authority = self._judge(row[:_AUTHORITY_COLUMNS])
+        live = row[_AUTHORITY_COLUMNS:]
+        profile = live[11:]
+        return replace(
+            authority,
+            last_seq=live[0],
+            last_accepted_seq=live[1],
+            stream_epoch=live[2],
+            stream_id=live[3],
+            replica_id=live[4],
+            online=bool(live[5]),
+            last_seen_ms=live[6],
+            rtt_us=live[7],
+            clock_offset_ms=live[8],
+            drain_state=_DRAIN_STATES.get(live[9], DrainState.NONE),
+            drain_deadline_ms=live[10],
+            version=profile[0] or "",
+            reported_labels=_reported(profile[1]),
+            drivers_sha256=bytes(profile[2] or b""),
+            max_in_flight=profile[3] or 0,
+            bundle_generation=profile[4] or 0,
+            bundle_number=profile[5] or 0,
+            config_version=profile[6] or 0,
+        )
+
+    def _judge(self, row: tuple[Any, ...]) -> NodeRecord:
+        known = self._judged.get(row[0])
+        if known is not None and known[0] == row:
+            return known[1]
+        intact = self._verifies(row)
+        record = NodeRecord(
+            node_id=row[0],
+            cluster_id=row[1],
+            name=row[2],
+            site=row[3],
+            identity_key=_octets(row[4]),
+            sealing_key=_octets(row[5]),
+            # What cannot be trusted to be an operator's selects nothing and starts nothing.
+            labels=json.loads(row[6]) if intact else {},
+            state=NodeState(row[7]) if intact else NodeState.QUARANTINED,
+            state_reason=row[8] if intact else _TAMPERED,
+            enrolled_at_ms=row[9] if isinstance(row[9], int) else 0,
+            mac=_octets(row[10]),
+            intact=intact,
+        )
+        if len(self._judged) >= _CACHE_ROWS:
+            self._judged.clear()
+        self._judged[row[0]] = (row, record)
+        return record
+
+    def _verifies(self, row: tuple[Any, ...]) -> bool:
+        *fields, mac = row
+        try:
+            return self._mac.verify(mac, *fields)
+        except (TypeError, ValueError, OverflowError):
+            return False  # SQLite stores any type in any column: whoever edits a row may leave text where a number was
+
+
+def _octets(value: object) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _reported(text: str | None) -> dict[str, str]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}  # no MAC covers it: whatever stands here must not keep anybody from reading the row
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))

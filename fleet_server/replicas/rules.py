@@ -1,0 +1,106 @@
+"""When a replica counts as lost, and what may be asked of one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import gateway_pb2
+
+HEARTBEAT_INTERVAL_S = 2.0
+LOST_AFTER_S = 10.0
+MAX_DRAIN_DEADLINE_S = 24 * 3600
+
+
+class ReplicaState(StrEnum):
+    """Life of a server process."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    STOPPED = "STOPPED"
+    LOST = "LOST"
+
+
+LIVING = frozenset({ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING})
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequest:
+    """Somebody asked this replica to drain.
+
+    Args:
+        requested_at_ms: Unix milliseconds; a later request replaces an earlier one.
+        deadline_ms: Unix milliseconds at which the replica stops; 0 leaves it to its setting.
+        reason: goaway reason; UNSPECIFIED leaves it to the replica.
+    """
+
+    requested_at_ms: int
+    deadline_ms: int
+    reason: gateway_pb2.GoawayReason.ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRecord:
+    """One server process. Times are Unix milliseconds; `admission_per_s` handshakes that it admits per second."""
+
+    replica_id: str
+    version: str
+    state: ReplicaState
+    streams: int
+    admission_per_s: float
+    started_at_ms: int
+    heartbeat_at_ms: int
+    drain: DrainRequest | None
+
+
+class HeartbeatWatch:
+    """Finds replicas whose heartbeat stands still, on this replica's own monotonic clock.
+
+    Two machines' wall clocks are never compared: a replica with a wrong clock is not declared lost for that.
+    """
+
+    def __init__(self, lost_after_s: float = LOST_AFTER_S) -> None:
+        self._lost_after_s = lost_after_s
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def lost(self, replicas: Iterable[ReplicaRecord], now_s: float) -> list[ReplicaRecord]:
+        """Living replicas whose heartbeat has not changed for `lost_after_s`.
+
+        Args:
+            replicas: all, as stored now.
+            now_s: monotonic seconds.
+        """
+        before: Mapping[str, tuple[int, float]] = self._seen
+        self._seen = {}
+        found = []
+        for replica in replicas:
+            if replica.state not in LIVING:
+                continue
+            beat, since_s = before.get(replica.replica_id, (-1, now_s))
+            if beat != replica.heartbeat_at_ms:
+                since_s = now_s
+            self._seen[replica.replica_id] = (replica.heartbeat_at_ms, since_s)
+            if now_s - since_s >= self._lost_after_s:
+                found.append(replica)
+        return found
+
+
+def checked_deadline_s(deadline_s: int) -> int:
+    """Seconds that a drain may take; 0 leaves it to the replica.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT.
+    """
+    if not 0 <= deadline_s <= MAX_DRAIN_DEADLINE_S:
+        raise Refusal(Reason.INVALID_ARGUMENT, f"a drain's deadline is 0 to {MAX_DRAIN_DEADLINE_S} seconds")
+    return deadline_s
+
+
+def refuse_drain(replica: ReplicaRecord) -> Refusal | None:
+    """Why a replica cannot be drained; None when it can."""
+    if replica.state in LIVING:
+        return None
+    return Refusal(Reason.CONFLICT, f"replica {replica.replica_id} is {replica.state}: there is nothing to drain")

@@ -1,0 +1,218 @@
+"""Use cases around server processes: register, beat, notice the dead, ask one to drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+from fleet.v1 import gateway_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.audit.service import AuditService
+from fleet_server.database.engine import Connection, Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.database.writer import Transaction
+from fleet_server.replicas import rules, store
+from fleet_server.replicas.rules import DrainRequest, HeartbeatWatch, ReplicaRecord, ReplicaState
+
+log = get_logger(__name__)
+
+ENDED_KEPT_MS = 24 * 3600 * 1000
+
+
+class ReplicaService:
+    """The replicas room of one process.
+
+    Args:
+        replica_id: this process; nobody else beats under this id.
+        version: software version.
+        streams: live streams now.
+        admission_per_s: handshakes that this replica admits per second now.
+        on_lost: `on_lost(tx, replica_id)` runs in the transaction that finds a replica gone, or forgets what an
+            earlier process of the
+            same id left behind: its nodes are offline.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        wakeup: Wakeup,
+        audit: AuditService,
+        replica_id: str,
+        version: str,
+        streams: Callable[[], int],
+        admission_per_s: Callable[[], float],
+        on_lost: Callable[[Transaction, str], object],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._wakeup = wakeup
+        self._audit = audit
+        self.replica_id = replica_id
+        self._version = version
+        self._streams = streams
+        self._admission_per_s = admission_per_s
+        self._on_lost = on_lost
+        self._state = ReplicaState.STARTING
+        self._watch = HeartbeatWatch()
+        self._drain: DrainRequest | None = None
+        self._drain_asked = asyncio.Event()
+        self._woken = asyncio.Event()
+
+    async def register(self) -> None:
+        """Write this process's row, and clear away what an earlier process of the same id left."""
+
+        def work(tx: Transaction) -> None:
+            store.register(tx.conn, self.replica_id, self._version, self._clock.now_ms())
+            self._on_lost(tx, self.replica_id)
+            self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, {"version": self._version})
+
+        await self._database.write(work)
+
+    async def set_state(self, state: ReplicaState) -> None:
+        """Tell the others at once what this replica does now."""
+        self._state = state
+
+        def work(tx: Transaction) -> None:
+            self._beat(tx)
+            if state is ReplicaState.STOPPED:
+                self._tell(tx, AuditKind.REPLICA_STOPPED, "server", self.replica_id, {})
+
+        await self._database.write(work)
+
+    async def list(self) -> list[ReplicaRecord]:
+        """All replicas, by id."""
+        return await self._database.read(store.every)
+
+    async def get(self, replica_id: str) -> ReplicaRecord:
+        """One replica; empty means this one.
+
+        Raises:
+            Refusal: NOT_FOUND.
+        """
+        return await self._database.read(lambda conn: self._known(conn, replica_id or self.replica_id))
+
+    async def admission_of_others_per_s(self) -> float:
+        """Handshakes per second that the other replicas say they admit: what a drain may send them."""
+        return sum(
+            replica.admission_per_s
+            for replica in await self.list()
+            if replica.replica_id != self.replica_id and replica.state is ReplicaState.READY
+        )
+
+    async def request_drain(
+        self, actor: str, replica_id: str, deadline_s: int, reason: gateway_pb2.GoawayReason.ValueType
+    ) -> ReplicaRecord:
+        """Ask a replica to drain; asking again replaces the deadline.
+
+        Args:
+            replica_id: empty means this one.
+            deadline_s: 0 leaves it to the replica's setting.
+
+        Raises:
+            Refusal: NOT_FOUND, INVALID_ARGUMENT, or CONFLICT when it does not live.
+        """
+        rules.checked_deadline_s(deadline_s)
+        wanted = replica_id or self.replica_id
+
+        def work(tx: Transaction) -> ReplicaRecord:
+            replica = self._known(tx.conn, wanted)
+            refusal = rules.refuse_drain(replica)
+            if refusal is not None:
+                raise refusal
+            now_ms = self._clock.now_ms()
+            # Two requests within a millisecond are two requests.
+            asked_ms = max(now_ms, replica.drain.requested_at_ms + 1 if replica.drain else 0)
+            request = DrainRequest(asked_ms, now_ms + deadline_s * 1000 if deadline_s else 0, reason)
+            store.request_drain(tx.conn, wanted, request)
+            detail: Mapping[str, JSON] = {"deadline_s": deadline_s, "reason": gateway_pb2.GoawayReason.Name(reason)}
+            self._tell(tx, AuditKind.REPLICA_DRAIN_REQUESTED, actor, wanted, detail)
+            tx.after_commit(lambda: self._wakeup.wake_nowait([f"replica:{wanted}"]))
+            return self._known(tx.conn, wanted)
+
+        return await self._database.write(work)
+
+    async def wait_drain_requested(self) -> DrainRequest:
+        """Wait until somebody asks this replica to drain; call again for the next, later request."""
+        await self._drain_asked.wait()
+        self._drain_asked.clear()
+        if self._drain is None:
+            raise AssertionError("the event is set with a request only")
+        return self._drain
+
+    async def run(self) -> None:
+        """Beat, look for the dead, and pick up drain requests, until cancelled."""
+        unsubscribe = self._wakeup.subscribe(f"replica:{self.replica_id}", self._woken.set)
+        try:
+            while True:
+                try:
+                    await self.beat()
+                except Refusal as refusal:
+                    log.warning("heartbeat_failed", reason=str(refusal.reason))
+                await self._wait_next()
+        finally:
+            unsubscribe()
+
+    async def beat(self) -> None:
+        """One heartbeat.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        replicas = await self.list()
+        lost = [
+            replica
+            for replica in self._watch.lost(replicas, self._clock.monotonic())
+            if replica.replica_id != self.replica_id
+        ]
+
+        def work(tx: Transaction) -> ReplicaRecord | None:
+            self._beat(tx)
+            for replica in lost:
+                if store.mark_lost(tx.conn, replica):
+                    self._on_lost(tx, replica.replica_id)
+                    detail = {"heartbeat_at_ms": replica.heartbeat_at_ms}
+                    self._tell(tx, AuditKind.REPLICA_LOST, "server", replica.replica_id, detail)
+            store.forget_ended(tx.conn, self._clock.now_ms() - ENDED_KEPT_MS)
+            return store.by_id(tx.conn, self.replica_id)
+
+        own = await self._database.write(work)
+        if own is not None and own.drain is not None and own.drain != self._drain:
+            self._drain = own.drain
+            self._drain_asked.set()
+
+    async def _wait_next(self) -> None:
+        tick = asyncio.ensure_future(self._clock.sleep(rules.HEARTBEAT_INTERVAL_S))
+        wake = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait((tick, wake), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            tick.cancel()
+            wake.cancel()
+            self._woken.clear()
+
+    def _beat(self, tx: Transaction) -> None:
+        store.beat(
+            tx.conn,
+            self.replica_id,
+            state=self._state,
+            streams=self._streams(),
+            admission_per_s=self._admission_per_s(),
+            now_ms=self._clock.now_ms(),
+        )
+
+    def _known(self, conn: Connection, replica_id: str) -> ReplicaRecord:
+        replica = store.by_id(conn, replica_id)
+        if replica is None:
+            raise Refusal(
+                Reason.NOT_FOUND, f"no replica is called {replica_id[:80]!r}: `fleetctl replicas list` shows them"
+            )
+        return replica
+
+    def _tell(self, tx: Transaction, kind: AuditKind, actor: str, replica_id: str, detail: Mapping[str, JSON]) -> None:
+        self._audit.append(tx, kind, actor=actor, subject=f"replica:{replica_id}", detail=detail)

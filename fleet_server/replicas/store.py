@@ -1,0 +1,78 @@
+"""SQL over `replicas`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleet.v1 import gateway_pb2
+from fleet_server.database.engine import Connection, sql
+from fleet_server.replicas.rules import DrainRequest, ReplicaRecord, ReplicaState
+
+_COLUMNS = (
+    "replica_id, version, state, streams, admission_per_s, started_at_ms, heartbeat_at_ms, drain_requested_at_ms,"
+    " drain_deadline_ms, drain_reason"
+)
+
+
+def register(conn: Connection, replica_id: str, version: str, now_ms: int) -> None:
+    """Write the row of a process that starts; one that had the same id before is forgotten, drain request and all."""
+    text = (
+        f"INSERT INTO replicas ({_COLUMNS}) VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0)"  # noqa: S608 - constants
+        " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
+        " admission_per_s = 0, started_at_ms = excluded.started_at_ms, heartbeat_at_ms = excluded.heartbeat_at_ms,"
+        " drain_requested_at_ms = 0, drain_deadline_ms = 0, drain_reason = 0"
+    )
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms)
+    conn.exec_driver_sql(sql(conn, text), fields)
+
+
+def beat(
+    conn: Connection, replica_id: str, *, state: ReplicaState, streams: int, admission_per_s: float, now_ms: int
+) -> None:
+    """Say that this replica lives."""
+    text = "UPDATE replicas SET state = ?, streams = ?, admission_per_s = ?, heartbeat_at_ms = ? WHERE replica_id = ?"
+    conn.exec_driver_sql(sql(conn, text), (state.value, streams, admission_per_s, now_ms, replica_id))
+
+
+def every(conn: Connection) -> list[ReplicaRecord]:
+    """All replicas, by id."""
+    rows = conn.exec_driver_sql(f"SELECT {_COLUMNS} FROM replicas ORDER BY replica_id")  # noqa: S608 - constants
+    return [_record(tuple(row)) for row in rows]
+
+
+def by_id(conn: Connection, replica_id: str) -> ReplicaRecord | None:
+    """One replica."""
+    text = f"SELECT {_COLUMNS} FROM replicas WHERE replica_id = ?"  # noqa: S608 - constants
+    row = conn.exec_driver_sql(sql(conn, text), (replica_id,)).first()
+    return None if row is None else _record(tuple(row))
+
+
+def mark_lost(conn: Connection, replica: ReplicaRecord) -> bool:
+    """LOST, unless it has given a sign of life since `replica` was read."""
+    text = "UPDATE replicas SET state = ? WHERE replica_id = ? AND heartbeat_at_ms = ? AND state = ?"
+    fields = (ReplicaState.LOST.value, replica.replica_id, replica.heartbeat_at_ms, replica.state.value)
+    return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
+
+
+def request_drain(conn: Connection, replica_id: str, request: DrainRequest) -> None:
+    """Leave the wish where its replica finds it."""
+    text = "UPDATE replicas SET drain_requested_at_ms = ?, drain_deadline_ms = ?, drain_reason = ? WHERE replica_id = ?"
+    fields = (request.requested_at_ms, request.deadline_ms, int(request.reason), replica_id)
+    conn.exec_driver_sql(sql(conn, text), fields)
+
+
+def forget_ended(conn: Connection, before_ms: int) -> int:
+    """Delete processes that ended before a time, so that names given at random do not pile up."""
+    text = "DELETE FROM replicas WHERE state IN (?, ?) AND heartbeat_at_ms < ?"
+    fields = (ReplicaState.STOPPED.value, ReplicaState.LOST.value, before_ms)
+    return conn.exec_driver_sql(sql(conn, text), fields).rowcount
+
+
+def _record(row: tuple[Any, ...]) -> ReplicaRecord:
+    drain = (
+        DrainRequest(row[7], row[8], _REASONS.get(row[9], gateway_pb2.GOAWAY_REASON_UNSPECIFIED)) if row[7] else None
+    )
+    return ReplicaRecord(row[0], row[1], ReplicaState(row[2]), row[3], row[4], row[5], row[6], drain)
+
+
+_REASONS = {int(number): number for number in gateway_pb2.GoawayReason.values()}

@@ -1,0 +1,177 @@
+"""Admission: who may come in now, and when the others come back.
+
+The mental model: BeginHandshake is admitted against a rate that is sized from what handshakes have really cost here.
+A challenge is the
+ticket for the rest: CompleteHandshake and Connect are not charged again, so nobody who was let in is turned away
+halfway. Each api_key
+has a bucket of its own, so that one node in a loop starves nobody. Addresses only count for garbage and Enroll, for a
+whole fleet may
+share one (docs/protocol.md, "Service Gateway").
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet_server.observability.metrics import SessionMetrics
+from fleet_server.sessions.rules import BucketTable, CostAverage, ReturnSlots, TokenBucket, admitted_per_s
+
+_MAX_KEYS = 50_000
+_MAX_ADDRESSES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """Limits; the defaults suit a gateway on two cores.
+
+    Args:
+        share: part of the event loop's core that handshakes may use.
+        unmeasured_cost_s: CPU of the event loop for a handshake that its handlers do not see: gRPC, new connections,
+            the stream.
+        least_per_s: handshakes that are always admitted in a second.
+        most_per_s: never more.
+        burst_s: seconds' worth of handshakes that may come at once.
+        max_delay_s: nobody is sent away for longer.
+        key_per_s, key_burst: handshakes of one api_key.
+        address_per_s, address_burst: refused garbage, and enrollments, of one address (IPv6: one /64).
+    """
+
+    share: float = 0.6
+    unmeasured_cost_s: float = 0.0008
+    least_per_s: float = 50.0
+    most_per_s: float = 2000.0
+    burst_s: float = 0.25
+    max_delay_s: float = 60.0
+    key_per_s: float = 0.5
+    key_burst: float = 20.0
+    address_per_s: float = 5.0
+    address_burst: float = 100.0
+
+
+class Admission:
+    """Belongs to the event loop.
+
+    Args:
+        cpu_s: CPU seconds of the calling thread.
+        chance: random number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        metrics: SessionMetrics,
+        policy: AdmissionPolicy | None = None,
+        cpu_s: Callable[[], float] = time.thread_time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._policy = policy or AdmissionPolicy()
+        self._cpu_s = cpu_s
+        self._chance = chance
+        self._cost = CostAverage(self._policy.unmeasured_cost_s)
+        self._bucket = TokenBucket(self.rate_per_s, self._burst(), clock.monotonic())
+        self._slots = ReturnSlots(self._policy.max_delay_s)
+        self._keys: BucketTable[bytes] = BucketTable(
+            rate_per_s=self._policy.key_per_s, burst=self._policy.key_burst, max_keys=_MAX_KEYS
+        )
+        self._addresses: BucketTable[str] = BucketTable(
+            rate_per_s=self._policy.address_per_s, burst=self._policy.address_burst, max_keys=_MAX_ADDRESSES
+        )
+
+    @property
+    def rate_per_s(self) -> float:
+        """Handshakes that this replica admits per second now."""
+        policy = self._policy
+        return admitted_per_s(
+            self._cost.total_s(), share=policy.share, least=policy.least_per_s, most=policy.most_per_s
+        )
+
+    @contextmanager
+    def measured(self, stage: str) -> Iterator[None]:
+        """Measure the CPU that a stretch without an await costs; only what succeeds counts."""
+        started_s = self._cpu_s()
+        yield
+        self._cost.observe(stage, self._cpu_s() - started_s)
+
+    def admit_handshake(self, key_digest: bytes) -> None:
+        """Let a caller with a genuine api_key begin.
+
+        Raises:
+            Refusal: OVERLOADED with the delay after which this caller is to come back.
+        """
+        now_s = self._clock.monotonic()
+        delay_s = self._keys.delay_s(key_digest, now_s)
+        if delay_s:
+            self._metrics.rate_limited.labels("BeginHandshake", "credential").inc()
+            raise Refusal(
+                Reason.OVERLOADED,
+                "this api_key begins too many handshakes: if one node uses it, look for a restart loop;"
+                " if two do, enroll one of them anew",
+                retry_after_s=delay_s,
+            )
+        self._bucket.rate_per_s = self.rate_per_s
+        self._bucket.burst = self._burst()
+        if not self._bucket.take(now_s):
+            self._metrics.rate_limited.labels("BeginHandshake", "concurrency").inc()
+            raise self.overloaded()
+
+    def overloaded(self) -> Refusal:
+        """A refusal for load, with a slot of the caller's own in the line."""
+        delay_s = self._slots.next_delay_s(self._clock.monotonic(), self.rate_per_s, self._chance())
+        return Refusal(
+            Reason.OVERLOADED,
+            "the server takes back its nodes one after another: wait for your slot",
+            retry_after_s=delay_s,
+        )
+
+    def charge_garbage(self, rpc: str, address: str) -> None:
+        """Somebody without a genuine credential called; an address that goes on with it is told to stay away.
+
+        Raises:
+            Refusal: OVERLOADED once the address has used up its bucket.
+        """
+        self._charge(rpc, address)
+
+    def admit_enroll(self, address: str) -> None:
+        """Let an address enroll.
+
+        Raises:
+            Refusal: OVERLOADED once the address has used up its bucket.
+        """
+        self._charge("Enroll", address)
+
+    def _charge(self, rpc: str, address: str) -> None:
+        delay_s = self._addresses.delay_s(network_of(address), self._clock.monotonic())
+        if delay_s:
+            self._metrics.rate_limited.labels(rpc, "address").inc()
+            raise Refusal(
+                Reason.OVERLOADED,
+                "too many calls without a credential from this address: wait",
+                # Callers behind one address share its bucket: the same delay for all would bring all back at once.
+                retry_after_s=delay_s * (1.0 + 9.0 * self._chance()),
+            )
+
+    def _burst(self) -> float:
+        return max(1.0, self.rate_per_s * self._policy.burst_s)
+
+
+def network_of(address: str) -> str:
+    """What shares a bucket: an IPv4 address, or the /64 of an IPv6 one, for whoever has one has 2^64."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((parsed, 64), strict=False))
+    return str(parsed)

@@ -1,0 +1,258 @@
+"""The handshake: api_key, challenge, two signed statements, a session token (docs/protocol.md, "Session").
+
+BeginHandshake touches no database; CompleteHandshake reads once and writes once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fleet.channel import ChannelError, derive_frame_keys
+from fleet.clock import Clock
+from fleet.envelope import Domain
+from fleet.errors import Reason, Refusal
+from fleet.v1 import session_pb2, trust_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.service import AuditService
+from fleet_server.database.engine import Database
+from fleet_server.database.writer import Transaction
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.service import NodeService
+from fleet_server.observability.metrics import SessionMetrics
+from fleet_server.sessions import proofs, store
+from fleet_server.sessions.admission import Admission
+from fleet_server.sessions.credentials import API_KEY_SECRET_BYTES, CHALLENGE_TTL_MS, ChallengePurpose, Credentials
+from fleet_server.sessions.hello import check_protocol_version
+from fleet_server.sessions.refusals import RefusalLog
+from fleet_server.sessions.standing import Standings, refuse_unless_active
+from fleet_server.sessions.store import ApiKeyStore, SessionRow
+from fleet_server.trust.secrets import Secrets
+from fleet_server.trust.service import TrustService
+
+NONCE_BYTES = 24
+MAX_ID_CHARS = 64
+_MAX_ANSWERED = 100_000
+
+
+class Answered:
+    """Challenges that were answered here and could still be shown again. Bounded; another replica's answers meet in
+    the database.
+    """
+
+    def __init__(self) -> None:
+        self._until_ms: OrderedDict[bytes, int] = OrderedDict()
+
+    def check(self, challenge: bytes) -> None:
+        """Refuse a challenge that was answered.
+
+        Raises:
+            Refusal: CHALLENGE_EXPIRED.
+        """
+        if challenge in self._until_ms:
+            raise proofs.answered_already()
+
+    def note(self, challenge: bytes, expires_at_ms: int, now_ms: int) -> None:
+        """It is answered now.
+
+        Raises:
+            Refusal: CHALLENGE_EXPIRED when it was already.
+        """
+        self.check(challenge)
+        while self._until_ms:
+            oldest = next(iter(self._until_ms))
+            if self._until_ms[oldest] > now_ms and len(self._until_ms) < _MAX_ANSWERED:
+                break
+            del self._until_ms[oldest]
+        self._until_ms[challenge] = expires_at_ms
+
+
+class HandshakeService:
+    """Issues api_keys and turns them, with a node's signature, into session tokens.
+
+    Args:
+        accepted_leaves: SHA-256 of each TLS leaf that is this server's: current, previous, and those of terminators
+            in its settings.
+        session_ttl_ms: milliseconds that a session lives unless it is renewed.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        audit: AuditService,
+        metrics: SessionMetrics,
+        secrets: Secrets,
+        trust: TrustService,
+        nodes: NodeService,
+        admission: Admission,
+        accepted_leaves: Callable[[], frozenset[bytes]],
+        session_ttl_ms: int = 15 * 60 * 1000,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._audit = audit
+        self._metrics = metrics
+        self._box = secrets.box
+        self._trust = trust
+        self._nodes = nodes
+        self.admission = admission
+        self._accepted_leaves = accepted_leaves
+        self._session_ttl_ms = session_ttl_ms
+        self._credentials = Credentials(
+            api_key_key=secrets.derive("api-key"),
+            challenge_key=secrets.derive("handshake-challenge"),
+            token_key=secrets.derive("session-token"),
+        )
+        self._api_keys = ApiKeyStore(secrets.row_mac("api_keys"))
+        self._standings = Standings(self._api_keys, nodes)
+        self._refusals = RefusalLog(database, audit, self._standings.tampered)
+        self._answered = Answered()
+
+    # -- api_keys -----------------------------------------------------------------------------------------------------
+    def issue_api_key(self, tx: Transaction, node_id: str) -> str:
+        """A new api_key for a node: its text, of which only a digest is kept."""
+        secret = os.urandom(API_KEY_SECRET_BYTES)
+        digest = hashlib.sha256(secret).digest()
+        self._api_keys.insert(tx.conn, digest, node_id, self._clock.now_ms())
+        detail = {"key_sha256": digest.hex()}
+        self._audit.append(tx, AuditKind.API_KEY_ISSUED, actor="server", subject=f"node:{node_id}", detail=detail)
+        return self._credentials.api_key_text(secret)
+
+    def revoke_api_keys(self, tx: Transaction, node_id: str) -> None:
+        """End every api_key of a node."""
+        count = self._api_keys.revoke_of_node(tx.conn, node_id, self._clock.now_ms())
+        if count:
+            subject = f"node:{node_id}"
+            self._audit.append(tx, AuditKind.API_KEY_REVOKED, actor="server", subject=subject, detail={"keys": count})
+
+    # -- handshake ----------------------------------------------------------------------------------------------------
+    async def begin(
+        self, request: session_pb2.BeginHandshakeRequest, address: str
+    ) -> session_pb2.BeginHandshakeResponse:
+        """Answer an api_key with a challenge, and with the bundles that the node lacks. Reads no table.
+
+        Raises:
+            Refusal: UNKNOWN_CREDENTIAL, MALFORMED, PROTOCOL_TOO_OLD, or OVERLOADED with a delay.
+        """
+        digest = self._genuine("BeginHandshake", request.api_key, address)
+        check_protocol_version(request.protocol_version)
+        if not 0 < len(request.node_id) <= MAX_ID_CHARS:
+            raise Refusal(Reason.MALFORMED, "node_id is missing or too long")
+        self.admission.admit_handshake(digest)
+        with self.admission.measured("begin"):
+            challenge = self._credentials.challenge(
+                ChallengePurpose.HANDSHAKE,
+                request.node_id,
+                nonce=os.urandom(NONCE_BYTES),
+                expires_at_ms=self._clock.now_ms() + CHALLENGE_TTL_MS,
+            )
+            held = request.bundle_version
+            chain = self._trust.bundle_chain_from(held.generation, held.number)
+        return session_pb2.BeginHandshakeResponse(
+            challenge=challenge, valid_for_ms=CHALLENGE_TTL_MS, bundle_chain=chain
+        )
+
+    async def complete(
+        self, request: session_pb2.CompleteHandshakeRequest, address: str
+    ) -> session_pb2.CompleteHandshakeResponse:
+        """Exchange signed statements and hand out a session token.
+
+        Raises:
+            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CHALLENGE_EXPIRED, WRONG_CERTIFICATE, WRONG_CLUSTER,
+            PROTOCOL_TOO_OLD, or the
+                state of the node.
+        """
+        started_s = self._clock.monotonic()
+        digest = self._genuine("CompleteHandshake", request.api_key, address)
+        said = proofs.parse(session_pb2.HandshakeStatement, request.signed)
+        try:
+            response = await self._complete(digest, request.signed, said)
+        except Refusal as refusal:
+            self._metrics.handshakes.labels(str(refusal.reason)).inc()
+            self._refusals.note("CompleteHandshake", said.node_id, address, refusal)
+            raise
+        self._metrics.handshakes.labels("ok").inc()
+        self._metrics.handshake_duration.observe(self._clock.monotonic() - started_s)
+        return response
+
+    async def _complete(
+        self, digest: bytes, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement
+    ) -> session_pb2.CompleteHandshakeResponse:
+        # Nothing of `said` counts before the signature below verifies; these checks only refuse, and spare the query.
+        now_ms = self._clock.now_ms()
+        expires_ms = self._credentials.check_challenge(
+            said.challenge, ChallengePurpose.HANDSHAKE, said.node_id, now_ms=now_ms
+        )
+        self._check_statement(said)
+        self._answered.check(said.challenge)
+        standing = await self._database.read(lambda conn: self._standings.read(conn, digest))
+        node = self._standings.node_of(standing, said.node_id)
+        with self.admission.measured("complete"):
+            proofs.verify(signed, Domain.HANDSHAKE, node.identity_key)
+            # After the signature: a stranger must not be able to use up somebody else's challenge.
+            self._answered.note(said.challenge, expires_ms, self._clock.now_ms())
+            refuse_unless_active(node)
+            response, row = self._answer(signed, said, node)
+        if not await self._database.write(lambda tx: store.insert_session(tx.conn, row)):
+            raise proofs.answered_already()  # on another replica, or before this one restarted
+        return response
+
+    def _answer(
+        self, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement, node: NodeRecord
+    ) -> tuple[session_pb2.CompleteHandshakeResponse, SessionRow]:
+        token = self._credentials.session_token(said.challenge)
+        token_sha256 = hashlib.sha256(token).digest()
+        share = X25519PrivateKey.generate()
+        now_ms = self._clock.now_ms()
+        statement = session_pb2.HandshakeServerStatement(
+            node_proof_sha256=hashlib.sha256(signed.statement + signed.signatures[0].value).digest(),
+            session_token_sha256=token_sha256,
+            server_time_ms=now_ms,
+            expires_at_ms=now_ms + self._session_ttl_ms,
+            x25519_share=share.public_key().public_bytes_raw(),
+        ).SerializeToString(deterministic=True)
+        try:
+            frame_keys = derive_frame_keys(share, said.x25519_share, signed.statement, statement)
+        except ChannelError as error:
+            raise Refusal(Reason.BAD_PROOF, "the X25519 share is not usable: begin the handshake again") from error
+        sealed = self._box.seal(frame_keys.pack(), row=session_row(token_sha256, node.node_id))
+        answer = self._trust.authority.sign(Domain.HANDSHAKE_SERVER, statement)
+        return (
+            session_pb2.CompleteHandshakeResponse(signed=answer, session_token=token),
+            SessionRow(token_sha256, node.node_id, sealed, now_ms + self._session_ttl_ms, 0),
+        )
+
+    def _genuine(self, rpc: str, api_key: str, address: str) -> bytes:
+        try:
+            return self._credentials.api_key_digest(api_key)
+        except Refusal:
+            self._metrics.handshakes.labels(str(Reason.UNKNOWN_CREDENTIAL)).inc()
+            self.admission.charge_garbage(rpc, address)
+            raise
+
+    def _check_statement(self, said: session_pb2.HandshakeStatement) -> None:
+        if said.cluster_id != self._trust.cluster_id:
+            raise proofs.wrong_cluster()
+        check_protocol_version(said.protocol_version)
+        if len(said.client_nonce) != 32:
+            raise Refusal(Reason.MALFORMED, "client_nonce must have 32 bytes")
+        if not any(hmac.compare_digest(said.server_leaf_sha256, leaf) for leaf in self._accepted_leaves()):
+            raise Refusal(
+                Reason.WRONG_CERTIFICATE,
+                "the node saw a TLS certificate that is not this server's: fetch it again; if it persists, something"
+                " between the two terminates TLS, and its certificate has to be named in the server's settings",
+            )
+
+
+def session_row(token_sha256: bytes, node_id: str) -> str:
+    """What a session's frame keys are sealed for; the node is part of it, so a row moved to another node opens no
+    more.
+    """
+    return f"sessions/{token_sha256.hex()}/{node_id}"

@@ -1,0 +1,294 @@
+"""Use cases: issue an api_key, shake hands, claim a session for one stream, renew it.
+
+Mental model
+    An api_key and a challenge answer alone are worth nothing: the handshake also needs the node's identity key, gives
+    a token that opens
+    one stream once, and the stream needs that key again. What is cheap to check comes first, and what nobody could
+    have made without
+    this installation's keys costs no query.
+    BeginHandshake touches no database; CompleteHandshake reads once and writes once; Connect reads once and claims in
+    ONE write:
+    token, stream epoch, profile and audit stand or fall together.
+    Jobs of the writer answer a refusal instead of raising it: one that raised would break up the group that others
+    share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fleet.channel import FrameKeys
+from fleet.clock import Clock
+from fleet.envelope import Domain
+from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.audit.service import AuditService
+from fleet_server.database.engine import Database
+from fleet_server.database.writer import Transaction
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.service import NodeService
+from fleet_server.observability.metrics import SessionMetrics
+from fleet_server.sessions import proofs, store
+from fleet_server.sessions.admission import Admission
+from fleet_server.sessions.credentials import (
+    ChallengePurpose,
+)
+from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
+from fleet_server.sessions.hello import HelloRules
+from fleet_server.sessions.standing import open_session, refuse_unless_active
+from fleet_server.sessions.store import SessionRow
+from fleet_server.trust.secrets import SealError, Secrets
+from fleet_server.trust.service import TrustService
+
+log = get_logger(__name__)
+
+REAUTH_TTL_MS = 60_000
+CLEANUP_INTERVAL_S = 60.0
+AUDIT_INTERVAL_S = 1.0
+EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class StreamClaim:
+    """What a node won with its hello. Holds frame keys, so it prints nothing.
+
+    Args:
+        node: as it stood when the stream was claimed.
+        epoch: of this stream; a higher one supersedes it.
+        frame_keys: of the handshake.
+        binding: SHA-256 of the stream proof's statement; statements name it, so they are worthless on any other stream.
+        hello_body: checked.
+        session_expires_at_ms: Unix milliseconds.
+        token_sha256: of the session's token.
+        takeover_of: stream id that this one takes over; empty if none.
+    """
+
+    node: NodeRecord
+    epoch: int
+    frame_keys: FrameKeys
+    binding: bytes
+    hello_body: gateway_pb2.HelloBody
+    session_expires_at_ms: int
+    token_sha256: bytes
+    takeover_of: str
+
+
+class SessionService(HandshakeService):
+    """The sessions room; the handshake itself stands in `handshake`."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        audit: AuditService,
+        metrics: SessionMetrics,
+        secrets: Secrets,
+        trust: TrustService,
+        nodes: NodeService,
+        admission: Admission,
+        accepted_leaves: Callable[[], frozenset[bytes]],
+        session_ttl_ms: int = 15 * 60 * 1000,
+    ) -> None:
+        super().__init__(
+            database=database,
+            clock=clock,
+            audit=audit,
+            metrics=metrics,
+            secrets=secrets,
+            trust=trust,
+            nodes=nodes,
+            admission=admission,
+            accepted_leaves=accepted_leaves,
+            session_ttl_ms=session_ttl_ms,
+        )
+        self._hellos = HelloRules()
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+    async def claim(
+        self, api_key: str, token: bytes, hello: gateway_pb2.Hello, *, stream_id: str, replica_id: str
+    ) -> StreamClaim:
+        """Turn a session into a stream: once, and only for whoever holds the node's identity key.
+
+        Raises:
+            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, SESSION_EXPIRED, TOKEN_USED, MALFORMED, or the state of the node.
+        """
+        digest = self._credentials.api_key_digest(api_key)
+        said = proofs.parse(session_pb2.StreamStatement, hello.proof)
+        try:
+            return await self._claim(digest, token, hello, said, stream_id=stream_id, replica_id=replica_id)
+        except Refusal as refusal:
+            self._refusals.note("Connect", said.node_id, "", refusal)
+            raise
+
+    async def _claim(
+        self,
+        digest: bytes,
+        token: bytes,
+        hello: gateway_pb2.Hello,
+        said: session_pb2.StreamStatement,
+        *,
+        stream_id: str,
+        replica_id: str,
+    ) -> StreamClaim:
+        token_sha256 = hashlib.sha256(token).digest()
+        if not hmac.compare_digest(said.session_token_sha256, token_sha256):
+            raise proofs.bad_proof("it is for another session")
+        if not hmac.compare_digest(said.hello_sha256, hashlib.sha256(hello.body).digest()):
+            raise proofs.bad_proof("it is for another hello")
+        if said.cluster_id != self._trust.cluster_id:
+            raise proofs.wrong_cluster()
+        standing = await self._database.read(lambda conn: self._standings.read(conn, digest, token_sha256))
+        node = self._standings.node_of(standing, said.node_id)
+        row = open_session(standing.session, node, self._clock.now_ms())
+        with self.admission.measured("claim"):
+            proofs.verify(hello.proof, Domain.STREAM, node.identity_key)
+            refuse_unless_active(node)
+            frame_keys = self._open_frame_keys(row)
+            body = self._hellos.parse(hello.body)
+        await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
+        epoch = await self._database.write(
+            lambda tx: self._take_stream(tx, digest, row, node, body, stream_id=stream_id, replica_id=replica_id)
+        )
+        if isinstance(epoch, Refusal):
+            raise epoch
+        return StreamClaim(
+            node=node,
+            epoch=epoch,
+            frame_keys=frame_keys,
+            binding=hashlib.sha256(hello.proof.statement).digest(),
+            hello_body=body,
+            session_expires_at_ms=row.expires_at_ms,
+            token_sha256=token_sha256,
+            takeover_of=said.takeover_of[:MAX_ID_CHARS],
+        )
+
+    def _take_stream(
+        self,
+        tx: Transaction,
+        digest: bytes,
+        row: SessionRow,
+        node: NodeRecord,
+        body: gateway_pb2.HelloBody,
+        *,
+        stream_id: str,
+        replica_id: str,
+    ) -> int | Refusal:
+        """Everything was checked on a snapshot; what may have changed since is checked again on locked rows before
+        anything is written.
+        """
+        try:
+            standing = self._standings.read(tx.conn, digest, row.token_sha256, lock=True)
+            current = self._standings.node_of(standing, node.node_id)
+            open_session(standing.session, current, self._clock.now_ms())
+            refuse_unless_active(current)
+            if current.identity_key != node.identity_key:
+                raise proofs.bad_proof("the node's identity key was changed meanwhile")
+        except Refusal as refusal:
+            return refusal
+        epoch = self._nodes.open_stream(
+            tx,
+            node.node_id,
+            stream_id=stream_id,
+            replica_id=replica_id,
+            last_accepted_seq=body.last_accepted_seq,
+        )
+        store.claim(tx.conn, row.token_sha256, epoch)
+        self._nodes.save_profile(tx, node.node_id, body)
+        detail: Mapping[str, JSON] = {
+            "stream": stream_id,
+            "epoch": epoch,
+            "replica": replica_id,
+            "last_accepted": body.last_accepted_seq,
+        }
+        subject = f"node:{node.node_id}"
+        self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)
+        return epoch
+
+    def reauth_challenge(self, node_id: str, stream_id: str) -> bytes:
+        """A challenge that only this node's proof over this stream answers."""
+        return self._credentials.challenge(
+            ChallengePurpose.REAUTH,
+            f"{node_id}/{stream_id}",
+            nonce=os.urandom(NONCE_BYTES),
+            expires_at_ms=self._clock.now_ms() + REAUTH_TTL_MS,
+        )
+
+    async def reauth(self, claim: StreamClaim, stream_id: str, proof: trust_pb2.Signed) -> int:
+        """Renew the session of a live stream; the Unix millisecond at which it ends now.
+
+        Raises:
+            Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, or the state of the node.
+        """
+        node_id = claim.node.node_id
+        said = proofs.parse(session_pb2.ReauthStatement, proof)
+        now_ms = self._clock.now_ms()
+        self._credentials.check_challenge(
+            said.challenge, ChallengePurpose.REAUTH, f"{node_id}/{stream_id}", now_ms=now_ms
+        )
+        if said.stream_id != stream_id:
+            raise proofs.bad_proof("it is for another stream")
+        node = await self._database.read(lambda conn: self._nodes.load(conn, node_id))
+        if node is None:
+            raise proofs.unknown_credential()
+        proofs.verify(proof, Domain.REAUTH, node.identity_key)
+        refuse_unless_active(node)
+        expires_at_ms = now_ms + self._session_ttl_ms
+
+        def work(tx: Transaction) -> bool:
+            extended = store.extend(tx.conn, claim.token_sha256, claim.epoch, expires_at_ms)
+            if extended:
+                subject = f"node:{node_id}"
+                kind = AuditKind.SESSION_RENEWED
+                self._audit.append(tx, kind, actor=subject, subject=subject, detail={"epoch": claim.epoch})
+            return extended
+
+        if not await self._database.write(work):
+            raise proofs.session_expired()
+        return expires_at_ms
+
+    # -- housekeeping -------------------------------------------------------------------------------------------------
+    async def run_cleanup(self) -> None:
+        """Delete sessions that ended long ago, until cancelled."""
+        while True:
+            await self._clock.sleep(CLEANUP_INTERVAL_S)
+            before_ms = self._clock.now_ms() - EXPIRED_KEPT_MS
+            try:
+                await self._database.write(lambda tx, before_ms=before_ms: store.delete_expired(tx.conn, before_ms))  # type: ignore[misc]
+            except Refusal as refusal:
+                log.warning("session_cleanup_failed", reason=str(refusal.reason))
+
+    async def flush_audit(self) -> None:
+        """Write what `run_audit` would write next; for the end of the process.
+
+        Raises:
+            Refusal: UNAVAILABLE; it stays for the next try.
+        """
+        await self._refusals.flush()
+
+    async def run_audit(self) -> None:
+        """Write refused proofs into the audit, one row each second that has any, until cancelled."""
+        while True:
+            await self._clock.sleep(AUDIT_INTERVAL_S)
+            try:
+                await self._refusals.flush()
+            except Refusal as refusal:
+                log.warning("refusal_audit_delayed", reason=str(refusal.reason))
+
+    def _open_frame_keys(self, row: SessionRow) -> FrameKeys:
+        try:
+            return FrameKeys.unpack(
+                self._box.unseal(row.sealed_frame_keys, row=session_row(row.token_sha256, row.node_id))
+            )
+        except (SealError, ValueError) as error:
+            log.error("session_row_tampered", node_id=row.node_id)
+            raise Refusal(
+                Reason.SESSION_EXPIRED, "the session's record cannot be opened: shake hands for a new one"
+            ) from error

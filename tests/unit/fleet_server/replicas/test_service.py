@@ -1,0 +1,138 @@
+"""Replicas over both databases: beats, the dead, and requests to drain."""
+
+import asyncio
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import gateway_pb2
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.replicas.rules import ReplicaState
+from fleet_server.replicas.service import ReplicaService
+from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.sessions.world import World
+
+
+class Replica(ReplicaService):
+    """One process; `gone` lists the replicas whose nodes it was told to show offline."""
+
+    def __init__(self, world: World, replica_id: str, clock: object = None, wakeup: Wakeup | None = None) -> None:
+        self.gone: list[str] = []
+        super().__init__(
+            database=world.database,
+            clock=clock or world.clock,  # type: ignore[arg-type]
+            wakeup=wakeup or world.wakeup,
+            audit=world.audit,
+            replica_id=replica_id,
+            version="1.0",
+            streams=lambda: 7,
+            admission_per_s=lambda: 250.0,
+            on_lost=lambda _, lost: self.gone.append(lost),
+        )
+
+
+async def ready(world: World, replica_id: str, **fields: object) -> Replica:
+    replica = Replica(world, replica_id, **fields)  # type: ignore[arg-type]
+    await replica.register()
+    await replica.set_state(ReplicaState.READY)
+    return replica
+
+
+async def refused(work: object) -> Reason:
+    with pytest.raises(Refusal) as caught:
+        await work  # type: ignore[misc]
+    return caught.value.reason
+
+
+async def test_register_and_beat(world: World, clock: MockClock) -> None:
+    replica = Replica(world, "r1")
+    await replica.register()
+    assert replica.gone == ["r1"]  # what an earlier process of this id left behind
+    await replica.set_state(ReplicaState.READY)
+    await clock.advance(2)
+    await replica.beat()
+    [shown] = await replica.list()
+    assert (shown.state, shown.streams, shown.admission_per_s) == (ReplicaState.READY, 7, 250.0)
+    assert shown.heartbeat_at_ms == clock.now_ms()
+
+
+async def test_the_dead_are_noticed_once(world: World, clock: MockClock) -> None:
+    a, b = await ready(world, "a"), await ready(world, "b")
+    for _ in range(4):
+        await a.beat()
+        await clock.advance(2)
+    assert (await a.get("b")).state is ReplicaState.READY
+    for _ in range(3):
+        await a.beat()
+        await clock.advance(2)
+    assert (await a.get("b")).state is ReplicaState.LOST
+    assert a.gone.count("b") == 1
+    assert (await world.audited()).count("replica.lost") == 1
+    await b.beat()
+    assert (await a.get("b")).state is ReplicaState.READY
+
+
+async def test_a_wrong_wall_clock_kills_nobody(world: World, clock: MockClock) -> None:
+    a = await ready(world, "a")
+    b = await ready(world, "b", clock=clock.seen_by(-3_600_000))
+    for _ in range(10):
+        await a.beat()
+        await b.beat()
+        await clock.advance(2)
+    assert {replica.state for replica in await a.list()} == {ReplicaState.READY}
+
+
+async def test_a_drain_request_reaches_its_replica(world: World, clock: MockClock) -> None:
+    a, b = await ready(world, "a"), await ready(world, "b")
+    running = asyncio.create_task(b.run())
+    waiting = asyncio.create_task(b.wait_drain_requested())
+    await clock.wait_sleepers(1)
+    await a.request_drain("ada", "b", 30, gateway_pb2.GOAWAY_REASON_UPGRADE)
+    request = await asyncio.wait_for(waiting, 10)  # woken, without the clock moving
+    assert (request.deadline_ms, request.reason) == (clock.now_ms() + 30_000, gateway_pb2.GOAWAY_REASON_UPGRADE)
+    await a.request_drain("ada", "b", 5, gateway_pb2.GOAWAY_REASON_UPGRADE)
+    again = await asyncio.wait_for(b.wait_drain_requested(), 10)
+    assert again.deadline_ms == clock.now_ms() + 5_000
+    running.cancel()
+    assert "replica.drain_requested" in await world.audited()
+
+
+async def test_a_lost_wake_up_costs_one_beat(world: World) -> None:
+    a, b = await ready(world, "a"), await ready(world, "b", wakeup=Wakeup())
+    await a.request_drain("ada", "b", 0, gateway_pb2.GOAWAY_REASON_DRAIN)
+    await b.beat()
+    assert (await b.wait_drain_requested()).deadline_ms == 0
+
+
+async def test_a_new_process_of_the_same_id_forgets_the_drain(world: World) -> None:
+    a = await ready(world, "a")
+    await a.request_drain("ada", "", 0, gateway_pb2.GOAWAY_REASON_RESTART)
+    again = await ready(world, "a")
+    await again.beat()
+    assert (await again.get("")).drain is None
+
+
+async def test_what_cannot_be_drained(world: World) -> None:
+    a, b = await ready(world, "a"), await ready(world, "b")
+    await b.set_state(ReplicaState.STOPPED)
+    drain = gateway_pb2.GOAWAY_REASON_DRAIN
+    assert await refused(a.request_drain("ada", "nobody", 0, drain)) is Reason.NOT_FOUND
+    assert await refused(a.request_drain("ada", "b", 0, drain)) is Reason.CONFLICT
+    assert await refused(a.request_drain("ada", "a", -1, drain)) is Reason.INVALID_ARGUMENT
+
+
+async def test_only_ready_replicas_take_over(world: World) -> None:
+    a = await ready(world, "a")
+    assert await a.admission_of_others_per_s() == 0
+    b = await ready(world, "b")
+    assert await a.admission_of_others_per_s() == 250.0
+    await b.set_state(ReplicaState.DRAINING)
+    assert await a.admission_of_others_per_s() == 0
+
+
+async def test_replicas_that_ended_are_forgotten(world: World, clock: MockClock) -> None:
+    a, b = await ready(world, "a"), await ready(world, "b")
+    await b.set_state(ReplicaState.STOPPED)
+    await clock.advance(25 * 3600)
+    await a.beat()
+    assert [replica.replica_id for replica in await a.list()] == ["a"]
