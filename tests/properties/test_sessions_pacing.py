@@ -1,4 +1,6 @@
-"""Admission never lets more in than it says, and sends the others away spread out (field lesson: all agents come back in one second)."""
+"""Admission never lets more in than it says, and sends the others away spread out: never all back in one second."""
+
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,7 @@ def test_refused_callers_come_back_no_faster_than_they_can_be_served(
         delay = slots.next_delay_s(now, rate, chance)
         assert delay > 0
         back.append(now + delay)
-    for one, next_one in zip(back, back[1:], strict=False):
+    for one, next_one in itertools.pairwise(back):
         assert next_one - one >= 1 / rate - 1e-9
 
 
