@@ -142,10 +142,10 @@ def test_every_call_and_every_control_body_is_named() -> None:
         (sequence.MAX_SEQ_STEP.bit_length() - 1, "| step of seq | 2^32 |"),
         (trust.MAX_NUMBER_STEP.bit_length() - 1, "| step of a bundle's number | 2^20 |"),
         (trust.MAX_COMMAND_KEYS, "| command keys of a bundle | 64 |"),
-        (status.MAX_DETAIL_CHARS, "a sentence is cut at 1024\ncharacters"),
+        (status.MAX_DETAIL_CHARS, "a sentence is cut at 1024 characters"),
         (status.MAX_METADATA_ENTRIES, "metadata at 16 entries of 128 characters"),
     ],
 )
 def test_limits_are_the_codes(value: int, text: str) -> None:
-    assert text in PAGE
+    assert text in " ".join(PAGE.split())
     assert re.search(rf"\b{value}\b", text)
