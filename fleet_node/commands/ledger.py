@@ -65,6 +65,7 @@ class Ledger:
         self.last_report_no = recovered.last_report_no
         self._acked_report_no = recovered.acked_report_no
         self._results: list[Change] = []
+        self._changing: set[int] = set()  # seqs with a change that is not durable yet
         self._in_flight = 0
         self._flushing = False
         self._retry: asyncio.Task[None] | None = None
@@ -93,7 +94,8 @@ class Ledger:
 
         Args:
             entries: new to the journal; their reports are numbered here.
-            again: replayed ones, as journaled.
+            again: replayed ones. Those that are changing are told by that change: their state as it stands, written
+                after it, would undo it, and let a restart run what has run.
             last_accepted_seq: where it stands afterwards.
             consumed: seqs whose tombstone has served.
 
@@ -102,7 +104,7 @@ class Ledger:
         """
         for entry in entries:
             entry.report.report_no = self._next_report_no()
-        changes = [self._told_again(entry) for entry in again]
+        changes = [self._told_again(entry) for entry in again if entry.seq not in self._changing]
         batch = Batch(
             accepted=list(entries),
             changed=[report for _, report in changes],
@@ -146,21 +148,28 @@ class Ledger:
         """
         report.report_no = self._next_report_no()
         batch = Batch(changed=[report], last_report_no=report.report_no)
-        await self._commit(batch, lambda: self._publish([(entry, report)]))
+        self._changing.add(entry.seq)
+        try:
+            await self._commit(batch, lambda: self._publish([(entry, report)]))
+        finally:
+            self._changing.discard(entry.seq)
         self._count([(entry, report)])
 
     def record(self, entry: Entry, report: command_pb2.Report) -> None:
         """Take a result; it is written until it is durable. `report` is not numbered yet."""
         self._outbox.defer(entry.report.report_no)
+        self._changing.add(entry.seq)
         self._results.append((entry, report))
         self._flush_soon()
 
     def start(self, changes: Sequence[Change], done: Callable[[JournalUnavailableError | None], None]) -> None:
         """Mark commands as RUNNING, then call `done`: only after it without an error may their drivers be called."""
-        for _, report in changes:
+        for entry, report in changes:
             report.report_no = self._next_report_no()
+            self._changing.add(entry.seq)
 
         def committed(error: JournalUnavailableError | None) -> None:
+            self._changing.difference_update(entry.seq for entry, _ in changes)
             if error is None:
                 self._publish(changes)
                 self._wake_soon()
@@ -266,6 +275,7 @@ class Ledger:
                 self._retry_later(error)
                 return
             self._retry_s = FIRST_RETRY_S
+            self._changing.difference_update(entry.seq for entry, _ in results)
             self._publish(results)
             self._count(results)
             self._wake_soon()

@@ -30,14 +30,14 @@ def running(entry: Entry, now_ms: int) -> command_pb2.Report:
 
 def expired(entry: Entry, now_ms: int) -> command_pb2.Report:
     """Its time to live passed while it waited."""
-    return _final(
+    return _not_started(
         entry, CommandState.COMMAND_STATE_EXPIRED, now_ms, "EXPIRED", "its time to live passed while it waited"
     )
 
 
 def cancelled_unstarted(entry: Entry, now_ms: int) -> command_pb2.Report:
     """A cancel came before its turn."""
-    return _final(
+    return _not_started(
         entry, CommandState.COMMAND_STATE_CANCELLED, now_ms, "CANCELLED", "it was cancelled before it started"
     )
 
@@ -80,6 +80,14 @@ def ended(run: Run, outcome: Outcome | None, now_ms: int) -> command_pb2.Report:
     report.output = encode_output(outcome.output) if outcome.output else b"{}"
     report.output_truncated = outcome.truncated
     return report
+
+
+def _not_started(
+    entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str
+) -> command_pb2.Report:
+    if entry.state == CommandState.COMMAND_STATE_RUNNING:  # idempotent: it ran before a restart and waited to run again
+        state, error = CommandState.COMMAND_STATE_INTERRUPTED, f"{error} again; how its earlier run ended is unknown"
+    return _final(entry, state, now_ms, reason, error)
 
 
 def _final(entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str) -> command_pb2.Report:
