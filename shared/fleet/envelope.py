@@ -24,6 +24,10 @@ KEY_ID_BYTES = 16
 PUBLIC_KEY_BYTES = 32
 MAX_SIGNATURES = 16
 _PREFIX = b"fleet.v1/"
+# y coordinates of the eight points of small order, and their encodings that are not reduced (RFC 8032, section 5.1).
+_FIELD = 2**255 - 19
+_ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER_Y = frozenset({0, 1, _FIELD - 1, _FIELD, _FIELD + 1, _ORDER_8_Y, _FIELD - _ORDER_8_Y})
 
 
 class Domain(StrEnum):
@@ -168,7 +172,15 @@ def verified_signers(signed: trust_pb2.Signed, *, domain: Domain, keys: Mapping[
     return frozenset(found)
 
 
+def is_small_order(public_key: bytes) -> bool:
+    """Whether an Ed25519 public key is one under which anybody can sign anything: OpenSSL verifies with it all the
+    same."""
+    return int.from_bytes(public_key, "little") & (2**255 - 1) in _SMALL_ORDER_Y
+
+
 def _verifies(public_key: bytes, value: bytes, message: bytes) -> bool:
+    if is_small_order(public_key):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(value, message)
     except (InvalidSignature, ValueError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +108,34 @@ def test_a_public_key_that_is_none_verifies_nothing(public_key: bytes) -> None:
     signed.signatures[0].key_id = envelope.key_id(public_key)
     with pytest.raises(EnvelopeError, match="BAD_SIGNATURE"):
         envelope.verify_one(signed, domain=Domain.ENROLL, public_key=public_key)
+
+
+FIELD = 2**255 - 19
+ORDER_8 = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+SMALL_ORDER_Y = [0, 1, FIELD - 1, FIELD, FIELD + 1, (y := int.from_bytes(ORDER_8, "little")), FIELD - y]
+SMALL_ORDER_KEYS = [(y | sign << 255).to_bytes(32, "little") for y in SMALL_ORDER_Y for sign in (0, 1)]
+
+
+@pytest.mark.parametrize("public_key", SMALL_ORDER_KEYS, ids=bytes.hex)
+def test_keys_under_which_anybody_can_sign_verify_nothing(public_key: bytes) -> None:
+    statements = [bytes([number]) for number in range(16)]
+    forged = [point + bytes(32) for point in SMALL_ORDER_KEYS]  # S = 0, R of small order: no private key is needed
+    assert any(openssl_verifies(public_key, value, one) for value in forged for one in statements)
+    for value in forged:
+        for statement in statements:
+            made_up = trust_pb2.Signature(key_id=envelope.key_id(public_key), value=value)
+            signed = trust_pb2.Signed(statement=statement, signatures=[made_up])
+            with pytest.raises(EnvelopeError, match="BAD_SIGNATURE"):
+                envelope.verify_one(signed, domain=Domain.INTENT, public_key=public_key)
+
+
+def openssl_verifies(public_key: bytes, value: bytes, statement: bytes) -> bool:
+    message = envelope.signing_input(Domain.INTENT, statement)
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(value, message)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def test_a_signer_shows_its_id_and_never_its_key() -> None:
