@@ -1,0 +1,17 @@
+"""`make demo`: the whole product on this machine, step by step. Every step checks what it shows; see walk.py."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    sys.path.insert(0, str(ROOT))  # the demo's own modules, and the hostile gateway that the tests use too
+    from deploy.demo.walk import run
+
+    return run(ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
