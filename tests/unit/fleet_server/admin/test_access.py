@@ -1,0 +1,113 @@
+"""Who may call: tokens, roles, tampered rows, the last owner, and the record of calls."""
+
+import pytest
+from sqlalchemy import text
+
+from fleet.errors import Reason, Refusal
+from fleet.secrets import Secret
+from fleet.v1 import admin_pb2
+from fleet_server.admin import rules
+from fleet_server.admin.access import OperatorService
+from fleet_server.admin.rules import Role
+from fleet_server.audit.service import AuditCursor, AuditService
+from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.trust.secrets import Secrets
+from tests.fakes.clock import MockClock
+
+
+@pytest.fixture
+def audit(database: Database, clock: MockClock) -> AuditService:
+    return AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r1")
+
+
+@pytest.fixture
+def access(database: Database, clock: MockClock, audit: AuditService) -> OperatorService:
+    row_mac = Secrets(Secret(bytes(32))).row_mac("operators")
+    return OperatorService(database=database, clock=clock, audit=audit, row_mac=row_mac)
+
+
+async def _refused(access: OperatorService, token: str, method: str) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        await access.authorise(token, method)
+    return caught.value
+
+
+def test_every_method_of_the_service_has_a_role() -> None:
+    methods = {method.name for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods}
+    assert set(rules.NEEDED_ROLE) == methods
+
+
+async def test_a_role_may_do_what_lower_ones_may_and_no_more(access: OperatorService) -> None:
+    tokens = {role: (await access.create("init", role.word, role.word))[1].reveal() for role in Role}
+    for role, token in tokens.items():
+        for method, needed in rules.NEEDED_ROLE.items():
+            if role >= needed:
+                assert (await access.authorise(token, method)).name == role.word
+            else:
+                refusal = await _refused(access, token, method)
+                assert refusal.reason is Reason.PERMISSION_DENIED
+                assert refusal.metadata["needed_role"] == needed.word
+
+
+@pytest.mark.parametrize("token", ["", "fop1.", "fop1.AAAA", "nonsense", "fop1." + "x" * 500])
+async def test_strangers_are_unauthenticated(access: OperatorService, token: str) -> None:
+    refusal = await _refused(access, token, "WhoAmI")
+    assert refusal.reason is Reason.UNAUTHENTICATED
+    assert "fleetctl login" in refusal.detail
+
+
+async def test_a_revoked_token_opens_nothing_at_once(access: OperatorService) -> None:
+    _, token = await access.create("init", "ada", "operator")
+    assert (await access.authorise(token.reveal(), "ListNodes")).name == "ada"
+    await access.revoke("owner", "ada")
+    refusal = await _refused(access, token.reveal(), "ListNodes")
+    assert refusal.reason is Reason.UNAUTHENTICATED
+    assert "revoked" in refusal.detail
+
+
+@pytest.mark.parametrize(
+    "edit", ["role = 'owner'", "revoked_at_ms = 0, role = 'release'", "name = 'root'", "operator_id = 'op-0'"]
+)
+async def test_editing_the_row_gains_nothing(access: OperatorService, database: Database, edit: str) -> None:
+    _, token = await access.create("init", "eve", "viewer")
+    await access.create("init", "owner", "owner")
+    if "revoked" in edit:
+        await access.revoke("owner", "eve")
+    await database.write(lambda tx: tx.conn.execute(text(f"UPDATE operators SET {edit} WHERE name = 'eve'")))
+    assert (await _refused(access, token.reveal(), "WhoAmI")).reason is Reason.UNAUTHENTICATED
+
+
+async def test_the_last_owner_stays(access: OperatorService) -> None:
+    await access.create("init", "owner", "owner")
+    with pytest.raises(Refusal) as caught:
+        await access.revoke("owner", "owner")
+    assert caught.value.reason is Reason.CONFLICT
+    await access.create("owner", "second", "owner")
+    assert (await access.revoke("second", "owner")).revoked_at_ms > 0
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "x" * 64, "né", "a\n"])
+async def test_names_are_plain(access: OperatorService, name: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        await access.create("owner", name, "viewer")
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+
+
+async def test_calls_are_audited_in_batches_and_none_is_lost(access: OperatorService, audit: AuditService) -> None:
+    _, token = await access.create("init", "ada", "viewer")
+    for _ in range(3):
+        await access.authorise(token.reveal(), "ListNodes")
+    await access.authorise(token.reveal(), "WhoAmI")
+    await access.flush()
+    await access.flush()  # nothing new: no row
+    rows = (await audit.page(AuditCursor())).rows
+    called = [row for row in rows if row.kind == "operator.called"]
+    assert [row.detail for row in called] == [b'{"calls":{"ListNodes":3,"WhoAmI":1}}']
+
+
+async def test_a_token_is_in_no_row(access: OperatorService, database: Database) -> None:
+    _, token = await access.create("init", "ada", "viewer")
+    stored = await database.read(lambda conn: repr(conn.execute(text("SELECT * FROM operators")).all()))
+    assert token.reveal() not in stored
+    assert token.reveal() not in repr(token)
