@@ -59,6 +59,10 @@ class NodeDirectory:
         record = self._store.by_id(conn, node_id)
         return None if record is None else self._seen(record)
 
+    def as_read(self, conn: Connection, node: NodeRecord) -> bool:
+        """Whether nothing that an operator decides about the node has changed since `node` was read. Any thread."""
+        return self._store.as_read(conn, node)
+
     async def get(self, ref: str) -> NodeRecord:
         """A node by name or id.
 

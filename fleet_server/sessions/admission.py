@@ -32,9 +32,9 @@ class AdmissionPolicy:
     """Limits; the defaults suit a gateway on two cores.
 
     Args:
-        share: part of the event loop's core that handshakes may use.
-        unmeasured_cost_s: CPU of the event loop for a handshake that its handlers do not see: gRPC, new connections,
-            the stream.
+        share: part of one core that handshakes may use; all Python threads share one.
+        unmeasured_cost_s: CPU seconds of a handshake that its handlers do not see: the database's threads, gRPC, new
+            connections, the stream.
         least_per_s: handshakes that are always admitted in a second.
         most_per_s: never more.
         burst_s: seconds' worth of handshakes that may come at once.
@@ -43,8 +43,8 @@ class AdmissionPolicy:
         address_per_s, address_burst: refused garbage, and enrollments, of one address (IPv6: one /64).
     """
 
-    share: float = 0.6
-    unmeasured_cost_s: float = 0.0008
+    share: float = 0.75
+    unmeasured_cost_s: float = 0.0018
     least_per_s: float = 50.0
     most_per_s: float = 2000.0
     burst_s: float = 0.25

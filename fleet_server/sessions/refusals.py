@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from fleet.errors import Refusal
+from fleet.errors import Reason, Refusal
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
@@ -33,7 +33,9 @@ class RefusalLog:
         self._more = 0
 
     def note(self, rpc: str, node_id: str, address: str, refusal: Refusal) -> None:
-        """Keep one; equal ones are counted."""
+        """Keep one; equal ones are counted. A server that is busy refuses without anybody having done wrong."""
+        if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED):
+            return
         key = (rpc, node_id[:64], address, str(refusal.reason))
         if key in self._kept or len(self._kept) < _MAX_KEPT:
             self._kept[key] = self._kept.get(key, 0) + 1

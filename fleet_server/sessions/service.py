@@ -185,12 +185,8 @@ class SessionService(HandshakeService):
         anything is written.
         """
         try:
-            standing = self._standings.read(tx.conn, digest, row.token_sha256, lock=True)
-            current = self._standings.node_of(standing, node.node_id)
-            open_session(standing.session, current, self._clock.now_ms())
-            refuse_unless_active(current)
-            if current.identity_key != node.identity_key:
-                raise proofs.bad_proof("the node's identity key was changed meanwhile")
+            self._standings.check_unchanged(tx.conn, digest, node)
+            open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
         except Refusal as refusal:
             return refusal
         epoch = self._nodes.open_stream(

@@ -36,13 +36,11 @@ class Standings:
         self.tampered: deque[ApiKeyRow] = deque(maxlen=10_000)
         """Rows that were found changed, for the audit."""
 
-    def read(
-        self, conn: Connection, key_sha256: bytes, token_sha256: bytes | None = None, *, lock: bool = False
-    ) -> Standing:
-        """What stands in the database; with `lock` the session stays as it is until the transaction ends."""
+    def read(self, conn: Connection, key_sha256: bytes, token_sha256: bytes | None = None) -> Standing:
+        """What stands in the database."""
         key = self._api_keys.by_digest(conn, key_sha256)
         node = self._nodes.load(conn, key.node_id) if key is not None and key.intact else None
-        session = None if token_sha256 is None else store.session(conn, token_sha256, lock=lock)
+        session = None if token_sha256 is None else store.session(conn, token_sha256)
         return Standing(key, node, session)
 
     def node_of(self, standing: Standing, node_id: str) -> NodeRecord:
@@ -74,6 +72,16 @@ class Standings:
                 Reason.REVOKED, "this api_key was revoked: enroll the node with a new join token"
             )
         return node
+
+    def check_unchanged(self, conn: Connection, key_sha256: bytes, node: NodeRecord) -> None:
+        """Refuse when an operator's decision overtook a claim between its checks and its write.
+
+        Raises:
+            Refusal: UNAVAILABLE; the next attempt is told the decision.
+        """
+        key = self._api_keys.by_digest(conn, key_sha256)
+        if key is None or not key.intact or key.revoked_at_ms or not self._nodes.as_read(conn, node):
+            raise Refusal(Reason.UNAVAILABLE, "the node's record was changed at this moment: connect again")
 
     def _note(self, key: ApiKeyRow) -> None:
         if key.key_sha256 not in self._told:

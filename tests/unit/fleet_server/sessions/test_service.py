@@ -215,6 +215,25 @@ async def test_the_state_of_the_node_decides(world: World, state: str, reason: R
     assert await refused(node.claim(token, node.hello(token))) is reason
 
 
+@pytest.mark.parametrize("overtaken_by", ["suspend", "revoke_key"])
+async def test_a_decision_overtakes_a_claim_between_its_checks_and_its_write(world: World, overtaken_by: str) -> None:
+    node = await world.member()
+    token, _ = await node.handshake()
+    write = world.database.write
+
+    async def decide_first(work: object) -> object:
+        world.database.write = write  # type: ignore[method-assign]
+        if overtaken_by == "suspend":
+            await world.nodes.set_state("ada", [node.name], "SUSPENDED", "")
+        else:
+            await write(lambda tx: world.sessions.revoke_api_keys(tx, node.node_id))
+        return await write(work)  # type: ignore[arg-type]
+
+    world.database.write = decide_first  # type: ignore[method-assign,assignment]
+    assert await refused(node.claim(token, node.hello(token))) is Reason.UNAVAILABLE
+    assert (await world.node(node.node_id)).stream_epoch == 0
+
+
 async def test_a_stolen_token_opens_one_stream_once(world: World) -> None:
     node = await world.member()
     token, _ = await node.handshake()
