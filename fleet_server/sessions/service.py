@@ -269,12 +269,20 @@ class SessionService(HandshakeService):
         """
         await self._refusals.flush()
 
+    async def flush_audit(self) -> None:
+        """Write refused proofs, and api_key rows found tampered, into the audit now.
+
+        Raises:
+            Refusal: the database is away; nothing is forgotten.
+        """
+        await self._refusals.flush()
+
     async def run_audit(self) -> None:
         """Write refused proofs into the audit, one row each second that has any, until cancelled."""
         while True:
             await self._clock.sleep(AUDIT_INTERVAL_S)
             try:
-                await self._refusals.flush()
+                await self.flush_audit()
             except Refusal as refusal:
                 log.warning("refusal_audit_delayed", reason=str(refusal.reason))
 

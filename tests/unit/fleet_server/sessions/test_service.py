@@ -115,7 +115,7 @@ async def test_wrong_identity_key(world: World) -> None:
     thief = dataclasses.replace(node, keys=NodeKeys.generate())
     proof = thief.prove(await thief.begin(), X25519PrivateKey.generate())
     assert await refused(thief.complete(proof)) is Reason.BAD_PROOF
-    await world.sessions._refusals.flush()
+    await world.sessions.flush_audit()
     assert "session.refused" in await world.audited()
 
 
@@ -383,7 +383,7 @@ async def test_rows_written_around_the_server_open_nothing(
     await world.execute(text, *(meant.get(text, text) for text in fields))
     proof = node.prove(await node.begin(), X25519PrivateKey.generate())
     assert await refused(node.complete(proof)) is reason
-    await world.sessions._refusals.flush()
+    await world.sessions.flush_audit()
     await world.nodes.flush()
     assert {"api_key.quarantined", "node.quarantined"} & set(await world.audited())
 
