@@ -262,14 +262,6 @@ class SessionService(HandshakeService):
                 log.warning("session_cleanup_failed", reason=str(refusal.reason))
 
     async def flush_audit(self) -> None:
-        """Write what `run_audit` would write next; for the end of the process.
-
-        Raises:
-            Refusal: UNAVAILABLE; it stays for the next try.
-        """
-        await self._refusals.flush()
-
-    async def flush_audit(self) -> None:
         """Write refused proofs, and api_key rows found tampered, into the audit now.
 
         Raises:
