@@ -121,14 +121,14 @@ class Connection:
         await self._write(gateway_pb2.NodeFrame(hello=hello))
         done, _ = await asyncio.wait({reading}, timeout=_WELCOME_TIMEOUT_S)
         frame = reading.result() if done else None
-        if frame is None or frame.WhichOneof("frame") != "welcome":
+        if frame is None:
             raise await self._not_welcomed(answered=bool(done))
-        self.welcome = frame.welcome
-        self._server_time.observe(frame.welcome.server_time_ms)
+        self.welcome = self._open_welcome(frame)
+        self._server_time.observe(self.welcome.server_time_ms)
         self._heard_at = self._clock.monotonic()
         context = StreamContext(self._membership.cluster_id, self._membership.node_id, binding)
-        self._commands = self._ports.commands.opened(context, frame.welcome, self)
-        self._telemetry = self._ports.telemetry.opened(frame.welcome.max_telemetry_bytes or 65536, self)
+        self._commands = self._ports.commands.opened(context, self.welcome, self)
+        self._telemetry = self._ports.telemetry.opened(self.welcome.max_telemetry_bytes or 65536, self)
 
     async def run(self) -> Refusal | None:
         """Serve the stream until it ends; why it ended, or None when both sides wanted it.
@@ -203,6 +203,18 @@ class Connection:
         ).SerializeToString()
         proof = self._keys.identity.sign(Domain.STREAM, statement)
         return gateway_pb2.Hello(proof=proof, body=body), hashlib.sha256(statement).digest()
+
+    def _open_welcome(self, frame: gateway_pb2.ServerFrame) -> gateway_pb2.Welcome:
+        """The first frame carries a MAC like every other: whoever terminates TLS must not set this node's clock."""
+        try:
+            control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
+        except (ChannelError, DecodeError) as error:
+            self._call.cancel()
+            raise Refusal(Reason.BAD_PROOF, f"the welcome was refused: {error}") from error
+        if control.WhichOneof("body") != "welcome":
+            self._call.cancel()
+            raise Refusal(Reason.MALFORMED, "the server's first frame is no welcome")
+        return control.welcome
 
     async def _not_welcomed(self, *, answered: bool) -> Refusal:
         if not answered:

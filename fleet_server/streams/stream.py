@@ -117,7 +117,7 @@ class Stream:
         Raises:
             Refusal: how the call is to be aborted; returns when the node ended the stream itself.
         """
-        await self._transport.write(gateway_pb2.ServerFrame(welcome=welcome))
+        self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
         self._send_bundle(self._claim.hello_body.bundle_version)
         self.membership.apply(self._claim.node)

@@ -127,7 +127,7 @@ class RogueGateway(gateway_pb2_grpc.GatewayServicer):
 
     async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # as grpc.aio has it
         stream = self._open(await context.read(), _token(context))
-        await context.write(gateway_pb2.ServerFrame(welcome=stream.welcome))
+        await context.write(stream.sealed(welcome=stream.welcome))
         self.streams.append(stream)
         self._watch.changed()
         reader = asyncio.create_task(_read(stream, context))  # never cancelled: the end of the call ends it

@@ -81,7 +81,18 @@ def _frame(direction: str, frame: gateway_pb2.ControlFrame) -> dict[str, Any]:
 def _server_bodies() -> list[bytes]:
     orders = gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=story.command().signed()))
     ping = gateway_pb2.Ping(number=1, server_time_ms=story.NOW_MS, interval_ms=15_000)
-    return [orders.SerializeToString(), gateway_pb2.ServerControl(ping=ping).SerializeToString()]
+    welcome = gateway_pb2.Welcome(
+        stream_id="4f2d9c0a7be01836",
+        stream_epoch=7,
+        server_time_ms=story.NOW_MS,
+        heartbeat_interval_ms=15_000,
+        max_frame_bytes=1 << 20,
+        max_telemetry_bytes=1 << 16,
+        session_expires_at_ms=story.NOW_MS + 900_000,
+        replica_id="replica-1",
+    )
+    first = gateway_pb2.ServerControl(welcome=welcome)
+    return [first.SerializeToString(), orders.SerializeToString(), gateway_pb2.ServerControl(ping=ping).SerializeToString()]
 
 
 def _node_bodies() -> list[bytes]:

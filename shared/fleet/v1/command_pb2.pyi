@@ -462,8 +462,8 @@ class StatementRefused(_message.Message):
     key_id: _builtins.bytes
     """Key id that it claimed."""
     reason: _builtins.str
-    """BAD_SIGNATURE, UNKNOWN_KEY, KEY_EXPIRED, KEY_REVOKED, WRONG_SIGNER, WRONG_CLUSTER, WRONG_NODE, WRONG_STREAM, GAP,
-    BUNDLE_EXPIRED, MALFORMED, TOO_MANY.
+    """BAD_SIGNATURE, UNKNOWN_KEY, KEY_NOT_YET_VALID, KEY_EXPIRED, KEY_REVOKED, WRONG_SITE, WRONG_CLUSTER, WRONG_NODE,
+    WRONG_STREAM, GAP, BUNDLE_EXPIRED, MALFORMED, JOURNAL_UNAVAILABLE.
     """
     last_accepted_seq: _builtins.int
     """Highest seq that the node accepted."""

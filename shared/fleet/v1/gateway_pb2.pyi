@@ -145,27 +145,21 @@ class ServerFrame(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    WELCOME_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def welcome(self) -> Global___Welcome:
-        """First frame of a stream, once."""
-
-    @_builtins.property
     def control(self) -> Global___ControlFrame:
-        """Everything else."""
+        """Everything; the first one, with counter 1, holds the welcome."""
 
     def __init__(
         self,
         *,
-        welcome: Global___Welcome | None = ...,
         control: Global___ControlFrame | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "frame", b"frame"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "frame", b"frame"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "control"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["control"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -556,6 +550,7 @@ class ServerControl(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
     AUDIT_ACK_FIELD_NUMBER: _builtins.int
+    WELCOME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def commands(self) -> _command_pb2.CommandFrame:
         """Signed commands."""
@@ -616,6 +611,10 @@ class ServerControl(_message.Message):
     def audit_ack(self) -> Global___AuditAck:
         """Node audit rows committed."""
 
+    @_builtins.property
+    def welcome(self) -> Global___Welcome:
+        """First frame of a stream, once."""
+
     def __init__(
         self,
         *,
@@ -634,12 +633,13 @@ class ServerControl(_message.Message):
         drain: Global___DrainNode | None = ...,
         api_key: Global___ApiKeyRotation | None = ...,
         audit_ack: Global___AuditAck | None = ...,
+        welcome: Global___Welcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["commands", "cancel", "result_ack", "telemetry_ack", "goaway", "trust_bundle", "config", "lease", "floor", "ping", "reauth", "error", "drain", "api_key", "audit_ack"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["commands", "cancel", "result_ack", "telemetry_ack", "goaway", "trust_bundle", "config", "lease", "floor", "ping", "reauth", "error", "drain", "api_key", "audit_ack", "welcome"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
