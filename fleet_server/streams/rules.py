@@ -11,6 +11,7 @@ MISSED_PINGS = 3
 MAX_STATEMENT_BYTES = 512 * 1024
 MAX_UNACCEPTED_BYTES = 256 * 1024
 MAX_RESENDS = 5
+MAX_RESTART_WINDOW_MS = 60_000
 COMMAND_OVERHEAD_BYTES = 160  # ids, times, tags: an upper estimate, so that a statement stays under its cap
 
 
@@ -72,8 +73,8 @@ def slots(streams: int, deadline_ms: int, admission_per_s: float) -> Iterator[Sl
         admission_per_s: handshakes per second that the other replicas say they admit; 0 when there are none.
     """
     usable_ms = deadline_ms * 2 // 3
-    paced_ms = int(streams * 1000 / admission_per_s) if admission_per_s > 0 else 0
-    spread_ms = min(usable_ms, paced_ms)
+    paced_ms = streams * 1000 / admission_per_s if admission_per_s > 0 else 0.0
+    spread_ms = min(float(usable_ms), paced_ms)
     step = spread_ms / streams if streams else 0.0
     for index in range(streams):
         yield Slot(reconnect_after_ms=int(index * step), window_ms=max(1, int(step)))
@@ -82,7 +83,8 @@ def slots(streams: int, deadline_ms: int, admission_per_s: float) -> Iterator[Sl
 def restart_window_ms(streams: int, admission_per_s: float) -> int:
     """Milliseconds over which the nodes of a lone replica spread their return: what it admits, at least a quarter
     second."""
-    return max(250, int(streams * 1000 / admission_per_s) if admission_per_s > 0 else 1000)
+    paced_ms = streams * 1000 / admission_per_s if admission_per_s > 0 else 1000.0
+    return int(min(max(250.0, paced_ms), MAX_RESTART_WINDOW_MS))
 
 
 def drain_estimate_s(left: int, gone: int, elapsed_s: float) -> tuple[float, float]:
