@@ -13,7 +13,7 @@ from typing import Final
 import jsonschema_rs
 
 from fleet_node.drivers.api import MAX_OUTPUT_BYTES, Action, Driver, Sample
-from fleet_node.drivers.schema_rules import MAX_SCHEMA_BYTES, SchemaError, check_schema, encode_schema
+from fleet_node.drivers.schema_rules import MAX_SCHEMA_BYTES, SchemaLimitError, check_schema, encode_schema
 
 MAX_ACTIONS: Final = 128
 MAX_TIMEOUT_S: Final = 7 * 24 * 3600.0
@@ -98,12 +98,12 @@ def _checked_action(action: Action, driver: str) -> CheckedAction:
     try:
         schema_bytes = encode_schema(action.arguments_schema)
         if len(schema_bytes) > MAX_SCHEMA_BYTES:
-            raise SchemaError(f"the schema takes {len(schema_bytes)} bytes; {MAX_SCHEMA_BYTES} are allowed in all")
+            raise SchemaLimitError(f"the schema takes {len(schema_bytes)} bytes; {MAX_SCHEMA_BYTES} are allowed in all")
         # Read back what was written: nothing that the driver still holds can change what is checked, sent
         # and used.
         schema = json.loads(schema_bytes)
         check_schema(schema)
-    except SchemaError as error:
+    except SchemaLimitError as error:
         raise BrokenPromise(f"{action.name}: {error}") from None
     try:
         validator = jsonschema_rs.Draft202012Validator(schema, mask="the value", offline=True)

@@ -102,7 +102,7 @@ class Gateway:
                 raise request.refusal()
             self._check_draining()
             if self._unary_calls >= self._max_unary_calls:
-                raise Refusal(Reason.OVERLOADED, "too many calls at once: come back shortly", retry_after_s=1.0)
+                raise self._rooms.sessions.admission.overloaded()
             self._unary_calls += 1
             try:
                 return await handle(request, peer_address(context))

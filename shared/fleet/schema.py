@@ -1,12 +1,11 @@
-"""What the JSON Schema of an action's arguments may hold (docs/protocol.md, "Frames"). Pure.
+"""What the JSON Schema of an action's arguments may hold (docs/protocol.md, "What a node says of itself"). Pure.
 
 The server compiles and runs what a node sends, so a node must not be able to send a program that never ends. Draft
 2020-12, cut down:
 
 - no `pattern` and `patternProperties`: expressions differ between languages, and some run for years;
 - `$ref` only to `#/$defs/<name>` of the same document, never in a circle, and at most MAX_EXPANDED_SCHEMAS parts once
-every `$ref` is
-  followed: forty definitions that double each other are small on the wire and endless when run;
+  every `$ref` is followed: forty definitions that double each other are small on the wire and endless when run;
 - only the keywords listed here, so that nothing hides where this check does not look;
 - at most MAX_DEPTH levels of objects and lists.
 """

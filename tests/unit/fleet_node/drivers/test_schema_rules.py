@@ -2,14 +2,9 @@ from typing import Any
 
 import pytest
 
-from fleet_node.drivers.schema_rules import (
-    MAX_EXPANDED_SCHEMAS,
-    MAX_REFERENCE_CHAIN,
-    MAX_SCHEMA_DEPTH,
-    SchemaError,
-    check_schema,
-    encode_schema,
-)
+from fleet.schema import MAX_DEPTH as MAX_SCHEMA_DEPTH
+from fleet.schema import MAX_EXPANDED_SCHEMAS, MAX_REFERENCE_CHAIN
+from fleet_node.drivers.schema_rules import SchemaLimitError, check_schema, encode_schema
 
 
 def obj(**more: Any) -> dict[str, Any]:
@@ -83,7 +78,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("schema", REFUSED.values(), ids=REFUSED.keys())
 def test_refuses(schema: dict[str, Any]) -> None:
-    with pytest.raises(SchemaError) as refused:
+    with pytest.raises(SchemaLimitError) as refused:
         check_schema(schema)
     assert str(refused.value)
 
@@ -109,16 +104,16 @@ def test_accepts(schema: dict[str, Any]) -> None:
 
 
 def test_a_wide_schema_without_references_is_bounded_too() -> None:
-    with pytest.raises(SchemaError, match="parts"):
+    with pytest.raises(SchemaLimitError, match="parts"):
         check_schema(obj(properties={str(number): True for number in range(MAX_EXPANDED_SCHEMAS)}))
 
 
 def test_a_refusal_says_where() -> None:
-    with pytest.raises(SchemaError, match="#/properties/host/items/pattern"):
+    with pytest.raises(SchemaLimitError, match="#/properties/host/items/pattern"):
         check_schema(obj(properties={"host": {"items": {"pattern": "x"}}}))
 
 
 @pytest.mark.parametrize("value", [{1}, float("nan"), b"x", "\ud800"])
 def test_what_is_not_json_is_refused(value: object) -> None:
-    with pytest.raises(SchemaError):
+    with pytest.raises(SchemaLimitError):
         encode_schema(obj(default=value))
