@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from fleet.v1 import admin_pb2
 from fleet_server.commands import store
 from fleet_server.commands.ports import RowSeal
@@ -25,6 +27,8 @@ _DOMAIN = b"fleet.v1/command-issue\x00"
 _ID_BYTES = 16
 # Command id, seq, place in the issue, end of its time, digest of the issue (which names the issue's own id).
 _FIXED = struct.Struct(">16sqqq32s")
+# SQLite keeps text in a column of numbers if somebody puts it there: a forged row must not stop the true ones.
+_NOT_WHAT_WAS_WRITTEN = (DecodeError, ValueError, TypeError, AttributeError, OverflowError, struct.error)
 _MAX_CACHED_BYTES = 32 * 1024 * 1024
 _ENTRY_OVERHEAD_BYTES = 512
 
@@ -114,7 +118,7 @@ class Authorities:
         for row in store.load_issues(conn, missing):
             try:
                 authority = read_authority(row)
-            except (ValueError, OverflowError):
+            except _NOT_WHAT_WAS_WRITTEN:
                 continue  # a tampered row: its commands fail like those of an issue that does not exist
             found[authority.issue_id] = authority
             self.put(authority)
@@ -136,7 +140,10 @@ class Authorities:
 
     def intact(self, authority: Authority | None, row: store.AuthorityColumns) -> bool:
         """Whether a command's row and its issue's are what the server wrote."""
-        if authority is None or not 0 <= row.spec_no < len(authority.specs) or len(row.command_id) != _ID_BYTES:
+        try:
+            if authority is None or not 0 <= row.spec_no < len(authority.specs) or len(row.command_id) != _ID_BYTES:
+                return False
+            fixed = _FIXED.pack(row.command_id, row.seq, row.spec_no, row.not_after_ms, authority.digest)
+            return self._seal.verify(row.mac, fixed, row.node_id, row.cancel_requested_by)
+        except _NOT_WHAT_WAS_WRITTEN:
             return False
-        fixed = _FIXED.pack(row.command_id, row.seq, row.spec_no, row.not_after_ms, authority.digest)
-        return self._seal.verify(row.mac, fixed, row.node_id, row.cancel_requested_by)

@@ -20,6 +20,7 @@ from fleet_server.database.writer import Transaction
 
 log = structlog.get_logger(__name__)
 
+_SHOWN_CHARS = 80
 FORGED = "the row, or its issue's, was changed outside the server: it was never signed from there on"
 
 
@@ -111,8 +112,14 @@ class Announcer:
                 tx,
                 AuditKind.COMMAND_QUARANTINED,
                 actor="server",
-                subject=row.command_id.hex(),
-                detail={"node_id": row.node_id, "seq": row.seq, "issue_id": row.issue_id, "state": row.state},
+                subject=_shown(row.command_id),
+                detail={
+                    "node_id": row.node_id,
+                    "seq": row.seq,
+                    "issue_id": _shown(row.issue_id),
+                    "spec_no": _shown(row.spec_no),
+                    "state": row.state,
+                },
             )
         tx.after_commit(lambda: self._forged(rows))
 
@@ -161,6 +168,11 @@ class Announcer:
             self._open[node_id] = left
         else:
             self._open.pop(node_id, None)
+
+
+def _shown(value: object) -> str:
+    """A column of a forged row, whatever was put there."""
+    return (value.hex() if isinstance(value, bytes) else str(value))[:_SHOWN_CHARS]
 
 
 def state_name(state: int) -> str:

@@ -23,7 +23,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import TelemetryMetrics
 from fleet_server.telemetry import chunks, rules, store
 from fleet_server.telemetry.directory import SeriesDirectory
-from fleet_server.telemetry.series import NodeSeries, encode_labels, newest_ms
+from fleet_server.telemetry.series import NodeSeries, encode_labels
 from fleet_server.telemetry.store import ChunkRow, LatestRow, SeriesRow
 from fleet_server.telemetry.stream import Frame, Intake, TelemetryStream
 
@@ -45,7 +45,7 @@ class Prepared:
     latest: list[LatestRow] = field(default_factory=list)
     progress: list[tuple[int, str]] = field(default_factory=list)
     stored: list[tuple[TelemetryStream, int, int]] = field(default_factory=list)
-    unnumbered_samples: int = 0
+    capped_streams: int = 0
 
     @property
     def empty(self) -> bool:
@@ -111,8 +111,8 @@ class Flusher:
         for stream, batch_seq, held_bytes in prepared.stored:
             stream.stored(batch_seq, held_bytes)
         self._metrics.chunks.inc(sum(len(row.payload) for row in prepared.chunks))
-        if prepared.unnumbered_samples:
-            self._metrics.dropped.labels("series_cap").inc()
+        if prepared.capped_streams:
+            self._metrics.dropped.labels("series_cap").inc(prepared.capped_streams)
 
     def _give_up(self, prepared: Prepared) -> None:
         self._prepared = None
@@ -145,8 +145,8 @@ class Flusher:
     ) -> None:
         known = stream.dictionary[len(stream.numbers) :]
         stream.numbers.extend(node.number(series) for series in known)
-        for frame in frames:
-            prepared.unnumbered_samples += node.note(frame.batch, stream.numbers, now_ms)
+        if not node.note((frame.batch for frame in frames), stream.numbers, now_ms):
+            prepared.capped_streams += 1
         for group in _groups(frames):
             prepared.chunks.append(_chunk(stream, group, now_ms))
 
@@ -155,7 +155,7 @@ def _fresh(node: NodeSeries, frames: Iterable[Frame]) -> list[Frame]:
     """Frames that are not stored yet; the node's progress moves on."""
     fresh: list[Frame] = []
     for frame in frames:
-        newest = newest_ms(frame.batch)
+        newest = frame.newest_ms
         if rules.is_replay(frame.batch.batch_seq, newest, node.last_batch_seq, node.newest_ms):
             continue
         node.last_batch_seq = frame.batch.batch_seq
@@ -170,7 +170,7 @@ def _groups(frames: Sequence[Frame]) -> Iterable[list[Frame]]:
     group: list[Frame] = []
     start_ms = end_ms = 0
     for frame in frames:
-        base, newest = frame.batch.base_time_ms, newest_ms(frame.batch)
+        base, newest = frame.batch.base_time_ms, frame.newest_ms
         if group and max(end_ms, newest) - min(start_ms, base) > LONGEST_CHUNK_MS:
             yield group
             group = []
@@ -182,7 +182,7 @@ def _groups(frames: Sequence[Frame]) -> Iterable[list[Frame]]:
 
 def _chunk(stream: TelemetryStream, frames: Sequence[Frame], now_ms: int) -> ChunkRow:
     # No later than now, whatever a node's clock says: retention goes by these times.
-    end_ms = min(max(newest_ms(frame.batch) for frame in frames), now_ms)
+    end_ms = min(max(frame.newest_ms for frame in frames), now_ms)
     start_ms = min(end_ms, *(frame.batch.base_time_ms for frame in frames))
     return ChunkRow(
         node_id=stream.node_id,

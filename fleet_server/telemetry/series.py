@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from fleet.v1 import telemetry_pb2
@@ -95,25 +96,33 @@ class NodeSeries:
         """Series that have no row yet, with their numbers."""
         return ((number, self._series[number]) for number in range(self.saved_count, len(self._series)))
 
-    def note(self, batch: telemetry_pb2.TelemetryBatch, numbers: Sequence[int], now_ms: int) -> int:
-        """Take over the newest values of a batch; how many samples had no place.
+    def note(self, batches: Iterable[telemetry_pb2.TelemetryBatch], numbers: Sequence[int], now_ms: int) -> bool:
+        """Take over the newest values of batches in the order of their seqs.
 
         Args:
             numbers: number of each series of the stream's dictionary.
             now_ms: no sample is newer than this.
+
+        Returns:
+            Whether every series had a place.
         """
-        times, values, base_ms = self._times, self._values, batch.base_time_ms
-        dropped = 0
-        for stream_number, offset_ms, value in zip(batch.series, batch.time_offset_ms, batch.values, strict=True):
+        last: dict[int, tuple[int, int, float]] = {}
+        for batch in batches:
+            samples = zip(repeat(batch.base_time_ms), batch.time_offset_ms, batch.values, strict=False)
+            if rules.is_measurement(sum(batch.values)):
+                last.update(zip(batch.series, samples, strict=True))
+            else:
+                pairs = zip(batch.series, samples, strict=True)
+                last.update((series, sample) for series, sample in pairs if rules.is_measurement(sample[2]))
+        complete = True
+        for stream_number, (base_ms, offset_ms, value) in last.items():
             number = numbers[stream_number]
             if number == DROPPED:
-                dropped += 1
-                continue
-            at_ms = base_ms + offset_ms
-            if at_ms >= times[number] and rules.is_measurement(value):
-                times[number] = at_ms if at_ms < now_ms else now_ms
-                values[number] = value
-        return dropped
+                complete = False
+            elif base_ms + offset_ms >= self._times[number]:
+                self._times[number] = min(base_ms + offset_ms, now_ms)
+                self._values[number] = value
+        return complete
 
     def latest(self) -> Iterator[Latest]:
         """Newest sample of each series that has one."""
@@ -149,13 +158,3 @@ def _little(column: array[int] | array[float]) -> bytes:
         column = column[:]
         column.byteswap()
     return column.tobytes()
-
-
-def newest_ms(batch: telemetry_pb2.TelemetryBatch) -> int:
-    """Time of the newest sample of a batch."""
-    return batch.base_time_ms + max(batch.time_offset_ms, default=0)
-
-
-def oldest_ms(batches: Iterable[telemetry_pb2.TelemetryBatch]) -> int:
-    """Time that no sample of these batches lies before."""
-    return min(batch.base_time_ms for batch in batches)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -26,12 +27,12 @@ URGENT_BYTES = 4 * 1024 * 1024
 Ack = Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A frame as it came, and parsed."""
+class Frame(NamedTuple):
+    """A frame as it came, and parsed, with the time of its newest sample in Unix milliseconds."""
 
     raw: bytes
     batch: telemetry_pb2.TelemetryBatch
+    newest_ms: int
 
 
 @dataclass(slots=True)
@@ -158,7 +159,7 @@ class TelemetryStream:
         return not self._gapped
 
     def _keep(self, raw: bytes, batch: telemetry_pb2.TelemetryBatch) -> None:
-        self._frames.append(Frame(raw, batch))
+        self._frames.append(Frame(raw, batch, batch.base_time_ms + max(batch.time_offset_ms, default=0)))
         self._held_bytes += len(raw)
         intake = self._intake
         intake.waiting[self] = None

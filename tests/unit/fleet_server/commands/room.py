@@ -77,6 +77,10 @@ class Room:
         request = admin_pb2.ListCommandsRequest(issue_id=issue_id, page=admin_pb2.Page(size=1000))
         return list((await self.commands.list_page(request)).commands)
 
+    async def views_of_node(self, node: str) -> list[admin_pb2.CommandView]:
+        """Commands of a node, newest first."""
+        return list((await self.commands.list_page(admin_pb2.ListCommandsRequest(node=node))).commands)
+
     async def state(self, node_id: str, seq: int) -> int:
         """State as the row says."""
         found = await self.query("SELECT state FROM commands WHERE node_id = ? AND seq = ?", node_id, seq)
