@@ -9,7 +9,7 @@ from deploy.demo.installation import Installation
 from fleet.v1 import admin_pb2, command_pb2
 from fleet.v1.admin_pb2_grpc import AdminStub
 
-CALL_TIMEOUT_S = 5.0
+CALL_TIMEOUT_S = 15.0
 _OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -49,7 +49,8 @@ class AdminClient:
             ttl_s=ttl_s,
             idempotency_key=idempotency_key,
         )
-        return self._call(self._stub.IssueCommands, request)
+        answer: admin_pb2.IssueCommandsResponse = self._call(self._stub.IssueCommands, request)
+        return answer
 
     def command(self, command_id: bytes) -> admin_pb2.CommandView:
         """How a command stands."""

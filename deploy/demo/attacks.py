@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from deploy.demo.admin import AdminClient
-from deploy.demo.installation import NODES, Installation
+from deploy.demo.installation import NODES, WAIT_S, Installation
 from deploy.demo.runlog import read_runs
 from deploy.demo.stage import Stage
 from deploy.demo.stolen import steal_trust
@@ -81,7 +81,8 @@ def forged_row(stage: Stage, here: Installation, admin: AdminClient) -> None:
     stage.check(not any(runs.starts[each.hex()] for each in forged), f"{_OTHER} ran neither")
     after = admin.issue(_OTHER, admin_pb2.CommandSpec(action=_NOOP)).issued[0]
     here.wait(lambda: admin.state(after.command_id) == "SUCCEEDED", "a genuine command after them")
-    stage.check(True, f"the next genuine command got seq {after.monotonic_seq} and ran")
+    ran = read_runs(here.run_log(_OTHER)).starts[after.command_id.hex()]
+    stage.check(ran == 1, f"a genuine command issued after them got seq {after.monotonic_seq} and ran")
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ async def _attack(here: Installation, rogue: RogueGateway, other_node_id: str) -
     attack = _Attack()
     async with rogue:
         here.start_node(_VICTIM, {"FLEET_NODE_ENDPOINTS": rogue.endpoint})
-        stream = await rogue.wait_stream(1)
+        stream = await rogue.wait_stream(1, WAIT_S)
         captured = await _genuine_and_replayed(stream, attack)
         for what, reason, send in _WRONGS:
             order = command(_NOOP, stream.sent_seq + 1)
@@ -118,7 +119,7 @@ async def _attack(here: Installation, rogue: RogueGateway, other_node_id: str) -
         answer = await stream.wait_control("command_refused")
         attack.note("another command under a seq that was used", "SEQ_CONFLICT", answer.reason, answer.detail, conflict)
         stream.end()
-        later = await rogue.wait_stream(2)
+        later = await rogue.wait_stream(2, WAIT_S)
         later.send_signed(captured)
         answer = await later.wait_control("statement_refused")
         attack.rows.append(("the captured command, on the node's next stream", answer.reason, answer.detail))

@@ -1,5 +1,6 @@
 """`make demo`: the whole product on this machine, step by step. Every step checks what it shows; see walk.py."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))  # the demo's own modules, and the hostile gateway that the tests use too
     from deploy.demo.walk import run
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only is no reason to stop
     return run(ROOT)
 
 

@@ -4,7 +4,7 @@ import json
 import time
 
 from deploy.demo.admin import AdminClient
-from deploy.demo.installation import NODES, Installation
+from deploy.demo.installation import NODES, WAIT_S, Installation
 from deploy.demo.runlog import read_runs
 from deploy.demo.stage import Stage
 from deploy.demo.steady import Issued, SteadyStream
@@ -120,7 +120,7 @@ def _replace_server(stage: Stage, here: Installation) -> None:
     stage.command("fleetctl", *drain)
     here.server = None  # it is meant to end
     here.fleetctl(*drain)
-    stage.check(server.wait_exit() == 0, "the server sent every stream away, drained and ended with 0")
+    stage.check(server.wait_exit(WAIT_S) == 0, "the server sent every stream away, drained and ended with 0")
     stage.command("fleet-server", "run", "--config", here.shown(here.state / "server.toml"))
     here.start_server()
 

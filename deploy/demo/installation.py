@@ -20,7 +20,9 @@ from deploy.demo.stage import Broken
 from tests.fakes.process import Processes, RunningProcess
 
 NODES = ("press-1", "press-2", "oven-1")
-WAIT_S = 20.0
+WAIT_S = 45.0
+"""Generous: it only ends a demo that is broken, on a machine however busy."""
+_LOOK_AGAIN_S = 0.05
 _CALL_S = 60.0
 _END_S = 8.0
 _TAIL_LINES = 12
@@ -33,10 +35,12 @@ class Installation:
     Args:
         root: the repository: paths are shown relative to it.
         state: an empty 0700 folder.
+        waiting: told what is waited for, and "" when that is over.
     """
 
-    def __init__(self, root: Path, state: Path) -> None:
+    def __init__(self, root: Path, state: Path, waiting: Callable[[str], None]) -> None:
         self.root, self.state = root, state
+        self._waiting = waiting
         self.logs = state / "logs"
         self.logs.mkdir(mode=0o700)
         self.data = state / "server"
@@ -173,13 +177,15 @@ class Installation:
             Broken: not in time, or a process that should live has ended.
         """
         deadline_s = time.monotonic() + timeout_s
+        self._waiting(what)
         while not condition():
             for process in self._wanted():
                 if process.exit_code is not None:
                     raise Broken(f"{process.name} ended with code {process.exit_code} while waiting for: {what}")
             if time.monotonic() > deadline_s:
                 raise Broken(f"not within {timeout_s:g} s: {what}")
-            time.sleep(0.05)
+            time.sleep(_LOOK_AGAIN_S)
+        self._waiting("")
 
     def tails(self) -> list[str]:
         """The last lines of every process that lives or ended badly, as a person reads them."""

@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 from deploy.demo.admin import AdminClient
-from deploy.demo.installation import NODES, Installation
+from deploy.demo.installation import NODES, WAIT_S, Installation
 from deploy.demo.stage import Stage
 from fleet.identity import parse_fingerprint, show_fingerprint
 from tests.fakes.process import RunningProcess
@@ -41,7 +41,7 @@ def enrollment(stage: Stage, here: Installation) -> None:
     asking = {node: here.start_enrolling(node) for node in NODES}
     for node in NODES:
         stage.command("fleet-node", "enroll", "--config", here.shown(here.node_config(node)), "--token-file", "-")
-    on_node = {node: process.wait_line(_FINGERPRINT).group(1) for node, process in asking.items()}
+    on_node = {node: process.wait_line(_FINGERPRINT, WAIT_S).group(1) for node, process in asking.items()}
     stage.command("fleetctl", "enrollments", "list")
     asked = {one["name"]: one for one in here.fleetctl("enrollments", "list")}
     on_server = {name: show_fingerprint(bytes.fromhex(one["fingerprint"])) for name, one in asked.items()}
@@ -95,7 +95,7 @@ def _approve(stage: Stage, here: Installation, asking: dict[str, RunningProcess]
             bytes.fromhex(approved["fingerprint"]) == parse_fingerprint(fingerprints[node]) and approved["node_id"],
             f"{node} is node {approved['node_id']}",
         )
-    codes = [process.wait_exit() for process in asking.values()]
+    codes = [process.wait_exit(WAIT_S) for process in asking.values()]
     stage.check(codes == [0] * len(NODES), "every node verified its signed bootstrap against the token's pins")
     keys = [here.state / node / name for node in NODES for name in ("identity.key", "sealing.key", "membership.json")]
     stage.check(all(_private(path) for path in keys), "private keys never left their nodes: 0600 files in 0700 folders")

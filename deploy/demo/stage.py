@@ -6,12 +6,13 @@ Without a terminal it is the same as plain text. Nothing here decides anything b
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +53,7 @@ class Stage:
         unicode = (self._console.encoding or "").lower().startswith("utf")
         self._held_mark, self._broken_mark = ("✓", "✗") if unicode else ("ok", "NOT")
         self.steps: list[Step] = []
+        self._status: Status | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -60,7 +62,7 @@ class Stage:
 
     def banner(self, title: str, text: str) -> None:
         """The opening."""
-        self._console.print(Panel(text, title=f"[bold]{title}[/]", border_style="blue", padding=(1, 2)))
+        self._console.print(Panel(Text(text), title=f"[bold]{title}[/]", border_style="blue", padding=(1, 2)))
 
     @contextmanager
     def step(self, title: str, purpose: str) -> Iterator[Step]:
@@ -69,12 +71,19 @@ class Stage:
         self.steps.append(step)
         self._console.print()
         self._console.rule(f"[bold blue]{step.number}. {title}[/]", align="left", style="blue")
-        self._console.print(purpose, style="dim")
+        self._console.print(Text(purpose, style="dim"))
         started_s = time.monotonic()
         try:
-            yield step
+            with self._console.status("") if self.is_terminal else nullcontext() as self._status:
+                yield step
         finally:
+            self._status = None
             step.took_s = time.monotonic() - started_s
+
+    def waiting(self, what: str) -> None:
+        """Show at a terminal what the step waits for."""
+        if self._status is not None:
+            self._status.update(Text(f"waiting for {what}" if what else "", style="dim"))
 
     def command(self, *argv: str) -> None:
         """A command line as the person would type it."""

@@ -74,20 +74,25 @@ class SteadyStream:
             self._stopping.wait(_INTERVAL_S)
 
     def _issue(self, key: str) -> None:
-        deadline_s = time.monotonic() + _GIVE_UP_S
-        while True:
-            try:
-                answer = self._admin.issue("*", admin_pb2.CommandSpec(action="simulated.noop"), idempotency_key=key)
-                break
-            except grpc.RpcError as error:
-                code, details = error.code(), error.details()  # type: ignore[attr-defined]
-                if code not in _AWAY or time.monotonic() > deadline_s:
-                    self.issued.failure = f"{code.name}: {details}"
-                    return
-                self.issued.said_again += 1
-                time.sleep(_AGAIN_S)
+        answer = self._answered(key)
+        if answer is None:
+            return
         self.issued.calls += 1
         self.issued.answered_twice += answer.repeated_request
         self.issued.commands += [one.command_id.hex() for one in answer.issued]
         if answer.refused:
             self.issued.failure = f"{answer.refused[0].reason}: {answer.refused[0].detail}"
+
+    def _answered(self, key: str) -> admin_pb2.IssueCommandsResponse | None:
+        """Say it until it is answered; None once there is no sense in going on."""
+        deadline_s = time.monotonic() + _GIVE_UP_S
+        while True:
+            try:
+                return self._admin.issue("*", admin_pb2.CommandSpec(action="simulated.noop"), idempotency_key=key)
+            except grpc.RpcError as error:
+                code = error.code()
+                if code not in _AWAY or time.monotonic() > deadline_s:
+                    self.issued.failure = f"{code.name}: {error.details()}"
+                    return None
+                self.issued.said_again += 1
+                time.sleep(_AGAIN_S)

@@ -46,7 +46,7 @@ def run(root: Path) -> int:
         except _CannotStart as error:
             stage.say(str(error))
             return 2
-        here = Installation(root, state)
+        here = Installation(root, state, stage.waiting)
         cleanup.callback(here.end)
         return _walk(stage, here)
 
@@ -116,18 +116,16 @@ def _steps(stage: Stage, here: Installation) -> None:
 
 def _stay(stage: Stage, here: Installation) -> None:
     profile = here.shown(here.profile)
-    lines = (
+    lines = [
         "nodes watch",
         "run 'press-*' host.info",
         "run line=2 exec.run --arg program=kernel",
         "commands list --limit 10",
-    )
-    lines += (
         "telemetry history oven-1 --series host.cpu.percent",
         "drain node press-2",
         "resume node press-2",
-        "audit tail -f",
-    )
+        "audit tail --follow",
+    ]
     stage.next_lines(
         f"Everything stays up: the server at {here.admin}, three nodes. In another terminal, try:",
         [
