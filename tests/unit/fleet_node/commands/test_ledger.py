@@ -1,0 +1,117 @@
+"""What is on its way to the disk: nothing that comes in between undoes it or overtakes it."""
+
+import asyncio
+import threading
+
+from fleet_node.commands.outbox import Outbox
+from fleet_node.commands.store import JournalStore
+from tests.unit.fleet_node.commands.node import TestNode, state_name
+from tests.unit.fleet_node.commands.test_store import CommandState, report
+
+
+class HeldDisk:
+    """Keeps the journal's thread busy until released."""
+
+    def __init__(self, node: TestNode) -> None:
+        self._released = threading.Event()
+        self._reached = threading.Event()
+        self._query = asyncio.ensure_future(node.journal.query(self._hold))
+
+    async def wait_held(self) -> None:
+        await asyncio.to_thread(self._reached.wait)
+
+    async def release(self) -> None:
+        self._released.set()
+        await self._query
+
+    def _hold(self, store: JournalStore) -> None:
+        self._reached.set()
+        self._released.wait()
+
+
+async def test_a_replay_does_not_undo_a_result_that_is_being_written(node: TestNode) -> None:
+    command, other = node.command("probe.gate", gate="g"), node.command()
+    await node.give(command)
+    await node.wait_reported(command, "RUNNING")
+    disk = HeldDisk(node)
+    await disk.wait_held()
+    node.probe.release("g")
+    await node.clock.advance(0)
+
+    replay = asyncio.ensure_future(node.give(command, other))
+    await node.clock.advance(0)
+    await disk.release()
+    await replay
+    await node.wait_reported(command, "SUCCEEDED")
+    await node.wait_reported(other, "SUCCEEDED")
+    await node.crash()
+    await node.restart()
+    node.open_stream()
+
+    assert state_name(await node.wait_report(command, lambda one: True)) == "SUCCEEDED"
+    assert node.probe.runs == []
+
+
+async def test_a_replay_does_not_undo_a_start_that_is_being_written(node: TestNode) -> None:
+    first = node.command("probe.gate", gate="one", device="arm")
+    second = node.command("probe.gate", gate="two", device="arm")
+    await node.give(first, second)
+    await node.wait_reported(second, "ACCEPTED")
+    disk = HeldDisk(node)
+    await disk.wait_held()
+    node.probe.release("one")
+    await node.clock.advance(0)
+
+    replay = asyncio.ensure_future(node.give(second, node.command()))
+    await node.clock.advance(0)
+    await disk.release()
+    await replay
+    await node.wait_reported(second, "RUNNING")
+    await node.probe.wait_started(2)
+    await node.crash()
+    await node.restart()
+    node.open_stream()
+
+    await node.wait_reported(second, "INTERRUPTED")
+    assert second.command_id not in node.probe.runs
+
+
+def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> None:
+    state = CommandState.COMMAND_STATE_SUCCEEDED
+    reports = {number: report(number, number, state, b"x" * 100) for number in range(1, 9)}
+    outbox = Outbox([], max_memory_bytes=450)
+    for one in reports.values():
+        outbox.add(one, replaces=0)
+
+    taken: list[int] = []
+    while outbox.ready:
+        batch = outbox.take(3, 10_000)
+        if not batch:
+            missing = outbox.missing(2)
+            assert len(missing) <= 2
+            outbox.loaded(missing, [reports[number] for number in missing])
+        taken.extend(one.report_no for one in batch)
+        if batch:
+            outbox.acked(taken[-1])
+
+    assert taken == list(range(1, 9))
+    assert len(outbox) == 0
+
+
+def test_a_frame_of_reports_stays_below_its_bytes_but_for_one_that_alone_exceeds_them() -> None:
+    outbox = Outbox([])
+    for number, size in enumerate([900, 300, 300, 300], start=1):
+        outbox.add(report(number, number, CommandState.COMMAND_STATE_FAILED, b"x" * size), replaces=0)
+
+    assert [[one.report_no for one in outbox.take(10, 800)] for _ in range(3)] == [[1], [2, 3], [4]]
+
+
+def test_a_superseded_report_never_goes_out() -> None:
+    outbox = Outbox([1, 2])
+    outbox.add(report(1, 3, CommandState.COMMAND_STATE_SUCCEEDED), replaces=1)
+
+    assert outbox.missing(10) == [2]
+    outbox.loaded([2], [])
+
+    assert [one.report_no for one in outbox.take(10, 1000)] == [3]
+    assert outbox.first_report_no == 3

@@ -1,0 +1,147 @@
+"""The journal's file: what it survives, what it refuses to be opened as, and what it forgets."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from fleet.v1 import command_pb2
+from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.store import Batch, Entry, JournalDamagedError, JournalStore, ensure_journal
+
+NODE = "node-1"
+
+
+def report(seq: int, report_no: int, state: CommandState.ValueType, output: bytes = b"") -> command_pb2.Report:
+    return command_pb2.Report(
+        report_no=report_no, command_id=seq.to_bytes(16, "big"), monotonic_seq=seq, state=state, output=output
+    )
+
+
+def entry(seq: int, report_no: int = 0, state: CommandState.ValueType = CommandState.COMMAND_STATE_ACCEPTED) -> Entry:
+    return Entry(
+        seq, seq.to_bytes(16, "big"), b"d" * 32, "ada", "a.b", b'{"secret":1}', 9, report(seq, report_no or seq, state)
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.db"
+    ensure_journal(path, NODE)
+    return path
+
+
+def test_what_was_applied_is_there_after_a_reopen(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(accepted=[entry(1), entry(2)], last_accepted_seq=2, last_report_no=2)], 0)
+    done = report(1, 3, CommandState.COMMAND_STATE_SUCCEEDED, b"out")
+    store.apply([Batch(changed=[done], last_report_no=3), Batch(tombstones=[(9, b"t" * 16)])], 2)
+    store.close()
+
+    store = JournalStore(path, NODE)
+    found = store.recover()
+
+    assert (found.last_accepted_seq, found.last_report_no, found.acked_report_no) == (2, 3, 2)
+    assert [(one.seq, one.arguments) for one in found.unfinished] == [(2, b'{"secret":1}')]
+    assert found.unacknowledged == [3]
+    assert found.tombstones == {9: b"t" * 16}
+    ended = store.find([1, 7])[1]
+    assert (ended.arguments, ended.report, ended.digest) == (b"", done, b"d" * 32)
+    assert store.reports([1, 3, 4]) == [done]
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_counters_never_go_back(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(last_accepted_seq=7, last_report_no=9)], 5)
+    store.apply([Batch(accepted=[entry(3)])], 2)
+
+    found = store.recover()
+
+    assert (found.last_accepted_seq, found.last_report_no, found.acked_report_no) == (7, 9, 5)
+
+
+def test_only_the_oldest_acknowledged_ends_are_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_ROWS", 4)
+    store = JournalStore(path, NODE, keep_rows=5)
+    store.apply([Batch(accepted=[entry(seq) for seq in range(1, 21)], last_accepted_seq=20, last_report_no=20)], 0)
+    ends = [report(seq, 20 + seq, CommandState.COMMAND_STATE_SUCCEEDED) for seq in range(2, 21)]
+    store.apply([Batch(changed=ends, last_report_no=40)], 0)
+    assert store.rows == 20
+
+    store.apply([], acked_report_no=30)
+
+    remembered = sorted(store.find(range(1, 21)))
+    assert remembered == [1, *range(11, 21)]
+    assert store.rows == len(remembered)
+
+
+def test_large_outputs_are_forgotten_sooner(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_BYTES", 0)
+    store = JournalStore(path, NODE, keep_bytes=5000)
+    for seq in range(1, 11):
+        end = report(seq, 2 * seq, CommandState.COMMAND_STATE_SUCCEEDED, b"x" * 1000)
+        store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[end], last_report_no=2 * seq)], 2 * seq)
+
+    assert 3 <= store.rows <= 5
+
+
+def test_a_missing_journal_stops_the_node(tmp_path: Path) -> None:
+    with pytest.raises(JournalDamagedError, match=r"missing.*Revoke the node"):
+        JournalStore(tmp_path / "journal.db", NODE)
+    assert not (tmp_path / "journal.db").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
+def test_a_journal_that_is_no_journal_stops_the_node(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+    with pytest.raises(JournalDamagedError, match="damaged"):
+        JournalStore(path, NODE)
+
+
+def test_a_journal_with_a_torn_page_stops_the_node(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(accepted=[entry(seq) for seq in range(1, 200)])], 0)
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[3 * 4096 : 5 * 4096] = b"\xff" * 8192
+    path.write_bytes(data)
+
+    with pytest.raises(JournalDamagedError, match="damaged"):
+        JournalStore(path, NODE)
+
+
+def test_another_nodes_journal_stops_the_node(path: Path) -> None:
+    with pytest.raises(JournalDamagedError, match="not the journal of node other"):
+        JournalStore(path, "other")
+    with pytest.raises(JournalDamagedError):
+        ensure_journal(path, "other")
+
+
+def test_a_newer_journal_stops_the_node(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.connection.execute("PRAGMA user_version = 99")
+    store.close()
+
+    with pytest.raises(JournalDamagedError, match="newer fleet-node"):
+        JournalStore(path, NODE)
+
+
+def test_two_processes_cannot_share_a_journal(path: Path) -> None:
+    store = JournalStore(path, NODE)
+
+    with pytest.raises(JournalDamagedError, match="another process uses it"):
+        JournalStore(path, NODE)
+    store.close()
+
+
+def test_making_a_journal_again_keeps_what_it_holds(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(accepted=[entry(1)], last_accepted_seq=1)], 0)
+    store.close()
+
+    ensure_journal(path, NODE)
+
+    assert JournalStore(path, NODE).recover().last_accepted_seq == 1
