@@ -193,6 +193,9 @@ class Settings(BaseSettings):
                 )
             if not self.gateway_endpoints:
                 raise ValueError("production needs gateway_endpoints: the host:port where nodes reach the gateway")
+        if self.session_ttl_s < 2 * self.heartbeat_interval_s:
+            # Sessions are renewed at heartbeats: these would end before anybody asked.
+            raise ValueError("session_ttl_s is less than two heartbeat_interval_s: raise it, or beat more often")
         if self.max_telemetry_frame_bytes > self.max_frame_bytes:
             raise ValueError("max_telemetry_frame_bytes is larger than max_frame_bytes: lower it")
         return self

@@ -159,7 +159,7 @@ class StreamRegistry:
         )
         stream.send(gateway_pb2.ServerControl(ping=ping))
         if not stream.pulse.reauth_asked and rules.reauth_due(
-            now_ms, stream.pulse.session_expires_at_ms, self._session_ttl_ms
+            now_ms, stream.pulse.session_expires_at_ms, self._session_ttl_ms, self.heartbeat_interval_ms
         ):
             self._ask_reauth(stream, now_ms)
         stream.commands.beat()

@@ -183,7 +183,7 @@ class GrpcTransport:
         """Next frame; None at EOF or once the call is over."""
         try:
             frame: Any = await self._context.read()
-        except (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
+        except (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
             return None  # the call ended under the read: the same as EOF, which proves nothing either
         return None if frame is grpc.aio.EOF else frame
 

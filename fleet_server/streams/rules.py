@@ -35,9 +35,10 @@ def heartbeat_lost(pings_sent: int, last_pong: int) -> bool:
     return pings_sent - last_pong > MISSED_PINGS
 
 
-def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int) -> bool:
-    """Whether to ask for a fresh proof: from the last third of the session on."""
-    return expires_at_ms - now_ms < ttl_ms // 3
+def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int, heartbeat_ms: int) -> bool:
+    """Whether to ask for a fresh proof: from the last third of the session on, and while one more heartbeat is left
+    to ask at, however far the fleet has stretched them."""
+    return expires_at_ms - now_ms < max(ttl_ms // 3, 2 * heartbeat_ms)
 
 
 S = TypeVar("S", bound=Sized)

@@ -61,8 +61,10 @@ def test_the_fourth_unanswered_ping_is_one_too_many() -> None:
 
 
 def test_a_session_is_renewed_in_its_last_third() -> None:
-    assert not rules.reauth_due(now_ms=0, expires_at_ms=900_000, ttl_ms=900_000)
-    assert rules.reauth_due(now_ms=600_001, expires_at_ms=900_000, ttl_ms=900_000)
+    assert not rules.reauth_due(now_ms=0, expires_at_ms=900_000, ttl_ms=900_000, heartbeat_ms=15_000)
+    assert rules.reauth_due(now_ms=600_001, expires_at_ms=900_000, ttl_ms=900_000, heartbeat_ms=15_000)
+    # A stretched heartbeat must not step over the last third.
+    assert rules.reauth_due(now_ms=600_000, expires_at_ms=900_000, ttl_ms=900_000, heartbeat_ms=300_000)
 
 
 def test_the_estimate_is_nothing_while_nothing_is_known() -> None:
