@@ -144,13 +144,20 @@ class Installation:
         self._serving = asyncio.create_task(self.server.run())
         if not hasattr(self, "owner"):
             self.owner = Operator(f"127.0.0.1:{self.admin_port}", self.ca_pem, self._owner_token)
-        await eventually(self._is_ready, "the server is ready")
+        # A channel that found nobody waits before it tries again: it is not asked before somebody listens.
+        await eventually(self._is_listening, "the server listens")
+        await eventually(lambda: self.owner.ask("WhoAmI", admin_pb2.WhoAmIRequest()), "the server answers")
 
-    async def _is_ready(self) -> bool:
+    async def _is_listening(self) -> bool:
         if self._serving is not None and self._serving.done():
             self._serving.result()
             raise AssertionError("the server ended")
-        return bool(await self.owner.ask("WhoAmI", admin_pb2.WhoAmIRequest()))
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.gateway_port)
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     async def stop_server(self, deadline_s: int = 5) -> int:
         """Drain it in order, as SIGTERM does; its exit code."""
