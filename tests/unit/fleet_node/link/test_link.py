@@ -1,0 +1,159 @@
+"""The link over many streams: refusals, goaways, takeover, certificates, endpoints."""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fleet import tls
+from fleet.envelope import Signer
+from fleet.errors import Reason, Refusal
+from fleet.v1 import gateway_pb2
+from fleet_node.link.link import LinkState
+from tests.fakes.clock import MockClock
+from tests.fakes.gateway import FakeGateway, FakeInstallation
+from tests.unit.fleet_node.link.rooms import running_link
+
+
+@pytest.fixture
+async def other(installation: FakeInstallation, gateway: FakeGateway) -> AsyncIterator[FakeGateway]:
+    """A second replica, known to the signed bundle like the first."""
+    started = FakeGateway(installation, replica_id="replica-2")
+    await started.start()
+    yield started
+    await started.stop()
+
+
+def goaway(reason: gateway_pb2.GoawayReason.ValueType, **fields: object) -> gateway_pb2.ServerControl:
+    order = gateway_pb2.ControlGoaway(reason=reason, deadline_ms=10_000, **({"resume": True} | fields))  # type: ignore[arg-type]
+    return gateway_pb2.ServerControl(goaway=order)
+
+
+async def test_a_drain_is_left_only_once_the_next_stream_is_welcomed(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path, endpoints=(gateway.endpoint, other.endpoint)) as node:
+        await node.wait_state(LinkState.LIVE)
+        old, new = (gateway, other) if gateway.streams else (other, gateway)
+        first = old.streams[0]
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_DRAIN, endpoints=[new.endpoint]))
+        second = await new.wait_stream()
+        assert second.proof.takeover_of == first.stream_id
+        assert (await first.wait_control("goodbye")).goodbye.reason == "TAKEOVER"
+        await first.wait_ended()
+        await node.wait_state(LinkState.LIVE)
+        assert node.link.status.replica_id == new.replica_id
+
+
+async def test_a_takeover_keeps_the_old_stream_until_someone_takes_it(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    other.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
+    endpoints = (gateway.endpoint,)
+    async with running_link(installation, tmp_path, clock=clock, endpoints=endpoints) as node:
+        first = await gateway.wait_stream()
+        gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_UPGRADE))
+        await first.ping()
+        await clock.wait_sleepers(2)
+        await clock.advance(0.0)
+        assert (await first.ping(2)).number == 2
+        del gateway.refuse["BeginHandshake"]
+        await node.wait_state(LinkState.MOVING)
+        await clock.advance(2.5)
+        second = await gateway.wait_stream(2)
+        assert second.proof.takeover_of == first.stream_id
+        await first.wait_ended()
+
+
+async def test_a_restart_is_left_at_once_and_returned_to_in_the_slot(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        first = await gateway.wait_stream()
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_RESTART, reconnect_after_ms=4000))
+        assert (await first.wait_control("goodbye")).goodbye.reason == "GOAWAY"
+        await first.wait_ended()
+        await node.wait_state(LinkState.WAITING)
+        await clock.wait_sleepers(1)
+        await clock.advance(3.9)
+        assert len(gateway.streams) == 1
+        await clock.advance(0.2)
+        await gateway.wait_stream(2)
+
+
+async def test_a_suspended_node_asks_again_at_long_intervals(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    gateway.refuse["BeginHandshake"] = Refusal(Reason.SUSPENDED, "an operator suspended this node")
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        await node.wait_state(LinkState.WAITING)
+        assert node.link.status.last_refusal == "SUSPENDED"
+        assert node.link.status.next_attempt_s >= 0.5
+        del gateway.refuse["BeginHandshake"]
+        await clock.advance(30.0)
+        await gateway.wait_stream()
+        await node.wait_state(LinkState.LIVE)
+        assert node.link.status.last_refusal == ""
+
+
+async def test_a_server_that_is_not_the_clusters_opens_no_stream(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    gateway.handshake_signer = Signer.generate()
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        await node.wait_state(LinkState.WAITING)
+        assert node.link.status.last_refusal == "BAD_PROOF"
+        assert gateway.streams == []
+
+
+async def test_the_handshake_brings_a_newer_bundle(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    gateway.bundle_chain = [installation.bundle(2), installation.bundle(3)]
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        assert stream.hello.bundle_version.number == 3
+        assert node.trust.state.number == 3
+
+
+async def test_a_certificate_of_another_ca_is_refused(
+    installation: FakeInstallation, tmp_path: Path, clock: MockClock
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    stranger = FakeGateway(installation)
+    await stranger.start(leaf=tls.make_leaf(tls.make_ca("stranger", now), ["127.0.0.1"], now))
+    try:
+        async with running_link(installation, tmp_path, clock=clock) as node:
+            await node.wait_state(LinkState.WAITING)
+            assert node.link.status.last_refusal == "WRONG_CERTIFICATE"
+            assert stranger.handshakes == 0
+    finally:
+        await stranger.stop()
+
+
+async def test_a_renewed_certificate_is_found_again(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path):
+        first = await gateway.wait_stream()
+        port = int(gateway.endpoint.rpartition(":")[2])
+        first.end()
+        await gateway.stop()
+        renewed = FakeGateway(installation)
+        now = dt.datetime.now(dt.UTC)
+        await renewed.start(leaf=tls.make_leaf(installation.ca, ["127.0.0.1"], now), port=port)
+        try:
+            await renewed.wait_stream()
+        finally:
+            await renewed.stop()
+
+
+async def test_an_endpoint_that_is_down_does_not_keep_a_node_from_the_other(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path, endpoints=("127.0.0.1:1", gateway.endpoint)) as node:
+        await gateway.wait_stream()
+        await node.wait_state(LinkState.LIVE)
+        assert node.link.status.endpoint == gateway.endpoint

@@ -1,0 +1,237 @@
+"""One stream against a gateway over real gRPC and TLS: hello, lanes, orders, liveness, and every way to end."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+from fleet import envelope
+from fleet.envelope import Domain, Signer
+from fleet.errors import Reason, Refusal
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2, telemetry_pb2, trust_pb2
+from fleet_node.link.link import LinkState
+from tests.fakes.clock import MockClock
+from tests.fakes.gateway import CLUSTER, NODE, FakeGateway, FakeInstallation
+from tests.unit.fleet_node.link.rooms import running_link
+
+
+def command(text: str) -> gateway_pb2.ServerControl:
+    signed = trust_pb2.Signed(statement=text.encode())
+    return gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=signed))
+
+
+def cancel(text: str) -> gateway_pb2.ServerControl:
+    signed = trust_pb2.Signed(statement=text.encode())
+    return gateway_pb2.ServerControl(cancel=command_pb2.CancelFrame(signed=signed))
+
+
+async def test_the_hello_says_what_the_node_holds_and_proves_who_it_is(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        hello = stream.hello
+        assert (hello.last_accepted_seq, hello.first_report_no, hello.last_report_no) == (7, 3, 9)
+        assert (hello.last_batch_seq, hello.max_in_flight, hello.software_version) == (5, 32, "1.2.3")
+        assert (hello.bundle_version.generation, hello.bundle_version.number) == (1, 1)
+        assert dict(hello.labels) == {"rack": "b4"}
+        assert (stream.proof.node_id, stream.proof.cluster_id, stream.proof.takeover_of) == (NODE, CLUSTER, "")
+        await node.wait(lambda: node.commands.contexts)
+        binding = hashlib.sha256(stream.proof.SerializeToString()).digest()
+        assert node.commands.contexts[0].stream_binding == binding
+        await node.wait_state(LinkState.LIVE)
+        assert node.link.status.stream_id == stream.stream_id
+
+
+async def test_frames_go_out_by_lane_and_acknowledgements_reach_their_room(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        await node.wait(lambda: node.commands.contexts)
+        node.telemetry.ready = [b"batch-1", b"batch-2"]
+        node.commands.report(10)
+        sent = await stream.wait_control("reports")
+        assert [report.report_no for report in sent.reports.reports] == [10]
+        await gateway.watch.wait_until(lambda: len(stream.telemetry) == 2, lambda: "no telemetry", 10)
+        await stream.send(gateway_pb2.ServerControl(result_ack=command_pb2.ResultAck(report_no=10)))
+        await stream.send(gateway_pb2.ServerControl(telemetry_ack=telemetry_pb2.TelemetryAck(batch_seq=6)))
+        await stream.send(gateway_pb2.ServerControl(drain=gateway_pb2.DrainNode(drain=True)))
+        await node.wait(lambda: node.commands.drains)
+        assert (node.commands.acks, node.telemetry.acks, node.commands.drains) == ([10], [6], [True])
+
+
+async def test_statements_keep_their_order(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        for number in range(20):
+            await stream.send(command(str(number)))
+        await node.wait(lambda: len(node.commands.taken) == 20)
+        assert node.commands.taken == [f"command {number}" for number in range(20)]
+
+
+async def test_a_cancel_gets_past_statements_that_wait_for_room(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        node.commands.room.clear()
+        await stream.send(command("1"))
+        await stream.send(cancel("1"))
+        await node.wait(lambda: node.commands.taken)
+        assert node.commands.taken == ["cancel 1"]
+        assert (await stream.ping()).number == 1  # nor does the node go deaf meanwhile
+        node.commands.room.set()
+        await node.wait(lambda: len(node.commands.taken) == 2)
+
+
+async def test_a_full_queue_does_not_hold_up_the_next_stream(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        first = await gateway.wait_stream()
+        node.commands.room.clear()
+        await first.send(command("1"))
+        await first.ping()
+        first.end(Refusal(Reason.UNAVAILABLE, "gone"))
+        second = await gateway.wait_stream(2)
+        assert second.proof.takeover_of == ""
+        node.commands.room.set()
+
+
+async def test_a_statement_waits_for_the_bundle_before_it(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        seen: list[int] = []
+        node.trust.changed(lambda state: seen.append(state.number))
+        chain = gateway_pb2.TrustBundles(bundles=[installation.bundle(2)])
+        await stream.send(gateway_pb2.ServerControl(trust_bundle=chain))
+        await stream.send(command("after"))
+        await node.wait(lambda: node.commands.taken)
+        assert (seen, node.trust.state.number) == ([2], 2)
+        applied = (await stream.wait_control("bundle_applied")).bundle_applied
+        assert (applied.applied, applied.version.number) == (True, 2)
+
+
+async def test_a_bundle_of_a_stranger_is_refused_and_the_stream_goes_on(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        forged = gateway_pb2.TrustBundles(bundles=[installation.bundle(2, signer=Signer.generate())])
+        await stream.send(gateway_pb2.ServerControl(trust_bundle=forged))
+        applied = (await stream.wait_control("bundle_applied")).bundle_applied
+        assert (applied.applied, applied.version.number) == (False, 1)
+        assert applied.reason.startswith("WRONG_SIGNER")
+        assert (await stream.ping()).number == 1
+        assert node.trust.state.number == 1
+
+
+async def test_pings_are_answered_and_tell_round_trip_and_clock(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        pong = await stream.ping(4, rtt_us=1234)
+        assert pong.number == 4
+        status = node.link.live_status()
+        assert status.rtt_us == 1234
+        assert abs(status.clock_offset_ms) < 60_000
+
+
+async def test_a_session_is_renewed_on_its_stream(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        reauth = gateway_pb2.Reauth(challenge=b"c" * 64, new_expires_at_ms=1)
+        await stream.send(gateway_pb2.ServerControl(reauth=reauth))
+        proof = (await stream.wait_control("reauth_proof")).reauth_proof
+        raw = envelope.verify_one(proof, domain=Domain.REAUTH, public_key=node.keys.identity.public_key)
+        said = session_pb2.ReauthStatement.FromString(raw)
+        assert (said.challenge, said.stream_id) == (b"c" * 64, stream.stream_id)
+
+
+async def test_frames_of_a_later_protocol_are_passed_over(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path):
+        stream = await gateway.wait_stream()
+        await stream.send(gateway_pb2.ServerControl(lease=trust_pb2.Signed(statement=b"later")))
+        await stream.send(gateway_pb2.ServerControl())
+        assert (await stream.ping()).number == 1
+
+
+async def test_a_changed_frame_ends_the_stream_with_bad_proof(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        forged = gateway_pb2.ControlFrame(counter=1, body=b"", mac=b"m" * 32)
+        await stream.send_raw(gateway_pb2.ServerFrame(control=forged))
+        await stream.wait_ended()
+        await gateway.wait_stream(2)
+        await node.wait(lambda: node.link.status.streams_opened == 2)
+
+
+async def test_a_frame_that_is_no_control_frame_ends_the_stream(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path):
+        stream = await gateway.wait_stream()
+        await stream.send_raw(gateway_pb2.ServerFrame())
+        await stream.wait_ended()
+        await gateway.wait_stream(2)
+
+
+async def test_a_server_that_goes_silent_is_left(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    gateway.heartbeat_interval_ms = 10_000
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        stream = await gateway.wait_stream()
+        await node.wait(lambda: node.commands.contexts)
+        await clock.wait_sleepers(1)
+        await clock.advance(34.9)
+        assert not stream.ended
+        await clock.advance(0.2)
+        await stream.wait_ended()
+        await gateway.wait_stream(2)
+        assert node.metrics.reconnects.labels("HEARTBEAT_LOST").value == 1
+
+
+async def test_stopping_sends_what_is_ready_and_says_goodbye_last(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        await node.wait(lambda: node.commands.contexts)
+        node.commands.ready.append(command_pb2.Report(report_no=11))
+        node.link.stop()
+        goodbye = await stream.wait_control("goodbye")
+        assert goodbye.goodbye.reason == "SHUTDOWN"
+        assert [control.WhichOneof("body") for control in stream.controls] == ["reports", "goodbye"]
+        await stream.wait_ended()
+
+
+async def test_stopping_does_not_wait_for_a_connect_under_way(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    gateway.welcomes = False
+    async with running_link(installation, tmp_path) as node:
+        await gateway.watch.wait_until(lambda: gateway.handshakes == 1, lambda: "no handshake", 10)
+        node.link.stop()
+    assert node.link.status.state is LinkState.STOPPED
+
+
+async def test_orders_that_come_while_stopping_are_harmless(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        node.link.stop()
+        await asyncio.gather(*(stream.send(command(str(number))) for number in range(3)), return_exceptions=True)
+        await stream.wait_ended()
