@@ -26,6 +26,7 @@ from fleet_node.observability.metrics import CommandMetrics
 log = get_logger(__name__)
 
 _EXPIRY_CHECK_S = 5.0
+_RUNNING = CommandState.COMMAND_STATE_RUNNING  # an enum of protobuf costs a look-up each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Execution:
                 continue
             objection = run if isinstance(run, Objection) else None
             if decision is Resume.RUN:  # the action's schema is another one now
-                ran = entry.state == CommandState.COMMAND_STATE_RUNNING
+                ran = entry.state == _RUNNING
                 decision = Resume.INTERRUPT if ran else Resume.REJECT
             self._ledger.record(entry, reports.after_restart(entry, decision, objection, now_ms))
             log.info("command_not_resumed", command_id=entry.command_id.hex(), decision=decision.value)
@@ -141,7 +142,7 @@ class Execution:
         waiting: list[Run] = []
         for run in plan.runs:
             if self._runner.admit(run):
-                run.entry.report.state = CommandState.COMMAND_STATE_RUNNING
+                run.entry.report.state = _RUNNING
                 run.entry.report.started_at_ms = run.entry.report.accepted_at_ms
                 admitted.append(run)
             else:

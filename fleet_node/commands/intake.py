@@ -45,6 +45,7 @@ _REFUSED_DETAIL = {
     Verdict.SEQ_CONFLICT: "another command held this seq: the server's database went back in time, or seqs are forged",
     Verdict.FORGOTTEN: "this seq was accepted before and its journal entry is gone: it does not run again",
 }
+_ACCEPTED = CommandState.COMMAND_STATE_ACCEPTED  # an enum of protobuf costs a look-up each time
 _NOT_RUN = {
     Verdict.TOO_FAR: (CommandState.COMMAND_STATE_REJECTED, "SEQ_TOO_FAR", "its seq is too far above the last accepted"),
     Verdict.EXPIRED: (CommandState.COMMAND_STATE_EXPIRED, "EXPIRED", "its time to live was over when it arrived"),
@@ -192,7 +193,7 @@ class Intake:
         if verdict.advances:
             plan.last_accepted_seq = seq
         if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
-            entry = _entry(command, now_ms, CommandState.COMMAND_STATE_ACCEPTED, command.arguments)
+            entry = _entry(command, now_ms, _ACCEPTED, command.arguments)
             action, arguments = checked
             plan.entries.append(entry)
             plan.runs.append(Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments)))

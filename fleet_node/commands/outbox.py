@@ -17,6 +17,9 @@ MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _LIST_OVERHEAD_BYTES = 8  # tag and length of one report in its list
 
 
+_Held = tuple[command_pb2.Report, int]  # with its size: a report passes here several times, its size is counted once
+
+
 class Outbox:
     """Unacknowledged reports in report_no order.
 
@@ -30,7 +33,7 @@ class Outbox:
     def __init__(self, numbers: Iterable[int], *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
         self._max_memory_bytes = max_memory_bytes
         self._memory_bytes = 0
-        self._pending: OrderedDict[int, command_pb2.Report | None] = OrderedDict.fromkeys(numbers)
+        self._pending: OrderedDict[int, _Held | None] = OrderedDict.fromkeys(numbers)
         self._unsent: deque[int] = deque(self._pending)
         self._deferred: set[int] = set()
         self.last_report_no = max(self._pending, default=0)
@@ -50,10 +53,11 @@ class Outbox:
             report: numbered above all before it.
             replaces: number of the command's report before this one; 0 when it is the first.
         """
-        self._drop(replaces)
-        size = report.ByteSize()
+        if replaces:
+            self._drop(replaces)
+        size = report.ByteSize() + _LIST_OVERHEAD_BYTES
         fits = self._memory_bytes + size <= self._max_memory_bytes
-        self._pending[report.report_no] = report if fits else None
+        self._pending[report.report_no] = (report, size) if fits else None
         self._memory_bytes += size if fits else 0
         self._unsent.append(report.report_no)
         self.last_report_no = report.report_no
@@ -65,8 +69,8 @@ class Outbox:
     def acked(self, report_no: int) -> None:
         """Forget everything up to `report_no`."""
         while self._pending and next(iter(self._pending)) <= report_no:
-            _, report = self._pending.popitem(last=False)
-            self._memory_bytes -= 0 if report is None else report.ByteSize()
+            _, held = self._pending.popitem(last=False)
+            self._memory_bytes -= 0 if held is None else held[1]
 
     def start_over(self) -> None:
         """A new stream: everything goes out again."""
@@ -88,13 +92,13 @@ class Outbox:
             if number not in self._pending or number in self._deferred:
                 self._unsent.popleft()
                 continue
-            report = self._pending[number]
-            if report is None:
+            held = self._pending[number]
+            if held is None:
                 break
-            size += report.ByteSize() + _LIST_OVERHEAD_BYTES
+            size += held[1]
             if taken and size > max_bytes:
                 break
-            taken.append(report)
+            taken.append(held[0])
             self._unsent.popleft()
         return taken
 
@@ -116,11 +120,12 @@ class Outbox:
             if report is None:
                 del self._pending[number]
             else:
-                self._pending[number] = report
-                self._memory_bytes += report.ByteSize()
+                size = report.ByteSize() + _LIST_OVERHEAD_BYTES
+                self._pending[number] = (report, size)
+                self._memory_bytes += size
 
     def _drop(self, number: int) -> None:
-        report = self._pending.pop(number, None)
+        held = self._pending.pop(number, None)
         self._deferred.discard(number)
-        if report is not None:
-            self._memory_bytes -= report.ByteSize()
+        if held is not None:
+            self._memory_bytes -= held[1]

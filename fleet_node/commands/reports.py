@@ -18,12 +18,13 @@ _STATES = {
     OutcomeState.FAILED: CommandState.COMMAND_STATE_FAILED,
     OutcomeState.CANCELLED: CommandState.COMMAND_STATE_CANCELLED,
 }
+_RUNNING = CommandState.COMMAND_STATE_RUNNING
 _UNKNOWN_OUTCOME = "it did not stop when asked and was given up: nobody can know how it ended"
 
 
 def running(entry: Entry, now_ms: int) -> command_pb2.Report:
     """It is about to be handed to its driver."""
-    report = _next(entry, CommandState.COMMAND_STATE_RUNNING)
+    report = _next(entry, _RUNNING)
     report.started_at_ms = now_ms
     return report
 
@@ -85,7 +86,7 @@ def ended(run: Run, outcome: Outcome | None, now_ms: int) -> command_pb2.Report:
 def _not_started(
     entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str
 ) -> command_pb2.Report:
-    if entry.state == CommandState.COMMAND_STATE_RUNNING:  # idempotent: it ran before a restart and waited to run again
+    if entry.state == _RUNNING:  # idempotent: it ran before a restart and waited to run again
         state, error = CommandState.COMMAND_STATE_INTERRUPTED, f"{error} again; how its earlier run ended is unknown"
     return _final(entry, state, now_ms, reason, error)
 
