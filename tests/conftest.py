@@ -2,6 +2,9 @@
 clock."""
 
 import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: tests cut connections, and that is no news
+
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING

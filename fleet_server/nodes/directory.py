@@ -201,7 +201,13 @@ class NodeDirectory:
         sign = self._liveness.peek(node.node_id)
         if sign is None or sign.seen_ms < node.last_seen_ms:
             return node
-        return replace(node, last_seen_ms=sign.seen_ms, rtt_us=sign.rtt_us, clock_offset_ms=sign.clock_offset_ms)
+        return replace(
+            node,
+            last_seen_ms=sign.seen_ms,
+            rtt_us=sign.rtt_us,
+            clock_offset_ms=sign.clock_offset_ms,
+            last_accepted_seq=max(node.last_accepted_seq, sign.accepted_seq),
+        )
 
     def _wake(self, tx: Transaction, topics: Iterable[str]) -> None:
         woken = list(topics)

@@ -12,11 +12,13 @@ _INT32 = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class SignOfLife:
-    """What the last pong told. `seen_ms` in Unix milliseconds on the server."""
+    """What the last pong told. `seen_ms` in Unix milliseconds on the server; `accepted_seq` is the highest seq that the
+    node has answered so far."""
 
     seen_ms: int
     rtt_us: int
     clock_offset_ms: int
+    accepted_seq: int
 
 
 class Liveness:
@@ -25,10 +27,10 @@ class Liveness:
     def __init__(self) -> None:
         self._news: dict[str, SignOfLife] = {}
 
-    def note(self, node_id: str, *, now_ms: int, rtt_us: int, clock_offset_ms: int) -> None:
+    def note(self, node_id: str, *, now_ms: int, rtt_us: int, clock_offset_ms: int, accepted_seq: int) -> None:
         """Keep the newest. Both figures come from a node's clock, so they are cut to what the views can carry."""
         offset = max(-_INT32, min(_INT32, clock_offset_ms))
-        self._news[node_id] = SignOfLife(now_ms, max(0, min(_INT32, rtt_us)), offset)
+        self._news[node_id] = SignOfLife(now_ms, max(0, min(_INT32, rtt_us)), offset, accepted_seq)
 
     def forget(self, node_id: str) -> None:
         """Its stream has ended: a late flush must not show it online."""

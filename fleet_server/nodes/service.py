@@ -309,9 +309,19 @@ class NodeService(NodeDirectory):
         return await self._database.write(work)
 
     # -- liveness ---------------------------------------------------------------------------------------------------
-    def note_alive_nowait(self, node_id: str, rtt_us: int, clock_offset_ms: int) -> None:
-        """A pong came; written with the next flush."""
-        self._liveness.note(node_id, now_ms=self._clock.now_ms(), rtt_us=rtt_us, clock_offset_ms=clock_offset_ms)
+    def note_alive_nowait(self, node_id: str, rtt_us: int, clock_offset_ms: int, accepted_seq: int = 0) -> None:
+        """A pong came; written with the next flush.
+
+        Args:
+            accepted_seq: highest seq that the node has answered so far; a lower one than is known changes nothing.
+        """
+        self._liveness.note(
+            node_id,
+            now_ms=self._clock.now_ms(),
+            rtt_us=rtt_us,
+            clock_offset_ms=clock_offset_ms,
+            accepted_seq=min(accepted_seq, rules.MAX_SEQ),
+        )
 
     async def run_liveness(self) -> None:
         """Flush signs of life and quarantines until cancelled; a database that is away costs nothing but time."""
@@ -331,7 +341,15 @@ class NodeService(NodeDirectory):
         await self._mark_tampered()
         signs = self._liveness.take()
         rows = [
-            (sign.seen_ms, sign.rtt_us, sign.clock_offset_ms, self._replica_id, node_id)
+            (
+                sign.seen_ms,
+                sign.rtt_us,
+                sign.clock_offset_ms,
+                sign.accepted_seq,
+                sign.accepted_seq,
+                self._replica_id,
+                node_id,
+            )
             for node_id, sign in sorted(signs.items())
         ]
         try:

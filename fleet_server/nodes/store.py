@@ -167,16 +167,17 @@ class NodeStore:
         text = "UPDATE nodes SET online = 0 WHERE replica_id = ? AND online = 1"
         return conn.exec_driver_sql(sql(conn, text), (replica_id,)).rowcount
 
-    def flush_alive(self, conn: Connection, rows: Sequence[tuple[int, int, int, str, str]]) -> None:
+    def flush_alive(self, conn: Connection, rows: Sequence[tuple[int, int, int, int, int, str, str]]) -> None:
         """Write signs of life.
 
         A node that was marked offline because its replica seemed lost, and that still lives on it, is online again.
 
         Args:
-            rows: (last seen in Unix ms, round trip in us, clock offset in ms, replica id, node id).
+            rows: (last seen in Unix ms, round trip in us, clock offset in ms, accepted seq twice, replica id, node id).
         """
         text = (
             "UPDATE nodes SET last_seen_ms = ?, rtt_us = ?, clock_offset_ms = ?,"
+            " last_accepted_seq = CASE WHEN last_accepted_seq < ? THEN ? ELSE last_accepted_seq END,"
             " online = CASE WHEN replica_id = ? THEN 1 ELSE online END WHERE node_id = ?"
         )
         conn.exec_driver_sql(sql(conn, text), list(rows))

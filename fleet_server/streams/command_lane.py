@@ -16,6 +16,7 @@ import structlog
 
 from fleet.clock import Clock
 from fleet.envelope import Domain
+from fleet.errors import Reason, Refusal
 from fleet.sequence import MAX_COMMANDS_PER_STATEMENT, StatementReason
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_server.commands.service import CommandService, PendingCommand
@@ -113,7 +114,12 @@ class CommandLane:
         """Go back to what the node has and send again, a bounded number of times (docs/protocol.md, "Commands").
 
         Refusals of statements that are not in flight any more are echoes of one that was handled already.
+
+        Raises:
+            Refusal: MALFORMED, when the node claims to have accepted what it was never sent.
         """
+        if refused.last_accepted_seq > max(self._hello_seq, self._sent_seq):
+            raise Refusal(Reason.MALFORMED, "a refusal names a seq that was never sent to this node")
         if refused.statement_sha256 not in self._statements:
             return
         self._metrics.statement_refusals.labels(refused.reason).inc()

@@ -90,6 +90,7 @@ class Stream:
         self._outbox = Outbox()
         self._ending: Refusal | None = None
         self._ended = asyncio.Event()
+        self._accepted_seq = claim.hello_body.last_accepted_seq
         self.pulse = Pulse(claim.session_expires_at_ms)
         self.commands = CommandLane(
             claim=claim,
@@ -236,7 +237,9 @@ class Stream:
         if not reports.reports:
             raise Refusal(Reason.MALFORMED, "an empty list of reports")
         self._rooms.metrics.commands.reports.inc(len(reports.reports))
-        self.commands.answered([report.monotonic_seq for report in reports.reports])
+        seqs = [report.monotonic_seq for report in reports.reports]
+        self._accepted_seq = max(self._accepted_seq, *seqs)
+        self.commands.answered(seqs)
         self._reports.put(reports)
 
     def _take_statement_refused(self, refused: command_pb2.StatementRefused) -> None:
@@ -248,7 +251,9 @@ class Stream:
         clock = self._rooms.clock
         rtt_us = self.pulse.take_pong(pong.number, clock.monotonic())
         offset_ms = pong.node_time_ms - clock.now_ms() + rtt_us // 2000
-        self._rooms.nodes.note_alive_nowait(self.node_id, rtt_us=rtt_us, clock_offset_ms=offset_ms)
+        self._rooms.nodes.note_alive_nowait(
+            self.node_id, rtt_us=rtt_us, clock_offset_ms=offset_ms, accepted_seq=self._accepted_seq
+        )
 
     async def _reauth(self, control: gateway_pb2.NodeControl) -> None:
         expires_at_ms = await self._rooms.sessions.reauth(self._claim, self.stream_id, control.reauth_proof)

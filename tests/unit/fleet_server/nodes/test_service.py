@@ -233,12 +233,16 @@ async def test_liveness_is_shown_at_once_and_written_in_bulk(world: World, clock
     node = await make(world, "web-1")
     await open_stream(world, node.node_id)
     clock.advance_nowait(5)
-    world.nodes.note_alive_nowait(node.node_id, rtt_us=900, clock_offset_ms=-3)
+    world.nodes.note_alive_nowait(node.node_id, rtt_us=900, clock_offset_ms=-3, accepted_seq=41)
     shown = await world.node("web-1")
     assert (shown.last_seen_ms, shown.rtt_us, shown.clock_offset_ms) == (clock.now_ms(), 900, -3)
+    assert shown.last_accepted_seq == 41
     assert await world.value("SELECT rtt_us FROM nodes") == 0
     await world.nodes.flush()
     assert await world.value("SELECT rtt_us FROM nodes") == 900
+    world.nodes.note_alive_nowait(node.node_id, rtt_us=900, clock_offset_ms=-3, accepted_seq=7)
+    await world.nodes.flush()
+    assert await world.value("SELECT last_accepted_seq FROM nodes") == 41
 
 
 async def test_figures_from_a_nodes_clock_fit_their_columns(world: World) -> None:
