@@ -29,8 +29,7 @@ class PendingCommand(NamedTuple):
 
 def refuse_stale(nodes: NodesPort, conn: Connection, node_id: str, epoch: int) -> Refusal | None:
     """Why a stream may not act for its node any more; None for the newest one (docs/protocol.md, "Frames")."""
-    node = nodes.load(conn, node_id)
-    newest = 0 if node is None else node.stream_epoch
+    newest = nodes.current_epoch(conn, node_id)
     if newest == epoch:
         return None
     return Refusal(

@@ -21,14 +21,8 @@ class NodeNames:
         """Names by id; a node that does not exist is missing."""
         if len(self._names) > _MAX_NAMES:
             self._names = {}
-        known = self._names
-        found: dict[str, str] = {}
-        for node_id in node_ids:
-            name = known.get(node_id)
-            if name is None:
-                node = self._nodes.load(conn, node_id)
-                if node is None:
-                    continue
-                name = known[node_id] = node.name
-            found[node_id] = name
-        return found
+        known, wanted = self._names, set(node_ids)
+        missing = sorted(wanted - known.keys())
+        if missing:
+            known.update(self._nodes.names(conn, missing))
+        return {node_id: known[node_id] for node_id in wanted if node_id in known}

@@ -30,8 +30,12 @@ class NodesPort(Protocol):
         """Raise each node's counter by its count; the first seq of each."""
         ...
 
-    def load(self, conn: Connection, node_id: str) -> NodeRecord | None:
-        """One node, its row's MAC checked."""
+    def names(self, conn: Connection, node_ids: Sequence[str]) -> Mapping[str, str]:
+        """Names by id; a node that is not known is missing."""
+        ...
+
+    def current_epoch(self, conn: Connection, node_id: str) -> int:
+        """Epoch of the node's newest stream; 0 when it never had one."""
         ...
 
     async def get(self, ref: str) -> NodeRecord:
