@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,7 @@ def main() -> None:
     Exit codes: 0 done, 1 the server failed while it ran, 2 wrong usage, settings or files, 3 refused, 4 the database
     does not answer.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core's own lines would break up the log's JSON
 
 
 @main.command(

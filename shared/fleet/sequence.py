@@ -160,8 +160,7 @@ def command_digest(command: command_pb2.Command) -> bytes:
 
     It stays the same when the command is signed again for another stream or with another key.
     """
-    digest = hashlib.sha256(_DIGEST_DOMAIN)
-    for field in (
+    fields = (
         command.command_id,
         command.monotonic_seq.to_bytes(8, "big"),
         command.actor.encode(),
@@ -170,10 +169,11 @@ def command_digest(command: command_pb2.Command) -> bytes:
         command.action.encode(),
         command.arguments,
         command.intent.statement,
-    ):
-        digest.update(len(field).to_bytes(4, "big"))
-        digest.update(field)
-    return digest.digest()
+    )
+    framed = [_DIGEST_DOMAIN]
+    for field in fields:
+        framed += (len(field).to_bytes(4, "big"), field)
+    return hashlib.sha256(b"".join(framed)).digest()
 
 
 def _check_addressee(cluster_id: str, node_id: str, stream_binding: bytes, context: StreamContext) -> None:
