@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -91,8 +91,8 @@ def _server_bodies() -> list[bytes]:
         session_expires_at_ms=story.NOW_MS + 900_000,
         replica_id="replica-1",
     )
-    first = gateway_pb2.ServerControl(welcome=welcome)
-    return [first.SerializeToString(), orders.SerializeToString(), gateway_pb2.ServerControl(ping=ping).SerializeToString()]
+    bodies = (gateway_pb2.ServerControl(welcome=welcome), orders, gateway_pb2.ServerControl(ping=ping))
+    return [body.SerializeToString() for body in bodies]
 
 
 def _node_bodies() -> list[bytes]:
