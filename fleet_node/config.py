@@ -98,7 +98,8 @@ class Settings:
     authority_key: bytes = field(
         default=b"",
         metadata=_about(
-            values.public_key(), "the only cluster authority to enroll with, as `fleetctl keys list` shows it"
+            values.public_key(),
+            "the only cluster authority to be a node of: its raw key in hex, as `fleet-server init` shows it",
         ),
     )
     fingerprint: bytes = field(

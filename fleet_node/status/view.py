@@ -81,7 +81,7 @@ def _daemon(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     link, commands, telemetry = live["link"], live["commands"], live["telemetry"]
     yield "daemon", f"process {live['pid']}, version {live['version']}, up {_age(now_ms - live['started_at_ms'])}"
     yield "stream", f"{link['state']} for {_age(now_ms - link['since_ms'])}" + _next_attempt(link)
-    if link["stream_id"]:
+    if link["state"] in ("live", "moving"):
         yield "", f"{link['stream_id']} (epoch {link['stream_epoch']}) at {link['endpoint']}, {link['replica_id']}"
         yield "", f"round trip {link['rtt_us'] / 1000:.1f} ms, clock {link['clock_offset_ms']:+d} ms"
     if link["last_refusal"]:

@@ -97,13 +97,13 @@ class FakeInstallation:
         )
 
     def bootstrap(
-        self, enrollment_id: str, keys: enrollment_pb2.EnrollStatement, *, signer: Signer | None = None, **said: Any
+        self, enrollment: str, keys: enrollment_pb2.EnrollStatement, *, signer: Signer | None = None, **said: Any
     ) -> trust_pb2.Signed:
         """A signed bootstrap for the keys of an enrollment; `said` changes single fields of it."""
         mark = fingerprint(keys.identity_key, keys.sealing_key)
         info = sealing.sealing_info(sealing.Purpose.API_KEY, CLUSTER, NODE, mark)
         fields: dict[str, Any] = {
-            "enrollment_id": enrollment_id,
+            "enrollment_id": enrollment,
             "cluster_id": CLUSTER,
             "node_id": NODE,
             "fingerprint": mark,

@@ -1,0 +1,123 @@
+"""The state folder and its files: modes, damage, the lock."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fleet.identity import PrivateFileError
+from fleet_node.enrollment.folder import FolderLockedError, StateFolder
+from fleet_node.enrollment.membership import (
+    BundleFile,
+    MembershipError,
+    PendingEnrollment,
+    load_membership,
+    load_pending,
+    save_membership,
+    save_pending,
+)
+from tests.fakes.gateway import CLUSTER, FakeInstallation
+
+PENDING = PendingEnrollment("jt_1", "en_1", CLUSTER, ("gw:7443", "[::1]:7443"), b"ca", b"a" * 32, b"", 2.0)
+
+
+def test_a_membership_comes_back_as_it_was_and_is_private(installation: FakeInstallation, tmp_path: Path) -> None:
+    path = tmp_path / "membership.json"
+    installation.endpoints = ["gw:7443"]
+    membership = replace(installation.membership(), owner_pin=b"o" * 32, site="hall-4")
+    save_membership(path, membership)
+    assert load_membership(path) == membership
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "fak1" not in repr(membership)
+
+
+def test_a_pending_enrollment_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "enrollment.json"
+    save_pending(path, PENDING)
+    assert load_pending(path) == PENDING
+
+
+def test_what_is_not_there_is_none(tmp_path: Path) -> None:
+    assert load_membership(tmp_path / "m") is None
+    assert load_pending(tmp_path / "e") is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}', "\x00\xff"])
+def test_a_damaged_file_says_what_to_do(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "membership.json"
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(MembershipError, match="restore the state folder, or enroll again"):
+        load_membership(path)
+
+
+def test_a_field_of_another_type_is_damage(installation: FakeInstallation, tmp_path: Path) -> None:
+    path = tmp_path / "membership.json"
+    installation.endpoints = ["gw:7443"]
+    save_membership(path, installation.membership())
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"authority_key": "not base64!"}))
+    with pytest.raises(MembershipError):
+        load_membership(path)
+
+
+def test_a_file_that_others_can_read_is_refused(installation: FakeInstallation, tmp_path: Path) -> None:
+    path = tmp_path / "membership.json"
+    installation.endpoints = ["gw:7443"]
+    save_membership(path, installation.membership())
+    path.chmod(0o644)
+    with pytest.raises(MembershipError):
+        load_membership(path)
+
+
+def test_a_bundle_is_verified_when_it_is_read(installation: FakeInstallation, tmp_path: Path) -> None:
+    file = BundleFile(tmp_path / "bundle.bin", cluster_id=CLUSTER, authority_key=installation.authority.public_key)
+    with pytest.raises(MembershipError, match="holds no trust bundle of the pinned authority"):
+        file.load()
+    file.save(installation.trust_state(3))
+    assert file.load().number == 3
+    stranger = FakeInstallation()
+    file.save(stranger.trust_state(4))
+    with pytest.raises(MembershipError, match="holds no trust bundle of the pinned authority"):
+        file.load()
+
+
+def test_a_state_folder_that_others_can_open_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.mkdir(mode=0o755)
+    with pytest.raises(PrivateFileError, match="chmod 700"):
+        StateFolder(path)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_text("")
+    with pytest.raises(PrivateFileError, match="cannot use"):
+        StateFolder(path)
+
+
+def test_one_process_a_state_folder(folder: StateFolder) -> None:
+    program = (
+        "import sys; from pathlib import Path; from fleet_node.enrollment.folder import StateFolder\n"
+        "StateFolder(Path(sys.argv[1])).lock(); print('locked', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(FolderLockedError, match=f"in use by process {holder.pid}"):
+            folder.lock()
+        assert not folder.is_locked
+        holder.kill()
+        holder.wait()
+        folder.lock()  # the lock ends with its process, whatever ended that
+        assert folder.is_locked
+    finally:
+        holder.kill()
+        holder.communicate()
+        folder.unlock()
