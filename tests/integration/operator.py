@@ -148,8 +148,8 @@ class Operator:
     async def wait_audit(self, kind: str, where: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
         """Detail of the first row of that kind that `where` takes; some rows are written with a delay."""
 
-        async def look() -> dict[str, Any] | None:
-            details: Sequence[dict[str, Any]] = [json.loads(entry.detail) for entry in await self.audit(kind)]
-            return next((detail for detail in details if where(detail)), None)
+        async def look() -> Sequence[dict[str, Any]]:
+            details = [json.loads(entry.detail) for entry in await self.audit(kind)]
+            return [detail for detail in details if where(detail)]
 
-        return await eventually(look, f"audit row {kind}")
+        return (await eventually(look, f"audit row {kind}"))[0]

@@ -1,0 +1,134 @@
+"""Who may call what on the admin service, and what everyone else is told."""
+
+import asyncio
+import sqlite3
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fleet import status
+from fleet.errors import Reason, Refusal
+from fleet.v1 import admin_pb2
+from fleet_server.admin.rules import NEEDED_ROLE, Role
+from tests.integration.installation import Installation
+from tests.integration.operator import Operator
+from tests.integration.waiting import eventually
+
+METHODS = {method.name: method for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods}
+
+
+async def outcome(operator: Operator, method: str) -> Refusal | None:
+    """What an empty request comes to; a streaming method is left after its first answer."""
+    request: Any = message_factory.GetMessageClass(METHODS[method].input_type)()
+    try:
+        if METHODS[method].server_streaming:
+            async for _ in operator.follow(method, request, timeout_s=2.0):
+                break
+        else:
+            await operator.ask(method, request)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+async def test_every_method_is_open_from_its_role_on_and_to_nobody_below(installation: Installation) -> None:
+    people = {role: await installation.operator(f"the-{role.word}", role.word) for role in Role}
+    assert set(NEEDED_ROLE) == set(METHODS)
+
+    for method, needed in NEEDED_ROLE.items():
+        if method in ("DrainReplica", "WatchCommands"):
+            continue  # the one ends the server, the other says nothing until something happens
+        for role, operator in people.items():
+            refusal = await outcome(operator, method)
+            denied = refusal is not None and refusal.reason is Reason.PERMISSION_DENIED
+            assert denied == (role < needed), (method, role, refusal)
+            if denied and refusal is not None:
+                assert refusal.metadata["needed_role"] == needed.word
+                assert "ask an owner" in refusal.detail
+    for operator in people.values():
+        await operator.close()
+
+
+async def test_draining_a_replica_needs_the_release_role(installation: Installation) -> None:
+    operator = await installation.operator("ada", "operator")
+    refusal = await outcome(operator, "DrainReplica")
+    assert refusal is not None
+    assert refusal.reason is Reason.PERMISSION_DENIED
+    await operator.close()
+
+
+@pytest.mark.parametrize("token", ["", "nonsense", "fot1." + "A" * 64], ids=["none", "garbage", "made up"])
+async def test_without_a_good_token_nothing_is_told(installation: Installation, token: str) -> None:
+    stranger = installation.owner.colleague(token)
+    for method in METHODS:
+        refusal = await outcome(stranger, method)
+        assert refusal is not None
+        assert refusal.reason is Reason.UNAUTHENTICATED
+    await stranger.close()
+
+
+async def test_a_revoked_token_ends_at_once(installation: Installation) -> None:
+    operator = await installation.operator("ada", "operator")
+    assert (await operator.ask("WhoAmI", admin_pb2.WhoAmIRequest())).role == "operator"
+
+    await installation.owner.ask("RevokeOperator", admin_pb2.RevokeOperatorRequest(operator="ada"))
+
+    refusal = await outcome(operator, "WhoAmI")
+    assert refusal is not None
+    assert refusal.reason is Reason.UNAUTHENTICATED
+    await operator.close()
+
+
+async def test_a_role_raised_in_the_database_grants_nothing(installation: Installation) -> None:
+    operator = await installation.operator("eve", "viewer")
+    with sqlite3.connect(installation.database_file) as database:
+        database.execute("UPDATE operators SET role = 'owner' WHERE name = 'eve'")
+
+    refusal = await outcome(operator, "CreateOperator")
+
+    assert refusal is not None
+    assert refusal.reason in (Reason.QUARANTINED, Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED)
+    await installation.owner.wait_audit("operator.quarantined")
+    await operator.close()
+
+
+async def test_calls_and_refusals_of_operators_are_audited(installation: Installation) -> None:
+    viewer = await installation.operator("eve", "viewer")
+    await outcome(viewer, "IssueCommands")
+    await installation.owner.wait_audit("operator.refused")
+    (row,) = await installation.owner.audit("operator.refused")
+    assert (row.actor, row.subject) == ("eve", "IssueCommands")
+    await viewer.close()
+
+
+async def test_a_request_that_is_no_message_is_refused_as_such(installation: Installation) -> None:
+    call = installation.owner._channel.unary_unary("/fleet.v1.Admin/ListNodes")
+    for data, reason in ((b"\xff\xff\xff", Reason.MALFORMED), (b"\x0a" * 4_194_305, Reason.OVERLOADED)):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(data, metadata=installation.owner._metadata, timeout=10)
+        refusal = status.decode(failed.value)
+        assert refusal.reason is reason
+        assert refusal.detail
+
+
+async def test_reflection_and_health_answer_without_telling_secrets(installation: Installation) -> None:
+    stub = health_pb2_grpc.HealthStub(installation.owner._channel)  # type: ignore[no-untyped-call]
+    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_hundred_watchers_that_leave_cost_nothing_afterwards(installation: Installation) -> None:
+    await installation.add_node("n-1")
+    before = len(asyncio.all_tasks())
+
+    async def glance() -> None:
+        async for _ in installation.owner.follow("WatchNodes", admin_pb2.WatchNodesRequest()):
+            return
+
+    await asyncio.gather(*(glance() for _ in range(50)))
+    await asyncio.gather(*(glance() for _ in range(50)))
+
+    await eventually(lambda: len(asyncio.all_tasks()) <= before + 5, "watchers' tasks are gone")
