@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets as random_ids
-import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 
 import uvloop
@@ -53,6 +52,7 @@ from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy
 from fleet_server.sessions.service import SessionService
+from fleet_server.stop_request import StopRequest
 from fleet_server.streams.drain import Drain
 from fleet_server.streams.frames import FrameLimits
 from fleet_server.streams.registry import StreamRegistry
@@ -187,7 +187,7 @@ class Server:
         Raises:
             Refusal, ListenError, TrustSetupError: it cannot start; the message says what to do.
         """
-        stopping = _Stopping()
+        stopping = StopRequest()
         self.database.start()
         try:
             await self.trust.load()
@@ -260,7 +260,7 @@ class Server:
             trail=TrailApi(self.audit, self.trust, self.nodes),
         )
 
-    async def _serve(self, gateway: Listener, stopping: _Stopping) -> int:
+    async def _serve(self, gateway: Listener, stopping: StopRequest) -> int:
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in {
@@ -294,7 +294,7 @@ class Server:
             await asyncio.gather(*tasks, return_exceptions=True)
         return 1 if failed else 0
 
-    async def _wait_for_end(self, tasks: list[asyncio.Task[None]], stopping: _Stopping) -> bool:
+    async def _wait_for_end(self, tasks: list[asyncio.Task[None]], stopping: StopRequest) -> bool:
         """Until a signal, a drain request, or a task that should never end; whether it was the last."""
         asked = asyncio.create_task(self._drain_requested(stopping))
         signalled = asyncio.create_task(stopping.first.wait())
@@ -305,13 +305,13 @@ class Server:
             log.error("task_ended", task=task.get_name(), exc_info=task.exception())
         return bool(set(tasks) & done)
 
-    async def _drain_requested(self, stopping: _Stopping) -> None:
+    async def _drain_requested(self, stopping: StopRequest) -> None:
         request = await self.replicas.wait_drain_requested()
         if request.deadline_ms:
             stopping.deadline_s = max(0.0, (request.deadline_ms - self.clock.now_ms()) / 1000)
         stopping.reason = request.reason
 
-    async def _drain(self, gateway: Listener, stopping: _Stopping) -> None:
+    async def _drain(self, gateway: Listener, stopping: StopRequest) -> None:
         """docs/protocol.md, "Drain"."""
         deadline_s = self.settings.drain_deadline_s if stopping.deadline_s is None else stopping.deadline_s
         others_per_s = await self._others_admission()
@@ -358,31 +358,8 @@ class Server:
                 await asyncio.wait_for(write, timeout=_STOP_GRACE_S)
             except (Refusal, TimeoutError) as error:
                 log.warning("last_write_failed", error=str(error))
+        self.telemetry.close()
         await self.health.close()
-
-
-class _Stopping:
-    """Signals: the first drains, each further one shortens the drain."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.deadline_s: float | None = None
-        self.reason: gateway_pb2.GoawayReason.ValueType = gateway_pb2.GOAWAY_REASON_UNSPECIFIED
-        self._shorten: list[Callable[[], None]] = []
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-
-    def again(self, shorten: Callable[[], None]) -> None:
-        """What a second signal does."""
-        self._shorten.append(shorten)
-
-    def _signalled(self) -> None:
-        if not self.first.is_set():
-            self.first.set()
-            return
-        for shorten in self._shorten:
-            shorten()
 
 
 def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> int:

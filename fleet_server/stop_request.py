@@ -1,0 +1,36 @@
+"""Why this process ends: signals and drain requests, and what they ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from fleet.v1 import gateway_pb2
+
+
+class StopRequest:
+    """The first signal drains, each further one shortens the drain.
+
+    `deadline_s` and `reason` are set by a drain request; unset, the settings and the situation decide.
+    """
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.deadline_s: float | None = None
+        self.reason: gateway_pb2.GoawayReason.ValueType = gateway_pb2.GOAWAY_REASON_UNSPECIFIED
+        self._shorten: list[Callable[[], None]] = []
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def again(self, shorten: Callable[[], None]) -> None:
+        """What a second signal does."""
+        self._shorten.append(shorten)
+
+    def _signalled(self) -> None:
+        if not self.first.is_set():
+            self.first.set()
+            return
+        for shorten in self._shorten:
+            shorten()
