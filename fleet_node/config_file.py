@@ -33,7 +33,9 @@ class ConfigFile:
         try:
             self.table: Mapping[str, Any] = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigFileError(f"{path} is not TOML: {error}") from error
+            last = len(self._text.splitlines())  # where the parser knows no line but the end
+            problem = str(error).replace("at end of document", f"at line {last}, where it ends")
+            raise ConfigFileError(f"{path} is not TOML: {problem}") from error
 
     def place(self, keys: Sequence[str]) -> str:
         """Where the setting under these keys stands, such as "line 7 of /etc/fleet-node/config.toml"."""
@@ -77,7 +79,7 @@ def _read(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigFileError(f"cannot read {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ConfigFileError(f"{path} is no plain file: name the config file itself")
@@ -86,7 +88,10 @@ def _read(path: Path) -> str:
             raise ConfigFileError(f"{path} belongs to another user: chown it to root or to the user that runs this")
         if stat.S_IMODE(found.st_mode) & 0o022:
             raise ConfigFileError(f"{path} can be changed by other users: run `chmod go-w {path}`")
-        raw = file.read(MAX_FILE_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigFileError(f"{path} is larger than {MAX_FILE_BYTES} bytes: name the config file itself")
     try:

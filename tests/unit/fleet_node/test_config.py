@@ -1,0 +1,245 @@
+"""Settings of a node: where each comes from, and what is said of one that is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.identity import parse_fingerprint
+from fleet_node import config
+from fleet_node.config import ConfigError, Settings, declared, load
+
+MARK = "CYXB-OMLK-DPAP-6USK-DWMZ-SUZC-E5VU-VXLJ"
+KEY = "98fb1442fe40324279b8b4fa19d6ac747040b779495878f6b090568431b782e8"
+
+
+@pytest.fixture(autouse=True)
+def no_machine_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "absent.toml")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    path.chmod(0o600)
+    return path
+
+
+def from_file(file: Path, text: str, **environ: str) -> Settings:
+    file.write_text(text)
+    return load(file, environ=environ).settings
+
+
+def complaint(file: Path, text: str, **environ: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        from_file(file, text, **environ)
+    return caught.value
+
+
+def test_without_any_source_the_defaults_hold() -> None:
+    loaded = load(environ={"XDG_STATE_HOME": "/state"})
+    assert loaded.settings == Settings(state_dir=Path("/state/fleet-node"))
+    assert loaded.path is None
+    assert set(loaded.sources.values()) == {"default"}
+
+
+@pytest.mark.parametrize("environ", [{}, {"XDG_STATE_HOME": ""}, {"XDG_STATE_HOME": "relative"}])
+def test_the_state_folder_is_at_home_unless_told(environ: dict[str, str]) -> None:
+    assert load(environ=environ).settings.state_dir == Path.home() / ".local/state/fleet-node"
+
+
+def test_the_file_sets_everything(file: Path) -> None:
+    settings = from_file(
+        file,
+        f"""
+        state_dir = "/var/lib/fleet-node"
+        name = "pump-1"
+        endpoints = ["gw.example:7443", "[::1]:7443"]
+        authority_key = "{KEY}"
+        fingerprint = "{MARK}"
+        poll_interval_s = 5
+        poll_timeout_s = 3600
+        max_in_flight = 8
+        concurrency = 4
+        telemetry_interval_s = 0.5
+        own_process_metrics = true
+        spool_max_bytes = 2097152
+        metrics_listen = ""
+        log_level = "debug"
+        labels = {{ rack = "b4" }}
+        [drivers]
+        enabled = ["host", "exec"]
+        [drivers.exec.programs.uptime]
+        path = "/usr/bin/uptime"
+        """,
+    )
+    assert settings == Settings(
+        state_dir=Path("/var/lib/fleet-node"),
+        name="pump-1",
+        labels={"rack": "b4"},
+        endpoints=("gw.example:7443", "[::1]:7443"),
+        authority_key=bytes.fromhex(KEY),
+        fingerprint=parse_fingerprint(MARK),
+        poll_interval_s=5.0,
+        poll_timeout_s=3600.0,
+        max_in_flight=8,
+        concurrency=4,
+        telemetry_interval_s=0.5,
+        own_process_metrics=True,
+        spool_max_bytes=2097152,
+        metrics_listen="",
+        log_level="debug",
+        drivers_enabled=("host", "exec"),
+        driver_tables={"exec": {"programs": {"uptime": {"path": "/usr/bin/uptime"}}}},
+    )
+
+
+TEXTS: dict[str, tuple[str, Any]] = {
+    "state_dir": ("/s", Path("/s")),
+    "name": ("pump-2", "pump-2"),
+    "labels": ("rack=b4, row=3", {"rack": "b4", "row": "3"}),
+    "endpoints": ("a:1,b:2", ("a:1", "b:2")),
+    "authority_key": (KEY, bytes.fromhex(KEY)),
+    "fingerprint": (MARK.lower(), parse_fingerprint(MARK)),
+    "poll_interval_s": ("2.5", 2.5),
+    "poll_timeout_s": ("60", 60.0),
+    "max_in_flight": ("7", 7),
+    "concurrency": ("3", 3),
+    "telemetry_interval_s": ("1", 1.0),
+    "own_process_metrics": ("yes", True),
+    "spool_max_bytes": ("1048576", 1048576),
+    "metrics_listen": ("[::1]:0", "[::1]:0"),
+    "log_level": ("error", "error"),
+    "drivers_enabled": ("host,exec", ("host", "exec")),
+}
+
+
+@pytest.mark.parametrize("each", list(declared()), ids=lambda each: each.name)
+def test_the_environment_sets_every_setting(each: config.Declared) -> None:
+    text, value = TEXTS[each.field]
+    loaded = load(environ={each.environment: text})
+    assert getattr(loaded.settings, each.field) == value
+    assert loaded.sources[each.name] == f"environment variable {each.environment}"
+
+
+def test_option_beats_environment_beats_file(file: Path) -> None:
+    file.write_text('name = "of-file"\nlog_level = "error"\nconcurrency = 2')
+    loaded = load(
+        file,
+        environ={"FLEET_NODE_NAME": "of-environment", "FLEET_NODE_LOG_LEVEL": "debug"},
+        options={"name": "of-option", "log_level": None},
+    )
+    settings = loaded.settings
+    assert (settings.name, settings.log_level, settings.concurrency) == ("of-option", "debug", 2)
+    assert loaded.sources["name"] == "option --name"
+    assert loaded.sources["concurrency"] == f"line 3 of {file}"
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "line", "wanted"),
+    [
+        ("concurrency = 0", "concurrency", 1, "a whole number from 1 to 256"),
+        ("\n# concurrency\nconcurrency = true", "concurrency", 3, "a whole number"),
+        ('concurrency = "4"', "concurrency", 1, "a whole number"),
+        ("name = 'Pump 1'", "name", 1, "1 to 63 characters"),
+        ("endpoints = [\n  'a:1',\n  'https://b',\n]", "endpoints", 1, "host:port"),
+        ("endpoints = 'a:1'", "endpoints", 1, "a list"),
+        ("\nlabels.rack = 'b 4'", "labels", 2, "labels"),
+        ("[labels]\nRack = 'b4'", "labels", 1, "labels"),
+        ("authority_key = '00'", "authority_key", 1, "64 hexadecimal digits"),
+        ("fingerprint = 'ABCD'", "fingerprint", 1, "8 groups of 4"),
+        ("poll_timeout_s = nan", "poll_timeout_s", 1, "a number from"),
+        ("own_process_metrics = 'on'", "own_process_metrics", 1, "true or false"),
+        ("metrics_listen = '9465'", "metrics_listen", 1, "host:port"),
+        ("log_level = 'loud'", "log_level", 1, "debug, info"),
+        ("state_dir = 'relative'", "state_dir", 1, "an absolute path"),
+        ("[drivers]\n\nenabled = 'host'", "drivers.enabled", 3, "a list of names"),
+    ],
+)
+def test_an_error_names_setting_and_line(file: Path, text: str, setting: str, line: int, wanted: str) -> None:
+    error = complaint(file, text)
+    assert error.setting == setting
+    assert error.source == f"line {line} of {file}"
+    assert wanted in error.problem
+
+
+def test_an_error_names_the_environment_variable(file: Path) -> None:
+    error = complaint(file, "", FLEET_NODE_CONCURRENCY="many")
+    assert str(error) == (
+        "concurrency (environment variable FLEET_NODE_CONCURRENCY): "
+        "'many' will not do; it must be a whole number from 1 to 256"
+    )
+    assert complaint(file, "", FLEET_NODE_LABELS="rack").setting == "labels"
+    assert complaint(file, "", FLEET_NODE_POLL_INTERVAL_S="inf").setting == "poll_interval_s"
+
+
+def test_an_error_names_the_option(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name \(option --name\)"):
+        load(file, environ={}, options={"name": "Not A Name"})
+
+
+def test_an_unknown_setting_is_refused_with_a_suggestion(file: Path) -> None:
+    error = complaint(file, 'name = "a"\n\nconcurency = 3')
+    assert str(error) == f"concurency (line 3 of {file}): there is no such setting; did you mean concurrency?"
+    assert "lists all of them" in str(complaint(file, "whatever = 1"))
+
+
+def test_a_setting_of_a_driver_outside_its_table_is_refused(file: Path) -> None:
+    error = complaint(file, "[drivers]\nenabeld = ['host']")
+    assert (error.setting, error.source) == ("drivers.enabeld", f"line 2 of {file}")
+    assert "did you mean enabled?" in str(error)
+    assert complaint(file, "drivers = ['host']").setting == "drivers"
+
+
+def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not(file: Path) -> None:
+    assert "FLEET_NODE_LOG_LEVEL" in str(complaint(file, "", FLEET_NODE_LOGLEVEL="debug"))
+    # What Kubernetes sets beside a service named fleet-node.
+    from_file(file, "", FLEET_NODE_SERVICE_HOST="10.0.0.1", FLEET_NODE_PORT_7443_TCP="tcp://10.0.0.1:7443")
+
+
+def test_the_config_variable_names_the_file(file: Path) -> None:
+    file.write_text('name = "a"')
+    assert load(environ={"FLEET_NODE_CONFIG": str(file)}).path == file
+
+
+def test_the_machines_file_is_read_when_it_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", file)
+    assert load(environ={}).path == file
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint_text"),
+    [("name = ", "line 1"), ('name = "a"\n= 2', "line 2"), ("a = 1\na = 2", "line 2"), ("#" * 70_000, "larger than")],
+)
+def test_a_file_that_cannot_be_read_says_where(file: Path, text: str, complaint_text: str) -> None:
+    assert complaint_text in str(complaint(file, text))
+
+
+def test_a_file_that_is_not_utf8_says_where(file: Path) -> None:
+    file.write_bytes(b'name = "a"\n# \xff\n')
+    with pytest.raises(ConfigError, match=r"not UTF-8 \(line 2\)"):
+        load(file, environ={})
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(tmp_path / "missing.toml", environ={})
+    with pytest.raises(ConfigError, match="no plain file"):
+        load(tmp_path, environ={})
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_can_change_is_refused(file: Path, mode: int) -> None:
+    file.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod go-w"):
+        load(file, environ={})
+
+
+def test_long_values_are_not_shown_whole(file: Path) -> None:
+    assert len(str(complaint(file, f'name = "{"x" * 5000}"'))) < 400
+
+
+def test_a_host_name_becomes_a_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config.socket, "gethostname", lambda: "Pump_House.3.example.com")
+    assert config.host_name() == "pump-house"
