@@ -187,9 +187,13 @@ class GrpcTransport:
             return None  # the call ended under the read: the same as EOF, which proves nothing either
         return None if frame is grpc.aio.EOF else frame
 
-    async def write(self, frame: gateway_pb2.ServerFrame) -> None:
-        """Hand a frame to gRPC."""
-        await self._context.write(frame)
+    async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
+        """Hand a frame to gRPC; False once the call is over."""
+        try:
+            await self._context.write(frame)
+        except (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
+            return False
+        return True
 
 
 def request_serializer(message: Message) -> bytes:

@@ -1,7 +1,7 @@
 """One live stream of one node.
 
 Mental model
-    One coroutine writes (`run`), one task reads; everything else is a lane that costs a task only while it has work.
+    One task writes, one reads, `run` waits for them; everything else is a lane that costs a task only while it has work.
     Frames from the node go down into one room each; what comes back goes through the outbox, and only the writer
     seals frames, so counters grow in the order of the wire. The newest epoch of a node is sent commands; an older
     stream still delivers results until it says goodbye. A stream ends in exactly one way: `end(refusal)` closes the
@@ -41,6 +41,9 @@ from fleet_server.trust.service import TrustService
 log = structlog.get_logger(__name__)
 
 
+_LAST_WRITE_S = 2.0  # a peer that stopped reading must not keep its node online; its transport is reaped later
+
+
 class Transport(Protocol):
     """The wire under a stream; grpc in the server, memory in unit tests."""
 
@@ -48,8 +51,8 @@ class Transport(Protocol):
         """Next frame; None at EOF or when the connection broke. Never cancelled (grpc/grpc#43360)."""
         ...
 
-    async def write(self, frame: gateway_pb2.ServerFrame) -> None:
-        """Hand a frame to the transport."""
+    async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
+        """Hand a frame to the transport; False once the call is over. Waits for as long as the peer does not read."""
         ...
 
 
@@ -111,6 +114,8 @@ class Stream:
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim.node, self)
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._writer: asyncio.Task[None] | None = None
+        self._give_up: asyncio.TimerHandle | None = None
 
     async def run(self, welcome: gateway_pb2.Welcome) -> None:
         """Serve the stream until it ends.
@@ -124,16 +129,24 @@ class Stream:
         self.membership.apply(self._claim.node)
         self.commands.wake()
         self.commands.wake_cancels()
+        self._writer = asyncio.create_task(self._write())
         try:
-            while (body := await self._outbox.next()) is not None:
-                sealed = self._sealer.seal(body.SerializeToString())
-                await self._transport.write(gateway_pb2.ServerFrame(control=sealed))
+            await asyncio.wait({self._writer})
         finally:
             self.end(None)
+            if self._give_up is not None:
+                self._give_up.cancel()
+            self._writer.cancel()
             self._telemetry.close()
             del reader
         if self._ending is not None:
             raise self._ending
+
+    async def _write(self) -> None:
+        while (body := await self._outbox.next()) is not None:
+            sealed = self._sealer.seal(body.SerializeToString())
+            if not await self._transport.write(gateway_pb2.ServerFrame(control=sealed)):
+                return
 
     def send(self, frame: gateway_pb2.ServerControl) -> None:
         """Queue a control frame; a peer that let the queue fill up has stopped reading and loses its stream."""
@@ -150,15 +163,17 @@ class Stream:
         """End the stream, once; the first reason stands."""
         if self._ended.is_set():
             return
+        self._ended.set()
         self._ending = refusal
         if refusal is not None:
             self.close_reason = str(refusal.reason)
             self.send(
                 gateway_pb2.ServerControl(error=gateway_pb2.StreamError(reason=refusal.reason, detail=refusal.detail))
             )
-        self._ended.set()
         self.commands.stop()
         self._outbox.close()
+        if self._writer is not None:
+            self._give_up = asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._writer.cancel)
 
     @property
     def ended(self) -> bool:

@@ -1,0 +1,160 @@
+"""One stream: the order of the wire, what ends it, and what its end does."""
+
+import asyncio
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import command_pb2, gateway_pb2
+from fleet_server.streams.frames import BadFrame
+from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.streams.wire import Wire
+
+
+def _reports(*numbers: int) -> command_pb2.ReportList:
+    return command_pb2.ReportList(
+        reports=[command_pb2.Report(report_no=number, monotonic_seq=number, command_id=bytes(16)) for number in numbers]
+    )
+
+
+@pytest.fixture
+async def wire(clock: MockClock) -> Wire:
+    running = Wire(clock)
+    await running.settle()
+    assert running.kinds() == ["welcome"]
+    return running
+
+
+async def test_the_welcome_is_first_and_a_newer_bundle_follows(clock: MockClock) -> None:
+    wire = Wire(clock)
+    wire.trust.bundle.version = (1, 2)
+    await wire.settle()
+    assert wire.kinds() == ["welcome", "trust_bundle"]
+
+
+async def test_reports_are_acknowledged_after_they_are_recorded(wire: Wire) -> None:
+    await wire.say(reports=_reports(1, 2))
+    assert [control.result_ack.report_no for control in wire.heard()] == [2]
+    assert [report.report_no for report in wire.commands.recorded[0]] == [1, 2]
+
+
+async def test_while_the_database_is_away_pings_flow_and_nothing_is_acknowledged(wire: Wire, clock: MockClock) -> None:
+    wire.commands.away = [Refusal(Reason.UNAVAILABLE, "away")]
+    await wire.say(reports=_reports(1))
+    await wire.say(reports=_reports(2))
+    wire.stream.send(gateway_pb2.ServerControl(ping=gateway_pb2.Ping(number=1)))
+    await wire.settle()
+    assert wire.kinds() == ["ping"]
+    await clock.advance(0.1)
+    await wire.settle()
+    assert [control.result_ack.report_no for control in wire.heard()] == [2]
+    assert [[report.report_no for report in batch] for batch in wire.commands.recorded] == [[1, 2]]
+
+
+async def test_a_goodbye_ends_the_stream_in_order(wire: Wire) -> None:
+    await wire.say(goodbye=gateway_pb2.Goodbye(reason="TAKEOVER"))
+    await asyncio.wait_for(wire.running, 5)
+    assert wire.stream.close_reason == "GOODBYE_TAKEOVER"
+    assert wire.telemetry.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (BadFrame(Reason.FRAME_TOO_LARGE, "too large"), Reason.FRAME_TOO_LARGE),
+        (gateway_pb2.NodeFrame(hello=gateway_pb2.Hello()), Reason.MALFORMED),
+        (gateway_pb2.NodeFrame(control=gateway_pb2.ControlFrame(counter=1, body=b"", mac=bytes(32))), Reason.BAD_PROOF),
+    ],
+)
+async def test_a_bad_frame_is_named_and_ends_the_stream(
+    wire: Wire, frame: gateway_pb2.NodeFrame | BadFrame, reason: Reason
+) -> None:
+    await wire.raw(frame)
+    assert (await wire.wait_refusal()).reason is reason
+    (error,) = wire.heard()
+    assert error.error.reason == reason
+    assert wire.stream.close_reason == reason
+
+
+@pytest.mark.parametrize("body", [{"reports": command_pb2.ReportList()}, {}])
+async def test_an_empty_body_is_malformed(wire: Wire, body: dict[str, object]) -> None:
+    await wire.say(**body)
+    assert (await wire.wait_refusal()).reason is Reason.MALFORMED
+
+
+async def test_a_refusal_of_what_was_never_sent_is_malformed(wire: Wire) -> None:
+    await wire.say(statement_refused=command_pb2.StatementRefused(last_accepted_seq=2**63))
+    assert (await wire.wait_refusal()).reason is Reason.MALFORMED
+
+
+async def test_eof_ends_the_stream_without_a_refusal(wire: Wire) -> None:
+    await wire.raw(None)
+    await asyncio.wait_for(wire.running, 5)
+    assert wire.stream.close_reason == "EOF"
+
+
+async def test_the_first_reason_to_end_stands(wire: Wire) -> None:
+    wire.stream.end(Refusal(Reason.SUPERSEDED, "newer"))
+    wire.stream.end(Refusal(Reason.DRAINING, "later"))
+    assert (await wire.wait_refusal()).reason is Reason.SUPERSEDED
+
+
+async def test_a_peer_that_stopped_reading_holds_nothing_up(wire: Wire) -> None:
+    wire.transport.reads.clear()
+    for number in range(1, 600):
+        wire.stream.send(gateway_pb2.ServerControl(ping=gateway_pb2.Ping(number=number)))
+    refusal = await wire.wait_refusal()
+    assert refusal.reason is Reason.HEARTBEAT_LOST
+    assert wire.telemetry.closed == 1
+
+
+async def test_a_suspension_reaches_the_node_and_ends_its_stream(wire: Wire) -> None:
+    wire.nodes.row.state, wire.nodes.row.state_reason = "SUSPENDED", "being serviced"
+    wire.stream.refresh_membership()
+    refusal = await wire.wait_refusal()
+    goaway, error = wire.heard()
+    assert goaway.goaway.reason == gateway_pb2.GOAWAY_REASON_SUSPENDED
+    assert "being serviced" in error.error.detail
+    assert refusal.reason is Reason.SUSPENDED
+
+
+async def test_a_drain_is_ordered_once_and_its_end_too(wire: Wire) -> None:
+    for state in ("DRAINING", "DRAINED", "NONE", "NONE"):
+        wire.nodes.row.drain_state = state
+        wire.stream.refresh_membership()
+        await wire.settle()
+    assert [control.drain.drain for control in wire.heard()] == [True, False]
+
+
+async def test_only_a_node_on_which_nothing_runs_is_drained(wire: Wire) -> None:
+    await wire.say(drained=gateway_pb2.Drained(drained=True, running=2))
+    assert wire.nodes.drained == []
+    await wire.say(drained=gateway_pb2.Drained(drained=True))
+    assert wire.nodes.drained == ["n"]
+
+
+async def test_a_pong_tells_round_trip_offset_and_how_far_the_node_has_answered(wire: Wire, clock: MockClock) -> None:
+    await wire.say(reports=_reports(7))
+    number = wire.stream.pulse.next_ping(clock.monotonic())
+    await clock.advance(0.010)
+    await wire.say(pong=gateway_pb2.Pong(number=number, node_time_ms=clock.now_ms() + 250))
+    (said,) = wire.nodes.alive
+    assert said["rtt_us"] == pytest.approx(10_000, abs=10)
+    assert said["clock_offset_ms"] == pytest.approx(255, abs=1)
+    assert said["accepted_seq"] == 7
+
+
+async def test_telemetry_goes_to_its_room_and_its_ack_comes_back(wire: Wire) -> None:
+    await wire.raw(gateway_pb2.NodeFrame(telemetry=b"batch"))
+    wire.telemetry.ack(41)
+    await wire.settle()
+    assert wire.telemetry.frames == [b"batch"]
+    assert [control.telemetry_ack.batch_seq for control in wire.heard()] == [41]
+
+
+async def test_a_bug_in_a_room_ends_the_stream_with_an_incident_and_no_text(wire: Wire) -> None:
+    wire.commands.away = [RuntimeError("password=hunter2")]  # type: ignore[list-item]
+    await wire.say(reports=_reports(1))
+    refusal = await wire.wait_refusal()
+    assert refusal.reason is Reason.INTERNAL
+    assert "hunter2" not in refusal.detail

@@ -1,0 +1,187 @@
+"""A stream with everything around it in memory: its rooms are fakes, its frames and MACs are real."""
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from fleet.channel import FrameKeys, node_end
+from fleet.envelope import Signer
+from fleet.errors import Refusal
+from fleet.metrics import Registry
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.streams.frames import BadFrame
+from fleet_server.streams.stream import Rooms, Stream
+from tests.fakes.clock import MockClock
+
+
+class MemoryTransport:
+    """The wire: what the node writes, what it reads, and a peer that can stop reading."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[gateway_pb2.NodeFrame | BadFrame | None] = asyncio.Queue()
+        self.written: list[gateway_pb2.ServerFrame] = []
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def read(self) -> gateway_pb2.NodeFrame | BadFrame | None:
+        return await self.incoming.get()
+
+    async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
+        await self.reads.wait()
+        self.written.append(frame)
+        return True
+
+
+@dataclass
+class FakeCommands:
+    """The commands room: keeps what it is told, and may be away."""
+
+    recorded: list[list[command_pb2.Report]] = field(default_factory=list)
+    away: list[Refusal] = field(default_factory=list)
+    told: list[tuple[str, Any]] = field(default_factory=list)
+
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+        return last_accepted_seq
+
+    async def claim_pending(self, node_id: str, epoch: int, **_: object) -> list[object]:
+        return []
+
+    async def pending_cancels(self, node_id: str, epoch: int) -> list[object]:
+        return []
+
+    async def record_reports(self, node_id: str, reports: list[command_pb2.Report]) -> None:
+        if self.away:
+            raise self.away.pop(0)
+        self.recorded.append(list(reports))
+
+    async def record_command_refused(self, node_id: str, refused: Any) -> None:
+        self.told.append(("command_refused", refused))
+
+    async def record_statement_refused(self, node_id: str, refused: Any) -> None:
+        self.told.append(("statement_refused", refused))
+
+    async def record_cancel_result(self, node_id: str, result: Any) -> None:
+        self.told.append(("cancel_result", result))
+
+
+@dataclass
+class FakeNodes:
+    """The nodes room: one node's row, and what its streams told."""
+
+    row: Any
+    alive: list[dict[str, int]] = field(default_factory=list)
+    drained: list[str] = field(default_factory=list)
+
+    def now_ms(self) -> int:
+        return 0
+
+    async def get(self, ref: str) -> Any:
+        return self.row
+
+    async def mark_drained(self, node_id: str) -> bool:
+        self.drained.append(node_id)
+        return True
+
+    async def note_bundle(self, node_id: str, applied: Any) -> None:
+        return None
+
+    def note_alive_nowait(self, node_id: str, **said: int) -> None:
+        self.alive.append(said)
+
+
+@dataclass
+class FakeTelemetry:
+    """The telemetry room: keeps frames."""
+
+    frames: list[bytes] = field(default_factory=list)
+    ack: Any = None
+    closed: int = 0
+
+    def open_stream(self, node_id: str, ack: Any) -> "FakeTelemetry":
+        self.ack = ack
+        return self
+
+    def ingest_nowait(self, raw: bytes) -> None:
+        self.frames.append(raw)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Wire:
+    """A running stream, and the node's end of it."""
+
+    def __init__(self, clock: MockClock, *, node_id: str = "n", epoch: int = 1, takeover_of: str = "") -> None:
+        keys = FrameKeys(b"a" * 32, b"b" * 32)
+        self.sealer, self.opener = node_end(keys)
+        self.clock = clock
+        self.transport = MemoryTransport()
+        row = SimpleNamespace(
+            node_id=node_id, site="", state="ACTIVE", state_reason="", drain_state="NONE", drain_deadline_ms=0
+        )
+        self.commands, self.nodes, self.telemetry = FakeCommands(), FakeNodes(row), FakeTelemetry()
+        signer = Signer.generate()
+        self.trust = SimpleNamespace(
+            cluster_id="c",
+            bundle=SimpleNamespace(version=(1, 1)),
+            bundle_chain_from=lambda generation, number: [trust_pb2.Signed(statement=b"bundle")],
+            command_key_id=lambda site: signer.key_id,
+        )
+        self.metrics = ServerMetrics(Registry())
+        claim = SimpleNamespace(
+            node=row,
+            epoch=epoch,
+            frame_keys=keys,
+            binding=b"x" * 32,
+            hello_body=gateway_pb2.HelloBody(
+                max_in_flight=8, bundle_version=session_pb2.BundleVersion(generation=1, number=1)
+            ),
+            session_expires_at_ms=clock.now_ms() + 900_000,
+        )
+        rooms = Rooms(
+            commands=self.commands,  # type: ignore[arg-type]
+            nodes=self.nodes,  # type: ignore[arg-type]
+            sessions=SimpleNamespace(reauth_challenge=lambda node, stream: b"challenge"),  # type: ignore[arg-type]
+            telemetry=self.telemetry,  # type: ignore[arg-type]
+            trust=self.trust,  # type: ignore[arg-type]
+            clock=clock,
+            metrics=self.metrics,
+        )
+        stream_id = f"{node_id}-{epoch}"
+        self.stream = Stream(rooms, self.transport, claim, stream_id=stream_id, takeover_of=takeover_of)  # type: ignore[arg-type]
+        self.running = asyncio.create_task(self.stream.run(gateway_pb2.Welcome(stream_id=stream_id)))
+
+    async def settle(self) -> None:
+        """Let every task that can run do so."""
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    async def say(self, **body: Any) -> None:
+        """The node sends a control frame."""
+        frame = self.sealer.seal(gateway_pb2.NodeControl(**body).SerializeToString())
+        self.transport.incoming.put_nowait(gateway_pb2.NodeFrame(control=frame))
+        await self.settle()
+
+    async def raw(self, frame: gateway_pb2.NodeFrame | BadFrame | None) -> None:
+        """The node sends a frame as it is; None is EOF."""
+        self.transport.incoming.put_nowait(frame)
+        await self.settle()
+
+    def heard(self) -> list[gateway_pb2.ServerControl]:
+        """What the server wrote since the last call, every MAC checked."""
+        written, self.transport.written = self.transport.written, []
+        return [gateway_pb2.ServerControl.FromString(self.opener.open(frame.control)) for frame in written]
+
+    def kinds(self) -> list[str]:
+        """Names of what the server wrote since the last call."""
+        return [str(control.WhichOneof("body")) for control in self.heard()]
+
+    async def wait_refusal(self) -> Refusal:
+        """How the stream was refused."""
+        try:
+            await asyncio.wait_for(self.running, 5)
+        except Refusal as refusal:
+            return refusal
+        raise AssertionError("the stream ended in order")
