@@ -1,0 +1,323 @@
+"""The doctor: each step of the way, well and ill, against a gateway over real TLS."""
+
+import asyncio
+import datetime as dt
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet import tls
+from fleet.clock import SystemClock
+from fleet.envelope import Signer
+from fleet.errors import Reason, Refusal
+from fleet.identity import NodeKeys, store_node_keys
+from fleet_node.commands.opening import ensure_journal
+from fleet_node.config import Settings
+from fleet_node.doctor.finding import Finding, Level
+from fleet_node.doctor.service import Doctor, Patient
+from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.membership import BundleFile, PendingEnrollment, save_membership, save_pending
+from fleet_node.status.server import ControlServer
+from tests.fakes.gateway import CLUSTER, NODE, FakeGateway, FakeInstallation
+
+
+@pytest.fixture
+def installation() -> FakeInstallation:
+    return FakeInstallation()
+
+
+@pytest.fixture
+async def gateway(installation: FakeInstallation) -> AsyncIterator[FakeGateway]:
+    started = FakeGateway(installation)
+    await started.start()
+    yield started
+    await started.stop()
+
+
+@pytest.fixture
+def folder(installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path) -> StateFolder:
+    """The state folder of an enrolled node."""
+    made = StateFolder(tmp_path / "state")
+    store_node_keys(made.path, NodeKeys.generate())
+    ensure_journal(made.journal, NODE)
+    BundleFile(made.bundle, cluster_id=CLUSTER, authority_key=installation.authority.public_key).save(
+        installation.trust_state()
+    )
+    save_membership(made.membership, installation.membership())
+    return made
+
+
+async def examine(folder: StateFolder, **settings: Any) -> dict[str, Finding]:
+    """Findings by check; of several gateways the last."""
+    told = Settings(state_dir=folder.path, drivers_enabled=("simulated",))
+    patient = Patient(replace(told, **settings), "no file", "1.2.3", b"b" * 16, SystemClock())
+    findings = [finding async for finding in Doctor(patient).examine()]
+    assert all(finding.next_step for finding in findings if finding.level in (Level.WARN, Level.FAIL))
+    return {finding.check: finding for finding in findings}
+
+
+def levels(findings: Mapping[str, Finding]) -> dict[str, str]:
+    return {check: str(finding.level) for check, finding in findings.items() if finding.level is not Level.OK}
+
+
+async def test_a_node_that_is_well(gateway: FakeGateway, folder: StateFolder) -> None:
+    findings = await examine(folder)
+    assert levels(findings) == {"daemon": "warn"}  # it is not running
+    assert list(findings) == [
+        "config",
+        "state folder",
+        "keys",
+        "disk space",
+        "disk write",
+        "membership",
+        "trust bundle",
+        "daemon",
+        "journal",
+        "drivers",
+        "dns",
+        "tcp",
+        "tls",
+        "http2",
+        "credentials",
+        "handshake",
+        "clock",
+        "stream",
+    ]
+    stream = await gateway.wait_stream()
+    await stream.wait_control("goodbye")
+    assert [driver.name for driver in stream.hello.drivers] == ["simulated"]  # the server's profile stays what it was
+    folder.lock()  # it let go of the folder
+    folder.unlock()
+
+
+async def test_beside_a_daemon_it_opens_no_stream_and_asks(gateway: FakeGateway, folder: StateFolder) -> None:
+    link = {"state": "live", "stream_epoch": 4, "endpoint": gateway.endpoint, "last_refusal": "", "last_detail": ""}
+    problem = {"driver": "exec", "reason": "BAD_SETTINGS", "detail": "no path"}
+
+    async def status() -> Mapping[str, Any]:
+        return {
+            "pid": 7,
+            "version": "1.2.3",
+            "link": link,
+            "commands": {"journal_rows": 3},
+            "driver_problems": [problem],
+        }
+
+    daemon = ControlServer(folder.control_socket, {"status": status})
+    await daemon.start()
+    # In a process of its own, as it is in life: asking is blocking.
+    findings = await asyncio.to_thread(lambda: asyncio.run(examine(folder)))
+    assert levels(findings) == {"drivers": "warn"}
+    assert "epoch 4" in findings["stream"].detail
+    assert "3 commands" in findings["journal"].detail
+    assert (gateway.handshakes, gateway.streams) == (1, [])
+
+    link.update(state="waiting", last_refusal="SUSPENDED", last_detail="an operator did")
+    findings = await asyncio.to_thread(lambda: asyncio.run(examine(folder)))
+    assert findings["stream"].level is Level.FAIL
+    assert "fleetctl nodes resume" in findings["stream"].next_step
+    await daemon.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "reason", "check"),
+    [
+        ("BeginHandshake", Reason.UNKNOWN_CREDENTIAL, "credentials"),
+        ("BeginHandshake", Reason.REVOKED, "credentials"),
+        ("CompleteHandshake", Reason.BAD_PROOF, "handshake"),
+        ("CompleteHandshake", Reason.OVERLOADED, "handshake"),
+        ("Connect", Reason.SUPERSEDED, "stream"),
+    ],
+)
+async def test_a_refusal_is_named_where_it_happens(
+    gateway: FakeGateway, folder: StateFolder, method: str, reason: Reason, check: str
+) -> None:
+    gateway.refuse[method] = Refusal(reason, "the server's own words")
+    finding = (await examine(folder))[check]
+    assert finding.level is Level.FAIL
+    assert finding.detail == f"{reason}: the server's own words"
+
+
+async def test_a_server_that_is_not_the_clusters_is_named(gateway: FakeGateway, folder: StateFolder) -> None:
+    gateway.handshake_signer = Signer.generate()
+    finding = (await examine(folder))["handshake"]
+    assert finding.level is Level.FAIL
+    assert "did not prove" in finding.detail
+
+
+async def test_a_stranger_who_opens_tls_is_shown(folder: StateFolder) -> None:
+    now = dt.datetime.now(dt.UTC)
+    stranger = FakeGateway(FakeInstallation())
+    await stranger.start(leaf=tls.make_leaf(tls.make_ca("Corporate Proxy", now), ["127.0.0.1"], now))
+    findings = await examine(folder, endpoints=(stranger.endpoint,))
+    assert levels(findings) == {"daemon": "warn", "tls": "fail", "http2": "skip", "stream": "skip"}
+    assert "CN=Corporate Proxy" in findings["tls"].detail
+    assert "opens TLS" in findings["tls"].next_step
+    await stranger.stop()
+
+
+async def test_a_certificate_for_other_names_is_told_apart(installation: FakeInstallation, folder: StateFolder) -> None:
+    other = FakeGateway(installation)
+    await other.start(leaf=tls.make_leaf(installation.ca, ["gw.example"], dt.datetime.now(dt.UTC)))
+    finding = (await examine(folder, endpoints=(other.endpoint,)))["tls"]
+    assert finding.level is Level.FAIL
+    assert "other names" in finding.next_step
+    await other.stop()
+
+
+async def test_a_gateway_without_http2_is_named(
+    installation: FakeInstallation, folder: StateFolder, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (tmp_path / "leaf.pem").write_bytes(installation.leaf.certificate_pem + installation.leaf.private_key_pem)
+    context.load_cert_chain(tmp_path / "leaf.pem")
+    context.set_alpn_protocols(["http/1.1"])
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    findings = await examine(folder, endpoints=(f"127.0.0.1:{port}",))
+    assert findings["tls"].level is Level.OK
+    assert findings["http2"].level is Level.FAIL
+    assert "HTTP/2" in findings["http2"].next_step
+    server.close()
+
+
+async def test_something_that_speaks_no_tls_is_named(folder: StateFolder) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    findings = await examine(folder, endpoints=(f"127.0.0.1:{port}",))
+    assert (findings["tcp"].level, findings["tls"].level) == (Level.OK, Level.FAIL)
+    server.close()
+
+
+async def test_nobody_there_is_named(folder: StateFolder) -> None:
+    findings = await examine(folder, endpoints=("127.0.0.1:1",))
+    assert levels(findings) == {"daemon": "warn", "tcp": "fail", "tls": "skip", "http2": "skip", "stream": "skip"}
+
+
+async def test_a_name_without_an_address_is_named(folder: StateFolder) -> None:
+    finding = (await examine(folder, endpoints=("gateway.invalid:7443",)))["dns"]
+    assert finding.level is Level.FAIL
+    assert "gateway.invalid has no address" in finding.detail
+
+
+async def test_one_gateway_that_is_down_does_not_hide_the_other(gateway: FakeGateway, folder: StateFolder) -> None:
+    findings = await examine(folder, endpoints=("127.0.0.1:1", gateway.endpoint))
+    assert findings["stream"].level is Level.OK
+
+
+async def test_no_state_folder(tmp_path: Path) -> None:
+    patient = Patient(Settings(state_dir=tmp_path / "none"), "no file", "1", b"b" * 16, SystemClock())
+    findings = [finding async for finding in Doctor(patient).examine()]
+    assert [finding.level for finding in findings] == [Level.OK, Level.FAIL]
+    assert not (tmp_path / "none").exists()
+
+
+async def test_a_node_that_is_not_enrolled(tmp_path: Path) -> None:
+    finding = (await examine(StateFolder(tmp_path / "state")))["membership"]
+    assert finding.level is Level.FAIL
+    assert "fleet-node enroll" in finding.next_step
+
+
+async def test_a_node_that_waits_for_approval_has_its_way_checked(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    folder = StateFolder(tmp_path / "state")
+    store_node_keys(folder.path, NodeKeys.generate())
+    key = installation.authority.public_key
+    pending = PendingEnrollment(
+        "jt", "en", CLUSTER, (gateway.endpoint,), installation.ca.certificate_der, key, b"", 2.0
+    )
+    save_pending(folder.enrollment, pending)
+    findings = await examine(folder)
+    assert levels(findings) == {"membership": "warn"}
+    assert findings["http2"].level is Level.OK
+
+
+async def test_open_modes_are_named_with_the_command(folder: StateFolder) -> None:
+    (folder.path / "identity.key").chmod(0o644)
+    finding = (await examine(folder))["state folder"]
+    assert finding.level is Level.FAIL
+    assert "chmod 600" in finding.detail
+
+
+async def test_other_keys_than_the_pinned_ones(folder: StateFolder) -> None:
+    assert (await examine(folder, fingerprint=b"f" * 20))["keys"].level is Level.FAIL
+
+
+async def test_a_missing_key_file(folder: StateFolder) -> None:
+    (folder.path / "sealing.key").unlink()
+    findings = await examine(folder)
+    assert findings["keys"].level is Level.FAIL
+    assert findings["handshake"].level is Level.SKIP
+
+
+async def test_a_bundle_that_ran_out(installation: FakeInstallation, folder: StateFolder) -> None:
+    signed = installation.bundle(expires_in_ms=-1)
+    folder.bundle.write_bytes(signed.SerializeToString())
+    finding = (await examine(folder))["trust bundle"]
+    assert finding.level is Level.FAIL
+    assert "commands are refused" in finding.detail
+
+
+async def test_a_damaged_bundle(folder: StateFolder) -> None:
+    folder.bundle.write_bytes(b"garbage")
+    assert (await examine(folder))["trust bundle"].level is Level.FAIL
+
+
+async def test_a_damaged_membership(folder: StateFolder) -> None:
+    folder.membership.write_text("{")
+    assert (await examine(folder))["membership"].level is Level.FAIL
+
+
+async def test_a_damaged_journal_opens_no_stream(gateway: FakeGateway, folder: StateFolder) -> None:
+    folder.journal.write_bytes(b"garbage" * 1000)
+    findings = await examine(folder)
+    assert findings["journal"].level is Level.FAIL
+    assert findings["stream"].level is Level.SKIP
+    assert gateway.streams == []
+
+
+async def test_a_driver_that_does_not_load(folder: StateFolder) -> None:
+    findings = await examine(folder, drivers_enabled=("simulated", "missing"))
+    assert findings["drivers"].level is Level.WARN
+    assert "NOT_INSTALLED" in findings["drivers"].detail
+
+
+async def test_a_full_disk(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 1 << 20})
+    monkeypatch.setattr("fleet_node.doctor.folder_checks.shutil.disk_usage", lambda path: usage)
+    assert (await examine(folder))["disk space"].level is Level.FAIL
+    usage.free = 32 << 20  # type: ignore[attr-defined]
+    assert (await examine(folder))["disk space"].level is Level.WARN
+
+
+async def test_a_locked_folder_whose_daemon_is_silent(folder: StateFolder) -> None:
+    folder.lock()
+    try:
+        findings = await examine(StateFolder(folder.path))
+    finally:
+        folder.unlock()
+    assert findings["daemon"].level is Level.FAIL
+    assert findings["journal"].level is Level.SKIP
+    assert findings["stream"].level is Level.SKIP
+
+
+async def test_a_clock_that_is_wrong(gateway: FakeGateway, folder: StateFolder) -> None:
+    class Ahead(SystemClock):
+        def now_ms(self) -> int:
+            return super().now_ms() + 60_000
+
+    told = Settings(state_dir=folder.path, drivers_enabled=())
+    patient = Patient(told, "no file", "1.2.3", b"b" * 16, Ahead())
+    findings = {finding.check: finding async for finding in Doctor(patient).examine()}
+    assert findings["clock"].level is Level.WARN
+    assert "ahead of" in findings["clock"].detail
