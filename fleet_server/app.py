@@ -224,7 +224,7 @@ class Server:
             limits=FrameLimits(settings.max_frame_bytes, settings.max_telemetry_frame_bytes),
         )
         admin = Admin(rooms=self._admin_rooms(), access=self.operators, boundary=boundary)
-        gateway_server = listeners.open_gateway(self.gateway.handlers())
+        gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
         admin_server = listeners.open_admin(admin.handlers(), (ADMIN_SERVICE,))
         for server in (gateway_server, admin_server):
             self.health.register(server)

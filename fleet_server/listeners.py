@@ -23,6 +23,7 @@ _COMMON = (
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 _GATEWAY = (*_COMMON, ("grpc.max_concurrent_streams", 8))
+_SPARE_CONNECTIONS = 1_000  # nodes that fetch the leaf, enroll or hand over hold a second one for a moment
 _ADMIN = (*_COMMON, ("grpc.max_concurrent_streams", 100))
 
 
@@ -44,9 +45,14 @@ class Listener:
         return f"{self.host}:{self.port}"
 
 
-def open_gateway(handlers: grpc.GenericRpcHandler) -> grpc.aio.Server:
-    """The node-facing server, not started."""
-    server = grpc.aio.server(options=_GATEWAY)
+def open_gateway(handlers: grpc.GenericRpcHandler, max_streams: int) -> grpc.aio.Server:
+    """The node-facing server, not started.
+
+    Args:
+        max_streams: most streams; connections are capped a little above.
+    """
+    cap = ("grpc.max_allowed_incoming_connections", max_streams + _SPARE_CONNECTIONS)
+    server = grpc.aio.server(options=(*_GATEWAY, cap))
     server.add_generic_rpc_handlers((handlers,))
     return server
 

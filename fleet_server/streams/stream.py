@@ -1,7 +1,7 @@
 """One live stream of one node.
 
 Mental model
-    One task writes, one reads, `run` waits for them; everything else is a lane that costs a task only while it has work.
+    One task writes, one reads, `run` waits; everything else is a lane that costs a task only while it has work.
     Frames from the node go down into one room each; what comes back goes through the outbox, and only the writer
     seals frames, so counters grow in the order of the wire. The newest epoch of a node is sent commands; an older
     stream still delivers results until it says goodbye. A stream ends in exactly one way: `end(refusal)` closes the
@@ -39,7 +39,6 @@ from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.service import TrustService
 
 log = structlog.get_logger(__name__)
-
 
 _LAST_WRITE_S = 2.0  # a peer that stopped reading must not keep its node online; its transport is reaped later
 
