@@ -12,17 +12,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-import structlog
 
 from fleet import status
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.metrics import Counter, Family
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Context = grpc.aio.ServicerContext[Any, Any]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Boundary:

@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any, Final, Self
 
 import jsonschema_rs
-import structlog
 
+from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_node.drivers.api import (
     Action,
@@ -37,7 +37,7 @@ MAX_DRIVERS: Final = 64
 MAX_SAMPLES_PER_DRIVER: Final = 2000
 _CLOSE_LIMIT_S: Final = 10.0
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

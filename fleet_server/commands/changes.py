@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import structlog
-
+from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
@@ -18,7 +17,7 @@ from fleet_server.commands.ports import Rooms
 from fleet_server.commands.store import Key, OpenRow, StandingRow
 from fleet_server.database.writer import Transaction
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _SHOWN_CHARS = 80
 FORGED = "the row, or its issue's, was changed outside the server: it was never signed from there on"

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import structlog
-
+from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
@@ -23,7 +22,7 @@ from fleet_server.commands.rules import Standing
 from fleet_server.commands.store import Connection, Key, StandingRow
 from fleet_server.database.writer import Transaction
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _MAX_FRAMES_PER_WRITE = 256
 _MAX_AUDITED = 4000

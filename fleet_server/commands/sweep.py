@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import structlog
-
 from fleet.errors import Refusal
+from fleet.logs import get_logger
 from fleet_server.commands import rules, store
 from fleet_server.commands.cancels import Cancels
 from fleet_server.commands.changes import Announcer
@@ -12,7 +11,7 @@ from fleet_server.commands.delivery import Delivery
 from fleet_server.commands.ports import Rooms
 from fleet_server.database.writer import Transaction
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 INTERVAL_S = 5.0
 RELOAD_EVERY = 12

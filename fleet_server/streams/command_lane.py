@@ -12,11 +12,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import structlog
-
 from fleet.clock import Clock
 from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.sequence import MAX_COMMANDS_PER_STATEMENT, StatementReason
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_server.commands.service import CommandService, PendingCommand
@@ -26,7 +25,7 @@ from fleet_server.streams import rules
 from fleet_server.streams.pump import Pump
 from fleet_server.trust.service import TrustService
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _JOURNAL_PAUSE_S = 5.0
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import structlog
-
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_server.observability.metrics import StreamMetrics
 from fleet_server.streams import rules
 from fleet_server.streams.registry import StreamRegistry
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _ABORT_GRACE_S = 2.0
 _TICK_S = 0.05

@@ -15,10 +15,9 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator
 
-import structlog
-
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import StreamMetrics
@@ -26,7 +25,7 @@ from fleet_server.sessions.service import SessionService
 from fleet_server.streams import rules
 from fleet_server.streams.stream import Stream
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _TAKEOVER_GRACE_S = 15.0
 _TICK_S = 0.1

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
-import structlog
 from google.protobuf.message import Message
 
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.boundary import Boundary, Context, peer_address, require_tls13
 from fleet_server.enrollment.service import EnrollmentService
@@ -27,7 +27,7 @@ from fleet_server.streams.frames import BadFrame, FrameLimits
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.stream import Rooms, Stream
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SERVICE = "fleet.v1.Gateway"
 _HELLO_TIMEOUT_S = 10.0

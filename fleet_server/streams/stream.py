@@ -17,11 +17,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
-import structlog
-
 from fleet.channel import ChannelError, server_end
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2
 from fleet_server.boundary import incident
 from fleet_server.commands.service import CommandService
@@ -38,7 +37,7 @@ from fleet_server.streams.report_lane import ReportLane
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.service import TrustService
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _LAST_WRITE_S = 2.0  # a peer that stopped reading must not keep its node online; its transport is reaped later
 

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import structlog
-
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import TelemetryMetrics
@@ -27,7 +26,7 @@ from fleet_server.telemetry.series import NodeSeries, encode_labels
 from fleet_server.telemetry.store import ChunkRow, LatestRow, SeriesRow
 from fleet_server.telemetry.stream import Frame, Intake, TelemetryStream
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LONGEST_CHUNK_MS = 3600 * 1000
 _SMALL_PAYLOAD_BYTES = 16 * 1024

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import structlog
-
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.v1 import admin_pb2, telemetry_pb2
 from fleet_server.telemetry import chunks, rules, store
 from fleet_server.telemetry.chunks import ChunkError
@@ -13,7 +12,7 @@ from fleet_server.telemetry.rules import Series, Window
 from fleet_server.telemetry.series import decode_series
 from fleet_server.telemetry.store import Connection
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_CHUNKS = 5000
 _MAX_GATHERED = 4

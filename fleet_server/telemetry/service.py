@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-import structlog
 from prometheus_client.core import Metric
 
 from fleet.clock import Clock
 from fleet.errors import Refusal
+from fleet.logs import get_logger
 from fleet.v1 import admin_pb2, telemetry_pb2
 from fleet_server.database.engine import Database
 from fleet_server.observability.metrics import TelemetryMetrics
@@ -19,7 +19,7 @@ from fleet_server.telemetry.flushing import Flusher
 from fleet_server.telemetry.history import read_history
 from fleet_server.telemetry.stream import Ack, Intake, TelemetryStream
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 __all__ = ["TelemetryService", "TelemetryStream"]
 
