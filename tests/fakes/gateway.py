@@ -198,6 +198,8 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
         self.bundle_chain: list[trust_pb2.Signed] = []
         self.handshake_signer = installation.authority
         self.welcomes = True
+        self.lingers = False
+        """Keep calls open that the node has finished."""
         self.heartbeat_interval_ms = 60_000
         self.handshakes = 0
         self._sessions: dict[bytes, Any] = {}
@@ -311,6 +313,8 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
         reader = asyncio.create_task(self._read(stream, context))
         closing = asyncio.create_task(stream.closing.wait())
         await asyncio.wait({reader, closing}, return_when=asyncio.FIRST_COMPLETED)
+        if self.lingers:
+            await closing
         closing.cancel()
         if stream.ending is not None:
             await _abort(context, stream.ending)

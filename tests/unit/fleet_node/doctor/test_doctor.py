@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,18 @@ from fleet.clock import SystemClock
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys, store_node_keys
-from fleet_node.commands.opening import ensure_journal
 from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, Level
 from fleet_node.doctor.service import Doctor, Patient
 from fleet_node.enrollment.folder import StateFolder
-from fleet_node.enrollment.membership import BundleFile, PendingEnrollment, save_membership, save_pending
+from fleet_node.enrollment.membership import PendingEnrollment, save_pending
 from fleet_node.status.server import ControlServer
-from tests.fakes.gateway import CLUSTER, NODE, FakeGateway, FakeInstallation
+from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
 
 
 @pytest.fixture
-def installation() -> FakeInstallation:
-    return FakeInstallation()
-
-
-@pytest.fixture
-async def gateway(installation: FakeInstallation) -> AsyncIterator[FakeGateway]:
-    started = FakeGateway(installation)
-    await started.start()
-    yield started
-    await started.stop()
-
-
-@pytest.fixture
-def folder(installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path) -> StateFolder:
-    """The state folder of an enrolled node."""
-    made = StateFolder(tmp_path / "state")
-    store_node_keys(made.path, NodeKeys.generate())
-    ensure_journal(made.journal, NODE)
-    BundleFile(made.bundle, cluster_id=CLUSTER, authority_key=installation.authority.public_key).save(
-        installation.trust_state()
-    )
-    save_membership(made.membership, installation.membership())
-    return made
+def folder(member: StateFolder) -> StateFolder:
+    return member
 
 
 async def examine(folder: StateFolder, **settings: Any) -> dict[str, Finding]:
