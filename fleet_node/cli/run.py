@@ -117,7 +117,7 @@ async def _run_node(parts: Parts) -> None:
         for each in _SIGNALS:
             loop.remove_signal_handler(each)
             # At once, whatever hangs: what matters is in the journal.
-            loop.add_signal_handler(each, os._exit, 128 + number)
+            loop.add_signal_handler(each, os._exit, 128 + each)
         node.stop()
 
     for number in _SIGNALS:

@@ -20,11 +20,10 @@ def status(as_json: bool, config: Path | None, state_dir: Path | None) -> None:
 
     with told(settings.state_dir):
         from fleet.clock import SystemClock
-        from fleet_node.enrollment.folder import StateFolder
         from fleet_node.status.local import status as local_status
         from fleet_node.status.view import lines, what_to_do
 
-        said = dict(local_status(StateFolder(settings.state_dir)))
+        said = dict(local_status(settings.state_dir))
         if as_json:
             if said["daemon"] is not None:
                 said["what_to_do"] = what_to_do(said["daemon"]["link"]["last_refusal"])

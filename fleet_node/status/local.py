@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fleet.identity import has_node_keys, load_node_keys, show_fingerprint
@@ -11,12 +12,18 @@ from fleet_node.enrollment.membership import BundleFile, MembershipError, load_m
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
 
 
-def status(folder: StateFolder) -> Mapping[str, Any]:
+def status(path: Path) -> Mapping[str, Any]:
     """Local state from the files, and under `daemon` what the running daemon says of itself, or null.
+
+    Args:
+        path: the state folder; one that is not there is not made.
 
     Raises:
         PrivateFileError, MembershipError: the folder's files cannot be used.
     """
+    if not path.exists():
+        return {"state_dir": str(path), "fingerprint": "", "enrollment": "none", "daemon": None, "daemon_problem": ""}
+    folder = StateFolder(path)
     said: dict[str, Any] = {
         "state_dir": str(folder.path),
         "fingerprint": show_fingerprint(load_node_keys(folder.path).fingerprint) if has_node_keys(folder.path) else "",
