@@ -71,6 +71,7 @@ class Ledger:
         self._retry: asyncio.Task[None] | None = None
         self._retry_s = FIRST_RETRY_S
         self._loading: asyncio.Task[None] | None = None
+        self._show_sizes()  # what the last process left counts from the start
 
     @property
     def first_report_no(self) -> int:
@@ -305,9 +306,12 @@ class Ledger:
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._wake_if_ready)
 
-    def _wake_if_ready(self) -> None:
+    def _show_sizes(self) -> None:
         self._metrics.report_backlog.set(len(self._outbox))
         self._metrics.journal_rows.set(self._journal.rows)
+
+    def _wake_if_ready(self) -> None:
+        self._show_sizes()
         if self._outbox.ready:
             self._wake()
 
