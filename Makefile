@@ -100,6 +100,7 @@ proto-check: $(DEV) ## compare shared/fleet/v1 with proto/, and hold proto/ to i
 docs-check: $(DEV) ## the generated pages: metrics, fleetctl, settings
 	@$(BIN)/python tests/architecture/check_metrics_docs.py
 	@$(BIN)/python -m fleet_server.cli.reference --check
+	@$(BIN)/python -m fleet_node.cli.reference --check
 	@$(BIN)/fleet-server config --reference | diff -u docs/server-settings.md - || { echo "stale: run \`make docs\`" >&2; exit 1; }
 
 # --- work --------------------------------------------------------------------------------------------------------------
@@ -112,6 +113,7 @@ proto: $(DEV) ## regenerate shared/fleet/v1 from proto/
 docs: $(DEV) ## regenerate the pages that docs-check compares
 	@$(BIN)/python tests/architecture/check_metrics_docs.py --write
 	@$(BIN)/python -m fleet_server.cli.reference
+	@$(BIN)/python -m fleet_node.cli.reference
 	@$(BIN)/fleet-server config --reference > docs/server-settings.md
 
 .PHONY: fmt
