@@ -1,68 +1,90 @@
-"""`python -m tests.load [rows...] [--quick] [--json FILE]`: print the figures as a table and as JSON."""
+"""`python -m tests.load [rows...] [--quick] [--json FILE] [--markdown FILE]`: print figures as a table and as JSON."""
 
 import argparse
 import asyncio
 import os
 import platform
 import sys
-import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 from rich.console import Console
 
-from tests.load.context import Context
-from tests.load.results import RowResult, print_table, to_json
-from tests.load.rows import ROWS
+from tests.load.results import print_table, to_json, to_markdown
+from tests.load.rows import DEFAULT_ROWS, ROWS
+from tests.load.run import measure
 
 _TABLE_COLUMNS = 160
+_BEGIN, _END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
-async def measure(names: list[str], *, quick: bool, console: Console) -> tuple[list[RowResult], dict[str, str]]:
-    """Run the named rows, one after another: two at once would measure each other.
-
-    Returns:
-        The results, and what stopped each row that has none; a row that fails costs the others nothing.
-    """
-    results, failures = [], {}
-    with tempfile.TemporaryDirectory(prefix="fleet-load-") as folder:
-        ctx = Context(Path(folder), quick)
-        for name in names:
-            console.print(f"{name}: {ROWS[name].WORKLOAD} ...")
-            try:
-                results.append(await ROWS[name].run(ctx))
-            except (ChildProcessError, TimeoutError) as failure:
-                failures[name] = str(failure)
-    return results, failures
+def put_between_marks(page: str, table: str) -> str:
+    """The page with the table between the marks; the table alone, marked, when the page has no marks."""
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        return f"{_BEGIN}{table}{_END}"
+    return f"{before}{_BEGIN}{table}{_END}{after}"
 
 
 def main() -> int:
-    """Parse, measure, print; 1 when a row could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; all when none is named")
-    parser.add_argument("--quick", action="store_true", help="small sizes, short times: to see that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON here instead of to the output")
-    options = parser.parse_args()
-    names = [name.upper() for name in options.rows] or list(ROWS)
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    """Parse, measure, print; 1 when a row could not be measured, 130 when the run was stopped."""
+    options = _parse()
+    names = [name.upper() for name in options.rows] or DEFAULT_ROWS
     console = Console(stderr=True, width=None if sys.stderr.isatty() else _TABLE_COLUMNS)
-    results, failures = asyncio.run(measure(names, quick=options.quick, console=console))
-    conditions = {
-        "quick": options.quick,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "grpc": grpc.__version__,
-    }
-    print_table(results, console)
-    document = to_json(results, conditions)
+    started_at_s, load_before = time.monotonic(), os.getloadavg()[0]
+    try:
+        run = asyncio.run(measure([ROWS[name] for name in names], console, quick=options.quick))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopped: no figures, nothing left running")
+        return 130
+    conditions = _conditions(options.quick, load_before, time.monotonic() - started_at_s)
+    print_table(run.results, console)
+    document = to_json(run.results, conditions)
     if options.json:
         options.json.write_text(document + "\n", encoding="utf-8")
     else:
         print(document)
-    for name, failure in failures.items():
+    if options.markdown:
+        page = options.markdown.read_text(encoding="utf-8") if options.markdown.exists() else ""
+        table = to_markdown(run.results, conditions)
+        options.markdown.write_text(put_between_marks(page, table), encoding="utf-8")
+    for name, failure in run.failures.items():
         console.print(f"[red]{name} was not measured:[/red]", failure, highlight=False)
-    return 1 if failures else 0
+    return 1 if run.failures else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
+    parser.add_argument(
+        "rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; without: {', '.join(DEFAULT_ROWS)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, short times: to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON here instead of to the output")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write a Markdown table here, between the file's marks if it has any",
+    )
+    options = parser.parse_args()
+    if unknown := [name for name in options.rows if name.upper() not in ROWS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return options
+
+
+def _conditions(quick: bool, load_before: float, took_s: float) -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "grpc": grpc.__version__,
+        "quick": quick,
+        "seconds": round(took_s),
+        "load_average_before": round(load_before, 2),
+        "load_average_after": round(os.getloadavg()[0], 2),
+    }
 
 
 if __name__ == "__main__":

@@ -2,16 +2,22 @@
 
 from tests.load.bare import baselines
 from tests.load.context import Context
-from tests.load.results import RowResult
-
-ROW = "A5"
-WORKLOAD = "server memory per idle node, own connection, TLS"
-BUDGET = "<= 1.5x bare with TLS"
+from tests.load.product.measure import idle_memory
+from tests.load.results import Figures, Row, Verdict
 
 
-async def run(ctx: Context) -> RowResult:
-    """Measure this row."""
-    secure = await baselines.idle_memory(ctx, tls=True)
+async def baseline(ctx: Context) -> Figures:
+    """A bare stream with TLS, and without."""
     plain = await baselines.idle_memory(ctx, tls=False)
-    baseline = {**secure, "without_tls_kib_per_node": plain["kib_per_node"]}
-    return RowResult(ROW, WORKLOAD, BUDGET, baseline)
+    return {**await baselines.idle_memory(ctx, tls=True), "without_tls_kib_per_node": plain["kib_per_node"]}
+
+
+def judge(product: Figures, bare: Figures) -> Verdict:
+    """At most half as much again as a bare stream with TLS."""
+    ratio = product["kib_per_node"] / bare["kib_per_node"]
+    return Verdict(ratio, met=ratio <= 1.5)
+
+
+ROW = Row(
+    "A5", "server memory per idle node, own connection, TLS", "<= 1.5x bare with TLS", baseline, idle_memory, judge
+)

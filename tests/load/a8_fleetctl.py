@@ -2,18 +2,26 @@
 
 from tests.load.bare.machine import python_start_s
 from tests.load.context import Context
-from tests.load.results import RowResult
+from tests.load.product.programs import fleetctl
+from tests.load.results import Figures, Row, Verdict
 
-ROW = "A8"
-WORKLOAD = "`fleetctl --help`; `nodes list` of 1,000 nodes"
-BUDGET = "<= 0.25 s; <= 0.6 s"
+_MAX_HELP_S = 0.25
+_MAX_LIST_S = 0.6
 
 
-async def run(ctx: Context) -> RowResult:
-    """Measure this row."""
+async def baseline(ctx: Context) -> Figures:
+    """The interpreter alone, and with gRPC imported."""
     times = ctx.scaled(9, 3)
-    baseline = {
+    return {
         "python_s": await python_start_s("pass", times),
         "import_grpc_s": await python_start_s("import grpc", times),
     }
-    return RowResult(ROW, WORKLOAD, BUDGET, baseline)
+
+
+def judge(product: Figures, bare: Figures) -> Verdict:
+    """Both limits at once; the ratio is that of the list to an import of gRPC."""
+    met = product["help_s"] <= _MAX_HELP_S and product["nodes_list_s"] <= _MAX_LIST_S
+    return Verdict(product["nodes_list_s"] / bare["import_grpc_s"], met=met)
+
+
+ROW = Row("A8", "`fleetctl --help`; `nodes list` of 1,000 nodes", "<= 0.25 s; <= 0.6 s", baseline, fleetctl, judge)

@@ -1,18 +1,16 @@
-"""C3: every node comes back at once after a replica was killed, beside bare streams that do."""
+"""C3: bare streams that all come back at once after their server was killed: the floor under a storm of nodes."""
 
 from tests.load.bare import baselines
 from tests.load.context import Context
-from tests.load.results import RowResult
-
-ROW = "C3"
-WORKLOAD = "2,000 nodes back after kill -9"
-BUDGET = "<= 10 s"
+from tests.load.results import Figures, Row
 
 
-async def run(ctx: Context) -> RowResult:
-    """Measure this row."""
+async def baseline(ctx: Context) -> Figures:
+    """Without TLS and with it."""
     nodes = ctx.scaled(2_000, 200)
     plain = await baselines.storm(ctx, nodes, tls=False)
     secure = await baselines.storm(ctx, nodes, tls=True)
-    baseline = {**plain, "tls_all_back_s": secure["all_back_s"], "tls_back_per_s": secure["back_per_s"]}
-    return RowResult(ROW, WORKLOAD, BUDGET, baseline)
+    return {**plain, "tls_all_back_s": secure["all_back_s"], "tls_back_per_s": secure["back_per_s"]}
+
+
+ROW = Row("C3", "2,000 nodes back after kill -9", "<= 10 s", baseline)

@@ -2,17 +2,15 @@
 
 from tests.load.bare.machine import commit_costs, signature_costs
 from tests.load.context import Context
-from tests.load.results import RowResult
-
-ROW = "M1"
-WORKLOAD = "this machine: commits and signatures"
-BUDGET = "none: for comparison"
+from tests.load.results import Figures, Row
 
 
-async def run(ctx: Context) -> RowResult:
-    """Measure this row."""
-    baseline = {
+async def baseline(ctx: Context) -> Figures:
+    """Commits and signatures."""
+    return {
         **commit_costs(ctx.folder, ctx.scaled(2_000, 300)),
         **signature_costs(ctx.scaled(5_000, 1_000)),
     }
-    return RowResult(ROW, WORKLOAD, BUDGET, baseline)
+
+
+ROW = Row("M1", "this machine: commits and signatures", "none: for comparison", baseline)

@@ -1,7 +1,5 @@
 """The rows of the budget table, in the order they run."""
 
-from types import ModuleType
-
 from tests.load import (
     a1_commands,
     a2_latency,
@@ -15,9 +13,10 @@ from tests.load import (
     c3_storm,
     m1_machine,
 )
+from tests.load.results import Row
 
-ROWS: dict[str, ModuleType] = {
-    module.ROW: module
+ROWS: dict[str, Row] = {
+    module.ROW.name: module.ROW
     for module in (
         m1_machine,
         a1_commands,
@@ -32,4 +31,7 @@ ROWS: dict[str, ModuleType] = {
         c3_storm,
     )
 }
-"""Name -> module with `ROW`, `WORKLOAD`, `BUDGET` and `async run(ctx) -> RowResult`."""
+"""By name."""
+
+DEFAULT_ROWS = ["M1", *(name for name, row in ROWS.items() if row.product is not None)]
+"""What runs when no row is named: the machine, and all that the product is measured in. The others are bare floors."""

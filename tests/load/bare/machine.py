@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,6 +16,7 @@ from tests.load.results import Figures
 _ROW = bytes(200)
 _MESSAGE = bytes(300)
 _MICROSECONDS = 1_000_000
+_PROGRAM_TIMEOUT_S = 30.0
 
 
 def _mean_us(step: Callable[[], object], count: int) -> float:
@@ -55,13 +56,27 @@ def signature_costs(count: int) -> Figures:
     }
 
 
-async def program_start_s(argv: list[str], times: int) -> float:
-    """Median seconds from start to exit of a program, after one unmeasured start."""
+async def program_start_s(argv: list[str], times: int, environment: Mapping[str, str] | None = None) -> float:
+    """Median seconds from start to exit of a program, after one unmeasured start.
+
+    Raises:
+        ChildProcessError: it ended with another code than 0.
+        TimeoutError: it ran for more than 30 s; it is killed.
+    """
     seconds = []
     for _ in range(times + 1):
         started_at_s = time.perf_counter()
-        process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if await process.wait() != 0:
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        try:
+            async with asyncio.timeout(_PROGRAM_TIMEOUT_S):
+                await process.wait()
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode != 0:
             raise ChildProcessError(f"{argv[:3]} ended with {process.returncode}")
         seconds.append(time.perf_counter() - started_at_s)
     return statistics.median(seconds[1:])

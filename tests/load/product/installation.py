@@ -4,12 +4,15 @@ Nodes are made in the database by the product's own rooms before the server star
 would measure enrollment, which is limited per address on purpose.
 """
 
+from __future__ import annotations
+
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +29,43 @@ from fleet_node.enrollment.membership import BundleFile, Membership, save_member
 from fleet_server import bootstrap
 from fleet_server.app import Server
 from fleet_server.config import Settings
+from tests.fakes.watch import Watch
+from tests.load.child import MAX_LIFETIME_S
 from tests.load.context import Context
 
 _START_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 15.0
+_SECOND_SIGNAL_S = 3.0
 _MEMBERS_AT_ONCE = 200
+
+
+class Presence:
+    """Which nodes are online, as the server tells an operator who watches."""
+
+    def __init__(self) -> None:
+        self._online: dict[str, bool] = {}
+        self._watch = Watch()
+
+    async def follow(self, changes: AsyncIterable[admin_pb2.WatchNodesResponse]) -> None:
+        """Take over what the server tells."""
+        async for change in changes:
+            self._online.update({node.node_id: node.online for node in change.nodes})
+            self._watch.changed()
+
+    async def wait_online(self, timeout_s: float) -> None:
+        """Return once every node is online; TimeoutError after `timeout_s`."""
+        await self._wait(True, timeout_s)
+
+    async def wait_offline(self, timeout_s: float) -> None:
+        """Return once every node is offline; TimeoutError after `timeout_s`."""
+        await self._wait(False, timeout_s)
+
+    async def _wait(self, online: bool, timeout_s: float) -> None:
+        await self._watch.wait_until(
+            lambda: bool(self._online) and all(each == online for each in self._online.values()),
+            lambda: f"{sum(self._online.values())} of {len(self._online)} nodes are online",
+            timeout_s,
+        )
 
 
 @dataclass
@@ -65,16 +100,19 @@ class Installation:
         """Resident memory of the server."""
         return self.process.memory_info().rss
 
-    async def wait_online(self, count: int) -> None:
-        """Return once `count` nodes have a stream."""
+    @asynccontextmanager
+    async def presence(self) -> AsyncIterator[Presence]:
+        """Follow which nodes are online, for the length of the block."""
+        presence = Presence()
         async with self.admin() as admin:
-            async for change in admin.WatchNodes(admin_pb2.WatchNodesRequest(), metadata=self.metadata):
-                self._online.update({node.node_id: node.online for node in change.nodes})
-                if sum(self._online.values()) >= count:
-                    return
-
-    def __post_init__(self) -> None:
-        self._online: dict[str, bool] = {}
+            following = asyncio.create_task(
+                presence.follow(admin.WatchNodes(admin_pb2.WatchNodesRequest(), metadata=self.metadata))
+            )
+            try:
+                yield presence
+            finally:
+                following.cancel()
+                await asyncio.wait({following})
 
 
 @asynccontextmanager
@@ -88,11 +126,8 @@ async def installation(ctx: Context, name: str, *, nodes: int, **overrides: obje
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "fleet_server",
-            "run",
-            *_flags(settings),
+            *bounded([sys.executable, "-m", "fleet_server", "run", *_flags(settings)]),
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env={**os.environ, "GRPC_VERBOSITY": "NONE"},
@@ -108,7 +143,7 @@ async def installation(ctx: Context, name: str, *, nodes: int, **overrides: obje
             process=psutil.Process(process.pid),
         )
     finally:
-        await _end(process)
+        await end_program(process)
 
 
 def _settings(folder: Path, overrides: dict[str, object]) -> Settings:
@@ -208,16 +243,31 @@ async def _wait_listening(settings: Settings, process: asyncio.subprocess.Proces
             return
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(_END_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
+def bounded(argv: Sequence[str]) -> list[str]:
+    """The program, started so that it ends by itself should this process be killed. An alarm survives exec."""
+    launch = f"import os, signal, sys; signal.alarm({MAX_LIFETIME_S}); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-ISc", launch, *argv]
+
+
+async def end_program(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM; a second one, as nothing is to be drained; SIGKILL when it still runs after 15 s."""
+    if process.returncode is not None:
+        return
+    try:
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SECOND_SIGNAL_S):
+                    await process.wait()
+                    return
+        async with asyncio.timeout(_END_TIMEOUT_S):
             await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+    except BaseException:
+        process.kill()
+        raise
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,59 +1,60 @@
-"""The product's figures, one coroutine each; rows put them beside the bare baselines."""
+"""The server's figures under simulated nodes, one coroutine each; rows put them beside the bare baselines."""
+
+from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import statistics
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fleet.v1 import admin_pb2
+from fleet.v1 import admin_pb2, admin_pb2_grpc
 from tests.load.children import Child
 from tests.load.context import Context
 from tests.load.product.installation import Installation, installation
 from tests.load.results import Figures
 
 _FLEET = "tests.load.product.fleet:Fleet"
-_IDLE_FLEET = "tests.load.product.fleet:IdleFleet"
+_IDLE_LINKS = "tests.load.product.idle_links:IdleLinks"
 _MICROSECONDS = 1_000_000
 _NOOP = admin_pb2.CommandSpec(action="simulated.noop")
 _EVERYONE = admin_pb2.Selector(patterns=["*"])
-_SPECS_PER_ISSUE = 64
+_SPECS_PER_ISSUE = 32
+_ISSUES_AHEAD = 4
 _POLL_S = 0.05
+_SETTLE_S = 0.5
+_STARTED_S = 2.0
+_RESULT_TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
-async def _running(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Installation, Child]]:
+async def _commanded(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Installation, Child]]:
     async with installation(ctx, name, nodes=nodes) as server, ctx.child(_FLEET, uvloop=True) as fleet:
         await fleet.call("start", folders=server.node_folders)
-        await fleet.call("wait_live")
         yield server, fleet
+
+
+@asynccontextmanager
+async def _idle(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Installation, Child]]:
+    async with installation(ctx, name, nodes=nodes) as server, ctx.child(_IDLE_LINKS, uvloop=True) as links:
+        yield server, links
 
 
 async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
     """Commands finished per second while every node always has more to do than it may have in flight."""
-    async with _running(ctx, "a1", nodes) as (server, fleet), server.admin() as admin:
-        request = admin_pb2.IssueCommandsRequest(
-            selector=_EVERYONE, commands=[_NOOP] * _SPECS_PER_ISSUE, summary_only=True
-        )
-        issued = 0
-
-        async def issue() -> None:
-            nonlocal issued
-            while True:
-                if issued - await _finished(server) < 2 * nodes * _SPECS_PER_ISSUE:
-                    issued += (await admin.IssueCommands(request, metadata=server.metadata)).issued_count
-                await asyncio.sleep(_POLL_S)
-
-        issuing = asyncio.create_task(issue())
-        try:
-            await asyncio.sleep(ctx.warm_s * 2)
-            before = await _snapshot(server, fleet)
-            await asyncio.sleep(ctx.measure_s)
-            after = await _snapshot(server, fleet)
-        finally:
-            issuing.cancel()
+    async with (
+        _commanded(ctx, "a1", nodes) as (server, fleet),
+        server.admin() as admin,
+        _alongside(_keep_busy(server, admin, fleet, nodes)),
+    ):
+        await asyncio.sleep(ctx.scaled(4.0, 1.0))
+        before = await _snapshot(server, fleet)
+        await asyncio.sleep(ctx.scaled(12.0, 3.0))
+        after = await _snapshot(server, fleet)
     done, seconds, server_cpu_s, fleet_cpu_s = (b - a for a, b in zip(before, after, strict=True))
     return {
         "commands_per_s": done / seconds,
@@ -62,87 +63,129 @@ async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
     }
 
 
+async def _keep_busy(server: Installation, admin: admin_pb2_grpc.AdminAsyncStub, fleet: Child, nodes: int) -> None:
+    """Issue whenever less than `_ISSUES_AHEAD` calls' worth of commands is unfinished; the nodes say what is."""
+    request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[_NOOP] * _SPECS_PER_ISSUE, summary_only=True)
+    issued = 0
+    while True:
+        if issued - (await fleet.call("finished"))["commands"] < _ISSUES_AHEAD * nodes * _SPECS_PER_ISSUE:
+            issued += (await admin.IssueCommands(request, metadata=server.metadata)).issued_count
+        else:
+            await asyncio.sleep(_POLL_S)
+
+
 async def command_latency(ctx: Context) -> Figures:
     """One command at a time: from the issue call until its result is visible to whoever watches."""
-    async with _running(ctx, "a2", 1) as (server, _), server.admin() as admin:
+    async with _commanded(ctx, "a2", 1) as (server, _), server.admin() as admin:
         request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[_NOOP])
-        watch = admin.WatchCommands(admin_pb2.WatchCommandsRequest(brief=True), metadata=server.metadata)
         seen: asyncio.Queue[bytes] = asyncio.Queue()
-
-        async def follow() -> None:
-            async for change in watch:
-                for command in change.commands:
-                    if command.finished_at_ms:
-                        seen.put_nowait(command.command_id)
-
-        following = asyncio.create_task(follow())
-        await asyncio.sleep(0.2)
-        took: list[float] = []
-        for _ in range(ctx.scaled(2_000, 300)):
-            started = time.perf_counter()
-            answer = await admin.IssueCommands(request, metadata=server.metadata)
-            while await asyncio.wait_for(seen.get(), timeout=10) != answer.issued[0].command_id:
-                pass
-            took.append(time.perf_counter() - started)
-        following.cancel()
-    cuts = statistics.quantiles(took[len(took) // 10 :], n=100)
+        took_s: list[float] = []
+        async with _alongside(_follow_results(server, admin, seen)):
+            await asyncio.sleep(_SETTLE_S)
+            for _ in range(ctx.scaled(1_500, 300)):
+                started_at_s = time.perf_counter()
+                answer = await admin.IssueCommands(request, metadata=server.metadata)
+                async with asyncio.timeout(_RESULT_TIMEOUT_S):
+                    while await seen.get() != answer.issued[0].command_id:
+                        pass
+                took_s.append(time.perf_counter() - started_at_s)
+    cuts = statistics.quantiles(took_s[len(took_s) // 10 :], n=100)
     return {"p50_us": cuts[49] * _MICROSECONDS, "p99_us": cuts[98] * _MICROSECONDS}
 
 
+async def _follow_results(
+    server: Installation, admin: admin_pb2_grpc.AdminAsyncStub, seen: asyncio.Queue[bytes]
+) -> None:
+    async for change in admin.WatchCommands(admin_pb2.WatchCommandsRequest(brief=True), metadata=server.metadata):
+        for command in change.commands:
+            if command.finished_at_ms:
+                seen.put_nowait(command.command_id)
+
+
 async def telemetry(ctx: Context, samples: int, streams: int = 20) -> Figures:
-    """Frames of `samples` values stored and acknowledged, on 20 streams, per core of the server."""
-    async with (
-        installation(ctx, f"telemetry-{samples}", nodes=streams) as server,
-        ctx.child(_IDLE_FLEET, uvloop=True) as fleet,
-    ):
-        await fleet.call("start", folders=server.node_folders, samples=samples)
-        await asyncio.sleep(ctx.warm_s * 3)
-        before, cpu_before = await fleet.call("frames"), server.cpu_s()
-        await asyncio.sleep(ctx.measure_s)
-        after, cpu_after = await fleet.call("frames"), server.cpu_s()
-    frames, cpu_s = after["frames"] - before["frames"], cpu_after - cpu_before
+    """Frames of `samples` samples stored and acknowledged, on 20 streams, per core of the server."""
+    async with _idle(ctx, f"telemetry-{samples}", streams) as (server, links):
+        await links.call("start", folders=server.node_folders, samples=samples, flood=True)
+        await asyncio.sleep(ctx.scaled(3.0, 1.0))
+        before, cpu_before_s, links_before = await _acknowledged(server, links)
+        await asyncio.sleep(ctx.scaled(8.0, 2.0))
+        after, cpu_after_s, links_after = await _acknowledged(server, links)
+    frames, cpu_s = after["frames"] - before["frames"], cpu_after_s - cpu_before_s
     return {
         "messages_per_s": frames / (after["at_s"] - before["at_s"]),
         "messages_per_core_s": frames / cpu_s,
         "samples_per_core_s": frames * samples / cpu_s,
+        "server_cpu_us_per_message": cpu_s / frames * _MICROSECONDS,
+        "nodes_cpu_us_per_message": (links_after - links_before) / frames * _MICROSECONDS,
     }
 
 
 async def idle_memory(ctx: Context) -> Figures:
-    """Server memory for each idle node."""
-    count = ctx.scaled(1_000, 200)
-    warm = count // 10
-    async with installation(ctx, "a5", nodes=count) as server, ctx.child(_IDLE_FLEET, uvloop=True) as fleet:
-        await fleet.call("start", folders=server.node_folders[:warm])
-        await asyncio.sleep(1)
+    """Server memory that one more idle node takes, from a warm start."""
+    warm, measured = ctx.scaled((200, 1_000), (50, 150))
+    async with _idle(ctx, "a5", warm + measured) as (server, links):
+        await links.call("start", folders=server.node_folders[:warm])
+        await asyncio.sleep(ctx.scaled(3.0, 1.0))
         before = server.rss_bytes()
-        await fleet.call("start", folders=server.node_folders[warm:])
-        await asyncio.sleep(3)
+        await links.call("start", folders=server.node_folders[warm:])
+        await asyncio.sleep(ctx.scaled(3.0, 1.0))
         after = server.rss_bytes()
-    return {"kib_per_node": (after - before) / (count - warm) / 1024}
+    return {"kib_per_node": (after - before) / measured / 1024}
 
 
 async def idle_cpu(ctx: Context, series: int, interval_s: float) -> Figures:
-    """Server CPU for each idle node that answers pings and sends telemetry."""
-    count = ctx.scaled(1_000, 200)
-    async with installation(ctx, "a6", nodes=count) as server, ctx.child(_IDLE_FLEET, uvloop=True) as fleet:
-        await fleet.call("start", folders=server.node_folders, series=series, interval_s=interval_s)
-        await asyncio.sleep(interval_s)
-        before = server.cpu_s()
-        watch_s = ctx.scaled(3 * interval_s, interval_s)
-        await asyncio.sleep(watch_s)
-        used = server.cpu_s() - before
-    return {"cpu_us_per_node_s": used / count / watch_s * _MICROSECONDS}
+    """Server CPU a second that each idle node adds: it answers pings and sends telemetry."""
+    nodes = ctx.scaled(1_000, 150)
+    async with _idle(ctx, "a6", nodes) as (server, links):
+        await asyncio.sleep(_STARTED_S)
+        floor_per_s = await _cpu_per_s(server, ctx.scaled(5.0, 2.0))
+        await links.call("start", folders=server.node_folders, samples=series, interval_s=interval_s)
+        await asyncio.sleep(ctx.scaled(interval_s, interval_s / 5))
+        used_per_s = await _cpu_per_s(server, ctx.scaled(3 * interval_s, interval_s / 2))
+    return {
+        "server_cpu_us_per_node_s": (used_per_s - floor_per_s) / nodes * _MICROSECONDS,
+        "server_floor_cpu_percent": floor_per_s * 100,
+    }
+
+
+@asynccontextmanager
+async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` for the length of the block; when it fails, so does the block, with its reason."""
+    task = asyncio.create_task(work)
+    block = asyncio.current_task()
+    task.add_done_callback(lambda done: block.cancel() if block is not None and not done.cancelled() else None)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not task.done() or task.cancelled():
+            raise
+        if block is not None:
+            block.uncancel()
+        raise ChildProcessError(f"the operator's side failed: {task.exception()!r}") from task.exception()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+
+
+async def _cpu_per_s(server: Installation, seconds: float) -> float:
+    before_s, started_at_s = server.cpu_s(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    return (server.cpu_s() - before_s) / (time.perf_counter() - started_at_s)
+
+
+async def _acknowledged(server: Installation, links: Child) -> tuple[dict[str, float], float, float]:
+    return await links.call("acknowledged"), server.cpu_s(), links.cpu_s()
 
 
 async def _snapshot(server: Installation, fleet: Child) -> tuple[float, float, float, float]:
-    usage = await fleet.call("usage")
-    return await _finished(server), time.monotonic(), server.cpu_s(), usage["cpu_s"]
+    """Commands finished as the server counts them, the time, and CPU of both sides.
 
-
-async def _finished(server: Installation) -> float:
+    A scrape costs the server milliseconds, so there is one at each end of a measurement and none between.
+    """
     text = await asyncio.to_thread(_scrape, server.settings.metrics_listen)
-    return sum(float(value) for value in re.findall(r"fleet_server_commands_finished_total\{[^}]*\} ([0-9.e+]+)", text))
+    counts = re.findall(r"fleet_server_commands_finished_total\{[^}]*\} ([0-9.e+]+)", text)
+    return sum(map(float, counts)), time.monotonic(), server.cpu_s(), fleet.cpu_s()
 
 
 def _scrape(address: str) -> str:

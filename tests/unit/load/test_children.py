@@ -1,17 +1,12 @@
-"""The machinery of the load rows: children obey, fail aloud and end; results are shown as they are."""
+"""Load processes obey, fail aloud and end."""
 
-import io
-import json
 from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 
 from tests.load.children import Child
 from tests.load.context import Context
-from tests.load.results import RowResult, print_table, to_json
-from tests.load.rows import ROWS
 
 _SERVER = "tests.load.bare.server:BareServer"
 _CLIENT = "tests.load.bare.client:BareClient"
@@ -46,20 +41,3 @@ async def test_a_child_ends_with_its_standard_input_and_a_killed_one_is_reported
     with pytest.raises(ChildProcessError, match="it ended"):
         await killed.call("usage")
     assert not any(psutil.pid_exists(pid) for pid in pids[-2:])
-
-
-def test_every_row_of_the_budget_table_is_there() -> None:
-    assert set(ROWS) >= {"A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8"}
-    assert all(module.BUDGET and module.WORKLOAD for module in ROWS.values())
-
-
-def test_results_are_shown_with_their_verdict() -> None:
-    measured = RowResult("X1", "work", ">= 1.0x", {"per_s": 10.0}, {"per_s": 25.0}, ratio=2.5, met=True)
-    bare = RowResult("X2", "work", "none", {"p50_us": 1234.5})
-    output = io.StringIO()
-    print_table([measured, bare], Console(file=output, width=160))
-    assert "2.50" in output.getvalue()
-    assert "not measured" in output.getvalue()
-    document = json.loads(to_json([measured, bare], {"quick": True}))
-    assert document["rows"][0]["product"] == {"per_s": 25.0}
-    assert document["rows"][1]["met"] is None

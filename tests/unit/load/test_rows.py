@@ -1,0 +1,62 @@
+"""The table of load rows is complete, and each row judges as its budget says."""
+
+import pytest
+
+from tests.load.results import Figures
+from tests.load.rows import DEFAULT_ROWS, ROWS
+
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8"]
+
+# row, product, baseline, ratio, met
+_CASES: list[tuple[str, Figures, Figures, float, bool]] = [
+    ("A1", {"commands_per_s": 1000}, {"commands_per_s": 1000}, 1.0, True),
+    ("A1", {"commands_per_s": 999}, {"commands_per_s": 1000}, 0.999, False),
+    ("A2", {"p50_us": 1100, "p99_us": 3300}, {"p50_us": 200, "allowed_p50_us": 1100}, 5.5, True),
+    ("A2", {"p50_us": 1101, "p99_us": 3300}, {"p50_us": 200, "allowed_p50_us": 1100}, 5.505, False),
+    ("A2", {"p50_us": 1100, "p99_us": 3301}, {"p50_us": 200, "allowed_p50_us": 1100}, 5.5, False),
+    ("A3", {"messages_per_core_s": 600}, {"messages_per_core_s": 1000}, 0.6, True),
+    ("A3", {"messages_per_core_s": 599}, {"messages_per_core_s": 1000}, 0.599, False),
+    ("A4", {"messages_per_core_s": 250, "samples_per_core_s": 1e6}, {"messages_per_core_s": 1000}, 0.25, True),
+    ("A4", {"messages_per_core_s": 250, "samples_per_core_s": 999_999}, {"messages_per_core_s": 1000}, 0.25, False),
+    ("A5", {"kib_per_node": 150}, {"kib_per_node": 100}, 1.5, True),
+    ("A5", {"kib_per_node": 151}, {"kib_per_node": 100}, 1.51, False),
+    ("A6", {"server_cpu_us_per_node_s": 60}, {"server_cpu_us_per_node_s": 30}, 2.0, True),
+    ("A6", {"server_cpu_us_per_node_s": 61}, {"server_cpu_us_per_node_s": 30.5}, 2.0, False),
+    ("A7", {"rss_mib": 75, "idle_cpu_percent": 0.5, "start_to_stream_s": 1.5}, {"rss_mib": 50}, 1.5, True),
+    ("A7", {"rss_mib": 76, "idle_cpu_percent": 0.5, "start_to_stream_s": 1.5}, {"rss_mib": 50}, 1.52, False),
+    ("A7", {"rss_mib": 75, "idle_cpu_percent": 0.6, "start_to_stream_s": 1.5}, {"rss_mib": 50}, 1.5, False),
+    ("A7", {"rss_mib": 75, "idle_cpu_percent": 0.5, "start_to_stream_s": 1.6}, {"rss_mib": 50}, 1.5, False),
+    ("A8", {"help_s": 0.25, "nodes_list_s": 0.6}, {"import_grpc_s": 0.1}, 6.0, True),
+    ("A8", {"help_s": 0.26, "nodes_list_s": 0.6}, {"import_grpc_s": 0.1}, 6.0, False),
+    ("A8", {"help_s": 0.25, "nodes_list_s": 0.7}, {"import_grpc_s": 0.1}, 7.0, False),
+]
+
+
+def test_every_budgeted_row_measures_the_product_and_judges_it() -> None:
+    assert [name for name in ROWS if name.startswith("A")] == _BUDGETED
+    for name in _BUDGETED:
+        row = ROWS[name]
+        assert row.product is not None
+        assert row.judge is not None
+        assert row.workload
+        assert row.budget
+
+
+def test_the_default_run_is_the_machine_and_what_the_product_is_measured_in() -> None:
+    assert ["M1", *_BUDGETED] == DEFAULT_ROWS
+    assert set(ROWS) == {*DEFAULT_ROWS, "C2", "C3"}
+
+
+@pytest.mark.parametrize(("name", "product", "baseline", "ratio", "met"), _CASES)
+def test_a_row_judges_as_its_budget_says(
+    name: str, product: Figures, baseline: Figures, ratio: float, met: bool
+) -> None:
+    judge = ROWS[name].judge
+    assert judge is not None
+    verdict = judge(product, baseline)
+    assert verdict.ratio == pytest.approx(ratio)
+    assert verdict.met is met
+
+
+def test_every_budgeted_row_has_a_case_on_either_side_of_its_limit() -> None:
+    assert {(name, met) for name, *_, met in _CASES} == {(name, met) for name in _BUDGETED for met in (True, False)}
