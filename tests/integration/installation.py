@@ -20,7 +20,7 @@ from fleet import jointoken
 from fleet.backoff import BackoffPolicy
 from fleet.clock import Clock, SystemClock
 from fleet.errors import Refusal
-from fleet.tls import CertifiedKey, der_to_pem
+from fleet.tls import CertifiedKey
 from fleet.v1 import admin_pb2
 from fleet_node.app import Node, Parts
 from fleet_node.commands.opening import ensure_journal
@@ -122,7 +122,7 @@ class Installation:
     @property
     def ca_pem(self) -> bytes:
         """The installation's CA."""
-        return der_to_pem(self.server.certificates.ca_der)
+        return (self.data / "tls" / "ca.crt").read_bytes()
 
     async def __aenter__(self) -> Self:
         await self.start_server()
@@ -138,20 +138,27 @@ class Installation:
     # -- the server -------------------------------------------------------------------------------------------------
     async def start_server(self) -> None:
         """Start it on its ports and its data; returns once it is ready."""
-        certificates = bootstrap.open_tls(self.settings, self.clock)
-        with mock.patch.object(app, "SystemClock", lambda: self.clock):
-            self.server = app.Server(self.settings, bootstrap.load_secrets(self.settings), certificates)
-        self._serving = asyncio.create_task(self.server.run())
+        await self.launch()
         if not hasattr(self, "owner"):
             self.owner = Operator(f"127.0.0.1:{self.admin_port}", self.ca_pem, self._owner_token)
         # A channel that found nobody waits before it tries again: it is not asked before somebody listens.
         await eventually(self._is_listening, "the server listens")
         await eventually(lambda: self.owner.ask("WhoAmI", admin_pb2.WhoAmIRequest()), "the server answers")
 
+    async def launch(self) -> None:
+        """Start it, and wait for nothing."""
+        certificates = bootstrap.open_tls(self.settings, self.clock)
+        with mock.patch.object(app, "SystemClock", lambda: self.clock):
+            self.server = app.Server(self.settings, bootstrap.load_secrets(self.settings), certificates)
+        self._serving = asyncio.create_task(self.server.run())
+
     async def _is_listening(self) -> bool:
         if self._serving is not None and self._serving.done():
             self._serving.result()
             raise AssertionError("the server ended")
+        return await self._accepts()
+
+    async def _accepts(self) -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.gateway_port)
         except OSError:

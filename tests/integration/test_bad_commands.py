@@ -46,7 +46,7 @@ async def test_an_unknown_action(installation: Installation) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [{"latency_ms": "soon"}, {"latency_ms": -1}, {"colour": "red"}, {"fail_rate": 2}],
-    ids=lambda arguments: str(arguments),
+    ids=str,
 )
 async def test_arguments_off_the_schema(installation: Installation, arguments: dict[str, object]) -> None:
     await installation.add_node("n-1")
