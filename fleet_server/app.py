@@ -45,6 +45,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.listeners import Listener
 from fleet_server.nodes.service import NodeService
+from fleet_server.observability import garbage
 from fleet_server.observability import logging as server_logging
 from fleet_server.observability.health import ServerHealth
 from fleet_server.observability.metrics import ServerMetrics
@@ -280,6 +281,7 @@ class Server:
             }.items()
         ]
         self.process.install()
+        garbage.settle()
         await self.health.set_ready()
         await self.replicas.set_state(ReplicaState.READY)
         log.info("ready", replica_id=self.replica_id, version=software_version())
