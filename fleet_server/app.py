@@ -95,7 +95,14 @@ class Server:
         self.database = Database(
             self.settings.resolved_database_url(), metrics=self.metrics.database, readers=self.settings.database_readers
         )
-        self.audit = AuditService(database=self.database, clock=self.clock, wakeup=self.wakeup, writer=self.replica_id)
+        self.registry.before_collect(self._measure_database)
+        self.audit = AuditService(
+            database=self.database,
+            clock=self.clock,
+            wakeup=self.wakeup,
+            writer=self.replica_id,
+            metrics=self.metrics.audit,
+        )
         self.trust = TrustService(
             database=self.database,
             secrets=self._secrets,
@@ -112,6 +119,10 @@ class Server:
             row_mac=self._secrets.row_mac("nodes"),
             replica_id=self.replica_id,
         )
+
+    def _measure_database(self) -> None:
+        self.metrics.database.writer_queue.set(self.database.writer.depth())
+        self.metrics.database.reads_running.set(self.database.waiting_reads)
 
     def build_rooms(self) -> None:
         """Everything that serves nodes and operators."""
@@ -255,7 +266,7 @@ class Server:
             operators=OperatorsApi(self.operators, self.trust, self.replica_id),
             enrollment=EnrollmentApi(self.enrollment, self.clock),
             nodes=NodesApi(self.nodes, self.wakeup, self.clock),
-            commands=CommandsApi(self.commands),
+            commands=CommandsApi(self.commands, self.metrics.streams.refusals),
             replicas=ReplicasApi(self.replicas, self.clock),
             telemetry=TelemetryApi(self.telemetry),
             trail=TrailApi(self.audit, self.trust, self.nodes),

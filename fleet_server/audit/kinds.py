@@ -33,7 +33,6 @@ class AuditKind(StrEnum):
     API_KEY_REVOKED = "api_key.revoked"
     API_KEY_QUARANTINED = "api_key.quarantined"
     # Nodes
-    NODE_CREATED = "node.created"
     NODE_STATE_CHANGED = "node.state_changed"
     NODE_LABELLED = "node.labelled"
     NODE_ACTIONS_CHANGED = "node.actions_changed"
@@ -50,7 +49,6 @@ class AuditKind(StrEnum):
     # Commands
     COMMAND_ISSUED = "command.issued"
     COMMAND_REFUSED = "command.refused"
-    COMMAND_SENT = "command.sent"
     COMMAND_REPORTED = "command.reported"
     COMMAND_CANCEL_REQUESTED = "command.cancel_requested"
     COMMAND_CANCELLED = "command.cancelled"
@@ -63,3 +61,15 @@ class AuditKind(StrEnum):
     REPLICA_DRAIN_REQUESTED = "replica.drain_requested"
     REPLICA_STOPPED = "replica.stopped"
     REPLICA_LOST = "replica.lost"
+
+
+TABLE_OF_QUARANTINE = {
+    AuditKind.KEY_QUARANTINED: "command_keys",
+    AuditKind.OPERATOR_QUARANTINED: "operators",
+    AuditKind.JOIN_TOKEN_QUARANTINED: "join_tokens",
+    AuditKind.ENROLLMENT_QUARANTINED: "enrollments",
+    AuditKind.API_KEY_QUARANTINED: "api_keys",
+    AuditKind.NODE_QUARANTINED: "nodes",
+    AuditKind.COMMAND_QUARANTINED: "commands",
+}
+"""Kinds that tell of one row whose MAC did not fit, and the table that it stands in."""

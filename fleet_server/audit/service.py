@@ -15,13 +15,15 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet.v1 import trust_pb2
 from fleet_server.audit import rules, store
-from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
 from fleet_server.audit.rules import JSON, AuditRow
 from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.wakeup import Wakeup
@@ -34,6 +36,22 @@ CHECKPOINT_INTERVAL_S = 1.0
 PAGE_ROWS = 500
 
 SignCheckpoint = Callable[[bytes], trust_pb2.Signed]
+
+
+class AuditMetrics(Protocol):
+    """What the audit tells about itself, on the event loop."""
+
+    def appended(self, rows: int) -> None:
+        """This replica committed `rows` rows."""
+        ...
+
+    def row_quarantined(self, table: str) -> None:
+        """A row of `table` was found changed around the server."""
+        ...
+
+    def checkpointed(self, number: int) -> None:
+        """`number` is the newest checkpoint of the cluster."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +87,17 @@ class AuditService:
         clock: for the time of rows and checkpoints.
         wakeup: wakes ``audit`` after each commit that has rows or a checkpoint.
         writer: name of this replica's chain, its replica id. No other process may use it.
+        metrics: told of what is committed.
     """
 
-    def __init__(self, *, database: Database, clock: Clock, wakeup: Wakeup, writer: str) -> None:
+    def __init__(
+        self, *, database: Database, clock: Clock, wakeup: Wakeup, writer: str, metrics: AuditMetrics | None = None
+    ) -> None:
         self._database = database
         self._clock = clock
         self._wakeup = wakeup
         self._writer = writer
+        self._metrics = metrics
         self._seen_checkpoint = 0
         database.writer.before_commit(self._seal)
 
@@ -101,6 +123,9 @@ class AuditService:
                 detail=rules.canonical_json(detail),
             )
         )
+        table = TABLE_OF_QUARANTINE.get(kind)
+        if self._metrics is not None and table is not None:
+            tx.after_commit(partial(self._metrics.row_quarantined, table))
 
     async def checkpoint(self, sign: SignCheckpoint, cluster_id: str) -> bool:
         """Sign a checkpoint when a chain grew. False when there was nothing new, or another replica was faster."""
@@ -203,6 +228,8 @@ class AuditService:
         if newest > self._seen_checkpoint:
             # Another replica's rows came with its checkpoint: readers who follow here learn of them this way.
             self._seen_checkpoint = newest
+            if self._metrics is not None:
+                self._metrics.checkpointed(newest)
             self._wakeup.wake_nowait([TOPIC])
         return news
 
@@ -211,4 +238,6 @@ class AuditService:
             return
         rows, head = rules.chain(store.head(tx.conn, self._writer), tx.audit)
         store.insert(tx.conn, rows, head)
+        if self._metrics is not None:
+            tx.after_commit(partial(self._metrics.appended, len(rows)))
         tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))

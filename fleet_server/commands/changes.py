@@ -123,7 +123,6 @@ class Announcer:
         tx.after_commit(lambda: self._forged(rows))
 
     def _forged(self, rows: Sequence[OpenRow]) -> None:
-        self._rooms.metrics.quarantined.labels("commands").inc(len(rows))
         for row in rows:
             log.error("command_row_forged", node_id=row.node_id, seq=row.seq, issue_id=row.issue_id)
 

@@ -51,6 +51,11 @@ class Database:
         self._closed = False
         self.writer = Writer(self._write_engine, metrics)
 
+    @property
+    def waiting_reads(self) -> int:
+        """Reads that run, and reads that wait for a thread."""
+        return self._waiting_reads
+
     def start(self) -> None:
         """Start the writer. Nothing is connected before the first read or write."""
         self.writer.start()

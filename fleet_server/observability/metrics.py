@@ -21,7 +21,6 @@ GOAWAY_REASONS = (
     "REVOKED",
     "SHUTDOWN",
 )
-WAKEUP_SOURCES = ("local", "notify", "nats", "poll")
 
 
 class StreamMetrics:
@@ -34,11 +33,6 @@ class StreamMetrics:
             "fleet_server_stream_closes_total",
             "Streams ended, by reason: a goaway's, a refusal's, or how the connection was lost.",
             labels=("reason",),
-        )
-        self.reauths = registry.counters(
-            "fleet_server_reauths_total",
-            "Sessions renewed on a stream, by outcome: ok or the reason.",
-            labels=("outcome",),
         )
         self.goaways = registry.counters(
             "fleet_server_goaways_total",
@@ -79,6 +73,11 @@ class SessionMetrics:
             "Time the server worked on a handshake that succeeded.",
             buckets=LATENCY_BUCKETS_S,
             unit="seconds",
+        )
+        self.reauths = registry.counters(
+            "fleet_server_reauths_total",
+            "Sessions renewed on a stream, by outcome: ok or the reason.",
+            labels=("outcome",),
         )
         self.rate_limited = registry.counters(
             "fleet_server_rate_limited_total",
@@ -143,11 +142,6 @@ class CommandMetrics:
         self.reports = registry.counter(
             "fleet_server_reports_total", "State reports received from nodes, repeats among them."
         )
-        self.quarantined = registry.counters(
-            "fleet_server_quarantined_rows_total",
-            "Rows whose MAC did not fit, by table: somebody wrote to the database directly.",
-            labels=("table",),
-        )
 
 
 class TelemetryMetrics:
@@ -176,7 +170,7 @@ class TelemetryMetrics:
 
 
 class DatabaseMetrics:
-    """The writer, the readers and the wakeups. The writer's thread writes the first two."""
+    """The writer and the readers. The writer's thread writes the first two, a scrape asks for the others."""
 
     def __init__(self, registry: Registry) -> None:
         self.commit_duration = registry.histogram(
@@ -195,12 +189,6 @@ class DatabaseMetrics:
             "fleet_server_database_reads_running",
             "Threads of the read pool in use, and reads waiting for one.",
         )
-        self.wakeups = registry.counters(
-            "fleet_server_wakeups_total",
-            "Wakeups received, by source; poll is the one that should find nothing.",
-            labels=("source",),
-            values=WAKEUP_SOURCES,
-        )
 
     def committed(self, jobs: int, seconds: float) -> None:
         """The writer committed `jobs` jobs at once."""
@@ -214,6 +202,23 @@ class AuditMetrics:
     def __init__(self, registry: Registry) -> None:
         self.rows = registry.counter("fleet_server_audit_rows_total", "Audit rows appended.")
         self.checkpoint = registry.gauge("fleet_server_audit_checkpoint", "Number of the last signed checkpoint.")
+        self.quarantined = registry.counters(
+            "fleet_server_quarantined_rows_total",
+            "Rows whose MAC did not fit, by table: somebody wrote to the database directly.",
+            labels=("table",),
+        )
+
+    def appended(self, rows: int) -> None:
+        """This replica committed `rows` rows."""
+        self.rows.inc(rows)
+
+    def row_quarantined(self, table: str) -> None:
+        """A row of `table` was found changed around the server."""
+        self.quarantined.labels(table).inc()
+
+    def checkpointed(self, number: int) -> None:
+        """`number` is the newest checkpoint of the cluster."""
+        self.checkpoint.set(number)
 
 
 class ServerMetrics:

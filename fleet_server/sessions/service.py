@@ -223,6 +223,16 @@ class SessionService(HandshakeService):
         Raises:
             Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, or the state of the node.
         """
+        try:
+            expires_at_ms = await self._reauth(claim, stream_id, proof)
+        except Refusal as refusal:
+            self._metrics.reauths.labels(str(refusal.reason)).inc()
+            self._refusals.note("reauth", claim.node.node_id, "", refusal)
+            raise
+        self._metrics.reauths.labels("ok").inc()
+        return expires_at_ms
+
+    async def _reauth(self, claim: StreamClaim, stream_id: str, proof: trust_pb2.Signed) -> int:
         node_id = claim.node.node_id
         said = proofs.parse(session_pb2.ReauthStatement, proof)
         now_ms = self._clock.now_ms()

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from fleet.audit_chain import AuditFinding, ChainVerifier
 from fleet.envelope import Domain, Signer
+from fleet.metrics import Registry
 from fleet.secrets import Secret
 from fleet.v1 import trust_pb2
 from fleet_server.audit import rules
@@ -18,6 +19,7 @@ from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
+from fleet_server.observability.metrics import ServerMetrics
 from tests.fakes.clock import MockClock
 
 CLUSTER = "c-1"
@@ -62,6 +64,26 @@ async def test_rows_and_checkpoints_verify_from_the_first_to_the_last(database: 
     await record(database, audit, "after the last checkpoint")
     summary = await verify(audit)
     assert (summary.rows, summary.writers, summary.checkpoints, summary.uncovered_rows) == (36, 1, 5, 1)
+
+
+async def test_what_is_committed_is_counted_and_what_is_undone_is_not(database: Database, clock: MockClock) -> None:
+    metrics = ServerMetrics(Registry()).audit
+    audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r-1", metrics=metrics)
+
+    def quarantine(tx: Transaction) -> None:
+        audit.append(tx, AuditKind.API_KEY_QUARANTINED, actor="server", subject="api_key:1", detail={})
+
+    def undone(tx: Transaction) -> None:
+        quarantine(tx)
+        raise LookupError
+
+    await asyncio.gather(database.write(quarantine), database.write(undone), return_exceptions=True)
+    await record(database, audit)
+    assert await audit.checkpoint(sign, CLUSTER)
+    assert not await audit.checkpoint(sign, CLUSTER)
+    assert metrics.rows.value == 2
+    assert metrics.quarantined.labels("api_keys").value == 1
+    assert metrics.checkpoint.value == 1
 
 
 async def test_a_deed_that_is_undone_leaves_no_row_and_no_gap(database: Database, audit: AuditService) -> None:

@@ -105,8 +105,8 @@ class Room:
 async def open_room(database: Database, clock: Clock, **settings: Any) -> Room:
     """A room on an empty database."""
     wakeup = Wakeup()
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r1")
     metrics = ServerMetrics(Registry())
+    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r1", metrics=metrics.audit)
     nodes = NodeService(
         database=database,
         clock=clock,

@@ -104,7 +104,7 @@ async def test_a_row_written_by_hand_is_set_aside_and_the_true_ones_go_on(room: 
     claimed = await room.claim(node.node_id)
     assert [each.command_id for each in claimed] == [issued.issued[0].command_id]
     assert await room.state(node.node_id, 2) == wire.COMMAND_STATE_QUARANTINED
-    assert room.metrics.commands.quarantined.labels("commands").value == 1
+    assert room.metrics.audit.quarantined.labels("commands").value == 1
 
 
 async def test_a_cancel_written_by_hand_is_not_signed(room: Room) -> None:

@@ -332,6 +332,7 @@ async def test_a_session_is_renewed_on_its_stream(world: World, clock: MockClock
     statement = session_pb2.ReauthStatement(challenge=challenge, stream_id="s1").SerializeToString()
     proof = node.keys.identity.sign(Domain.REAUTH, statement)
     assert await world.sessions.reauth(claim, "s1", proof) == clock.now_ms() + 15 * 60 * 1000
+    assert world.metrics.sessions.reauths.labels("ok").value == 1
 
 
 async def test_a_renewal_that_is_not_one(world: World, clock: MockClock) -> None:
@@ -351,6 +352,9 @@ async def test_a_renewal_that_is_not_one(world: World, clock: MockClock) -> None
     assert await attempt(good) is Reason.CHALLENGE_EXPIRED
     await world.nodes.set_state("ada", [node.name], "SUSPENDED", "")
     assert await attempt(world.sessions.reauth_challenge(node.node_id, "s1")) is Reason.SUSPENDED
+    assert world.metrics.sessions.reauths.labels("BAD_PROOF").value == 4
+    await world.sessions.flush_audit()
+    assert (await world.audited())[-1] == "session.refused"
 
 
 async def test_sessions_that_ended_long_ago_are_deleted(world: World, clock: MockClock) -> None:
