@@ -148,11 +148,12 @@ def open_tls(settings: Settings, clock: Clock) -> ServerCertificates:
 
 
 def require_schema(settings: Settings) -> None:
-    """Check that the database has this server's schema. An older SQLite file has no other server: it is upgraded here
-    and now.
+    """Check that the database has this server's schema. An older SQLite file is upgraded here and now, once no other
+    server works on it.
 
     Raises:
         NotInitialisedError: it is empty.
+        AlreadyRunningError: it is older, and a server runs on it.
         SchemaError: older or newer; the message names the command.
         DatabaseUnreachableError: it does not answer.
     """
@@ -163,7 +164,8 @@ def require_schema(settings: Settings) -> None:
     if report.state is SchemaState.EMPTY:
         raise NotInitialisedError("the database is empty: run `fleet-server init` first")
     if report.state is SchemaState.OLDER and dialect_of(parse_url(url)) == "sqlite":
-        migrate.upgrade(url)
+        with sole_server(settings):
+            migrate.upgrade(url)
         log.info("database_upgraded", revision_before=report.found, revision=report.wanted)
         return
     step = "install the newer fleet-server"

@@ -58,7 +58,17 @@ class OperatorService:
         self._calls: Counter[tuple[str, str]] = Counter()
 
     async def authorise(self, token: str, method: str) -> Caller:
-        """Who holds `token`, once they may call `method`.
+        """Who holds `token`, once they may call `method`; the call is counted for the audit.
+
+        Raises:
+            Refusal: UNAUTHENTICATED or PERMISSION_DENIED.
+        """
+        caller = await self.check(token, method)
+        self._calls[caller.name, method] += 1
+        return caller
+
+    async def check(self, token: str, method: str) -> Caller:
+        """Who holds `token`, once they may call `method`. For a call that goes on: each of its answers is asked for.
 
         Raises:
             Refusal: UNAUTHENTICATED or PERMISSION_DENIED.
@@ -69,7 +79,6 @@ class OperatorService:
         except Refusal:
             await self._audit_one(AuditKind.OPERATOR_REFUSED, operator.name, method)
             raise
-        self._calls[operator.name, method] += 1
         return Caller(operator.name, operator.role)
 
     async def create(self, actor: str, name: str, role_word: str) -> tuple[Operator, Secret[str]]:

@@ -115,6 +115,7 @@ class Admin:
     def _stream_handler(self, name: str, handle: StreamHandler) -> Any:
         async def run(request: Message | Refusal, context: Context) -> AsyncIterator[Message]:
             async for message in handle(await self._admit(name, request, context), request):
+                await self._access.check(_bearer(context), name)  # a token that was revoked meanwhile sees no more
                 yield message
 
         async def handler(request: Message | Refusal, context: Context) -> AsyncIterator[Message]:

@@ -158,7 +158,11 @@ def test_run_upgrades_an_older_sqlite_file_itself_and_names_the_verb_for_postgre
     older = bootstrap.SchemaReport(bootstrap.SchemaState.OLDER, "0000", "0001")
     monkeypatch.setattr(bootstrap.migrate, "check", lambda url: older)
     monkeypatch.setattr(bootstrap.migrate, "upgrade", upgraded.append)
-    bootstrap.require_schema(load(environment={}, flags={"data_dir": str(folder)}).settings)
+    settings = load(environment={}, flags={"data_dir": str(folder)}).settings
+    with bootstrap.sole_server(settings), pytest.raises(bootstrap.AlreadyRunningError):
+        bootstrap.require_schema(settings)
+    assert upgraded == []
+    bootstrap.require_schema(settings)
     assert upgraded == [f"sqlite:///{folder}/fleet.db"]
     with pytest.raises(bootstrap.SchemaError, match="fleet-server db upgrade"):
         bootstrap.require_schema(load(environment={"FLEET_DATABASE_URL": postgres_url}).settings)

@@ -106,6 +106,21 @@ async def test_calls_are_audited_in_batches_and_none_is_lost(access: OperatorSer
     assert [row.detail for row in called] == [b'{"calls":{"ListNodes":3,"WhoAmI":1}}']
 
 
+async def test_the_answers_of_a_long_call_end_with_the_token_and_are_no_calls(
+    access: OperatorService, audit: AuditService
+) -> None:
+    _, token = await access.create("init", "ada", "viewer")
+    await access.authorise(token.reveal(), "WatchNodes")
+    assert (await access.check(token.reveal(), "WatchNodes")).name == "ada"
+    await access.revoke("owner", "ada")
+    with pytest.raises(Refusal) as caught:
+        await access.check(token.reveal(), "WatchNodes")
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+    await access.flush()
+    rows = (await audit.page(AuditCursor())).rows
+    assert [row.detail for row in rows if row.kind == "operator.called"] == [b'{"calls":{"WatchNodes":1}}']
+
+
 async def test_a_token_is_in_no_row(access: OperatorService, database: Database) -> None:
     _, token = await access.create("init", "ada", "viewer")
     stored = await database.read(lambda conn: repr(conn.execute(text("SELECT * FROM operators")).all()))
