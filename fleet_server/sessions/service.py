@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fleet.channel import FrameKeys
@@ -52,6 +54,7 @@ log = get_logger(__name__)
 REAUTH_TTL_MS = 60_000
 CLEANUP_INTERVAL_S = 60.0
 AUDIT_INTERVAL_S = 1.0
+MAX_WAITING_HELLOS = 8  # of one api_key: a node opens one stream, and one more when it moves
 EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
 
 
@@ -110,8 +113,33 @@ class SessionService(HandshakeService):
             session_ttl_ms=session_ttl_ms,
         )
         self._hellos = HelloRules()
+        self._waiting_hellos: Counter[bytes] = Counter()
 
     # -- streams ------------------------------------------------------------------------------------------------------
+    @contextmanager
+    def waiting_for_hello(self, api_key: str, address: str) -> Iterator[None]:
+        """Hold one of the few places in which an api_key may wait for the first frame of a stream. A stranger gets
+        none: nobody without a genuine api_key keeps a call open here. Reads no table.
+
+        Raises:
+            Refusal: UNKNOWN_CREDENTIAL, or OVERLOADED with a delay.
+        """
+        digest = self._genuine("Connect", api_key, address)
+        if self._waiting_hellos[digest] >= MAX_WAITING_HELLOS:
+            self._metrics.rate_limited.labels("Connect", "credential").inc()
+            raise Refusal(
+                Reason.OVERLOADED,
+                "this api_key opens streams and sends no hello on them: end those first",
+                retry_after_s=1.0,
+            )
+        self._waiting_hellos[digest] += 1
+        try:
+            yield
+        finally:
+            self._waiting_hellos[digest] -= 1
+            if not self._waiting_hellos[digest]:
+                del self._waiting_hellos[digest]
+
     async def claim(
         self, api_key: str, token: bytes, hello: gateway_pb2.Hello, *, stream_id: str, replica_id: str
     ) -> StreamClaim:

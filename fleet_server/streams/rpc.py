@@ -132,9 +132,10 @@ class Gateway:
         self._check_draining()
         self._registry.check_room()
         transport = GrpcTransport(context)
-        hello = await _first_frame(transport)
-        stream_id = secrets.token_hex(8)
         api_key, token = _credentials(context)
+        with self._rooms.sessions.waiting_for_hello(api_key, peer_address(context)):
+            hello = await _first_frame(transport)
+        stream_id = secrets.token_hex(8)
         claim = await self._rooms.sessions.claim(
             api_key, token, hello, stream_id=stream_id, replica_id=self._replica_id
         )

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fleet import status
 from fleet.errors import Reason, Refusal
@@ -82,6 +83,20 @@ async def test_a_revoked_token_ends_at_once(installation: Installation) -> None:
     await operator.close()
 
 
+async def test_a_revoked_token_sees_no_more_of_what_it_watches(installation: Installation) -> None:
+    operator = await installation.operator("ada", "viewer")
+    watch = operator.follow("WatchNodes", admin_pb2.WatchNodesRequest())
+    await anext(watch)
+
+    await installation.owner.ask("RevokeOperator", admin_pb2.RevokeOperatorRequest(operator="ada"))
+    await installation.add_node("n-1")
+
+    with pytest.raises(Refusal) as caught:
+        await anext(watch)
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+    await operator.close()
+
+
 async def test_a_role_raised_in_the_database_grants_nothing(installation: Installation) -> None:
     operator = await installation.operator("eve", "viewer")
     with sqlite3.connect(installation.database_file) as database:
@@ -118,6 +133,11 @@ async def test_reflection_and_health_answer_without_telling_secrets(installation
     stub = health_pb2_grpc.HealthStub(installation.owner._channel)  # type: ignore[no-untyped-call]
     answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    asking = reflection_pb2_grpc.ServerReflectionStub(installation.owner._channel)  # type: ignore[no-untyped-call]
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    (listed,) = [each async for each in asking.ServerReflectionInfo(iter([question]), timeout=10)]
+    assert "fleet.v1.Admin" in {service.name for service in listed.list_services_response.service}
 
 
 async def test_a_hundred_watchers_that_leave_cost_nothing_afterwards(installation: Installation) -> None:

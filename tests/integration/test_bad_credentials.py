@@ -300,6 +300,13 @@ async def test_a_stream_without_credentials_is_refused(hand: HandmadeNode) -> No
         assert (await stream.wait_refusal()).reason is Reason.UNKNOWN_CREDENTIAL
 
 
+async def test_nobody_waits_for_the_hello_of_a_stranger(hand: HandmadeNode) -> None:
+    session = await hand.handshake()
+    hand.posing(api_key="fak1.made-up")
+    async with hand.connect(session) as stream:
+        assert (await stream.wait_refusal()).reason is Reason.UNKNOWN_CREDENTIAL
+
+
 async def test_a_second_stream_of_a_node_ends_the_first_at_once(installation: Installation, hand: HandmadeNode) -> None:
     async with hand.welcomed() as first, hand.welcomed() as second:
         assert second.welcome.stream_epoch == first.welcome.stream_epoch + 1

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+from contextlib import ExitStack
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -11,6 +12,7 @@ from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.v1 import gateway_pb2, session_pb2
+from fleet_server.sessions.service import MAX_WAITING_HELLOS
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import ADDRESS, Node, World, hello_body
 
@@ -322,6 +324,24 @@ async def test_a_hello_that_says_too_much_is_refused_and_may_be_corrected(world:
     token, _ = await node.handshake()
     assert await refused(node.claim(token, node.hello(token, bad_bodies()[number]))) is Reason.MALFORMED
     await node.claim(token, node.hello(token))
+
+
+async def test_few_streams_of_one_api_key_wait_for_their_hello_and_none_of_a_strangers(world: World) -> None:
+    node, other = await world.member(), await world.member("node-2")
+    with pytest.raises(Refusal) as stranger, world.sessions.waiting_for_hello("fak1.made-up", "192.0.2.1"):
+        pass
+    assert stranger.value.reason is Reason.UNKNOWN_CREDENTIAL
+    with ExitStack() as waiting:
+        for _ in range(MAX_WAITING_HELLOS):
+            waiting.enter_context(world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"))
+        with pytest.raises(Refusal) as caught, world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"):
+            pass
+        assert caught.value.reason is Reason.OVERLOADED
+        assert caught.value.retry_after_s
+        with world.sessions.waiting_for_hello(other.api_key, "192.0.2.1"):
+            pass
+    with world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"):
+        pass
 
 
 async def test_a_session_is_renewed_on_its_stream(world: World, clock: MockClock) -> None:
