@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +122,19 @@ def sql(conn: Connection, text: str) -> str:
 def for_update(conn: Connection) -> str:
     """Suffix of a SELECT that locks its rows. SQLite needs none: its writer holds the whole database."""
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
+
+
+def hang_up(conn: Connection) -> None:
+    """Break the connection under a thread that waits on it; the wait then fails as if the server had closed.
+
+    A database whose machine still acknowledges, but whose process hangs, trips neither TCP's limits nor its own
+    statement timeout. SQLite has no other end that could hang.
+    """
+    if conn.dialect.name == "postgresql":
+        with contextlib.suppress(Exception):  # it may be closing at this moment, which is as good
+            dbapi_connection: Any = conn.connection.dbapi_connection
+            with socket.socket(fileno=os.dup(dbapi_connection.pgconn.socket)) as wire:
+                wire.shutdown(socket.SHUT_RDWR)
 
 
 def lock_schema(conn: Connection) -> None:

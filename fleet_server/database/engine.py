@@ -9,8 +9,10 @@ Both sides reconnect by themselves after the database was away. Until then a cal
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -19,13 +21,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
 from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, sql
-from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal
+from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal, away
 
 # Services import nothing of SQLAlchemy: what they name of it, they name from here.
 __all__ = ["Connection", "Database", "DatabaseUrlError", "IntegrityError", "for_update", "sql"]
 
 T = TypeVar("T")
 MAX_WAITING_READS = 10_000
+READ_TIMEOUT_S = 15.0
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class Database:
@@ -47,6 +51,7 @@ class Database:
         self._write_engine = dialects.make_write_engine(parsed)
         self._read_engine = dialects.make_read_engine(parsed, connections=readers)
         self._read_threads = ThreadPoolExecutor(readers, thread_name_prefix="database-reader")
+        self._reading: dict[Connection, float] = {}
         self._waiting_reads = 0
         self._closed = False
         self.writer = Writer(self._write_engine, metrics)
@@ -78,9 +83,13 @@ class Database:
             raise Refusal(Reason.OVERLOADED, "too many reads wait: try again in a moment", retry_after_s=1.0)
         self._waiting_reads += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
         except DBAPIError as error:
             raise as_refusal(error) from None
+        except TimeoutError:
+            self._hang_up(older_than_s=READ_TIMEOUT_S / 2)
+            raise away() from None
         finally:
             self._waiting_reads -= 1
 
@@ -98,12 +107,27 @@ class Database:
         return self._read_once(query)
 
     def _read_once(self, query: Callable[[Connection], T]) -> T:
-        with self._read_engine.connect() as connection, connection.begin():
-            return query(connection)
+        with self._read_engine.connect() as connection:
+            self._reading[connection] = perf_counter()
+            try:
+                with connection.begin():
+                    return query(connection)
+            finally:
+                del self._reading[connection]
+
+    def _hang_up(self, older_than_s: float = 0.0) -> None:
+        """Free reader threads that a hanging database holds."""
+        before = perf_counter() - older_than_s
+        for connection, since in list(self._reading.items()):
+            if since < before:
+                dialects.hang_up(connection)
 
     def _close(self) -> None:
         self.writer.close()
-        self._read_threads.shutdown(wait=True)
+        patience = threading.Timer(_CLOSE_TIMEOUT_S, self._hang_up)
+        patience.start()
+        self._read_threads.shutdown(wait=True, cancel_futures=True)
+        patience.cancel()
         self._read_engine.dispose()
         self._write_engine.dispose()
 

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
+from fleet_server.database.dialects import hang_up
 
 log = get_logger(__name__)
 
@@ -33,6 +34,8 @@ T = TypeVar("T")
 SHUTTING_DOWN = "the server is shutting down: try again on another replica, or in a moment"
 MAX_GROUP = 512
 MAX_QUEUED = 20_000
+STALL_S = 15.0
+"""So long a group may take: longer than any wait for a lock (dialects), shorter than a caller's patience."""
 
 
 class WriterMetrics(Protocol):
@@ -80,6 +83,8 @@ class Writer:
         self._connection: Connection | None = None
         self._closed = False
         self._closing = threading.Lock()
+        self._busy_since: float | None = None
+        self._watched = False
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +115,7 @@ class Writer:
             if self._closed:
                 raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)
             self._queue.put(job)
+        self._watch(loop)
         result: T = await job.future
         return result
 
@@ -120,6 +126,44 @@ class Writer:
             self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
+        if self._thread.is_alive():
+            self._break_stall()
+            self._thread.join(timeout=5.0)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look for a stall while there is work; one timer, however many callers."""
+        if not self._watched:
+            self._watched = True
+            loop.call_later(STALL_S / 3, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watched = False
+        since = self._busy_since
+        if since is not None and perf_counter() - since > STALL_S:
+            self._break_stall()
+        if since is not None or not self._queue.empty():
+            self._watch(loop)
+
+    def _break_stall(self) -> None:
+        """Refuse what waits, of which nothing was begun, and break the connection: the thread fails what it holds."""
+        refused = 0
+        ending = False
+        while not self._queue.empty():
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                ending = True
+                continue
+            self._fail(job, away())
+            refused += 1
+        if ending:
+            self._queue.put(None)
+        log.error("database_stalled", refused=refused)
+        connection = self._connection
+        if connection is not None:
+            hang_up(connection)
 
     def _run(self) -> None:
         ending = False
@@ -171,7 +215,7 @@ class Writer:
             return self._commit_once(group)
 
     def _commit_once(self, group: list[_Job]) -> list[Callable[[], None]]:
-        started = perf_counter()
+        started = self._busy_since = perf_counter()
         committing = False
         try:
             transaction, outer = self._begin()
@@ -184,6 +228,8 @@ class Writer:
         except Exception as error:
             self._abandon(error, committing)
             raise
+        finally:
+            self._busy_since = None
         if self._metrics is not None:
             self._metrics.committed(len(group), perf_counter() - started)
         return transaction.effects
@@ -246,7 +292,7 @@ class _DatabaseLostError(Exception):
 
     def refusal(self) -> Refusal:
         if not self.committing:
-            return _away()
+            return away()
         return Refusal(
             Reason.UNAVAILABLE,
             "the database went away while it committed, so this may or may not be recorded. Look before you repeat it;"
@@ -259,11 +305,12 @@ def as_refusal(error: Exception) -> Exception:
     """A database that is away is a refusal that callers may retry; every other error stays what it is."""
     if isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         log.warning("database_refused", error=str(error))  # the engine hides parameters
-        return _away()
+        return away()
     return error
 
 
-def _away() -> Refusal:
+def away() -> Refusal:
+    """The database does not answer, or cannot be written."""
     return Refusal(
         Reason.UNAVAILABLE,
         "the server's database does not answer or cannot be written; nothing was changed. Try again in a moment",
