@@ -10,10 +10,12 @@ import click
 from fleet_server.cli.failures import Failed
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.terminal import counted
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
 
+_NAMED_NODES = 5
 REASONS = ("drain", "upgrade", "rebalance", "restart", "shutdown")
 
 
@@ -56,7 +58,8 @@ def drain_node(invocation: Invocation, targets: tuple[str, ...], deadline: int |
     emit_nodes(invocation, sorted(seen.values(), key=lambda node: node.name))
     if not done:
         raise Failed(f"{left} of {total} nodes are not drained yet", hint="see how they are: `fleetctl nodes list`")
-    invocation.say(f"{total} nodes drained. To give them work again: `fleetctl resume node {shlex.join(targets)}`")
+    drained = counted(total, "node")
+    invocation.say(f"{drained} drained. To give them work again: `fleetctl resume node {shlex.join(targets)}`")
 
 
 @drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")
@@ -103,3 +106,7 @@ def resume_node(invocation: Invocation, targets: tuple[str, ...]) -> None:
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.ResumeNodes, request)
     emit_nodes(invocation, list(answer.nodes))
+    suspended = [node.name for node in answer.nodes if node.state == "SUSPENDED"]
+    if suspended:
+        names = shlex.join(suspended[:_NAMED_NODES])
+        invocation.say(f"{counted(len(suspended), 'node')} still suspended: `fleetctl nodes resume {names}`")

@@ -3,6 +3,7 @@ next step."""
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import IntEnum
 from typing import IO, TYPE_CHECKING, Any
@@ -127,8 +128,9 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
         return _explain_permission(details, refusal)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return Refused(
-            f"the server at {server} does not know this call: it is older than this fleetctl",
-            hint="compare the versions: `fleetctl version --server`",
+            f"the server at {server} does not know this call: it is the gateway that nodes connect to, "
+            "or older than this fleetctl",
+            hint="log in at the server's admin_listen (`fleet-server config`), or compare `fleetctl version --server`",
         )
     if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS):
         return Failed(
@@ -136,9 +138,15 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
             hint="the server's log tells more; look for the incident id above",
         )
     hint = _HINTS.get(refusal.reason, "")
+    if _commands(hint) and _commands(hint) <= _commands(details):
+        hint = ""  # the server's own sentence says it already
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None:
         hint = f"try again in {refusal.retry_after_s:.0f} s" + (f"; {hint}" if hint else "")
     return Refused(details or code.name, hint=hint)
+
+
+def _commands(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", text))
 
 
 def _explain_unreachable(timed_out: bool, details: str, refusal: Refusal, server: str) -> Failure:
@@ -162,7 +170,7 @@ def _explain_unreachable(timed_out: bool, details: str, refusal: Refusal, server
         return Unreachable(f"the server at {server} is draining", hint=_HINTS["DRAINING"])
     return Unreachable(
         f"cannot reach the server at {server}",
-        hint="is fleet-server running there, and its admin listener open to you? Check with `fleetctl login`",
+        hint="check that fleet-server runs there, and that this is its admin_listen (`fleet-server config`)",
     )
 
 

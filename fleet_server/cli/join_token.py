@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -59,6 +60,7 @@ def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve:
     text = token_text(made.token)
     emit_secret(invocation, made.join_token, secret_field="token", secret=text, output_file=output_file)
     _say_what_it_trusts(invocation, statement, made.token.owner_pin)
+    _say_what_is_next(invocation, output_file)
 
 
 @join_token.command("list", example="fleetctl join-token list")
@@ -136,17 +138,24 @@ def _add_owner_pin(token: enrollment_pb2.JoinToken, context: Context) -> None:
 def _say_what_it_trusts(invocation: Invocation, statement: enrollment_pb2.JoinTokenStatement, owner_pin: bytes) -> None:
     import hashlib
 
-    from fleet_server.cli.terminal import duration
+    from fleet_server.cli.terminal import counted, duration
     from fleet_server.cli.views import grouped_hex
 
-    good_s = max(statement.expires_at_ms - invocation.now_ms(), 0) / 1000
+    good_s = round(max(statement.expires_at_ms - invocation.now_ms(), 0) / 1000)
     approval = "approves by itself" if statement.auto_approve else "you approve"
-    invocation.say(f"Good for {duration(good_s)} and {statement.max_uses} node(s); {approval}. Not shown again.")
+    invocation.say(
+        f"Good for {duration(good_s)} and {counted(statement.max_uses, 'node')}; {approval}. Not shown again."
+    )
     invocation.say(f"  endpoints  {' '.join(statement.endpoints)}")
     invocation.say(f"  authority  SHA-256 {grouped_hex(hashlib.sha256(statement.authority_key).digest())}")
     pin = grouped_hex(owner_pin) if owner_pin else "none: protected actions stay refused"
     invocation.say(f"  owner pin  {pin}")
-    invocation.say("Next, on the node: `fleet-node enroll --token TOKEN`")
+
+
+def _say_what_is_next(invocation: Invocation, output_file: str | None) -> None:
+    # A file: on the node's command line other users of that machine would see the token.
+    file = shlex.quote(output_file) if output_file else "FILE"
+    invocation.say(f"Next, on the node: `fleet-node enroll --token-file {file}`")
 
 
 def _row(token: admin_pb2.JoinTokenView) -> list[Cell]:

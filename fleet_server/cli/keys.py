@@ -50,7 +50,6 @@ def _cluster_fields(answer: admin_pb2.ListKeysResponse, context: Context) -> lis
 
     from fleet_server.cli.views import grouped_hex, moment_text
 
-    authority = f"SHA-256 {grouped_hex(hashlib.sha256(answer.authority_key).digest())}"
     if not context.authority_key:
         pinned = Styled("not pinned (log in to pin it)", "yellow")
     elif context.authority_key == answer.authority_key:
@@ -59,7 +58,8 @@ def _cluster_fields(answer: admin_pb2.ListKeysResponse, context: Context) -> lis
         pinned = Styled("NOT the one pinned at login", "red", bold=True)
     return [
         ("cluster", answer.cluster_id),
-        ("authority", authority),
+        ("authority", answer.authority_key.hex()),
+        ("", f"SHA-256 {grouped_hex(hashlib.sha256(answer.authority_key).digest())}"),
         ("", pinned),
         ("generation", str(answer.authority_generation)),
         ("bundle", f"{_version(answer.bundle_version)}, good until {moment_text(answer.bundle_expires_at_ms)}"),

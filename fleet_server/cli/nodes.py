@@ -10,7 +10,7 @@ import click
 
 from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, age, duration, state_cell
+from fleet_server.cli.terminal import Cell, Column, Styled, age, counted, duration, state_cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
         )
     emit_nodes(invocation, found)
     if not invocation.wants_json:
-        invocation.say(f"{len(found)} nodes, {sum(node.online for node in found)} online")
+        invocation.say(f"{counted(len(found), 'node')}, {sum(node.online for node in found)} online")
 
 
 @nodes.command("show", example="fleetctl nodes show press-7")

@@ -26,7 +26,7 @@ _WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 @click.command(
     cls=Verb,
     example="fleetctl run 'press-*' exec.run --arg program=uptime --ttl 5m\n"
-    "fleetctl run rack=4 simulated.work --arg seconds:=2 --no-wait",
+    "fleetctl run rack=4 simulated.work --arg latency_ms:=2000 --no-wait",
 )
 @click.argument("targets", nargs=-1, required=True)
 @click.argument("action")
@@ -109,7 +109,9 @@ def _issue(admin: Admin, request: admin_pb2.IssueCommandsRequest) -> admin_pb2.I
         return admin.call(admin.stub.IssueCommands, request)
     except Unreachable as failure:
         # Nobody knows whether the server committed before the line broke; the key makes asking again safe.
-        failure.hint += f"; if it was issued or not: run it again with --idempotency-key {request.idempotency_key}"
+        failure.hint += (
+            f"; whether it was issued is not known: run it again with --idempotency-key {request.idempotency_key}"
+        )
         raise
 
 

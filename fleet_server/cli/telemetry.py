@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -53,6 +54,8 @@ def latest(invocation: Invocation, targets: tuple[str, ...], series_glob: str) -
         answer = admin.call(admin.stub.LatestTelemetry, request)
     now_ms = invocation.now_ms()
     invocation.emit_list(answer.values, _LATEST_COLUMNS, lambda value: _latest_row(value, now_ms))
+    if not answer.values:
+        invocation.say("Nothing matches. Series that there are: `fleetctl telemetry latest`")
     if answer.truncated:
         invocation.say("More series match than were sent: narrow TARGETS or --series.")
 
@@ -80,6 +83,10 @@ def history(invocation: Invocation, node: str, series_glob: str, since: int, sam
         for series in answer.series[:charts]:
             invocation.emit_text(draw(series))
     invocation.emit_list(answer.series, _HISTORY_COLUMNS, _history_row)
+    if not answer.series:
+        invocation.say(
+            f"Nothing matches in this time. Series that there are: `fleetctl telemetry latest {shlex.quote(node)}`"
+        )
     if len(answer.series) > charts and not invocation.wants_json:
         invocation.say(f"{charts} of {len(answer.series)} series are drawn: narrow --series, or raise --charts.")
 

@@ -165,6 +165,11 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 node", "3 nodes"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _cells(text: str) -> int:
     if text.isascii():
         return len(text)

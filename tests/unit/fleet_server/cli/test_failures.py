@@ -26,7 +26,7 @@ def test_server_down(ctl: Fleetctl) -> None:
     result = ctl.run("whoami")
     assert result.exit_code == 4
     assert "cannot reach the server at 127.0.0.1" in result.stderr
-    assert "is fleet-server running there" in result.stderr
+    assert "check that fleet-server runs there" in result.stderr
     assert result.stdout == ""
 
 
@@ -64,7 +64,7 @@ def test_certificate_for_another_name(ctl: Fleetctl, tls_authority: FakeAuthorit
         (Refusal(Reason.NO_TARGETS, "nobody"), 3, ["nobody", "fleetctl nodes list"]),
         (Refusal(Reason.DRAINING, "going"), 4, ["is draining", "run it again"]),
         (Refusal(Reason.INTERNAL, "incident 77"), 1, ["incident 77", "server's log"]),
-        (grpc.StatusCode.UNIMPLEMENTED, 3, ["older than this fleetctl"]),
+        (grpc.StatusCode.UNIMPLEMENTED, 3, ["the gateway that nodes connect to", "older than this fleetctl"]),
         (grpc.StatusCode.DEADLINE_EXCEEDED, 4, ["did not answer in time"]),
         (grpc.StatusCode.UNAVAILABLE, 4, ["cannot reach the server"]),
         (grpc.StatusCode.INVALID_ARGUMENT, 3, ["as the test says"]),
@@ -80,6 +80,11 @@ def test_each_status_has_a_code_and_a_next_step(
         assert sentence in result.stderr
     assert TOKEN not in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_step_that_the_server_names_is_not_said_twice(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WhoAmI"] = Refusal(Reason.NO_TARGETS, "nobody is called 'x': see `fleetctl nodes list`")
+    assert ctl.run("whoami").stderr.count("fleetctl nodes list") == 1
 
 
 def test_a_busy_server_is_obeyed(ctl: Fleetctl) -> None:

@@ -364,7 +364,15 @@ def test_draining_a_replica_ends_before_the_replica_does(ctl: Fleetctl) -> None:
 
 def test_drained_nodes_are_resumed(ctl: Fleetctl) -> None:
     ctl.fake.answers["ResumeNodes"] = admin_pb2.ResumeNodesResponse(nodes=[node(1)])
-    assert "press-1" in ctl.run("resume", "node", "press-1").stdout
+    result = ctl.run("resume", "node", "press-1")
+    assert "press-1" in result.stdout
+    assert "suspended" not in result.stderr
+
+
+def test_the_end_of_a_drain_does_not_end_a_suspension_and_says_so(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ResumeNodes"] = admin_pb2.ResumeNodesResponse(nodes=[node(1, state="SUSPENDED"), node(2)])
+    result = ctl.run("resume", "node", "press-*")
+    assert "1 node still suspended: `fleetctl nodes resume press-1`" in result.stderr
 
 
 def test_replicas_are_listed(ctl: Fleetctl) -> None:

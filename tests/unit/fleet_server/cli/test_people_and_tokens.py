@@ -116,6 +116,14 @@ def test_a_join_token_says_what_it_trusts(ctl: Fleetctl) -> None:
     assert (request.site, request.ttl_s, request.max_uses, request.auto_approve) == ("berlin", 7200, 3, True)
 
 
+def test_the_next_step_keeps_the_token_off_the_command_line(ctl: Fleetctl, tmp_path: Path) -> None:
+    ctl.fake.answers["CreateJoinToken"] = join_token()
+    assert "fleet-node enroll --token-file FILE`" in ctl.run("join-token", "create").stderr
+    written = tmp_path / "join.token"
+    result = ctl.run("join-token", "create", "--output-file", str(written))
+    assert f"fleet-node enroll --token-file {written}`" in result.stderr
+
+
 def test_the_owner_pin_comes_from_the_profile_alone(ctl: Fleetctl) -> None:
     forged = join_token()
     forged.token.owner_pin = b"\x66" * 32

@@ -172,6 +172,14 @@ def test_history_draws_a_chart_and_a_trend(ctl: Fleetctl) -> None:
     assert len(ctl.json("telemetry", "history", "press-1")[0]["at"]) == 60
 
 
+def test_no_series_is_said_not_only_shown(ctl: Fleetctl) -> None:
+    ctl.fake.answers["LatestTelemetry"] = admin_pb2.LatestTelemetryResponse()
+    assert "Nothing matches" in ctl.run("telemetry", "latest", "--series", "hots.*").stderr
+    ctl.fake.answers["TelemetryHistory"] = admin_pb2.TelemetryHistoryResponse()
+    result = ctl.run("telemetry", "history", "press-1", "--series", "hots.*")
+    assert "`fleetctl telemetry latest press-1`" in result.stderr
+
+
 def test_only_so_many_charts_are_drawn(ctl: Fleetctl) -> None:
     series = [admin_pb2.SeriesHistory(name=f"s{i}", at_ms=[NOW_MS], values=[1]) for i in range(3)]
     ctl.fake.answers["TelemetryHistory"] = admin_pb2.TelemetryHistoryResponse(series=series)
@@ -218,7 +226,8 @@ def test_keys_say_whether_the_authority_is_the_pinned_one(ctl: Fleetctl) -> None
     )
     ctl.fake.answers["ListKeys"] = answer
     text = ctl.run("keys", "list").stdout
-    for part in ("the one pinned at login", "01" * 16, "ACTIVE", "1.4", "CA:CA:CA"):
+    # The key itself: a node's `authority_key` and `audit verify --authority-key` take it.
+    for part in ("the one pinned at login", AUTHORITY.public_key.hex(), "01" * 16, "ACTIVE", "1.4", "CA:CA:CA"):
         assert part in text
     assert ctl.json("keys", "list")["command_keys"][0]["phase"] == "ACTIVE"
     ctl.log_in(authority_key=b"\x13" * 32)
