@@ -6,6 +6,7 @@ each is refused with its reason, nothing of it runs, and what is repeated is rep
 
 import hashlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -124,9 +125,7 @@ async def test_truncated_and_signed_again(node: RunningNode, stream: RogueStream
     ],
     ids=["foreign node", "foreign cluster", "foreign stream", "prev"],
 )
-async def test_not_for_this_node(
-    node: RunningNode, stream: RogueStream, changes: dict[str, object], reason: str
-) -> None:
+async def test_not_for_this_node(node: RunningNode, stream: RogueStream, changes: dict[str, Any], reason: str) -> None:
     signed = stream.send_statement([command(NOOP, 1)], **changes)
     assert await refused(stream, signed) == reason
     await runs_alone(node, stream)

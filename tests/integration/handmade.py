@@ -95,7 +95,9 @@ class HandmadeNode:
     async def raw(self, method: str, request: bytes) -> bytes:
         """A unary call with bytes that nobody has looked at."""
         try:
-            return await self._channel.unary_unary(f"/fleet.v1.Gateway/{method}")(request, timeout=_TIMEOUT_S)
+            call: Any = self._channel.unary_unary(f"/fleet.v1.Gateway/{method}")
+            answer: bytes = await call(request, timeout=_TIMEOUT_S)
+            return answer
         except grpc.aio.AioRpcError as error:
             raise status.decode(error) from error
 
@@ -157,7 +159,7 @@ class HandmadeNode:
         """Open a stream on which nothing was said yet."""
         token = base64.urlsafe_b64encode(session.token).decode().rstrip("=")
         metadata = (("authorization", f"Bearer {self.me.api_key}"), ("fleet-session", token))
-        call = self._channel.stream_stream("/fleet.v1.Gateway/Connect")(metadata=metadata)
+        call: Any = self._channel.stream_stream("/fleet.v1.Gateway/Connect")(metadata=metadata)
         stream = HandmadeStream(call, session)
         try:
             yield stream

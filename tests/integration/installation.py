@@ -101,7 +101,7 @@ class Installation:
         self.clock: QuickClock = clock or QuickClock()
         self.gateway_port, self.admin_port = free_ports(2)
         self.data = folder / "server"
-        self._owner_token = template.copy(self.data)
+        self.owner_token = template.copy(self.data)
         self.settings = server_settings(self.data, self.gateway_port, self.admin_port, **settings)
         self.server: app.Server
         self.owner: Operator
@@ -140,7 +140,7 @@ class Installation:
         """Start it on its ports and its data; returns once it is ready."""
         await self.launch()
         if not hasattr(self, "owner"):
-            self.owner = Operator(f"127.0.0.1:{self.admin_port}", self.ca_pem, self._owner_token)
+            self.owner = Operator(f"127.0.0.1:{self.admin_port}", self.ca_pem, self.owner_token)
         # A channel that found nobody waits before it tries again: it is not asked before somebody listens.
         await eventually(self._is_listening, "the server listens")
         await eventually(lambda: self.owner.ask("WhoAmI", admin_pb2.WhoAmIRequest()), "the server answers")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -12,8 +12,6 @@ from tests.integration.waiting import eventually
 
 CALL_TIMEOUT_S = 20.0
 FINAL = command_pb2.COMMAND_STATE_SUCCEEDED
-
-T = TypeVar("T")
 
 
 class Operator:

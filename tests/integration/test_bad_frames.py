@@ -45,7 +45,7 @@ def plain(frame: gateway_pb2.NodeFrame) -> Callable[[HandmadeStream], bytes]:
     return lambda _: frame.SerializeToString()
 
 
-AFTER_WELCOME = {
+AFTER_WELCOME: dict[str, tuple[Callable[[HandmadeStream], bytes], Reason, str]] = {
     "no frame at all": (lambda _: b"\xff\xff\xff\xff", Reason.MALFORMED, "not a NodeFrame"),
     "empty": (lambda _: b"", Reason.MALFORMED, "newer than the server"),
     "unknown oneof": (lambda _: UNKNOWN_FIELD, Reason.MALFORMED, "newer than the server"),
@@ -77,7 +77,7 @@ AFTER_WELCOME = {
 async def test_a_bad_frame_ends_its_stream_with_a_reason(hand: HandmadeNode, case: str) -> None:
     make, reason, says = AFTER_WELCOME[case]
     async with hand.welcomed() as stream:
-        await stream.send_raw(make(stream))  # type: ignore[operator]
+        await stream.send_raw(make(stream))
         refusal = await stream.wait_refusal()
 
     assert refusal.reason is reason

@@ -132,9 +132,9 @@ async def test_a_drained_node_finishes_holds_its_queue_and_resumes(installation:
 
     selector = admin_pb2.Selector(patterns=["n-1"])
     await installation.owner.ask("ResumeNodes", admin_pb2.ResumeNodesRequest(selector=selector))
-    (view,) = await installation.owner.outcomes(held.issue_id)
-    assert view.state == SUCCEEDED
-    assert_each_ran_once(node, [finished.command_id, view.command_id])
+    (released,) = await installation.owner.outcomes(held.issue_id)
+    assert released.state == SUCCEEDED
+    assert_each_ran_once(node, [finished.command_id, released.command_id])
 
 
 async def test_a_suspended_node_loses_its_stream_and_comes_back_when_resumed(quick: Installation) -> None:

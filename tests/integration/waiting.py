@@ -2,18 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any
 
 from fleet.errors import Refusal
-
-T = TypeVar("T")
 
 TIMEOUT_S = 20.0
 _LOOK_AGAIN_S = 0.01
 
 
-async def eventually(look: Callable[[], Awaitable[T | None] | T | None], what: str, timeout_s: float = TIMEOUT_S) -> T:
-    """What `look` finds, once it finds something. A refusal on the way counts as nothing found.
+async def eventually(look: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """What `look` finds, once that is true; it may be a coroutine function. A refusal on the way is nothing found.
 
     Raises:
         TimeoutError: it never did; the text says `what` and what was refused last.
