@@ -183,6 +183,46 @@ async def test_what_a_restored_server_forgot_the_result_of_is_asked_for_and_not_
     assert_each_ran_once(node, [view.command_id for view in views])
 
 
+async def test_a_restored_servers_bundles_rise_above_what_nodes_hold(installation: Installation) -> None:
+    node = await installation.add_node("n-1")
+    copy = await copied(installation)
+    trust, ca = installation.server.trust, installation.server.certificates.ca_der
+    for port in (1, 2, 3):
+        await trust.publish_bundle([installation.gateway, f"127.0.0.1:{port}"], [ca])
+    newest = trust.bundle.version
+    await installation.owner.wait_node("n-1", lambda view: view.bundle_version.number == newest[1])
+
+    await restored(installation, copy)
+    await node.wait_live(streams=2)
+
+    view = await installation.owner.wait_node("n-1", lambda view: view.bundle_version.number > newest[1])
+    assert (view.bundle_version.generation, view.bundle_version.number) == installation.server.trust.bundle.version
+    (after,) = await installation.owner.run("n-1")
+    assert after.state == SUCCEEDED
+
+
+async def test_telemetry_goes_on_after_a_restore(installation: Installation) -> None:
+    node = await installation.add_node("n-1", telemetry_interval_s=0.1, simulated={"series": 2})
+    assert node.node is not None
+    copy = await copied(installation)
+    sent = node.node.telemetry.last_batch_seq
+    await eventually(lambda: node.node and node.node.telemetry.last_batch_seq > sent + 5, "telemetry flows")
+
+    await restored(installation, copy)
+
+    async def latest_ms() -> int:
+        request = admin_pb2.LatestTelemetryRequest(selector=admin_pb2.Selector(patterns=["*"]))
+        answer = await installation.owner.ask("LatestTelemetry", request)
+        return max((value.at_ms for value in answer.values), default=0)
+
+    restored_at_ms = installation.clock.now_ms()
+
+    async def fresh() -> bool:
+        return await latest_ms() > restored_at_ms
+
+    await eventually(fresh, "samples from after the restore are shown")
+
+
 async def test_a_node_whose_journal_went_back_in_time_runs_nothing_twice(installation: Installation) -> None:
     """The other way round: the node's disk was restored from a copy."""
     node = await installation.add_node("n-1")
@@ -192,9 +232,7 @@ async def test_a_node_whose_journal_went_back_in_time_runs_nothing_twice(install
     views = await installation.owner.run("n-1", count=3)
     working = await installation.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 60_000})
     await installation.owner.wait_command(working.issued[0].command_id, lambda view: view.state == RUNNING)
-    await installation.owner.ask("ListKeys", admin_pb2.ListKeysRequest())
-    proxy_gone = asyncio.create_task(node.stop())
-    await proxy_gone
+    await node.stop()
     for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
         (node.folder.path / name).unlink(missing_ok=True)
         if (installation.folder / "older" / name).exists():

@@ -152,3 +152,35 @@ async def _refusals(installation: Installation, wanted: int) -> int | None:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+async def test_make_before_break_under_a_steady_stream_of_commands(installation: Installation) -> None:
+    """A goaway that asks for a takeover: the node is never without a stream, and no command is sent twice."""
+    node = await installation.add_node("n-1")
+    issues: list[str] = []
+    for streams in range(2, 6):
+        issues += [(await installation.owner.issue("n-1", count=5)).issue_id for _ in range(3)]
+        for stream in installation.server.streams:
+            stream.goaway(gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_REBALANCE, resume=True))
+        issues += [(await installation.owner.issue("n-1", count=5)).issue_id for _ in range(3)]
+        await node.wait_live(streams)
+        assert (await installation.owner.node("n-1")).online
+
+    views = [view for issue_id in issues for view in await installation.owner.outcomes(issue_id)]
+    assert {view.state for view in views} == {SUCCEEDED}
+    assert_each_ran_once(node, [view.command_id for view in views])
+    await eventually(lambda: len(installation.server.streams) == 1, "the older streams said goodbye")
+
+
+async def test_a_result_of_a_suspended_node_is_recorded_when_it_is_back(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
+    issued = await quick.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 300}, ttl_s=3600)
+    await eventually(node.runs, "the command runs")
+    await quick.owner.set_state("n-1", "SUSPENDED")
+    await node.wait_refused("SUSPENDED")
+
+    await quick.owner.set_state("n-1", "ACTIVE")
+
+    (view,) = await quick.owner.outcomes(issued.issue_id)
+    assert view.state == SUCCEEDED
+    assert_each_ran_once(node, [view.command_id])
