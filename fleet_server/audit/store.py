@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from operator import attrgetter
 
 from sqlalchemy import Connection
 
 from fleet_server.audit.rules import AuditRow, Head
 from fleet_server.database.engine import sql
+from fleet_server.database.statements import execute, execute_many, fetch
 
 LAST_POSITION = 2**63 - 1
 
@@ -22,6 +23,7 @@ _WRITERS = (
     " SELECT (SELECT MIN(writer) FROM audit_rows AS r WHERE r.writer > found.writer) FROM found"
     " WHERE found.writer IS NOT NULL) SELECT writer FROM found WHERE writer IS NOT NULL"
 )
+_stored = attrgetter(*_COLUMNS.split(", "))
 _SET_HEAD = (
     "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
     " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash"
@@ -30,8 +32,8 @@ _SET_HEAD = (
 
 def head(conn: Connection, writer: str) -> Head:
     """Head of one writer's chain."""
-    row = conn.exec_driver_sql(sql(conn, _HEAD + " WHERE writer = ?"), (writer,)).fetchone()
-    return Head.start(writer) if row is None else Head(row[0], row[1], bytes(row[2]))
+    found = fetch(conn, _HEAD + " WHERE writer = ?", (writer,))
+    return Head(*found[0]) if found else Head.start(writer)
 
 
 def heads(conn: Connection) -> list[Head]:
@@ -42,8 +44,8 @@ def heads(conn: Connection) -> list[Head]:
 def insert(conn: Connection, rows: Sequence[AuditRow], new_head: Head) -> None:
     """Store rows of one chain and its new head. A number that exists already fails: two processes use one writer
     name."""
-    conn.exec_driver_sql(sql(conn, _INSERT_ROW), [astuple(row)[1:] for row in rows])
-    conn.exec_driver_sql(sql(conn, _SET_HEAD), (new_head.writer, new_head.number, new_head.hash))
+    execute_many(conn, _INSERT_ROW, list(map(_stored, rows)))
+    execute(conn, _SET_HEAD, (new_head.writer, new_head.number, new_head.hash))
 
 
 def rows_of(conn: Connection, writer: str, number: int, limit: int) -> list[AuditRow]:

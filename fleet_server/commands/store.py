@@ -1,4 +1,4 @@
-"""SQL over `command_issues` and `commands`. Hot statements go to the driver as text; both dialects read the same."""
+"""SQL over `command_issues` and `commands`, the hottest tables; both dialects read the same text."""
 
 # Every part of a statement is a constant of this module; values only ever travel as parameters.
 # ruff: noqa: S608
@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
-from fleet_server.database.engine import for_update, sql
+from fleet_server.database.engine import for_update
+from fleet_server.database.statements import execute, execute_many, fetch
 
 __all__ = ["Connection"]
 
@@ -116,22 +117,20 @@ _STANDING = (
 def find_issue(conn: Connection, actor: str, idempotency_key: str) -> IssueRow | None:
     """The issue that an operator made under this key."""
     text = f"SELECT {_ISSUE} FROM command_issues WHERE actor = ? AND idempotency_key = ?"
-    row = conn.exec_driver_sql(sql(conn, text), (actor, idempotency_key)).first()
-    return None if row is None else IssueRow._make(row)
+    found = fetch(conn, text, (actor, idempotency_key))
+    return IssueRow._make(found[0]) if found else None
 
 
 def load_issues(conn: Connection, issue_ids: Sequence[str]) -> Iterator[IssueRow]:
     """Issues by id."""
     for chunk in padded(issue_ids):
         text = f"SELECT {_ISSUE} FROM command_issues WHERE issue_id IN ({marks(chunk)})"
-        for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk)):
-            yield IssueRow._make(row)
+        yield from map(IssueRow._make, fetch(conn, text, chunk))
 
 
 def issue_exists(conn: Connection, issue_id: str) -> bool:
     """Whether there is such an issue."""
-    text = "SELECT 1 FROM command_issues WHERE issue_id = ?"
-    return conn.exec_driver_sql(sql(conn, text), (issue_id,)).first() is not None
+    return bool(fetch(conn, "SELECT 1 FROM command_issues WHERE issue_id = ?", (issue_id,)))
 
 
 def insert_issue(conn: Connection, row: IssueRow) -> None:
@@ -142,7 +141,7 @@ def insert_issue(conn: Connection, row: IssueRow) -> None:
     """
     text = f"INSERT INTO command_issues ({_ISSUE}) VALUES ({marks(row)})"
     try:
-        conn.exec_driver_sql(sql(conn, text), tuple(row))
+        execute(conn, text, row)
     except IntegrityError:
         raise IdempotencyKeyTakenError from None
 
@@ -153,9 +152,9 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
     Raises:
         SeqTakenError: a seq is taken; the transaction is of no use any more.
     """
-    text = sql(conn, f"INSERT INTO commands ({_NEW}, state) VALUES (?, ?, ?, ?, ?, ?, ?, 1)")
+    text = f"INSERT INTO commands ({_NEW}, state) VALUES (?, ?, ?, ?, ?, ?, ?, 1)"
     try:
-        conn.exec_driver_sql(text, list(rows))
+        execute_many(conn, text, rows)
     except IntegrityError:
         raise SeqTakenError from None
 
@@ -163,18 +162,18 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
 def keys_of_issue(conn: Connection, issue_id: str) -> list[tuple[str, int, bytes]]:
     """(node_id, seq, command_id) of an issue's commands, by node and seq."""
     text = "SELECT node_id, seq, command_id FROM commands WHERE issue_id = ? ORDER BY node_id, seq"
-    return [(row[0], row[1], row[2]) for row in conn.exec_driver_sql(sql(conn, text), (issue_id,))]
+    return [(node_id, seq, command_id) for node_id, seq, command_id in fetch(conn, text, (issue_id,))]
 
 
 def rows_from(conn: Connection, node_id: str, seq: int) -> list[OpenRow]:
     """Commands of a node from a seq on."""
     text = f"SELECT {_OPEN} FROM commands WHERE node_id = ? AND seq >= ? ORDER BY seq"
-    return [OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, seq))]
+    return list(map(OpenRow._make, fetch(conn, text, (node_id, seq))))
 
 
 def delete_command(conn: Connection, key: Key) -> None:
     """Remove one row."""
-    conn.exec_driver_sql(sql(conn, "DELETE FROM commands WHERE node_id = ? AND seq = ?"), key)
+    execute(conn, "DELETE FROM commands WHERE node_id = ? AND seq = ?", key)
 
 
 # -- send ------------------------------------------------------------------------------------------
@@ -184,8 +183,7 @@ def pending(conn: Connection, node_id: str, after_seq: int, asked_again_through:
         f"SELECT {_OPEN} FROM commands WHERE node_id = ? AND seq > ?"
         f" AND (state <= 2 OR (state < 5 AND seq <= ?)) ORDER BY seq LIMIT ?{for_update(conn)}"
     )
-    found = conn.exec_driver_sql(sql(conn, text), (node_id, after_seq, asked_again_through, limit)).fetchall()
-    return [OpenRow._make(row) for row in found]
+    return list(map(OpenRow._make, fetch(conn, text, (node_id, after_seq, asked_again_through, limit))))
 
 
 def mark_sent(conn: Connection, node_id: str, first: int, last: int, key_id: bytes | None, now_ms: int) -> None:
@@ -194,26 +192,26 @@ def mark_sent(conn: Connection, node_id: str, first: int, last: int, key_id: byt
         "UPDATE commands SET state = 2, key_id = ?, sent_at_ms = CASE WHEN sent_at_ms = 0 THEN ? ELSE sent_at_ms END"
         " WHERE node_id = ? AND seq >= ? AND seq <= ? AND state <= 2"
     )
-    conn.exec_driver_sql(sql(conn, text), (key_id, now_ms, node_id, first, last))
+    execute(conn, text, (key_id, now_ms, node_id, first, last))
 
 
 def lowest_open(conn: Connection, node_id: str, through: int) -> int | None:
     """Lowest open seq of a node up to `through`."""
     text = "SELECT MIN(seq) FROM commands WHERE node_id = ? AND seq <= ? AND state < 5"
-    row = conn.exec_driver_sql(sql(conn, text), (node_id, through)).first()
-    return None if row is None or row[0] is None else int(row[0])
+    [(lowest,)] = fetch(conn, text, (node_id, through))
+    return None if lowest is None else int(lowest)
 
 
 def answered_above(conn: Connection, node_id: str, seq: int) -> list[StandingRow]:
     """Open commands above `seq` that the node once said it had."""
     text = f"SELECT {_STANDING} FROM commands WHERE node_id = ? AND seq > ? AND state IN (3, 4)"
-    return [_standing(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, seq))]
+    return list(map(_standing, fetch(conn, text, (node_id, seq))))
 
 
 def quarantine(conn: Connection, keys: Sequence[Key], error: str, now_ms: int) -> None:
     """Mark rows whose authority does not verify."""
-    text = sql(conn, "UPDATE commands SET state = ?, finished_at_ms = ?, error = ? WHERE node_id = ? AND seq = ?")
-    conn.exec_driver_sql(text, [(QUARANTINED, now_ms, error, *key) for key in keys])
+    text = "UPDATE commands SET state = ?, finished_at_ms = ?, error = ? WHERE node_id = ? AND seq = ?"
+    execute_many(conn, text, [(QUARANTINED, now_ms, error, *key) for key in keys])
 
 
 # -- report ----------------------------------------------------------------------------------------
@@ -222,7 +220,7 @@ def standings(conn: Connection, command_ids: Iterable[bytes]) -> list[StandingRo
     found: list[StandingRow] = []
     for chunk in padded(list(command_ids)):
         text = f"SELECT {_STANDING} FROM commands WHERE command_id IN ({marks(chunk)}){for_update(conn)}"
-        found.extend(_standing(row) for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk)).fetchall())
+        found.extend(map(_standing, fetch(conn, text, chunk)))
     return found
 
 
@@ -231,7 +229,7 @@ def standings_of_node(conn: Connection, node_id: str, seqs: Sequence[int]) -> li
     found: list[StandingRow] = []
     for chunk in padded(seqs):
         text = f"SELECT {_STANDING} FROM commands WHERE node_id = ? AND seq IN ({marks(chunk)}){for_update(conn)}"
-        found.extend(_standing(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, *chunk)).fetchall())
+        found.extend(map(_standing, fetch(conn, text, (node_id, *chunk))))
     return found
 
 
@@ -239,39 +237,26 @@ def save_progress(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> 
     """Write states that are not final."""
     if not changes:
         return
-    text = sql(
-        conn,
+    text = (
         "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?"
-        " WHERE node_id = ? AND seq = ? AND state < 5",
+        " WHERE node_id = ? AND seq = ? AND state < 5"
     )
-    rows = [(new.state, new.accepted_at_ms, new.started_at_ms, *key) for key, new in changes]
-    conn.exec_driver_sql(text, rows)
+    execute_many(conn, text, [(new.state, new.accepted_at_ms, new.started_at_ms, *key) for key, new in changes])
 
 
 def save_results(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:
     """Write final states, where none stands that may not be replaced."""
     if not changes:
         return
-    text = sql(
-        conn,
+    text = (
         "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?, finished_at_ms = ?, output = ?,"
-        f" output_truncated = ?, reason = ?, error = ? WHERE node_id = ? AND seq = ? AND {_REPLACEABLE}",
+        f" output_truncated = ?, reason = ?, error = ? WHERE node_id = ? AND seq = ? AND {_REPLACEABLE}"
     )
     rows = [
-        (
-            new.state,
-            new.accepted_at_ms,
-            new.started_at_ms,
-            new.finished_at_ms,
-            new.output,
-            int(new.output_truncated),
-            new.reason,
-            new.error,
-            *key,
-        )
-        for key, new in changes
+        (state, accepted, started, finished, output, int(truncated), reason, error, *key)
+        for key, (state, accepted, started, finished, output, truncated, reason, error) in changes
     ]
-    conn.exec_driver_sql(text, rows)
+    execute_many(conn, text, rows)
 
 
 # -- cancel ----------------------------------------------------------------------------------------
@@ -280,27 +265,27 @@ def open_by_ids(conn: Connection, command_ids: Sequence[bytes]) -> list[OpenRow]
     found: list[OpenRow] = []
     for chunk in padded(command_ids):
         text = f"SELECT {_OPEN} FROM commands WHERE command_id IN ({marks(chunk)}){for_update(conn)}"
-        found.extend(OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk)).fetchall())
+        found.extend(map(OpenRow._make, fetch(conn, text, chunk)))
     return found
 
 
 def open_of_issue(conn: Connection, issue_id: str) -> list[OpenRow]:
     """Commands of an issue that have not ended, locked."""
     text = f"SELECT {_OPEN} FROM commands WHERE issue_id = ? AND state < 5{for_update(conn)}"
-    return [OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (issue_id,)).fetchall()]
+    return list(map(OpenRow._make, fetch(conn, text, (issue_id,))))
 
 
 def save_cancel_request(conn: Connection, changes: Sequence[tuple[Key, str, bytes]]) -> None:
     """Write who asked for a cancel, empty once it is answered, with the row's new MAC."""
     if changes:
-        text = sql(conn, "UPDATE commands SET cancel_requested_by = ?, mac = ? WHERE node_id = ? AND seq = ?")
-        conn.exec_driver_sql(text, [(actor, mac, *key) for key, actor, mac in changes])
+        text = "UPDATE commands SET cancel_requested_by = ?, mac = ? WHERE node_id = ? AND seq = ?"
+        execute_many(conn, text, [(actor, mac, *key) for key, actor, mac in changes])
 
 
 def asked_cancels(conn: Connection) -> list[Key]:
     """Open commands whose cancel is not answered, of all nodes."""
     text = "SELECT node_id, seq FROM commands WHERE state < 5 AND cancel_requested_by <> ''"
-    return [(row[0], row[1]) for row in conn.exec_driver_sql(text)]
+    return [(node_id, seq) for node_id, seq in fetch(conn, text)]
 
 
 def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[OpenRow]:
@@ -308,7 +293,7 @@ def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[Op
     found: list[OpenRow] = []
     for chunk in padded(seqs):
         text = f"SELECT {_OPEN} FROM commands WHERE node_id = ? AND seq IN ({marks(chunk)}) AND state < 5 ORDER BY seq"
-        found.extend(OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, *chunk)))
+        found.extend(map(OpenRow._make, fetch(conn, text, (node_id, *chunk))))
     return found
 
 
@@ -316,7 +301,7 @@ def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[Op
 def unsigned_past(conn: Connection, now_ms: int, limit: int) -> list[OpenRow]:
     """Commands that were never signed and whose time has passed, locked."""
     text = f"SELECT {_OPEN} FROM commands WHERE state < 5 AND state = 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
-    return [OpenRow._make(row) for row in conn.exec_driver_sql(sql(conn, text), (now_ms, limit)).fetchall()]
+    return list(map(OpenRow._make, fetch(conn, text, (now_ms, limit))))
 
 
 def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRow]:
@@ -324,13 +309,13 @@ def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRo
     text = (
         f"SELECT {_STANDING} FROM commands WHERE state < 5 AND state > 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
     )
-    return [_standing(row) for row in conn.exec_driver_sql(sql(conn, text), (before_ms, limit)).fetchall()]
+    return list(map(_standing, fetch(conn, text, (before_ms, limit))))
 
 
 def count_open(conn: Connection) -> dict[str, int]:
     """Open commands by node."""
     text = "SELECT node_id, COUNT(*) FROM commands WHERE state < 5 GROUP BY node_id"
-    return {row[0]: row[1] for row in conn.exec_driver_sql(text)}
+    return dict(fetch(conn, text))
 
 
 def _standing(row: Any) -> StandingRow:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fleet.v1 import gateway_pb2
 from fleet_server.database.engine import Connection, sql
+from fleet_server.database.statements import fetch
 from fleet_server.nodes.record import DriverSet, NodeActions, encode_drivers
 from fleet_server.nodes.store import CHUNK, encode_labels
 
@@ -65,7 +66,7 @@ class ProfileStore:
             chunk = node_ids[start : start + CHUNK]
             marks = ", ".join("?" * len(chunk))
             text = f"SELECT node_id, drivers_sha256 FROM node_profiles WHERE node_id IN ({marks})"  # noqa: S608
-            for node_id, digest in conn.exec_driver_sql(sql(conn, text), tuple(chunk)):
+            for node_id, digest in fetch(conn, text, tuple(chunk)):
                 of_node[node_id] = bytes(digest)
         holder = {digest: node_id for node_id, digest in of_node.items()}
         found = ((digest, self._set(conn, digest, node_id)) for digest, node_id in holder.items())

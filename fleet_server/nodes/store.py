@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.database.statements import fetch
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 
 CHUNK = 500
@@ -68,8 +69,8 @@ class NodeStore:
         for chunk in _chunks(sorted(refs)):
             marks = _marks(chunk)
             text = f"{_SELECT} WHERE n.name IN ({marks}) OR n.node_id IN ({marks})"
-            for row in conn.exec_driver_sql(sql(conn, text), (*chunk, *chunk)):
-                record = self._record(tuple(row))
+            for row in fetch(conn, text, (*chunk, *chunk)):
+                record = self._record(row)
                 found[record.node_id] = record
         return sorted(found.values(), key=lambda record: record.name)
 
@@ -80,7 +81,7 @@ class NodeStore:
 
     def every(self, conn: Connection) -> list[NodeRecord]:
         """All nodes, by name."""
-        return [self._record(tuple(row)) for row in conn.exec_driver_sql(sql(conn, f"{_SELECT} ORDER BY n.name"))]
+        return list(map(self._record, fetch(conn, f"{_SELECT} ORDER BY n.name")))
 
     def insert(self, conn: Connection, record: NodeRecord) -> bool:
         """Add a node; False when its name or its identity key is taken."""
@@ -107,9 +108,8 @@ class NodeStore:
 
     def current_epoch(self, conn: Connection, node_id: str) -> int:
         """Epoch of the newest stream."""
-        text = "SELECT stream_epoch FROM nodes WHERE node_id = ?"
-        row = conn.exec_driver_sql(sql(conn, text), (node_id,)).first()
-        return 0 if row is None else int(row[0])
+        found = fetch(conn, "SELECT stream_epoch FROM nodes WHERE node_id = ?", (node_id,))
+        return int(found[0][0]) if found else 0
 
     def as_read(self, conn: Connection, record: NodeRecord) -> bool:
         """Whether the row still carries the MAC that was verified when `record` was read."""
@@ -195,7 +195,7 @@ class NodeStore:
                     "UPDATE nodes SET last_seq = last_seq + ?"  # noqa: S608 - only marks are inserted
                     f" WHERE node_id IN ({_marks(chunk)}) RETURNING node_id, last_seq"
                 )
-                for node_id, last in conn.exec_driver_sql(sql(conn, text), (count, *chunk)):
+                for node_id, last in fetch(conn, text, (count, *chunk)):
                     first[node_id] = last - count + 1
         return first
 

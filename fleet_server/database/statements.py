@@ -1,0 +1,69 @@
+"""Statements of the hot path, handed to the driver's own cursor: rows come back as plain tuples.
+
+SQLAlchemy wraps each execution in a context, a result and row objects: five to thirteen microseconds a statement, where
+the database itself takes two. Errors are SQLAlchemy's all the same, so callers and the writer judge them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.exc import DBAPIError
+
+from fleet_server.database.dialects import sql
+
+Parameters = Sequence[Any]
+
+
+def fetch(conn: Connection, text: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+    """All rows that a statement answers, ``?`` standing for parameters."""
+    with _cursor(conn) as cursor:
+        cursor.execute(sql(conn, text), parameters)
+        return list(cursor.fetchall())
+
+
+def execute(conn: Connection, text: str, parameters: Parameters = ()) -> int:
+    """How many rows a statement changed."""
+    with _cursor(conn) as cursor:
+        cursor.execute(sql(conn, text), parameters)
+        return cursor.rowcount
+
+
+def execute_many(conn: Connection, text: str, rows: Sequence[Parameters]) -> int:
+    """How many rows a statement changed, run once for each of `rows`."""
+    with _cursor(conn) as cursor:
+        cursor.executemany(sql(conn, text), rows)
+        return cursor.rowcount
+
+
+@contextmanager
+def _cursor(conn: Connection) -> Iterator[DBAPICursor]:
+    cursor = conn.connection.cursor()
+    try:
+        yield cursor
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise _as_sqlalchemy(conn, error) from error
+    finally:
+        cursor.close()
+
+
+def _as_sqlalchemy(conn: Connection, error: Exception) -> BaseException:
+    """The error as `exec_driver_sql` raises it, statement and parameters left out: they hold operators' arguments."""
+    dialect = conn.dialect
+    lost = dialect.is_disconnect(error, conn.connection, None)  # type: ignore[arg-type]
+    if lost:
+        conn.invalidate(error)
+        conn.engine.dispose()  # what else lies in its pool is as dead
+    return DBAPIError.instance(
+        None,
+        None,
+        error,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=True,
+        connection_invalidated=lost,
+        dialect=dialect,
+    )
