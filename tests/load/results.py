@@ -11,7 +11,7 @@ from rich.table import Table
 from tests.load.context import Context
 
 _UNBROKEN = ("row", "product", "bare baseline", "ratio", "met")
-_HEADINGS = ("row", "workload", "product", "bare baseline", "ratio", "budget", "met")
+_HEADINGS = ("row", "workload", "product", "bare baseline", "ratio", "budget", "met", "others' cores")
 Figures = Mapping[str, float]
 """Name with its unit (`p50_us`, `commands_per_s`) -> value."""
 Measure = Callable[[Context], Awaitable[Figures]]
@@ -52,8 +52,8 @@ class RowResult:
     """Product over baseline in the figure that the budget is about; None when the product was not measured."""
     met: bool | None = None
     """Whether the budget held; None when there is nothing to judge."""
-    load_average: float | None = None
-    """Of the machine over the minute before the row began: how much else ran."""
+    others_cores: float | None = None
+    """Cores that programs other than this run's used, on average while the row ran: how quiet the machine was."""
 
 
 def to_json(results: Sequence[RowResult], conditions: Mapping[str, Any]) -> str:
@@ -76,6 +76,7 @@ def to_markdown(results: Sequence[RowResult], conditions: Mapping[str, Any]) -> 
             _ratio(result),
             result.budget,
             met,
+            _others(result),
         ]
         lines.append(_markdown_row(cells))
     return "\n".join(lines) + "\n"
@@ -95,6 +96,7 @@ def print_table(results: Sequence[RowResult], console: Console) -> None:
             _ratio(result),
             result.budget,
             {None: "", True: "[green]yes", False: "[red]no"}[result.met],
+            _others(result),
         )
     console.print(table)
 
@@ -105,6 +107,10 @@ def _markdown_row(cells: Any) -> str:
 
 def _ratio(result: RowResult) -> str:
     return "" if result.ratio is None else f"{result.ratio:.2f}"
+
+
+def _others(result: RowResult) -> str:
+    return "" if result.others_cores is None else f"{result.others_cores:.1f}"
 
 
 def _lines(figures: Figures) -> list[str]:

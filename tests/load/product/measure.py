@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fleet.v1 import admin_pb2, admin_pb2_grpc
@@ -55,11 +56,12 @@ async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
         before = await _snapshot(server, fleet)
         await asyncio.sleep(ctx.scaled(12.0, 3.0))
         after = await _snapshot(server, fleet)
-    done, seconds, server_cpu_s, fleet_cpu_s = (b - a for a, b in zip(before, after, strict=True))
+    done = after.commands - before.commands
     return {
-        "commands_per_s": done / seconds,
-        "server_cpu_us_per_command": server_cpu_s / done * _MICROSECONDS,
-        "nodes_cpu_us_per_command": fleet_cpu_s / done * _MICROSECONDS,
+        "commands_per_s": done / (after.at_s - before.at_s),
+        "server_cpu_us_per_command": (after.server_cpu_s - before.server_cpu_s) / done * _MICROSECONDS,
+        "nodes_cpu_us_per_command": (after.nodes_cpu_s - before.nodes_cpu_s) / done * _MICROSECONDS,
+        "server_commits_per_command": (after.commits - before.commits) / done,
     }
 
 
@@ -76,12 +78,13 @@ async def _keep_busy(server: Installation, admin: admin_pb2_grpc.AdminAsyncStub,
 
 async def command_latency(ctx: Context) -> Figures:
     """One command at a time: from the issue call until its result is visible to whoever watches."""
-    async with _commanded(ctx, "a2", 1) as (server, _), server.admin() as admin:
+    async with _commanded(ctx, "a2", 1) as (server, fleet), server.admin() as admin:
         request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[_NOOP])
         seen: asyncio.Queue[bytes] = asyncio.Queue()
         took_s: list[float] = []
         async with _alongside(_follow_results(server, admin, seen)):
             await asyncio.sleep(_SETTLE_S)
+            before = await _snapshot(server, fleet)
             for _ in range(ctx.scaled(1_500, 300)):
                 started_at_s = time.perf_counter()
                 answer = await admin.IssueCommands(request, metadata=server.metadata)
@@ -89,8 +92,16 @@ async def command_latency(ctx: Context) -> Figures:
                     while await seen.get() != answer.issued[0].command_id:
                         pass
                 took_s.append(time.perf_counter() - started_at_s)
+            after = await _snapshot(server, fleet)
+    done = after.commands - before.commands
     cuts = statistics.quantiles(took_s[len(took_s) // 10 :], n=100)
-    return {"p50_us": cuts[49] * _MICROSECONDS, "p99_us": cuts[98] * _MICROSECONDS}
+    return {
+        "p50_us": cuts[49] * _MICROSECONDS,
+        "p99_us": cuts[98] * _MICROSECONDS,
+        "server_cpu_us_per_command": (after.server_cpu_s - before.server_cpu_s) / done * _MICROSECONDS,
+        "node_cpu_us_per_command": (after.nodes_cpu_s - before.nodes_cpu_s) / done * _MICROSECONDS,
+        "server_commits_per_command": (after.commits - before.commits) / done,
+    }
 
 
 async def _follow_results(
@@ -178,14 +189,27 @@ async def _acknowledged(server: Installation, links: Child) -> tuple[dict[str, f
     return await links.call("acknowledged"), server.cpu_s(), links.cpu_s()
 
 
-async def _snapshot(server: Installation, fleet: Child) -> tuple[float, float, float, float]:
-    """Commands finished as the server counts them, the time, and CPU of both sides.
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """Commands finished and database commits as the server counts them, the time, and CPU of both sides."""
 
-    A scrape costs the server milliseconds, so there is one at each end of a measurement and none between.
-    """
+    commands: float
+    commits: float
+    at_s: float
+    server_cpu_s: float
+    nodes_cpu_s: float
+
+
+async def _snapshot(server: Installation, fleet: Child) -> _Snapshot:
+    """A scrape costs the server milliseconds, so there is one at each end of a measurement and none between."""
     text = await asyncio.to_thread(_scrape, server.settings.metrics_listen)
-    counts = re.findall(r"fleet_server_commands_finished_total\{[^}]*\} ([0-9.e+]+)", text)
-    return sum(map(float, counts)), time.monotonic(), server.cpu_s(), fleet.cpu_s()
+    commands = _total(text, r"fleet_server_commands_finished_total\{[^}]*\}")
+    commits = _total(text, "fleet_server_database_commit_seconds_count")
+    return _Snapshot(commands, commits, time.monotonic(), server.cpu_s(), fleet.cpu_s())
+
+
+def _total(exposition: str, series: str) -> float:
+    return sum(map(float, re.findall(rf"^{series} (\S+)$", exposition, re.MULTILINE)))
 
 
 def _scrape(address: str) -> str:

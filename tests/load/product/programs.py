@@ -22,7 +22,6 @@ from tests.load.results import Figures
 
 _BIN = Path(sys.executable).parent
 _ONLINE_TIMEOUT_S = 30.0
-_SETTLE_S = 5.0
 _TELEMETRY_INTERVAL_S = 10
 
 
@@ -31,12 +30,12 @@ async def node_daemon(ctx: Context) -> Figures:
     async with installation(ctx, "a7", nodes=1) as server:
         _make_journal(server.node_folders[0])
         starts_s = []
-        for _ in range(ctx.scaled(5, 2)):
+        for _ in range(ctx.scaled(5, 1)):
             async with _daemon(server) as (_, start_s):
                 starts_s.append(start_s)
         async with _daemon(server) as (process, _):
-            await asyncio.sleep(_SETTLE_S)
-            span_s = ctx.scaled(3.0 * _TELEMETRY_INTERVAL_S, 1.0 * _TELEMETRY_INTERVAL_S)
+            await asyncio.sleep(ctx.scaled(5.0, 2.0))
+            span_s = ctx.scaled(3.0, 0.5) * _TELEMETRY_INTERVAL_S
             before_s = _cpu_s(process)
             await asyncio.sleep(span_s)
             return {

@@ -11,7 +11,7 @@ from tests.load.context import Context
 from tests.load.results import Figures, Row, RowResult, Verdict, print_table, to_json, to_markdown
 from tests.load.run import measure
 
-_MEASURED = RowResult("X1", "work", ">= 1.0x", {"per_s": 10.0}, {"per_s": 25.0}, ratio=2.5, met=True)
+_MEASURED = RowResult("X1", "work", ">= 1.0x", {"per_s": 10.0}, {"per_s": 25.0}, ratio=2.5, met=True, others_cores=0.1)
 _BARE = RowResult("X2", "work", "none", {"p50_us": 1234.5})
 
 
@@ -30,7 +30,7 @@ def test_a_markdown_table_replaces_the_one_between_the_marks_and_nothing_else() 
     page = f"# Above\n\n{first}\nbelow\n"
     table = to_markdown([_MEASURED], {"cores": 2})
     replaced = put_between_marks(page, table)
-    assert "| X1 | work | per_s 25 | per_s 10 | 2.50 | >= 1.0x | yes |" in replaced
+    assert "| X1 | work | per_s 25 | per_s 10 | 2.50 | >= 1.0x | yes | 0.1 |" in replaced
     assert "X2" not in replaced
     assert replaced.startswith("# Above\n")
     assert replaced.endswith("\nbelow\n")
@@ -70,3 +70,4 @@ async def test_a_row_that_fails_keeps_its_measured_half_and_costs_the_next_nothi
     assert third.ratio == pytest.approx(0.5)
     assert third.met is False
     assert fourth.met is None
+    assert all(result.others_cores is not None for result in run.results)
