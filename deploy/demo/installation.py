@@ -254,7 +254,7 @@ class Installation:
             f'data_dir = "{self.data}"\n'
             f'gateway_listen = "{self.gateway}"\n'
             f'admin_listen = "{self.admin}"\n'
-            'console_listen = "off"\nmetrics_listen = "off"\n'
+            'metrics_listen = "off"\n'
             "heartbeat_interval_s = 1\n"
             "drain_deadline_s = 10\n"
             'log_format = "json"\n'

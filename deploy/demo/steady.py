@@ -89,6 +89,8 @@ class SteadyStream:
         while True:
             try:
                 return self._admin.issue("*", admin_pb2.CommandSpec(action="simulated.noop"), idempotency_key=key)
+            except ValueError:
+                return None  # the demo ended and closed the channel
             except grpc.RpcError as error:
                 code = error.code()
                 if code not in _AWAY or time.monotonic() > deadline_s:

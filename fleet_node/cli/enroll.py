@@ -92,6 +92,7 @@ async def _enroll(
         async with asyncio.timeout(timeout_s if wait else _NO_WAIT_TIMEOUT_S):
             if token_text:
                 pending = await service.apply(token_text, _applicant(settings))
+                progress.asked = True
             if pending is None:
                 raise AssertionError("a token is asked for when nothing is pending")
             _say_fingerprint(show_fingerprint(service.keys().fingerprint), pending.owner_pin)
@@ -126,10 +127,12 @@ class _Progress:
 
     def out_of_time(self) -> Failure:
         """Why there is no decision in time."""
+        from fleet.errors import Reason, Refusal
         from fleet_node.cli.failures import refusal_code
 
-        if self._last is not None and not self.asked:
-            return Failure(f"gave up: {self._last.detail}", code=refusal_code(self._last))
+        if not self.asked:
+            last = self._last or Refusal(Reason.UNAVAILABLE, "no gateway answered in time")
+            return Failure(f"gave up: {last.detail}", code=refusal_code(last))
         return Failure("no decision in time", hint="run `fleet-node enroll` again: it goes on waiting")
 
 

@@ -19,7 +19,6 @@ from fleet.clock import Clock, ServerTime
 from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.identity import NodeKeys
 from fleet.logs import get_logger
-from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller, LeafCache, open_caller
@@ -177,10 +176,11 @@ class Link:
             elif connection.goaway.done() and not running.done():
                 goaway = connection.goaway.result()
                 plan = rules.plan_goaway(goaway, self._known_endpoints())
-                log.info("goaway_received", reason=gateway_pb2.GoawayReason.Name(goaway.reason), plan=str(plan.leave))
+                log.info("goaway_received", reason=plan.reason, plan=str(plan.leave))
                 if plan.leave is rules.Leave.TAKEOVER:
                     successor = await self._take_over(connection, plan, running)
                     if successor is not None:
+                        self._metrics.reconnects.labels(plan.reason).inc()
                         self._retire(connection, running)
                         return successor
                 else:
@@ -226,7 +226,7 @@ class Link:
         if self._stopping.is_set():
             return
         if plan is not None and plan.leave is rules.Leave.RETURN:
-            self._metrics.reconnects.labels("goaway").inc()
+            self._metrics.reconnects.labels(plan.reason).inc()
             await self._pause(full_jitter_s(plan.delay_s, plan.window_s))
         elif plan is not None and plan.leave is rules.Leave.STAY_AWAY:
             await self._stay_away(refusal or Refusal(Reason.SUSPENDED, "the server sent this node away"))

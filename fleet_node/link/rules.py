@@ -25,8 +25,9 @@ class Leave(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do about a goaway; delays in seconds."""
+    """What to do about a goaway; delays in seconds, `reason` as metrics and logs name it."""
 
+    reason: str
     leave: Leave
     delay_s: float
     window_s: float
@@ -53,11 +54,18 @@ def plan_goaway(goaway: gateway_pb2.ControlGoaway, bundle_endpoints: Sequence[st
     known = set(bundle_endpoints)
     wished = tuple(endpoint for endpoint in goaway.endpoints if endpoint in known)
     return Plan(
+        reason=_reason_name(goaway.reason),
         leave=leave,
         delay_s=min(goaway.reconnect_after_ms, MAX_SLOT_MS) / 1000,
         window_s=min(goaway.window_ms, MAX_SLOT_MS) / 1000,
         endpoints=wished or tuple(bundle_endpoints),
     )
+
+
+def _reason_name(reason: int) -> str:
+    known = gateway_pb2.GoawayReason.values()
+    name = gateway_pb2.GoawayReason.Name(gateway_pb2.GoawayReason.ValueType(reason)) if reason in known else "UNKNOWN"
+    return name.removeprefix("GOAWAY_REASON_")
 
 
 def stay_away_s(reason: Reason, asked_s: float | None) -> float | None:

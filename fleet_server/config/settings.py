@@ -102,9 +102,6 @@ class Settings(BaseSettings):
     # Nodes come from everywhere; everyone else is let in deliberately.
     gateway_listen: Listen = Field("0.0.0.0:7443", description="Where nodes connect.")
     admin_listen: Listen = Field("127.0.0.1:7444", description="Where operators (`fleetctl`) connect.")
-    console_listen: OptionalListen = Field(
-        "127.0.0.1:7080", description="Where browsers connect; `off` for no console."
-    )
     metrics_listen: OptionalListen = Field(
         "127.0.0.1:9464", description="Where Prometheus scrapes; `off` for no metrics."
     )

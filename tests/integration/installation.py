@@ -71,7 +71,6 @@ def server_settings(data: Path, gateway_port: int, admin_port: int, **changes: A
         "gateway_listen": f"127.0.0.1:{gateway_port}",
         "admin_listen": f"127.0.0.1:{admin_port}",
         "metrics_listen": "off",
-        "console_listen": "off",
         "database_readers": 2,
     }
     return Settings(**(made | changes))

@@ -15,7 +15,7 @@ from tests.integration.installation import Installation, RunningNode, Template
 from tests.integration.waiting import eventually
 
 BIN = Path(sys.executable).parent
-_SHOWN = ("gateway_listen", "admin_listen", "metrics_listen", "console_listen", "heartbeat_interval_s", "session_ttl_s")
+_SHOWN = ("gateway_listen", "admin_listen", "metrics_listen", "heartbeat_interval_s", "session_ttl_s")
 
 
 class ServerProcess(Installation):

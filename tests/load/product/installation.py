@@ -153,7 +153,6 @@ def _settings(folder: Path, overrides: dict[str, object]) -> Settings:
         "gateway_listen": f"127.0.0.1:{ports[0]}",
         "admin_listen": f"127.0.0.1:{ports[1]}",
         "metrics_listen": f"127.0.0.1:{ports[2]}",
-        "console_listen": "off",
         "log_level": "warning",
     }
     folder.mkdir(mode=0o700, parents=True)
@@ -165,7 +164,6 @@ def _flags(settings: Settings) -> Sequence[str]:
         "gateway_listen",
         "admin_listen",
         "metrics_listen",
-        "console_listen",
         "log_level",
         "heartbeat_interval_s",
         "drain_deadline_s",
