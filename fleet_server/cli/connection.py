@@ -67,8 +67,11 @@ class Admin:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            # Ctrl-C: close() could wait for ever (see `__main__`). The process ends now, and its connection with it.
+            return
         self._channel.close()
 
     def call(

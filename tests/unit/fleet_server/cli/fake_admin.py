@@ -60,7 +60,8 @@ class FakeAdmin:
         answer = self._next(method, request, context)
         for item in answer if isinstance(answer, list) else [answer]:
             if item is self.HOLD:
-                context.add_callback(self.left.set)
+                if not context.add_callback(self.left.set):
+                    self.left.set()  # the caller has left before
                 self.held.set()
                 self.left.wait(30)
                 return
