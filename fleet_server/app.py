@@ -189,9 +189,7 @@ class Server:
             admission_per_s=lambda: self.sessions.admission.rate_per_s,
             on_lost=self.nodes.forget_streams,
         )
-        self.operators = OperatorService(
-            database=self.database, clock=clock, audit=self.audit, row_mac=self._secrets.row_mac("operators")
-        )
+        self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)
 
     async def run(self) -> int:
         """Serve until a signal or a drain request; the exit code.

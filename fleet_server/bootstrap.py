@@ -98,7 +98,7 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
             wakeup=wakeup,
             cluster_name=settings.cluster_name,
         )
-        operators = OperatorService(database=database, clock=clock, audit=audit, row_mac=secrets.row_mac("operators"))
+        operators = OperatorService(database=database, clock=clock, audit=audit, secrets=secrets)
         database.start()
         try:
             await trust.create_cluster()

@@ -7,10 +7,12 @@ and audited in batches, so that a dashboard that polls does not bury what matter
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
-import secrets
+import hmac
 from collections import Counter
 from dataclasses import dataclass
+from secrets import token_bytes, token_hex
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -23,12 +25,14 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
-from fleet_server.trust.secrets import RowMac
+from fleet_server.trust.secrets import Secrets
 
 log = get_logger(__name__)
 
 TOKEN_PREFIX = "fop1."
 _TOKEN_BYTES = 32
+_TOKEN_MAC_BYTES = 16
+_TOKEN_CHARS = 64
 _CACHE_S = 1.0
 _MAX_CACHED = 1024
 _FLUSH_S = 10.0
@@ -46,16 +50,18 @@ class OperatorService:
     """Use cases around operators.
 
     Args:
-        row_mac: MAC of the table `operators`.
+        secrets: for the MAC of the table `operators`, and for the MAC in every token, which lets garbage cost no query.
     """
 
-    def __init__(self, *, database: Database, clock: Clock, audit: AuditService, row_mac: RowMac) -> None:
+    def __init__(self, *, database: Database, clock: Clock, audit: AuditService, secrets: Secrets) -> None:
         self._database = database
         self._clock = clock
         self._audit = audit
-        self._store = OperatorStore(row_mac)
+        self._store = OperatorStore(secrets.row_mac("operators"))
+        self._token_key = secrets.derive("operator-token")
         self._cache: dict[bytes, tuple[float, Operator]] = {}
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._told: set[str] = set()
 
     async def authorise(self, token: str, method: str) -> Caller:
         """Who holds `token`, once they may call `method`; the call is counted for the audit.
@@ -89,8 +95,8 @@ class OperatorService:
         """
         rules.check_operator_name(name)
         role = rules.parse_role(role_word)
-        token = Secret(TOKEN_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("="))
-        operator = Operator("op-" + secrets.token_hex(8), name, role, self._clock.now_ms(), 0, intact=True)
+        token = Secret(self._token_text(token_bytes(_TOKEN_BYTES)))
+        operator = Operator("op-" + token_hex(8), name, role, self._clock.now_ms(), 0, intact=True)
 
         def work(tx: Transaction) -> None:
             if self._store.by_name(tx.conn, name) is not None:
@@ -160,7 +166,7 @@ class OperatorService:
             raise
 
     async def _authenticate(self, token: str) -> Operator:
-        if not token.startswith(TOKEN_PREFIX) or len(token) > 128:
+        if not self._genuine(token):
             raise _unknown()
         token_sha256 = _hash(token)
         operator = self._cached(token_sha256)
@@ -169,8 +175,7 @@ class OperatorService:
             if operator is None:
                 raise _unknown()
             if not operator.intact:
-                log.error("operator_row_tampered", operator=operator.name)
-                await self._audit_one(AuditKind.OPERATOR_QUARANTINED, operator.name, "row MAC does not fit")
+                await self._tell_tampered(operator)
                 raise _unknown()
             if len(self._cache) >= _MAX_CACHED:
                 self._cache.clear()
@@ -179,12 +184,34 @@ class OperatorService:
             raise Refusal(Reason.UNAUTHENTICATED, "this operator token was revoked: ask an owner for a new one")
         return operator
 
+    def _token_text(self, secret: bytes) -> str:
+        mac = hmac.digest(self._token_key, secret, "sha256")[:_TOKEN_MAC_BYTES]
+        return TOKEN_PREFIX + base64.urlsafe_b64encode(secret + mac).decode().rstrip("=")
+
+    def _genuine(self, token: str) -> bool:
+        """Whether this server made the token: a flood of invented ones is refused without a query."""
+        body = token.removeprefix(TOKEN_PREFIX)
+        if body == token or len(body) != _TOKEN_CHARS or not body.isascii():
+            return False
+        try:
+            secret = base64.urlsafe_b64decode(body)[:_TOKEN_BYTES]
+        except (binascii.Error, ValueError):
+            return False
+        return hmac.compare_digest(token, self._token_text(secret))
+
     def _cached(self, token_sha256: bytes) -> Operator | None:
         until, operator = self._cache.get(token_sha256, (0.0, None))
         return operator if until > self._clock.monotonic() else None
 
     def _owners(self, tx: Transaction) -> int:
         return sum(1 for o in self._store.all(tx.conn) if o.role is Role.OWNER and not o.revoked_at_ms and o.intact)
+
+    async def _tell_tampered(self, operator: Operator) -> None:
+        if operator.operator_id in self._told:
+            return
+        self._told.add(operator.operator_id)
+        log.error("operator_row_tampered", operator=operator.name)
+        await self._audit_one(AuditKind.OPERATOR_QUARANTINED, operator.name, "row MAC does not fit")
 
     async def _audit_one(self, kind: AuditKind, operator: str, what: str) -> None:
         def work(tx: Transaction) -> None:

@@ -23,8 +23,7 @@ def audit(database: Database, clock: MockClock) -> AuditService:
 
 @pytest.fixture
 def access(database: Database, clock: MockClock, audit: AuditService) -> OperatorService:
-    row_mac = Secrets(Secret(bytes(32))).row_mac("operators")
-    return OperatorService(database=database, clock=clock, audit=audit, row_mac=row_mac)
+    return OperatorService(database=database, clock=clock, audit=audit, secrets=Secrets(Secret(bytes(32))))
 
 
 async def _refused(access: OperatorService, token: str, method: str) -> Refusal:
@@ -55,6 +54,14 @@ async def test_strangers_are_unauthenticated(access: OperatorService, token: str
     refusal = await _refused(access, token, "WhoAmI")
     assert refusal.reason is Reason.UNAUTHENTICATED
     assert "fleetctl login" in refusal.detail
+
+
+async def test_an_invented_token_costs_no_query(access: OperatorService, database: Database) -> None:
+    _, token = await access.create("init", "ada", "operator")
+    await database.close()  # a query would say UNAVAILABLE
+    for invented in ("fop1." + "A" * 64, token.reveal()[:-1] + ("A" if token.reveal()[-1] != "A" else "B")):
+        assert (await _refused(access, invented, "WhoAmI")).reason is Reason.UNAUTHENTICATED
+    assert (await _refused(access, token.reveal(), "WhoAmI")).reason is Reason.UNAVAILABLE
 
 
 async def test_a_revoked_token_opens_nothing_at_once(access: OperatorService) -> None:
