@@ -146,12 +146,15 @@ class Announcer:
 
     def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
         by_issue: dict[str, list[Key]] = {}
-        for change in changes:
-            by_issue.setdefault(change.issue_id, []).append(change.key)
-            if rules.is_final(change.now):
-                self._rooms.metrics.finished.labels(state_name(change.now)).inc()
-                if not rules.is_final(change.was):
-                    self._ended(change.key[0])
+        finished: dict[int, int] = {}
+        for key, issue_id, was, now in changes:
+            by_issue.setdefault(issue_id, []).append(key)
+            if rules.is_final(now):
+                finished[now] = finished.get(now, 0) + 1
+                if not rules.is_final(was):
+                    self._ended(key[0])
+        for state, count in finished.items():
+            self._rooms.metrics.finished.labels(state_name(state)).inc(count)
         self._rooms.metrics.open.set(self._open_total)
         for issue_id, keys in by_issue.items():
             self.feed.publish_nowait(issue_id, keys)

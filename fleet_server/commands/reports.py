@@ -106,13 +106,16 @@ class Reports:
     def _record(self, tx: Transaction, frames: Sequence[Frame]) -> None:
         now_ms = self._rooms.clock.now_ms()
         digest = self._digest(tx, frames, now_ms)
-        news = digest.news.values()
-        changed = [((row.node_id, row.seq), standing) for row, standing in news]
-        store.save_progress(tx.conn, [change for change in changed if not rules.is_final(change[1].state)])
-        store.save_results(tx.conn, [change for change in changed if rules.is_final(change[1].state)])
+        progress: list[tuple[Key, Standing]] = []
+        results: list[tuple[Key, Standing]] = []
+        for key, (_, standing) in digest.news.items():
+            (results if rules.is_final(standing.state) else progress).append((key, standing))
+        store.save_progress(tx.conn, progress)
+        store.save_results(tx.conn, results)
         self._audit(tx, digest)
         changes = [
-            Change((row.node_id, row.seq), row.issue_id, row.standing.state, standing.state) for row, standing in news
+            Change(key, row.issue_id, row.standing.state, standing.state)
+            for key, (row, standing) in digest.news.items()
         ]
         self._announcer.announce(tx, changes)
         tx.after_commit(lambda: self._observe(changes, digest, now_ms))
@@ -121,19 +124,19 @@ class Reports:
         """Fold the reports, in their order, into one new standing for each command that they move."""
         rows = _load(tx.conn, frames)
         digest = _Digest()
+        news = digest.news
         for node_id, reports in frames:
             for report in reports:
                 row = rows.get(report.command_id)
+                key = (node_id, report.monotonic_seq)
                 # All three must fit: a node speaks of its own commands only.
-                if row is None or (row.node_id, row.seq) != (node_id, report.monotonic_seq):
+                if row is None or (row.node_id, row.seq) != key:
                     digest.unmatched.append((node_id, report))
                     continue
-                key = (row.node_id, row.seq)
-                standing = digest.news[key][1] if key in digest.news else row.standing
-                moved = rules.advance(standing, report, now_ms)
+                moved = rules.advance(news[key][1] if key in news else row.standing, report, now_ms)
                 if moved is not None:
-                    digest.news[key] = (row, moved)
-        digest.late = [(row, new) for row, new in digest.news.values() if row.standing.declared]
+                    news[key] = (row, moved)
+        digest.late = [(row, new) for row, new in news.values() if row.standing.declared]
         return digest
 
     def _audit(self, tx: Transaction, digest: _Digest) -> None:

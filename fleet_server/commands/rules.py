@@ -191,30 +191,29 @@ def advance(standing: Standing, report: command_pb2.Report, now_ms: int) -> Stan
 
     Reports may come twice, late, in any order and over an older stream; the outcome is the same.
     """
-    if not ACCEPTED <= report.state <= INTERRUPTED:
+    state = report.state
+    if not ACCEPTED <= state <= INTERRUPTED:
         return None
     if is_final(standing.state):
-        if not (standing.declared and is_final(report.state)):
+        if not (standing.declared and is_final(state)):
             return None
-    elif report.state <= standing.state:
+    elif state <= standing.state:
         return None
     accepted_at_ms = standing.accepted_at_ms or _plausible(report.accepted_at_ms, now_ms)
     started_at_ms = standing.started_at_ms or _plausible(report.started_at_ms, now_ms)
-    if not is_final(report.state):
-        return standing._replace(
-            state=report.state,
-            accepted_at_ms=accepted_at_ms or now_ms,
-            started_at_ms=(started_at_ms or now_ms) if report.state == RUNNING else started_at_ms,
-        )
-    output = report.output[:MAX_OUTPUT_BYTES]
+    if not is_final(state):
+        if state == RUNNING:
+            started_at_ms = started_at_ms or now_ms
+        return Standing(state, accepted_at_ms or now_ms, started_at_ms)
+    output = report.output
     reason = _text(report.reason, MAX_REASON_CHARS)
     return Standing(
-        state=report.state,
+        state=state,
         accepted_at_ms=accepted_at_ms,
         started_at_ms=started_at_ms,
         finished_at_ms=_plausible(report.finished_at_ms, now_ms) or now_ms,
-        output=output or None,
-        output_truncated=report.output_truncated or len(report.output) > MAX_OUTPUT_BYTES,
+        output=output[:MAX_OUTPUT_BYTES] or None,
+        output_truncated=report.output_truncated or len(output) > MAX_OUTPUT_BYTES,
         # The server's own words are not a node's to use: they would make its result replaceable.
         reason=f"NODE_{reason}" if reason in DECLARED_REASONS else reason,
         error=_text(report.error, MAX_ERROR_CHARS),
@@ -275,7 +274,7 @@ def _plausible(at_ms: int, now_ms: int) -> int:
 
 def _text(text: str, max_chars: int) -> str:
     # PostgreSQL stores no NUL: one report with it would fail the whole group again and again.
-    return text[:max_chars].replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    return text and text[:max_chars].replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 def _wrong(detail: str) -> Refusal:
