@@ -29,6 +29,7 @@ log = get_logger(__name__)
 
 _TAKEOVER_GRACE_S = 15.0
 _TICK_S = 0.1
+_FIRST_PING_S = 0.5
 
 
 class StreamRegistry:
@@ -105,7 +106,7 @@ class StreamRegistry:
             self._wakeup.subscribe(f"node-state:{node_id}", stream.refresh_membership),
             self._wakeup.subscribe("bundle", stream.send_bundle_if_older),
         ]
-        self._schedule(stream)
+        self._schedule(stream, _FIRST_PING_S)  # round trip and clock offset are known at once
         if older is not None:
             self._supersede(older, by=stream)
 
@@ -169,8 +170,8 @@ class StreamRegistry:
         reauth = gateway_pb2.Reauth(challenge=challenge, new_expires_at_ms=now_ms + self._session_ttl_ms)
         stream.send(gateway_pb2.ServerControl(reauth=reauth))
 
-    def _schedule(self, stream: Stream) -> None:
-        due = self._clock.monotonic() + self.heartbeat_interval_ms / 1000
+    def _schedule(self, stream: Stream, at_most_s: float = float("inf")) -> None:
+        due = self._clock.monotonic() + min(self.heartbeat_interval_ms / 1000, at_most_s)
         heapq.heappush(self._due, (due, next(self._order), stream))
 
     def _supersede(self, older: Stream, by: Stream) -> None:
