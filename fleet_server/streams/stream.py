@@ -92,6 +92,7 @@ class Stream:
         self._ending: Refusal | None = None
         self._ended = asyncio.Event()
         self._accepted_seq = claim.hello_body.last_accepted_seq
+        self._clock_offset_ms = 0
         self.pulse = Pulse(claim.session_expires_at_ms)
         self.commands = CommandLane(
             claim=claim,
@@ -252,6 +253,7 @@ class Stream:
         self._rooms.metrics.commands.reports.inc(len(reports.reports))
         seqs = [report.monotonic_seq for report in reports.reports]
         self._accepted_seq = max(self._accepted_seq, *seqs)
+        self._note_alive()
         self.commands.answered(seqs)
         self._reports.put(reports)
 
@@ -263,9 +265,15 @@ class Stream:
     def _take_pong(self, pong: gateway_pb2.Pong) -> None:
         clock = self._rooms.clock
         rtt_us = self.pulse.take_pong(pong.number, clock.monotonic())
-        offset_ms = pong.node_time_ms - clock.now_ms() + rtt_us // 2000
+        self._clock_offset_ms = pong.node_time_ms - clock.now_ms() + rtt_us // 2000
+        self._note_alive()
+
+    def _note_alive(self) -> None:
         self._rooms.nodes.note_alive_nowait(
-            self.node_id, rtt_us=rtt_us, clock_offset_ms=offset_ms, accepted_seq=self._accepted_seq
+            self.node_id,
+            rtt_us=self.pulse.last_rtt_us,
+            clock_offset_ms=self._clock_offset_ms,
+            accepted_seq=self._accepted_seq,
         )
 
     async def _reauth(self, control: gateway_pb2.NodeControl) -> None:
