@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets as random_ids
 from collections.abc import Coroutine
-from pathlib import Path
 
 import uvloop
 
 from fleet.clock import SystemClock
 from fleet.errors import Refusal
-from fleet.identity import write_private
 from fleet.logs import get_logger
 from fleet.metrics import Registry
 from fleet.metrics_listener import Federation, MetricsListener
@@ -49,6 +46,7 @@ from fleet_server.observability import garbage
 from fleet_server.observability import logging as server_logging
 from fleet_server.observability.health import ServerHealth
 from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy
@@ -80,7 +78,7 @@ class Server:
 
     def __init__(self, settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> None:
         self.settings = settings
-        self.replica_id = settings.replica_id or _own_replica_id(settings.data_dir)
+        self.replica_id = settings.replica_id or own_replica_id(settings.data_dir)
         self.clock = SystemClock()
         self.registry = Registry()
         self.metrics = ServerMetrics(self.registry)
@@ -382,14 +380,6 @@ def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates
         return await server.run()
 
     return uvloop.run(main())
-
-
-def _own_replica_id(data_dir: Path) -> str:
-    """A name of this replica's own that stays the same over restarts: its audit chain carries it."""
-    path = data_dir / "replica-id"
-    if not path.exists():
-        write_private(path, f"replica-{random_ids.token_hex(4)}".encode())
-    return path.read_text().strip()
 
 
 def _address(listen: str) -> tuple[str, int]:
