@@ -7,8 +7,10 @@ not answer.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,6 +166,7 @@ def init(
         click.echo(f"made a secret encryption key, for development: {made.made_key_file}", err=True)
     click.echo(f"cluster      {made.cluster_name} ({made.cluster_id})")
     click.echo(f"authority    {made.authority_key.hex()}")
+    click.echo(f"  SHA-256    {hashlib.sha256(made.authority_key).digest().hex(':').upper()}")
     click.echo(f"TLS CA       {made.tls_ca_file}")
     click.echo(f"  SHA-256    {made.tls_ca_sha256.hex(':').upper()}")
     if made.owner_token is None:
@@ -174,8 +177,19 @@ def init(
     else:
         click.echo(f"owner        {made.owner}, token (shown this once):")
         click.echo(made.owner_token.reveal())
-    login = f"fleetctl login {settings.admin_listen} --ca-file {made.tls_ca_file}"
-    click.echo(f"next: `fleet-server run`, then `{login}`", err=True)
+    start = shlex.join(["fleet-server", "run", *_repeated(file, data_dir, pairs)])
+    login = shlex.join(["fleetctl", "login", settings.admin_listen, "--ca-file", str(made.tls_ca_file)])
+    click.echo(f"next: `{start}`, then `{login}`", err=True)
+
+
+def _repeated(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> Iterator[str]:
+    """The flags of this call, for the next one on the same installation."""
+    if file is not None:
+        yield from ("--config", str(file))
+    if data_dir:
+        yield from ("--data-dir", data_dir)
+    for pair in pairs:
+        yield from ("--set", pair)
 
 
 def _check_token_file(path: Path) -> None:

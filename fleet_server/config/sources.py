@@ -103,7 +103,7 @@ def _from_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError([f"{file}: cannot be read ({error.strerror}): name another with --config"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file}: is no TOML: {error}"]) from error
+        raise ConfigError([f"{file} is not TOML: {error}"]) from error
 
 
 def _file_sources(file: Path) -> dict[str, str]:
@@ -140,7 +140,9 @@ def _explain(problem: Any, sources: Mapping[str, str]) -> str:
         return message
     name, *inside = problem["loc"]
     entry = f" (entry {inside[0] + 1})" if inside and isinstance(inside[0], int) else ""
-    return f"{sources.get(name, 'default')}: {name}{entry}: {message}"
+    source = sources.get(name, "default")
+    where = source if source == f"flag {name}" else f"{source}: {name}"
+    return f"{where}{entry}: {message}"
 
 
 def _suggest(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import TextIO
@@ -29,4 +30,12 @@ def configure(
     fields = {"component": "fleet-server"}
     if replica_id is not None:
         fields["replica_id"] = replica_id
+    chatter = logging.getLogger("alembic.runtime.migration")
+    chatter.removeFilter(_tells_a_change)
+    chatter.addFilter(_tells_a_change)
     logs.configure(sys.stderr if stream is None else stream, level=level, fields=fields, pretty=_PRETTY[log_format])
+
+
+def _tells_a_change(record: logging.LogRecord) -> bool:
+    # Alembic says these two whenever it looks at a database: at each start, with nothing to do.
+    return record.msg not in ("Context impl %s.", "Will assume %s DDL.")

@@ -63,7 +63,13 @@ def test_init_makes_a_private_installation_and_shows_the_token_once(folder: Path
     assert again.exit_code == 0
     assert not TOKEN.findall(again.output)
     assert "exists already" in again.stdout
-    assert first.stdout.splitlines()[:4] == again.stdout.splitlines()[:4]
+    assert first.stdout.splitlines()[:5] == again.stdout.splitlines()[:5]
+
+
+def test_the_next_step_is_for_the_installation_just_made(folder: Path) -> None:
+    made = init(folder, "--set", "admin_listen=127.0.0.1:7999")
+    assert f"`fleet-server run --data-dir {folder} --set admin_listen=127.0.0.1:7999`" in made.stderr
+    assert "`fleetctl login 127.0.0.1:7999 --ca-file" in made.stderr
 
 
 def test_init_with_another_owner_helps_who_lost_every_token(folder: Path) -> None:
