@@ -150,7 +150,8 @@ class DriverRegistry:
             detail = f"this node has no action {line_within(action, 80)!r}; `nodes show` lists its actions"
             raise ArgumentsError("UNKNOWN_ACTION", detail)
         parsed = parse_arguments(arguments)
-        for error in offer.validator.iter_errors(parsed):
+        if not offer.validator.is_valid(parsed):
+            error = next(offer.validator.iter_errors(parsed))
             raise ArgumentsError("ARGUMENTS_INVALID", _describe(error))
         return parsed
 
