@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -23,6 +24,8 @@ from fleet.v1 import trust_pb2
 KEY_ID_BYTES = 16
 PUBLIC_KEY_BYTES = 32
 MAX_SIGNATURES = 16
+MAX_PARSED_KEYS = 1024
+"""Public keys kept parsed: the same few sign again and again, and parsing one costs a tenth of a verification."""
 _PREFIX = b"fleet.v1/"
 # y coordinates of the eight points of small order, and their encodings that are not reduced (RFC 8032, section 5.1).
 _FIELD = 2**255 - 19
@@ -179,10 +182,21 @@ def is_small_order(public_key: bytes) -> bool:
 
 
 def _verifies(public_key: bytes, value: bytes, message: bytes) -> bool:
-    if is_small_order(public_key):
+    key = _usable_key(public_key)
+    if key is None:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(value, message)
+        key.verify(value, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=MAX_PARSED_KEYS)
+def _usable_key(public_key: bytes) -> Ed25519PublicKey | None:
+    if is_small_order(public_key):
+        return None
+    try:
+        return Ed25519PublicKey.from_public_bytes(public_key)
+    except ValueError:
+        return None
