@@ -86,6 +86,7 @@ class Execution:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
+        self._pumping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._expiring = False
 
@@ -148,19 +149,20 @@ class Execution:
             else:
                 waiting.append(run)
         self._note_load()
-        try:
-            await self._ledger.accept(
-                plan.entries, plan.again, last_accepted_seq=plan.last_accepted_seq, consumed=plan.consumed
-            )
-        except BaseException:
-            for run in admitted:
-                self._runner.withdraw(run)
-            self._note_load()
-            raise
-        for run in waiting:
-            self._runner.enqueue(run)
-        self._runner.start(admitted)
-        self._pump()
+
+        def done(error: JournalUnavailableError | None) -> None:
+            if error is None:
+                for run in waiting:
+                    self._runner.enqueue(run)
+                self._runner.start(admitted)
+            else:
+                for run in admitted:
+                    self._runner.withdraw(run)
+            self._pump()
+
+        await self._ledger.accept(
+            plan.entries, plan.again, last_accepted_seq=plan.last_accepted_seq, consumed=plan.consumed, done=done
+        )
 
     async def cancel_waiting(self, run: Run) -> None:
         """End a run that has no slot.
@@ -203,6 +205,7 @@ class Execution:
 
     def _pump(self) -> None:
         """Start whoever's turn it is: RUNNING is journaled first."""
+        self._pumping = False
         now_ms = self._server_time.now_ms()
         starting: list[Run] = []
         while runs := self._runner.take_startable():
@@ -235,7 +238,9 @@ class Execution:
 
     def _ended(self, run: Run, outcome: Outcome | None) -> None:
         self._ledger.record(run.entry, reports.ended(run, outcome, self._server_time.now_ms()))
-        self._pump()
+        if not self._pumping:  # once for all that end in this turn: those that they make room for start in one commit
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
 
     async def _expire_waiting(self) -> None:
         """Tell at once that a waiting command expired, rather than when its turn comes."""

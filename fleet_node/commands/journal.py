@@ -5,6 +5,8 @@ Mental model
     done before its callback says that it is durable.
     One thread owns the file. It takes everything queued and commits it in one transaction with one fsync; an idle
     node's single batch is committed at once, for nothing waits to fill a group.
+    What comes in during one turn of the event loop goes over together: the results of one statement and the acceptance
+    of the next share a commit, and the thread is woken once for both.
     Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in
     their order.
     Acknowledgements ride along with the next commit: losing one only sends reports again.
@@ -56,7 +58,8 @@ class Journal:
     def __init__(self, store: JournalStore, *, commit_duration: Histogram) -> None:
         self._store = store
         self._commit_duration = commit_duration
-        self._queue: queue.SimpleQueue[_Commit | _Query | None] = queue.SimpleQueue()
+        self._turn: list[_Commit | _Query] = []
+        self._queue: queue.SimpleQueue[list[_Commit | _Query] | None] = queue.SimpleQueue()
         self._acked_report_no = 0
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,7 +87,7 @@ class Journal:
         if self._closed:
             done(JournalUnavailableError(_CLOSED))
             return
-        self._queue.put(_Commit(batch, done))
+        self._hand_in(_Commit(batch, done))
 
     async def query(self, ask: Callable[[JournalStore], T]) -> T:
         """Ask the file something, on its thread, after everything that was queued before.
@@ -95,7 +98,7 @@ class Journal:
         if self._closed:
             raise JournalUnavailableError(_CLOSED)
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Query(ask, future))
+        self._hand_in(_Query(ask, future))
         return await future
 
     def note_acked_nowait(self, report_no: int) -> None:
@@ -106,11 +109,22 @@ class Journal:
         """Commit what is queued and close the file. A second call does nothing."""
         if not self._closed:
             self._closed = True
+            self._hand_over()
             self._queue.put(None)
         if self._thread.ident is None:
             self._store.close()
         else:
             await asyncio.to_thread(self._thread.join)
+
+    def _hand_in(self, item: _Commit | _Query) -> None:
+        if not self._turn:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._turn.append(item)
+
+    def _hand_over(self) -> None:
+        if self._turn:
+            self._queue.put(self._turn)
+            self._turn = []
 
     def _run(self) -> None:
         ending = False
@@ -126,14 +140,15 @@ class Journal:
     def _take(self) -> tuple[list[_Commit], list[_Query], bool]:
         commits: list[_Commit] = []
         queries: list[_Query] = []
-        item = self._queue.get()
-        while item is not None:
-            if isinstance(item, _Commit):
-                commits.append(item)
-            else:
-                queries.append(item)
+        turn = self._queue.get()
+        while turn is not None:
+            for item in turn:
+                if isinstance(item, _Commit):
+                    commits.append(item)
+                else:
+                    queries.append(item)
             try:
-                item = self._queue.get_nowait()
+                turn = self._queue.get_nowait()
             except queue.Empty:
                 return commits, queries, False
         return commits, queries, True

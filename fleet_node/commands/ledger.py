@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.v1 import command_pb2
-from fleet_node.commands.journal import Journal
+from fleet_node.commands.journal import Done, Journal
 from fleet_node.commands.outbox import Outbox
 from fleet_node.commands.rules import FINAL_STATES, STATE_NAMES
 from fleet_node.commands.store import Batch, Entry, JournalUnavailableError, Recovered
@@ -56,6 +56,7 @@ class Ledger:
         self._journal = journal
         self._clock = clock
         self._metrics = metrics
+        self._finished = {state: metrics.finished.labels(STATE_NAMES[state]) for state in FINAL_STATES}
         self._wake = wake
         self._settled = settled
         self._outbox = Outbox(recovered.unacknowledged)
@@ -89,7 +90,13 @@ class Ledger:
         return len(self._results) + self._in_flight
 
     async def accept(
-        self, entries: Sequence[Entry], again: Sequence[Entry], *, last_accepted_seq: int, consumed: Iterable[int] = ()
+        self,
+        entries: Sequence[Entry],
+        again: Sequence[Entry],
+        *,
+        last_accepted_seq: int,
+        consumed: Iterable[int],
+        done: Done,
     ) -> None:
         """Journal the commands of one statement, and number the reports of those that are told again.
 
@@ -99,6 +106,9 @@ class Ledger:
                 after it, would undo it, and let a restart run what has run.
             last_accepted_seq: where it stands afterwards.
             consumed: seqs whose tombstone has served.
+            done: called once it stands or with the reason why not, before this returns: a command that it starts and
+                that ends at once has made room when the next statement is judged, and its result shares that one's
+                commit.
 
         Raises:
             JournalUnavailableError: nothing of it stands.
@@ -122,10 +132,10 @@ class Ledger:
                 if entry.state not in FINAL_STATES:
                     self.active[entry.seq] = entry
                 else:
-                    self._metrics.finished.labels(STATE_NAMES[entry.state]).inc()
+                    self._finished[entry.state].inc()
             self._publish(changes)
 
-        await self._commit(batch, publish)
+        await self._commit(batch, publish, done)
 
     async def bury(self, seq: int, command_id: bytes) -> None:
         """Journal a tombstone.
@@ -163,7 +173,7 @@ class Ledger:
         self._results.append((entry, report))
         self._flush_soon()
 
-    def start(self, changes: Sequence[Change], done: Callable[[JournalUnavailableError | None], None]) -> None:
+    def start(self, changes: Sequence[Change], done: Done) -> None:
         """Mark commands as RUNNING, then call `done`: only after it without an error may their drivers be called."""
         for entry, report in changes:
             report.report_no = self._next_report_no()
@@ -231,13 +241,15 @@ class Ledger:
         report.report_no = self._next_report_no()
         return entry, report
 
-    async def _commit(self, batch: Batch, publish: Callable[[], None]) -> None:
+    async def _commit(self, batch: Batch, publish: Callable[[], None], done: Done | None = None) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def committed(error: JournalUnavailableError | None) -> None:
             if error is None:
                 publish()  # here, not after the await: later batches must not become visible first
                 self._wake_soon()
+            if done is not None:
+                done(error)
             if future.done():
                 return
             if error is None:
@@ -279,7 +291,7 @@ class Ledger:
             self._changing.difference_update(entry.seq for entry, _ in results)
             self._publish(results)
             self._count(results)
-            self._wake_soon()
+            self._wake_if_ready()
             self._settled()
 
         batch = Batch(changed=[report for _, report in results], last_report_no=self.last_report_no)
@@ -298,7 +310,7 @@ class Ledger:
 
     def _count(self, results: Sequence[Change]) -> None:
         for _, report in results:
-            self._metrics.finished.labels(STATE_NAMES[report.state]).inc()
+            self._finished[report.state].inc()
             self._metrics.accept_to_result.observe(max(0, report.finished_at_ms - report.accepted_at_ms) / 1000)
 
     def _wake_soon(self) -> None:

@@ -80,19 +80,17 @@ class Outbox:
     @property
     def ready(self) -> bool:
         """Whether `take` would give something, or has to wait for `missing`."""
-        return any(number in self._pending and number not in self._deferred for number in self._unsent)
+        self._skip()
+        return bool(self._unsent)
 
     def take(self, max_count: int, max_bytes: int) -> list[command_pb2.Report]:
         """The next reports for this stream, each once; stops at one that is not in memory. One that alone exceeds
         `max_bytes` goes alone."""
         taken: list[command_pb2.Report] = []
         size = 0
+        self._skip()
         while self._unsent and len(taken) < max_count:
-            number = self._unsent[0]
-            if number not in self._pending or number in self._deferred:
-                self._unsent.popleft()
-                continue
-            held = self._pending[number]
+            held = self._pending[self._unsent[0]]
             if held is None:
                 break
             size += held[1]
@@ -100,12 +98,12 @@ class Outbox:
                 break
             taken.append(held[0])
             self._unsent.popleft()
+            self._skip()
         return taken
 
     def missing(self, limit: int) -> list[int]:
         """Numbers that have to be read from the journal before `take` goes on; empty when it need not wait."""
-        while self._unsent and (self._unsent[0] not in self._pending or self._unsent[0] in self._deferred):
-            self._unsent.popleft()
+        self._skip()
         if not self._unsent or self._pending[self._unsent[0]] is not None:
             return []
         return [number for number in islice(self._unsent, limit) if self._pending.get(number, ...) is None]
@@ -123,6 +121,11 @@ class Outbox:
                 size = report.ByteSize() + _LIST_OVERHEAD_BYTES
                 self._pending[number] = (report, size)
                 self._memory_bytes += size
+
+    def _skip(self) -> None:
+        """Pass over what this stream need not give out: superseded, about to be, or acknowledged meanwhile."""
+        while self._unsent and (self._unsent[0] not in self._pending or self._unsent[0] in self._deferred):
+            self._unsent.popleft()
 
     def _drop(self, number: int) -> None:
         held = self._pending.pop(number, None)

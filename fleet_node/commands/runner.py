@@ -248,17 +248,18 @@ class Runner:
 
     async def _work(self) -> None:
         self._idle_workers -= 1
+        task = asyncio.current_task()
         while self._to_run:
             run = self._to_run.popleft()
             self._staff()  # for the rest, should this one take its time
-            outcome = await self._call(run)
+            outcome = await self._call(run, task)
             if run.phase is Phase.RUNNING:
                 self._end(run, outcome)
 
-    async def _call(self, run: Run) -> Outcome | None:
+    async def _call(self, run: Run, task: asyncio.Task[None] | None) -> Outcome | None:
         if run.cause is not None:
             return Outcome(OutcomeState.CANCELLED, {}, run.cause, "stopped before it started")
-        run.task = asyncio.current_task()
+        run.task = task
         invocation = Invocation(
             command_id=run.entry.command_id,
             action=run.action.name,

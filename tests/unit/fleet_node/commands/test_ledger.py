@@ -76,6 +76,32 @@ async def test_a_replay_does_not_undo_a_start_that_is_being_written(node: TestNo
     assert second.command_id not in node.probe.runs
 
 
+async def test_what_ended_at_once_shares_its_commit_with_the_next_statement(node: TestNode) -> None:
+    before = node.metrics.commit_duration.count
+    commands = [node.command() for _ in range(10)]
+
+    for command in commands:
+        await node.give(command)
+    await node.wait_reported(commands[-1], "SUCCEEDED")
+
+    assert node.metrics.commit_duration.count - before == 11  # the last result finds no statement to go with
+
+
+async def test_a_commit_whose_caller_was_cancelled_still_decides(node: TestNode) -> None:
+    command = node.command()
+    disk = HeldDisk(node)
+    await disk.wait_held()
+    giving = asyncio.ensure_future(node.give(command))
+    await node.clock.advance(0)
+
+    giving.cancel()
+    await asyncio.wait({giving})
+    await disk.release()
+
+    await node.wait_reported(command, "SUCCEEDED")
+    assert node.probe.runs == [command.command_id]
+
+
 def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> None:
     state = CommandState.COMMAND_STATE_SUCCEEDED
     reports = {number: report(number, number, state, b"x" * 100) for number in range(1, 9)}
