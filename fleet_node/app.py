@@ -143,7 +143,7 @@ class Node:
             ports=Ports(commands=self.commands, telemetry=self.telemetry, trust=self.trust),
             about=SelfDescription(
                 software_version=software_version(),
-                labels=dict(settings.labels),
+                labels={**membership.labels, **settings.labels},
                 drivers=parts.drivers.descriptors(),
                 boot_id=secrets.token_bytes(16),
             ),

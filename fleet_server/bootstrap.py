@@ -162,7 +162,9 @@ def require_schema(settings: Settings) -> None:
     if report.state is SchemaState.CURRENT:
         return
     if report.state is SchemaState.EMPTY:
-        raise NotInitialisedError("the database is empty: run `fleet-server init` first")
+        raise NotInitialisedError(
+            f"the database is empty (data folder {settings.data_dir}): run `fleet-server init` with them first"
+        )
     if report.state is SchemaState.OLDER and dialect_of(parse_url(url)) == "sqlite":
         with sole_server(settings):
             migrate.upgrade(url)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class MembershipError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PendingEnrollment:
-    """An enrollment that waits for an operator: what the join token pinned, and under which id to poll."""
+    """An enrollment that waits for an operator: what the join token pinned, under which id to poll, and what the node
+    said of itself (`labels`)."""
 
     token_id: str
     enrollment_id: str
@@ -35,11 +37,12 @@ class PendingEnrollment:
     authority_key: bytes
     owner_pin: bytes
     poll_interval_s: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A node's place in its cluster."""
+    """A node's place in its cluster. `labels` are those of `enroll`; the config's go before them."""
 
     cluster_id: str
     node_id: str
@@ -52,6 +55,7 @@ class Membership:
     api_key: Secret[str]
     telemetry_interval_s: float
     max_in_flight: int
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_pending(path: Path, pending: PendingEnrollment) -> None:
@@ -67,6 +71,7 @@ def save_pending(path: Path, pending: PendingEnrollment) -> None:
             "authority_key": _text(pending.authority_key),
             "owner_pin": _text(pending.owner_pin),
             "poll_interval_s": pending.poll_interval_s,
+            "labels": dict(pending.labels),
         },
     )
 
@@ -90,8 +95,9 @@ def load_pending(path: Path) -> PendingEnrollment | None:
             authority_key=_raw(found["authority_key"]),
             owner_pin=_raw(found["owner_pin"]),
             poll_interval_s=float(found["poll_interval_s"]),
+            labels={str(key): str(value) for key, value in found["labels"].items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path) from error
 
 
@@ -111,6 +117,7 @@ def save_membership(path: Path, membership: Membership) -> None:
             "api_key": membership.api_key.reveal(),
             "telemetry_interval_s": membership.telemetry_interval_s,
             "max_in_flight": membership.max_in_flight,
+            "labels": dict(membership.labels),
         },
     )
 
@@ -137,8 +144,9 @@ def load_membership(path: Path) -> Membership | None:
             api_key=Secret(found["api_key"]),
             telemetry_interval_s=float(found["telemetry_interval_s"]),
             max_in_flight=int(found["max_in_flight"]),
+            labels={str(key): str(value) for key, value in found["labels"].items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path) from error
 
 

@@ -136,6 +136,7 @@ class EnrollmentService:
             authority_key=said.authority_key,
             owner_pin=token.owner_pin,
             poll_interval_s=float(answer.poll_interval_s),
+            labels=dict(applicant.labels),
         )
         save_pending(self._folder.enrollment, pending)
         return pending
@@ -214,6 +215,7 @@ class EnrollmentService:
             api_key=Secret(api_key),
             telemetry_interval_s=float(said.parameters.telemetry_interval_s or 10),
             max_in_flight=said.parameters.max_in_flight or 32,
+            labels=pending.labels,
         )
         BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(
             bundle

@@ -69,7 +69,7 @@ def load(
         file = Path(environment[FILE_VARIABLE])
     values: dict[str, Any] = {}
     sources: dict[str, str] = dict.fromkeys(Settings.model_fields, "default")
-    problems: list[str] = []
+    problems = [f"environment: there is no setting {name!r}{_suggest(name)}" for name in _nearly_settings(environment)]
     if file is not None:
         _take(_from_file(file), _file_sources(file), values, sources)
     _take(*_from_environment(environment), values, sources)
@@ -134,6 +134,14 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], d
     return found, {name: f"environment {ENV_PREFIX}{name.upper()}" for name in found}
 
 
+def _nearly_settings(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like a misspelt setting. Others of our prefix may be another program's."""
+    names = [name.upper() for name in Settings.model_fields]
+    known = {ENV_PREFIX + name for name in names} | {FILE_VARIABLE}
+    ours = (name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
+    return [name for name in ours if difflib.get_close_matches(name.removeprefix(ENV_PREFIX), names, n=1, cutoff=0.85)]
+
+
 def _explain(problem: Any, sources: Mapping[str, str]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
@@ -146,7 +154,8 @@ def _explain(problem: Any, sources: Mapping[str, str]) -> str:
 
 
 def _suggest(name: str) -> str:
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), Settings.model_fields, n=1)
+    plain = name.lower().replace("-", "_").removeprefix(ENV_PREFIX.lower())
+    close = difflib.get_close_matches(plain, Settings.model_fields, n=1)
     return f"; did you mean {close[0]!r}?" if close else ": `fleet-server config` lists them all"
 
 

@@ -84,6 +84,14 @@ def test_an_unknown_flag_is_refused() -> None:
     ]
 
 
+def test_a_misspelt_variable_is_never_ignored() -> None:
+    (problem,) = problems(None, environment={"FLEET_HEARTBEAT_INTERVALL_S": "3"})
+    assert (
+        problem
+        == "environment: there is no setting 'FLEET_HEARTBEAT_INTERVALL_S'; did you mean 'heartbeat_interval_s'?"
+    )
+
+
 def test_other_variables_of_the_environment_are_none_of_its_business() -> None:
     assert load(environment={"FLEET_SERVER": "x", "PATH": "/", "FLEET_LOG_LEVEL": ""}).settings.log_level == "info"
 

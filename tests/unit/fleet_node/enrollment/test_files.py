@@ -21,7 +21,9 @@ from fleet_node.enrollment.membership import (
 )
 from tests.fakes.gateway import CLUSTER, FakeInstallation
 
-PENDING = PendingEnrollment("jt_1", "en_1", CLUSTER, ("gw:7443", "[::1]:7443"), b"ca", b"a" * 32, b"", 2.0)
+PENDING = PendingEnrollment(
+    "jt_1", "en_1", CLUSTER, ("gw:7443", "[::1]:7443"), b"ca", b"a" * 32, b"", 2.0, {"rack": "7"}
+)
 
 
 def test_a_membership_comes_back_as_it_was_and_is_private(installation: FakeInstallation, tmp_path: Path) -> None:
