@@ -63,9 +63,7 @@ def generate(target: Path) -> dict[str, str]:
         f"--mypy_grpc_out=quiet:{target}",
     )
     files = {path.name: path.read_text() for path in sorted((target / PACKAGE).iterdir())}
-    serving = {
-        path.stem for path in sources() if re.search(r"^service ", (PROTO / path).read_text(), re.MULTILINE)
-    }
+    serving = {path.stem for path in sources() if re.search(r"^service ", (PROTO / path).read_text(), re.MULTILINE)}
     wanted = {
         name: text
         for name, text in files.items()
