@@ -65,9 +65,11 @@ class Delivery:
             raise claimed
         return claimed
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
         """See `CommandService.reconcile`."""
-        after_seq = await self._rooms.database.write(lambda tx: self._reconcile(tx, node_id, epoch, last_accepted_seq))
+        after_seq = await self._rooms.database.write(
+            lambda tx: self._reconcile(tx, node_id, epoch, last_accepted_seq, takeover)
+        )
         if isinstance(after_seq, Refusal):
             raise after_seq
         return after_seq
@@ -158,14 +160,18 @@ class Delivery:
             tx, [Change((row.node_id, row.seq), row.issue_id, row.state, rules.EXPIRED) for row in rows]
         )
 
-    def _reconcile(self, tx: Transaction, node_id: str, epoch: int, last_accepted_seq: int) -> int | Refusal:
+    def _reconcile(
+        self, tx: Transaction, node_id: str, epoch: int, last_accepted_seq: int, takeover: bool
+    ) -> int | Refusal:
         stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
         if stale is not None:
             return stale
-        # The node once said it had these, and its journal now ends before them: it was restored from a copy. Sending
-        # them again could run them a second time.
-        lost = store.answered_above(tx.conn, node_id, last_accepted_seq)
-        self._announcer.declare_unknown(tx, lost, rules.JOURNAL_LOST, self._rooms.clock.now_ms())
+        if not takeover:
+            # The node once said it had these, and its journal now ends before them: it was restored from a copy.
+            # Sending them again could run them a second time. In a takeover the older stream goes on while the newer
+            # one says hello, so what it accepted meanwhile lies above that hello, and nothing is lost.
+            lost = store.answered_above(tx.conn, node_id, last_accepted_seq)
+            self._announcer.declare_unknown(tx, lost, rules.JOURNAL_LOST, self._rooms.clock.now_ms())
         if self._announcer.open_count(node_id) == 0:
             return last_accepted_seq  # nothing to look for in a long history
         lowest = store.lowest_open(tx.conn, node_id, last_accepted_seq)

@@ -195,7 +195,7 @@ class CommandService:
             asked_again_through=asked_again_through,
         )
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
         """Where a new stream starts to send: the seq to go on after.
 
         That is `last_accepted_seq`, or less when commands up to it have no result here: sent again, the node tells what
@@ -203,10 +203,14 @@ class CommandService:
         once accepted are declared INTERRUPTED: its journal went back in time, and sending them again could run them
         twice.
 
+        Args:
+            takeover: the node opened this stream beside one that still serves it, from the same process: its journal
+                cannot have gone back, whatever it accepted while it said hello.
+
         Raises:
             Refusal: SUPERSEDED.
         """
-        return await self._delivery.reconcile(node_id, epoch, last_accepted_seq)
+        return await self._delivery.reconcile(node_id, epoch, last_accepted_seq, takeover=takeover)
 
     async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
         """Record what a node says of its commands; durable once this returns, so it may be acknowledged.

@@ -67,6 +67,7 @@ class CommandLane:
         self._clock = clock
         self._metrics = metrics
         self._send = send
+        self._takeover = bool(claim.takeover_of)
         self._hello_seq = claim.hello_body.last_accepted_seq  # what the node says it accepted so far
         self._sent_seq = -1  # unknown until reconciled
         self._unaccepted: dict[int, int] = {}  # seq -> bytes, in seq order
@@ -152,7 +153,9 @@ class CommandLane:
 
     async def _send_pending(self) -> None:
         if self._sent_seq < 0:
-            self._sent_seq = await self._commands.reconcile(self._node.node_id, self._epoch, self._hello_seq)
+            self._sent_seq = await self._commands.reconcile(
+                self._node.node_id, self._epoch, self._hello_seq, takeover=self._takeover
+            )
         while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
             limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
             pending = await self._commands.claim_pending(

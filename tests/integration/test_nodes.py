@@ -80,6 +80,7 @@ async def test_a_restart_while_waiting_resumes_the_same_enrollment(installation:
     token = await installation.join_token(auto_approve=False, max_uses=1)
     before = asyncio.create_task(node.enroll(token))
     asked = await pending_enrollment(installation)
+    await eventually(node.folder.enrollment.exists, "the node has the answer")
     before.cancel()
     await asyncio.wait({before})
 

@@ -109,6 +109,19 @@ async def test_a_journal_that_went_back_in_time_runs_nothing_twice(room: Room) -
     assert (await room.views_of_node("n1"))[1].reason == "JOURNAL_LOST"
 
 
+async def test_what_was_accepted_while_a_takeover_said_hello_is_no_loss(room: Room) -> None:
+    """The older stream serves on until the newer one is welcomed: its answers lie above that one's hello."""
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    await room.commands.issue("alice", order("n1", count=2))
+    first = await room.claim(node.node_id)
+    await room.commands.record_reports(node.node_id, [report(first[0], wire.COMMAND_STATE_RUNNING)])
+    epoch = await room.open_stream(node.node_id, last_accepted_seq=0)
+    after = await room.commands.reconcile(node.node_id, epoch, 0, takeover=True)
+    assert [each.seq for each in await room.claim(node.node_id, after_seq=after)] == [1, 2]
+    assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_RUNNING
+
+
 async def test_what_the_node_has_and_the_server_does_not_know_is_asked_again(room: Room) -> None:
     """A database restored to an hour ago: the node accepted, even finished, what reads as SENT or RUNNING here."""
     node = await room.add_node("n1")

@@ -41,7 +41,7 @@ class Room:
     start: int = 0
     claims: list[tuple[int, int]] = field(default_factory=list)
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, **_: object) -> int:
         return self.start
 
     async def claim_pending(
@@ -86,6 +86,7 @@ def _bench(clock: MockClock, seqs: Sequence[int], *, max_in_flight: int = 64, st
         node=SimpleNamespace(node_id="n", site=""),
         epoch=3,
         binding=b"b" * 32,
+        takeover_of="",
         hello_body=SimpleNamespace(max_in_flight=max_in_flight, last_accepted_seq=start),
     )
     room = Room([Pending(seq) for seq in seqs], start)

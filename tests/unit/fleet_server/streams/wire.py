@@ -42,7 +42,7 @@ class FakeCommands:
     away: list[Refusal] = field(default_factory=list)
     told: list[tuple[str, Any]] = field(default_factory=list)
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int) -> int:
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, **_: object) -> int:
         return last_accepted_seq
 
     async def claim_pending(self, node_id: str, epoch: int, **_: object) -> list[object]:
@@ -135,6 +135,7 @@ class Wire:
             epoch=epoch,
             frame_keys=keys,
             binding=b"x" * 32,
+            takeover_of=takeover_of,
             hello_body=gateway_pb2.HelloBody(
                 max_in_flight=8, bundle_version=session_pb2.BundleVersion(generation=1, number=1)
             ),
