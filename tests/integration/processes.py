@@ -6,6 +6,7 @@ Each mixes with the other half in this process: what a test does not kill needs 
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ class ServerProcess(Installation):
         self._processes = processes
         self.process: RunningProcess | None = None
 
+    def program(self) -> Sequence[str | Path]:
+        """What is started."""
+        return [BIN / "fleet-server"]
+
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
         arguments = [f"{name}={getattr(self.settings, name)}" for name in _SHOWN]
         pairs = [part for argument in arguments for part in ("--set", argument)]
         environment = _secrets(self.settings)
         self.process = self._processes.start(
-            [BIN / "fleet-server", "run", "--data-dir", self.data, *pairs], name="server", env=environment
+            [*self.program(), "run", "--data-dir", self.data, *pairs], name="server", env=environment
         )
 
     async def _is_listening(self) -> bool:
