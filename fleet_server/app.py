@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 
 import uvloop
 
-from fleet.clock import SystemClock
+from fleet.clock import Clock, SystemClock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet.metrics import Registry
@@ -74,12 +74,15 @@ class Server:
         settings: validated.
         secrets: derived from the secret encryption key.
         certificates: the server's TLS.
+        clock: the machine's by default.
     """
 
-    def __init__(self, settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> None:
+    def __init__(
+        self, settings: Settings, secrets: Secrets, certificates: ServerCertificates, clock: Clock | None = None
+    ) -> None:
         self.settings = settings
         self.replica_id = settings.replica_id or own_replica_id(settings.data_dir)
-        self.clock = SystemClock()
+        self.clock = clock or SystemClock()
         self.registry = Registry()
         self.metrics = ServerMetrics(self.registry)
         self.process = ProcessMetrics(self.registry, self.clock, component="fleet-server", version=software_version())

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
-from unittest import mock
 
 from fleet import jointoken
 from fleet.backoff import BackoffPolicy
@@ -147,8 +146,7 @@ class Installation:
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
         certificates = bootstrap.open_tls(self.settings, self.clock)
-        with mock.patch.object(app, "SystemClock", lambda: self.clock):
-            self.server = app.Server(self.settings, bootstrap.load_secrets(self.settings), certificates)
+        self.server = app.Server(self.settings, bootstrap.load_secrets(self.settings), certificates, self.clock)
         self._serving = asyncio.create_task(self.server.run())
 
     async def _is_listening(self) -> bool:
