@@ -149,7 +149,10 @@ class CommandLane:
         self.wake()
 
     def _has_window(self) -> bool:
-        return len(self._unaccepted) < self._max_in_flight and self._unaccepted_bytes < rules.MAX_UNACCEPTED_BYTES
+        free = self._max_in_flight - len(self._unaccepted)
+        return (
+            rules.worth_a_statement(free, self._max_in_flight) and self._unaccepted_bytes < rules.MAX_UNACCEPTED_BYTES
+        )
 
     async def _send_pending(self) -> None:
         if self._sent_seq < 0:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from fleet.sequence import MAX_COMMANDS_PER_STATEMENT
+
 PINGS_PER_SECOND = 500
 MISSED_PINGS = 3
 MAX_STATEMENT_BYTES = 512 * 1024
@@ -39,6 +41,16 @@ def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int, heartbeat_ms: int) 
     """Whether to ask for a fresh proof: from the last third of the session on, and while one more heartbeat is left
     to ask at, however far the fleet has stretched them."""
     return expires_at_ms - now_ms < max(ttl_ms // 3, 2 * heartbeat_ms)
+
+
+def worth_a_statement(free: int, max_in_flight: int) -> bool:
+    """Whether the node's window is open wide enough: for a full statement, or half of it.
+
+    A busy node that answers a few commands at a time would otherwise be sent a signature, a frame and a journal
+    commit for each few (the silly window of RFC 1122, section 4.2.3.4). An idle one has its whole window open, so
+    nothing ever waits to fill a statement.
+    """
+    return free >= min(MAX_COMMANDS_PER_STATEMENT, (max_in_flight + 1) // 2)
 
 
 S = TypeVar("S", bound=Sized)
