@@ -38,6 +38,7 @@ def run(root: Path) -> int:
     for name in [name for name in os.environ if name.startswith(("FLEET_", "FLEETCTL_", "FLEET_NODE_"))]:
         del os.environ[name]  # the demo is its own installation, whatever this shell works with
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # ignored when a shell started this in its background
     stage = Stage()
     state = Path(os.environ.get("DEMO_STATE", root / ".demo")).absolute()
     with ExitStack() as cleanup:

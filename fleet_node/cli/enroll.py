@@ -131,7 +131,9 @@ class _Progress:
         from fleet_node.cli.failures import refusal_code
 
         if not self.asked:
-            last = self._last or Refusal(Reason.UNAVAILABLE, "no gateway answered in time")
+            last = self._last or Refusal(
+                Reason.UNAVAILABLE, "no gateway answered in time: `fleet-node doctor` finds out why"
+            )
             return Failure(f"gave up: {last.detail}", code=refusal_code(last))
         return Failure("no decision in time", hint="run `fleet-node enroll` again: it goes on waiting")
 

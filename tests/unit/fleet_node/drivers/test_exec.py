@@ -86,7 +86,9 @@ async def test_signals_have_their_usual_meaning_in_the_program(tmp_path: Path) -
         outcome = await run(driver(script(tmp_path, "grep -e SigIgn -e SigBlk /proc/self/status")))
     finally:
         signal.signal(signal.SIGQUIT, before)
-    assert [int(line.split()[1], 16) for line in outcome.output["stdout"].splitlines()] == [0, 0]
+    threading_signals = 0b11 << 31  # 32 and 33 belong to the C library; what a node inherits of them stays
+    masks = [int(line.split()[1], 16) & ~threading_signals for line in outcome.output["stdout"].splitlines()]
+    assert masks == [0, 0]
 
 
 async def test_output_over_the_limit_is_counted_and_does_not_block_the_program(tmp_path: Path) -> None:
