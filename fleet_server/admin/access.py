@@ -166,11 +166,11 @@ class OperatorService:
             raise
 
     async def _authenticate(self, token: str) -> Operator:
-        if not self._genuine(token):
-            raise _unknown()
         token_sha256 = _hash(token)
         operator = self._cached(token_sha256)
         if operator is None:
+            if not self._genuine(token):
+                raise _unknown()
             operator = await self._database.read(lambda conn: self._store.by_token(conn, token_sha256))
             if operator is None:
                 raise _unknown()
