@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fleet_server.commands.store import Connection, Key, marks, padded
 from fleet_server.database.engine import sql
+from fleet_server.database.statements import fetch
 
 _MAX_SEQ = 2**63 - 1
 
@@ -52,7 +53,7 @@ def full_by_keys(conn: Connection, keys: Sequence[Key], *, brief: bool) -> list[
                 f"SELECT {_BRIEF if brief else _FULL} FROM commands c"
                 f" WHERE c.node_id = ? AND c.seq IN ({marks(chunk)}) ORDER BY c.seq"
             )
-            found.extend(FullRow(*row) for row in conn.exec_driver_sql(sql(conn, text), (node_id, *chunk)))
+            found.extend(FullRow(*row) for row in fetch(conn, text, (node_id, *chunk)))
     return found
 
 
@@ -72,7 +73,7 @@ def page_of_issue(
         " AND (c.node_id > ? OR (c.node_id = ? AND c.seq > ?)) ORDER BY c.node_id, c.seq LIMIT ?"
     )
     node_id, seq = after
-    return [FullRow(*row) for row in conn.exec_driver_sql(sql(conn, text), (issue_id, node_id, node_id, seq, limit))]
+    return [FullRow(*row) for row in fetch(conn, text, (issue_id, node_id, node_id, seq, limit))]
 
 
 def page_of_node(
@@ -84,7 +85,7 @@ def page_of_node(
         f"{_only_open(open_only)} ORDER BY c.seq DESC LIMIT ?"
     )
     fields = (node_id, _MAX_SEQ if before_seq is None else before_seq, issue_id, issue_id, limit)
-    return [FullRow(*row) for row in conn.exec_driver_sql(sql(conn, text), fields)]
+    return [FullRow(*row) for row in fetch(conn, text, fields)]
 
 
 def issue_before(conn: Connection, before: tuple[int, str] | None) -> tuple[int, str] | None:
