@@ -15,6 +15,7 @@ import uvloop
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import Refusal
+from fleet.heap import settle_heap
 from fleet.logs import get_logger
 from fleet.metrics import Registry
 from fleet.metrics_listener import Federation, MetricsListener
@@ -42,7 +43,6 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.listeners import Listener
 from fleet_server.nodes.service import NodeService
-from fleet_server.observability import garbage
 from fleet_server.observability import logging as server_logging
 from fleet_server.observability.health import ServerHealth
 from fleet_server.observability.metrics import ServerMetrics
@@ -291,7 +291,7 @@ class Server:
             }.items()
         ]
         self.process.install()
-        garbage.settle()
+        settle_heap()
         await self.health.set_ready()
         await self.replicas.set_state(ReplicaState.READY)
         log.info("ready", replica_id=self.replica_id, version=software_version())

@@ -108,9 +108,11 @@ def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys
 
 
 async def _run_node(parts: Parts) -> None:
+    from fleet.heap import settle_heap
     from fleet_node.app import Node
 
     node = Node(parts)
+    settle_heap()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
