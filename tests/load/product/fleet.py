@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from fleet import logs
+from fleet.heap import settle_heap
 from fleet.identity import load_node_keys
 from fleet_node.app import Node, Parts
 from fleet_node.commands.opening import ensure_journal
@@ -37,6 +38,7 @@ class Fleet:
             self._nodes.append(node)
             self._tasks.append(asyncio.create_task(node.run()))
         await wait_live([node.link for node in self._nodes])
+        settle_heap()  # as `fleet-node run` does
 
     async def finished(self) -> dict[str, float]:
         """Commands that reached a final state on these nodes: asking here costs the server nothing."""
