@@ -179,6 +179,7 @@ class Server:
             session_ttl_ms=settings.session_ttl_s * 1000,
             max_streams=settings.max_streams,
         )
+        self.commands.hand_over_to(self.streams.lane)
         self.replicas = ReplicaService(
             database=self.database,
             clock=clock,

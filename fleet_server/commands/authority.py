@@ -100,7 +100,7 @@ class Authorities:
                 self._bytes -= self._cached.popitem(last=False)[1].size_bytes
 
     def peek(self, issue_id: str) -> Authority | None:
-        """An authority if it is cached; for figures, never for signing."""
+        """An authority if it is cached; for people and figures, never for signing."""
         return self._cached.get(issue_id)
 
     def load(self, conn: Connection, issue_ids: Iterable[str]) -> dict[str, Authority]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,8 +14,10 @@ from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.feed import ChangeFeed
+from fleet_server.commands.handover import Handed, Handover
+from fleet_server.commands.history import FullRow, as_issued
 from fleet_server.commands.ports import Rooms
-from fleet_server.commands.store import Key, OpenRow, StandingRow
+from fleet_server.commands.store import Key, NewRow, OpenRow, StandingRow
 from fleet_server.database.writer import Transaction
 
 log = get_logger(__name__)
@@ -24,12 +27,13 @@ FORGED = "the row, or its issue's, was changed outside the server: it was never 
 
 
 class Change(NamedTuple):
-    """One command went from one state to another."""
+    """One command went from one state to another; with its row as it stands now, where that is known."""
 
     key: Key
     issue_id: str
     was: int
     now: int
+    row: FullRow | None = None
 
 
 class Announcer:
@@ -41,6 +45,7 @@ class Announcer:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self.feed = ChangeFeed()
+        self.handover = Handover()
         self._open: dict[str, int] = {}
         self._open_total = 0
 
@@ -59,9 +64,9 @@ class Announcer:
             extra = tuple(topics)
             tx.after_commit(lambda: self._committed(changes, extra))
 
-    def announce_issued(self, tx: Transaction, issue_id: str, first_seqs: dict[str, int], per_node: int) -> None:
-        """Once committed: each of these nodes has `per_node` new commands from its first seq on."""
-        tx.after_commit(lambda: self._issued(issue_id, first_seqs, per_node))
+    def announce_issued(self, tx: Transaction, issue_id: str, rows: Sequence[NewRow], handed: Handed) -> None:
+        """Once committed: these are new; give those in `handed` to their streams, and wake the nodes of the others."""
+        tx.after_commit(lambda: self._issued(issue_id, rows, handed))
 
     def quarantine(self, tx: Transaction, rows: Sequence[OpenRow], now_ms: int) -> None:
         """Set forged rows aside for good: nothing is signed from them, and the audit says so."""
@@ -131,24 +136,24 @@ class Announcer:
         self._open_total = sum(counts.values())
         self._rooms.metrics.open.set(self._open_total)
 
-    def _issued(self, issue_id: str, first_seqs: dict[str, int], per_node: int) -> None:
-        for node_id in first_seqs:
-            self._open[node_id] = self._open.get(node_id, 0) + per_node
-        total = len(first_seqs) * per_node
-        self._open_total += total
+    def _issued(self, issue_id: str, rows: Sequence[NewRow], handed: Handed) -> None:
+        counts = Counter(row.node_id for row in rows)
+        for node_id, count in counts.items():
+            self._open[node_id] = self._open.get(node_id, 0) + count
+        self._open_total += len(rows)
         self._rooms.metrics.open.set(self._open_total)
-        self._rooms.metrics.issued.inc(total)
+        self._rooms.metrics.issued.inc(len(rows))
+        self.handover.hand_nowait(handed)  # before anything that is not in a hurry
         if self.feed.watched:
-            keys = [(node, seq) for node, first in first_seqs.items() for seq in range(first, first + per_node)]
-            self.feed.publish_nowait(issue_id, keys)
-        topics = [f"node:{node_id}" for node_id in first_seqs]
+            self.feed.publish_nowait(issue_id, {(row.node_id, row.seq): as_issued(row) for row in rows})
+        topics = [f"node:{node_id}" for node_id in counts if node_id not in handed]
         self._rooms.wakeup.wake_nowait([*topics, f"issue:{issue_id}", "commands"])
 
     def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
-        by_issue: dict[str, list[Key]] = {}
+        by_issue: dict[str, dict[Key, FullRow | None]] = {}
         finished: dict[int, int] = {}
-        for key, issue_id, was, now in changes:
-            by_issue.setdefault(issue_id, []).append(key)
+        for key, issue_id, was, now, row in changes:
+            by_issue.setdefault(issue_id, {})[key] = row
             if rules.is_final(now):
                 finished[now] = finished.get(now, 0) + 1
                 if not rules.is_final(was):
@@ -156,8 +161,8 @@ class Announcer:
         for state, count in finished.items():
             self._rooms.metrics.finished.labels(state_name(state)).inc(count)
         self._rooms.metrics.open.set(self._open_total)
-        for issue_id, keys in by_issue.items():
-            self.feed.publish_nowait(issue_id, keys)
+        for issue_id, changed in by_issue.items():
+            self.feed.publish_nowait(issue_id, changed)
         self._rooms.wakeup.wake_nowait([*topics, *(f"issue:{issue_id}" for issue_id in by_issue), "commands"])
 
     def _ended(self, node_id: str) -> None:

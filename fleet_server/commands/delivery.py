@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from fleet.errors import Reason, Refusal
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change
+from fleet_server.commands.handover import PendingCommand
 from fleet_server.commands.ports import NodesPort, Rooms
 from fleet_server.commands.store import Connection, OpenRow
 from fleet_server.database.writer import Transaction
-
-
-class PendingCommand(NamedTuple):
-    """A command whose authority was verified in the transaction that marked it SENT: ready to be signed."""
-
-    command_id: bytes
-    seq: int
-    actor: str
-    issued_at_ms: int
-    not_after_ms: int
-    action: str
-    arguments: bytes
 
 
 def refuse_stale(nodes: NodesPort, conn: Connection, node_id: str, epoch: int) -> Refusal | None:

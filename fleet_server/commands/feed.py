@@ -1,18 +1,25 @@
-"""Which commands changed, for whoever watches: keys only, coalesced, in memory.
+"""Which commands changed, for whoever watches: coalesced, in memory, with the row where the commit knew it.
 
-A watcher that cannot keep up loses no change: its keys fold into one set, and past a bound into the word "everything",
-after which it reads its issue anew. So a slow watcher costs bounded memory, and a busy fleet one read for many changes.
+A watcher that cannot keep up loses no change: its keys fold into one map, and past a bound into the word "everything",
+after which it reads its issue anew. Rows are kept within a bound of bytes; a key without one is read from the database.
+So a slow watcher costs bounded memory, and a quick one no read at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fleet_server.commands.history import FullRow
+
 MAX_WAITING_KEYS = 20_000
+MAX_WAITING_BYTES = 4 * 1024 * 1024
+_ROW_BYTES = 1024
 
 Key = tuple[str, int]
+Changed = Mapping[Key, FullRow | None]
+"""Changed commands; None where the row has to be read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +27,8 @@ class Subscription:
     """What changed for one watcher since it last looked."""
 
     issue_id: str
-    _keys: dict[Key, None] = field(default_factory=dict)
+    _rows: dict[Key, FullRow | None] = field(default_factory=dict)
+    _bytes: int = 0
     _overrun: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -28,22 +36,26 @@ class Subscription:
         """Return once something has changed since the last `take`."""
         await self._changed.wait()
 
-    def take(self) -> tuple[list[Key], bool]:
-        """Changed keys, and whether keys were lost, so that everything has to be read again."""
-        keys, overrun = list(self._keys), self._overrun
-        self._keys.clear()
-        self._overrun = False
+    def take(self) -> tuple[dict[Key, FullRow | None], bool]:
+        """What changed, and whether keys were lost, so that everything has to be read again."""
+        rows, overrun = self._rows, self._overrun
+        self._rows, self._bytes, self._overrun = {}, 0, False
         self._changed.clear()
-        return keys, overrun
+        return rows, overrun
 
-    def add(self, keys: Iterable[Key]) -> None:
-        """Note changes."""
+    def add(self, changed: Changed) -> None:
+        """Note changes; of one command the last stands."""
         if not self._overrun:
-            self._keys.update(dict.fromkeys(keys))
-            if len(self._keys) > MAX_WAITING_KEYS:
-                self._keys.clear()
-                self._overrun = True
+            for key, row in changed.items():
+                self._rows[key] = self._kept(row)
+            if len(self._rows) > MAX_WAITING_KEYS:
+                self._rows, self._bytes, self._overrun = {}, 0, True
         self._changed.set()
+
+    def _kept(self, row: FullRow | None) -> FullRow | None:
+        if row is not None:
+            self._bytes += _ROW_BYTES + len(row.output or b"") + len(row.error)
+        return row if self._bytes <= MAX_WAITING_BYTES else None
 
 
 class ChangeFeed:
@@ -66,13 +78,13 @@ class ChangeFeed:
         if not watchers:
             self._watchers.pop(subscription.issue_id, None)
 
-    def publish_nowait(self, issue_id: str, keys: Iterable[Key]) -> None:
+    def publish_nowait(self, issue_id: str, changed: Changed) -> None:
         """Tell the watchers of an issue, and those of every command, which of its commands changed."""
         for topic in (issue_id, ""):
             for watcher in self._watchers.get(topic, ()):
-                watcher.add(keys)
+                watcher.add(changed)
 
     @property
     def watched(self) -> bool:
-        """Whether anybody watches at all."""
+        """Whether anybody watches at all. Any thread may ask: a row that was not kept for a new watcher is read."""
         return bool(self._watchers)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fleet_server.commands.store import Connection, Key, marks, padded
+from fleet_server.commands.rules import Standing
+from fleet_server.commands.store import Connection, Key, NewRow, StandingRow, marks, padded
 from fleet_server.database.engine import sql
 from fleet_server.database.statements import fetch
 
@@ -35,6 +36,52 @@ class FullRow(NamedTuple):
     reason: str
     error: str
     output: bytes | None
+
+
+def as_issued(row: NewRow) -> FullRow:
+    """A command that was just inserted, as it is shown."""
+    return FullRow(
+        node_id=row.node_id,
+        seq=row.seq,
+        command_id=row.command_id,
+        issue_id=row.issue_id,
+        spec_no=row.spec_no,
+        not_after_ms=row.not_after_ms,
+        state=row.state,
+        cancel_requested_by="",
+        key_id=row.key_id,
+        sent_at_ms=row.sent_at_ms,
+        accepted_at_ms=0,
+        started_at_ms=0,
+        finished_at_ms=0,
+        output_truncated=0,
+        reason="",
+        error="",
+        output=None,
+    )
+
+
+def as_reported(row: StandingRow, now: Standing) -> FullRow:
+    """A command that a report moved from `row` on, as it is shown."""
+    return FullRow(
+        node_id=row.node_id,
+        seq=row.seq,
+        command_id=row.command_id,
+        issue_id=row.issue_id,
+        spec_no=row.spec_no,
+        not_after_ms=row.not_after_ms,
+        state=now.state,
+        cancel_requested_by=row.cancel_requested_by,
+        key_id=row.key_id,
+        sent_at_ms=row.sent_at_ms,
+        accepted_at_ms=now.accepted_at_ms,
+        started_at_ms=now.started_at_ms,
+        finished_at_ms=now.finished_at_ms,
+        output_truncated=int(now.output_truncated),
+        reason=now.reason,
+        error=now.error,
+        output=now.output,
+    )
 
 
 _FULL = ", ".join(f"c.{column}" for column in FullRow._fields)

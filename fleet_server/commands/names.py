@@ -17,6 +17,10 @@ class NodeNames:
         self._nodes = nodes
         self._names: dict[str, str] = {}
 
+    def known(self, node_id: str) -> str | None:
+        """A name that was looked up before."""
+        return self._names.get(node_id)
+
     def of(self, conn: Connection, node_ids: Iterable[str]) -> dict[str, str]:
         """Names by id; a node that does not exist is missing."""
         if len(self._names) > _MAX_NAMES:

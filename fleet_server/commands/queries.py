@@ -11,7 +11,7 @@ from functools import partial
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import history, rules, store
-from fleet_server.commands.authority import Authorities
+from fleet_server.commands.authority import Authorities, Authority
 from fleet_server.commands.changes import Announcer
 from fleet_server.commands.feed import Subscription
 from fleet_server.commands.history import FullRow
@@ -85,15 +85,30 @@ class Queries:
     async def _changed(
         self, request: admin_pb2.WatchCommandsRequest, subscription: Subscription, open_keys: set[Key]
     ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
-        keys, overrun = subscription.take()
+        changed, overrun = subscription.take()
         if overrun and request.issue_id:
             async for answer in self._snapshot(request, open_keys):
                 yield answer
             return
+        keys = list(changed)
         for start in range(0, len(keys), _WATCH_PAGE):
-            views = await self.by_keys(keys[start : start + _WATCH_PAGE], brief=request.brief)
+            page = keys[start : start + _WATCH_PAGE]
+            views = self._from_memory([changed[key] for key in page], brief=request.brief)
+            if views is None:
+                views = await self.by_keys(page, brief=request.brief)
             for answer in _answers(request, views, open_keys):
                 yield answer
+
+    def _from_memory(self, rows: Sequence[FullRow | None], *, brief: bool) -> list[admin_pb2.CommandView] | None:
+        """Views of rows that came with their change; None when anything of them has to be read."""
+        views = []
+        for row in rows:
+            authority = None if row is None else self._authorities.peek(row.issue_id)
+            name = None if row is None else self._names.known(row.node_id)
+            if row is None or authority is None or name is None:
+                return None
+            views.append(_view(row, name, authority, brief=brief))
+        return views
 
     async def _snapshot(
         self, request: admin_pb2.WatchCommandsRequest, open_keys: set[Key]
@@ -127,22 +142,11 @@ class Queries:
     def _views(self, conn: Connection, rows: Sequence[FullRow], *, brief: bool) -> list[admin_pb2.CommandView]:
         authorities = self._authorities.load(conn, [row.issue_id for row in rows])
         names = self._names.of(conn, {row.node_id for row in rows})
-        views = []
-        for row in rows:
-            view = _view(row, names.get(row.node_id, ""))
-            authority = authorities.get(row.issue_id)
-            if authority is not None and 0 <= row.spec_no < len(authority.specs):
-                view.actor = authority.actor
-                view.issued_at_ms = authority.issued_at_ms
-                view.action, arguments = authority.specs[row.spec_no]
-                if not brief:
-                    view.arguments = arguments
-            views.append(view)
-        return views
+        return [_view(row, names.get(row.node_id, ""), authorities.get(row.issue_id), brief=brief) for row in rows]
 
 
-def _view(row: FullRow, node_name: str) -> admin_pb2.CommandView:
-    return admin_pb2.CommandView(
+def _view(row: FullRow, node_name: str, authority: Authority | None, *, brief: bool) -> admin_pb2.CommandView:
+    view = admin_pb2.CommandView(
         command_id=row.command_id,
         issue_id=row.issue_id,
         node_id=row.node_id,
@@ -155,12 +159,19 @@ def _view(row: FullRow, node_name: str) -> admin_pb2.CommandView:
         accepted_at_ms=row.accepted_at_ms,
         started_at_ms=row.started_at_ms,
         finished_at_ms=row.finished_at_ms,
-        output=row.output or b"",
+        output=b"" if brief else row.output or b"",
         reason=row.reason,
         error=row.error,
         key_id=row.key_id or b"",
         output_truncated=bool(row.output_truncated),
     )
+    if authority is not None and 0 <= row.spec_no < len(authority.specs):
+        view.actor = authority.actor
+        view.issued_at_ms = authority.issued_at_ms
+        view.action, arguments = authority.specs[row.spec_no]
+        if not brief:
+            view.arguments = arguments
+    return view
 
 
 def _answers(

@@ -17,6 +17,7 @@ from fleet_server.commands import rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change, state_name
 from fleet_server.commands.gathering import Gatherer
+from fleet_server.commands.history import as_reported
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import Standing
 from fleet_server.commands.store import Connection, Key, StandingRow
@@ -113,8 +114,11 @@ class Reports:
         store.save_progress(tx.conn, progress)
         store.save_results(tx.conn, results)
         self._audit(tx, digest)
+        watched = self._announcer.feed.watched
         changes = [
-            Change(key, row.issue_id, row.standing.state, standing.state)
+            Change(
+                key, row.issue_id, row.standing.state, standing.state, as_reported(row, standing) if watched else None
+            )
             for key, (row, standing) in digest.news.items()
         ]
         self._announcer.announce(tx, changes)

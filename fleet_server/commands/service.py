@@ -3,8 +3,9 @@
 Mental model
     An issue is one request; its commands are rows, one for each node and spec, numbered by the node's own counter.
     A row's MAC ties it to its issue, and is checked in the very transaction that marks it SENT or asks for its cancel.
-    This room never talks to a stream: it commits and wakes `node:<id>` or `cancel:<id>`, and the stream that owns the
-    node asks for what is pending. Only the newest epoch of a node is given anything. State moves forward only. Who may
+    This room commits and wakes `node:<id>` or `cancel:<id>`, and the stream that owns the node asks for what is
+    pending. A stream that waits with nothing to do is handed its next commands instead, by the commit that issued them.
+    Only the newest epoch of a node is given anything. State moves forward only. Who may
     move it: the server up to SENT, and to EXPIRED or CANCELLED while it was never signed; from then on the node, whose
     reports are recorded once in whatever order they come. Where nobody can know, the server says INTERRUPTED, and a
     result that turns up after all replaces that word. Jobs run on the writer thread and may run twice: they decide from
@@ -22,7 +23,8 @@ from fleet_server.audit.service import AuditService
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.cancels import CancelOrder, Cancels
 from fleet_server.commands.changes import Announcer
-from fleet_server.commands.delivery import Delivery, PendingCommand
+from fleet_server.commands.delivery import Delivery
+from fleet_server.commands.handover import FindLane, PendingCommand
 from fleet_server.commands.issuing import Issuing
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import NodesPort, Rooms, RowSeal
@@ -160,6 +162,10 @@ class CommandService:
         return {node_id: self._announcer.open_count(node_id) for node_id in node_ids}
 
     # -- streams -----------------------------------------------------------------------------------
+    def hand_over_to(self, find: FindLane) -> None:
+        """Hand new commands to the lanes that wait for them; until then all of them are claimed."""
+        self._announcer.handover.connect(find)
+
     async def claim_pending(
         self,
         node_id: str,

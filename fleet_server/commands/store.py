@@ -70,7 +70,7 @@ class IssueRow(NamedTuple):
 
 
 class NewRow(NamedTuple):
-    """A command as it is inserted."""
+    """A command as it is inserted: QUEUED, or SENT when its node's stream waits for it."""
 
     node_id: str
     seq: int
@@ -79,6 +79,9 @@ class NewRow(NamedTuple):
     spec_no: int
     not_after_ms: int
     mac: bytes
+    state: int
+    key_id: bytes | None
+    sent_at_ms: int
 
 
 class OpenRow(NamedTuple):
@@ -96,20 +99,26 @@ class OpenRow(NamedTuple):
 
 
 class StandingRow(NamedTuple):
-    """Where a command stands, for a report."""
+    """Where a command stands, for a report, and what else is shown of it."""
 
     node_id: str
     seq: int
     command_id: bytes
     issue_id: str
     standing: Standing
+    spec_no: int
+    not_after_ms: int
+    cancel_requested_by: str
+    key_id: bytes | None
+    sent_at_ms: int
 
 
 _ISSUE = ", ".join(IssueRow._fields)
 _NEW = ", ".join(NewRow._fields)
 _OPEN = ", ".join(OpenRow._fields)
 _STANDING = (
-    "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason"  # no output
+    "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason,"  # no output
+    " spec_no, not_after_ms, cancel_requested_by, key_id, sent_at_ms"
 )
 
 
@@ -147,12 +156,12 @@ def insert_issue(conn: Connection, row: IssueRow) -> None:
 
 
 def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
-    """Add commands, QUEUED.
+    """Add commands.
 
     Raises:
         SeqTakenError: a seq is taken; the transaction is of no use any more.
     """
-    text = f"INSERT INTO commands ({_NEW}, state) VALUES (?, ?, ?, ?, ?, ?, ?, 1)"
+    text = f"INSERT INTO commands ({_NEW}) VALUES ({marks(NewRow._fields)})"
     try:
         execute_many(conn, text, rows)
     except IntegrityError:
@@ -319,9 +328,9 @@ def count_open(conn: Connection) -> dict[str, int]:
 
 
 def _standing(row: Any) -> StandingRow:
-    node_id, seq, command_id, issue_id, state, accepted, started, finished, reason = row
+    node_id, seq, command_id, issue_id, state, accepted, started, finished, reason, *shown = row
     standing = Standing(state, accepted, started, finished, None, False, reason, "")
-    return StandingRow(node_id, seq, command_id, issue_id, standing)
+    return StandingRow(node_id, seq, command_id, issue_id, standing, *shown)
 
 
 T = TypeVar("T")

@@ -326,14 +326,14 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args:
 
 
 def _resolve(jobs: list[_Job], effects: list[Callable[[], None]]) -> None:
-    for job in jobs:
-        if not job.future.done():
-            job.future.set_result(job.result)
-    for effect in effects:
+    for effect in effects:  # first: a command is on its way before its operator hears that it was issued
         try:
             effect()
         except Exception:
             log.exception("after_commit_failed")  # the others still have to be woken
+    for job in jobs:
+        if not job.future.done():
+            job.future.set_result(job.result)
 
 
 def _reject(future: asyncio.Future[Any], error: Exception) -> None:

@@ -77,6 +77,7 @@ class CommandLane:
         self._resends = 0
         self._resume_at = 0.0
         self.held = False
+        self._failed = failed
         self._pump = Pump(self._send_pending, clock, failed)
         self._cancel_pump = Pump(self._send_cancels, clock, failed)
 
@@ -84,6 +85,34 @@ class CommandLane:
         """Commands may be pending."""
         if not self.held and self._has_window():
             self._pump.kick()
+
+    def key_for(self, epoch: int, first_seq: int, count: int) -> bytes | None:
+        """See `commands.handover.Lane`: all before `first_seq` went out on this stream, and there is room."""
+        waits = (
+            not self.held
+            and not self._pump.running
+            and self._epoch == epoch
+            and self._sent_seq == first_seq - 1
+            and self._has_window()
+            and len(self._unaccepted) + count <= self._max_in_flight
+            and count <= MAX_COMMANDS_PER_STATEMENT
+            and self._clock.monotonic() >= self._resume_at
+        )
+        try:
+            return self._trust.command_key_id(self._node.site) if waits else None
+        except Refusal:
+            return None  # the claim meets it again, and says so
+
+    def take(self, commands: Sequence[PendingCommand]) -> None:
+        """See `commands.handover.Lane`."""
+        if self.key_for(self._epoch, commands[0].seq, len(commands)) is None:
+            self.wake()
+            return
+        try:
+            for batch in rules.statements(commands):
+                self._send_statement(batch)
+        except Refusal as refusal:
+            self._failed(refusal)
 
     def wake_cancels(self) -> None:
         """Cancels may be pending."""

@@ -40,6 +40,11 @@ class Pump:
         if self._task is None and not self._stopped:
             self._task = asyncio.create_task(self._run())
 
+    @property
+    def running(self) -> bool:
+        """Whether a round runs, or is about to."""
+        return self._task is not None
+
     def stop(self) -> None:
         """Start no further round. One that runs is left to finish: it may hold a commit that somebody waits for."""
         self._stopped = True

@@ -23,6 +23,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import StreamMetrics
 from fleet_server.sessions.service import SessionService
 from fleet_server.streams import rules
+from fleet_server.streams.command_lane import CommandLane
 from fleet_server.streams.stream import Stream
 
 log = get_logger(__name__)
@@ -77,6 +78,11 @@ class StreamRegistry:
     def heartbeat_interval_ms(self) -> int:
         """Milliseconds between pings of one stream, now."""
         return rules.heartbeat_interval_ms(self._heartbeat_ms, len(self._all))
+
+    def lane(self, node_id: str) -> CommandLane | None:
+        """Where commands of a node leave: the lane of its newest stream here. Any thread may ask."""
+        stream = self._newest.get(node_id)
+        return None if stream is None else stream.commands
 
     def check_room(self) -> None:
         """Refuse another stream when this replica holds as many as it may.

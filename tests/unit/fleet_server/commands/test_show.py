@@ -118,6 +118,23 @@ async def test_a_slow_watcher_reads_anew_and_misses_no_end(room: Room, monkeypat
     assert answers[-1].open == 0
 
 
+async def test_a_watcher_that_lags_keeps_few_rows_and_reads_the_others(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "MAX_WAITING_BYTES", 3000)
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    issued = await room.commands.issue("alice", order("n1", count=3))
+    watch = room.commands.watch(admin_pb2.WatchCommandsRequest(issue_id=issued.issue_id, until_final=True))
+    await anext(watch)
+    for command in await room.claim(node.node_id):
+        done = report(command, wire.COMMAND_STATE_SUCCEEDED, output=b"x" * 900)
+        await room.commands.record_reports(node.node_id, [done])
+    answers = await asyncio.wait_for(collect(watch), 10)
+    views = [view for answer in answers for view in answer.commands]
+    assert [(view.state, len(view.output)) for view in views] == [(wire.COMMAND_STATE_SUCCEEDED, 900)] * 3
+
+
 async def test_watching_everything_shows_what_comes_from_now_on(room: Room) -> None:
     await room.add_node("n1")
     await room.commands.issue("alice", order("n1"))

@@ -193,3 +193,52 @@ async def test_an_overtaken_stream_is_sent_nothing_more(clock: MockClock) -> Non
     bench.lane.wake()
     await bench.settle()
     assert bench.sent == []
+
+
+async def test_a_lane_that_waits_sends_what_it_is_handed_at_once(clock: MockClock) -> None:
+    bench = _bench(clock, [1])
+    bench.lane.wake()
+    await bench.settle()
+    bench.lane.answered([1])
+    assert bench.lane.key_for(3, 2, 2) is not None
+    bench.lane.take([Pending(2), Pending(3)])  # type: ignore[list-item]
+    assert [(statement.prev_seq, len(statement.commands)) for statement in bench.sent] == [(0, 1), (1, 2)]
+    assert bench.lane.key_for(3, 4, 1) is not None
+
+
+async def test_a_lane_takes_only_what_comes_next_and_has_room(clock: MockClock) -> None:
+    bench = _bench(clock, [1], max_in_flight=4)
+    assert bench.lane.key_for(3, 1, 1) is None  # where it starts is not known before it asked
+    bench.lane.wake()
+    assert bench.lane.key_for(3, 2, 1) is None  # it is claiming
+    await bench.settle()
+    assert bench.lane.key_for(3, 2, 3) is not None
+    assert bench.lane.key_for(3, 2, 4) is None  # one is unanswered and four fit
+    assert bench.lane.key_for(3, 3, 1) is None  # something lies in between
+    assert bench.lane.key_for(2, 2, 1) is None  # an older stream's
+    bench.lane.hold(True)
+    assert bench.lane.key_for(3, 2, 1) is None
+
+
+async def test_a_lane_that_moved_on_claims_what_it_was_handed(clock: MockClock) -> None:
+    bench = _bench(clock, [1])
+    bench.lane.wake()
+    await bench.settle()
+    bench.room.queue += [Pending(2), Pending(3)]
+    bench.lane.take([Pending(3)])  # type: ignore[list-item]
+    await bench.settle()
+    assert [[each.monotonic_seq for each in statement.commands] for statement in bench.sent] == [[1], [2, 3]]
+
+
+async def test_a_held_lane_keeps_what_it_was_handed_until_it_is_let_go(clock: MockClock) -> None:
+    bench = _bench(clock, [1])
+    bench.lane.wake()
+    await bench.settle()
+    bench.lane.hold(True)
+    bench.room.queue.append(Pending(2))
+    bench.lane.take([Pending(2)])  # type: ignore[list-item]
+    await bench.settle()
+    assert len(bench.sent) == 1
+    bench.lane.hold(False)
+    await bench.settle()
+    assert [[each.monotonic_seq for each in statement.commands] for statement in bench.sent] == [[1], [2]]

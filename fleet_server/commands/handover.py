@@ -1,0 +1,83 @@
+"""Hand over: a command whose node waits for work leaves with the very commit that issued it.
+
+A stream that has sent everything and has room is a lane that waits. Its node's next command need not be committed as
+QUEUED, claimed in a second transaction and read back: it is written as SENT, and handed to the lane once that stands.
+Nothing rests on the handing: a lane that cannot take what it is given (it moved on, or is held, meanwhile) claims it
+as it claims everything else, and a stream that ended leaves it to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from fleet_server.nodes.record import NodeRecord
+
+_HANDED_AT_ONCE = 32
+
+
+class PendingCommand(NamedTuple):
+    """A command whose authority was made or verified in the transaction that marked it SENT: ready to be signed."""
+
+    command_id: bytes
+    seq: int
+    actor: str
+    issued_at_ms: int
+    not_after_ms: int
+    action: str
+    arguments: bytes
+
+
+class Lane(Protocol):
+    """The sending side of a node's newest stream."""
+
+    def key_for(self, epoch: int, first_seq: int, count: int) -> bytes | None:
+        """Id of the key that would sign these commands at once; None when they have to be claimed in their turn.
+
+        Any thread may ask, so the answer is a guess: `take` decides.
+        """
+        ...
+
+    def take(self, commands: Sequence[PendingCommand]) -> None:
+        """Sign and send, or claim later; on the event loop."""
+        ...
+
+
+FindLane = Callable[[str], Lane | None]
+"""Lane of a node's newest stream on this replica; any thread may ask."""
+
+Handed = Mapping[str, Sequence[PendingCommand]]
+"""Commands by node id, in seq order."""
+
+
+def _no_lane(_: str) -> Lane | None:
+    return None
+
+
+class Handover:
+    """Knows the lanes of this replica; none before `connect`."""
+
+    def __init__(self) -> None:
+        self._find: FindLane = _no_lane
+
+    def connect(self, find: FindLane) -> None:
+        """Hand over to these lanes from now on."""
+        self._find = find
+
+    def key_for(self, node: NodeRecord, first_seq: int, count: int) -> bytes | None:
+        """Key that signs these commands as soon as they are committed; None when nobody waits for them."""
+        lane = self._find(node.node_id)
+        return None if lane is None else lane.key_for(node.stream_epoch, first_seq, count)
+
+    def hand_nowait(self, handed: Handed) -> None:
+        """Give committed commands to their lanes, a few in each turn of the loop: signing thousands takes its time."""
+        self._hand(list(handed.items()))
+
+    def _hand(self, waiting: list[tuple[str, Sequence[PendingCommand]]]) -> None:
+        for node_id, commands in waiting[:_HANDED_AT_ONCE]:
+            lane = self._find(node_id)
+            if lane is not None:
+                lane.take(commands)
+        if len(waiting) > _HANDED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._hand, waiting[_HANDED_AT_ONCE:])
