@@ -123,7 +123,7 @@ class _Progress:
     def retrying(self, refusal: Refusal, delay_s: float) -> None:
         """A try failed."""
         self._last = refusal
-        click.echo(f"{printable(refusal.detail)}; trying again in {delay_s:.0f} s", err=True)
+        click.echo(f"{printable(refusal.detail)}; trying again in {max(delay_s, 0.1):.1f} s", err=True)
 
     def out_of_time(self) -> Failure:
         """Why there is no decision in time."""

@@ -1,7 +1,8 @@
 """Operators: their tokens (only hashes are kept), their roles, and a record of what each of them calls.
 
-Changes are audited by the room that makes them, in the same transaction. Reads are counted per operator and method
-and audited in batches, so that a dashboard that polls does not bury what matters.
+Changes are audited by the room that makes them, in the same transaction. Calls are counted per operator and method
+and audited in batches, so that a dashboard that polls does not bury what matters. The first refusal of a kind is
+audited at once, those that follow are counted: a loop without the role writes one row every few seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from secrets import token_bytes, token_hex
 
@@ -61,6 +63,7 @@ class OperatorService:
         self._token_key = secrets.derive("operator-token")
         self._cache: dict[bytes, tuple[float, Operator]] = {}
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._refused: Counter[tuple[str, str]] = Counter()
         self._told: set[str] = set()
 
     async def authorise(self, token: str, method: str) -> Caller:
@@ -83,7 +86,7 @@ class OperatorService:
         try:
             rules.authorise(operator.role, rules.NEEDED_ROLE[method], method)
         except Refusal:
-            await self._audit_one(AuditKind.OPERATOR_REFUSED, operator.name, method)
+            await self._tell_refused(operator.name, method)
             raise
         return Caller(operator.name, operator.role)
 
@@ -145,24 +148,23 @@ class OperatorService:
                 log.warning("call_record_waits", reason=str(refusal.reason))
 
     async def flush(self) -> None:
-        """Audit the calls counted since the last time, one row per operator."""
+        """Audit what was counted since the last time: a row of calls, and one of further refusals, per operator."""
         calls, self._calls = self._calls, Counter()
-        by_operator: dict[str, dict[str, int]] = {}
-        for (operator, method), count in calls.items():
-            by_operator.setdefault(operator, {})[method] = count
+        refused, self._refused = self._refused, Counter()
+        again = Counter({key: count - 1 for key, count in refused.items() if count > 1})  # the first was told at once
 
         def work(tx: Transaction) -> None:
-            for operator, methods in by_operator.items():
-                self._audit.append(
-                    tx, AuditKind.OPERATOR_CALLED, actor=operator, subject="admin", detail={"calls": dict(methods)}
-                )
+            for kind, counted in ((AuditKind.OPERATOR_CALLED, calls), (AuditKind.OPERATOR_REFUSED, again)):
+                for operator, methods in _by_operator(counted).items():
+                    self._audit.append(tx, kind, actor=operator, subject="admin", detail={"calls": {**methods}})
 
-        if not by_operator:
+        if not calls and not again:
             return
         try:
             await self._database.write(work)
         except Refusal:
             self._calls.update(calls)
+            self._refused.update(refused)
             raise
 
     async def _authenticate(self, token: str) -> Operator:
@@ -213,11 +215,23 @@ class OperatorService:
         log.error("operator_row_tampered", operator=operator.name)
         await self._audit_one(AuditKind.OPERATOR_QUARANTINED, operator.name, "row MAC does not fit")
 
+    async def _tell_refused(self, operator: str, method: str) -> None:
+        self._refused[operator, method] += 1
+        if self._refused[operator, method] == 1:
+            await self._audit_one(AuditKind.OPERATOR_REFUSED, operator, method)
+
     async def _audit_one(self, kind: AuditKind, operator: str, what: str) -> None:
         def work(tx: Transaction) -> None:
             self._audit.append(tx, kind, actor=operator, subject=what, detail={})
 
         await self._database.write(work)
+
+
+def _by_operator(counted: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (operator, method), count in counted.items():
+        found.setdefault(operator, {})[method] = count
+    return found
 
 
 def _hash(token: str) -> bytes:

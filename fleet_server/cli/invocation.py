@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -134,5 +136,12 @@ class Invocation:
             return
         if not self.is_interactive:
             raise BadProfile(f"nobody is here to answer: {question}", hint=f"say it with {option}")
+        _drop_typed_ahead()
         if not click.confirm(printable(question), default=False, err=True):
             raise Failure("nothing was done")
+
+
+def _drop_typed_ahead() -> None:
+    """What was typed before the question was shown is no answer to it."""
+    with contextlib.suppress(termios.error, OSError, ValueError):  # not a terminal
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)

@@ -113,6 +113,24 @@ async def test_calls_are_audited_in_batches_and_none_is_lost(access: OperatorSer
     assert [row.detail for row in called] == [b'{"calls":{"ListNodes":3,"WhoAmI":1}}']
 
 
+async def test_a_flood_of_refused_calls_is_one_row_at_once_and_then_a_count(
+    access: OperatorService, audit: AuditService
+) -> None:
+    _, token = await access.create("init", "eve", "viewer")
+    for _ in range(50):
+        await _refused(access, token.reveal(), "IssueCommands")
+    await access.flush()
+    await access.flush()
+    await _refused(access, token.reveal(), "IssueCommands")
+    rows = (await audit.page(AuditCursor())).rows
+    told = [(row.subject, row.detail) for row in rows if row.kind == "operator.refused"]
+    assert told == [
+        ("IssueCommands", b"{}"),
+        ("admin", b'{"calls":{"IssueCommands":49}}'),
+        ("IssueCommands", b"{}"),
+    ]
+
+
 async def test_the_answers_of_a_long_call_end_with_the_token_and_are_no_calls(
     access: OperatorService, audit: AuditService
 ) -> None:

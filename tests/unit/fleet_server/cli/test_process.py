@@ -163,3 +163,14 @@ def _read_all(descriptor: int) -> str:
         parts.append(part)
     os.close(descriptor)
     return b"".join(parts).decode()
+
+
+def test_what_was_typed_before_the_question_is_no_answer(ctl: Fleetctl) -> None:
+    ctl.profile.path.unlink()
+    process, screen = at_terminal(ctl, "login", ctl.server)
+    os.write(screen, b"y\n")  # long before fleetctl asks
+    _read_until(screen, "[y/N]: ")
+    os.write(screen, b"n\n")
+    shown = _read_all(screen)
+    assert process.wait(LIMIT_S) != 0
+    assert "nothing was done" in shown
