@@ -59,6 +59,15 @@ EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never 
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class StreamSession:
+    """The session under a stream, for as long as that lives: what a renewal needs, and no more."""
+
+    node_id: str
+    epoch: int
+    token_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class StreamClaim:
     """What a node won with its hello. Holds frame keys, so it prints nothing.
 
@@ -81,6 +90,11 @@ class StreamClaim:
     session_expires_at_ms: int
     token_sha256: bytes
     takeover_of: str
+
+    @property
+    def session(self) -> StreamSession:
+        """What a stream keeps of this; the hello, with all that a node can do, need not stay."""
+        return StreamSession(self.node.node_id, self.epoch, self.token_sha256)
 
 
 class SessionService(HandshakeService):
@@ -245,23 +259,23 @@ class SessionService(HandshakeService):
             expires_at_ms=self._clock.now_ms() + REAUTH_TTL_MS,
         )
 
-    async def reauth(self, claim: StreamClaim, stream_id: str, proof: trust_pb2.Signed) -> int:
+    async def reauth(self, session: StreamSession, stream_id: str, proof: trust_pb2.Signed) -> int:
         """Renew the session of a live stream; the Unix millisecond at which it ends now.
 
         Raises:
             Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, or the state of the node.
         """
         try:
-            expires_at_ms = await self._reauth(claim, stream_id, proof)
+            expires_at_ms = await self._reauth(session, stream_id, proof)
         except Refusal as refusal:
             self._metrics.reauths.labels(str(refusal.reason)).inc()
-            self._refusals.note("reauth", claim.node.node_id, "", refusal)
+            self._refusals.note("reauth", session.node_id, "", refusal)
             raise
         self._metrics.reauths.labels("ok").inc()
         return expires_at_ms
 
-    async def _reauth(self, claim: StreamClaim, stream_id: str, proof: trust_pb2.Signed) -> int:
-        node_id = claim.node.node_id
+    async def _reauth(self, session: StreamSession, stream_id: str, proof: trust_pb2.Signed) -> int:
+        node_id = session.node_id
         said = proofs.parse(session_pb2.ReauthStatement, proof)
         now_ms = self._clock.now_ms()
         self._credentials.check_challenge(
@@ -277,11 +291,11 @@ class SessionService(HandshakeService):
         expires_at_ms = now_ms + self._session_ttl_ms
 
         def work(tx: Transaction) -> bool:
-            extended = store.extend(tx.conn, claim.token_sha256, claim.epoch, expires_at_ms)
+            extended = store.extend(tx.conn, session.token_sha256, session.epoch, expires_at_ms)
             if extended:
                 subject = f"node:{node_id}"
                 kind = AuditKind.SESSION_RENEWED
-                self._audit.append(tx, kind, actor=subject, subject=subject, detail={"epoch": claim.epoch})
+                self._audit.append(tx, kind, actor=subject, subject=subject, detail={"epoch": session.epoch})
             return extended
 
         if not await self._database.write(work):

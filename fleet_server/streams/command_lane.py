@@ -58,7 +58,8 @@ class CommandLane:
         send: Send,
         failed: Callable[[Exception], None],
     ) -> None:
-        self._node = claim.node
+        self._node_id = claim.node.node_id
+        self._site = claim.node.site
         self._epoch = claim.epoch
         self._binding = claim.binding
         self._max_in_flight = max(1, claim.hello_body.max_in_flight)
@@ -99,7 +100,7 @@ class CommandLane:
             and self._clock.monotonic() >= self._resume_at
         )
         try:
-            return self._trust.command_key_id(self._node.site) if waits else None
+            return self._trust.command_key_id(self._site) if waits else None
         except Refusal:
             return None  # the claim meets it again, and says so
 
@@ -154,7 +155,7 @@ class CommandLane:
         self._metrics.statement_refusals.labels(refused.reason).inc()
         log.warning(
             "statement_refused",
-            node_id=self._node.node_id,
+            node_id=self._node_id,
             reason=refused.reason,
             detail=refused.detail,
             last_accepted_seq=refused.last_accepted_seq,
@@ -168,7 +169,7 @@ class CommandLane:
             return  # the stream's heartbeat wakes the lane again
         self._resends += 1
         if self._resends > rules.MAX_RESENDS:
-            log.error("statement_refused_too_often", node_id=self._node.node_id, reason=refused.reason)
+            log.error("statement_refused_too_often", node_id=self._node_id, reason=refused.reason)
             self.held = True
             return
         self.wake()
@@ -186,16 +187,16 @@ class CommandLane:
     async def _send_pending(self) -> None:
         if self._sent_seq < 0:
             self._sent_seq = await self._commands.reconcile(
-                self._node.node_id, self._epoch, self._hello_seq, takeover=self._takeover
+                self._node_id, self._epoch, self._hello_seq, takeover=self._takeover
             )
         while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
             limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
             pending = await self._commands.claim_pending(
-                self._node.node_id,
+                self._node_id,
                 self._epoch,
                 after_seq=self._sent_seq,
                 limit=limit,
-                key_id=self._trust.command_key_id(self._node.site),
+                key_id=self._trust.command_key_id(self._site),
                 asked_again_through=self._hello_seq,
             )
             for batch in rules.statements(pending):
@@ -206,7 +207,7 @@ class CommandLane:
     def _send_statement(self, batch: Sequence[PendingCommand]) -> None:
         statement = command_pb2.CommandStatement(
             cluster_id=self._trust.cluster_id,
-            node_id=self._node.node_id,
+            node_id=self._node_id,
             stream_binding=self._binding,
             lease_epoch=self._epoch,
             prev_seq=self._sent_seq,
@@ -224,7 +225,7 @@ class CommandLane:
                 for command in batch
             ],
         ).SerializeToString()
-        signed = self._trust.sign_command_statement(Domain.COMMAND, statement, site=self._node.site)
+        signed = self._trust.sign_command_statement(Domain.COMMAND, statement, site=self._site)
         self._sent_seq = batch[-1].seq
         share = len(statement) // len(batch)
         for command in batch:
@@ -236,17 +237,17 @@ class CommandLane:
         self._send(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=signed)))
 
     async def _send_cancels(self) -> None:
-        for order in await self._commands.pending_cancels(self._node.node_id, self._epoch):
+        for order in await self._commands.pending_cancels(self._node_id, self._epoch):
             if order.command_id in self._cancels_sent:
                 continue
             self._cancels_sent.add(order.command_id)
             statement = command_pb2.CancelStatement(
                 cluster_id=self._trust.cluster_id,
-                node_id=self._node.node_id,
+                node_id=self._node_id,
                 stream_binding=self._binding,
                 command_id=order.command_id,
                 monotonic_seq=order.seq,
                 actor=order.actor,
             ).SerializeToString()
-            signed = self._trust.sign_command_statement(Domain.CANCEL, statement, site=self._node.site)
+            signed = self._trust.sign_command_statement(Domain.CANCEL, statement, site=self._site)
             self._send(gateway_pb2.ServerControl(cancel=command_pb2.CancelFrame(signed=signed)))

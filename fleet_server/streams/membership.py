@@ -38,21 +38,27 @@ class Leaving(Protocol):
 class Membership:
     """Keeps one stream in step with its node's row."""
 
-    __slots__ = ("_drain_sent", "_node", "_nodes", "_stream")
+    __slots__ = ("_claimed", "_drain_sent", "_node_id", "_nodes", "_stream")
 
     def __init__(self, nodes: NodeService, node: NodeRecord, stream: Leaving) -> None:
         self._nodes = nodes
-        self._node = node
+        self._node_id = node.node_id
+        self._claimed: NodeRecord | None = node  # until `start`
         self._stream = stream
         self._drain_sent = False
 
+    def start(self) -> None:
+        """Act on the row that the stream was claimed with."""
+        claimed, self._claimed = self._claimed, None
+        if claimed is not None:
+            self.apply(claimed)
+
     async def refresh(self) -> None:
         """Read the node's row again and act on it."""
-        self.apply(await self._nodes.get(self._node.node_id))
+        self.apply(await self._nodes.get(self._node_id))
 
     def apply(self, node: NodeRecord) -> None:
         """Act on the node's row."""
-        self._node = node
         if node.state in _REMOVED:
             self._remove(node)
             return
@@ -68,7 +74,7 @@ class Membership:
     async def drained(self, drained: gateway_pb2.Drained) -> None:
         """The node says that nothing runs any more; progress reports on the way there change nothing."""
         if drained.drained and drained.running == 0:
-            await self._nodes.mark_drained(self._node.node_id)
+            await self._nodes.mark_drained(self._node_id)
 
     def _remove(self, node: NodeRecord) -> None:
         reason, goaway_reason = _REMOVED[node.state]

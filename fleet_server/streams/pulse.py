@@ -11,6 +11,7 @@ class Pulse:
 
     Args:
         session_expires_at_ms: Unix milliseconds at which the session ends unless it is renewed.
+        bundle_version: what the node said in its hello.
     """
 
     __slots__ = (
@@ -23,11 +24,12 @@ class Pulse:
         "session_expires_at_ms",
     )
 
-    def __init__(self, session_expires_at_ms: int) -> None:
+    def __init__(self, session_expires_at_ms: int, bundle_version: session_pb2.BundleVersion) -> None:
         self.session_expires_at_ms = session_expires_at_ms
         self.reauth_asked = False
         self.last_rtt_us = 0
         self.bundle_version = session_pb2.BundleVersion()
+        self.bundle_version.CopyFrom(bundle_version)  # a part of a message would keep all of it
         self._pings = 0
         self._pong = 0
         self._sent_at = 0.0

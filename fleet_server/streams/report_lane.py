@@ -38,20 +38,24 @@ class ReportLane:
         self._commands = commands
         self._ack = ack
         self._waiting: list[command_pb2.Report] = []
-        self._room = asyncio.Event()
-        self._room.set()
+        self._room: asyncio.Future[None] | None = None  # made by whoever waits
         self._pump = Pump(self._record, clock, failed)
 
     def put(self, reports: command_pb2.ReportList) -> None:
         """Queue reports in report_no order."""
         self._waiting.extend(reports.reports)
-        if len(self._waiting) >= MAX_WAITING:
-            self._room.clear()
         self._pump.kick()
+
+    @property
+    def full(self) -> bool:
+        """Whether no further frame of reports may be taken for now."""
+        return len(self._waiting) >= MAX_WAITING
 
     async def wait_room(self) -> None:
         """Return once another frame of reports may be taken."""
-        await self._room.wait()
+        while self.full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
 
     async def wait_idle(self) -> None:
         """Return once no commit is under way."""
@@ -67,6 +71,6 @@ class ReportLane:
         except Exception:
             self._waiting = batch + self._waiting
             raise
-        if len(self._waiting) < MAX_WAITING:
-            self._room.set()
+        if self._room is not None and not self.full and not self._room.done():
+            self._room.set_result(None)
         self._ack(batch[-1].report_no)

@@ -131,6 +131,17 @@ class Gateway:
         require_tls13(context)
         self._check_draining()
         self._registry.check_room()
+        stream, welcome = await self._open(context)
+        self._registry.add(stream)
+        log.info("stream_opened", node_id=stream.node_id, stream_id=stream.stream_id, epoch=stream.epoch)
+        try:
+            await stream.run(welcome)
+        finally:
+            self._registry.remove(stream)
+            await asyncio.shield(self._close(stream))
+
+    async def _open(self, context: Context) -> tuple[Stream, gateway_pb2.Welcome]:
+        """Take the hello. What it said (schemas of all actions, for one) must not stay as long as the stream does."""
         transport = GrpcTransport(context)
         api_key, token = _credentials(context)
         with self._rooms.sessions.waiting_for_hello(api_key, peer_address(context)):
@@ -140,13 +151,7 @@ class Gateway:
             api_key, token, hello, stream_id=stream_id, replica_id=self._replica_id
         )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
-        self._registry.add(stream)
-        log.info("stream_opened", node_id=stream.node_id, stream_id=stream_id, epoch=stream.epoch)
-        try:
-            await stream.run(self._welcome(stream, claim.session_expires_at_ms, claim.node.drain_state != "NONE"))
-        finally:
-            self._registry.remove(stream)
-            await asyncio.shield(self._close(stream))
+        return stream, self._welcome(stream, claim.session_expires_at_ms, claim.node.drain_state != "NONE")
 
     async def _close(self, stream: Stream) -> None:
         log.info("stream_closed", node_id=stream.node_id, stream_id=stream.stream_id, reason=stream.close_reason)

@@ -1,7 +1,7 @@
 """One live stream of one node.
 
 Mental model
-    One task writes, one reads, `run` waits; everything else is a lane that costs a task only while it has work.
+    `run` writes and one task reads; everything else is a lane that costs a task only while it has work.
     Frames from the node go down into one room each; what comes back goes through the outbox, and only the writer
     seals frames, so counters grow in the order of the wire. The newest epoch of a node is sent commands; an older
     stream still delivers results until it says goodbye. A stream ends in exactly one way: `end(refusal)` closes the
@@ -86,14 +86,14 @@ class Stream:
         self.close_reason = "EOF"
         self._rooms = rooms
         self._transport = transport
-        self._claim = claim
+        self._session = claim.session
         self._sealer, self._opener = server_end(claim.frame_keys)
         self._outbox = Outbox()
         self._ending: Refusal | None = None
-        self._ended = asyncio.Event()
+        self._ended = False
         self._accepted_seq = claim.hello_body.last_accepted_seq
         self._clock_offset_ms = 0
-        self.pulse = Pulse(claim.session_expires_at_ms)
+        self.pulse = Pulse(claim.session_expires_at_ms, claim.hello_body.bundle_version)
         self.commands = CommandLane(
             claim=claim,
             commands=rooms.commands,
@@ -113,8 +113,8 @@ class Stream:
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim.node, self)
         self._side_tasks: set[asyncio.Task[None]] = set()
-        self._writer: asyncio.Task[None] | None = None
-        self._give_up: asyncio.TimerHandle | None = None
+        self._writing = False
+        self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
     async def run(self, welcome: gateway_pb2.Welcome) -> None:
         """Serve the stream until it ends.
@@ -124,18 +124,19 @@ class Stream:
         """
         self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
-        self._send_bundle(self._claim.hello_body.bundle_version)
-        self.membership.apply(self._claim.node)
+        self._send_bundle(self.pulse.bundle_version)
+        self.membership.start()
         self.commands.wake()
         self.commands.wake_cancels()
-        self._writer = asyncio.create_task(self._write())
         try:
-            await asyncio.wait({self._writer})
+            async with self._patience:
+                self._writing = True
+                await self._write()
+        except TimeoutError:
+            pass  # what was left to say goes unsaid
         finally:
+            self._writing = False
             self.end(None)
-            if self._give_up is not None:
-                self._give_up.cancel()
-            self._writer.cancel()
             self._telemetry.close()
             del reader
         if self._ending is not None:
@@ -149,7 +150,7 @@ class Stream:
 
     def send(self, frame: gateway_pb2.ServerControl) -> None:
         """Queue a control frame; a peer that let the queue fill up has stopped reading and loses its stream."""
-        if not self._outbox.put(frame) and not self._ended.is_set():
+        if not self._outbox.put(frame) and not self._ended:
             self.end(Refusal(Reason.HEARTBEAT_LOST, "the node stopped reading its stream: it may connect again"))
 
     def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
@@ -160,9 +161,9 @@ class Stream:
 
     def end(self, refusal: Refusal | None) -> None:
         """End the stream, once; the first reason stands."""
-        if self._ended.is_set():
+        if self._ended:
             return
-        self._ended.set()
+        self._ended = True
         self._ending = refusal
         if refusal is not None:
             self.close_reason = str(refusal.reason)
@@ -171,13 +172,13 @@ class Stream:
             )
         self.commands.stop()
         self._outbox.close()
-        if self._writer is not None:
-            self._give_up = asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._writer.cancel)
+        if self._writing:
+            self._patience.reschedule(asyncio.get_running_loop().time() + _LAST_WRITE_S)
 
     @property
     def ended(self) -> bool:
         """Whether the end has begun."""
-        return self._ended.is_set()
+        return self._ended
 
     async def wait_recorded(self) -> None:
         """Return once no report of this stream is being committed."""
@@ -193,14 +194,15 @@ class Stream:
 
     async def _read(self) -> None:
         try:
-            while not self._ended.is_set():
+            while not self._ended:
                 frame = await self._transport.read()
                 if frame is None:
                     return
                 if isinstance(frame, BadFrame):
                     raise frame.refusal()
                 self._take(frame)
-                await self._reports.wait_room()
+                if self._reports.full:
+                    await self._reports.wait_room()
         except Refusal as refusal:
             self.end(refusal)
         except Exception as error:  # noqa: BLE001 - a bug must end this stream loudly, not silence it
@@ -277,7 +279,7 @@ class Stream:
         )
 
     async def _reauth(self, control: gateway_pb2.NodeControl) -> None:
-        expires_at_ms = await self._rooms.sessions.reauth(self._claim, self.stream_id, control.reauth_proof)
+        expires_at_ms = await self._rooms.sessions.reauth(self._session, self.stream_id, control.reauth_proof)
         self.pulse.session_renewed(expires_at_ms)
 
     def _send_bundle(self, held: session_pb2.BundleVersion) -> None:

@@ -351,7 +351,7 @@ async def test_a_session_is_renewed_on_its_stream(world: World, clock: MockClock
     challenge = world.sessions.reauth_challenge(node.node_id, "s1")
     statement = session_pb2.ReauthStatement(challenge=challenge, stream_id="s1").SerializeToString()
     proof = node.keys.identity.sign(Domain.REAUTH, statement)
-    assert await world.sessions.reauth(claim, "s1", proof) == clock.now_ms() + 15 * 60 * 1000
+    assert await world.sessions.reauth(claim.session, "s1", proof) == clock.now_ms() + 15 * 60 * 1000
     assert world.metrics.sessions.reauths.labels("ok").value == 1
 
 
@@ -361,7 +361,7 @@ async def test_a_renewal_that_is_not_one(world: World, clock: MockClock) -> None
 
     async def attempt(challenge: bytes, stream_id: str = "s1", keys: NodeKeys = node.keys) -> Reason:
         statement = session_pb2.ReauthStatement(challenge=challenge, stream_id=stream_id).SerializeToString()
-        return await refused(world.sessions.reauth(claim, "s1", keys.identity.sign(Domain.REAUTH, statement)))
+        return await refused(world.sessions.reauth(claim.session, "s1", keys.identity.sign(Domain.REAUTH, statement)))
 
     good = world.sessions.reauth_challenge(node.node_id, "s1")
     assert await attempt(good, keys=NodeKeys.generate()) is Reason.BAD_PROOF

@@ -136,6 +136,7 @@ class Wire:
             frame_keys=keys,
             binding=b"x" * 32,
             takeover_of=takeover_of,
+            session=None,
             hello_body=gateway_pb2.HelloBody(
                 max_in_flight=8, bundle_version=session_pb2.BundleVersion(generation=1, number=1)
             ),
