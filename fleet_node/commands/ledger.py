@@ -19,7 +19,7 @@ from fleet.v1 import command_pb2
 from fleet_node.commands.journal import Done, Journal
 from fleet_node.commands.outbox import Outbox
 from fleet_node.commands.rules import FINAL_STATES, STATE_NAMES
-from fleet_node.commands.store import Batch, Entry, JournalUnavailableError, Recovered
+from fleet_node.commands.store import Batch, Change, Entry, JournalUnavailableError, Recovered
 from fleet_node.observability.metrics import CommandMetrics
 
 log = get_logger(__name__)
@@ -28,8 +28,6 @@ FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
 MAX_TOMBSTONES = 4096
 _LOAD_COUNT = 256
-
-Change = tuple[Entry, command_pb2.Report]
 
 
 class Ledger:
@@ -118,7 +116,7 @@ class Ledger:
         changes = [self._told_again(entry) for entry in again if entry.seq not in self._changing]
         batch = Batch(
             accepted=list(entries),
-            changed=[report for _, report in changes],
+            changed=changes,
             last_accepted_seq=last_accepted_seq,
             last_report_no=self.last_report_no,
         )
@@ -158,7 +156,7 @@ class Ledger:
             JournalUnavailableError: the command stands where it stood.
         """
         report.report_no = self._next_report_no()
-        batch = Batch(changed=[report], last_report_no=report.report_no)
+        batch = Batch(changed=[(entry, report)], last_report_no=report.report_no)
         self._changing.add(entry.seq)
         try:
             await self._commit(batch, lambda: self._publish([(entry, report)]))
@@ -186,7 +184,7 @@ class Ledger:
                 self._wake_soon()
             done(error)
 
-        batch = Batch(changed=[report for _, report in changes], last_report_no=self.last_report_no)
+        batch = Batch(changed=list(changes), last_report_no=self.last_report_no)
         self._journal.submit(batch, committed)
 
     def acked(self, report_no: int) -> None:
@@ -294,7 +292,7 @@ class Ledger:
             self._wake_if_ready()
             self._settled()
 
-        batch = Batch(changed=[report for _, report in results], last_report_no=self.last_report_no)
+        batch = Batch(changed=results, last_report_no=self.last_report_no)
         self._journal.submit(batch, committed)
 
     def _retry_later(self, error: JournalUnavailableError) -> None:

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet_node.commands.journal import Journal
-from fleet_node.commands.store import (
-    JournalDamagedError,
-    JournalStore,
-    JournalUnavailableError,
-    ensure_journal,
-)
+from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
+from fleet_node.commands.store import JournalStore, JournalUnavailableError
 
 if TYPE_CHECKING:
     from fleet.metrics import Histogram

@@ -1,27 +1,27 @@
-"""The journal's file: SQLite with WAL and synchronous=FULL, and all SQL of this room. Blocking; one thread at a time.
+"""What the journal holds: SQLite with WAL and synchronous=FULL, all SQL on its tables. Blocking; one thread at a time.
 
 A row of `entries` is one command for as long as the node remembers it: what it was (command_id, digest), how far it is
-(state), and the newest report about it with its number, so that a command costs one insert and one update and what the
-server has not acknowledged is read from the same rows. `tombstones` are cancels that came before their command.
+(state), and the newest report about it with its number, so that a command is written twice in all and what the server
+has not acknowledged is read from the same rows. `tombstones` are cancels that came before their command.
 
-The file is made once, when the node is enrolled, and never again: a node that lost its journal would run everything
-twice, so a journal that is missing, damaged or another node's stops the node.
+Each SQL statement lets go of the interpreter and has to get it back from the event loop, which costs more than writing
+a row does: so a commit writes whole rows, new ones and changed ones alike, and many of them with one statement.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.rules import FINAL_STATES
 
-SCHEMA_VERSION = 1
 KEEP_ROWS = 4096
 KEEP_BYTES = 32 * 1024 * 1024
 _TRIM_SLACK_ROWS = 256
@@ -29,35 +29,11 @@ _TRIM_SLACK_BYTES = 4 * 1024 * 1024
 _PAGE_ROWS = 512
 _UNFINISHED = f"({CommandState.COMMAND_STATE_ACCEPTED:d}, {CommandState.COMMAND_STATE_RUNNING:d})"
 
-_SCHEMA = f"""
-CREATE TABLE entries (
-    seq INTEGER PRIMARY KEY,
-    command_id BLOB NOT NULL,
-    digest BLOB NOT NULL,
-    actor TEXT NOT NULL,
-    action TEXT NOT NULL,
-    arguments BLOB NOT NULL,
-    not_after_ms INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    report_no INTEGER NOT NULL,
-    report BLOB NOT NULL
-);
-CREATE TABLE tombstones (seq INTEGER PRIMARY KEY, command_id BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE counters (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    node_id TEXT NOT NULL,
-    last_accepted_seq INTEGER NOT NULL,
-    last_report_no INTEGER NOT NULL,
-    acked_report_no INTEGER NOT NULL
-);
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
-_INSERT = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-# What has ended keeps no arguments: they may hold secrets, and nothing needs them any more.
-_UPDATE = (
-    "UPDATE entries SET state = ?, report_no = ?, report = ?,"
-    " arguments = CASE WHEN ? THEN x'' ELSE arguments END WHERE seq = ?"
-)
+_COLUMNS = 10
+_WRITE = {  # by rows; few texts, because each stays prepared
+    rows: "INSERT OR REPLACE INTO entries VALUES " + ", ".join([f"({', '.join('?' * _COLUMNS)})"] * rows)  # noqa: S608
+    for rows in (32, 16, 8, 4, 2, 1)
+}
 _COUNTERS = (
     "UPDATE counters SET last_accepted_seq = max(last_accepted_seq, ?),"
     " last_report_no = max(last_report_no, ?), acked_report_no = max(acked_report_no, ?)"
@@ -67,21 +43,6 @@ _ENTRY_COLUMNS = "seq, command_id, digest, actor, action, arguments, not_after_m
 
 class JournalUnavailableError(Exception):
     """The journal could not be written or read now; nothing of what was asked stands. Trying again may help."""
-
-
-class JournalDamagedError(Exception):
-    """The journal cannot be used at all. Says what is wrong and what to do."""
-
-    def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        super().__init__(f"{path}: {problem}. {remedy}")
-        self.problem = problem
-        self.remedy = remedy
-
-
-_START_OVER = (
-    "Without it this node cannot know what it already ran, so it does not start. Revoke the node"
-    " (`fleetctl nodes revoke`), then enroll it again with an empty state folder"
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,20 +75,23 @@ class Entry:
         return self.report.state
 
 
+Change = tuple[Entry, command_pb2.Report]
+
+
 @dataclass(slots=True)
 class Batch:
     """What is to be durable at once. Empty parts cost nothing.
 
     Args:
         accepted: entries new to the journal.
-        changed: newest reports about commands that the journal holds, in order.
+        changed: commands that the journal holds, each with its newest report, in order.
         tombstones: (seq, command_id) of cancels that came first.
         last_accepted_seq: where it stands after this batch; 0 when the batch does not move it.
         last_report_no: highest report_no in this batch; 0 when it has none.
     """
 
     accepted: list[Entry] = field(default_factory=list)
-    changed: list[command_pb2.Report] = field(default_factory=list)
+    changed: list[Change] = field(default_factory=list)
     tombstones: list[tuple[int, bytes]] = field(default_factory=list)
     last_accepted_seq: int = 0
     last_report_no: int = 0
@@ -154,33 +118,6 @@ class Recovered:
     tombstones: dict[int, bytes]
 
 
-def ensure_journal(path: Path, node_id: str) -> None:
-    """Make an empty journal for a node that is being enrolled; one that is there already must be this node's.
-
-    Raises:
-        JournalDamagedError: what is there cannot be used.
-        OSError: the folder cannot be written.
-    """
-    if path.exists():
-        JournalStore(path, node_id).close()
-        return
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    connection = sqlite3.connect(draft, isolation_level=None)
-    try:
-        connection.executescript(_SCHEMA)
-        connection.execute("INSERT INTO counters VALUES (1, ?, 0, 0, 0)", (node_id,))
-    finally:
-        connection.close()
-    draft.rename(path)  # whole or absent: an empty file would look like a damaged journal
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 class JournalStore:
     """An open journal file.
 
@@ -195,23 +132,11 @@ class JournalStore:
     """
 
     def __init__(self, path: Path, node_id: str, *, keep_rows: int = KEEP_ROWS, keep_bytes: int = KEEP_BYTES) -> None:
-        if not path.exists():
-            raise JournalDamagedError(path, "the journal is missing", _START_OVER)
         self._keep_rows = keep_rows
         self._keep_bytes = keep_bytes
         self._trimmed_at = -1
-        self.connection = _open(path)
-        try:
-            self._check(path, node_id)
-            totals = self.connection.execute(
-                "SELECT count(*), coalesce(sum(length(report)), 0) FROM entries"
-            ).fetchone()
-        except sqlite3.DatabaseError as error:
-            self.connection.close()
-            raise _damaged(path, error) from error
-        except JournalDamagedError:
-            self.connection.close()
-            raise
+        self.connection = open_file(path, node_id)
+        totals = self.connection.execute("SELECT count(*), coalesce(sum(length(report)), 0) FROM entries").fetchone()
         self.rows: int = totals[0]
         self._bytes: int = totals[1]
 
@@ -225,30 +150,23 @@ class JournalStore:
         Raises:
             JournalUnavailableError: the disk is full, read-only or failing.
         """
-        accepted = [_row(entry) for batch in batches for entry in batch.accepted]
-        changed = [_change(report) for batch in batches for report in batch.changed]
+        rows = [_row(entry, entry.report) for batch in batches for entry in batch.accepted]
+        count, size = self.rows + len(rows), self._bytes
+        rows += [_row(entry, report) for batch in batches for entry, report in batch.changed]
+        size += sum(len(row[-1]) for row in rows)
         tombstones = [tombstone for batch in batches for tombstone in batch.tombstones]
         last_accepted_seq = max((batch.last_accepted_seq for batch in batches), default=0)
         last_report_no = max((batch.last_report_no for batch in batches), default=0)
-        execute, executemany = self.connection.execute, self.connection.executemany
         try:
-            execute("BEGIN IMMEDIATE")
-            if accepted:
-                executemany(_INSERT, accepted)
-            if changed:
-                executemany(_UPDATE, changed)
-            if tombstones:
-                execute("DELETE FROM tombstones WHERE seq <= (SELECT last_accepted_seq FROM counters)")
-                executemany("INSERT OR REPLACE INTO tombstones VALUES (?, ?)", tombstones)
-            execute(_COUNTERS, (last_accepted_seq, last_report_no, acked_report_no))
-            rows = self.rows + len(accepted)
-            size = self._bytes + sum(len(row[9]) for row in accepted) + sum(len(row[2]) for row in changed)
-            rows, size = self._trim(rows, size, acked_report_no)
-            execute("COMMIT")
+            with self.connection:  # begins before the first write, and commits or rolls back
+                self._write(rows)
+                if tombstones:
+                    self._bury(tombstones)
+                self.connection.execute(_COUNTERS, (last_accepted_seq, last_report_no, acked_report_no))
+                count, size = self._trim(count, size, acked_report_no)
         except sqlite3.Error as error:
-            self._roll_back()
             raise JournalUnavailableError(_unavailable(error)) from error
-        self.rows, self._bytes = rows, size
+        self.rows, self._bytes = count, size
 
     def recover(self) -> Recovered:
         """What the last process left.
@@ -311,20 +229,17 @@ class JournalStore:
         with contextlib.suppress(sqlite3.Error):
             self.connection.close()
 
-    def _check(self, path: Path, node_id: str) -> None:
-        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise JournalDamagedError(
-                path, f"it is of version {version}", "A newer fleet-node wrote it: install that one again"
-            )
-        problem = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok" or version < SCHEMA_VERSION:
-            raise JournalDamagedError(path, "the journal is damaged", _START_OVER)
-        row = self.connection.execute("SELECT node_id FROM counters").fetchone()
-        if row is None or row[0] != node_id:
-            raise JournalDamagedError(
-                path, f"it is not the journal of node {node_id}", "Put this node's own state folder back"
-            )
+    def _write(self, rows: Sequence[_Row]) -> None:
+        """Write whole rows, later ones over earlier ones of the same command."""
+        written = 0
+        for size, text in _WRITE.items():
+            while len(rows) - written >= size:
+                self.connection.execute(text, tuple(chain.from_iterable(rows[written : written + size])))
+                written += size
+
+    def _bury(self, tombstones: Sequence[tuple[int, bytes]]) -> None:
+        self.connection.execute("DELETE FROM tombstones WHERE seq <= (SELECT last_accepted_seq FROM counters)")
+        self.connection.executemany("INSERT OR REPLACE INTO tombstones VALUES (?, ?)", tombstones)
 
     def _entries(self, where: str, *values: int) -> list[Entry]:
         rows = self.connection.execute(f"SELECT {_ENTRY_COLUMNS} FROM entries {where}", values)  # noqa: S608  constants
@@ -341,70 +256,37 @@ class JournalStore:
         if not crowded or acked_report_no == self._trimmed_at:
             return rows, size
         self._trimmed_at = acked_report_no
-        doomed: list[tuple[int]] = []
-        query = (
-            f"SELECT seq, length(report) FROM entries WHERE report_no <= ? AND state NOT IN {_UNFINISHED}"  # noqa: S608
-            " ORDER BY seq LIMIT ?"
-        )
+        forgettable = f"report_no <= ? AND state NOT IN {_UNFINISHED}"
+        last_seq = 0
+        query = f"SELECT seq, length(report) FROM entries WHERE {forgettable} ORDER BY seq LIMIT ?"  # noqa: S608
         for seq, length in self.connection.execute(query, (acked_report_no, _PAGE_ROWS)):
             if rows <= self._keep_rows and size <= self._keep_bytes:
                 break
-            doomed.append((seq,))
-            rows, size = rows - 1, size - length
-        self.connection.executemany("DELETE FROM entries WHERE seq = ?", doomed)
+            last_seq, rows, size = seq, rows - 1, size - length
+        self.connection.execute(
+            f"DELETE FROM entries WHERE {forgettable} AND seq <= ?",  # noqa: S608  constants
+            (acked_report_no, last_seq),
+        )
         return rows, size
 
-    def _roll_back(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+
+_Row = tuple[int, bytes, bytes, str, str, bytes, int, int, int, bytes]
 
 
-def _row(entry: Entry) -> tuple[int, bytes, bytes, str, str, bytes, int, int, int, bytes]:
-    report = entry.report
+def _row(entry: Entry, report: command_pb2.Report) -> _Row:
+    state = report.state
     return (
         entry.seq,
         entry.command_id,
         entry.digest,
         entry.actor,
         entry.action,
-        entry.arguments,
+        # What has ended keeps no arguments: they may hold secrets, and nothing needs them any more.
+        b"" if state in FINAL_STATES else entry.arguments,
         entry.not_after_ms,
-        report.state,
+        state,
         report.report_no,
         report.SerializeToString(),
-    )
-
-
-def _change(report: command_pb2.Report) -> tuple[int, int, bytes, bool, int]:
-    state = report.state
-    return (state, report.report_no, report.SerializeToString(), state in FINAL_STATES, report.monotonic_seq)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.0)
-    try:
-        # Nobody else reads it, and a second process must not write it; this also spares the shared-memory file.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -1024")
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise _damaged(path, error) from error
-    return connection
-
-
-def _damaged(path: Path, error: sqlite3.DatabaseError) -> JournalDamagedError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return JournalDamagedError(path, "another process uses it", "End the other fleet-node of this state folder")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-        return JournalDamagedError(path, f"the journal is damaged ({error})", _START_OVER)
-    return JournalDamagedError(
-        path, f"it cannot be opened ({error})", "Make room on its disk, or make file and folder writable for this user"
     )
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import STATE_NAMES
-from fleet_node.commands.store import JournalStore, Recovered, ensure_journal
+from fleet_node.commands.store import JournalStore, Recovered
 from tests.faults.journal_victim import CANCELLED_SEQ, STATEMENTS
 from tests.unit.fleet_node.commands.node import NODE
 

@@ -22,9 +22,10 @@ from fleet.metrics import Registry
 from fleet.sequence import StreamContext
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.commands.journal import Journal
+from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import FINAL_STATES
 from fleet_node.commands.service import CommandService
-from fleet_node.commands.store import JournalStore, ensure_journal
+from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.observability.metrics import CommandMetrics
 from tests.unit.fleet_node.commands.node import CLUSTER, NODE, FixedTrust, RecordingUplink

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import FINAL_STATES
-from fleet_node.commands.store import Batch, Entry, JournalStore, JournalUnavailableError, ensure_journal
+from fleet_node.commands.store import Batch, Entry, JournalStore, JournalUnavailableError
 
 NODE = "node-1"
 KEEP_ROWS = 6
@@ -40,7 +41,7 @@ class JournalMachine(RuleBasedStateMachine):
         for offset in range(1, count + 1):
             seq, number = self._last_seq + offset, self._last_report_no + offset
             state = RUNNING if starts else ACCEPTED
-            entries.append(Entry(seq, _id(seq), b"d" * 32, "ada", "a.b", b"{}", 9, _report(seq, number, state)))
+            entries.append(_entry(_report(seq, number, state)))
         batch = Batch(
             accepted=entries,
             last_accepted_seq=self._last_seq + count,
@@ -57,7 +58,7 @@ class JournalMachine(RuleBasedStateMachine):
         unfinished = self._unfinished()
         seq = unfinished[choice % len(unfinished)]
         report = _report(seq, self._last_report_no + 1, state)
-        if self._apply(Batch(changed=[report], last_report_no=report.report_no), full):
+        if self._apply(Batch(changed=[(_entry(self._reports[seq]), report)], last_report_no=report.report_no), full):
             self._reports[seq] = report
             self._last_report_no += 1
 
@@ -124,6 +125,10 @@ class JournalMachine(RuleBasedStateMachine):
 
 def _id(seq: int) -> bytes:
     return seq.to_bytes(16, "big")
+
+
+def _entry(report: command_pb2.Report) -> Entry:
+    return Entry(report.monotonic_seq, report.command_id, b"d" * 32, "ada", "a.b", b"{}", 9, report)
 
 
 def _report(seq: int, number: int, state: CommandState.ValueType) -> command_pb2.Report:

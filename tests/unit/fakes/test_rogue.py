@@ -20,8 +20,9 @@ from fleet.metrics import Registry
 from fleet.secrets import Secret
 from fleet.v1 import command_pb2, gateway_pb2, telemetry_pb2, trust_pb2
 from fleet_node.commands.journal import Journal
+from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.service import CommandService
-from fleet_node.commands.store import JournalStore, ensure_journal
+from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.link.caller import open_caller

@@ -16,9 +16,10 @@ from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.execution import CommandLimits
 from fleet_node.commands.journal import Journal
+from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import STATE_NAMES
 from fleet_node.commands.service import CommandService
-from fleet_node.commands.store import JournalStore, ensure_journal
+from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.observability.metrics import CommandMetrics
 from tests.fakes.clock import MockClock

@@ -3,10 +3,11 @@
 import asyncio
 import threading
 
+from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.outbox import Outbox
 from fleet_node.commands.store import JournalStore
 from tests.unit.fleet_node.commands.node import TestNode, state_name
-from tests.unit.fleet_node.commands.test_store import CommandState, report
+from tests.unit.fleet_node.commands.test_store import report
 
 
 class HeldDisk:

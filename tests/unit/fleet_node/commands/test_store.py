@@ -8,7 +8,8 @@ import pytest
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
-from fleet_node.commands.store import Batch, Entry, JournalDamagedError, JournalStore, ensure_journal
+from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
+from fleet_node.commands.store import Batch, Entry, JournalStore
 
 NODE = "node-1"
 
@@ -36,7 +37,7 @@ def test_what_was_applied_is_there_after_a_reopen(path: Path) -> None:
     store = JournalStore(path, NODE)
     store.apply([Batch(accepted=[entry(1), entry(2)], last_accepted_seq=2, last_report_no=2)], 0)
     done = report(1, 3, CommandState.COMMAND_STATE_SUCCEEDED, b"out")
-    store.apply([Batch(changed=[done], last_report_no=3), Batch(tombstones=[(9, b"t" * 16)])], 2)
+    store.apply([Batch(changed=[(entry(1), done)], last_report_no=3), Batch(tombstones=[(9, b"t" * 16)])], 2)
     store.close()
 
     store = JournalStore(path, NODE)
@@ -50,6 +51,20 @@ def test_what_was_applied_is_there_after_a_reopen(path: Path) -> None:
     assert (ended.arguments, ended.report, ended.digest) == (b"", done, b"d" * 32)
     assert store.reports([1, 3, 4]) == [done]
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_the_last_of_several_changes_in_one_commit_stands(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    many = [entry(seq) for seq in range(1, 72)]  # more than one statement writes
+    ran = [(one, report(one.seq, 100 + one.seq, CommandState.COMMAND_STATE_RUNNING)) for one in many]
+    ended = [(one, report(one.seq, 200 + one.seq, CommandState.COMMAND_STATE_SUCCEEDED)) for one in many[1:]]
+
+    store.apply([Batch(accepted=many), Batch(changed=ran), Batch(changed=ended)], 0)
+
+    found = store.find(range(1, 72))
+    assert [one.report for one in found.values()] == [ran[0][1], *(end for _, end in ended)]
+    assert [one.arguments for one in found.values()] == [b'{"secret":1}', *[b""] * 70]
+    assert store.rows == 71
 
 
 def test_counters_never_go_back(path: Path) -> None:
@@ -66,7 +81,7 @@ def test_only_the_oldest_acknowledged_ends_are_forgotten(path: Path, monkeypatch
     monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_ROWS", 4)
     store = JournalStore(path, NODE, keep_rows=5)
     store.apply([Batch(accepted=[entry(seq) for seq in range(1, 21)], last_accepted_seq=20, last_report_no=20)], 0)
-    ends = [report(seq, 20 + seq, CommandState.COMMAND_STATE_SUCCEEDED) for seq in range(2, 21)]
+    ends = [(entry(seq), report(seq, 20 + seq, CommandState.COMMAND_STATE_SUCCEEDED)) for seq in range(2, 21)]
     store.apply([Batch(changed=ends, last_report_no=40)], 0)
     assert store.rows == 20
 
@@ -82,7 +97,7 @@ def test_large_outputs_are_forgotten_sooner(path: Path, monkeypatch: pytest.Monk
     store = JournalStore(path, NODE, keep_bytes=5000)
     for seq in range(1, 11):
         end = report(seq, 2 * seq, CommandState.COMMAND_STATE_SUCCEEDED, b"x" * 1000)
-        store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[end], last_report_no=2 * seq)], 2 * seq)
+        store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[(entry(seq), end)], last_report_no=2 * seq)], 2 * seq)
 
     assert 3 <= store.rows <= 5
 
