@@ -14,6 +14,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -54,19 +55,25 @@ class StreamRegistry:
         max_streams: int,
     ) -> None:
         self._clock = clock
-        self._wakeup = wakeup
         self._sessions = sessions
         self._metrics = metrics
         self._heartbeat_ms = heartbeat_ms
         self._session_ttl_ms = session_ttl_ms
         self._max_streams = max_streams
         self._newest: dict[str, Stream] = {}
+        self._overtaken: dict[str, list[Stream]] = {}
         self._all: dict[str, Stream] = {}
-        self._unsubscribe: dict[str, list[Callable[[], None]]] = {}
         self._due: list[tuple[float, int, Stream]] = []
         self._order = itertools.count()
         self._empty = asyncio.Event()
         self._empty.set()
+        for kind, wake in (
+            ("node", lambda stream: stream.commands.wake()),
+            ("cancel", lambda stream: stream.commands.wake_cancels()),
+            ("node-state", Stream.refresh_membership),
+        ):
+            wakeup.subscribe_kind(kind, partial(self._wake, wake))
+        wakeup.subscribe("bundle", self._offer_bundle)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -100,18 +107,13 @@ class StreamRegistry:
     def add(self, stream: Stream) -> None:
         """A stream was welcomed; it is the newest of its node."""
         older = self._newest.get(stream.node_id)
+        if older is not None:
+            self._overtaken.setdefault(stream.node_id, []).append(older)
         self._newest[stream.node_id] = stream
         self._all[stream.stream_id] = stream
         self._empty.clear()
         self._metrics.opens.inc()
         self._metrics.open.set(len(self._all))
-        node_id = stream.node_id
-        self._unsubscribe[stream.stream_id] = [
-            self._wakeup.subscribe(f"node:{node_id}", stream.commands.wake),
-            self._wakeup.subscribe(f"cancel:{node_id}", stream.commands.wake_cancels),
-            self._wakeup.subscribe(f"node-state:{node_id}", stream.refresh_membership),
-            self._wakeup.subscribe("bundle", stream.send_bundle_if_older),
-        ]
         self._schedule(stream, _FIRST_PING_S)  # round trip and clock offset are known at once
         if older is not None:
             self._supersede(older, by=stream)
@@ -120,14 +122,30 @@ class StreamRegistry:
         """A stream has ended."""
         if self._all.pop(stream.stream_id, None) is None:
             return
-        for unsubscribe in self._unsubscribe.pop(stream.stream_id):
-            unsubscribe()
         if self._newest.get(stream.node_id) is stream:
             del self._newest[stream.node_id]
+        else:
+            self._forget_overtaken(stream)
         self._metrics.closes.labels(stream.close_reason).inc()
         self._metrics.open.set(len(self._all))
         if not self._all:
             self._empty.set()
+
+    def _forget_overtaken(self, stream: Stream) -> None:
+        overtaken = self._overtaken[stream.node_id]
+        overtaken.remove(stream)
+        if not overtaken:
+            del self._overtaken[stream.node_id]
+
+    def _wake(self, wake: Callable[[Stream], None], node_id: str) -> None:
+        """Something about a node was committed: all its streams here hear of it, overtaken ones too."""
+        newest = self._newest.get(node_id)
+        for stream in (*self._overtaken.get(node_id, ()), *(() if newest is None else (newest,))):
+            wake(stream)
+
+    def _offer_bundle(self) -> None:
+        for stream in self:
+            stream.send_bundle_if_older()
 
     async def wait_empty(self) -> None:
         """Return once no stream is left."""

@@ -33,3 +33,12 @@ def test_a_subscriber_may_leave_or_fail_while_it_is_woken() -> None:
     wakeup.wake_nowait(["nodes"])
     wakeup.wake_nowait(["nodes"])
     assert woken == ["once", "last", "last"]
+
+
+def test_a_kind_of_topic_has_one_subscriber_that_is_told_which() -> None:
+    wakeup = Wakeup()
+    woken: list[str] = []
+    wakeup.subscribe_kind("node", woken.append)
+    wakeup.subscribe("node:a", lambda: woken.append("itself"))
+    wakeup.wake_nowait(["node:a", "node:b", "nodes", "node-state:a"])
+    assert woken == ["itself", "a", "b"]

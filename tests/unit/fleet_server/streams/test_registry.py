@@ -108,7 +108,18 @@ async def test_the_end_of_an_older_stream_does_not_deafen_the_newest(world: Worl
     newer.nodes.row.state = "REVOKED"
     world.wakeup.wake_nowait(["node-state:n"])
     assert (await newer.wait_refusal()).reason is Reason.REVOKED
-    assert world.wakeup.topics() == 0
+    assert len(world.registry) == 0
+    assert world.registry.lane("n") is None
+
+
+async def test_what_an_operator_decides_reaches_an_overtaken_stream_too(world: World) -> None:
+    older = await world.open(epoch=1)
+    newer = await world.open(epoch=2, takeover_of="n-1")
+    for wire in (older, newer):
+        wire.nodes.row.state = "SUSPENDED"
+    world.wakeup.wake_nowait(["node-state:n"])
+    for wire in (older, newer):
+        assert (await wire.wait_refusal()).reason is Reason.SUSPENDED
 
 
 async def test_a_full_replica_says_so(clock: MockClock) -> None:
