@@ -279,6 +279,7 @@ class Server:
                 "heartbeats": self.streams.run(),
                 "liveness": self.nodes.run_liveness(),
                 "command-expiry": self.commands.run_expiry(),
+                "command-poll": self.commands.run_poll(),
                 "telemetry-flush": self.telemetry.run_flush(),
                 "telemetry-retention": self.telemetry.run_retention(),
                 "session-cleanup": self.sessions.run_cleanup(),

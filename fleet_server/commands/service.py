@@ -27,6 +27,7 @@ from fleet_server.commands.delivery import Delivery
 from fleet_server.commands.handover import FindLane, PendingCommand
 from fleet_server.commands.issuing import Issuing
 from fleet_server.commands.names import NodeNames
+from fleet_server.commands.poll import Poll
 from fleet_server.commands.ports import NodesPort, Rooms, RowSeal
 from fleet_server.commands.queries import MAX_PAGE, Queries
 from fleet_server.commands.reports import Reports
@@ -79,6 +80,7 @@ class CommandService:
         self._reports = Reports(rooms, authorities, self._announcer)
         self._cancels = Cancels(rooms, authorities, self._announcer)
         self._queries = Queries(rooms, authorities, self._announcer, names)
+        self._poll = Poll(rooms)
         self._sweep = Sweep(rooms, self._announcer, self._delivery, self._cancels)
 
     async def load(self) -> None:
@@ -88,6 +90,14 @@ class CommandService:
     async def run_expiry(self) -> None:
         """End commands that only time ends, until cancelled: EXPIRED if never signed, INTERRUPTED if nobody answers."""
         await self._sweep.run()
+
+    async def run_poll(self) -> None:
+        """Wake the streams of nodes that have something to be sent, every two seconds, until cancelled."""
+        await self._poll.run()
+
+    async def poll(self) -> None:
+        """One round of `run_poll`."""
+        await self._poll.poll()
 
     async def sweep(self) -> None:
         """One round of `run_expiry`."""

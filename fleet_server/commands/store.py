@@ -195,6 +195,13 @@ def pending(conn: Connection, node_id: str, after_seq: int, asked_again_through:
     return list(map(OpenRow._make, fetch(conn, text, (node_id, after_seq, asked_again_through, limit))))
 
 
+def nodes_with_unanswered(conn: Connection) -> list[str]:
+    """Nodes that have commands which were not sent, or not answered yet."""
+    # `state < 5` names the index of open commands.
+    text = "SELECT DISTINCT node_id FROM commands WHERE state < 5 AND state <= 2"
+    return [node_id for (node_id,) in fetch(conn, text)]
+
+
 def mark_sent(conn: Connection, node_id: str, first: int, last: int, key_id: bytes | None, now_ms: int) -> None:
     """Everything unanswered in this range of seqs is being signed."""
     text = (

@@ -166,16 +166,12 @@ class CommandLane:
         self._statements.clear()
         if refused.reason == StatementReason.JOURNAL_UNAVAILABLE:
             self._resume_at = self._clock.monotonic() + _JOURNAL_PAUSE_S
-            return  # the stream's heartbeat wakes the lane again
+            return  # the commands room's poll wakes the lane again
         self._resends += 1
         if self._resends > rules.MAX_RESENDS:
             log.error("statement_refused_too_often", node_id=self._node_id, reason=refused.reason)
             self.held = True
             return
-        self.wake()
-
-    def beat(self) -> None:
-        """Called with every heartbeat: retries what a pause or a lost wake-up left behind."""
         self.wake()
 
     def _has_window(self) -> bool:

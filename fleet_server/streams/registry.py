@@ -186,7 +186,6 @@ class StreamRegistry:
             now_ms, stream.pulse.session_expires_at_ms, self._session_ttl_ms, self.heartbeat_interval_ms
         ):
             self._ask_reauth(stream, now_ms)
-        stream.commands.beat()
 
     def _ask_reauth(self, stream: Stream, now_ms: int) -> None:
         stream.pulse.reauth_asked = True

@@ -1,5 +1,7 @@
 """What a stream is given, in which order, and how it picks up where the one before ended."""
 
+import asyncio
+
 import pytest
 
 from fleet.errors import Reason, Refusal
@@ -169,3 +171,22 @@ async def test_the_run_loop_outlives_a_database_that_is_away(
             break
     running.cancel()
     assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_EXPIRED
+
+
+async def test_a_lost_wake_up_costs_two_seconds(room: Room, clock: MockClock) -> None:
+    waits, answered = await room.add_node("waits"), await room.add_node("answered")
+    woken: list[str] = []
+    await room.commands.issue("alice", order("*"))
+    await room.open_stream(answered.node_id)
+    [command] = await room.claim(answered.node_id)
+    await room.commands.record_reports(answered.node_id, [report(command, wire.COMMAND_STATE_ACCEPTED)])
+    room.wakeup.subscribe_kind("node", woken.append)
+    polling = asyncio.ensure_future(room.commands.run_poll())
+    await asyncio.sleep(0)
+    await clock.advance(2)
+    for _ in range(200):
+        if woken:
+            break
+        await asyncio.sleep(0.005)
+    polling.cancel()
+    assert woken == [waits.node_id]

@@ -170,7 +170,7 @@ async def test_a_full_disk_on_the_node_is_waited_out(clock: MockClock) -> None:
     await bench.settle()
     assert len(bench.sent) == 1
     await clock.advance(5.0)
-    bench.lane.beat()
+    bench.lane.wake()
     await bench.settle()
     assert len(bench.sent) == 2
 
