@@ -210,6 +210,7 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
     with bootstrap.sole_server(settings):
         secrets = bootstrap.load_secrets(settings)
         certificates = bootstrap.open_tls(settings, SystemClock())
+        from fleet.process_end import end_without_teardown
         from fleet_server.app import serve  # late: the other verbs need none of the rooms
         from fleet_server.listeners import ListenError
 
@@ -217,6 +218,7 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
             code = serve(settings, secrets, certificates)
         except ListenError as error:
             raise BadSetup(str(error)) from error
+    end_without_teardown(code)
     raise SystemExit(code)
 
 

@@ -19,6 +19,7 @@ from fleet.heap import settle_heap
 from fleet.logs import get_logger
 from fleet.metrics import Registry
 from fleet.metrics_listener import Federation, MetricsListener
+from fleet.process_end import keep_grpc_up
 from fleet.process_metrics import ProcessMetrics
 from fleet.v1 import gateway_pb2
 from fleet.version import software_version
@@ -380,6 +381,7 @@ def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates
     """Run a server until it ends; the process's exit code."""
 
     async def main() -> int:
+        keep_grpc_up()
         server = Server(settings, secrets, certificates)
         server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
         return await server.run()

@@ -92,6 +92,7 @@ def member_of(settings: Settings, folder: StateFolder) -> tuple[Membership, Node
 def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys: NodeKeys) -> None:
     import uvloop
 
+    from fleet.process_end import end_without_teardown
     from fleet_node.app import NodeFailedError, Parts
     from fleet_node.drivers.registry import DriverRegistry
 
@@ -100,6 +101,7 @@ def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run_node(parts))
+        end_without_teardown(ExitCode.DONE)
     except NodeFailedError as error:
         from fleet.logs import get_logger
 
@@ -109,8 +111,10 @@ def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys
 
 async def _run_node(parts: Parts) -> None:
     from fleet.heap import settle_heap
+    from fleet.process_end import keep_grpc_up
     from fleet_node.app import Node
 
+    keep_grpc_up()
     node = Node(parts)
     settle_heap()
     loop = asyncio.get_running_loop()

@@ -79,6 +79,7 @@ async def test_run_holds_a_stream_imports_nothing_heavy_and_ends_in_order(
 ) -> None:
     process = await start("run", "--state-dir", member.path, prelude=SHOW_MODULES)
     stream = await gateway.wait_stream()
+    await stream.ping()  # it has read its welcome: before that it would leave without a word
     process.send_signal(signal.SIGTERM)
     assert (await stream.wait_control("goodbye")).goodbye.reason == "SHUTDOWN"
     ended = await end(process)
@@ -95,6 +96,7 @@ async def test_a_second_signal_ends_at_once(gateway: FakeGateway, member: StateF
     gateway.lingers = True  # the orderly end waits for the server
     process = await start("run", "--state-dir", member.path)
     stream = await gateway.wait_stream()
+    await stream.ping()
     process.send_signal(signal.SIGINT)
     await stream.wait_control("goodbye")
     process.send_signal(signal.SIGTERM)
