@@ -5,6 +5,9 @@ Mental model
     done before its callback says that it is durable.
     One thread owns the file. It takes everything queued and commits it in one transaction with one fsync; an idle
     node's single batch is committed at once, for nothing waits to fill a group.
+    It stays a thread although handing over costs some 40 us each way: commits made on the loop were measured. They
+    gained one command next to nothing, cost many a fifth of their rate, and would leave the node deaf while its disk
+    hangs.
     What comes in during one turn of the event loop goes over together: the results of one statement and the acceptance
     of the next share a commit, and the thread is woken once for both.
     Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in

@@ -8,7 +8,7 @@ import pytest
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
-from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
+from fleet_node.commands.journal_file import CHECKPOINT_PAGES, JournalDamagedError, ensure_journal
 from fleet_node.commands.store import Batch, Entry, JournalStore
 
 NODE = "node-1"
@@ -100,6 +100,17 @@ def test_large_outputs_are_forgotten_sooner(path: Path, monkeypatch: pytest.Monk
         store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[(entry(seq), end)], last_report_no=2 * seq)], 2 * seq)
 
     assert 3 <= store.rows <= 5
+
+
+def test_the_write_ahead_log_is_written_over_and_does_not_grow(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    sizes = []
+    for seq in range(1, 2 * CHECKPOINT_PAGES):
+        store.apply([Batch(accepted=[entry(seq)], last_accepted_seq=seq, last_report_no=seq)], 0)
+        sizes.append(path.with_name(path.name + "-wal").stat().st_size)
+
+    assert max(sizes) < 4096 * (CHECKPOINT_PAGES + 16) * 1.01  # the commit that fills it, and a header for each page
+    assert sizes[-1] == max(sizes)
 
 
 def test_a_missing_journal_stops_the_node(tmp_path: Path) -> None:
