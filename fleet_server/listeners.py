@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import grpc
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from fleet.transport import FIXED_WINDOW
+
 _MIB = 1024 * 1024
 _COMMON = (
     ("grpc.so_reuseport", 0),  # a second server must fail to bind, not share the port silently
@@ -22,7 +24,7 @@ _COMMON = (
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
-_GATEWAY = (*_COMMON, ("grpc.max_concurrent_streams", 8))
+_GATEWAY = (*_COMMON, *FIXED_WINDOW, ("grpc.max_concurrent_streams", 8))
 _SPARE_CONNECTIONS = 1_000  # nodes that fetch the leaf, enroll or hand over hold a second one for a moment
 _ADMIN = (*_COMMON, ("grpc.max_concurrent_streams", 100))
 

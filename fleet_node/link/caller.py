@@ -15,15 +15,14 @@ import grpc
 
 from fleet import status, tls
 from fleet.errors import Reason, Refusal
+from fleet.transport import FIXED_WINDOW
 from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2
 
 _CALL_TIMEOUT_S = 10.0
 _LEAF_TIMEOUT_S = 5.0
 _OPTIONS = (
-    (
-        "grpc.use_local_subchannel_pool",
-        1,
-    ),  # channels to one target would share a connection: a takeover would stay where it was
+    *FIXED_WINDOW,
+    ("grpc.use_local_subchannel_pool", 1),  # or a takeover would share the connection, and stay where it was
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 60_000),  # reconnecting is the link's decision, never the channel's
