@@ -282,6 +282,7 @@ class Connection:
         if frame.WhichOneof("frame") != "control":
             raise ChannelError("a frame that is no control frame arrived after the welcome")
         control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
+        self._heard_at = self._clock.monotonic()
         kind = control.WhichOneof("body")
         if kind in ("commands", "cancel", "trust_bundle"):
             self._take_signed(control)
@@ -335,7 +336,6 @@ class Connection:
             self.send_control(gateway_pb2.NodeControl(bundle_applied=applied))
 
     def _answer_ping(self, ping: gateway_pb2.Ping) -> None:
-        self._heard_at = self._clock.monotonic()
         self._server_time.observe(ping.server_time_ms)
         self.heard.rtt_us = ping.last_rtt_us
         self.heard.offset_ms = self._server_time.offset_ms()
@@ -361,7 +361,8 @@ class Connection:
             if left_s <= 0:
                 self._end(
                     Refusal(
-                        Reason.HEARTBEAT_LOST, f"no ping for {allowed_s:.1f} s: the server or the way to it is gone"
+                        Reason.HEARTBEAT_LOST,
+                        f"nothing heard for {allowed_s:.1f} s: the server or the way there is gone",
                     )
                 )
                 return

@@ -136,7 +136,10 @@ class Settings(BaseSettings):
     )
 
     heartbeat_interval_s: float = Field(
-        15.0, ge=1, le=300, description="Seconds between pings on a stream; stretched as the fleet grows."
+        15.0,
+        ge=1,
+        le=300,
+        description="Seconds between beats of a stream: a ping, unless both sides spoke. Stretched as the fleet grows.",
     )
     session_ttl_s: int = Field(900, ge=60, le=_DAY_S, description="Seconds that a session token is valid.")
     drain_deadline_s: float = Field(

@@ -1,4 +1,5 @@
-"""What liveness knows of one stream: pings, pongs, the session's end, and the trust bundle that the node holds."""
+"""What liveness knows of one stream: traffic, pings, pongs, the session's end, and the trust bundle that the node
+holds."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from fleet_server.streams import rules
 
 
 class Pulse:
-    """Counts pings of one stream.
+    """Counts pings of one stream, and the beats that needed none.
 
     Args:
         session_expires_at_ms: Unix milliseconds at which the session ends unless it is renewed.
@@ -18,13 +19,21 @@ class Pulse:
         "_pings",
         "_pong",
         "_sent_at",
+        "_told_interval_ms",
+        "_unpinged_beats",
         "bundle_version",
+        "heard",
         "last_rtt_us",
         "reauth_asked",
         "session_expires_at_ms",
+        "spoke",
     )
 
     def __init__(self, session_expires_at_ms: int, bundle_version: session_pb2.BundleVersion) -> None:
+        self.heard = False
+        """Whether a frame came in since the last beat."""
+        self.spoke = False
+        """Whether a control frame other than a ping was written since the last beat."""
         self.session_expires_at_ms = session_expires_at_ms
         self.reauth_asked = False
         self.last_rtt_us = 0
@@ -33,14 +42,29 @@ class Pulse:
         self._pings = 0
         self._pong = 0
         self._sent_at = 0.0
+        self._told_interval_ms = 0  # so the first beat pings: round trip and clock offset are known at once
+        self._unpinged_beats = 0
 
     @property
     def lost(self) -> bool:
         """Whether too many pings stayed unanswered."""
         return rules.heartbeat_lost(self._pings, self._pong)
 
-    def next_ping(self, now: float) -> int:
-        """Number of the ping to send at monotonic time `now`."""
+    def beat(self, now: float, interval_ms: int) -> int:
+        """Number of the ping to send at monotonic time `now`, which tells the interval to the next; 0 for none."""
+        due = rules.ping_due(
+            unpinged_beats=self._unpinged_beats,
+            unanswered=self._pings - self._pong,
+            spoke_both_ways=self.heard and self.spoke,
+            told_interval_ms=self._told_interval_ms,
+            interval_ms=interval_ms,
+        )
+        self.heard = self.spoke = False
+        if not due:
+            self._unpinged_beats += 1
+            return 0
+        self._unpinged_beats = 0
+        self._told_interval_ms = interval_ms
         self._pings += 1
         self._sent_at = now
         return self._pings

@@ -4,8 +4,8 @@ Mental model
     A node has at most one newest stream; `streams` maps the node to it. The database decides who is newest (the
     epoch), this registry only follows. A stream that is overtaken stays alive for a while when the node itself asked
     for the takeover (make before break): it still delivers results and ends with the node's goodbye. Any other
-    overtaken stream is half-open, and is ended at once. One loop beats for all streams: it sends pings, finds dead
-    peers, asks for fresh proofs. Liveness is kept in memory; the nodes room writes it in bulk.
+    overtaken stream is half-open, and is ended at once. One loop beats for all streams: it pings those that were quiet,
+    finds dead peers, asks for fresh proofs. Liveness is kept in memory; the nodes room writes it in bulk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StreamRegistry:
     """Keeps, beats and ends the streams of this replica.
 
     Args:
-        heartbeat_ms: wished interval between pings; stretched with the number of streams.
+        heartbeat_ms: wished interval between beats; stretched with the number of streams.
         session_ttl_ms: life of a session, for renewing it in time.
         max_streams: most streams at once.
     """
@@ -83,7 +83,7 @@ class StreamRegistry:
 
     @property
     def heartbeat_interval_ms(self) -> int:
-        """Milliseconds between pings of one stream, now."""
+        """Milliseconds between beats of one stream, now."""
         return rules.heartbeat_interval_ms(self._heartbeat_ms, len(self._all))
 
     def lane(self, node_id: str) -> CommandLane | None:
@@ -114,7 +114,7 @@ class StreamRegistry:
         self._empty.clear()
         self._metrics.opens.inc()
         self._metrics.open.set(len(self._all))
-        self._schedule(stream, _FIRST_PING_S)  # round trip and clock offset are known at once
+        self._schedule(stream, _FIRST_PING_S)
         if older is not None:
             self._supersede(older, by=stream)
 
@@ -175,15 +175,10 @@ class StreamRegistry:
         if now_ms >= stream.pulse.session_expires_at_ms:
             stream.end(Refusal(Reason.SESSION_EXPIRED, "the session ended without a fresh proof: handshake again"))
             return
-        ping = gateway_pb2.Ping(
-            number=stream.pulse.next_ping(now),
-            server_time_ms=now_ms,
-            last_rtt_us=stream.pulse.last_rtt_us,
-            interval_ms=self.heartbeat_interval_ms,
-        )
-        stream.send(gateway_pb2.ServerControl(ping=ping))
+        interval_ms = self.heartbeat_interval_ms
+        stream.beat(now, now_ms, interval_ms)
         if not stream.pulse.reauth_asked and rules.reauth_due(
-            now_ms, stream.pulse.session_expires_at_ms, self._session_ttl_ms, self.heartbeat_interval_ms
+            now_ms, stream.pulse.session_expires_at_ms, self._session_ttl_ms, interval_ms
         ):
             self._ask_reauth(stream, now_ms)
 

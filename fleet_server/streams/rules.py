@@ -10,6 +10,7 @@ from fleet.sequence import MAX_COMMANDS_PER_STATEMENT
 
 PINGS_PER_SECOND = 500
 MISSED_PINGS = 3
+MAX_UNPINGED_BEATS = 6
 MAX_STATEMENT_BYTES = 512 * 1024
 MAX_UNACCEPTED_BYTES = 256 * 1024
 MAX_RESENDS = 5
@@ -33,8 +34,25 @@ def heartbeat_interval_ms(base_ms: int, streams: int) -> int:
 
 
 def heartbeat_lost(pings_sent: int, last_pong: int) -> bool:
-    """Whether three pings in a row stayed unanswered (docs/protocol.md, "Liveness")."""
+    """Whether more than three pings in a row stayed unanswered (docs/protocol.md, "Liveness")."""
     return pings_sent - last_pong > MISSED_PINGS
+
+
+def ping_due(
+    *, unpinged_beats: int, unanswered: int, spoke_both_ways: bool, told_interval_ms: int, interval_ms: int
+) -> bool:
+    """Whether a beat sends a ping, or what the stream said meanwhile serves as well.
+
+    Traffic serves while it went both ways since the last beat: each side has a sign of life of the other. It does not
+    serve for long, since telemetry bears no MAC and only a pong tells round trip and clock; nor while a ping waits for
+    its pong; nor when the node would wait by an interval that has meanwhile been stretched.
+    """
+    return (
+        not spoke_both_ways
+        or unanswered > 0
+        or unpinged_beats >= MAX_UNPINGED_BEATS - 1
+        or interval_ms > told_interval_ms * 5 // 4
+    )
 
 
 def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int, heartbeat_ms: int) -> bool:

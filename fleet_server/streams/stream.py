@@ -145,6 +145,7 @@ class Stream:
     async def _write(self) -> None:
         while (body := await self._outbox.next()) is not None:
             sealed = self._sealer.seal(body.SerializeToString())
+            self.pulse.spoke |= not body.HasField("ping")
             if not await self._transport.write(gateway_pb2.ServerFrame(control=sealed)):
                 return
 
@@ -174,6 +175,23 @@ class Stream:
         self._outbox.close()
         if self._writing:
             self._patience.reschedule(asyncio.get_running_loop().time() + _LAST_WRITE_S)
+
+    def beat(self, now: float, now_ms: int, interval_ms: int) -> None:
+        """Ping, or note that what the stream said since the last beat shows both ends alive.
+
+        Args:
+            now: monotonic seconds.
+            now_ms: Unix milliseconds.
+            interval_ms: until the next beat.
+        """
+        number = self.pulse.beat(now, interval_ms)
+        if not number:
+            self._note_alive()
+            return
+        ping = gateway_pb2.Ping(
+            number=number, server_time_ms=now_ms, last_rtt_us=self.pulse.last_rtt_us, interval_ms=interval_ms
+        )
+        self.send(gateway_pb2.ServerControl(ping=ping))
 
     @property
     def ended(self) -> bool:
@@ -211,6 +229,7 @@ class Stream:
             self.end(None)
 
     def _take(self, frame: gateway_pb2.NodeFrame) -> None:
+        self.pulse.heard = True
         kind = frame.WhichOneof("frame")
         if kind == "telemetry":
             self._telemetry.ingest_nowait(frame.telemetry)

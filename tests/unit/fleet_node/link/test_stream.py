@@ -203,6 +203,23 @@ async def test_a_server_that_goes_silent_is_left(
         assert node.metrics.reconnects.labels("HEARTBEAT_LOST").value == 1
 
 
+async def test_any_frame_of_the_server_is_a_sign_of_life(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    gateway.heartbeat_interval_ms = 10_000
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        stream = await gateway.wait_stream()
+        await node.wait(lambda: node.commands.contexts)
+        await clock.wait_sleepers(1)
+        for batch_seq in (6, 7, 8):
+            await clock.advance(30)
+            await stream.send(gateway_pb2.ServerControl(telemetry_ack=telemetry_pb2.TelemetryAck(batch_seq=batch_seq)))
+            await node.wait(lambda seq=batch_seq: node.telemetry.acks[-1:] == [seq])
+        assert not stream.ended
+        await clock.advance(35.1)
+        await stream.wait_ended()
+
+
 async def test_stopping_sends_what_is_ready_and_says_goodbye_last(
     installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
 ) -> None:

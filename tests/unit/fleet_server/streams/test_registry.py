@@ -69,6 +69,46 @@ async def test_a_node_that_answers_lives_and_one_that_does_not_is_ended(world: W
     assert (await dead.wait_refusal()).reason is Reason.HEARTBEAT_LOST
 
 
+async def _talk(world: World, wire: Wire, beats: int) -> list[int]:
+    """Numbers of the pings of so many beats, while telemetry comes and is acknowledged, and pings stay unanswered."""
+    numbers = []
+    for _ in range(beats):
+        await wire.raw(gateway_pb2.NodeFrame(telemetry=b"batch"))
+        wire.telemetry.ack(1)
+        for control in await world.beats(wire, 1, answer=False):
+            numbers += [control.ping.number] if control.WhichOneof("body") == "ping" else []
+    return numbers
+
+
+async def test_a_stream_that_speaks_both_ways_is_pinged_every_sixth_beat(world: World) -> None:
+    wire = await world.open()
+    pings = []
+    for _ in range(12):
+        if numbers := await _talk(world, wire, 1):
+            pings += numbers
+            await wire.say(pong=gateway_pb2.Pong(number=numbers[0]))
+        else:
+            pings.append(0)
+    assert pings == [1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0]
+    assert wire.nodes.alive  # beats that ping nobody are signs of life too
+
+
+async def test_one_that_only_sends_is_pinged_at_each_beat(world: World) -> None:
+    wire = await world.open()
+    await world.beats(wire, 1, answer=True)
+    for number in (2, 3, 4):
+        await wire.raw(gateway_pb2.NodeFrame(telemetry=b"batch"))
+        assert [control.ping.number for control in await world.beats(wire, 1, answer=True)] == [number]
+
+
+async def test_a_node_that_sends_telemetry_but_answers_no_ping_is_ended(world: World) -> None:
+    wire = await world.open()
+    await world.beats(wire, 1, answer=True)
+    assert await _talk(world, wire, 9) == [2, 3, 4, 5]
+    await _talk(world, wire, 1)
+    assert (await wire.wait_refusal()).reason is Reason.HEARTBEAT_LOST
+
+
 async def test_a_session_is_renewed_in_time_or_ends(world: World, clock: MockClock) -> None:
     wire = await world.open()
     await clock.advance(601)

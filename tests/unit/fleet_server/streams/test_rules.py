@@ -60,6 +60,22 @@ def test_the_fourth_unanswered_ping_is_one_too_many() -> None:
     assert not rules.heartbeat_lost(pings_sent=10, last_pong=7)
 
 
+QUIET = {"unpinged_beats": 0, "unanswered": 0, "spoke_both_ways": True, "told_interval_ms": 10, "interval_ms": 10}
+
+
+def test_traffic_both_ways_serves_as_well_as_a_ping_but_not_for_ever() -> None:
+    assert not rules.ping_due(**QUIET)
+    assert rules.ping_due(**QUIET | {"spoke_both_ways": False})
+    assert rules.ping_due(**QUIET | {"unanswered": 1})
+    assert [rules.ping_due(**QUIET | {"unpinged_beats": beats}) for beats in range(3, 7)] == [False, False, True, True]
+
+
+def test_a_node_is_told_of_a_stretched_interval_before_it_waits_in_vain() -> None:
+    assert not rules.ping_due(**QUIET | {"interval_ms": 12})
+    assert rules.ping_due(**QUIET | {"interval_ms": 13})
+    assert not rules.ping_due(**QUIET | {"interval_ms": 2})
+
+
 def test_a_session_is_renewed_in_its_last_third() -> None:
     assert not rules.reauth_due(now_ms=0, expires_at_ms=900_000, ttl_ms=900_000, heartbeat_ms=15_000)
     assert rules.reauth_due(now_ms=600_001, expires_at_ms=900_000, ttl_ms=900_000, heartbeat_ms=15_000)

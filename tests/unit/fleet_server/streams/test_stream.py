@@ -135,7 +135,7 @@ async def test_only_a_node_on_which_nothing_runs_is_drained(wire: Wire) -> None:
 
 async def test_a_pong_tells_round_trip_offset_and_how_far_the_node_has_answered(wire: Wire, clock: MockClock) -> None:
     await wire.say(reports=_reports(7))
-    number = wire.stream.pulse.next_ping(clock.monotonic())
+    number = wire.stream.pulse.beat(clock.monotonic(), interval_ms=1_000)
     await clock.advance(0.010)
     await wire.say(pong=gateway_pb2.Pong(number=number, node_time_ms=clock.now_ms() + 250))
     said = wire.nodes.alive[-1]
