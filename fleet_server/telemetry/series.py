@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 from fleet.v1 import telemetry_pb2
@@ -106,21 +105,41 @@ class NodeSeries:
         Returns:
             Whether every series had a place.
         """
-        last: dict[int, tuple[int, int, float]] = {}
-        for batch in batches:
-            samples = zip(repeat(batch.base_time_ms), batch.time_offset_ms, batch.values, strict=False)
-            if rules.is_measurement(sum(batch.values)):
-                last.update(zip(batch.series, samples, strict=True))
-            else:
-                pairs = zip(batch.series, samples, strict=True)
-                last.update((series, sample) for series, sample in pairs if rules.is_measurement(sample[2]))
         complete = True
-        for stream_number, (base_ms, offset_ms, value) in last.items():
-            number = numbers[stream_number]
+        for batch in batches:
+            if not self._note_row(batch, numbers, now_ms):
+                complete = self._note_each(batch, numbers, now_ms) and complete
+        return complete
+
+    def _note_row(self, batch: telemetry_pb2.TelemetryBatch, numbers: Sequence[int], now_ms: int) -> bool:
+        """Take over a batch whose samples lie side by side in the columns and are of one moment, as most are: copied
+        whole, for a tenth of what each sample by itself costs. False when it is another kind of batch."""
+        count = len(batch.values)
+        places = list(map(numbers.__getitem__, batch.series))
+        first = places[0] if places else DROPPED
+        if first == DROPPED or places != list(range(first, first + count)):
+            return False
+        offset_ms = batch.time_offset_ms[0]
+        at_ms = batch.base_time_ms + offset_ms
+        row = slice(first, first + count)
+        if (
+            batch.time_offset_ms != [offset_ms] * count
+            or at_ms < max(self._times[row])
+            or not rules.is_measurement(sum(batch.values))
+        ):
+            return False
+        self._times[row] = array("q", (min(at_ms, now_ms),)) * count
+        self._values[row] = array("d", batch.values)
+        return True
+
+    def _note_each(self, batch: telemetry_pb2.TelemetryBatch, numbers: Sequence[int], now_ms: int) -> bool:
+        complete = True
+        for series, offset_ms, value in zip(batch.series, batch.time_offset_ms, batch.values, strict=True):
+            number, at_ms = numbers[series], batch.base_time_ms + offset_ms
             if number == DROPPED:
-                complete = False
-            elif base_ms + offset_ms >= self._times[number]:
-                self._times[number] = min(base_ms + offset_ms, now_ms)
+                complete = complete and not rules.is_measurement(value)
+            elif at_ms >= self._times[number] and rules.is_measurement(value):
+                self._times[number] = min(at_ms, now_ms)
                 self._values[number] = value
         return complete
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fleet.errors import Refusal
 from fleet.v1 import telemetry_pb2
 from fleet_server.telemetry import chunks, rules
-from fleet_server.telemetry.series import NodeSeries
+from fleet_server.telemetry.series import DROPPED, NodeSeries
 
 batches = st.builds(
     telemetry_pb2.TelemetryBatch,
@@ -47,6 +47,49 @@ def test_what_passes_the_checks_can_be_noted_and_stored(batch: telemetry_pb2.Tel
     assert all(latest.at_ms <= now_ms and rules.is_measurement(latest.value) for latest in node.latest())
     again = NodeSeries("n", [rules.Series(str(each), (), 1, "") for each in range(known)], 0, node.payload())
     assert list(again.latest()) == list(node.latest())
+
+
+_ROW = st.builds(
+    lambda first, base_ms, offset_ms, values: telemetry_pb2.TelemetryBatch(
+        base_time_ms=base_ms,
+        series=range(first, first + len(values)),
+        time_offset_ms=[offset_ms] * len(values),
+        values=values,
+    ),
+    st.integers(0, 3),
+    st.integers(0, 20),
+    st.integers(0, 5),
+    st.lists(st.floats(), max_size=3),
+)
+_SCATTERED = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20), st.floats()), max_size=6).map(
+    lambda samples: telemetry_pb2.TelemetryBatch(
+        series=[series for series, _, _ in samples],
+        time_offset_ms=[at_ms for _, at_ms, _ in samples],
+        values=[value for _, _, value in samples],
+    )
+)
+
+
+@given(st.lists(_ROW | _SCATTERED, max_size=8), st.lists(st.integers(-1, 5), min_size=6, max_size=6))
+def test_latest_is_the_newest_measurement_of_each_series_and_never_of_the_future(
+    told: list[telemetry_pb2.TelemetryBatch], numbers: list[int]
+) -> None:
+    now_ms = 15
+    newest: dict[int, tuple[int, float]] = {}
+    dropped = False
+    for batch in told:
+        for series, offset_ms, value in zip(batch.series, batch.time_offset_ms, batch.values, strict=True):
+            number, at_ms = numbers[series], batch.base_time_ms + offset_ms
+            if not rules.is_measurement(value):
+                continue
+            dropped = dropped or number == DROPPED
+            if number != DROPPED and at_ms >= newest.get(number, (0, 0.0))[0]:
+                newest[number] = (min(at_ms, now_ms), value)
+    node = NodeSeries("n", [], 0, b"")
+    for number in range(6):
+        node.number(rules.Series(str(number), (), 1, ""))
+    assert node.note(told, numbers, now_ms) is not dropped
+    assert {int(each.series.name): (each.at_ms, each.value) for each in node.latest()} == newest
 
 
 @given(

@@ -94,7 +94,7 @@ async def idle_memory(ctx: Context, *, tls: bool) -> Figures:
 
 async def idle_cpu(ctx: Context, payload_bytes: int, every_s: float) -> Figures:
     """Server CPU a second that each node adds when it sends one message `every_s`, over TLS."""
-    nodes = ctx.scaled(1_000, 100)
+    nodes = ctx.scaled(3_000, 150)
     async with _pair(ctx, tls=True) as (server, client, address):
         floor = await server.call("count", warm_s=ctx.warm_s, measure_s=ctx.scaled(every_s / 2, 1.0))
         await client.call(

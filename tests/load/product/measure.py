@@ -146,15 +146,22 @@ async def idle_memory(ctx: Context) -> Figures:
 
 async def idle_cpu(ctx: Context, series: int, interval_s: float) -> Figures:
     """Server CPU a second that each idle node adds: it answers pings and sends telemetry."""
-    nodes = ctx.scaled(1_000, 150)
+    few, nodes = ctx.scaled((1_000, 3_000), (50, 150))
     async with _idle(ctx, "a6", nodes) as (server, links):
         await asyncio.sleep(_STARTED_S)
         floor_per_s = await _cpu_per_s(server, ctx.scaled(5.0, 2.0))
-        await links.call("start", folders=server.node_folders, samples=series, interval_s=interval_s)
-        await asyncio.sleep(ctx.scaled(interval_s, interval_s / 5))
-        used_per_s = await _cpu_per_s(server, ctx.scaled(3 * interval_s, interval_s / 2))
+
+        async def added_us(new: list[str], count: int) -> float:
+            await links.call("start", folders=new, samples=series, interval_s=interval_s)
+            await asyncio.sleep(ctx.scaled(interval_s, interval_s / 5))
+            used_per_s = await _cpu_per_s(server, ctx.scaled(2 * interval_s, interval_s / 2))
+            return (used_per_s - floor_per_s) / count * _MICROSECONDS
+
+        of_few_us = await added_us(server.node_folders[:few], few)
+        of_all_us = await added_us(server.node_folders[few:], nodes)
     return {
-        "server_cpu_us_per_node_s": (used_per_s - floor_per_s) / nodes * _MICROSECONDS,
+        "server_cpu_us_per_node_s": of_all_us,
+        f"server_cpu_us_per_node_s_of_{few}": of_few_us,
         "server_floor_cpu_percent": floor_per_s * 100,
     }
 
