@@ -64,6 +64,7 @@ class Flusher:
         self._intake = intake
         self._directory = directory
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="telemetry")
+        self._packer = chunks.Packer()
         self._one_at_a_time = asyncio.Lock()
         self._taken: Taken = []
         self._prepared: Prepared | None = None
@@ -144,10 +145,11 @@ class Flusher:
     ) -> None:
         known = stream.dictionary[len(stream.numbers) :]
         stream.numbers.extend(node.number(series) for series in known)
-        if not node.note((frame.batch for frame in frames), stream.numbers, now_ms):
+        if not node.note([frame.batch for frame in frames], stream.numbers, now_ms):
             prepared.capped_streams += 1
         for group in _groups(frames):
-            prepared.chunks.append(_chunk(stream, group, now_ms))
+            payload = self._packer.pack(stream.numbers, [frame.raw for frame in group])
+            prepared.chunks.append(_chunk(stream.node_id, group, payload, now_ms))
 
 
 def _fresh(node: NodeSeries, frames: Iterable[Frame]) -> list[Frame]:
@@ -179,16 +181,16 @@ def _groups(frames: Sequence[Frame]) -> Iterable[list[Frame]]:
         yield group
 
 
-def _chunk(stream: TelemetryStream, frames: Sequence[Frame], now_ms: int) -> ChunkRow:
+def _chunk(node_id: str, frames: Sequence[Frame], payload: bytes, now_ms: int) -> ChunkRow:
     # No later than now, whatever a node's clock says: retention goes by these times.
     end_ms = min(max(frame.newest_ms for frame in frames), now_ms)
     start_ms = min(end_ms, *(frame.batch.base_time_ms for frame in frames))
     return ChunkRow(
-        node_id=stream.node_id,
+        node_id=node_id,
         start_ms=max(start_ms, end_ms - LONGEST_CHUNK_MS),
         end_ms=end_ms,
         samples=sum(len(frame.batch.values) for frame in frames),
-        payload=chunks.pack(stream.numbers, [frame.raw for frame in frames]),
+        payload=payload,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fleet.v1 import telemetry_pb2
@@ -95,7 +95,7 @@ class NodeSeries:
         """Series that have no row yet, with their numbers."""
         return ((number, self._series[number]) for number in range(self.saved_count, len(self._series)))
 
-    def note(self, batches: Iterable[telemetry_pb2.TelemetryBatch], numbers: Sequence[int], now_ms: int) -> bool:
+    def note(self, batches: Sequence[telemetry_pb2.TelemetryBatch], numbers: Sequence[int], now_ms: int) -> bool:
         """Take over the newest values of batches in the order of their seqs.
 
         Args:
@@ -106,7 +106,7 @@ class NodeSeries:
             Whether every series had a place.
         """
         complete = True
-        for batch in batches:
+        for batch in _newest(batches):
             if not self._note_row(batch, numbers, now_ms):
                 complete = self._note_each(batch, numbers, now_ms) and complete
         return complete
@@ -177,3 +177,22 @@ def _little(column: array[int] | array[float]) -> bytes:
         column = column[:]
         column.byteswap()
     return column.tobytes()
+
+
+def _newest(batches: Sequence[telemetry_pb2.TelemetryBatch]) -> Iterator[telemetry_pb2.TelemetryBatch]:
+    """Batches in order, without those whose every sample a later one replaces: a stream mostly tells the same series
+    again and again, and a spool's backlog thousands of times."""
+    newest: list[telemetry_pb2.TelemetryBatch] = []
+    later: telemetry_pb2.TelemetryBatch | None = None
+    for batch in reversed(batches):
+        if (
+            later is not None
+            and batch.base_time_ms <= later.base_time_ms
+            and batch.series == later.series
+            and batch.time_offset_ms == later.time_offset_ms
+        ):
+            continue
+        newest.append(batch)
+        if rules.is_measurement(sum(batch.values)):
+            later = batch
+    return reversed(newest)

@@ -21,7 +21,7 @@ batches = st.builds(
 @given(st.lists(st.integers(-1, 2**31 - 1), max_size=20), st.lists(batches, max_size=5))
 def test_a_chunk_gives_back_what_was_packed(numbers: list[int], told: list[telemetry_pb2.TelemetryBatch]) -> None:
     raw = [batch.SerializeToString() for batch in told]
-    found_numbers, found = chunks.unpack(chunks.pack(numbers, raw))
+    found_numbers, found = chunks.unpack(chunks.Packer().pack(numbers, raw))
     assert list(found_numbers) == numbers
     assert [batch.SerializeToString() for batch in found] == raw
 
@@ -57,11 +57,11 @@ _ROW = st.builds(
         values=values,
     ),
     st.integers(0, 3),
-    st.integers(0, 20),
+    st.integers(1, 20),
     st.integers(0, 5),
     st.lists(st.floats(), max_size=3),
 )
-_SCATTERED = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20), st.floats()), max_size=6).map(
+_SCATTERED = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 20), st.floats()), max_size=6).map(
     lambda samples: telemetry_pb2.TelemetryBatch(
         series=[series for series, _, _ in samples],
         time_offset_ms=[at_ms for _, at_ms, _ in samples],
