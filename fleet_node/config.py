@@ -132,7 +132,7 @@ class Settings:
         ),
     )
     concurrency: int = field(
-        default=16, metadata=_about(values.whole(1, 256, "16"), "commands that run at the same time")
+        default=32, metadata=_about(values.whole(1, 256, "16"), "commands that run at the same time")
     )
     telemetry_interval_s: float | None = field(
         default=None,

@@ -166,6 +166,10 @@ class CommandService:
         """
         return self._queries.watch(request)
 
+    def open_count(self, node_id: str) -> int:
+        """Open commands of a node, from memory. Any thread."""
+        return self._announcer.open_count(node_id)
+
     def open_counts(self, conn: Connection, node_ids: Sequence[str]) -> Mapping[str, int]:
         """Open commands of nodes, from memory; for `NodeService.count_open_with`. Any thread."""
         del conn

@@ -175,9 +175,11 @@ class CommandLane:
         self.wake()
 
     def _has_window(self) -> bool:
-        free = self._max_in_flight - len(self._unaccepted)
+        unaccepted = len(self._unaccepted)
+        waiting = self._commands.open_count(self._node_id) - unaccepted
         return (
-            rules.worth_a_statement(free, self._max_in_flight) and self._unaccepted_bytes < rules.MAX_UNACCEPTED_BYTES
+            rules.worth_a_statement(self._max_in_flight - unaccepted, self._max_in_flight, waiting)
+            and self._unaccepted_bytes < rules.MAX_UNACCEPTED_BYTES
         )
 
     async def _send_pending(self) -> None:

@@ -61,14 +61,22 @@ def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int, heartbeat_ms: int) 
     return expires_at_ms - now_ms < max(ttl_ms // 3, 2 * heartbeat_ms)
 
 
-def worth_a_statement(free: int, max_in_flight: int) -> bool:
-    """Whether the node's window is open wide enough: for a full statement, or half of it.
+def worth_a_statement(free: int, max_in_flight: int, waiting: int) -> bool:
+    """Whether the node's window is open wide enough for what waits: for all of it, up to a full statement, and at
+    least for half a window.
 
     A busy node that answers a few commands at a time would otherwise be sent a signature, a frame and a journal
-    commit for each few (the silly window of RFC 1122, section 4.2.3.4). An idle one has its whole window open, so
-    nothing ever waits to fill a statement.
+    commit for each few (the silly window of RFC 1122, section 4.2.3.4), and one whose window was once sent in halves
+    would be sent halves for ever. Nothing waits for more commands to come: a window opens with the node's answers,
+    whatever else happens, and an idle node has its whole window open.
+
+    Args:
+        free: commands that the node takes now.
+        max_in_flight: commands that it takes when idle.
+        waiting: commands that wait to be sent to it, as far as that is known.
     """
-    return free >= min(MAX_COMMANDS_PER_STATEMENT, (max_in_flight + 1) // 2)
+    wanted = max((max_in_flight + 1) // 2, min(waiting, max_in_flight))
+    return free >= min(MAX_COMMANDS_PER_STATEMENT, wanted)
 
 
 S = TypeVar("S", bound=Sized)

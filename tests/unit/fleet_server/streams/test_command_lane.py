@@ -53,6 +53,9 @@ class Room:
     async def pending_cancels(self, node_id: str, epoch: int) -> list[object]:
         return []
 
+    def open_count(self, node_id: str) -> int:
+        return len(self.queue)
+
 
 @dataclass
 class Bench:
@@ -123,12 +126,26 @@ async def test_no_more_than_max_in_flight_until_the_node_answers(clock: MockCloc
     bench.lane.wake()
     await bench.settle()
     assert sum(len(statement.commands) for statement in bench.sent) == 10
-    bench.lane.answered([1, 2, 3])
+    bench.lane.answered([1, 2, 3, 4, 5, 6])
+    await bench.settle()
+    assert len(bench.sent) == 1  # more waits than the window holds: it opens wider with the next answer
+    bench.lane.answered([7, 8, 9, 10])
+    await bench.settle()
+    assert [len(statement.commands) for statement in bench.sent] == [10, 10]
+
+
+async def test_few_that_wait_need_no_more_than_half_a_window(clock: MockClock) -> None:
+    bench = _bench(clock, range(1, 13), max_in_flight=10)
+    bench.lane.wake()
+    await bench.settle()
+    bench.room.queue = bench.room.queue[4:]  # 1 to 4 have ended, 5 to 10 are on their way, 11 and 12 wait
+    bench.lane.answered([1, 2, 3, 4])
     await bench.settle()
     assert len(bench.sent) == 1  # less than half of the window is open: not worth a signature
-    bench.lane.answered([4, 5])
+    bench.room.queue = bench.room.queue[1:]
+    bench.lane.answered([5])
     await bench.settle()
-    assert [len(statement.commands) for statement in bench.sent] == [10, 5]
+    assert [len(statement.commands) for statement in bench.sent] == [10, 2]
 
 
 async def test_a_deaf_peer_is_sent_a_bounded_number_of_bytes(clock: MockClock) -> None:

@@ -51,6 +51,9 @@ class FakeCommands:
     async def pending_cancels(self, node_id: str, epoch: int) -> list[object]:
         return []
 
+    def open_count(self, node_id: str) -> int:
+        return 0
+
     async def record_reports(self, node_id: str, reports: list[command_pb2.Report]) -> None:
         if self.away:
             raise self.away.pop(0)
