@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -22,11 +23,14 @@ from fleet_server.commands import store
 from fleet_server.commands.ports import RowSeal
 from fleet_server.commands.rules import Spec
 from fleet_server.commands.store import Connection, IssueRow
+from fleet_server.trust.secrets import frame_fields
 
 _DOMAIN = b"fleet.v1/command-issue\x00"
 _ID_BYTES = 16
-# Command id, seq, place in the issue, end of its time, digest of the issue (which names the issue's own id).
+# What differs between the commands of one node, as `frame_fields` would frame it: command id, seq, place in the issue,
+# end of its time, digest of the issue (which names the issue's own id). The node and who cancelled come after it.
 _FIXED = struct.Struct(">16sqqq32s")
+_FRAME = frame_fields(bytes(_FIXED.size))[: -_FIXED.size]
 # SQLite keeps text in a column of numbers if somebody puts it there: a forged row must not stop the true ones.
 _NOT_WHAT_WAS_WRITTEN = (DecodeError, ValueError, TypeError, AttributeError, OverflowError, struct.error)
 _MAX_CACHED_BYTES = 32 * 1024 * 1024
@@ -136,7 +140,7 @@ class Authorities:
     ) -> bytes:
         """MAC of one command's row."""
         fixed = _FIXED.pack(command_id, seq, spec_no, not_after_ms, authority.digest)
-        return self._seal.compute(fixed, node_id, cancel_requested_by)
+        return self._seal.compute_framed(_FRAME + fixed + _whose(node_id, cancel_requested_by))
 
     def intact(self, authority: Authority | None, row: store.AuthorityColumns) -> bool:
         """Whether a command's row and its issue's are what the server wrote."""
@@ -144,6 +148,12 @@ class Authorities:
             if authority is None or not 0 <= row.spec_no < len(authority.specs) or len(row.command_id) != _ID_BYTES:
                 return False
             fixed = _FIXED.pack(row.command_id, row.seq, row.spec_no, row.not_after_ms, authority.digest)
-            return self._seal.verify(row.mac, fixed, row.node_id, row.cancel_requested_by)
+            return self._seal.verify_framed(row.mac, _FRAME + fixed + _whose(row.node_id, row.cancel_requested_by))
         except _NOT_WHAT_WAS_WRITTEN:
             return False
+
+
+@lru_cache(maxsize=16_384)
+def _whose(node_id: str, cancel_requested_by: str) -> bytes:
+    """The framed rest of a command's fields: the same for all commands of a node that nobody cancelled."""
+    return frame_fields(node_id, cancel_requested_by)

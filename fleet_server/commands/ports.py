@@ -44,14 +44,14 @@ class NodesPort(Protocol):
 
 
 class RowSeal(Protocol):
-    """MACs of this room's rows (fleet_server.trust)."""
+    """MACs of this room's rows (fleet_server.trust), over fields framed by `frame_fields`."""
 
-    def compute(self, *fields: bytes | str | int) -> bytes:
-        """MAC over the fields."""
+    def compute_framed(self, framed: bytes) -> bytes:
+        """MAC over the framed fields."""
         ...
 
-    def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
-        """Whether the MAC belongs to the fields; constant time."""
+    def verify_framed(self, mac: bytes, framed: bytes) -> bool:
+        """Whether the MAC belongs to the framed fields; constant time."""
         ...
 
 

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fleet.mac import HmacSha256
 from fleet.v1 import gateway_pb2
 
-MAC_BYTES = 32
 _INFO = b"fleet.v1/frame-keys\x00"
 _NODE_TO_SERVER = b"n2s\x00"
 _SERVER_TO_NODE = b"s2n\x00"
@@ -76,7 +76,7 @@ class FrameSealer:
     __slots__ = ("_counter", "_direction", "_mac")
 
     def __init__(self, key: bytes, direction: bytes) -> None:
-        self._mac = hmac.new(key, digestmod=hashlib.sha256)
+        self._mac = HmacSha256(key)
         self._direction = direction
         self._counter = 0
 
@@ -96,7 +96,7 @@ class FrameOpener:
     __slots__ = ("_counter", "_direction", "_mac")
 
     def __init__(self, key: bytes, direction: bytes) -> None:
-        self._mac = hmac.new(key, digestmod=hashlib.sha256)
+        self._mac = HmacSha256(key)
         self._direction = direction
         self._counter = 0
 
@@ -125,8 +125,5 @@ def server_end(keys: FrameKeys) -> tuple[FrameSealer, FrameOpener]:
     return FrameSealer(keys.server_to_node, _SERVER_TO_NODE), FrameOpener(keys.node_to_server, _NODE_TO_SERVER)
 
 
-def _mac(keyed: hmac.HMAC, direction: bytes, counter: int, body: bytes) -> bytes:
-    mac = keyed.copy()  # the key schedule is done once per stream
-    mac.update(direction + counter.to_bytes(8, "big"))
-    mac.update(body)
-    return mac.digest()
+def _mac(keyed: HmacSha256, direction: bytes, counter: int, body: bytes) -> bytes:
+    return keyed.digest(direction + counter.to_bytes(8, "big"), body)
