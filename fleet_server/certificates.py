@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fleet import tls
 from fleet.clock import Clock
@@ -99,7 +100,7 @@ class ServerCertificates:
             CertificateError: the files cannot be read or written; the current leaf stays.
         """
         with _explained(self._folder):
-            stored = _load(self._folder / "leaf.pem")
+            stored = _load_leaf(self._folder, self._ca)
             if stored is None or _leaf_is_due(stored, self._hosts, self._now()):
                 stored = _issue(self._folder, self._ca, self._hosts, self._now(), before=stored)
         if stored.certificate_pem == self._leaves.current.certificate_pem:
@@ -146,7 +147,7 @@ def open_certificates(folder: Path, hosts: Sequence[str], clock: Clock) -> Serve
             ca = tls.make_ca("fleet-server CA", now)
             _store(folder / "ca.pem", ca)
         (folder / "ca.crt").write_bytes(ca.certificate_pem)  # the public part, for operators to copy
-        leaf = _load(folder / "leaf.pem")
+        leaf = _load_leaf(folder, ca)
         if leaf is None or _leaf_is_due(leaf, hosts, now):
             leaf = _issue(folder, ca, hosts, now, before=leaf)
         previous = _load_previous(folder)
@@ -166,7 +167,8 @@ def _issue(
 
 def _leaf_is_due(leaf: CertifiedKey, hosts: Sequence[str], now: dt.datetime) -> bool:
     begins, ends = _validity(leaf.certificate_der)
-    return now >= begins + (ends - begins) * 2 / 3 or set(tls.leaf_hosts(leaf.certificate_pem)) != set(hosts)
+    covered = set(tls.host_names(hosts)) <= set(tls.leaf_hosts(leaf.certificate_pem))
+    return now >= begins + (ends - begins) * 2 / 3 or not covered
 
 
 def _validity(der: bytes) -> tuple[dt.datetime, dt.datetime]:
@@ -185,8 +187,17 @@ def _load(path: Path) -> CertifiedKey | None:
     certificate, separator, key = content.partition(_KEY_BEGINS)
     if not separator:
         raise ValueError(f"{path.name} holds no private key")
-    x509.load_pem_x509_certificate(certificate)
+    shown = x509.load_pem_x509_certificate(certificate).public_key()
+    if load_pem_private_key(separator + key, password=None).public_key() != shown:
+        raise ValueError(f"the private key in {path.name} is not that of its certificate")
     return CertifiedKey(certificate, separator + key)
+
+
+def _load_leaf(folder: Path, ca: CertifiedKey) -> CertifiedKey | None:
+    leaf = _load(folder / "leaf.pem")
+    if leaf is not None and not tls.is_issued_by(leaf.certificate_pem, ca.certificate_pem):
+        raise ValueError("leaf.pem is not signed by ca.pem, which is all that nodes trust: remove it to get a new one")
+    return leaf
 
 
 def _load_previous(folder: Path) -> bytes:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -107,10 +108,32 @@ def make_leaf(ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, days: in
 
 
 def leaf_hosts(certificate_pem: bytes) -> list[str]:
-    """DNS names and addresses that a leaf is for, in its own order."""
+    """DNS names and addresses that a leaf is for, in its own order; none when it names its host the old way only."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
     return [str(name.value) for name in names]
+
+
+def host_names(hosts: Iterable[str]) -> list[str]:
+    """Hosts as `leaf_hosts` shows them: an IPv6 address has many spellings, and a leaf keeps one.
+
+    Raises:
+        ValueError: a DNS name is not ASCII.
+    """
+    return [str(name.value) for name in _names(hosts)]
+
+
+def is_issued_by(certificate_pem: bytes, ca_pem: bytes) -> bool:
+    """Whether a CA signed a certificate."""
+    certificate, ca = map(x509.load_pem_x509_certificate, (certificate_pem, ca_pem))
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def pem_to_der(pem: bytes) -> bytes:

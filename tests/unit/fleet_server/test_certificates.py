@@ -121,6 +121,54 @@ def test_a_leaf_that_was_put_into_the_folder_is_taken_up(
     assert certificates.leaf_der == other.leaf_der
 
 
+def test_another_spelling_of_a_host_is_no_other_host(folder: Path, clock: MockClock) -> None:
+    """An address that was written in its long form would have a new leaf made with every check."""
+    certificates = open_certificates(folder, (*HOSTS, "2001:DB8:0::1"), clock)
+    assert not certificates.renew()
+    assert "2001:db8::1" in tls.leaf_hosts((folder / "leaf.pem").read_bytes())
+
+
+def test_a_leaf_for_more_hosts_than_are_asked_for_stays(
+    certificates: ServerCertificates, folder: Path, clock: MockClock
+) -> None:
+    wide = open_certificates(folder, (*HOSTS, "new.example"), clock)
+    assert certificates.renew()
+    assert certificates.leaf_der == wide.leaf_der
+
+
+def test_a_leaf_that_names_no_host_is_replaced(
+    certificates: ServerCertificates, folder: Path, clock: MockClock
+) -> None:
+    (folder / "leaf.pem").write_bytes((folder / "ca.pem").read_bytes())
+    assert certificates.renew()
+    assert set(tls.leaf_hosts((folder / "leaf.pem").read_bytes())) == set(HOSTS)
+
+
+def test_a_leaf_of_another_ca_is_not_taken_up_and_the_message_says_what_to_do(
+    certificates: ServerCertificates, folder: Path, tmp_path: Path, clock: MockClock
+) -> None:
+    open_certificates(tmp_path / "other", HOSTS, clock)
+    foreign = (tmp_path / "other" / "leaf.pem").read_bytes()
+    (folder / "leaf.pem").write_bytes(foreign)
+    first = certificates.leaf_der
+    with pytest.raises(CertificateError, match=r"not signed by ca\.pem"):
+        certificates.renew()
+    assert certificates.leaf_der == first
+    assert (folder / "leaf.pem").read_bytes() == foreign
+
+
+def test_a_key_that_is_not_its_certificates_is_refused(
+    certificates: ServerCertificates, folder: Path, clock: MockClock
+) -> None:
+    """gRPC would take it for a port that is not free."""
+    begins = b"-----BEGIN PRIVATE KEY-----"
+    certificate, _, _ = (folder / "leaf.pem").read_bytes().partition(begins)
+    _, _, key = (folder / "ca.pem").read_bytes().partition(begins)
+    (folder / "leaf.pem").write_bytes(certificate + begins + key)
+    with pytest.raises(CertificateError, match="not that of its certificate"):
+        open_certificates(folder, HOSTS, clock)
+
+
 @pytest.mark.parametrize("name", ["ca.pem", "leaf.pem"])
 def test_damaged_or_open_files_are_refused_with_what_to_do(
     certificates: ServerCertificates, folder: Path, clock: MockClock, name: str
