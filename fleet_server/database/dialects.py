@@ -124,6 +124,11 @@ def for_update(conn: Connection) -> str:
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
 
 
+def octets(value: object) -> bytes:
+    """A column of bytes as bytes. SQLite keeps text there if somebody edits the row; such a value is none."""
+    return value if isinstance(value, bytes) else b""
+
+
 def hang_up(conn: Connection) -> None:
     """Break the connection under a thread that waits on it; the wait then fails as if the server had closed.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fleet.v1 import enrollment_pb2
-from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.enrollment.rules import EnrollmentRecord, JoinTokenRecord
 from fleet_server.trust.secrets import RowMac
 
@@ -69,7 +69,8 @@ class TokenStore:
 
     def _record(self, row: tuple[Any, ...]) -> JoinTokenRecord:
         *fields, mac = row
-        fields.append(_verifies(self._mac, mac, fields))
+        fields.append(self._mac.verify(mac, *fields))
+        fields[2] = octets(fields[2])
         record = JoinTokenRecord(*fields)
         return replace(record, auto_approve=bool(record.auto_approve) and record.intact)
 
@@ -136,20 +137,14 @@ class EnrollmentStore:
     def _record(self, row: tuple[Any, ...]) -> EnrollmentRecord:
         *fields, mac = row
         fields[16] = fields[16] or b""
-        intact = _verifies(self._mac, mac, fields)
+        intact = self._mac.verify(mac, *fields)
         # What is not intact is shown, and confers nothing: no state but PENDING, no bootstrap.
+        fields[3:5] = map(octets, fields[3:5])
         fields[7] = json.loads(fields[7]) if intact else {}
         fields[10] = _STATES[fields[10]] if intact else enrollment_pb2.ENROLLMENT_STATE_PENDING
         fields[16] = fields[16] if intact else b""
         fields.append(intact)
         return EnrollmentRecord(*fields)
-
-
-def _verifies(mac_of: RowMac, mac: Any, fields: list[Any]) -> bool:
-    try:
-        return mac_of.verify(mac, *fields)
-    except (TypeError, ValueError, OverflowError):
-        return False  # an edited row may hold any type in SQLite
 
 
 def _token_fields(token: JoinTokenRecord) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 
@@ -37,7 +37,7 @@ class RowMac(Protocol):
         ...
 
     def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
-        """Whether the MAC belongs to the fields; constant time."""
+        """Whether the MAC belongs to the fields, whatever types those have; constant time."""
         ...
 
 
@@ -257,34 +257,24 @@ class NodeStore:
         known = self._judged.get(row[0])
         if known is not None and known[0] == row:
             return known[1]
-        intact = self._verifies(row)
+        *fields, mac = row
+        intact = self._mac.verify(mac, *fields)
         judged = (
             *row[:4],
-            _octets(row[4]),
-            _octets(row[5]),
+            octets(row[4]),
+            octets(row[5]),
             # What cannot be trusted to be an operator's selects nothing and starts nothing.
             json.loads(row[6]) if intact else {},
             NodeState(row[7]) if intact else NodeState.QUARANTINED,
             row[8] if intact else _TAMPERED,
             row[9] if isinstance(row[9], int) else 0,
-            _octets(row[10]),
+            octets(row[10]),
             intact,
         )
         if len(self._judged) >= _CACHE_ROWS:
             self._judged.clear()
         self._judged[row[0]] = (row, judged)
         return judged
-
-    def _verifies(self, row: tuple[Any, ...]) -> bool:
-        *fields, mac = row
-        try:
-            return self._mac.verify(mac, *fields)
-        except (TypeError, ValueError, OverflowError):
-            return False  # SQLite stores any type in any column: whoever edits a row may leave text where a number was
-
-
-def _octets(value: object) -> bytes:
-    return value if isinstance(value, bytes) else b""
 
 
 @lru_cache(maxsize=4096)

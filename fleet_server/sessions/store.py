@@ -68,10 +68,7 @@ class ApiKeyStore:
 
     def _verifies(self, key_sha256: bytes, row: tuple[str, int, int, bytes]) -> bool:
         node_id, created_at_ms, revoked_at_ms, mac = row
-        try:
-            return self._mac.verify(mac, key_sha256, node_id, created_at_ms, revoked_at_ms)
-        except (TypeError, ValueError, OverflowError):
-            return False  # an edited row may hold any type in SQLite
+        return self._mac.verify(mac, key_sha256, node_id, created_at_ms, revoked_at_ms)
 
 
 def insert_session(conn: Connection, row: SessionRow) -> bool:

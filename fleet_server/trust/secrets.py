@@ -144,12 +144,16 @@ class RowMac:
         self._mac = HmacSha256(_expand(key, b"row-mac/" + table.encode()))
 
     def compute(self, *fields: bytes | str | int) -> bytes:
-        """32 bytes over `fields`, in order."""
+        """32 bytes over `fields`, in order; raises as `frame_fields`."""
         return self._mac.digest(frame_fields(*fields))
 
     def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
-        """Whether `mac` is `compute(*fields)`; constant time."""
-        return self.verify_framed(mac, frame_fields(*fields))
+        """Whether `mac` is `compute(*fields)`; constant time. False, too, for fields that the server never writes:
+        SQLite keeps any type in any column, so an edited row may hold text where a number was."""
+        try:
+            return self.verify_framed(mac, frame_fields(*fields))
+        except (TypeError, ValueError, OverflowError):
+            return False
 
     def compute_framed(self, framed: bytes) -> bytes:
         """`compute`, for who has framed the fields already."""
@@ -186,15 +190,22 @@ class Secrets:
 
 
 def frame_fields(*fields: bytes | str | int) -> bytes:
-    """What a row's MAC covers: each field with a tag of its type and its length in front, so that nothing moves."""
+    """What a row's MAC covers: each field with a tag of its type and its length in front, so that nothing moves.
+
+    Raises:
+        TypeError: a field is of another type; a fraction above all, which must not pass for the number below it.
+        OverflowError: a number does not fit its 8 bytes.
+    """
     parts: list[bytes] = []
     for field in fields:
         if isinstance(field, bytes):
             tag, content = b"b", field
         elif isinstance(field, str):
             tag, content = b"s", field.encode()
+        elif isinstance(field, int):
+            tag, content = b"i", field.to_bytes(8, "big", signed=True)
         else:
-            tag, content = b"i", int(field).to_bytes(8, "big", signed=True)
+            raise TypeError(f"a row's MAC covers no {type(field).__name__}")
         parts += (tag, len(content).to_bytes(4, "big"), content)
     return b"".join(parts)
 

@@ -11,6 +11,7 @@ from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.trust import verify_join_token
 from fleet.v1 import enrollment_pb2
+from fleet_server.admin.views import enrollment_view
 from fleet_server.enrollment.rules import TokenState
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import ADDRESS, Node, World, approve
@@ -229,6 +230,9 @@ async def test_terms_that_no_token_may_have(world: World, terms: dict) -> None:
     "text",
     [
         "UPDATE join_tokens SET auto_approve = 1",
+        "UPDATE join_tokens SET auto_approve = 0.9",  # SQLite keeps the fraction
+        "UPDATE join_tokens SET secret_sha256 = 'text'",
+        "UPDATE join_tokens SET mac = 'text'",
         "UPDATE join_tokens SET max_uses = 100",
         "UPDATE join_tokens SET site = 'vault'",
         "UPDATE join_tokens SET expires_at_ms = expires_at_ms + 1000",
@@ -253,7 +257,12 @@ async def test_a_used_token_is_not_made_fresh_by_an_update(world: World) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["UPDATE enrollments SET state = 2", "UPDATE enrollments SET name = 'other'", "UPDATE enrollments SET site = 'x'"],
+    [
+        "UPDATE enrollments SET state = 2",
+        "UPDATE enrollments SET name = 'other'",
+        "UPDATE enrollments SET site = 'x'",
+        "UPDATE enrollments SET identity_key = 'text'",
+    ],
 )
 async def test_an_enrollment_row_changed_around_the_server_is_not_decided(world: World, text: str) -> None:
     node = Node(world)
@@ -261,5 +270,7 @@ async def test_an_enrollment_row_changed_around_the_server_is_not_decided(world:
     await world.execute(text)
     assert await refused(node.poll()) is Reason.QUARANTINED
     assert await refused(approve(world, node)) is Reason.QUARANTINED
+    [listed] = await world.enrollment.list()
+    assert enrollment_view(listed).state == enrollment_pb2.ENROLLMENT_STATE_PENDING
     assert "enrollment.quarantined" in await world.audited()
     assert await world.value("SELECT COUNT(*) FROM nodes") == 0

@@ -72,6 +72,14 @@ def test_a_row_mac_serves_in_no_other_table_and_under_no_other_key() -> None:
     assert not secrets.row_mac("nodes").verify(b"", "n-1", 1, b"k")
 
 
+@pytest.mark.parametrize("field", [1.9, 1.0, None, "1", 2**64])
+def test_a_row_mac_takes_no_other_type_for_a_number(field: object) -> None:
+    """SQLite keeps a fraction in a column of whole numbers, and 0.9 is both 0 to int() and true to bool()."""
+    mac = secrets.row_mac("join_tokens")
+    assert not mac.verify(mac.compute("jt-1", 1), "jt-1", field)  # type: ignore[arg-type]
+    assert not mac.verify("text", "jt-1", 1)  # type: ignore[arg-type]
+
+
 def test_derived_keys_are_stable_and_unrelated() -> None:
     assert Secrets(MASTER).derive("challenge") == secrets.derive("challenge")
     assert len({secrets.derive(purpose) for purpose in ("challenge", "api-key", "seal", "row-mac")}) == 4
