@@ -64,6 +64,7 @@ class OperatorService:
         self._cache: dict[bytes, tuple[float, Operator]] = {}
         self._calls: Counter[tuple[str, str]] = Counter()
         self._refused: Counter[tuple[str, str]] = Counter()
+        self._told_refusals: set[tuple[str, str]] = set()
         self._told: set[str] = set()
 
     async def authorise(self, token: str, method: str) -> Caller:
@@ -102,9 +103,9 @@ class OperatorService:
         operator = Operator("op-" + token_hex(8), name, role, self._clock.now_ms(), 0, intact=True)
 
         def work(tx: Transaction) -> None:
-            if self._store.by_name(tx.conn, name) is not None:
+            taken = self._store.by_name(tx.conn, name) is not None
+            if taken or not self._store.insert(tx.conn, operator, _hash(token.reveal())):
                 raise Refusal(Reason.CONFLICT, f"an operator called {name!r} exists already: choose another name")
-            self._store.insert(tx.conn, operator, _hash(token.reveal()))
             self._audit.append(tx, AuditKind.OPERATOR_CREATED, actor=actor, subject=name, detail={"role": role.word})
 
         await self._database.write(work)
@@ -123,12 +124,14 @@ class OperatorService:
         now_ms = self._clock.now_ms()
 
         def work(tx: Transaction) -> Operator:
-            operator = self._store.by_name(tx.conn, name)
+            # All of them: two replicas that each end one of the last two owners would leave none.
+            everyone = self._store.all(tx.conn, lock=True)
+            operator = next((each for each in everyone if name in (each.name, each.operator_id)), None)
             if operator is None:
                 raise Refusal(Reason.NOT_FOUND, f"no operator is called {name[:80]!r}: see `fleetctl operators list`")
             if operator.revoked_at_ms:
                 return operator
-            if operator.role is Role.OWNER and self._owners(tx) == 1:
+            if operator.role is Role.OWNER and sum(each.is_owner for each in everyone) == 1:
                 raise Refusal(Reason.CONFLICT, "this is the last owner: create another one before you revoke it")
             self._store.revoke(tx.conn, operator.operator_id, now_ms)
             self._audit.append(tx, AuditKind.OPERATOR_REVOKED, actor=actor, subject=operator.name, detail={})
@@ -151,14 +154,14 @@ class OperatorService:
         """Audit what was counted since the last time: a row of calls, and one of further refusals, per operator."""
         calls, self._calls = self._calls, Counter()
         refused, self._refused = self._refused, Counter()
-        again = Counter({key: count - 1 for key, count in refused.items() if count > 1})  # the first was told at once
+        self._told_refusals.clear()
 
         def work(tx: Transaction) -> None:
-            for kind, counted in ((AuditKind.OPERATOR_CALLED, calls), (AuditKind.OPERATOR_REFUSED, again)):
+            for kind, counted in ((AuditKind.OPERATOR_CALLED, calls), (AuditKind.OPERATOR_REFUSED, refused)):
                 for operator, methods in _by_operator(counted).items():
                     self._audit.append(tx, kind, actor=operator, subject="admin", detail={"calls": {**methods}})
 
-        if not calls and not again:
+        if not calls and not refused:
             return
         try:
             await self._database.write(work)
@@ -205,9 +208,6 @@ class OperatorService:
         until, operator = self._cache.get(token_sha256, (0.0, None))
         return operator if until > self._clock.monotonic() else None
 
-    def _owners(self, tx: Transaction) -> int:
-        return sum(1 for o in self._store.all(tx.conn) if o.role is Role.OWNER and not o.revoked_at_ms and o.intact)
-
     async def _tell_tampered(self, operator: Operator) -> None:
         if operator.operator_id in self._told:
             return
@@ -216,9 +216,16 @@ class OperatorService:
         await self._audit_one(AuditKind.OPERATOR_QUARANTINED, operator.name, "row MAC does not fit")
 
     async def _tell_refused(self, operator: str, method: str) -> None:
+        """Audit the first of its kind at once, and count those that follow, or cannot be written, for the flush."""
+        if (operator, method) not in self._told_refusals:
+            self._told_refusals.add((operator, method))
+            try:
+                await self._audit_one(AuditKind.OPERATOR_REFUSED, operator, method)
+            except Refusal:
+                log.warning("operator_refusal_waits", operator=operator, method=method)
+            else:
+                return
         self._refused[operator, method] += 1
-        if self._refused[operator, method] == 1:
-            await self._audit_one(AuditKind.OPERATOR_REFUSED, operator, method)
 
     async def _audit_one(self, kind: AuditKind, operator: str, what: str) -> None:
         def work(tx: Transaction) -> None:

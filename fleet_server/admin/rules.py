@@ -25,6 +25,8 @@ class Role(IntEnum):
         return self.name.lower()
 
 
+ROLES: Mapping[str, Role] = {role.word: role for role in Role}
+
 # Every method of the Admin service, or the server does not start.
 NEEDED_ROLE: Mapping[str, Role] = {
     "WhoAmI": Role.VIEWER,
@@ -63,11 +65,10 @@ def parse_role(word: str) -> Role:
     Raises:
         Refusal: INVALID_ARGUMENT.
     """
-    for role in Role:
-        if role.word == word:
-            return role
-    known = ", ".join(role.word for role in Role)
-    raise Refusal(Reason.INVALID_ARGUMENT, f"{word[:40]!r} is no role: choose one of {known}")
+    role = ROLES.get(word)
+    if role is None:
+        raise Refusal(Reason.INVALID_ARGUMENT, f"{word[:40]!r} is no role: choose one of {', '.join(ROLES)}")
+    return role
 
 
 def check_operator_name(name: str) -> None:

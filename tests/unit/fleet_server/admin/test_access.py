@@ -1,5 +1,10 @@
 """Who may call: tokens, roles, tampered rows, the last owner, and the record of calls."""
 
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+
 import pytest
 from sqlalchemy import text
 
@@ -74,7 +79,14 @@ async def test_a_revoked_token_opens_nothing_at_once(access: OperatorService) ->
 
 
 @pytest.mark.parametrize(
-    "edit", ["role = 'owner'", "revoked_at_ms = 0, role = 'release'", "name = 'root'", "operator_id = 'op-0'"]
+    "edit",
+    [
+        "role = 'owner'",
+        "created_at_ms = 1",
+        "revoked_at_ms = 0, role = 'release'",
+        "name = 'root'",
+        "operator_id = 'op-0'",
+    ],
 )
 async def test_editing_the_row_gains_nothing(access: OperatorService, database: Database, edit: str) -> None:
     _, token = await access.create("init", "eve", "viewer")
@@ -92,6 +104,65 @@ async def test_the_last_owner_stays(access: OperatorService) -> None:
     assert caught.value.reason is Reason.CONFLICT
     await access.create("owner", "second", "owner")
     assert (await access.revoke("second", "owner")).revoked_at_ms > 0
+
+
+@pytest.fixture
+async def replicas(database_url: str, clock: MockClock) -> AsyncIterator[tuple[OperatorService, OperatorService]]:
+    """Two servers on one database whose writers hold their commits back until both have one, or a moment is over."""
+    together = threading.Barrier(2)
+
+    def hold(_tx: object) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)
+
+    def replica(writer: str) -> tuple[Database, OperatorService]:
+        database = Database(database_url, readers=1)
+        audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=writer)
+        database.writer.before_commit(hold)
+        database.start()
+        return database, OperatorService(
+            database=database, clock=clock, audit=audit, secrets=Secrets(Secret(bytes(32)))
+        )
+
+    (first, one), (second, other) = replica("r1"), replica("r2")
+    yield one, other
+    await first.close()
+    await second.close()
+
+
+async def test_two_replicas_do_not_end_the_last_two_owners(
+    access: OperatorService, replicas: tuple[OperatorService, OperatorService]
+) -> None:
+    await access.create("init", "ada", "owner")
+    await access.create("init", "bob", "owner")
+    ends = (replicas[0].revoke("bob", "ada"), replicas[1].revoke("ada", "bob"))
+    ended = await asyncio.gather(*ends, return_exceptions=True)
+    assert [each.reason for each in ended if isinstance(each, Refusal)] == [Reason.CONFLICT]
+    assert sum(each.is_owner for each in await access.all()) == 1
+
+
+async def test_two_replicas_make_one_operator_of_a_name(
+    access: OperatorService, replicas: tuple[OperatorService, OperatorService]
+) -> None:
+    made = await asyncio.gather(
+        *(replica.create("init", "ada", "viewer") for replica in replicas), return_exceptions=True
+    )
+    assert [each.reason for each in made if isinstance(each, Refusal)] == [Reason.CONFLICT]
+    assert [each.name for each in await access.all()] == ["ada"]
+
+
+async def test_a_row_that_is_no_operators_keeps_nobody_from_ending_others(
+    access: OperatorService, database: Database
+) -> None:
+    for name in ("ada", "bob", "eve"):
+        await access.create("init", name, "owner")
+    await database.write(lambda tx: tx.conn.execute(text("UPDATE operators SET role = 'god' WHERE name = 'eve'")))
+    await database.write(lambda tx: tx.conn.execute(text("UPDATE operators SET mac = 'text' WHERE name = 'bob'")))
+    with pytest.raises(Refusal) as caught:
+        await access.revoke("ada", "ada")  # the last one that is intact
+    assert caught.value.reason is Reason.CONFLICT
+    assert (await access.revoke("ada", "eve")).revoked_at_ms > 0
+    assert (await access.revoke("ada", "bob")).revoked_at_ms > 0
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "x" * 64, "né", "a\n"])
@@ -129,6 +200,26 @@ async def test_a_flood_of_refused_calls_is_one_row_at_once_and_then_a_count(
         ("admin", b'{"calls":{"IssueCommands":49}}'),
         ("IssueCommands", b"{}"),
     ]
+
+
+async def test_a_refusal_that_cannot_be_audited_at_once_is_refused_all_the_same_and_told_later(
+    access: OperatorService, audit: AuditService, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = await access.create("init", "eve", "viewer")
+    await access.authorise(token.reveal(), "WhoAmI")
+
+    async def away(_work: object) -> None:
+        raise Refusal(Reason.UNAVAILABLE, "the database is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "write", away)
+        assert (await _refused(access, token.reveal(), "CreateOperator")).reason is Reason.PERMISSION_DENIED
+        with pytest.raises(Refusal):
+            await access.flush()
+    await access.flush()
+    rows = (await audit.page(AuditCursor())).rows
+    told = [row.detail for row in rows if row.kind == "operator.refused"]
+    assert told == [b'{"calls":{"CreateOperator":1}}']
 
 
 async def test_the_answers_of_a_long_call_end_with_the_token_and_are_no_calls(
