@@ -33,6 +33,7 @@ async def _pair(ctx: Context, *, tls: bool, uvloop: bool = False) -> AsyncIterat
         ctx.child(_CLIENT, uvloop=uvloop) as client,
     ):
         yield server, client, address
+        await client.call("check_open")
 
 
 def _ca(ctx: Context, tls: bool) -> str | None:
@@ -83,11 +84,9 @@ async def idle_memory(ctx: Context, *, tls: bool) -> Figures:
     """Server memory that one more idle stream on its own connection takes, from a warm start."""
     warm, measured = ctx.scaled((200, 1_000), (50, 200))
     async with _pair(ctx, tls=tls) as (server, client, address):
-        await client.call("echo", address=address, count=warm, ca=_ca(ctx, tls))
-        await server.call("wait_streams", count=warm)
+        await _open(server, [client], "echo", warm, address=address, ca=_ca(ctx, tls))
         before = await server.call("usage")
-        await client.call("echo", address=address, count=measured, ca=_ca(ctx, tls))
-        await server.call("wait_streams", count=warm + measured)
+        await _open(server, [client], "echo", measured, already=warm, address=address, ca=_ca(ctx, tls))
         after = await server.call("usage")
     return {"kib_per_node": (after["rss_bytes"] - before["rss_bytes"]) / measured / 1024}
 
@@ -97,10 +96,8 @@ async def idle_cpu(ctx: Context, payload_bytes: int, every_s: float) -> Figures:
     nodes = ctx.scaled(3_000, 150)
     async with _pair(ctx, tls=True) as (server, client, address):
         floor = await server.call("count", warm_s=ctx.warm_s, measure_s=ctx.scaled(every_s / 2, 1.0))
-        await client.call(
-            "push", address=address, count=nodes, payload_bytes=payload_bytes, ca=_ca(ctx, True), every_s=every_s
-        )
-        await server.call("wait_streams", count=nodes)
+        sending = {"payload_bytes": payload_bytes, "every_s": every_s}
+        await _open(server, [client], "push", nodes, address=address, ca=_ca(ctx, True), **sending)
         done = await server.call("count", warm_s=ctx.warm_s, measure_s=ctx.scaled(2 * every_s, every_s / 5))
     floor_per_s = floor["cpu_s"] / floor["seconds"]
     added_per_s = done["cpu_s"] / done["seconds"] - floor_per_s
@@ -154,13 +151,23 @@ async def storm(ctx: Context, nodes: int, *, tls: bool) -> Figures:
 async def _spread(
     ctx: Context, stack: AsyncExitStack, server: Child, do: str, address: str, nodes: int, ca: str | None
 ) -> None:
-    """Open `nodes` streams from as many processes as keep each under 4,000 sockets.
-
-    A step at a time: thousands of TLS handshakes at once outlast their own timeouts and begin again.
-    """
+    """Open `nodes` streams from as many processes as keep each under 4,000 sockets."""
     clients = [await stack.enter_async_context(ctx.child(_CLIENT)) for _ in range(-(-nodes // 4_000))]
-    for opened in range(0, nodes, _OPENED_AT_ONCE):
-        step = min(_OPENED_AT_ONCE, nodes - opened)
-        client = clients[opened // _OPENED_AT_ONCE % len(clients)]
-        await client.call(do, address=address, count=step, ca=ca)
-        await server.call("wait_streams", count=opened + step)
+    await _open(server, clients, do, nodes, address=address, ca=ca)
+
+
+async def _open(server: Child, clients: list[Child], do: str, count: int, *, already: int = 0, **args: Any) -> None:
+    """Have the clients `do` open `count` streams beside `already` open ones, a step at a time.
+
+    Of more than 1,000 calls that a gRPC server has not yet looked at, it cancels some at random
+    (`grpc.server.max_pending_requests`); and thousands of TLS handshakes at once outlast their own timeouts.
+    """
+    for opened in range(0, count, _OPENED_AT_ONCE):
+        step = min(_OPENED_AT_ONCE, count - opened)
+        await clients[opened // _OPENED_AT_ONCE % len(clients)].call(do, count=step, **args)
+        try:
+            await server.call("wait_streams", count=already + opened + step)
+        except ChildProcessError:
+            for client in clients:
+                await client.call("check_open")  # it knows more than how many are missing
+            raise

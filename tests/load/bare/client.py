@@ -45,6 +45,17 @@ class BareClient:
         for channel in self._connect(address, count, ca, own_connections=True):
             self._tasks.append(asyncio.create_task(_hold(channel)))
 
+    async def check_open(self) -> None:
+        """Every stream that was opened is still open: a baseline of fewer streams than it says would flatter nobody.
+
+        Raises:
+            ConnectionError: with how many ended, and how the first of them did.
+        """
+        ended = [call for call in self._calls if call.done()]
+        if ended:
+            how = f"{await ended[0].code()}: {await ended[0].details()}"
+            raise ConnectionError(f"{len(ended)} of {len(self._calls)} streams ended, the first with {how}")
+
     async def close(self) -> None:
         """Cancel every stream and close every connection."""
         for task in self._tasks:

@@ -25,6 +25,23 @@ async def test_bare_server_and_client_exchange_messages(tmp_path: Path, tls: boo
         assert (await server.call("fan_out", payload_bytes=10))["seconds"] > 0
 
 
+async def test_a_bare_client_tells_of_streams_that_ended(tmp_path: Path) -> None:
+    ctx = Context(tmp_path, quick=True)
+    async with ctx.child(_SERVER) as server, ctx.child(_CLIENT) as client:
+        port = (await server.call("start", cert=None, key=None))["port"]
+        await client.call("echo", address=f"127.0.0.1:{port}", count=2)
+        await server.call("wait_streams", count=2)
+        await client.call("check_open")
+        await server.call("close")  # aborts both
+        with pytest.raises(ChildProcessError, match="2 of 2 streams ended"):
+            await _until_it_fails(client, "check_open")
+
+
+async def _until_it_fails(child: Child, do: str) -> None:
+    while True:
+        await child.call(do)
+
+
 async def test_a_child_tells_what_failed_and_goes_on(tmp_path: Path) -> None:
     async with Context(tmp_path, quick=True).child(_CLIENT) as client:
         with pytest.raises(ChildProcessError, match="no_such_thing"):
