@@ -108,13 +108,12 @@ class TelemetryService:
         self._closing = True
         for task in self._tasks:
             task.cancel()
-        async with self._lock:
-            if self._acked_seq > self._trimmed_seq:
-                try:
-                    await asyncio.to_thread(self._spool.trim, self._acked_seq)
-                except SpoolUnavailableError:
-                    log.info("spool_not_trimmed")
-            await asyncio.to_thread(self._spool.close)
+        if self._acked_seq > self._trimmed_seq:
+            try:
+                await self._in_thread(lambda: self._spool.trim(self._acked_seq))
+            except SpoolUnavailableError:
+                log.info("spool_not_trimmed")
+        await self._in_thread(self._spool.close)
 
     def read_ahead(self, stream: _Stream) -> None:
         """Fill the window of `stream` and wake it."""
@@ -176,8 +175,12 @@ class TelemetryService:
             self._trimming = False
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        async with self._lock:
-            return await asyncio.to_thread(work)
+        """Run `work` in a worker thread. A cancelled caller leaves at once, and the next one still waits until `work` has
+        ended: two threads in one SQLite connection end the process."""
+        await self._lock.acquire()
+        working = asyncio.get_running_loop().run_in_executor(None, work)
+        working.add_done_callback(lambda _: self._lock.release())
+        return await asyncio.shield(working)
 
     def _show(self) -> None:
         counters = self._spool.counters

@@ -1,9 +1,12 @@
 """From samples to a stream and back: order, replay, acknowledgements, drops."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from fleet.metrics import Registry
@@ -146,6 +149,33 @@ async def test_an_idle_stream_rests(node: TelemetryNode) -> None:
     assert node.stream.next_batch() is None
     assert not node.service._tasks
     assert not node.uplink.woken.is_set()
+
+
+async def test_the_spool_is_closed_only_after_a_write_whose_caller_has_left(
+    node: TelemetryNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads in one SQLite connection: a stop during a write ended the process with SIGSEGV."""
+    writing, go_on = asyncio.Event(), threading.Event()
+    loop, append, close, said = asyncio.get_running_loop(), node.spool.append, node.spool.close, []
+
+    def slow_append(batches: Any) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        go_on.wait()
+        append(batches)
+        said.append("written")
+
+    monkeypatch.setattr(node.spool, "append", slow_append)
+    monkeypatch.setattr(node.spool, "close", lambda: (said.append("closed"), close()))
+    putting = asyncio.create_task(node.put(1))
+    await writing.wait()
+    putting.cancel()
+    closing = asyncio.create_task(node.service.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+
+    assert said == ["written", "closed"]
+    assert putting.cancelled()
 
 
 async def test_the_collector_keeps_the_beat_and_skips_what_it_missed(clock: MockClock) -> None:
