@@ -175,8 +175,8 @@ class TelemetryService:
             self._trimming = False
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in a worker thread. A cancelled caller leaves at once, and the next one still waits until `work` has
-        ended: two threads in one SQLite connection end the process."""
+        """Run `work` in a worker thread. A cancelled caller leaves at once, and the next one still waits until `work`
+        has ended: two threads in one SQLite connection end the process."""
         await self._lock.acquire()
         working = asyncio.get_running_loop().run_in_executor(None, work)
         working.add_done_callback(lambda _: self._lock.release())
