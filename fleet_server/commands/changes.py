@@ -59,7 +59,7 @@ class Announcer:
         tx.after_commit(lambda: self._set_counts(counts))
 
     def announce(self, tx: Transaction, changes: Sequence[Change], topics: Iterable[str] = ()) -> None:
-        """Once committed: wake `topics` and those of the changed issues, tell watchers, keep counts and figures."""
+        """Once committed: wake `topics`, tell watchers, keep counts and figures."""
         if changes:
             extra = tuple(topics)
             tx.after_commit(lambda: self._committed(changes, extra))
@@ -146,32 +146,38 @@ class Announcer:
         self.handover.hand_nowait(handed)  # before anything that is not in a hurry
         if self.feed.watched:
             self.feed.publish_nowait(issue_id, {(row.node_id, row.seq): as_issued(row) for row in rows})
-        topics = [f"node:{node_id}" for node_id in counts if node_id not in handed]
-        self._rooms.wakeup.wake_nowait([*topics, f"issue:{issue_id}", "commands"])
+        self._rooms.wakeup.wake_nowait(f"node:{node_id}" for node_id in counts if node_id not in handed)
 
     def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
-        by_issue: dict[str, dict[Key, FullRow | None]] = {}
         finished: dict[int, int] = {}
-        for key, issue_id, was, now, row in changes:
-            by_issue.setdefault(issue_id, {})[key] = row
-            if rules.is_final(now):
+        ended: dict[str, int] = {}
+        for (node_id, _), _, was, now, _ in changes:
+            if now >= rules.SUCCEEDED:
                 finished[now] = finished.get(now, 0) + 1
-                if not rules.is_final(was):
-                    self._ended(key[0])
+                if was < rules.SUCCEEDED:
+                    ended[node_id] = ended.get(node_id, 0) + 1
+        for node_id, count in ended.items():
+            self._ended(node_id, count)
         for state, count in finished.items():
             self._rooms.metrics.finished.labels(state_name(state)).inc(count)
         self._rooms.metrics.open.set(self._open_total)
+        if self.feed.watched:
+            self._tell_watchers(changes)
+        self._rooms.wakeup.wake_nowait(topics)
+
+    def _tell_watchers(self, changes: Sequence[Change]) -> None:
+        by_issue: dict[str, dict[Key, FullRow | None]] = {}
+        for key, issue_id, _, _, row in changes:
+            by_issue.setdefault(issue_id, {})[key] = row
         for issue_id, changed in by_issue.items():
             self.feed.publish_nowait(issue_id, changed)
-        self._rooms.wakeup.wake_nowait([*topics, *(f"issue:{issue_id}" for issue_id in by_issue), "commands"])
 
-    def _ended(self, node_id: str) -> None:
-        # A row that somebody inserted was never counted.
-        left = self._open.get(node_id, 0) - 1
-        if left >= 0:
-            self._open_total -= 1
-        if left > 0:
-            self._open[node_id] = left
+    def _ended(self, node_id: str, count: int) -> None:
+        known = self._open.get(node_id, 0)
+        gone = min(count, known)  # a row that somebody inserted was never counted
+        self._open_total -= gone
+        if known > gone:
+            self._open[node_id] = known - gone
         else:
             self._open.pop(node_id, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from fleet.errors import Reason, Refusal
@@ -167,5 +168,5 @@ class Delivery:
 
     def _observe_sent(self, issued_at_ms: Sequence[int]) -> None:
         now_ms = self._rooms.clock.now_ms()
-        for at_ms in issued_at_ms:
-            self._rooms.metrics.issue_to_sent.observe((now_ms - at_ms) / 1000)
+        for at_ms, count in Counter(issued_at_ms).items():
+            self._rooms.metrics.issue_to_sent.observe((now_ms - at_ms) / 1000, count)

@@ -77,7 +77,7 @@ def as_reported(row: StandingRow, now: Standing) -> FullRow:
         accepted_at_ms=now.accepted_at_ms,
         started_at_ms=now.started_at_ms,
         finished_at_ms=now.finished_at_ms,
-        output_truncated=int(now.output_truncated),
+        output_truncated=now.output_truncated,
         reason=now.reason,
         error=now.error,
         output=now.output,

@@ -6,6 +6,7 @@ progress and one for results, one audit row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -37,9 +38,15 @@ Frame = tuple[str, Sequence[command_pb2.Report]]
 
 @dataclass(slots=True)
 class _Digest:
-    """What a batch of reports comes to."""
+    """What a batch of reports comes to.
 
-    news: dict[Key, tuple[StandingRow, Standing]] = field(default_factory=dict)
+    Args:
+        news: by command id, where each command that moves stood, and stands now.
+        unmatched: reports about what is no command of their node.
+        late: the news among them about commands whose outcome was said to be unknown.
+    """
+
+    news: dict[bytes, tuple[StandingRow, Standing]] = field(default_factory=dict)
     unmatched: list[tuple[str, command_pb2.Report]] = field(default_factory=list)
     late: list[tuple[StandingRow, Standing]] = field(default_factory=list)
 
@@ -109,18 +116,16 @@ class Reports:
         digest = self._digest(tx, frames, now_ms)
         progress: list[tuple[Key, Standing]] = []
         results: list[tuple[Key, Standing]] = []
-        for key, (_, standing) in digest.news.items():
-            (results if rules.is_final(standing.state) else progress).append((key, standing))
+        changes: list[Change] = []
+        watched = self._announcer.feed.watched
+        for row, standing in digest.news.values():
+            key, state = row[:2], standing.state
+            (results if state >= rules.SUCCEEDED else progress).append((key, standing))
+            shown = as_reported(row, standing) if watched else None
+            changes.append(Change(key, row.issue_id, row.standing.state, state, shown))
         store.save_progress(tx.conn, progress)
         store.save_results(tx.conn, results)
         self._audit(tx, digest)
-        watched = self._announcer.feed.watched
-        changes = [
-            Change(
-                key, row.issue_id, row.standing.state, standing.state, as_reported(row, standing) if watched else None
-            )
-            for key, (row, standing) in digest.news.items()
-        ]
         self._announcer.announce(tx, changes)
         tx.after_commit(lambda: self._observe(changes, digest, now_ms))
 
@@ -131,16 +136,18 @@ class Reports:
         news = digest.news
         for node_id, reports in frames:
             for report in reports:
-                row = rows.get(report.command_id)
-                key = (node_id, report.monotonic_seq)
+                command_id = report.command_id
+                row = rows.get(command_id)
                 # All three must fit: a node speaks of its own commands only.
-                if row is None or (row.node_id, row.seq) != key:
+                if row is None or row.node_id != node_id or row.seq != report.monotonic_seq:
                     digest.unmatched.append((node_id, report))
                     continue
-                moved = rules.advance(news[key][1] if key in news else row.standing, report, now_ms)
+                standing = news[command_id][1] if command_id in news else row.standing
+                moved = rules.advance(standing, report, now_ms)
                 if moved is not None:
-                    news[key] = (row, moved)
-        digest.late = [(row, new) for row, new in news.values() if row.standing.declared]
+                    news[command_id] = (row, moved)
+                    if standing.state >= rules.SUCCEEDED:
+                        digest.late.append((row, moved))
         return digest
 
     def _audit(self, tx: Transaction, digest: _Digest) -> None:
@@ -180,16 +187,14 @@ class Reports:
         )
 
     def _observe(self, changes: Sequence[Change], digest: _Digest, now_ms: int) -> None:
+        accepted = Counter(change.issue_id for change in changes if change.was < rules.ACCEPTED)
+        ended = Counter(change.issue_id for change in changes if change.now >= rules.SUCCEEDED)
         metrics = self._rooms.metrics
-        for change in changes:
-            authority = self._authorities.peek(change.issue_id)
-            if authority is None:
-                continue
-            took_s = (now_ms - authority.issued_at_ms) / 1000
-            if change.was < rules.ACCEPTED:
-                metrics.issue_to_accepted.observe(took_s)
-            if rules.is_final(change.now):
-                metrics.issue_to_result.observe(took_s)
+        for histogram, counts in ((metrics.issue_to_accepted, accepted), (metrics.issue_to_result, ended)):
+            for issue_id, count in counts.items():
+                authority = self._authorities.peek(issue_id)
+                if authority is not None:
+                    histogram.observe((now_ms - authority.issued_at_ms) / 1000, count)
         for node_id, report in digest.unmatched[:10]:
             log.warning("report_matches_no_command", node_id=node_id, seq=report.monotonic_seq, state=report.state)
 

@@ -176,7 +176,7 @@ class Standing(NamedTuple):
     started_at_ms: int = 0
     finished_at_ms: int = 0
     output: bytes | None = None
-    output_truncated: bool = False
+    output_truncated: int = 0
     reason: str = ""
     error: str = ""
 
@@ -194,14 +194,15 @@ def advance(standing: Standing, report: command_pb2.Report, now_ms: int) -> Stan
     state = report.state
     if not ACCEPTED <= state <= INTERRUPTED:
         return None
-    if is_final(standing.state):
-        if not (standing.declared and is_final(state)):
+    final = state >= SUCCEEDED
+    if standing.state >= SUCCEEDED:
+        if not (final and standing.declared):
             return None
     elif state <= standing.state:
         return None
     accepted_at_ms = standing.accepted_at_ms or _plausible(report.accepted_at_ms, now_ms)
     started_at_ms = standing.started_at_ms or _plausible(report.started_at_ms, now_ms)
-    if not is_final(state):
+    if not final:
         if state == RUNNING:
             started_at_ms = started_at_ms or now_ms
         return Standing(state, accepted_at_ms or now_ms, started_at_ms)
@@ -213,7 +214,7 @@ def advance(standing: Standing, report: command_pb2.Report, now_ms: int) -> Stan
         started_at_ms=started_at_ms,
         finished_at_ms=_plausible(report.finished_at_ms, now_ms) or now_ms,
         output=output[:MAX_OUTPUT_BYTES] or None,
-        output_truncated=report.output_truncated or len(output) > MAX_OUTPUT_BYTES,
+        output_truncated=int(report.output_truncated or len(output) > MAX_OUTPUT_BYTES),
         # The server's own words are not a node's to use: they would make its result replaceable.
         reason=f"NODE_{reason}" if reason in DECLARED_REASONS else reason,
         error=_text(report.error, MAX_ERROR_CHARS),

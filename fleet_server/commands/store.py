@@ -116,6 +116,7 @@ class StandingRow(NamedTuple):
 _ISSUE = ", ".join(IssueRow._fields)
 _NEW = ", ".join(NewRow._fields)
 _OPEN = ", ".join(OpenRow._fields)
+_SET_STANDING = ", ".join(f"{column} = ?" for column in Standing._fields)
 _STANDING = (
     "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason,"  # no output
     " spec_no, not_after_ms, cancel_requested_by, key_id, sent_at_ms"
@@ -257,22 +258,15 @@ def save_progress(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> 
         "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?"
         " WHERE node_id = ? AND seq = ? AND state < 5"
     )
-    execute_many(conn, text, [(new.state, new.accepted_at_ms, new.started_at_ms, *key) for key, new in changes])
+    execute_many(conn, text, [standing[:3] + key for key, standing in changes])
 
 
 def save_results(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:
     """Write final states, where none stands that may not be replaced."""
     if not changes:
         return
-    text = (
-        "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?, finished_at_ms = ?, output = ?,"
-        f" output_truncated = ?, reason = ?, error = ? WHERE node_id = ? AND seq = ? AND {_REPLACEABLE}"
-    )
-    rows = [
-        (state, accepted, started, finished, output, int(truncated), reason, error, *key)
-        for key, (state, accepted, started, finished, output, truncated, reason, error) in changes
-    ]
-    execute_many(conn, text, rows)
+    text = f"UPDATE commands SET {_SET_STANDING} WHERE node_id = ? AND seq = ? AND {_REPLACEABLE}"
+    execute_many(conn, text, [standing + key for key, standing in changes])
 
 
 # -- cancel ----------------------------------------------------------------------------------------
@@ -335,9 +329,8 @@ def count_open(conn: Connection) -> dict[str, int]:
 
 
 def _standing(row: Any) -> StandingRow:
-    node_id, seq, command_id, issue_id, state, accepted, started, finished, reason, *shown = row
-    standing = Standing(state, accepted, started, finished, None, False, reason, "")
-    return StandingRow(node_id, seq, command_id, issue_id, standing, *shown)
+    standing = Standing._make((*row[4:8], None, 0, row[8], ""))
+    return StandingRow._make((*row[:4], standing, *row[9:]))
 
 
 T = TypeVar("T")
