@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import re
@@ -20,7 +22,12 @@ MAX_TTL_S = 30 * 24 * 3600
 MAX_USES = 100_000
 MAX_REASON_CHARS = 500
 SECRET_BYTES = 32
+ID_NONCE_BYTES = 10
+_ID_MAC_BYTES = 10
+_ID_PREFIX = "en_"
+_ID_CHARS = len(_ID_PREFIX) + (ID_NONCE_BYTES + _ID_MAC_BYTES) * 8 // 5
 _SITE = re.compile(r"[a-z0-9-]{0,63}")
+_TOKEN_ID = re.compile(r"[a-z0-9_-]{1,64}")
 # Any key will do: it only shows whether the other side's is one that an exchange can be made with.
 _PROBE = X25519PrivateKey.from_private_bytes(b"\x01" * 32)
 
@@ -104,6 +111,33 @@ class EnrollmentRecord:
         return f"{self.created_at_ms}:{self.enrollment_id}"
 
 
+class EnrollmentIds:
+    """Ids of enrollments carry a MAC, so that a poll about an invented one costs no query: whoever polls has no
+    credential yet, and a whole fleet may poll from one address.
+
+    Args:
+        key: 32 bytes that the replicas share.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def text(self, nonce: bytes) -> str:
+        """The id of a random nonce of 10 bytes: ``en_`` + base32(nonce ‖ MAC), lower case."""
+        mac = hmac.digest(self._key, nonce, "sha256")[:_ID_MAC_BYTES]
+        return _ID_PREFIX + base64.b32encode(nonce + mac).decode().lower()
+
+    def genuine(self, text: str) -> bool:
+        """Whether this installation made the id."""
+        if len(text) != _ID_CHARS or not text.isascii():
+            return False
+        try:
+            nonce = base64.b32decode(text.removeprefix(_ID_PREFIX).upper())[:ID_NONCE_BYTES]
+        except binascii.Error:
+            return False
+        return hmac.compare_digest(text, self.text(nonce))
+
+
 def checked_token_terms(site: str, ttl_s: int, max_uses: int) -> tuple[int, int]:
     """(ttl_s, max_uses) of a token that an operator asks for, defaults filled in.
 
@@ -131,8 +165,8 @@ def checked_statement(said: enrollment_pb2.EnrollStatement, secret: bytes) -> No
         raise _malformed(
             "the token's secret is not the one that the request was signed with: copy the token again, whole"
         )
-    if not 0 < len(said.token_id) <= 64:
-        raise _malformed("the token id is missing or too long")
+    if not _TOKEN_ID.fullmatch(said.token_id):
+        raise _malformed("the token id is missing, or is none: copy the token again, whole")
     if len(said.identity_key) != 32 or len(said.sealing_key) != 32:
         raise _malformed("both public keys have 32 bytes")
     try:

@@ -11,6 +11,7 @@ Mental model
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.enrollment import rules
 from fleet_server.enrollment.rules import EnrollmentRecord, JoinTokenRecord
 from fleet_server.enrollment.store import EnrollmentStore, TokenStore
-from fleet_server.enrollment.tokens import MAX_PAGE, JoinTokens, new_id
+from fleet_server.enrollment.tokens import MAX_PAGE, JoinTokens
 from fleet_server.nodes.rules import checked_name
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import EnrollmentMetrics
@@ -91,6 +92,7 @@ class EnrollmentService(JoinTokens):
         self._admission = admission
         self._issue_api_key = issue_api_key
         self._settings = settings or EnrollmentSettings()
+        self._ids = rules.EnrollmentIds(secrets.derive("enrollment-id"))
         self._enrollments = EnrollmentStore(secrets.row_mac("enrollments"))
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -199,7 +201,9 @@ class EnrollmentService(JoinTokens):
         said = proofs.parse(enrollment_pb2.BootstrapPollStatement, request.signed)
         if len(said.nonce) != 32:
             raise Refusal(Reason.MALFORMED, "the poll's nonce has 32 bytes")
-        record = await self._database.read(lambda conn: self._enrollments.by_id(conn, said.enrollment_id[:64]))
+        record = None
+        if self._ids.genuine(said.enrollment_id):  # an invented one costs no query
+            record = await self._database.read(lambda conn: self._enrollments.by_id(conn, said.enrollment_id))
         if record is None:
             self._admission.charge_garbage("GetBootstrap", address)
             raise Refusal(
@@ -262,7 +266,8 @@ class EnrollmentService(JoinTokens):
         rules.checked_reason(reason)
 
         def work(tx: Transaction) -> EnrollmentRecord | Refusal:
-            record = self._enrollments.by_id(tx.conn, enrollment_id, lock=True)
+            genuine = self._ids.genuine(enrollment_id)
+            record = self._enrollments.by_id(tx.conn, enrollment_id, lock=True) if genuine else None
             if record is None:
                 raise Refusal(
                     Reason.NOT_FOUND,
@@ -341,7 +346,7 @@ class EnrollmentService(JoinTokens):
         self, said: enrollment_pb2.EnrollStatement, token: JoinTokenRecord, address: str
     ) -> EnrollmentRecord:
         return EnrollmentRecord(
-            enrollment_id=new_id("en"),
+            enrollment_id=self._ids.text(os.urandom(rules.ID_NONCE_BYTES)),
             cluster_id=self._trust.cluster_id,
             token_id=token.token_id,
             identity_key=said.identity_key,

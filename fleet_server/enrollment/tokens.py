@@ -57,7 +57,7 @@ class JoinTokens:
         secret = os.urandom(rules.SECRET_BYTES)
         now_ms = self._clock.now_ms()
         record = JoinTokenRecord(
-            token_id=new_id("jt"),
+            token_id=_new_id(),
             cluster_id=self._trust.cluster_id,
             secret_sha256=hashlib.sha256(secret).digest(),
             site=site,
@@ -148,6 +148,5 @@ class JoinTokens:
         ).SerializeToString(deterministic=True)
 
 
-def new_id(kind: str) -> str:
-    """A random id of a kind, such as ``jt_…``."""
-    return f"{kind}_" + base64.b32encode(os.urandom(15)).decode().lower()
+def _new_id() -> str:
+    return "jt_" + base64.b32encode(os.urandom(15)).decode().lower()

@@ -98,6 +98,8 @@ async def test_a_token_that_nobody_made(world: World) -> None:
     token.secret = os.urandom(32)
     assert await refused(Node(world).enroll(token)) is Reason.JOIN_TOKEN_INVALID
     assert await refused(Node(world).enroll(await world.token(), token_id="jt_none")) is Reason.JOIN_TOKEN_INVALID
+    for no_id in ("", "jt_\x00", "x" * 65):  # PostgreSQL takes no NUL
+        assert await refused(Node(world).enroll(await world.token(), token_id=no_id)) is Reason.MALFORMED
 
 
 async def test_a_token_of_another_cluster(world: World) -> None:
@@ -188,7 +190,18 @@ async def test_only_the_node_itself_may_poll(world: World) -> None:
     node = await world.member()
     thief = dataclasses.replace(node, keys=NodeKeys.generate())
     assert await refused(thief.poll()) is Reason.BAD_PROOF
-    assert await refused(dataclasses.replace(node, enrollment_id="en_none").poll()) is Reason.NOT_FOUND
+
+
+async def test_an_invented_enrollment_costs_no_query(world: World) -> None:
+    node = await world.member()
+    near = node.enrollment_id[:-1] + ("a" if node.enrollment_id[-1] != "a" else "b")
+    invented = ("en_none", near, "en_\x00" + node.enrollment_id[4:], "\x00", "é" * 35)
+    for enrollment_id in invented:
+        assert await refused(approve(world, dataclasses.replace(node, enrollment_id=enrollment_id))) is Reason.NOT_FOUND
+    await world.database.close()  # a query would say UNAVAILABLE
+    for enrollment_id in invented:
+        assert await refused(dataclasses.replace(node, enrollment_id=enrollment_id).poll()) is Reason.NOT_FOUND
+    assert await refused(node.poll()) is Reason.UNAVAILABLE
 
 
 async def test_the_bootstrap_is_signed_by_the_authority(world: World) -> None:
