@@ -137,7 +137,9 @@ class Server:
             secrets=self._secrets,
             trust=self.trust,
             nodes=self.nodes,
-            admission=Admission(clock=clock, metrics=self.metrics.sessions, policy=_admission(settings)),
+            admission=Admission(
+                clock=clock, metrics=self.metrics.sessions, policy=AdmissionPolicy.at(settings.handshake_rate_per_s)
+            ),
             accepted_leaves=lambda: self.certificates.accepted_leaves() | settings.terminator_leaves(),
             session_ttl_ms=settings.session_ttl_s * 1000,
         )
@@ -242,7 +244,7 @@ class Server:
         for server in (gateway_server, admin_server):
             self.health.register(server)
         admin_listener = await listeners.start(
-            admin_server, _address(settings.admin_listen), self.certificates.credentials(), "admin_listen"
+            admin_server, settings.admin_listen, self.certificates.credentials(), "admin_listen"
         )
         stack.push_async_callback(admin_server.stop, 0.5)
         if settings.metrics_listen not in ("", "off"):
@@ -252,11 +254,11 @@ class Server:
                 readyz=self.health.readyz,
                 federate=Federation(self.telemetry.federate, self.metrics.telemetry.federation_dropped),
             )
-            host, port = _address(settings.metrics_listen)
+            host, port = listeners.split_listen(settings.metrics_listen)
             log.info("metrics_listening", address=f"{host}:{await metrics.start(host, port)}")
             stack.push_async_callback(metrics.close)
         gateway = await listeners.start(
-            gateway_server, _address(settings.gateway_listen), self.certificates.credentials(), "gateway_listen"
+            gateway_server, settings.gateway_listen, self.certificates.credentials(), "gateway_listen"
         )
         stack.push_async_callback(gateway_server.stop, 0)
         log.info("listening", gateway=gateway.address, admin=admin_listener.address)
@@ -345,12 +347,20 @@ class Server:
             own_admission_per_s=self.sessions.admission.rate_per_s,
         )
         stopping.again(lambda: drain.shorten(_SECOND_SIGNAL_S))
+        asking = asyncio.create_task(self._shorten_when_asked(drain))
         with contextlib.suppress(Refusal):
             await self.replicas.set_state(ReplicaState.DRAINING)
         closing = asyncio.create_task(gateway.server.stop(deadline_s + _STOP_GRACE_S))
         await drain.run()
+        asking.cancel()
         # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
         await asyncio.wait({closing, asyncio.create_task(gateway.server.stop(0))}, timeout=_STOP_GRACE_S)
+
+    async def _shorten_when_asked(self, drain: Drain) -> None:
+        while True:
+            request = await self.replicas.wait_drain_requested()
+            if request.deadline_ms:
+                drain.shorten(max(0.0, (request.deadline_ms - self.clock.now_ms()) / 1000))
 
     async def _others_admission(self) -> float:
         try:
@@ -387,15 +397,3 @@ def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates
         return await server.run()
 
     return uvloop.run(main())
-
-
-def _address(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _admission(settings: Settings) -> AdmissionPolicy:
-    if not settings.handshake_rate_per_s:
-        return AdmissionPolicy()
-    rate = settings.handshake_rate_per_s
-    return AdmissionPolicy(least_per_s=rate, most_per_s=rate)

@@ -67,15 +67,19 @@ def open_admin(handlers: grpc.GenericRpcHandler, services: Sequence[str]) -> grp
     return server
 
 
-async def start(
-    server: grpc.aio.Server, address: tuple[str, int], credentials: grpc.ServerCredentials, setting: str
-) -> Listener:
+def split_listen(listen: str) -> tuple[str, int]:
+    """Host and port of a listen setting; an IPv6 host may stand in brackets."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+async def start(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials, setting: str) -> Listener:
     """Bind and start.
 
     Raises:
         ListenError: the port is taken or the address is not ours.
     """
-    host, port = address
+    host, port = split_listen(listen)
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_secure_port(shown, credentials)

@@ -99,6 +99,33 @@ def checked_deadline_s(deadline_s: int) -> int:
     return deadline_s
 
 
+def checked_reason(reason: int) -> gateway_pb2.GoawayReason.ValueType:
+    """Why the nodes of a draining replica are told to go; UNSPECIFIED leaves it to the replica.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT; the other reasons speak of one node, not of its replica.
+    """
+    found = _DRAIN_REASONS.get(reason)
+    if found is None:
+        raise Refusal(
+            Reason.INVALID_ARGUMENT, "a replica drains for one of drain, upgrade, rebalance, restart or shutdown"
+        )
+    return found
+
+
+_DRAIN_REASONS: Mapping[int, gateway_pb2.GoawayReason.ValueType] = {
+    int(reason): reason
+    for reason in (
+        gateway_pb2.GOAWAY_REASON_UNSPECIFIED,
+        gateway_pb2.GOAWAY_REASON_DRAIN,
+        gateway_pb2.GOAWAY_REASON_UPGRADE,
+        gateway_pb2.GOAWAY_REASON_REBALANCE,
+        gateway_pb2.GOAWAY_REASON_RESTART,
+        gateway_pb2.GOAWAY_REASON_SHUTDOWN,
+    )
+}
+
+
 def refuse_drain(replica: ReplicaRecord) -> Refusal | None:
     """Why a replica cannot be drained; None when it can."""
     if replica.state in LIVING:

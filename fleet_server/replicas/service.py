@@ -105,10 +105,8 @@ class ReplicaService:
             if replica.replica_id != self.replica_id and replica.state is ReplicaState.READY
         )
 
-    async def request_drain(
-        self, actor: str, replica_id: str, deadline_s: int, reason: gateway_pb2.GoawayReason.ValueType
-    ) -> ReplicaRecord:
-        """Ask a replica to drain; asking again replaces the deadline.
+    async def request_drain(self, actor: str, replica_id: str, deadline_s: int, reason: int) -> ReplicaRecord:
+        """Ask a replica to drain; asking again with a nearer deadline shortens the drain that runs.
 
         Args:
             replica_id: empty means this one.
@@ -118,6 +116,7 @@ class ReplicaService:
             Refusal: NOT_FOUND, INVALID_ARGUMENT, or CONFLICT when it does not live.
         """
         rules.checked_deadline_s(deadline_s)
+        goaway = rules.checked_reason(reason)
         wanted = replica_id or self.replica_id
 
         def work(tx: Transaction) -> ReplicaRecord:
@@ -128,9 +127,9 @@ class ReplicaService:
             now_ms = self._clock.now_ms()
             # Two requests within a millisecond are two requests.
             asked_ms = max(now_ms, replica.drain.requested_at_ms + 1 if replica.drain else 0)
-            request = DrainRequest(asked_ms, now_ms + deadline_s * 1000 if deadline_s else 0, reason)
+            request = DrainRequest(asked_ms, now_ms + deadline_s * 1000 if deadline_s else 0, goaway)
             store.request_drain(tx.conn, wanted, request)
-            detail: Mapping[str, JSON] = {"deadline_s": deadline_s, "reason": gateway_pb2.GoawayReason.Name(reason)}
+            detail: Mapping[str, JSON] = {"deadline_s": deadline_s, "reason": gateway_pb2.GoawayReason.Name(goaway)}
             self._tell(tx, AuditKind.REPLICA_DRAIN_REQUESTED, actor, wanted, detail)
             tx.after_commit(lambda: self._wakeup.wake_nowait([f"replica:{wanted}"]))
             return self._known(tx.conn, wanted)

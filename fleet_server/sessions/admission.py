@@ -54,6 +54,11 @@ class AdmissionPolicy:
     address_per_s: float = 5.0
     address_burst: float = 100.0
 
+    @classmethod
+    def at(cls, rate_per_s: float) -> AdmissionPolicy:
+        """A fixed rate; 0 follows what handshakes cost."""
+        return cls(least_per_s=rate_per_s, most_per_s=rate_per_s) if rate_per_s else cls()
+
 
 class Admission:
     """Belongs to the event loop.

@@ -14,6 +14,7 @@ from fleet import status
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
 from fleet_server.admin.rules import NEEDED_ROLE, Role
+from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import Installation
 from tests.integration.operator import Operator
 from tests.integration.waiting import eventually
@@ -59,6 +60,20 @@ async def test_draining_a_replica_needs_the_release_role(installation: Installat
     assert refusal is not None
     assert refusal.reason is Reason.PERMISSION_DENIED
     await operator.close()
+
+
+async def test_asking_again_shortens_a_drain_that_waits_for_a_node(installation: Installation) -> None:
+    """The node stays for as long as it may: without the second request the drain would take an hour."""
+    async with (
+        HandmadeNode(installation, await installation.enroll("n-1")) as node,
+        node.welcomed() as stream,
+    ):
+        request = admin_pb2.DrainReplicaRequest(deadline_s=3600)
+        async for _ in installation.owner.follow("DrainReplica", request):
+            break
+        goaway = await stream.wait_control("goaway")
+        assert goaway.deadline_ms > 3_000_000
+        assert await installation.stop_server(deadline_s=1) == 0
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", "fot1." + "A" * 64], ids=["none", "garbage", "made up"])

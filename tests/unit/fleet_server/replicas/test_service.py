@@ -56,6 +56,12 @@ async def test_register_and_beat(world: World, clock: MockClock) -> None:
     assert shown.heartbeat_at_ms == clock.now_ms()
 
 
+@pytest.mark.parametrize("reason", [gateway_pb2.GOAWAY_REASON_REVOKED, gateway_pb2.GOAWAY_REASON_SUPERSEDED, 99, -1])
+async def test_a_replica_drains_for_no_reason_that_speaks_of_one_node(world: World, reason: int) -> None:
+    replica = await ready(world, "r1")
+    assert await refused(replica.request_drain("rel", "", 10, reason)) is Reason.INVALID_ARGUMENT
+
+
 async def test_the_dead_are_noticed_once(world: World, clock: MockClock) -> None:
     a, b = await ready(world, "a"), await ready(world, "b")
     for _ in range(4):
