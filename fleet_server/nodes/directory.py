@@ -148,7 +148,9 @@ class NodeDirectory:
             self._told |= noted
 
     def _seen(self, record: NodeRecord) -> NodeRecord:
-        if not record.intact and record.node_id not in self._told:
+        if record.intact:
+            self._told.discard(record.node_id)  # an operator has settled it: another deed is news again
+        elif record.node_id not in self._told:
             self._tampered.append(record.node_id)
             log.error("node_row_tampered", node_id=record.node_id)
         return record

@@ -3,10 +3,8 @@
 Mental model
     The part of a node's row that confers anything is covered by a MAC and only changes through an operator's verb here.
     Whoever reads a row whose MAC does not fit sees it QUARANTINED at once; the reader notes it, and the next flush
-    marks and audits it,
-    because readers cannot write.
-    Epoch and seq counters stand on the same row and are raised in the transaction that needs them.
-    Liveness stays in memory between flushes.
+    marks and audits it, because readers cannot write (`directory`).
+    What streams leave on the same row, epochs, counters and signs of life, is no decision of anybody (`presence`).
 """
 
 from __future__ import annotations
@@ -18,27 +16,21 @@ from dataclasses import replace
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
-from fleet.logs import get_logger
-from fleet.v1 import gateway_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
-from fleet_server.database.engine import Connection, Database
+from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import rules, selectors
-from fleet_server.nodes.directory import NodeDirectory
+from fleet_server.nodes.presence import NodePresence
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 from fleet_server.nodes.store import RowMac
 
-log = get_logger(__name__)
-
-FLUSH_INTERVAL_S = 2.0
-_FLUSH_ROWS = 1000
 _SUBJECTS_PER_ROW = 5000
 
 
-class NodeService(NodeDirectory):
+class NodeService(NodePresence):
     """The nodes room.
 
     Args:
@@ -56,14 +48,10 @@ class NodeService(NodeDirectory):
         row_mac: RowMac,
         replica_id: str,
     ) -> None:
-        super().__init__(database=database, wakeup=wakeup, audit=audit, row_mac=row_mac)
-        self._clock = clock
-        self._replica_id = replica_id
+        super().__init__(
+            database=database, clock=clock, wakeup=wakeup, audit=audit, row_mac=row_mac, replica_id=replica_id
+        )
         self._on_revoke: list[Callable[[Transaction, str], None]] = []
-
-    def now_ms(self) -> int:
-        """Unix milliseconds on the clock that the room's deadlines are set with."""
-        return self._clock.now_ms()
 
     def on_revoke(self, hook: Callable[[Transaction, str], None]) -> None:
         """Run `hook(tx, node_id)` in the transaction that revokes a node: its credentials end with it."""
@@ -177,97 +165,6 @@ class NodeService(NodeDirectory):
 
         return self._views(await self._database.write(work))
 
-    # -- streams ----------------------------------------------------------------------------------------------------
-    def open_stream(
-        self, tx: Transaction, node_id: str, *, stream_id: str, replica_id: str, last_accepted_seq: int
-    ) -> int:
-        """Take the next stream epoch, and raise the seq counter to what the node accepted (docs/protocol.md,
-        "Delivery": after a
-        restore of the database a used seq is never issued again).
-
-        Raises:
-            Refusal: MALFORMED for a seq beyond 2^62, NOT_FOUND when the node is gone.
-        """
-        if not 0 <= last_accepted_seq <= rules.MAX_SEQ:
-            raise Refusal(
-                Reason.MALFORMED, "the hello's last accepted seq is out of range: the node's journal is damaged"
-            )
-        epoch = self._store.open_stream(
-            tx.conn,
-            node_id,
-            stream_id=stream_id,
-            replica_id=replica_id,
-            accepted=last_accepted_seq,
-            now_ms=self._clock.now_ms(),
-        )
-        if epoch is None:
-            raise Refusal(Reason.NOT_FOUND, "this node is not known here any more")
-        self._wake(tx, [f"node-state:{node_id}", "nodes"])
-        return epoch
-
-    async def close_stream(self, node_id: str, epoch: int) -> bool:
-        """The stream of `epoch` has ended; False when a newer one lives, whose state stays untouched.
-
-        Raises:
-            Refusal: the database is away; the stream's replica shows the node online until it comes back or the
-            replica is lost.
-        """
-
-        def work(tx: Transaction) -> bool:
-            closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())
-            subject = f"node:{node_id}"
-            kind = AuditKind.STREAM_CLOSED
-            self._audit.append(tx, kind, actor="server", subject=subject, detail={"epoch": epoch, "newest": closed})
-            if closed:
-                tx.after_commit(lambda: self._liveness.forget(node_id))
-                self._wake(tx, ["nodes"])
-            return closed
-
-        return await self._database.write(work)
-
-    def forget_streams(self, tx: Transaction, replica_id: str) -> int:
-        """Show every node of a replica that is gone as offline; how many there were."""
-        count = self._store.forget_streams(tx.conn, replica_id)
-        if count:
-            self._wake(tx, ["nodes"])
-        return count
-
-    def save_profile(self, tx: Transaction, node_id: str, body: gateway_pb2.HelloBody) -> None:
-        """Store what a hello says of its node, when it is news. Changed drivers are audited: they decide which
-        arguments pass.
-        """
-        digest = self._profiles.save(tx.conn, node_id, body)
-        if digest is not None:
-            actions = [action.action for driver in body.drivers for action in driver.actions]
-            detail = {"sha256": digest.hex(), "version": body.software_version, "actions": actions}
-            kind = AuditKind.NODE_ACTIONS_CHANGED
-            self._audit.append(tx, kind, actor=f"node:{node_id}", subject=f"node:{node_id}", detail=detail)
-            self._wake(tx, ["nodes"])
-
-    async def note_bundle(self, node_id: str, applied: gateway_pb2.BundleApplied) -> None:
-        """The node told which trust bundle it holds now; one that it refused is audited."""
-
-        def work(tx: Transaction) -> None:
-            version = applied.version
-            self._profiles.save_bundle(tx.conn, node_id, version.generation, version.number)
-            if not applied.applied:
-                detail: Mapping[str, JSON] = {
-                    "held": [version.generation, version.number],
-                    "reason": applied.reason[:200],
-                }
-                kind = AuditKind.NODE_BUNDLE_REFUSED
-                self._audit.append(tx, kind, actor=f"node:{node_id}", subject=f"node:{node_id}", detail=detail)
-
-        if max(applied.version.generation, applied.version.number) > rules.MAX_SEQ:
-            raise Refusal(Reason.MALFORMED, "the bundle version is out of range")
-        await self._database.write(work)
-
-    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, int]:
-        """Raise each node's seq counter by its count; node id -> first seq taken. Inside the issuing transaction
-        only.
-        """
-        return self._store.take_seqs(conn, counts)
-
     # -- drain ------------------------------------------------------------------------------------------------------
     async def request_drain(
         self, actor: str, patterns: Sequence[str], deadline_s: int, reason: str
@@ -294,73 +191,6 @@ class NodeService(NodeDirectory):
             Refusal: INVALID_ARGUMENT, NO_TARGETS.
         """
         return await self._drain(actor, patterns, DrainState.NONE, 0, AuditKind.NODE_RESUMED, {})
-
-    async def mark_drained(self, node_id: str) -> bool:
-        """The node says that nothing runs on it any more; False when nobody asked it to drain."""
-
-        def work(tx: Transaction) -> bool:
-            drained = self._store.mark_drained(tx.conn, node_id)
-            if drained:
-                subject = f"node:{node_id}"
-                self._audit.append(tx, AuditKind.NODE_DRAINED, actor=subject, subject=subject, detail={})
-                self._wake(tx, [f"node-state:{node_id}", "nodes"])
-            return drained
-
-        return await self._database.write(work)
-
-    # -- liveness ---------------------------------------------------------------------------------------------------
-    def note_alive_nowait(self, node_id: str, rtt_us: int, clock_offset_ms: int, accepted_seq: int = 0) -> None:
-        """A pong came; written with the next flush.
-
-        Args:
-            accepted_seq: highest seq that the node has answered so far; a lower one than is known changes nothing.
-        """
-        self._liveness.note(
-            node_id,
-            now_ms=self._clock.now_ms(),
-            rtt_us=rtt_us,
-            clock_offset_ms=clock_offset_ms,
-            accepted_seq=min(accepted_seq, rules.MAX_SEQ),
-        )
-
-    async def run_liveness(self) -> None:
-        """Flush signs of life and quarantines until cancelled; a database that is away costs nothing but time."""
-        while True:
-            await self._clock.sleep(FLUSH_INTERVAL_S)
-            try:
-                await self.flush()
-            except Refusal as refusal:
-                log.warning("liveness_flush_failed", reason=str(refusal.reason))
-
-    async def flush(self) -> None:
-        """Write signs of life, and mark and audit rows that were found tampered.
-
-        Raises:
-            Refusal: the database is away; nothing is lost, the next flush tries again.
-        """
-        await self._mark_tampered()
-        signs = self._liveness.take()
-        rows = [
-            (
-                sign.seen_ms,
-                sign.rtt_us,
-                sign.clock_offset_ms,
-                sign.accepted_seq,
-                sign.accepted_seq,
-                self._replica_id,
-                node_id,
-            )
-            for node_id, sign in sorted(signs.items())
-        ]
-        try:
-            for start in range(0, len(rows), _FLUSH_ROWS):
-                chunk = rows[start : start + _FLUSH_ROWS]
-                await self._database.write(lambda tx, chunk=chunk: self._store.flush_alive(tx.conn, chunk))  # type: ignore[misc]
-        except Refusal:
-            self._liveness.give_back(signs)
-            raise
-        if rows:
-            self._wakeup.wake_nowait(["nodes"])
 
     # -- inside -----------------------------------------------------------------------------------------------------
     async def _drain(

@@ -296,6 +296,10 @@ async def test_a_row_written_around_the_server_is_quarantined(world: World, text
     assert await refused(world.nodes.label("ada", [node.node_id], {"a": "b"}, [])) is Reason.CONFLICT
     [revoked] = await world.nodes.set_state("ada", [node.node_id], "REVOKED", "tampered")
     assert (revoked.state, revoked.intact) == (NodeState.REVOKED, True)
+    await world.execute("UPDATE nodes SET state = 'ACTIVE'")  # a second deed is audited as well
+    await world.nodes.select([])
+    await world.nodes.flush()
+    assert (await world.audited()).count("node.quarantined") == 2
 
 
 async def test_a_quarantine_survives_a_database_that_is_away(world: World) -> None:
