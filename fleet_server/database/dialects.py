@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 Dialect = Literal["sqlite", "postgresql"]
 
@@ -25,6 +25,8 @@ LOCK_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
 
 _SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that all programs on a database share
+
+_READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
 
 # A vanished server must not hold a commit for the two hours of TCP's own patience.
 _POSTGRESQL_CONNECT: dict[str, Any] = {
@@ -127,6 +129,14 @@ def for_update(conn: Connection) -> str:
 def octets(value: object) -> bytes:
     """A column of bytes as bytes. SQLite keeps text there if somebody edits the row; such a value is none."""
     return value if isinstance(value, bytes) else b""
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether the connection behind an error is of no use any more: it broke, or its server became a standby, which
+    answers and refuses every write until another connection finds the new primary."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
 
 
 def hang_up(conn: Connection) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet_server.database.dialects import hang_up
+from fleet_server.database.dialects import hang_up, is_lost
 
 log = get_logger(__name__)
 
@@ -244,7 +244,7 @@ class Writer:
 
     def _abandon(self, error: Exception, committing: bool) -> None:
         """Undo what the failed transaction began; a connection that is not surely clean is dropped."""
-        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        lost = is_lost(error)
         outer = None if self._connection is None or lost or committing else self._connection.get_transaction()
         try:
             if outer is not None:
@@ -303,7 +303,7 @@ class _DatabaseLostError(Exception):
 
 def as_refusal(error: Exception) -> Exception:
     """A database that is away is a refusal that callers may retry; every other error stays what it is."""
-    if isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+    if isinstance(error, OperationalError) or is_lost(error):
         log.warning("database_refused", error=str(error))  # the engine hides parameters
         return away()
     return error

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from fleet.errors import Reason, Refusal
 from fleet_server.database.dialects import DatabaseUrlError, parse_url, show_url
 from fleet_server.database.engine import Database, sql
-from fleet_server.database.schema import audit_heads
+from fleet_server.database.schema import audit_heads, metadata
 from fleet_server.database.writer import Transaction
 from tests.fakes.lane import Direction
 from tests.fakes.postgres import PostgresServer
@@ -134,6 +134,26 @@ async def test_a_read_sees_one_snapshot(database: Database) -> None:
     written.set()
     assert await reading == ([], [])
     assert await database.read(heads) == ["later"]
+
+
+async def test_a_server_that_became_a_standby_is_left_for_the_new_one(postgres_url: str) -> None:
+    """After a failover the old connection still answers, and refuses every write."""
+    with create_engine(postgres_url).begin() as connection:
+        metadata.create_all(connection)
+    database = Database(postgres_url, readers=1)
+    database.start()
+    standby = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    await database.write(lambda tx: tx.conn.exec_driver_sql(standby) and None)
+    assert await asyncio.gather(*(database.write(insert(name)) for name in "abc")) == ["a", "b", "c"]
+
+    def on_a_standby(tx: Transaction) -> None:
+        tx.conn.exec_driver_sql("SET TRANSACTION READ ONLY")
+        insert("d")(tx)
+
+    with pytest.raises(Refusal) as refused:
+        await database.write(on_a_standby)
+    assert refused.value.reason is Reason.UNAVAILABLE
+    await database.close()
 
 
 async def test_closing_commits_what_was_queued_and_refuses_what_comes_after(database_url: str) -> None:
