@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 
+from fleet.standard_streams import carry_output
 from fleet_server.cli.failures import ExitCode
 from fleet_server.cli.root import fleetctl
 
@@ -15,7 +16,8 @@ def main() -> None:
     # gRPC's own log lines would stand between the person and the sentence that says what is wrong.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        fleetctl(prog_name="fleetctl")
+        with carry_output():
+            fleetctl(prog_name="fleetctl")
     except SystemExit as end:
         if end.code == ExitCode.INTERRUPTED:
             _leave_at_once()

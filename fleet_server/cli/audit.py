@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ import click
 from fleet_server.cli.failures import BadProfile, Failed
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, excerpt
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import Styled, excerpt
 
 if TYPE_CHECKING:
     from fleet.audit_chain import ChainSummary, ChainVerifier
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _COLUMNS = [
     Column("TIME"),
-    Column("KIND"),
-    Column("ACTOR"),
-    Column("SUBJECT"),
-    Column("WRITER"),
-    Column("NO", right=True),
-    Column("DETAIL", flexible=True),
+    Column("KIND", reserve=20),
+    Column("ACTOR", flexible=True, least=8, reserve=8),
+    Column("SUBJECT", flexible=True, least=10, reserve=10),
+    Column("WRITER", spare=1),
+    Column("NO", right=True, spare=2),
+    Column("DETAIL", flexible=True, least=16),
 ]
 _DETAIL_CELLS = 160
 
@@ -46,14 +46,14 @@ def tail(invocation: Invocation, lines: int, follow: bool) -> None:
 
     request = admin_pb2.ExportAuditRequest(last=lines, follow=follow)
     shown: list[list[Cell]] = []
+    growing = invocation.running_table(_COLUMNS)
     with invocation.connect() as admin:
         for change in admin.stream(admin.stub.ExportAudit, request):
             if invocation.wants_json:
                 for entry in change.entries:
                     invocation.emit_json_line(to_json(entry))
-            elif follow:
-                for entry in change.entries:
-                    _emit_line(invocation, entry)
+            elif follow and change.entries:
+                invocation.emit_text(growing.add([_row(entry) for entry in change.entries]))
             else:
                 shown += [_row(entry) for entry in change.entries]
     if not follow and not invocation.wants_json:
@@ -68,8 +68,8 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
     """Read the whole audit and check every hash, every link and every signed checkpoint on this machine.
 
     Checkpoints must be signed by the authority that was pinned at login, and the newest must not be older than the
-    newest that you saw
-    before: so not even the server can take back what it once showed you. Ends with 1 and the name of what is wrong:
+    newest that you saw before: so not even the server can take back what it once showed you. Ends with 1 and the name
+    of what is wrong:
     CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK.
     """
     from fleet.audit_chain import AuditFinding
@@ -179,7 +179,7 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary) -> None:
 
 
 def _row(entry: admin_pb2.AuditEntry) -> list[Cell]:
-    from fleet_server.cli.views import moment_text
+    from fleet_server.cli.views import moment_text, output_text
 
     return [
         moment_text(entry.at_ms),
@@ -188,14 +188,5 @@ def _row(entry: admin_pb2.AuditEntry) -> list[Cell]:
         entry.subject or "-",
         entry.writer,
         str(entry.number),
-        excerpt(entry.detail.decode("utf-8", "replace"), _DETAIL_CELLS),
+        excerpt(output_text(entry.detail), _DETAIL_CELLS),
     ]
-
-
-def _emit_line(invocation: Invocation, entry: admin_pb2.AuditEntry) -> None:
-    from fleet_server.cli.terminal import styled, wants_colour
-
-    colour = wants_colour(sys.stdout)
-    invocation.emit_text(
-        "  ".join(styled(cell if isinstance(cell, Styled) else Styled(cell), colour=colour) for cell in _row(entry))
-    )

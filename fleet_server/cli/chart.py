@@ -29,7 +29,9 @@ def draw(series: admin_pb2.SeriesHistory) -> str:
 
     points = [(at, value) for at, value in zip(series.at_ms, series.values, strict=False) if math.isfinite(value)]
     title = printable(
-        " ".join([series.name, f"({series.unit})" if series.unit else "", labels_text(series.labels.items())])
+        " ".join(
+            [series.name, f"({unit})" if (unit := unit_text(series.unit)) else "", labels_text(series.labels.items())]
+        )
     )
     if not points:
         return f"{title.strip()}: no samples"
@@ -75,6 +77,11 @@ def quantity(value: float, unit: str) -> str:
     if value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return f"{value:.4g}"
+
+
+def unit_text(unit: str) -> str:
+    """A unit for people: "1" is how telemetry writes that there is none."""
+    return "" if unit == "1" else unit
 
 
 def finite(values: Iterable[float]) -> list[float]:

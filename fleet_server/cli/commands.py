@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, age, duration, excerpt, state_cell
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import (
+    Styled,
+    age,
+    clock_text,
+    duration,
+    excerpt,
+    state_cell,
+    terminal_width,
+    wants_colour,
+)
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.connection import Admin
 
 _COLUMNS = [
-    Column("COMMAND"),
+    Column("COMMAND", spare=1),
     Column("NODE"),
     Column("SEQ", right=True),
     Column("ACTION"),
     Column("STATE"),
-    Column("ACTOR"),
-    Column("AGE", right=True),
-    Column("TOOK", right=True),
-    Column("RESULT", flexible=True),
+    Column("ACTOR", spare=2),
+    Column("AGE", right=True, spare=4),
+    Column("TOOK", right=True, spare=3),
+    Column("RESULT", flexible=True, least=16),
 ]
 OUTCOME_COLUMNS = [
     Column("NODE"),
     Column("SEQ", right=True),
     Column("STATE"),
-    Column("KEY"),
-    Column("TOOK", right=True),
-    Column("RESULT", flexible=True),
+    Column("KEY", spare=1),
+    Column("TOOK", right=True, spare=2),
+    Column("RESULT", flexible=True, least=30),
 ]
-_EXCERPT_CELLS = 120
+_CHANGE_COLUMNS = [
+    Column("TIME"),
+    Column("NODE"),
+    Column("SEQ", right=True, reserve=4),
+    Column("ACTION", reserve=9),
+    Column("STATE", reserve=9),
+    Column("REASON", flexible=True),
+]
+EXCERPT_CELLS = 120
+_ID = re.compile(r"[0-9a-fA-F]{32}")
+_NODE_AND_SEQ = re.compile(r"(?P<node>[^/]+)/(?P<seq>[0-9]{1,18})")
+_PAGE = 100
+_MOST_PAGES = 20
 
 
 @click.group(cls=Noun)
@@ -44,7 +69,7 @@ def commands() -> None:
 
 @commands.command("list", example="fleetctl commands list --node press-7 --open")
 @click.option("--issue", "issue_id", default="", metavar="ID", help="Only commands of this issue.")
-@click.option("--node", default="", help="Only commands of this node, by name or id.")
+@click.option("--node", default="", shell_complete=complete.node, help="Only commands of this node, by name or id.")
 @click.option("--open", "open_only", is_flag=True, help="Only commands that are not final.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="Most commands.")
 @click.pass_obj
@@ -60,38 +85,51 @@ def list_commands(invocation: Invocation, issue_id: str, node: str, open_only: b
             limit=limit,
         )
     _emit(invocation, found)
+    if not found:
+        invocation.advise("No command matches." if issue_id or node or open_only else "No command was issued yet.")
 
 
-@commands.command("show", example="fleetctl commands show 6f1c0a5be8d84f0f9d2f6c1f6a1b2c3d")
-@click.argument("command_id")
+@commands.command(
+    "show",
+    example="fleetctl commands show press-7/42\nfleetctl commands show 6f1c0a5be8d84f0f9d2f6c1f6a1b2c3d",
+)
+@click.argument("command")
 @click.pass_obj
-def show(invocation: Invocation, command_id: str) -> None:
-    """Show one command with its arguments and its whole output."""
+def show(invocation: Invocation, command: str) -> None:
+    """Show one command with its arguments and its whole output. COMMAND is NODE/SEQ, or an id."""
     from fleet.v1 import admin_pb2
 
-    request = admin_pb2.GetCommandRequest(command_id=_command_id(command_id))
+    named = _named(command)
     with invocation.connect() as admin:
-        command = admin.call(admin.stub.GetCommand, request).command
-    invocation.emit_message(command, _details(command))
-    if not invocation.wants_json and command.output:
-        invocation.emit_text("")
-        invocation.emit_text(_pretty(command.output))
+        request = admin_pb2.GetCommandRequest(command_id=_id_of(admin, named))
+        found = admin.call(admin.stub.GetCommand, request).command
+    invocation.emit_message(found, _details(found))
+    if not invocation.wants_json and found.output:
+        emit_output(invocation, found)
 
 
-@commands.command("cancel", example="fleetctl commands cancel --issue is_9Kq2")
-@click.argument("command_ids", nargs=-1)
+@commands.command("cancel", example="fleetctl commands cancel press-7/42\nfleetctl commands cancel --issue is_9Kq2")
+@click.argument("commands_", metavar="[COMMAND]...", nargs=-1)
 @click.option("--issue", "issue_id", default="", metavar="ID", help="Cancel every open command of this issue.")
 @click.pass_obj
-def cancel(invocation: Invocation, command_ids: tuple[str, ...], issue_id: str) -> None:
-    """Ask for cancels. What a node has begun ends by its driver: watch what comes of it."""
+def cancel(invocation: Invocation, commands_: tuple[str, ...], issue_id: str) -> None:
+    """Call commands back. COMMAND is NODE/SEQ, or an id.
+
+    What waits ends at once. What a node has begun is ended by its driver: watch what comes of it.
+    """
     from fleet.v1 import admin_pb2
 
-    if bool(command_ids) == bool(issue_id):
-        raise click.UsageError("name commands by their ids, or an issue with --issue")
-    request = admin_pb2.CancelCommandsRequest(command_ids=[_command_id(one) for one in command_ids], issue_id=issue_id)
+    if bool(commands_) == bool(issue_id):
+        raise click.UsageError("name commands, or an issue with --issue")
+    named = [_named(one) for one in commands_]
     with invocation.connect() as admin:
-        answer = admin.call(admin.stub.CancelCommands, request)
+        ids = [_id_of(admin, one) for one in named]
+        answer = admin.call(
+            admin.stub.CancelCommands, admin_pb2.CancelCommandsRequest(command_ids=ids, issue_id=issue_id)
+        )
     _emit(invocation, list(answer.commands))
+    if not any(command.cancel_requested for command in answer.commands):
+        invocation.advise("None of them was open: there was nothing to call back.")
 
 
 @commands.command("watch", example="fleetctl commands watch is_9Kq2")
@@ -105,13 +143,15 @@ def watch(invocation: Invocation, issue_id: str) -> None:
     request = admin_pb2.WatchCommandsRequest(
         issue_id=issue_id, until_final=bool(issue_id), brief=not invocation.wants_json
     )
+    lines = invocation.running_table(_CHANGE_COLUMNS)
     with invocation.connect() as admin:
         for change in admin.stream(admin.stub.WatchCommands, request):
-            for command in change.commands:
-                if invocation.wants_json:
+            if invocation.wants_json:
+                for command in change.commands:
                     invocation.emit_json_line(to_json(command))
-                else:
-                    _emit_change(invocation, command)
+            elif change.commands:
+                now_ms = invocation.now_ms()
+                invocation.emit_text(lines.add([_change_row(command, now_ms) for command in change.commands]))
 
 
 def command_state(command: admin_pb2.CommandView) -> Styled:
@@ -171,19 +211,15 @@ def _row(command: admin_pb2.CommandView, now_ms: int) -> list[Cell]:
     ]
 
 
-def _emit_change(invocation: Invocation, command: admin_pb2.CommandView) -> None:
-    import time
-
-    from fleet_server.cli.terminal import printable, styled, wants_colour
-
-    colour = wants_colour(sys.stdout)
-    clock = time.strftime("%H:%M:%S", time.localtime(invocation.now_ms() / 1000))
-    state = styled(command_state(command), colour=colour)
-    node = printable(command.node_name or command.node_id)
-    tail = printable(command.reason)
-    invocation.emit_text(
-        f"{clock}  {node}  seq {command.monotonic_seq}  {printable(command.action)}  {state}  {tail}".rstrip()
-    )
+def _change_row(command: admin_pb2.CommandView, now_ms: int) -> list[Cell]:
+    return [
+        clock_text(now_ms),
+        Styled(command.node_name or command.node_id, bold=True),
+        str(command.monotonic_seq),
+        command.action,
+        command_state(command),
+        _reason(command),
+    ]
 
 
 def _details(command: admin_pb2.CommandView) -> list[tuple[str, Cell]]:
@@ -205,7 +241,7 @@ def _details(command: admin_pb2.CommandView) -> list[tuple[str, Cell]]:
         ("action", command.action),
         ("arguments", command.arguments.decode("utf-8", "replace") or "{}"),
         ("state", command_state(command)),
-        ("reason", f"{command.reason} {command.error}".strip() or "-"),
+        *([("reason", why)] if (why := _why(command)) else []),
         ("actor", command.actor),
         ("key", command.key_id.hex() or "-"),
         *((label, moment_text(at_ms)) for label, at_ms in moments),
@@ -226,29 +262,64 @@ def _result(command: admin_pb2.CommandView) -> str:
 
     if command.state == command_pb2.COMMAND_STATE_INTERRUPTED and not command.error:
         return "it started, and nobody can know how it ended"
-    text = f"{command.reason}: {command.error}" if command.reason else output_text(command.output)
-    return excerpt(text, _EXCERPT_CELLS)
+    return excerpt(_why(command) or output_text(command.output), EXCERPT_CELLS)
 
 
-def _pretty(output: bytes) -> str:
-    import json
-
-    from fleet_server.cli.terminal import printable
-
-    try:
-        text = json.dumps(json.loads(output), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        text = output.decode("utf-8", "replace")
-    return "\n".join(printable(line) for line in text.split("\n"))
+def _why(command: admin_pb2.CommandView) -> str:
+    return ": ".join(part for part in (_reason(command), command.error) if part)
 
 
-def _command_id(text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != 16:
-        raise click.BadParameter(
-            f"{text!r} is not a command id: 32 hexadecimal digits, as `fleetctl commands list` shows"
-        )
-    return value
+def _reason(command: admin_pb2.CommandView) -> str:
+    """The reason, unless the state says the same."""
+    return "" if command.reason == command_state(command).text else command.reason
+
+
+def emit_output(invocation: Invocation, command: admin_pb2.CommandView) -> None:
+    """A command's whole output, for people."""
+    from fleet_server.cli.results import lay_out
+
+    stdout = sys.stdout
+    invocation.emit_text("")
+    invocation.emit_text(lay_out(command.output, colour=wants_colour(stdout), width=terminal_width(stdout)))
+
+
+def _named(text: str) -> bytes | tuple[str, int]:
+    """A command as a person names it: its id, or its node and seq.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    if _ID.fullmatch(text):
+        return bytes.fromhex(text)
+    if found := _NODE_AND_SEQ.fullmatch(text):
+        return found["node"], int(found["seq"])
+    raise click.BadParameter(
+        f"{text!r} names no command: write NODE/SEQ, as in press-7/42, or an id of 32 hexadecimal digits",
+        param_hint="COMMAND",
+    )
+
+
+def _id_of(admin: Admin, named: bytes | tuple[str, int]) -> bytes:
+    """The id of a command. By seq it is looked for among the node's newest.
+
+    Raises:
+        Refused: the node has no such command, or it is too old to be found by its seq.
+    """
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.failures import Refused
+
+    if isinstance(named, bytes):
+        return named
+    node, seq = named
+    page = admin_pb2.Page(size=_PAGE)
+    for _ in range(_MOST_PAGES):
+        answer = admin.call(admin.stub.ListCommands, admin_pb2.ListCommandsRequest(node=node, page=page))
+        for command in answer.commands:
+            if command.monotonic_seq == seq:
+                return command.command_id
+        page.token = answer.next_page_token
+        if not page.token or (answer.commands and answer.commands[-1].monotonic_seq < seq):
+            raise Refused(f"{node} has no command {seq}", hint=f"see `fleetctl commands list --node {node}`")
+    raise Refused(
+        f"{node}/{seq} is not among the newest {_PAGE * _MOST_PAGES} commands of {node}", hint="name it by its id"
+    )

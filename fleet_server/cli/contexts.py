@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Column, Styled
+from fleet_server.cli.tables import Column
+from fleet_server.cli.terminal import Styled
 
 
 @click.group(cls=Noun)
@@ -36,7 +38,7 @@ def list_contexts(invocation: Invocation) -> None:
         )
         return
     invocation.emit_table(
-        [Column(""), Column("NAME"), Column("SERVER"), Column("CLUSTER"), Column("CHECKPOINT", right=True)],
+        [Column(""), Column("NAME"), Column("SERVER"), Column("CLUSTER"), Column("CHECKPOINT", right=True, spare=1)],
         [
             (
                 Styled("*", "green") if name == profile.current else "",
@@ -51,7 +53,7 @@ def list_contexts(invocation: Invocation) -> None:
 
 
 @contexts.command("use", example="fleetctl contexts use staging")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.context)
 @click.pass_obj
 def use(invocation: Invocation, name: str) -> None:
     """Make a context the current one."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.failures import Failed
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
@@ -30,7 +31,7 @@ def resume() -> None:
 
 
 @drain.command("node", example="fleetctl drain node rack=4 --deadline 10m --reason 'new power supply'")
-@click.argument("targets", nargs=-1, required=True)
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
 @click.option("--deadline", type=Duration(), help="Time that running commands get; no limit by default.")
 @click.option("--reason", default="", help="Reason for the audit.")
 @click.pass_obj
@@ -63,7 +64,7 @@ def drain_node(invocation: Invocation, targets: tuple[str, ...], deadline: int |
 
 
 @drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")
-@click.argument("replica_id", default="")
+@click.argument("replica_id", default="", shell_complete=complete.replica)
 @click.option("--deadline", type=Duration(), help="Time to move every stream; the server's setting by default.")
 @click.option("--reason", type=click.Choice(REASONS), help="What nodes are told; the server chooses by default.")
 @click.pass_obj
@@ -95,7 +96,7 @@ def drain_replica(invocation: Invocation, replica_id: str, deadline: int | None,
 
 
 @resume.command("node", example="fleetctl resume node rack=4")
-@click.argument("targets", nargs=-1, required=True)
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
 @click.pass_obj
 def resume_node(invocation: Invocation, targets: tuple[str, ...]) -> None:
     """Give drained nodes work again. (A suspended node comes back by `fleetctl nodes resume`.)"""

@@ -6,24 +6,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, age
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import Styled, age
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
     from fleet_server.cli.connection import Admin
+    from fleet_server.cli.failures import Refused
 
 STATES = ("pending", "approved", "rejected", "all")
 _COLUMNS = [
-    Column("ID"),
+    Column("ID", spare=3),
     Column("NAME"),
     Column("STATE"),
     Column("FINGERPRINT"),
-    Column("SITE"),
-    Column("FROM"),
-    Column("AGE", right=True),
-    Column("BY"),
+    Column("SITE", spare=2),
+    Column("FROM", spare=5),
+    Column("AGE", right=True, spare=4),
+    Column("BY", spare=1),
 ]
 
 
@@ -41,15 +44,17 @@ def list_enrollments(invocation: Invocation, state: str) -> None:
         found = _load(admin, state)
     now_ms = invocation.now_ms()
     invocation.emit_list(found, _COLUMNS, lambda enrollment: _row(enrollment, now_ms))
-    if not invocation.wants_json and state == "pending" and found:
-        invocation.say("Compare each fingerprint with the one that the node prints: `fleetctl enrollments approve ID`")
+    if state == "pending" and found:
+        invocation.advise("Compare each fingerprint with what the node prints: `fleetctl enrollments approve NAME`")
+    elif state == "pending":
+        invocation.advise("Nobody waits. Decided ones: `fleetctl enrollments list --state all`")
 
 
 @enrollments.command(
     "approve",
     example="fleetctl enrollments approve press-7 --fingerprint 'K3PD-...-QX7M' --label line=2",
 )
-@click.argument("enrollment")
+@click.argument("enrollment", shell_complete=complete.enrollment)
 @click.option("--fingerprint", metavar="TEXT", help="Fingerprint that you read on the node; must match.")
 @click.option("--name", default="", help="Name to give instead of the one that the node wishes.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label to set; may be repeated.")
@@ -77,7 +82,7 @@ def approve(
 
 
 @enrollments.command("reject", example="fleetctl enrollments reject press-7 --reason 'not one of ours'")
-@click.argument("enrollment")
+@click.argument("enrollment", shell_complete=complete.enrollment)
 @click.option("--reason", required=True, help="Reason that the node shows.")
 @click.pass_obj
 def reject(invocation: Invocation, enrollment: str, reason: str) -> None:
@@ -115,11 +120,26 @@ def _find(admin: Admin, wanted: str) -> admin_pb2.EnrollmentView:
     if not named:
         named = [one for one in _load(admin, "all") if one.enrollment_id == wanted]
     if not named:
-        raise Refused(f"no enrollment {wanted!r}", hint="see `fleetctl enrollments list`")
+        raise _none_of_that_name(admin, wanted)
     if len(named) > 1:
         ids = " ".join(one.enrollment_id for one in named)
         raise Refused(f"{len(named)} nodes wish the name {wanted!r}", hint=f"name one by its id: {ids}")
     return named[0]
+
+
+def _none_of_that_name(admin: Admin, wanted: str) -> Refused:
+    from fleet.v1 import enrollment_pb2
+    from fleet_server.cli.failures import Refused
+    from fleet_server.cli.views import enum_word
+
+    decided = [one for one in _load(admin, "all") if one.name == wanted]
+    if not decided:
+        return Refused(f"no enrollment {wanted!r}", hint="see who waits: `fleetctl enrollments list`")
+    word = enum_word(enrollment_pb2.EnrollmentState.DESCRIPTOR, decided[0].state)
+    return Refused(
+        f"{wanted!r} does not wait: {decided[0].decided_by or 'its join token'} decided {word}",
+        hint="see what stands: `fleetctl enrollments list --state all`",
+    )
 
 
 def _compare(

@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from fleet_server.cli.terminal import printable, wants_colour
+from fleet.prose import wrapped
+from fleet_server.cli.terminal import Styled, printable, styled, terminal_width, wants_colour
 
 if TYPE_CHECKING:
     import grpc
@@ -39,6 +40,9 @@ EXIT_CODE_MEANING = {
 }
 
 
+_NEXT = Styled(" next:", "cyan", bold=True)
+
+
 class Failure(click.ClickException):
     """A verb ends with `exit_code`.
 
@@ -56,12 +60,11 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Write both sentences to stderr."""
         stream = file or sys.stderr
-        colour = wants_colour(stream)
-        label = click.style("error:", fg="red", bold=True) if colour else "error:"
-        click.echo(f"{label} {printable(self.message)}", file=stream, color=colour)
-        if self.hint:
-            label = click.style(" next:", fg="cyan", bold=True) if colour else " next:"
-            click.echo(f"{label} {printable(self.hint)}", file=stream, color=colour)
+        colour, width = wants_colour(stream), terminal_width(stream)
+        for label, text in ((Styled("error:", "red", bold=True), self.message), (_NEXT, self.hint)):
+            if text:
+                shown = wrapped(printable(text), width, indent=len(label.text) + 1)
+                click.echo(f"{styled(label, colour=colour)} {shown}", file=stream, color=colour)
 
 
 class Failed(Failure):
@@ -89,10 +92,24 @@ class Unreachable(Failure):
 _TLS_SIGNS = ("CERTIFICATE_VERIFY_FAILED", "Ssl handshake failed", "SSL_ERROR_SSL", "WRONG_VERSION_NUMBER")
 _NAME_SIGNS = ("Hostname Verification Check failed", "is not in peer certificate")
 
+_WAYS_TO_FAIL = (
+    (
+        "Connection refused",
+        (
+            ": nothing listens there",
+            "start fleet-server, or correct the address: it is admin_listen in `fleet-server config`",
+        ),
+    ),
+    ("lookup failed", (": there is no host of that name", "correct the name, or see whether DNS works here")),
+    ("No route to host", (": no network leads there", "is a VPN or this machine's network down?")),
+    ("Network is unreachable", (": no network leads there", "is a VPN or this machine's network down?")),
+)
+
 _HINTS = {
     "NO_TARGETS": "see which nodes there are: `fleetctl nodes list`",
     "UNKNOWN_ACTION": "see what a node offers: `fleetctl nodes show NODE`",
-    "ARGUMENTS_INVALID": "see the action's schema: `fleetctl nodes show NODE --output json`",
+    "ARGUMENTS_INVALID": "see what the action takes: `fleetctl nodes show NODE`",
+    "SUSPENDED": "when what it was suspended for is over: `fleetctl nodes resume NODE`",
     "ARGUMENTS_TOO_LARGE": "put the data where the node can fetch it, and pass its address",
     "IDEMPOTENCY_CONFLICT": "the key was used for another request: take a new key, or leave the option out",
     "FINGERPRINT_MISMATCH": "do not approve it: `fleetctl enrollments reject ID`, and find out who asked to join",
@@ -101,6 +118,11 @@ _HINTS = {
     "DRAINING": "another replica will answer in a moment: run it again",
     "QUARANTINED": "a record failed its integrity check: look at `fleetctl audit tail`",
 }
+
+
+def hint_for(reason: str) -> str:
+    """The next step after a refusal with this reason; "" when there is none to give."""
+    return _HINTS.get(reason, "")
 
 
 def explain(error: grpc.RpcError, *, server: str) -> Failure:
@@ -168,10 +190,11 @@ def _explain_unreachable(timed_out: bool, details: str, refusal: Refusal, server
         )
     if refusal.reason == "DRAINING":
         return Unreachable(f"the server at {server} is draining", hint=_HINTS["DRAINING"])
-    return Unreachable(
-        f"cannot reach the server at {server}",
-        hint="check that fleet-server runs there, and that this is its admin_listen (`fleet-server config`)",
+    cause, hint = next(
+        (told for sign, told in _WAYS_TO_FAIL if sign in details),
+        ("", "check that fleet-server runs there, and that this is its admin_listen (`fleet-server config`)"),
     )
+    return Unreachable(f"cannot reach the server at {server}{cause}", hint=hint)
 
 
 def _explain_permission(details: str, refusal: Refusal) -> Failure:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
+from fleet.prose import write_example
 from fleet_server.cli.failures import EXIT_CODE_MEANING, ExitCode
 from fleet_server.cli.invocation import Invocation
 
@@ -39,13 +40,25 @@ class Verb(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The example and the exit codes."""
-        with formatter.section("Example"):
-            for line in self.example.splitlines():
-                formatter.write_text(line)
+        write_example(formatter, self.example)
         _write_exit_codes(formatter)
 
 
-class Noun(click.Group):
+class Listing(click.Group):
+    """A group whose help lists its verbs as they are defined, each with its first sentence whole."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the file."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of verbs."""
+        verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(limit=1000)) for name, verb in verbs if verb])
+
+
+class Noun(Listing):
     """A group of verbs about one thing."""
 
     command_class = Verb
@@ -70,11 +83,17 @@ class Lazy(NamedTuple):
 
 class Root(Noun):
     """`fleetctl` itself: loads a noun's module when the noun is used, and ends the process with the documented
-    codes."""
+    codes.
 
-    def __init__(self, *args: Any, nouns: Mapping[str, Lazy], **kwargs: Any) -> None:
+    Args:
+        nouns: by name.
+        example: the first command lines that a person types.
+    """
+
+    def __init__(self, *args: Any, nouns: Mapping[str, Lazy], example: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.nouns = nouns
+        self.example = example
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, without loading anything."""
@@ -106,7 +125,8 @@ class Root(Noun):
             formatter.write_dl([(name, lazy.summary) for name, lazy in self.nouns.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Exit codes."""
+        """The first steps and the exit codes."""
+        write_example(formatter, self.example)
         _write_exit_codes(formatter)
 
     def main(
@@ -199,6 +219,12 @@ def _take_context(ctx: click.Context, _param: click.Parameter, value: str | None
         invocation.context_name = value
 
 
+def _complete_context(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from fleet_server.cli import complete
+
+    return complete.context(ctx, param, incomplete)
+
+
 _EVERY_VERB_OPTIONS: tuple[click.Option, ...] = (
     click.Option(
         ["--output", "-o"],
@@ -212,6 +238,7 @@ _EVERY_VERB_OPTIONS: tuple[click.Option, ...] = (
         metavar="NAME",
         expose_value=False,
         callback=_take_context,
+        shell_complete=_complete_context,
         help="Context of the profile to use instead of the current one.",
     ),
 )

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from fleet.prose import wrapped
 from fleet_server.cli.failures import BadProfile, Failure
-from fleet_server.cli.terminal import Cell, Column, printable, table, terminal_width, wants_colour
+from fleet_server.cli.tables import Cell, Column, RunningTable
 from fleet_server.cli.terminal import fields as lay_out_fields
+from fleet_server.cli.terminal import printable, terminal_width, wants_colour
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from fleet_server.cli.profile import Context, ProfileFile
 
 Row = TypeVar("Row", bound="Message")
+
+_HANGING = 2
 
 
 def _now_ms() -> int:
@@ -76,8 +80,28 @@ class Invocation:
         return Admin(self.context(), say=self.say, sleep=self.sleep)
 
     def say(self, message: str) -> None:
-        """A message for the person, on one line; not data. It may quote the server, so it is made printable."""
-        click.echo(printable(message), err=True)
+        """A message for the person; not data. It may quote the server, so it is made printable.
+
+        It is one line, but for what does not fit the terminal.
+        """
+        stderr = sys.stderr
+        clean = printable(message)
+        begins = len(clean) - len(clean.lstrip())
+        indent = begins + _HANGING if begins else 0
+        text = wrapped(clean.lstrip(), terminal_width(stderr), indent=indent)
+        click.echo(" " * begins + text, err=True, color=wants_colour(stderr))
+
+    def advise(self, message: str) -> None:
+        """As `say`, but only to a person who reads tables: a program needs no next step."""
+        if not self.wants_json:
+            self.say(message)
+
+    def say_fields(self, shown: Iterable[tuple[str, Cell]]) -> None:
+        """Messages for the person as `label  value` lines."""
+        stderr = sys.stderr
+        colour = wants_colour(stderr)
+        text = lay_out_fields(shown, colour=colour, width=terminal_width(stderr))
+        click.echo(text, err=True, color=colour)
 
     def emit_text(self, text: str) -> None:
         """Data that is text already."""
@@ -102,7 +126,8 @@ class Invocation:
 
     def emit_fields(self, shown: Iterable[tuple[str, Cell]]) -> None:
         """One thing as `label  value` lines."""
-        self.emit_text(lay_out_fields(shown, colour=wants_colour(sys.stdout)))
+        stdout = sys.stdout
+        self.emit_text(lay_out_fields(shown, colour=wants_colour(stdout), width=terminal_width(stdout)))
 
     def emit_list(
         self, messages: Sequence[Row], columns: Sequence[Column], row: Callable[[Row], Sequence[Cell]]
@@ -117,8 +142,12 @@ class Invocation:
 
     def emit_table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
         """A table for people."""
+        self.emit_text(self.running_table(columns).add(rows))
+
+    def running_table(self, columns: Sequence[Column]) -> RunningTable:
+        """A table for people whose rows come over time; show what it gives with `emit_text`."""
         stdout = sys.stdout
-        self.emit_text(table(columns, rows, colour=wants_colour(stdout), width=terminal_width(stdout)))
+        return RunningTable(columns, colour=wants_colour(stdout), width=terminal_width(stdout))
 
     def confirm(self, question: str, *, assumed: bool, option: str = "--yes") -> None:
         """Ask before something that cannot be taken back.

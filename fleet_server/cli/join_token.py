@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, state_cell
+from fleet_server.cli.secret_output import check_new_file, emit_secret, secret_file_option
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import state_cell
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2, enrollment_pb2
@@ -19,11 +22,11 @@ TEXT_PREFIX = "fjt1."
 _COLUMNS = [
     Column("ID"),
     Column("STATE"),
-    Column("SITE"),
+    Column("SITE", spare=2),
     Column("USES", right=True),
-    Column("AUTO-APPROVE"),
+    Column("AUTO-APPROVE", spare=3),
     Column("EXPIRES"),
-    Column("BY"),
+    Column("BY", spare=1),
 ]
 
 
@@ -40,7 +43,7 @@ def join_token() -> None:
 @click.option("--ttl", type=Duration(), default="1h", show_default=True, help="How long it is good.")
 @click.option("--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Nodes that may use it.")
 @click.option("--auto-approve", is_flag=True, help="Approve those nodes without comparing fingerprints.")
-@click.option("--output-file", metavar="FILE", help="Write the token to a new 0600 file instead of showing it.")
+@secret_file_option
 @click.pass_obj
 def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve: bool, output_file: str | None) -> None:
     """Make a join token and show its text, once.
@@ -50,8 +53,8 @@ def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve:
     that it pinned at login.
     """
     from fleet.v1 import admin_pb2
-    from fleet_server.cli.secret_output import emit_secret
 
+    check_new_file(output_file)
     request = admin_pb2.CreateJoinTokenRequest(site=site, ttl_s=ttl, max_uses=uses, auto_approve=auto_approve)
     with invocation.connect() as admin:
         made = admin.call(admin.stub.CreateJoinToken, request)
@@ -79,7 +82,7 @@ def list_tokens(invocation: Invocation) -> None:
 
 
 @join_token.command("revoke", example="fleetctl join-token revoke jt_5fK2")
-@click.argument("token_id")
+@click.argument("token_id", shell_complete=complete.join_token)
 @click.pass_obj
 def revoke(invocation: Invocation, token_id: str) -> None:
     """End a join token at once; nodes that enrolled with it stay."""
@@ -146,10 +149,14 @@ def _say_what_it_trusts(invocation: Invocation, statement: enrollment_pb2.JoinTo
     invocation.say(
         f"Good for {duration(good_s)} and {counted(statement.max_uses, 'node')}; {approval}. Not shown again."
     )
-    invocation.say(f"  endpoints  {' '.join(statement.endpoints)}")
-    invocation.say(f"  authority  SHA-256 {grouped_hex(hashlib.sha256(statement.authority_key).digest())}")
-    pin = grouped_hex(owner_pin) if owner_pin else "none: protected actions stay refused"
-    invocation.say(f"  owner pin  {pin}")
+    pin = f"SHA-256 {grouped_hex(owner_pin)}" if owner_pin else "none: protected actions stay refused"
+    invocation.say_fields(
+        [
+            ("  endpoints", " ".join(statement.endpoints)),
+            ("  authority", f"SHA-256 {grouped_hex(hashlib.sha256(statement.authority_key).digest())}"),
+            ("  owner pin", pin),
+        ]
+    )
 
 
 def _say_what_is_next(invocation: Invocation, output_file: str | None) -> None:

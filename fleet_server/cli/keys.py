@@ -8,7 +8,8 @@ import click
 
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import Styled
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2, session_pb2
@@ -32,7 +33,13 @@ def list_keys(invocation: Invocation) -> None:
     if invocation.wants_json:
         return
     invocation.emit_text("")
-    columns = [Column("COMMAND KEY"), Column("PHASE"), Column("SITE"), Column("FROM"), Column("VERIFIES UNTIL")]
+    columns = [
+        Column("COMMAND KEY"),
+        Column("PHASE"),
+        Column("SITE", spare=1),
+        Column("FROM", spare=2),
+        Column("VERIFIES UNTIL"),
+    ]
     invocation.emit_table(columns, [_key_row(key) for key in answer.command_keys])
     invocation.emit_text("")
     newest = _version(answer.bundle_version)

@@ -12,7 +12,8 @@ import click
 
 from fleet_server.cli.grammar import Verb
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Styled
+from fleet_server.cli.tables import Cell
+from fleet_server.cli.terminal import Styled
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
@@ -27,13 +28,18 @@ _ROLE_COLOURS = {"owner": "magenta", "release": "blue", "operator": "green", "vi
     "fleetctl login 127.0.0.1:7444 --ca-fingerprint 8F:3C:...:A1",
 )
 @click.argument("server")
-@click.option("--ca-file", metavar="FILE", help="PEM file of the CA that the server's certificate must come from.")
+@click.option(
+    "--ca-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="PEM file of the CA that the server's certificate must come from.",
+)
 @click.option(
     "--ca-fingerprint",
     metavar="SHA256",
     help="SHA-256 of that CA, as `fleet-server init` and `fleetctl keys list` show it; the CA itself is then fetched.",
 )
-@click.option("--token-file", metavar="FILE", help="File that holds the operator's token.")
+@click.option("--token-file", type=click.Path(), metavar="FILE", help="File that holds the operator's token.")
 @click.pass_obj
 def login(
     invocation: Invocation, server: str, ca_file: str | None, ca_fingerprint: str | None, token_file: str | None

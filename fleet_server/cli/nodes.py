@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, age, counted, duration, state_cell
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import (
+    Styled,
+    age,
+    clock_text,
+    counted,
+    duration,
+    state_cell,
+    terminal_width,
+    wants_colour,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fleet.v1 import admin_pb2, gateway_pb2
+    from fleet.v1 import admin_pb2
 
 COLUMNS = [
     Column(""),
     Column("NAME"),
     Column("STATE"),
-    Column("SITE"),
-    Column("VERSION"),
-    Column("RTT", right=True),
-    Column("CLOCK", right=True),
+    Column("SITE", spare=4),
+    Column("VERSION", spare=3),
+    Column("RTT", right=True, spare=2),
+    Column("CLOCK", right=True, spare=1),
     Column("OPEN", right=True),
-    Column("SEQ", right=True),
+    Column("SEQ", right=True, spare=5),
     Column("SEEN", right=True),
     Column("LABELS", flexible=True),
 ]
-_STATE_CELLS = len("QUARANTINED")
+_CHANGE_COLUMNS = [
+    Column("TIME"),
+    Column(""),
+    Column("NAME"),
+    Column("STATE", reserve=9),
+    Column("REPLICA", spare=1),
+    Column("OPEN", right=True),
+    Column("SEQ", right=True),
+    Column("LABELS", flexible=True),
+]
 
 
 @click.group(cls=Noun)
@@ -43,7 +62,7 @@ def nodes() -> None:
 
 
 @nodes.command("list", example="fleetctl nodes list 'press-*' rack=4")
-@click.argument("targets", nargs=-1)
+@click.argument("targets", nargs=-1, shell_complete=complete.node)
 @click.pass_obj
 def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
     """List nodes by name; all of them without TARGETS."""
@@ -57,37 +76,37 @@ def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
             lambda answer: iter(answer.nodes),
         )
     emit_nodes(invocation, found)
-    if not invocation.wants_json:
-        invocation.say(f"{counted(len(found), 'node')}, {sum(node.online for node in found)} online")
+    if found:
+        invocation.advise(f"{counted(len(found), 'node')}, {sum(node.online for node in found)} online")
+    elif targets:
+        invocation.advise("No node matches. All that there are: `fleetctl nodes list`")
+    else:
+        invocation.advise("No node has joined yet. The first step: `fleetctl join-token create`")
 
 
 @nodes.command("show", example="fleetctl nodes show press-7")
-@click.argument("node")
+@click.argument("node", shell_complete=complete.node)
 @click.pass_obj
 def show(invocation: Invocation, node: str) -> None:
-    """Show one node, by name or id, with its drivers and actions."""
+    """Show one node, by name or id, with its actions and the arguments that they take."""
     from fleet.v1 import admin_pb2
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.GetNode, admin_pb2.GetNodeRequest(node=node))
     invocation.emit_message(answer, _details(answer.node, invocation.now_ms()))
     if not invocation.wants_json:
-        actions = [(driver, action) for driver in answer.drivers for action in driver.actions]
-        invocation.emit_text("")
-        invocation.emit_table(
-            [Column("ACTION"), Column("DRIVER"), Column("NOTES"), Column("DESCRIPTION", flexible=True)],
-            [
-                (action.action, f"{driver.name} {driver.version}", _notes(action), action.description)
-                for driver, action in actions
-            ],
-        )
+        from fleet_server.cli.actions import describe
+
+        stdout = sys.stdout
+        shown = describe(answer.drivers, colour=wants_colour(stdout), width=terminal_width(stdout))
+        invocation.emit_text(f"\n{shown}" if shown else "\nno actions: the node has not connected yet")
 
 
 @nodes.command("watch", example="fleetctl nodes watch 'site=berlin'")
-@click.argument("targets", nargs=-1)
+@click.argument("targets", nargs=-1, shell_complete=complete.node)
 @click.pass_obj
 def watch(invocation: Invocation, targets: tuple[str, ...]) -> None:
-    """Show nodes as they change, until Ctrl-C; first all of them."""
+    """Follow nodes until Ctrl-C: a table that stays up to date; a line for each change when piped."""
     from fleet.v1 import admin_pb2
 
     request = admin_pb2.WatchNodesRequest(selector=admin_pb2.Selector(patterns=targets))
@@ -96,7 +115,7 @@ def watch(invocation: Invocation, targets: tuple[str, ...]) -> None:
 
 
 @nodes.command("suspend", example="fleetctl nodes suspend rack=4 --reason 'water in the hall'")
-@click.argument("targets", nargs=-1, required=True)
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
 @click.option("--reason", required=True, help="Reason for the nodes and the audit.")
 @click.pass_obj
 def suspend(invocation: Invocation, targets: tuple[str, ...], reason: str) -> None:
@@ -105,7 +124,7 @@ def suspend(invocation: Invocation, targets: tuple[str, ...], reason: str) -> No
 
 
 @nodes.command("resume", example="fleetctl nodes resume rack=4 --reason 'dry again'")
-@click.argument("targets", nargs=-1, required=True)
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
 @click.option("--reason", default="", help="Reason for the audit.")
 @click.pass_obj
 def resume(invocation: Invocation, targets: tuple[str, ...], reason: str) -> None:
@@ -114,7 +133,7 @@ def resume(invocation: Invocation, targets: tuple[str, ...], reason: str) -> Non
 
 
 @nodes.command("revoke", example="fleetctl nodes revoke press-7 --reason 'stolen' --yes")
-@click.argument("targets", nargs=-1, required=True)
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
 @click.option("--reason", required=True, help="Reason for the nodes and the audit.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
@@ -125,7 +144,7 @@ def revoke(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: b
 
 
 @nodes.command("label", example="fleetctl nodes label 'press-*' line=2 old-label-")
-@click.argument("target")
+@click.argument("target", shell_complete=complete.node)
 @click.argument("changes", nargs=-1, required=True)
 @click.pass_obj
 def label(invocation: Invocation, target: str, changes: tuple[str, ...]) -> None:
@@ -134,6 +153,8 @@ def label(invocation: Invocation, target: str, changes: tuple[str, ...]) -> None
 
     removed = [change[:-1] for change in changes if change.endswith("-") and "=" not in change]
     given = dict(key_value(change, option="CHANGES") for change in changes if change[:-1] not in removed)
+    if both := sorted({*removed} & {*given}):
+        raise click.UsageError(f"{' '.join(both)}: a label is set or removed, not both")
     request = admin_pb2.LabelNodesRequest(selector=admin_pb2.Selector(patterns=[target]), set=given, remove=removed)
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.LabelNodes, request)
@@ -150,11 +171,8 @@ def node_row(node: admin_pb2.NodeView, now_ms: int) -> list[Cell]:
     """A node as a row of `COLUMNS`."""
     from fleet_server.cli.views import labels_text
 
-    accepted = (
-        str(node.last_seq) if node.last_seq == node.last_accepted_seq else f"{node.last_accepted_seq}/{node.last_seq}"
-    )
     return [
-        Styled("●", "green") if node.online else Styled("○", dim=True),
+        _dot(node),
         Styled(node.name, bold=True),
         _state(node),
         node.site or "-",
@@ -162,7 +180,7 @@ def node_row(node: admin_pb2.NodeView, now_ms: int) -> list[Cell]:
         duration(node.rtt_us / 1e6) if node.online and node.rtt_us else "-",
         _clock(node),
         str(node.open_commands),
-        accepted,
+        _accepted(node),
         "now" if node.online else age(node.last_seen_ms, now_ms),
         labels_text(node.labels.items()),
     ]
@@ -178,36 +196,71 @@ def _set_state(invocation: Invocation, targets: tuple[str, ...], state: str, rea
 
 
 def _follow(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesResponse]) -> None:
-    import time
-
+    from fleet_server.cli import live
     from fleet_server.cli.views import to_json
 
-    known_widths = 0
-    for change in changes:
-        if invocation.wants_json:
+    if invocation.wants_json:
+        for change in changes:
             for node in change.nodes:
                 invocation.emit_json_line(to_json(node))
-            continue
+    elif live.is_possible():
+        _follow_in_place(invocation, changes)
+    else:
+        _follow_by_lines(invocation, changes)
+
+
+def _follow_in_place(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesResponse]) -> None:
+    from fleet_server.cli.live import LiveTable
+
+    known: dict[str, admin_pb2.NodeView] = {}
+
+    def rows() -> list[list[Cell]]:
         now_ms = invocation.now_ms()
-        clock = time.strftime("%H:%M:%S", time.localtime(now_ms / 1000))
-        known_widths = max([known_widths, *(len(node.name) for node in change.nodes)])
+        return [node_row(node, now_ms) for node in sorted(known.copy().values(), key=lambda node: node.name)]
+
+    with LiveTable(COLUMNS, rows, "node") as shown:
+        for change in changes:
+            known.update((node.node_id, node) for node in change.nodes)
+            shown.changed()
+
+
+def _follow_by_lines(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesResponse]) -> None:
+    lines = invocation.running_table(_CHANGE_COLUMNS)
+    told: dict[str, list[Cell]] = {}
+    for change in changes:
+        clock = clock_text(invocation.now_ms())
+        rows: list[list[Cell]] = []
         for node in change.nodes:
-            _emit_change(invocation, node, clock, known_widths)
+            row = _change_row(node)
+            if told.get(node.node_id) != row:  # a sign of life alone is no change that a person waits for
+                told[node.node_id] = row
+                rows.append([clock, *row])
+        if rows:
+            invocation.emit_text(lines.add(rows))
 
 
-def _emit_change(invocation: Invocation, node: admin_pb2.NodeView, clock: str, name_width: int) -> None:
-    from fleet_server.cli.terminal import printable, wants_colour
-    from fleet_server.cli.terminal import styled as paint
+def _change_row(node: admin_pb2.NodeView) -> list[Cell]:
+    from fleet_server.cli.views import labels_text
 
-    colour = wants_colour(sys.stdout)
-    dot = paint(Styled("●", "green") if node.online else Styled("○", dim=True), colour=colour)
-    state_style = _state(node)
-    state = paint(replace(state_style, text=state_style.text.ljust(_STATE_CELLS)), colour=colour)
-    where = f"on {node.replica_id}" if node.online else "offline"
-    invocation.emit_text(
-        f"{clock}  {dot} {printable(node.name).ljust(name_width)}  {state}  {where}"
-        f"  seq {node.last_accepted_seq}/{node.last_seq}  open {node.open_commands}"
-    )
+    return [
+        _dot(node),
+        Styled(node.name, bold=True),
+        _state(node),
+        node.replica_id or "-",
+        str(node.open_commands),
+        _accepted(node),
+        labels_text(node.labels.items()),
+    ]
+
+
+def _dot(node: admin_pb2.NodeView) -> Styled:
+    return Styled("●", "green") if node.online else Styled("○", dim=True)
+
+
+def _accepted(node: admin_pb2.NodeView) -> str:
+    if node.last_seq == node.last_accepted_seq:
+        return str(node.last_seq)
+    return f"{node.last_accepted_seq}/{node.last_seq}"
 
 
 def _state(node: admin_pb2.NodeView) -> Styled:
@@ -224,11 +277,6 @@ def _clock(node: admin_pb2.NodeView) -> Cell:
     return Styled(text, "yellow") if abs(node.clock_offset_ms) >= 1000 else text
 
 
-def _notes(action: gateway_pb2.ActionDescriptor) -> str:
-    notes = [word for word, holds in (("protected", action.protected), ("idempotent", action.idempotent)) if holds]
-    return " ".join(notes) or "-"
-
-
 def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:
     from fleet.identity import show_fingerprint
     from fleet_server.cli.views import labels_text, moment_text
@@ -239,7 +287,7 @@ def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:
         ("name", Styled(node.name, bold=True)),
         ("id", node.node_id),
         ("state", _state(node)),
-        ("reason", node.state_reason or "-"),
+        *([("reason", node.state_reason)] if node.state_reason else []),
         ("stream", Styled(stream, "green") if node.online else Styled(stream, dim=True)),
         ("last seen", age(node.last_seen_ms, now_ms) + " ago" if node.last_seen_ms else "never"),
         ("site", node.site or "-"),

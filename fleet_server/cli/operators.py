@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, state_cell
+from fleet_server.cli.secret_output import check_new_file, emit_secret, secret_file_option
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import state_cell
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
@@ -25,13 +28,13 @@ def operators() -> None:
 @operators.command("create", example="fleetctl operators create ci-deployer --role release --output-file ci.token")
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What the operator may do.")
-@click.option("--output-file", metavar="FILE", help="Write the token to a new 0600 file instead of showing it.")
+@secret_file_option
 @click.pass_obj
 def create(invocation: Invocation, name: str, role: str, output_file: str | None) -> None:
     """Make an operator and show the token, once."""
     from fleet.v1 import admin_pb2
-    from fleet_server.cli.secret_output import emit_secret
 
+    check_new_file(output_file)
     with invocation.connect() as admin:
         made = admin.call(admin.stub.CreateOperator, admin_pb2.CreateOperatorRequest(name=name, role=role))
     emit_secret(invocation, made, secret_field="token", secret=made.token, output_file=output_file)
@@ -50,7 +53,7 @@ def list_operators(invocation: Invocation) -> None:
 
 
 @operators.command("revoke", example="fleetctl operators revoke ci-deployer")
-@click.argument("operator")
+@click.argument("operator", shell_complete=complete.operator)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def revoke(invocation: Invocation, operator: str, yes: bool) -> None:

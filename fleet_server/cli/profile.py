@@ -22,6 +22,7 @@ from fleet_server.cli.failures import BadProfile
 
 DEFAULT_CONTEXT = "default"
 MAX_TOKEN_BYTES = 4096
+_JOIN_TOKEN_BEGINS = "fjt1."
 _MAX_PROFILE_BYTES = 1 << 20
 
 
@@ -159,7 +160,7 @@ def context_in_force(file: ProfileFile, name: str | None, environment: Mapping[s
     if context is None:
         if server and ca_file and token:
             return Context(name="", server=parse_server(server), ca_pem=read_ca_file(ca_file), token=token)
-        raise _not_logged_in(profile, wanted, name)
+        raise _not_logged_in(profile, wanted, name or environment.get("FLEETCTL_CONTEXT"))
     if ca_file and not token:
         # The profile's token is for the server behind the pinned CA; it must not travel to whoever another CA vouches
         # for.
@@ -207,6 +208,11 @@ def clean_token(text: str, source: str) -> str:
         BadProfile: it cannot be an operator's token.
     """
     token = text.strip()
+    if token.startswith(_JOIN_TOKEN_BEGINS):
+        raise BadProfile(
+            f"{source} holds a join token: that is for `fleet-node enroll`",
+            hint="give an operator's token, as `fleet-server init` or `fleetctl operators create` made it",
+        )
     if not token or len(token) > MAX_TOKEN_BYTES or not (token.isascii() and token.isprintable()) or " " in token:
         raise BadProfile(
             f"{source} holds no operator token", hint="copy the whole text that was shown when it was made"
@@ -222,8 +228,10 @@ def read_ca_file(path: str) -> str:
     """
     try:
         text = Path(path).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadProfile(f"cannot read the CA file {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadProfile(f"{path} holds no certificate in PEM form") from error
+    except OSError as error:
+        raise BadProfile(f"cannot read the CA file {path}: {error.strerror}") from error
     if "-----BEGIN CERTIFICATE-----" not in text:
         raise BadProfile(f"{path} holds no certificate in PEM form")
     return text

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fleet.standard_streams import READER_LEFT
 from fleet.v1 import admin_pb2, command_pb2, enrollment_pb2, gateway_pb2, session_pb2, telemetry_pb2, trust_pb2
 from fleet_server.cli.failures import EXIT_CODE_MEANING
 from fleet_server.cli.grammar import Noun, Verb
@@ -100,7 +101,9 @@ The operators' command line. This page is written by `python -m fleet_server.cli
 the page.
 
 Data goes to standard output, everything else (messages, questions, progress) to standard error. Colours are left out
-when the output is not a terminal, or when `NO_COLOR` is set. The options of every verb may stand at any position.
+when the output is not a terminal, or when `NO_COLOR` is set. On a narrow terminal a table leaves out the columns that
+matter least; a pipe gets all of them. The options of every verb may stand at any position. TAB completes verbs, and the
+names of nodes, actions, operators and tokens, once `fleetctl completion` has been set up.
 """
 
 _PROFILE = """## Profile and environment
@@ -162,7 +165,8 @@ def _root_context() -> click.Context:
 
 def _exit_codes() -> str:
     rows = [f"| {int(code)} | {meaning} |" for code, meaning in EXIT_CODE_MEANING.items()]
-    return "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *rows])
+    left = f"| {READER_LEFT} | who read the output went away, as in `fleetctl audit export \\| head` |"
+    return "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *rows, left])
 
 
 def _every_verb() -> str:

@@ -8,7 +8,8 @@ import click
 
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, age, state_cell
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import Styled, age, state_cell
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2

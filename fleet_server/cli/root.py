@@ -30,7 +30,13 @@ NOUNS = {
 }
 
 
-@click.group(cls=Root, nouns=NOUNS, context_settings={"help_option_names": ["-h", "--help"]})
+_EXAMPLE = """\
+fleetctl login gateway.example:7444 --ca-file ca.pem --token-file owner.token
+fleetctl nodes list
+fleetctl run 'press-*' host.info"""
+
+
+@click.group(cls=Root, nouns=NOUNS, example=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 def fleetctl() -> None:
     """Operate a fleet of nodes through its gateway.
 

@@ -8,11 +8,12 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from fleet_server.cli import commands
+from fleet_server.cli import commands, complete, failures
 from fleet_server.cli.failures import Failed, Refused, Unreachable
 from fleet_server.cli.grammar import Duration, Verb, typed_arguments
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import Styled
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fleet_server.cli.progress import Bar
 
 MAX_ARGUMENTS_BYTES = 64 << 10
+_OTHER_COLUMNS = 45
 _WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -28,8 +30,7 @@ _WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
     example="fleetctl run 'press-*' exec.run --arg program=uptime --ttl 5m\n"
     "fleetctl run rack=4 simulated.work --arg latency_ms:=2000 --no-wait",
 )
-@click.argument("targets", nargs=-1, required=True)
-@click.argument("action")
+@click.argument("words", metavar="TARGETS... ACTION", nargs=-1, required=True, shell_complete=complete.target_or_action)
 @click.option("--arg", "pairs", multiple=True, metavar="KEY=TEXT", help="An argument; KEY:=JSON for other than text.")
 @click.option("--args-json", metavar="JSON", help="All arguments as one JSON object.")
 @click.option("--args-file", type=click.File("rb"), help="File with all arguments as one JSON object; - is stdin.")
@@ -40,8 +41,7 @@ _WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 @click.pass_obj
 def run(
     invocation: Invocation,
-    targets: tuple[str, ...],
-    action: str,
+    words: tuple[str, ...],
     pairs: tuple[str, ...],
     args_json: str | None,
     args_file: IO[bytes] | None,
@@ -52,14 +52,17 @@ def run(
 ) -> None:
     """Issue ACTION to the nodes that TARGETS mean, and wait for every outcome.
 
-    TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`. Ends with 0 when it succeeded
-    on every node, with 1 when it did not on some, and with 3 when nothing was issued. Ctrl-C ends the waiting, not
-    the commands.
+    TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`; `fleetctl nodes show NODE` lists
+    the actions of a node and their arguments. Ends with 0 when it succeeded on every node, with 1 when it did not on
+    some, and with 3 when nothing was issued. Ctrl-C ends the waiting, not the commands.
     """
     import uuid
 
     from fleet.v1 import admin_pb2
 
+    *targets, action = words
+    if not targets:
+        raise click.UsageError(f"say which nodes and which action, as in `fleetctl run {action} host.info`")
     arguments = _arguments(pairs, args_json, args_file)
     key = idempotency_key or uuid.uuid4().hex
     request = admin_pb2.IssueCommandsRequest(
@@ -203,7 +206,7 @@ def _emit_issued(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse)
         invocation.say(f"Follow them: `fleetctl commands watch {issue.issue_id}`")
     _say_repeated(invocation, issue)
     if issue.refused:
-        raise Failed(_refused_sentence(issue))
+        raise Failed(_refused_sentence(issue), hint=_refused_hint(issue))
 
 
 def _emit_outcomes(
@@ -223,18 +226,40 @@ def _emit_outcomes(
         rows = [commands.outcome_row(view) for view in outcomes]
         rows += [_refused_row(target) for target in issue.refused]
         invocation.emit_table(commands.OUTCOME_COLUMNS, rows)
+        _emit_what_was_cut(invocation, outcomes)
     _say_repeated(invocation, issue)
     succeeded = sum(_succeeded(view) for view in outcomes)
     unknown = issue.issued_count - sum(commands.is_final(view) for view in outcomes)
     total = issue.issued_count + len(issue.refused)
     if succeeded == total:
-        invocation.say(f"All {total} succeeded.")
+        invocation.say(f"All {total} succeeded." if total > 1 else "It succeeded.")
         return
     parts = [f"{succeeded} of {total} succeeded"]
     if unknown:
         parts.append(f"{unknown} not final yet")
     hint = f"the commands go on: `fleetctl commands watch {issue.issue_id}`" if unknown else ""
-    raise Failed(", ".join(parts), hint=hint)
+    sentence = ", ".join(parts)
+    if issue.refused:
+        sentence = f"{sentence}; {_refused_sentence(issue)}"
+        hint = hint or _refused_hint(issue)
+    raise Failed(sentence, hint=hint)
+
+
+def _emit_what_was_cut(invocation: Invocation, outcomes: list[admin_pb2.CommandView]) -> None:
+    """Results that do not fit their row: of one command the whole of it, of more where to see it."""
+    import sys
+
+    from fleet_server.cli.terminal import terminal_width
+    from fleet_server.cli.views import output_text
+
+    room = min((terminal_width(sys.stdout) or 1000) - _OTHER_COLUMNS, commands.EXCERPT_CELLS)
+    texts = [(view, output_text(view.output).strip()) for view in outcomes]
+    cut = [view for view, text in texts if len(text) > room or "\n" in text]
+    if len(outcomes) == 1 and cut:
+        commands.emit_output(invocation, outcomes[0])
+    elif cut:
+        first = f"{cut[0].node_name}/{cut[0].monotonic_seq}"
+        invocation.say(f"Whole results, one by one: `fleetctl commands show {first}`")
 
 
 def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse) -> None:
@@ -253,13 +278,23 @@ def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse
         )
     else:
         invocation.emit_table(commands.OUTCOME_COLUMNS, [_refused_row(target) for target in issue.refused])
-    raise Refused(_refused_sentence(issue))
+    raise Refused(_refused_sentence(issue), hint=_refused_hint(issue))
 
 
 def _refused_sentence(issue: admin_pb2.IssueCommandsResponse) -> str:
     reasons = sorted({target.reason for target in issue.refused})
     total = len(issue.refused) + issue.issued_count
-    return f"nothing was issued to {len(issue.refused)} of {total} nodes: {', '.join(reasons)}"
+    details = {target.detail for target in issue.refused}
+    # The table may have had no room for the detail: when all were refused for the same, it stands here, whole.
+    why = f"{reasons[0]}: {details.pop()}" if len(reasons) == len(details) == 1 else ", ".join(reasons)
+    whom = issue.refused[0].node_name if total == 1 else f"{len(issue.refused)} of {total} nodes"
+    return f"nothing was issued to {whom}: {why}"
+
+
+def _refused_hint(issue: admin_pb2.IssueCommandsResponse) -> str:
+    node = issue.refused[0].node_name or issue.refused[0].node_id
+    hints = {failures.hint_for(target.reason).replace("NODE", node) for target in issue.refused}
+    return hints.pop() if len(hints) == 1 else ""
 
 
 def _refused_row(target: admin_pb2.RefusedTarget) -> list[Cell]:

@@ -5,11 +5,36 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fleet_server.cli.failures import Failed
+import click
+
+from fleet_server.cli.failures import BadProfile, Failed
 from fleet_server.cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+
+secret_file_option = click.option(
+    "--output-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write the token to a new 0600 file instead of showing it.",
+)
+
+
+def check_new_file(path: str | None) -> None:
+    """See that a secret can go to `path`, before there is one: afterwards it would be in the wrong place.
+
+    Raises:
+        BadProfile: something is there, or nothing can be made there.
+    """
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.lexists(path):
+        raise BadProfile(f"{path} exists already", hint="name a file that does not: a secret never replaces anything")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadProfile(f"{folder} is no folder that you can write to", hint="name a file in one that you can")
 
 
 def emit_secret(
@@ -25,7 +50,8 @@ def emit_secret(
         output_file: new file to write instead of stdout.
 
     Raises:
-        Failed: the file is there already or cannot be written; the secret is shown then, since it cannot be had again.
+        Failed: the file came to be meanwhile or cannot be written; the secret is shown then, since it cannot be had
+            again.
     """
     from fleet_server.cli.views import to_json
 

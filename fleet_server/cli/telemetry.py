@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.cli import complete
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.terminal import Cell, Column, Styled, age
+from fleet_server.cli.tables import Cell, Column
+from fleet_server.cli.terminal import Styled, age
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
@@ -18,20 +20,20 @@ _LATEST_COLUMNS = [
     Column("NODE"),
     Column("SERIES"),
     Column("VALUE", right=True),
-    Column("UNIT"),
-    Column("AGE", right=True),
+    Column("UNIT", spare=2),
+    Column("AGE", right=True, spare=1),
     Column("LABELS", flexible=True),
 ]
 _HISTORY_COLUMNS = [
     Column("SERIES"),
-    Column("TREND"),
+    Column("LABELS", flexible=True),
+    Column("TREND", spare=3),
     Column("LAST", right=True),
     Column("MIN", right=True),
     Column("MEAN", right=True),
     Column("MAX", right=True),
-    Column("UNIT"),
-    Column("SAMPLES", right=True),
-    Column("LABELS", flexible=True),
+    Column("UNIT", spare=2),
+    Column("SAMPLES", right=True, spare=1),
 ]
 _SPARKLINE_CELLS = 24
 
@@ -42,7 +44,7 @@ def telemetry() -> None:
 
 
 @telemetry.command("latest", example="fleetctl telemetry latest 'press-*' --series 'host.cpu.*'")
-@click.argument("targets", nargs=-1)
+@click.argument("targets", nargs=-1, shell_complete=complete.node)
 @click.option("--series", "series_glob", default="", metavar="GLOB", help="Only series whose name matches.")
 @click.pass_obj
 def latest(invocation: Invocation, targets: tuple[str, ...], series_glob: str) -> None:
@@ -61,7 +63,7 @@ def latest(invocation: Invocation, targets: tuple[str, ...], series_glob: str) -
 
 
 @telemetry.command("history", example="fleetctl telemetry history press-7 --series host.cpu.percent --since 6h")
-@click.argument("node")
+@click.argument("node", shell_complete=complete.node)
 @click.option("--series", "series_glob", default="", metavar="GLOB", help="Only series whose name matches.")
 @click.option("--since", type=Duration(), default="1h", show_default=True, help="How far back.")
 @click.option("--samples", type=click.IntRange(2, 10_000), default=500, show_default=True, help="Most per series.")
@@ -92,21 +94,21 @@ def history(invocation: Invocation, node: str, series_glob: str, since: int, sam
 
 
 def _latest_row(value: admin_pb2.LatestValue, now_ms: int) -> list[Cell]:
-    from fleet_server.cli.chart import quantity
+    from fleet_server.cli.chart import quantity, unit_text
     from fleet_server.cli.views import labels_text
 
     return [
         Styled(value.node_name or value.node_id, bold=True),
         value.name,
         quantity(value.value, value.unit),
-        value.unit,
+        unit_text(value.unit),
         age(value.at_ms, now_ms),
         labels_text(value.labels.items()),
     ]
 
 
 def _history_row(series: admin_pb2.SeriesHistory) -> list[Cell]:
-    from fleet_server.cli.chart import finite, quantity, sparkline
+    from fleet_server.cli.chart import finite, quantity, sparkline, unit_text
     from fleet_server.cli.views import labels_text
 
     values = finite(series.values)
@@ -114,9 +116,9 @@ def _history_row(series: admin_pb2.SeriesHistory) -> list[Cell]:
     shown = [quantity(figure, series.unit) for figure in figures] or ["-"] * 4
     return [
         Styled(series.name, bold=True),
+        labels_text(series.labels.items()),
         Styled(sparkline(values, _SPARKLINE_CELLS), "cyan"),
         *shown,
-        series.unit,
+        unit_text(series.unit),
         str(len(series.values)),
-        labels_text(series.labels.items()),
     ]

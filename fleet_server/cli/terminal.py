@@ -1,19 +1,21 @@
-"""What goes to a terminal: colour or not, clean text, tables, ages. No imports beyond click, so that help stays
-fast."""
+"""What goes to a terminal: colour or not, clean text, prose that fits, ages. No imports beyond click, so that help
+stays fast."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
 import click
 
+from fleet.prose import wrapped
+
 _GAP = "  "
-_MIN_FLEXIBLE_WIDTH = 12
 # C0, DEL and C1 controls, and the marks that turn the direction of text around: a node's name, label or output must
 # not be able to move the cursor, clear the screen or disguise another line.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -27,18 +29,6 @@ class Styled:
     colour: str | None = None
     bold: bool = False
     dim: bool = False
-
-
-Cell = str | Styled
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table. A flexible one gives up width, from the end, when the terminal is narrow."""
-
-    title: str
-    right: bool = False
-    flexible: bool = False
 
 
 _STATE_COLOURS: Mapping[str, str] = {
@@ -94,50 +84,22 @@ def excerpt(text: str, width: int) -> str:
     return clean if len(clean) <= width else clean[: max(width - 1, 0)] + "…"
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, colour: bool, width: int | None) -> str:
-    """Lay out a table.
-
-    Args:
-        columns: titles and how they behave.
-        rows: one cell a column; the text is made printable here.
-        colour: whether to write escape sequences.
-        width: columns of the terminal; None never cuts, for pipes.
-    """
-    texts: list[list[str]] = []
-    styles: list[list[Styled | None]] = []
-    for row in rows:
-        texts.append([printable(cell.text if isinstance(cell, Styled) else cell) for cell in row])
-        styles.append([cell if isinstance(cell, Styled) else None for cell in row])
-    widths = [
-        max([len(column.title), *(_cells(row[i]) for row in texts)], default=0) for i, column in enumerate(columns)
-    ]
-    if width is not None:
-        _shrink(widths, columns, width)
-    lines = [
-        _line(
-            [Styled(column.title, bold=True) for column in columns], [c.title for c in columns], columns, widths, colour
-        )
-    ]
-    lines += [_line(style, text, columns, widths, colour) for style, text in zip(styles, texts, strict=True)]
-    return "\n".join(lines)
-
-
-def fields(pairs: Iterable[tuple[str, Cell]], *, colour: bool) -> str:
-    """Lay out one thing as `label  value` lines."""
+def fields(pairs: Iterable[tuple[str, str | Styled]], *, colour: bool, width: int | None = None) -> str:
+    """Lay out one thing as `label  value` lines; a value that is too long for the terminal goes on under itself."""
     shown = list(pairs)
     widest = max((len(label) for label, _ in shown), default=0)
     lines = []
     for label, value in shown:
         cell = value if isinstance(value, Styled) else Styled(value)
-        text = printable(cell.text)
-        label = label.ljust(widest)
-        lines.append(f"{_paint(Styled(label, dim=True), label, colour)}{_GAP}{_paint(cell, text, colour)}".rstrip())
+        text = wrapped(printable(cell.text), width, indent=widest + len(_GAP))
+        label = painted(Styled(label, dim=True), label.ljust(widest), colour=colour)
+        lines.append(f"{label}{_GAP}{painted(cell, text, colour=colour)}".rstrip())
     return "\n".join(lines)
 
 
 def styled(cell: Styled, *, colour: bool) -> str:
     """One piece of text, made printable, in its colour."""
-    return _paint(cell, printable(cell.text), colour)
+    return painted(cell, printable(cell.text), colour=colour)
 
 
 def terminal_width(stream: IO[Any]) -> int | None:
@@ -150,6 +112,11 @@ def age(then_ms: int, now_ms: int) -> str:
     if not then_ms:
         return "-"
     return duration(max(now_ms - then_ms, 0) / 1000)
+
+
+def clock_text(at_ms: int) -> str:
+    """The time of day here."""
+    return time.strftime("%H:%M:%S", time.localtime(at_ms / 1000))
 
 
 def duration(seconds: float) -> str:
@@ -170,56 +137,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _cells(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _shrink(widths: list[int], columns: Sequence[Column], width: int) -> None:
-    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
-    for i in reversed(range(len(columns))):
-        if excess <= 0:
-            return
-        if columns[i].flexible:
-            given = min(excess, max(widths[i] - _MIN_FLEXIBLE_WIDTH, 0))
-            widths[i] -= given
-            excess -= given
-
-
-def _line(
-    styles: Sequence[Styled | None],
-    texts: Sequence[str],
-    columns: Sequence[Column],
-    widths: Sequence[int],
-    colour: bool,
-) -> str:
-    parts: list[str] = []
-    last = len(columns) - 1
-    for i, text in enumerate(texts):
-        size = _cells(text)
-        if size > widths[i]:
-            text, size = _cut(text, widths[i])
-        padding = " " * (widths[i] - size)
-        style = styles[i]
-        painted = text if style is None else _paint(style, text, colour)
-        if columns[i].right:
-            parts.append(padding + painted)
-        else:
-            parts.append(painted if i == last else painted + padding)
-    return _GAP.join(parts).rstrip()
-
-
-def _cut(text: str, width: int) -> tuple[str, int]:
-    kept = text[: max(width - 1, 0)]
-    while _cells(kept) > width - 1:
-        kept = kept[:-1]
-    return kept + "…", _cells(kept) + 1
-
-
-def _paint(style: Styled, text: str, colour: bool) -> str:
+def painted(style: Styled, text: str, *, colour: bool) -> str:
+    """`text` in the colour of `style`."""
     if not colour or not (style.colour or style.bold or style.dim):
         return text
     return click.style(text, fg=style.colour, bold=style.bold or None, dim=style.dim or None)

@@ -26,7 +26,8 @@ def test_server_down(ctl: Fleetctl) -> None:
     result = ctl.run("whoami")
     assert result.exit_code == 4
     assert "cannot reach the server at 127.0.0.1" in result.stderr
-    assert "check that fleet-server runs there" in result.stderr
+    assert "nothing listens there" in result.stderr
+    assert "start fleet-server" in result.stderr
     assert result.stdout == ""
 
 

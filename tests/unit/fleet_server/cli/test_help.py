@@ -44,11 +44,13 @@ def test_the_root_help_loads_no_noun() -> None:
     bare = modules_after("--help")
     ours = {name for name in bare if name.startswith(("fleet_server.", "fleet."))}
     assert ours == {
+        "fleet.prose",
         "fleet_server.cli",
         "fleet_server.cli.failures",
         "fleet_server.cli.grammar",
         "fleet_server.cli.invocation",
         "fleet_server.cli.root",
+        "fleet_server.cli.tables",
         "fleet_server.cli.terminal",
     }
 

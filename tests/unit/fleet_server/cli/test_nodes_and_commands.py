@@ -139,7 +139,100 @@ def test_watching_nodes_writes_json_lines(ctl: Fleetctl) -> None:
         ("press-2", True),
         ("press-2", False),
     ]
-    assert ctl.run("nodes", "watch").stdout.splitlines()[2].split()[1:3] == ["○", "press-2"]
+
+
+def test_watching_nodes_tells_changes_and_no_mere_signs_of_life(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WatchNodes"] = [
+        admin_pb2.WatchNodesResponse(nodes=[node(1), node(2)]),
+        admin_pb2.WatchNodesResponse(nodes=[node(1, last_seen_ms=NOW_MS, rtt_us=99)]),
+        admin_pb2.WatchNodesResponse(nodes=[node(2, online=False)]),
+    ]
+    lines = [line.split()[1:4] for line in ctl.run("nodes", "watch").stdout.splitlines()]
+    assert lines == [
+        ["NAME", "STATE", "REPLICA"],
+        ["●", "press-1", "ACTIVE"],
+        ["●", "press-2", "ACTIVE"],
+        ["○", "press-2", "ACTIVE"],
+    ]
+
+
+def test_lists_that_are_empty_say_what_to_do(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse()
+    ctl.fake.answers["ListCommands"] = admin_pb2.ListCommandsResponse()
+    assert "fleetctl join-token create" in ctl.run("nodes", "list").stderr
+    assert "fleetctl nodes list" in ctl.run("nodes", "list", "x*").stderr
+    assert "No command" in ctl.run("commands", "list").stderr
+    assert ctl.run("nodes", "list", "-o", "json").stderr == "", "a program needs no advice"
+
+
+def test_a_label_is_not_set_and_removed_at_once(ctl: Fleetctl) -> None:
+    result = ctl.run("nodes", "label", "press-1", "a=1", "a-")
+    assert result.exit_code == 2
+    assert ctl.fake.calls == []
+
+
+def test_run_with_one_word_says_what_is_missing(ctl: Fleetctl) -> None:
+    result = ctl.run("run", "press-1")
+    assert result.exit_code == 2
+    assert "fleetctl run press-1 host.info" in result.stderr
+
+
+def test_a_refusal_of_all_is_told_whole_with_its_next_step(ctl: Fleetctl) -> None:
+    detail = "the arguments are refused at /program: 'rm' is not one of 'date'"
+    refused = admin_pb2.RefusedTarget(node_name="press-1", reason="ARGUMENTS_INVALID", detail=detail)
+    ctl.fake.answers["IssueCommands"] = issued(0, refused=[refused])
+    result = ctl.run("run", "press-1", "exec.run", "--arg", "program=rm")
+    assert result.exit_code == 3
+    error, hint = result.stderr.splitlines()
+    assert error == f"error: nothing was issued to press-1: ARGUMENTS_INVALID: {detail}"
+    assert hint == " next: see what the action takes: `fleetctl nodes show press-1`"
+
+
+def test_the_result_of_one_command_is_shown_whole(ctl: Fleetctl) -> None:
+    ctl.fake.answers["IssueCommands"] = issued(1)
+    ctl.fake.answers["WatchCommands"] = [changed(command(1, output=b'{"exit_code":0,"stdout":"one\\ntwo\\n"}'))]
+    result = ctl.run("run", "press-1", "exec.run")
+    assert result.stdout.splitlines()[2:] == ["", "exit_code  0", "stdout", "  one", "  two"]
+    assert "It succeeded." in result.stderr
+
+
+def test_of_many_long_results_it_is_said_where_they_stand(ctl: Fleetctl) -> None:
+    ctl.fake.answers["IssueCommands"] = issued(2)
+    ctl.fake.answers["WatchCommands"] = [changed(command(1), command(2, output=b'{"stdout":"one\\ntwo"}'))]
+    result = ctl.run("run", "*", "exec.run")
+    assert len(result.stdout.splitlines()) == 3
+    assert "`fleetctl commands show press-2/42`" in result.stderr
+
+
+def test_a_command_is_named_by_its_node_and_seq(ctl: Fleetctl) -> None:
+    def page(request: admin_pb2.ListCommandsRequest) -> admin_pb2.ListCommandsResponse:
+        assert request.node == "press-1"
+        if request.page.token:
+            return admin_pb2.ListCommandsResponse(commands=[command(1, monotonic_seq=7)])
+        return admin_pb2.ListCommandsResponse(commands=[command(2, monotonic_seq=9)], next_page_token="next")
+
+    ctl.fake.answers["ListCommands"] = page
+    ctl.fake.answers["GetCommand"] = lambda request: admin_pb2.GetCommandResponse(
+        command=command(request.command_id[0])
+    )
+    assert ctl.json("commands", "show", "press-1/7")["command_id"] == "01" * 16
+    ctl.fake.answers["CancelCommands"] = admin_pb2.CancelCommandsResponse(commands=[command(1)])
+    assert "nothing to call back" in ctl.run("commands", "cancel", "press-1/7", "03" * 16).stderr
+    assert list(ctl.fake.requests("CancelCommands")[0].command_ids) == [b"\x01" * 16, b"\x03" * 16]
+    missing = ctl.run("commands", "show", "press-1/8")
+    assert missing.exit_code == 3
+    assert "press-1 has no command 8" in missing.stderr
+    assert ctl.run("commands", "show", "press-1/").exit_code == 2
+
+
+def test_a_reason_that_the_state_tells_is_not_told_twice(ctl: Fleetctl) -> None:
+    cancelled = command(1, command_pb2.COMMAND_STATE_CANCELLED, reason="CANCELLED", error="the program was ended")
+    ctl.fake.answers["WatchCommands"] = [changed(cancelled)]
+    ctl.fake.answers["ListCommands"] = admin_pb2.ListCommandsResponse(commands=[cancelled])
+    assert ctl.run("commands", "watch", "is_1").stdout.count("CANCELLED") == 1
+    listed = ctl.run("commands", "list").stdout
+    assert listed.count("CANCELLED") == 1
+    assert "the program was ended" in listed
 
 
 def test_run_waits_and_shows_every_outcome(ctl: Fleetctl) -> None:

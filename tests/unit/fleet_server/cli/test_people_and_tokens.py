@@ -89,8 +89,24 @@ def test_a_secret_goes_to_a_new_private_file(ctl: Fleetctl, tmp_path: Path) -> N
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("fop1.fresh\n", 0o600)
     assert "fop1.fresh" not in result.output
     again = ctl.run(*create)
-    assert again.exit_code == 1, "an older file is never written over"
-    assert again.stdout == "fop1.fresh\n", "and what is shown once is not lost"
+    assert again.exit_code == 2, "an older file is never written over"
+    assert "exists already" in again.stderr
+    assert ctl.run(*create[:-1], str(tmp_path / "none" / "x")).exit_code == 2
+    assert len(ctl.fake.requests("CreateOperator")) == 1, "and no operator is made whose token has nowhere to go"
+
+
+def test_a_secret_whose_file_came_to_be_meanwhile_is_not_lost(ctl: Fleetctl, tmp_path: Path) -> None:
+    file = tmp_path / "grace.token"
+
+    def create(_request: object) -> admin_pb2.CreateOperatorResponse:
+        file.write_text("another's")
+        return admin_pb2.CreateOperatorResponse(operator=operator(), token="fop1.fresh")
+
+    ctl.fake.answers["CreateOperator"] = create
+    result = ctl.run("operators", "create", "grace", "--role", "viewer", "--output-file", str(file))
+    assert result.exit_code == 1
+    assert result.stdout == "fop1.fresh\n"
+    assert file.read_text() == "another's"
 
 
 def test_operators_are_listed_and_revoked(ctl: Fleetctl) -> None:

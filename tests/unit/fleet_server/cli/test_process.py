@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+from fleet.standard_streams import READER_LEFT
 from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.tls import FakeAuthority
 from tests.unit.fleet_server.cli.conftest import TOKEN, Fleetctl
@@ -32,6 +33,7 @@ def test_ctrl_c_ends_a_watch_with_130_and_no_traceback(ctl: Fleetctl) -> None:
         text=True,
     ) as process:
         assert process.stdout is not None
+        assert "NAME" in process.stdout.readline()
         assert "press-1" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=LIMIT_S)
@@ -68,7 +70,59 @@ def test_a_reader_that_leaves_early_gets_no_traceback(ctl: Fleetctl) -> None:
         assert process.stderr is not None
         stderr = process.stderr.read().decode()
         process.wait(LIMIT_S)
-    assert "Traceback" not in stderr
+    assert stderr == ""
+    assert process.returncode == READER_LEFT, "1 would mean that an outcome failed"
+
+
+def test_a_full_disk_is_told_in_a_sentence(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=[node(1)])
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, "nodes", "list"], env=environment(ctl), stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[0] == "error: cannot write the output: No space left on device"
+
+
+def test_without_standard_output_nothing_is_done(ctl: Fleetctl) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, "join-token", "create"],
+        env=environment(ctl),
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"standard output is closed" in done.stderr
+    assert ctl.fake.calls == [], "a secret that is shown once would be lost"
+
+
+def test_a_terminal_that_knows_no_such_character_gets_another(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=[node(1), node(2, name="größe", online=False)])
+    done = subprocess.run(
+        [*PROGRAM, "nodes", "list"],
+        env={**environment(ctl), "PYTHONIOENCODING": "iso-8859-7"},
+        capture_output=True,
+        check=True,
+    )
+    lines = done.stdout.decode("iso-8859-7").splitlines()
+    assert lines[1].startswith("*  press-1")
+    assert lines[2].startswith("o  gr??e")
+
+
+def test_at_a_terminal_a_watch_redraws_one_table(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WatchNodes"] = [
+        admin_pb2.WatchNodesResponse(nodes=[node(1), node(2)]),
+        admin_pb2.WatchNodesResponse(nodes=[node(2, state="SUSPENDED", online=False)]),
+        ctl.fake.HOLD,
+    ]
+    process, screen = at_terminal(ctl, "nodes", "watch")
+    shown = _read_until(screen, "SUSPENDED")
+    process.send_signal(signal.SIGINT)
+    shown += _read_all(screen)
+    assert process.wait(LIMIT_S) == 130, shown
+    assert "2 nodes. Ctrl-C ends." in shown
+    assert "\x1b[1A" in shown, "the cursor goes back up: the table stays in its place"
+    assert "Traceback" not in shown
 
 
 def test_on_a_terminal_there_is_progress_colour_and_clean_data(ctl: Fleetctl) -> None:

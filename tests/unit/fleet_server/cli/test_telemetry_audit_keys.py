@@ -122,7 +122,7 @@ def test_tail_shows_the_newest_rows(ctl: Fleetctl) -> None:
     assert "command.issued" in table[1]
     assert ctl.fake.requests("ExportAudit")[0].last == 2
     followed = ctl.run("audit", "tail", "--follow").stdout.splitlines()
-    assert len(followed) == 2
+    assert followed == table, "rows that come are laid out like rows that are there"
     assert ctl.fake.requests("ExportAudit")[1].follow
 
 

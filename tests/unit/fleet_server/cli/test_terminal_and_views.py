@@ -9,17 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.prose import cells, wrapped
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server.cli.terminal import (
-    Column,
-    Styled,
-    age,
-    duration,
-    excerpt,
-    printable,
-    table,
-    wants_colour,
-)
+from fleet_server.cli.tables import Column, RunningTable, table
+from fleet_server.cli.terminal import Styled, age, duration, excerpt, fields, printable, wants_colour
 from fleet_server.cli.views import enum_word, moment, output_text, to_json
 
 COLUMNS = [Column("NAME"), Column("N", right=True), Column("NOTE", flexible=True)]
@@ -46,6 +39,60 @@ def test_a_narrow_terminal_cuts_the_flexible_column_alone() -> None:
     assert len(lines[1]) == 40
     assert lines[1].startswith("name  1  word word")
     assert lines[1].endswith("…")
+
+
+SPARE = [Column("NAME"), Column("SITE", spare=2), Column("BY", spare=1), Column("NOTE", flexible=True, least=6)]
+
+
+def test_what_matters_least_is_left_out_before_anything_breaks() -> None:
+    rows = [("press-1", "berlin", "ada", "something long")]
+    assert table(SPARE, rows, colour=False, width=None).splitlines()[0] == "NAME     SITE    BY   NOTE"
+    assert table(SPARE, rows, colour=False, width=25).splitlines() == [
+        "NAME     SITE    NOTE",
+        "press-1  berlin  somethi…",
+    ]
+    assert table(SPARE, rows, colour=False, width=15).splitlines() == ["NAME     NOTE", "press-1  somet…"]
+
+
+def test_a_column_that_says_nothing_is_left_out_first() -> None:
+    lines = table(SPARE, [("press-1", "-", "ada", "something long")], colour=False, width=24).splitlines()
+    assert lines == ["NAME     BY   NOTE", "press-1  ada  something…"]
+
+
+def test_a_table_whose_rows_come_over_time_stays_within_its_width() -> None:
+    growing = RunningTable(SPARE, colour=False, width=30)
+    shown = growing.add([("a", "b", "c", "d")]) + "\n" + growing.add([("press-1", "berlin", "grace", "something long")])
+    assert shown.splitlines() == ["NAME  SITE  BY  NOTE", "a     b     c   d", "press-1  berlin  grace  somet…"]
+
+
+@given(st.lists(st.tuples(*[st.text(max_size=30)] * 4), max_size=5), st.integers(60, 200))
+def test_no_table_is_wider_than_its_terminal(rows: list[tuple[str, str, str, str]], width: int) -> None:
+    shown = table(
+        [Column(c.title, flexible=True, least=c.least, spare=c.spare) for c in SPARE], rows, colour=False, width=width
+    )
+    assert all(cells(line) <= width for line in shown.split("\n"))
+
+
+def test_prose_wraps_between_words_and_never_within_a_command() -> None:
+    text = "start it, then log in: `fleetctl login 127.0.0.1:7444 --ca-file ca.pem` (as ada)"
+    assert wrapped(text, None) == text
+    assert wrapped(text, 30, indent=2).split("\n") == [
+        "start it, then log in:",
+        "  `fleetctl login 127.0.0.1:7444 --ca-file ca.pem`",
+        "  (as ada)",
+    ]
+
+
+def test_a_hash_breaks_between_its_bytes() -> None:
+    shown = fields([("authority", "SHA-256 " + ":".join(["AB"] * 32))], colour=False, width=50).splitlines()
+    assert shown[0] == "authority  SHA-256"
+    assert [len(line) for line in shown[1:]] == [50, 50, 28]
+    assert "".join(line.strip() for line in shown[1:]) == ":".join(["AB"] * 32)
+
+
+@given(st.text(), st.integers(1, 100), st.integers(0, 10))
+def test_wrapping_loses_no_word(text: str, width: int, indent: int) -> None:
+    assert "".join(wrapped(text, width, indent=indent).split()) == "".join(text.split())
 
 
 def test_colour_wraps_the_text_and_not_the_padding() -> None:
