@@ -6,67 +6,92 @@ not answer.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
-from pydantic import SecretStr
 
-from fleet.clock import SystemClock
-from fleet.errors import Reason, Refusal
-from fleet.identity import PrivateFileError, write_private
-from fleet.version import software_version
-from fleet_server import bootstrap
-from fleet_server.certificates import CertificateError
-from fleet_server.config import ConfigError, LoadedSettings, Settings, load
-from fleet_server.config.reference import render
-from fleet_server.database import migrate
-from fleet_server.database.dialects import DatabaseUrlError
-from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError, SchemaState
-from fleet_server.observability import logging as server_logging
-from fleet_server.trust.secrets import SecretKeyError
-from fleet_server.trust.service import TrustSetupError
+from fleet.prose import write_example
+from fleet_server.cli.grammar import Listing
+
+# Everything heavy is imported by the verb that needs it: help is there at once.
+if TYPE_CHECKING:
+    from fleet_server.config import LoadedSettings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_EXIT_CODES = (
+    ("0", "done"),
+    ("1", "the server failed while it ran"),
+    ("2", "wrong usage, settings or files"),
+    ("3", "refused"),
+    ("4", "the database does not answer"),
+)
 
-class BadSetup(click.ClickException):
+
+class Ending(click.ClickException):
+    """A verb ends badly; the message says why and what to do."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write it to standard error, further lines under the first."""
+        first, *further = self.message.splitlines() or [""]
+        click.echo(f"error: {first}", file=file or sys.stderr)
+        for line in further:
+            click.echo(f"       {line}", file=file or sys.stderr)
+
+
+class BadSetup(Ending):
     """Wrong usage, settings or files."""
 
     exit_code = 2
 
 
-class Refused(click.ClickException):
-    """What was asked for is not done; the message says why and what to do."""
+class Refused(Ending):
+    """What was asked for is not done."""
 
     exit_code = 3
 
 
-class Unreachable(click.ClickException):
+class Unreachable(Ending):
     """The database does not answer."""
 
     exit_code = 4
 
 
-_ENDINGS: tuple[tuple[type[Exception], type[click.ClickException]], ...] = (
-    (ConfigError, BadSetup),
-    (DatabaseUrlError, BadSetup),
-    (SecretKeyError, BadSetup),
-    (PrivateFileError, BadSetup),
-    (CertificateError, BadSetup),
-    (DatabaseUnreachableError, Unreachable),
-    (bootstrap.NotInitialisedError, Refused),
-    (bootstrap.AlreadyRunningError, Refused),
-    (SchemaError, Refused),
-    (TrustSetupError, Refused),
-)
+def _ending_of(error: Exception) -> Ending | None:
+    """What a known error ends with; None for a fault of this program."""
+    from fleet.errors import Reason, Refusal
+    from fleet.identity import PrivateFileError
+    from fleet_server import bootstrap
+    from fleet_server.certificates import CertificateError
+    from fleet_server.config import ConfigError
+    from fleet_server.database.dialects import DatabaseUrlError
+    from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError
+    from fleet_server.trust.secrets import SecretKeyError
+    from fleet_server.trust.service import TrustSetupError
+
+    if isinstance(error, Refusal):
+        return (Unreachable if error.reason is Reason.UNAVAILABLE else Refused)(error.detail)
+    endings: tuple[tuple[type[Exception], type[Ending]], ...] = (
+        (ConfigError, BadSetup),
+        (DatabaseUrlError, BadSetup),
+        (SecretKeyError, BadSetup),
+        (PrivateFileError, BadSetup),
+        (CertificateError, BadSetup),
+        (DatabaseUnreachableError, Unreachable),
+        (bootstrap.NotInitialisedError, Refused),
+        (bootstrap.AlreadyRunningError, Refused),
+        (SchemaError, Refused),
+        (TrustSetupError, Refused),
+    )
+    return next((ending(str(error)) for kind, ending in endings if isinstance(error, kind)), None)
 
 
 @contextmanager
@@ -74,16 +99,17 @@ def _explained() -> Iterator[None]:
     """Known errors become one sentence and a code; all others are faults of this program and show where."""
     try:
         yield
-    except Refusal as refusal:
-        unreachable = refusal.reason is Reason.UNAVAILABLE
-        raise (Unreachable(refusal.detail) if unreachable else Refused(refusal.detail)) from refusal
-    except tuple(kind for kind, _ in _ENDINGS) as error:
-        ending = next(ending for kind, ending in _ENDINGS if isinstance(error, kind))
-        raise ending(str(error)) from error
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        ending = _ending_of(error)
+        if ending is None:
+            raise
+        raise ending from error
 
 
 class Verb(click.Command):
-    """A command whose help ends with an example, and whose errors are explained."""
+    """A command whose help ends with an example and the exit codes, and whose errors are explained."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,10 +121,32 @@ class Verb(click.Command):
             return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example."""
-        with formatter.section("Example"):
-            for line in self._example.splitlines():
-                formatter.write_text(line)
+        """Write the example and the exit codes."""
+        write_example(formatter, self._example)
+        _write_exit_codes(formatter)
+
+
+class Program(Listing):
+    """`fleet-server` itself: its output may go to a pipe that closes or a disk that is full."""
+
+    group_class = Listing
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run and end the process."""
+        from fleet.standard_streams import carry_output
+
+        with carry_output():
+            return super().main(*args, **extra)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first steps and the exit codes."""
+        write_example(formatter, "fleet-server init --owner ada --owner-token-file owner.token\nfleet-server run")
+        _write_exit_codes(formatter)
+
+
+def _write_exit_codes(formatter: click.HelpFormatter) -> None:
+    with formatter.section("Exit codes"):
+        formatter.write_dl(list(_EXIT_CODES))
 
 
 def _settings_options(function: Function) -> Function:
@@ -117,6 +165,10 @@ def _settings_options(function: Function) -> Function:
 
 
 def _load(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> LoadedSettings:
+    from pydantic import SecretStr
+
+    from fleet_server.config import Settings, load
+
     flags = {"data_dir": data_dir} if data_dir else {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
@@ -131,14 +183,11 @@ def _load(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> Lo
     return load(file, flags=flags)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The cloud side of the fleet gateway: nodes connect to it, operators steer them through it.
-
-    Exit codes: 0 done, 1 the server failed while it ran, 2 wrong usage, settings or files, 3 refused, 4 the database
-    does not answer.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core's own lines would break up the log's JSON
+    """The cloud side of the fleet gateway: nodes connect to it, operators steer them through it."""
+    # The C core's own lines would break up the log's JSON. It reads this when grpc is imported: after this line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @main.command(
@@ -157,6 +206,13 @@ def init(
     Running it again makes what is missing and changes nothing else. With another --owner it makes a further owner, for
     when every token is lost.
     """
+    import asyncio
+
+    from fleet.clock import SystemClock
+    from fleet.identity import write_private
+    from fleet_server import bootstrap
+    from fleet_server.observability import logging as server_logging
+
     settings = _load(file, data_dir, pairs).settings
     if owner_token_file is not None:
         _check_token_file(owner_token_file)
@@ -178,8 +234,9 @@ def init(
         click.echo(f"owner        {made.owner}, token (shown this once):")
         click.echo(made.owner_token.reveal())
     start = shlex.join(["fleet-server", "run", *_repeated(file, data_dir, pairs)])
-    login = shlex.join(["fleetctl", "login", settings.admin_listen, "--ca-file", str(made.tls_ca_file)])
-    click.echo(f"next: `{start}`, then `{login}`", err=True)
+    token = ["--token-file", str(owner_token_file)] if made.owner_token is not None and owner_token_file else []
+    login = shlex.join(["fleetctl", "login", settings.admin_listen, "--ca-file", str(made.tls_ca_file), *token])
+    click.echo(f"next, here:                `{start}`\nthen, from another shell:  `{login}`", err=True)
 
 
 def _repeated(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> Iterator[str]:
@@ -204,6 +261,10 @@ def _check_token_file(path: Path) -> None:
 @_settings_options
 def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain."""
+    from fleet.clock import SystemClock
+    from fleet_server import bootstrap
+    from fleet_server.observability import logging as server_logging
+
     settings = _load(file, data_dir, pairs).settings
     server_logging.configure(settings.log_level, log_format=settings.log_format)
     bootstrap.require_schema(settings)
@@ -211,7 +272,7 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
         secrets = bootstrap.load_secrets(settings)
         certificates = bootstrap.open_tls(settings, SystemClock())
         from fleet.process_end import end_without_teardown
-        from fleet_server.app import serve  # late: the other verbs need none of the rooms
+        from fleet_server.app import serve
         from fleet_server.listeners import ListenError
 
         try:
@@ -229,6 +290,8 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
 def config(output: str, reference: bool, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Show the settings in effect and where each comes from; secrets are masked."""
     if reference:
+        from fleet_server.config.reference import render
+
         click.echo(render(), nl=False)
         return
     shown = _load(file, data_dir, pairs).shown()
@@ -249,6 +312,9 @@ def db() -> None:
 @_settings_options
 def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Bring the schema to this server's revision. Servers of the older revision have to be stopped first."""
+    from fleet_server.database import migrate
+    from fleet_server.database.migrate import SchemaState
+
     report = migrate.upgrade(_load(file, data_dir, pairs).settings.resolved_database_url())
     if report.state is SchemaState.CURRENT:
         click.echo(f"schema revision {report.wanted}: nothing to do")
@@ -260,6 +326,9 @@ def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> 
 @_settings_options
 def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Compare the schema with this server; exit code 3 when `run` would refuse it."""
+    from fleet_server.database import migrate
+    from fleet_server.database.migrate import SchemaState
+
     report = migrate.check(_load(file, data_dir, pairs).settings.resolved_database_url())
     steps = {
         SchemaState.EMPTY: "run `fleet-server init`",
@@ -275,6 +344,8 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
 @main.command(cls=Verb, example="fleet-server version")
 def version() -> None:
     """Print the version."""
+    from fleet.version import software_version
+
     click.echo(software_version())
 
 

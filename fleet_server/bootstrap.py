@@ -36,7 +36,7 @@ from fleet_server.trust.secrets import (
     parse_master_key,
     read_key_file,
 )
-from fleet_server.trust.service import TrustService
+from fleet_server.trust.service import TrustService, TrustSetupError
 
 log = get_logger(__name__)
 
@@ -101,8 +101,13 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
         operators = OperatorService(database=database, clock=clock, audit=audit, secrets=secrets)
         database.start()
         try:
-            await trust.create_cluster()
-            await trust.load()
+            try:
+                await trust.create_cluster()
+                await trust.load()
+            except TrustSetupError:
+                if made_key_file is not None:
+                    made_key_file.unlink()  # it opens nothing here, and would hide that the right one is missing
+                raise
             await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der])
             token = await _create_owner(operators, owner)
             await audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
@@ -163,7 +168,8 @@ def require_schema(settings: Settings) -> None:
         return
     if report.state is SchemaState.EMPTY:
         raise NotInitialisedError(
-            f"the database is empty (data folder {settings.data_dir}): run `fleet-server init` with them first"
+            f"the database is empty (data folder {settings.data_dir}): "
+            "run `fleet-server init` with the same settings first"
         )
     if report.state is SchemaState.OLDER and dialect_of(parse_url(url)) == "sqlite":
         with sole_server(settings):

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import create_engine
 
+from fleet.standard_streams import READER_LEFT
 from fleet_server import bootstrap
 from fleet_server.__main__ import main
 from fleet_server.config import load
@@ -83,6 +85,7 @@ def test_the_token_can_go_to_a_private_file_instead(folder: Path, tmp_path: Path
     made = init(folder, "--owner-token-file", file)
     assert made.exit_code == 0, made.output
     assert not TOKEN.findall(made.output)
+    assert f"--token-file {file}`" in made.stderr, "the next step uses it"
     assert file.stat().st_mode & 0o777 == 0o600
     assert TOKEN.fullmatch(file.read_text().strip())
     refused = init(folder, "--owner", "second", "--owner-token-file", file)
@@ -257,8 +260,69 @@ def test_one_server_a_data_folder(folder: Path) -> None:
 def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
     shown = call(*verb, "--help")
     assert shown.exit_code == 0
-    if verb and verb != ["db"]:
-        assert "Example:\n  fleet-server " + " ".join(verb) in shown.stdout
+    if verb != ["db"]:
+        assert "Example:\n  fleet-server " + " ".join(verb or ["init"]) in shown.stdout
+        assert "  4  the database does not answer" in shown.stdout
+    assert "..." not in shown.stdout.partition("Commands:")[2], "no sentence is cut off"
+
+
+def test_help_is_there_before_the_server_is() -> None:
+    program = (
+        "import contextlib, sys\n"
+        "from fleet_server.__main__ import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main(['--help'])\n"
+        "print(sorted({'grpc', 'sqlalchemy', 'pydantic', 'alembic', 'cryptography'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_port_that_is_taken_is_told_in_our_words_alone(folder: Path) -> None:
+    init(folder)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = [f"gateway_listen={address}", "admin_listen=127.0.0.1:0", "metrics_listen=off"]
+        words = [word for setting in settings for word in ("--set", setting)]
+        ran = subprocess.run(
+            [sys.executable, "-m", "fleet_server", "run", "--data-dir", folder, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines() == [
+        f"error: cannot listen on {address} (gateway_listen): another process may hold the port; choose another one"
+    ]
+
+
+def test_a_lost_key_is_not_replaced(folder: Path) -> None:
+    init(folder)
+    key = folder / "secret.key"
+    kept = key.read_bytes()
+    key.unlink()
+    refused = init(folder)
+    assert refused.exit_code == 3
+    assert not key.exists(), "a new key would open nothing, and hide that the right one is missing"
+    key.write_bytes(kept)
+    key.chmod(0o600)
+    assert init(folder).exit_code == 0
+
+
+def test_output_that_nobody_reads_or_that_cannot_be_written_is_told(folder: Path) -> None:
+    words = [sys.executable, "-m", "fleet_server", "config", "--data-dir", str(folder)]
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: cannot write the output: No space left on device\n next: ")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as left:
+        assert left.stdout is not None
+        assert left.stderr is not None
+        left.stdout.close()
+        assert left.stderr.read() == b""
+    assert left.returncode == READER_LEFT
 
 
 def test_the_program_runs_as_a_module_too() -> None:
