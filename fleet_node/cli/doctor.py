@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fleet_node.cli.grammar import ExitCode, Failure, Verb, json_option, node_options, printable, settings_from
+from fleet_node.cli.grammar import ExitCode, Failure, Verb, folded, json_option, node_options, settings_from
 
 if TYPE_CHECKING:
     from fleet_node.doctor.finding import Finding
@@ -69,9 +70,9 @@ async def _examine(doctor: Doctor, *, as_json: bool) -> list[Finding]:
 def _show(finding: Finding) -> None:
     level = click.style(f"{finding.level:<4}", fg=_COLOURS[finding.level])
     about = f"{finding.check} {finding.endpoint}" if finding.endpoint else finding.check
-    click.echo(f"{level}  {printable(about)}: {printable(finding.detail)}")
+    click.echo(f"{level}  {folded(f'{about}: {finding.detail}', 6, sys.stdout)}")
     if finding.next_step:
-        click.echo(f"      -> {printable(finding.next_step)}")
+        click.echo(f"      -> {folded(finding.next_step, 9, sys.stdout)}")
 
 
 def _show_config_failure(failure: Failure, *, as_json: bool) -> None:

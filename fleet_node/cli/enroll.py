@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fleet_node.cli.grammar import ExitCode, Failure, Verb, node_options, printable, settings_from
+from fleet_node.cli.grammar import ExitCode, Failure, Verb, again, folded, node_options, settings_from
 
 if TYPE_CHECKING:
     from fleet.errors import Refusal
@@ -61,18 +61,23 @@ def enroll(
         folder = StateFolder(settings.state_dir)
         membership = load_membership(folder.membership)
         if membership is not None:
-            _say_member(membership, "This node is enrolled already")
+            _say_member(membership, "This node is enrolled already", again("run", config, state_dir))
             return
         folder.lock()
         pending = load_pending(folder.enrollment)
         text = _token_text(token, token_file, needed=pending is None)
         with asyncio.Runner() as runner:
-            runner.run(_enroll(settings, folder, pending, text, wait=not no_wait))
+            membership = runner.run(_enroll(settings, folder, pending, text, wait=not no_wait))
+        if membership is None:
+            click.echo(f"Asked to join. To fetch the decision: {again('enroll', config, state_dir)}")
+        else:
+            _say_member(membership, "Approved. This node is enrolled", again("run", config, state_dir))
 
 
 async def _enroll(
     settings: Settings, folder: StateFolder, pending: PendingEnrollment | None, token_text: str, *, wait: bool
-) -> None:
+) -> Membership | None:
+    """Ask, and wait for the decision; None without waiting."""
     from fleet.clock import SystemClock
     from fleet.identity import show_fingerprint
     from fleet_node.commands.opening import ensure_journal
@@ -96,19 +101,14 @@ async def _enroll(
             if pending is None:
                 raise AssertionError("a token is asked for when nothing is pending")
             _say_fingerprint(show_fingerprint(service.keys().fingerprint), pending.owner_pin)
-            if not wait:
-                click.echo("Asked to join. Run `fleet-node enroll` again to fetch the decision.")
-                return
-            membership = await _wait_decided(service, pending, progress)
+            return await _wait_decided(service, pending, progress) if wait else None
     except TimeoutError:
         raise progress.out_of_time() from None
-    _say_member(membership, "Approved. This node is enrolled")
 
 
 async def _wait_decided(service: EnrollmentService, pending: PendingEnrollment, progress: _Progress) -> Membership:
-    click.echo(
-        "Waiting for an operator to approve (fleetctl enrollments approve). Ctrl-C is safe: run this again.", err=True
-    )
+    waiting = "Waiting for an operator: `fleetctl enrollments approve`. Ctrl-C is safe: run this again."
+    click.echo(folded(waiting, 0, sys.stderr), err=True)
     progress.asked = True
     return await service.wait_decided(pending)
 
@@ -123,7 +123,8 @@ class _Progress:
     def retrying(self, refusal: Refusal, delay_s: float) -> None:
         """A try failed."""
         self._last = refusal
-        click.echo(f"{printable(refusal.detail)}; trying again in {max(delay_s, 0.1):.1f} s", err=True)
+        said = f"{refusal.detail}; trying again in {max(delay_s, 0.1):.1f} s"
+        click.echo(folded(said, 0, sys.stderr), err=True)
 
     def out_of_time(self) -> Failure:
         """Why there is no decision in time."""
@@ -194,6 +195,7 @@ def _say_fingerprint(fingerprint: str, owner_pin: bytes) -> None:
     click.echo(f"Owner key pinned: {pin}\n")
 
 
-def _say_member(membership: Membership, what: str) -> None:
-    click.echo(f"{what} as {printable(membership.name)} (node {membership.node_id}, cluster {membership.cluster_id}).")
-    click.echo("Next: fleet-node run")
+def _say_member(membership: Membership, what: str, next_step: str) -> None:
+    told = f"{what} as {membership.name} (node {membership.node_id}, cluster {membership.cluster_id})."
+    click.echo(folded(told, 0, sys.stdout))
+    click.echo(f"Next: {next_step}")

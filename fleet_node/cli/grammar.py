@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import click
+
+from fleet.prose import wrapped, write_example
 
 if TYPE_CHECKING:
     from fleet_node.config import Loaded
@@ -53,9 +57,10 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write both sentences to standard error."""
-        click.echo(f"error: {printable(self.message)}", file=file, err=True)
-        if self.hint:
-            click.echo(f" next: {printable(self.hint)}", file=file, err=True)
+        stream = file or sys.stderr
+        for label, text in (("error:", self.message), (" next:", self.hint)):
+            if text:
+                click.echo(f"{label} {folded(text, len(label) + 1, stream)}", file=stream)
 
 
 class Verb(click.Command):
@@ -71,9 +76,7 @@ class Verb(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The example and the exit codes."""
-        with formatter.section("Example"):
-            for line in self.example.splitlines():
-                formatter.write_text(line)
+        write_example(formatter, self.example)
         _write_exit_codes(formatter)
 
 
@@ -115,9 +118,7 @@ class Root(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """An example and the exit codes."""
-        with formatter.section("Example"):
-            formatter.write_text("fleet-node enroll --token-file join-token.txt")
-            formatter.write_text("fleet-node run")
+        write_example(formatter, "fleet-node enroll --token-file join-token.txt\nfleet-node run")
         _write_exit_codes(formatter)
 
     def main(
@@ -190,6 +191,26 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def folded(text: str, indent: int, stream: IO[Any]) -> str:
+    """Text made printable, and folded to the terminal when `stream` is one.
+
+    Args:
+        text: may come from a server.
+        indent: column at which it begins, and further lines too.
+        stream: where it will go.
+    """
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    return wrapped(printable(text), width, indent=indent)
+
+
+def again(verb: str, config: Path | None, state_dir: Path | None) -> str:
+    """The command line of another verb for the same node, as a person types it."""
+    words = ["fleet-node", verb]
+    for option, path in (("--config", config), ("--state-dir", state_dir)):
+        words += [option, str(path)] if path is not None else []
+    return f"`{shlex.join(words)}`"
 
 
 def _write_exit_codes(formatter: click.HelpFormatter) -> None:

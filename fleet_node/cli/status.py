@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
-from fleet_node.cli.grammar import Verb, json_option, node_options, printable, settings_from
+from fleet_node.cli.grammar import Verb, folded, json_option, node_options, settings_from
 
 
 @click.command(cls=Verb, example="fleet-node status\nfleet-node status --json | jq .daemon.link.state")
@@ -16,18 +17,19 @@ from fleet_node.cli.grammar import Verb, json_option, node_options, printable, s
 def status(as_json: bool, config: Path | None, state_dir: Path | None) -> None:
     """Show what this node is, from its state folder, and what its daemon does, asked over a socket in that folder."""
     settings = settings_from(config, state_dir).settings
+    from fleet.clock import SystemClock
     from fleet_node.cli.failures import told
+    from fleet_node.status.local import status as local_status
+    from fleet_node.status.view import fields, what_to_do
 
     with told(settings.state_dir):
-        from fleet.clock import SystemClock
-        from fleet_node.status.local import status as local_status
-        from fleet_node.status.view import lines, what_to_do
-
         said = dict(local_status(settings.state_dir))
-        if as_json:
-            if said["daemon"] is not None:
-                said["what_to_do"] = what_to_do(said["daemon"]["link"]["last_refusal"])
-            click.echo(json.dumps(said, indent=2))
-            return
-        for line in lines(said, SystemClock().now_ms()):
-            click.echo(printable(line))
+    if as_json:
+        if said["daemon"] is not None:
+            said["what_to_do"] = what_to_do(said["daemon"]["link"]["last_refusal"])
+        click.echo(json.dumps(said, indent=2))
+        return
+    pairs = list(fields(said, SystemClock().now_ms()))
+    width = max(len(label) for label, _ in pairs) + 2
+    for label, value in pairs:
+        click.echo(f"{label:<{width}}{folded(value, width, sys.stdout)}")

@@ -59,6 +59,9 @@ class Identity:
     trust: LookOnlyTrust
 
 
+_WRONG_LISTENER = "is this the server's gateway_listen? Its admin_listen (7444 by default) is for operators"
+
+
 @dataclass(slots=True)
 class Met:
     """A gateway that took the handshake. Close the caller."""
@@ -82,7 +85,8 @@ async def meet(endpoint: str, who: Identity, clock: Clock) -> tuple[list[Finding
             await caller.close()
         check = "credentials" if refusal.reason in _CREDENTIAL_REASONS else "handshake"
         detail = f"{refusal.reason}: {refusal.detail}"
-        return [fail(check, detail, what_to_do(str(refusal.reason)), endpoint=endpoint)], None
+        step = _WRONG_LISTENER if refusal.reason is Reason.UNAVAILABLE else what_to_do(str(refusal.reason))
+        return [fail(check, detail, step, endpoint=endpoint)], None
     findings = [
         ok("credentials", "the server knows this node's api_key", endpoint=endpoint),
         ok("handshake", "both sides proved who they are", endpoint=endpoint),

@@ -38,17 +38,15 @@ def what_to_do(reason: str) -> str:
     return _WHAT_TO_DO.get(known, _BY_ADVICE[advice(known)])
 
 
-def lines(said: Mapping[str, Any], now_ms: int) -> Iterator[str]:
-    """The whole answer, aligned.
+def fields(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
+    """The whole answer, as labels and values.
 
     Args:
         said: what `status.local.status` returns.
         now_ms: Unix milliseconds, for ages.
     """
-    pairs = [*_local(said, now_ms), *_daemon(said, now_ms)]
-    width = max(len(label) for label, _ in pairs)
-    for label, value in pairs:
-        yield f"{label:<{width}}  {value}"
+    yield from _local(said, now_ms)
+    yield from _daemon(said, now_ms)
 
 
 def _local(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
@@ -83,7 +81,8 @@ def _daemon(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     yield "stream", f"{link['state']} for {_age(now_ms - link['since_ms'])}" + _next_attempt(link)
     if link["state"] in ("live", "moving"):
         yield "", f"{link['stream_id']} (epoch {link['stream_epoch']}) at {link['endpoint']}, {link['replica_id']}"
-        yield "", f"round trip {link['rtt_us'] / 1000:.1f} ms, clock {link['clock_offset_ms']:+d} ms"
+        round_trip = f"{link['rtt_us'] / 1000:.1f} ms" if link["rtt_us"] else "not measured yet"
+        yield "", f"round trip {round_trip}, clock {link['clock_offset_ms']:+d} ms"
     if link["last_refusal"]:
         yield "last refusal", f"{link['last_refusal']}: {link['last_detail']}"
         yield "what to do", what_to_do(link["last_refusal"])

@@ -81,7 +81,8 @@ def encode(
 
 
 def decode(error: grpc.RpcError) -> Refusal:
-    """Read a refusal out of a failed call. What carries no ErrorInfo of ours becomes UNAVAILABLE or INTERNAL.
+    """Read a refusal out of a failed call. What carries no ErrorInfo of ours becomes UNAVAILABLE or INTERNAL; who does
+    not know the call at all is not the server that was looked for.
 
     The result is only as trustworthy as the channel: until the server has proven itself a refusal may delay, and
     nothing else (docs/protocol.md, "Refusals").
@@ -100,6 +101,8 @@ def decode(error: grpc.RpcError) -> Refusal:
     reason = Reason.UNAVAILABLE if status_code in unreachable else Reason.INTERNAL
     if status_code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         reason = Reason.OVERLOADED
+    if status_code is grpc.StatusCode.UNIMPLEMENTED:
+        return Refusal(Reason.UNAVAILABLE, "what answers there does not know this call: another listener, or too old")
     return Refusal(reason, _shown(details, MAX_DETAIL_CHARS) or str(status_code))
 
 

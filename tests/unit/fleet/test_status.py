@@ -131,7 +131,7 @@ def test_no_escape_sequence_reaches_a_terminal_or_a_log() -> None:
         (grpc.StatusCode.CANCELLED, Reason.UNAVAILABLE),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED),
         (grpc.StatusCode.UNKNOWN, Reason.INTERNAL),
-        (grpc.StatusCode.UNIMPLEMENTED, Reason.INTERNAL),
+        (grpc.StatusCode.UNIMPLEMENTED, Reason.UNAVAILABLE),
     ],
 )
 def test_failures_without_details(code: grpc.StatusCode, reason: Reason) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from fleet.errors import Reason, Refusal
 from fleet.identity import load_node_keys, show_fingerprint
+from fleet.standard_streams import READER_LEFT
 from fleet.v1 import enrollment_pb2
 from fleet_node.cli import reference
 from fleet_node.cli.root import fleet_node as cli
@@ -206,7 +207,7 @@ async def test_enroll_shows_the_fingerprint_waits_and_says_what_is_next(
     assert ended.code == 0
     assert show_fingerprint(load_node_keys(state).fingerprint) in ended.out
     assert "ab" * 32 in ended.out
-    assert "Next: fleet-node run" in ended.out
+    assert f"Next: `fleet-node run --state-dir {state}`" in ended.out, "the next step is for this node"
     assert "Waiting for an operator" in ended.err
     assert (gateway.enrollments[0].name, dict(gateway.enrollments[0].labels)) == ("pump-1", {"rack": "b4"})
     assert StateFolder(state).journal.exists()
@@ -307,6 +308,19 @@ async def test_status_and_doctor_of_a_running_node(gateway: FakeGateway, member:
     assert len(gateway.streams) == 1
     process.terminate()
     await end(process)
+
+
+async def test_a_reader_that_leaves_early_is_no_trouble_with_the_disk(member: StateFolder) -> None:
+    program = [sys.executable, "-m", "fleet_node", "status", "--state-dir", member.path]
+    shell = await asyncio.create_subprocess_exec(
+        *["bash", "-c", '"$@" | head -c 1; exit ${PIPESTATUS[0]}', "bash", *map(str, program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    ended = await end(shell)
+    assert ended.err == ""
+    assert ended.code in (0, READER_LEFT), "0 when all was written before the reader left"
 
 
 async def test_status_without_a_state_folder_makes_none(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fleet.errors import Reason
-from fleet_node.status.view import lines, what_to_do
+from fleet_node.status.view import fields, what_to_do
 
 NOW_MS = 1_900_000_000_000
 LINK: dict[str, Any] = {
@@ -49,7 +49,7 @@ MEMBER: dict[str, Any] = {
 
 
 def text(**changes: Any) -> str:
-    return "\n".join(lines(MEMBER | changes, NOW_MS))
+    return "\n".join(f"{label} {value}" for label, value in fields(MEMBER | changes, NOW_MS))
 
 
 def test_a_live_node_is_shown_whole() -> None:
