@@ -12,7 +12,7 @@ from typing import Final
 
 import jsonschema_rs
 
-from fleet_node.drivers.api import MAX_OUTPUT_BYTES, Action, Driver, Sample
+from fleet_node.drivers.api import MAX_OUTPUT_BYTES, Action, Driver, Outcome, OutcomeState, Sample
 from fleet_node.drivers.schema_rules import MAX_SCHEMA_BYTES, SchemaLimitError, check_schema, encode_schema
 
 MAX_ACTIONS: Final = 128
@@ -22,7 +22,12 @@ MAX_SERIES_NAME_CHARS: Final = 128
 MAX_UNIT_CHARS: Final = 32
 MAX_LABELS: Final = 16
 MAX_LABEL_CHARS: Final = 128
+DRIVER_FAULTS: Final = (Exception, SystemExit)
+"""What a driver's code may raise wherever it is called: a stranger's `sys.exit()` must not end the node."""
 
+_OUTCOME_TYPES: Final = (
+    ("state", OutcomeState), ("output", Mapping), ("reason", str), ("error", str), ("truncated", bool)
+)  # fmt: skip
 _DRIVER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _VERB = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 
@@ -74,7 +79,7 @@ def checked_actions(driver: Driver) -> list[CheckedAction]:
     """
     try:
         actions = list(driver.actions())
-    except Exception as error:  # noqa: BLE001  a driver's code, whatever it raises
+    except DRIVER_FAULTS as error:
         raise BrokenPromise(f"actions() raised {type(error).__name__}") from None
     if len(actions) > MAX_ACTIONS:
         raise BrokenPromise(f"it has more than {MAX_ACTIONS} actions")
@@ -126,6 +131,13 @@ def _check_fields(action: Action) -> None:
         raise BrokenPromise(f"{action.name}: ordering_key must be a function or None")
 
 
+def keeps_outcome_promise(outcome: object) -> bool:
+    """Whether what a run returned is an Outcome of the declared types; its output is judged when it is encoded."""
+    return isinstance(outcome, Outcome) and all(
+        isinstance(getattr(outcome, name), declared) for name, declared in _OUTCOME_TYPES
+    )
+
+
 def keeps_sample_promise(sample: object) -> bool:
     """Whether a sample can be sent: bounded, finite, and of text that UTF-8 can carry."""
     return (
@@ -157,7 +169,12 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond a double
+        return False
 
 
 def _are_labels(value: object) -> bool:

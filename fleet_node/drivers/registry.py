@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
 from typing import Any, Final, Self
@@ -29,7 +29,14 @@ from fleet_node.drivers.api import (
     Sample,
 )
 from fleet_node.drivers.json_text import ArgumentsError, encode_output, line_within, parse_arguments
-from fleet_node.drivers.promises import BrokenPromise, checked_actions, checked_driver, keeps_sample_promise
+from fleet_node.drivers.promises import (
+    DRIVER_FAULTS,
+    BrokenPromise,
+    checked_actions,
+    checked_driver,
+    keeps_outcome_promise,
+    keeps_sample_promise,
+)
 from fleet_node.drivers.schema_rules import MAX_SCHEMA_BYTES
 
 ENTRY_POINT_GROUP: Final = "fleet_node.drivers"
@@ -165,7 +172,7 @@ class DriverRegistry:
             return None
         try:
             key = offer.action.ordering_key(arguments)
-        except Exception as error:  # noqa: BLE001  a driver's code, whatever it raises
+        except DRIVER_FAULTS as error:
             self._report_once("driver_ordering_key_failed", offer.driver.name, error)
             key = action
         return None if key is None else f"{offer.driver.name}:{key}"
@@ -181,7 +188,7 @@ class DriverRegistry:
             if _cancelled_from_outside():
                 raise
             return self._driver_raised(invocation, error)  # of its own: must not end the node's task
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a driver's code, whatever it raises
+        except DRIVER_FAULTS as error:
             return self._driver_raised(invocation, error)
         return _within_limits(outcome, offer.action)
 
@@ -191,10 +198,10 @@ class DriverRegistry:
         for driver in self._drivers:
             try:
                 offered = list(islice(driver.sample(), MAX_SAMPLES_PER_DRIVER + 1))
-            except Exception as error:  # noqa: BLE001  a driver's code, whatever it raises
+                kept = [one for one in offered[:MAX_SAMPLES_PER_DRIVER] if keeps_sample_promise(one)]
+            except DRIVER_FAULTS as error:
                 self._report_once("driver_sample_failed", driver.name, error)
                 continue
-            kept = [one for one in offered[:MAX_SAMPLES_PER_DRIVER] if keeps_sample_promise(one)]
             if len(kept) != len(offered):
                 self._report_once("driver_samples_left_out", driver.name, None, kept=len(kept))
             collected.extend(kept)
@@ -234,7 +241,7 @@ class DriverRegistry:
         sentence = f"the driver raised {type(error).__name__}; the node's log has the details"
         return Outcome(OutcomeState.FAILED, {}, "DRIVER_ERROR", sentence)
 
-    def _report_once(self, event: str, driver: str, error: Exception | None, **fields: Any) -> None:
+    def _report_once(self, event: str, driver: str, error: BaseException | None, **fields: Any) -> None:
         """Log a driver's fault the first time: what fails at every interval must not fill the disk."""
         if f"{event}:{driver}" not in self._silenced:
             self._silenced.add(f"{event}:{driver}")
@@ -253,7 +260,7 @@ def _construct(name: str, installed: Sequence[EntryPoint], settings: Mapping[str
     entry = next(iter(found.values()))
     try:
         driver_class = entry.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a stranger's module, which may even sys.exit()
+    except DRIVER_FAULTS as error:
         _log.warning("driver_import_failed", driver=name, exc_info=error)
         detail = f"importing {entry.value} raised {type(error).__name__}; the node's log has the details"
         raise _LeftOut("IMPORT_FAILED", detail) from None
@@ -261,7 +268,7 @@ def _construct(name: str, installed: Sequence[EntryPoint], settings: Mapping[str
         driver: Driver = driver_class(settings)
     except DriverConfigError as error:
         raise _LeftOut("BAD_SETTINGS", str(error)) from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a driver's code, whatever it raises
+    except DRIVER_FAULTS as error:
         _log.warning("driver_construction_failed", driver=name, exc_info=error)
         detail = f"constructing {entry.value} raised {type(error).__name__}; the node's log has the details"
         raise _LeftOut("CONSTRUCTION_FAILED", detail) from None
@@ -277,16 +284,20 @@ async def _close(driver: Driver) -> None:
     try:
         async with asyncio.timeout(_CLOSE_LIMIT_S):
             await driver.close()
-    except Exception:  # noqa: BLE001  a driver's code, whatever it raises
+    except (asyncio.CancelledError, *DRIVER_FAULTS) as error:
+        if isinstance(error, asyncio.CancelledError) and _cancelled_from_outside():
+            raise
         _log.exception("driver_close_failed", driver=str(getattr(driver, "name", type(driver).__name__)))
 
 
-def _within_limits(outcome: object, action: Action) -> Outcome:
+def _within_limits(outcome: Outcome, action: Action) -> Outcome:
     """The outcome as it was returned, or one that says how it broke the driver's promise."""
-    if not isinstance(outcome, Outcome) or not isinstance(outcome.output, Mapping):
+    if not keeps_outcome_promise(outcome):
         _log.error("driver_outcome_broken", action=action.name, type=type(outcome).__name__)
-        sentence = "the driver ran and returned no Outcome; tell its author"
+        sentence = "the driver ran and returned no Outcome, or one of other types than declared; tell its author"
         return Outcome(OutcomeState.FAILED, {}, "DRIVER_ERROR", sentence)
+    if not (outcome.reason.isascii() and outcome.error.isascii()):
+        outcome = replace(outcome, reason=_carried(outcome.reason), error=_carried(outcome.error))
     try:
         size = len(encode_output(outcome.output))
     except ValueError as error:
@@ -299,6 +310,11 @@ def _within_limits(outcome: object, action: Action) -> Outcome:
         sentence = f"{outcome.error} {left_out}".strip()
         return Outcome(outcome.state, {}, outcome.reason or "OUTPUT_TOO_LARGE", sentence, truncated=True)
     return outcome
+
+
+def _carried(text: str) -> str:
+    """Text as UTF-8 carries it on: the name of a file may hold half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _descriptor(offer: _Offer) -> gateway_pb2.ActionDescriptor:

@@ -8,7 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import psutil
 
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet_node.drivers.api import Sample
+
+log = get_logger(__name__)
 
 Source = Callable[[], Iterable[Sample]]
 Sink = Callable[[Sequence[Sample], int], Awaitable[None]]
@@ -29,6 +32,7 @@ class Collector:
         self._sink = sink
         self._clock = clock
         self._interval_s = interval_s
+        self._failing: set[Source] = set()
 
     async def run(self) -> None:
         """Collect until cancelled."""
@@ -43,7 +47,17 @@ class Collector:
             await self._clock.sleep(due_s - self._clock.monotonic())
 
     def _collect(self) -> list[Sample]:
-        return [sample for source in self._sources for sample in source()]
+        samples: list[Sample] = []
+        for source in self._sources:
+            try:
+                samples.extend(source())
+            except Exception:  # a figure that cannot be read (no descriptor is left) must not end the node
+                if source not in self._failing:  # once, not at every beat
+                    log.exception("samples_not_collected", source=type(source).__name__)
+                self._failing.add(source)
+            else:
+                self._failing.discard(source)
+        return samples
 
 
 class OwnProcess:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from fleet.logs import get_logger
 from fleet.v1 import telemetry_pb2
 from fleet_node.telemetry.encoder import Batch, Series
@@ -80,6 +82,7 @@ class Spool:
         self.catalog: dict[int, Series] = {}
         self._numbers: dict[Series, int] = {}
         self._last_number = 0
+        self._prune_above = MAX_SERIES
         self._load_catalog()
         execute = self._connection.execute
         last, through, total = execute("SELECT last_batch_seq, dropped_through, dropped_total FROM counters").fetchone()
@@ -134,21 +137,27 @@ class Spool:
             raise SpoolUnavailableError(f"{len(batches)} telemetry batches dropped: {error}") from error
         self._lost = 0
         self._counters = after
-        if series_before + len(new) > MAX_SERIES:
+        if new and series_before + len(new) > self._prune_above:
             self._prune_series()
+            self._prune_above = max(MAX_SERIES, 2 * len(self.catalog))  # so many in use: not again at every new one
 
     def read(self, after_seq: int, max_bytes: int) -> list[telemetry_pb2.TelemetryBatch]:
-        """Batches above `after_seq`, about `max_bytes` of them, with the catalog's numbers in their series column.
+        """Batches above `after_seq`, about `max_bytes` of them, with the catalog's numbers in their series column. One
+        that the disk has damaged is passed over: it must not hold up those behind it.
 
         Raises:
             SpoolUnavailableError: try again later.
         """
         found: list[telemetry_pb2.TelemetryBatch] = []
-        query = "SELECT batch FROM batches WHERE batch_seq > ? ORDER BY batch_seq"
+        query = "SELECT batch_seq, batch FROM batches WHERE batch_seq > ? ORDER BY batch_seq"
         try:
             with contextlib.closing(self._connection.execute(query, (after_seq,))) as rows:
-                for (batch,) in rows:
-                    found.append(telemetry_pb2.TelemetryBatch.FromString(batch))
+                for batch_seq, batch in rows:
+                    stored = _whole(batch_seq, batch)
+                    if stored is None:
+                        log.error("spooled_batch_damaged", batch_seq=batch_seq)
+                        continue
+                    found.append(stored)
                     max_bytes -= len(batch)
                     if max_bytes <= 0:
                         break
@@ -261,8 +270,9 @@ class Spool:
         """Forget series that no batch on disk uses: labels that come and go must not fill disk and memory."""
         used: set[int] = set()
         try:
-            for (batch,) in self._connection.execute("SELECT batch FROM batches"):
-                used.update(telemetry_pb2.TelemetryBatch.FromString(batch).series)
+            for batch_seq, batch in self._connection.execute("SELECT batch_seq, batch FROM batches"):
+                stored = _whole(batch_seq, batch)
+                used.update(stored.series if stored is not None else ())
             doomed = [(number, series) for number, series in self.catalog.items() if number not in used]
             self._connection.executemany("DELETE FROM series WHERE number = ?", [(number,) for number, _ in doomed])
         except sqlite3.Error as error:
@@ -281,6 +291,16 @@ class Spool:
         with contextlib.suppress(sqlite3.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+
+def _whole(batch_seq: int, batch: bytes) -> telemetry_pb2.TelemetryBatch | None:
+    """A spooled batch, unless the disk has damaged it: SQLite checks its pages, not what stands on them."""
+    try:
+        stored = telemetry_pb2.TelemetryBatch.FromString(batch)
+    except DecodeError:
+        return None
+    columns = {len(stored.series), len(stored.time_offset_ms), len(stored.values)}
+    return stored if stored.batch_seq == batch_seq and len(columns) == 1 else None
 
 
 def _connect(name: str) -> sqlite3.Connection:

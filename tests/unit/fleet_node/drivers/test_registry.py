@@ -180,6 +180,7 @@ LIES: dict[str, object] = {
     "no version": Unversioned,
     "a run that is no coroutine": bent(run=lambda self, invocation: None),
     "actions that raise": bent(actions=raising(RuntimeError("x"))),
+    "actions that end the process": bent(actions=raising(SystemExit(1))),
     "actions that are no actions": bent(actions_now=[("arm.move", {})]),
     "actions that are nothing": bent(actions_now=None),
     "an action twice": bent(actions_now=(MOVE, MOVE)),
@@ -191,6 +192,7 @@ LIES: dict[str, object] = {
     "a description of two lines": bent(actions_now=act(description="a\nb")),
     "a truthy idempotent": bent(actions_now=act(idempotent="no")),
     "no time": bent(actions_now=act(timeout_s=0)),
+    "more seconds than a double holds": bent(actions_now=act(timeout_s=10**400)),
     "endless time": bent(actions_now=act(timeout_s=float("inf"))),
     "not a number of seconds": bent(actions_now=act(timeout_s=float("nan"))),
     "more output than a report holds": bent(actions_now=act(max_output_bytes=10**9)),
@@ -296,12 +298,20 @@ async def test_cancelling_the_task_cancels_the_run(offer: Callable[..., EntryPoi
 @pytest.mark.parametrize(
     "returned",
     [None, {"moved": True}, Outcome(OutcomeState.SUCCEEDED, {"a": float("nan")}),
-     Outcome(OutcomeState.SUCCEEDED, {"a": {1}}), Outcome(OutcomeState.SUCCEEDED, ["a"])],  # type: ignore[arg-type]
-    ids=["nothing", "a bare dict", "NaN", "a set", "a list"],
+     Outcome(OutcomeState.SUCCEEDED, {"a": {1}}), Outcome(OutcomeState.SUCCEEDED, ["a"]),  # type: ignore[arg-type]
+     Outcome("DONE", {}), Outcome(OutcomeState.FAILED, {}, None, "x"),  # type: ignore[arg-type]
+     Outcome(OutcomeState.FAILED, {}, "X", OSError("gone")), Outcome(OutcomeState.FAILED, {}, "X", "x", 3)],  # type: ignore[arg-type]
+    ids=["nothing", "a bare dict", "NaN", "a set", "a list", "another state", "no reason", "an exception", "a number"],
 )  # fmt: skip
 async def test_what_is_no_outcome_becomes_one(offer: Callable[..., EntryPoint], returned: object) -> None:
     outcome = await load(offer(bent(run_now=staticmethod(lambda _: returned)))).run(invocation())
     assert (outcome.state, outcome.reason, outcome.output) == (OutcomeState.FAILED, "DRIVER_ERROR", {})
+
+
+async def test_text_that_utf_8_cannot_carry_is_replaced_and_the_state_stands(offer: Callable[..., EntryPoint]) -> None:
+    cancelled = Outcome(OutcomeState.CANCELLED, {}, "STOPPED", "no file caf\udce9")
+    outcome = await load(offer(bent(run_now=staticmethod(lambda _: cancelled)))).run(invocation())
+    assert outcome == Outcome(OutcomeState.CANCELLED, {}, "STOPPED", "no file caf?")
 
 
 async def test_output_over_the_limit_is_dropped_and_the_state_stands(offer: Callable[..., EntryPoint]) -> None:
@@ -321,8 +331,11 @@ def test_ordering_keys_of_different_drivers_never_meet(offer: Callable[..., Entr
     assert load(offer(Arm)).ordering_key("arm.move", {"device": "a"}) is None
 
 
-def test_an_ordering_key_that_fails_orders_the_whole_action(offer: Callable[..., EntryPoint]) -> None:
-    registry = load(offer(bent(actions_now=act(ordering_key=raising(KeyError("device"))))))
+@pytest.mark.parametrize("error", [KeyError("device"), SystemExit(1)], ids=repr)
+def test_an_ordering_key_that_fails_orders_the_whole_action(
+    offer: Callable[..., EntryPoint], error: BaseException
+) -> None:
+    registry = load(offer(bent(actions_now=act(ordering_key=raising(error)))))
     assert registry.ordering_key("arm.move", {}) == registry.ordering_key("arm.move", {"device": "a"})
 
 
@@ -333,6 +346,7 @@ def gauge(value: float, **changes: Any) -> Sample:
 def test_samples_that_cannot_be_sent_are_left_out(offer: Callable[..., EntryPoint]) -> None:
     bad = [
         gauge(float("nan")),
+        gauge(10**400),
         gauge(1, name=""),
         gauge(1, kind="histogram"),
         gauge(1, labels=(("a", "\udc80"),)),
@@ -353,7 +367,10 @@ def test_a_driver_with_endless_samples_is_cut_short(offer: Callable[..., EntryPo
     assert len(load(offer(Endless)).samples()) == MAX_SAMPLES_PER_DRIVER
 
 
-def test_a_driver_whose_samples_fail_does_not_silence_the_others(offer: Callable[..., EntryPoint]) -> None:
+@pytest.mark.parametrize("error", [OSError("gone"), SystemExit(1)], ids=repr)
+def test_a_driver_whose_samples_fail_does_not_silence_the_others(
+    offer: Callable[..., EntryPoint], error: BaseException
+) -> None:
     class Leg(Arm):
         samples_now = (gauge(7.0),)
 
@@ -362,7 +379,7 @@ def test_a_driver_whose_samples_fail_does_not_silence_the_others(offer: Callable
             self.name = "leg"
             self.actions_now = act(name="leg.move")
 
-    broken = bent(sample=raising(OSError("gone")))
+    broken = bent(sample=raising(error))
     registry = load(offer(broken), offer(Leg, "leg"), enabled=["arm", "leg"])
     assert registry.samples() == [gauge(7.0)]
 
@@ -381,8 +398,11 @@ async def test_close_reaches_every_driver_once_even_those_left_out(offer: Callab
     assert [driver.closed for driver in built] == [1, 1]
 
 
-async def test_a_driver_that_fails_to_close_does_not_stop_the_others(offer: Callable[..., EntryPoint]) -> None:
+@pytest.mark.parametrize("error", [RuntimeError(), SystemExit(1), asyncio.CancelledError()], ids=repr)
+async def test_a_driver_that_fails_to_close_does_not_stop_the_others(
+    offer: Callable[..., EntryPoint], error: BaseException
+) -> None:
     async def fail(self: Arm) -> None:
-        raise RuntimeError
+        raise error
 
     await load(offer(bent(close=fail))).close()

@@ -13,7 +13,7 @@ from fleet.metrics import Registry
 from fleet.v1 import telemetry_pb2
 from fleet_node.drivers.api import Sample
 from fleet_node.observability.metrics import TelemetryMetrics
-from fleet_node.telemetry.collector import Collector, OwnProcess
+from fleet_node.telemetry.collector import Collector, OwnProcess, Source
 from fleet_node.telemetry.service import MAX_UNACKNOWLEDGED, TelemetryService
 from fleet_node.telemetry.spool import Spool
 from tests.fakes.clock import MockClock
@@ -198,6 +198,28 @@ async def test_the_collector_keeps_the_beat_and_skips_what_it_missed(clock: Mock
     task.cancel()
 
     assert taken == [0, 10_000, 40_000, 50_000]
+
+
+async def test_a_source_that_fails_silences_neither_the_others_nor_the_next_beat(clock: MockClock) -> None:
+    taken: list[list[float]] = []
+    failures = [OSError(24, "Too many open files")]
+
+    def own() -> list[Sample]:
+        if failures:
+            raise failures.pop()
+        return [Sample("own", (), "gauge", "1", 2)]
+
+    async def sink(samples: Any, _: int) -> None:
+        taken.append([sample.value for sample in samples])
+
+    sources: list[Source] = [own, lambda: [Sample("s", (), "gauge", "1", 1)]]
+    task = asyncio.ensure_future(Collector(sources=sources, sink=sink, clock=clock, interval_s=10).run())
+    await clock.wait_sleepers(1)
+    await clock.advance(10)
+    await clock.wait_sleepers(1)
+    task.cancel()
+
+    assert taken == [[1], [2, 1]]
 
 
 def test_the_node_can_measure_itself() -> None:

@@ -133,3 +133,31 @@ def test_series_that_come_and_go_are_forgotten_and_their_numbers_not_used_again(
 
     assert len(spool.catalog) <= 11
     assert numbers == sorted(set(numbers))
+
+
+def test_a_batch_that_the_disk_damaged_holds_up_none_behind_it(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.append([batch(number) for number in range(4)])
+    seqs = [stored.batch_seq for stored in spool.read(0, 1 << 20)]
+    torn = spool.read(0, 1 << 20)[2]
+    torn.values.append(9)
+    for seq, raw in ((seqs[1], b"\xff\xff"), (seqs[2], torn.SerializeToString())):
+        spool._connection.execute("UPDATE batches SET batch = ? WHERE batch_seq = ?", (raw, seq))
+
+    assert values(spool) == [0, 3]
+    assert values(spool, after_seq=seqs[0]) == [3]
+
+
+def test_more_series_in_use_than_are_kept_cost_no_walk_of_the_spool_at_every_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_node.telemetry.spool.MAX_SERIES", 10)
+    walks: list[int] = []
+    prune = Spool._prune_series
+    monkeypatch.setattr(Spool, "_prune_series", lambda self: (walks.append(len(self.catalog)), prune(self)))
+    spool = open_spool(tmp_path)
+    for number in range(100):
+        spool.append([batch(number, Series(f"s{number}", (), "gauge", "1"))])
+
+    assert len(spool.catalog) == 100
+    assert len(walks) <= 5
