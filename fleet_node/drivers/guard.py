@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -190,7 +191,10 @@ def _spawn(launch: dict[str, Any], status_fd: int) -> tuple[int, int]:
     """Start the program. Returns its pid and 0, or 0 and the errno that exec or its preparation gave."""
     gate_read, gate_write = os.pipe()
     failure_read, failure_write = os.pipe()  # closed by a successful exec
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:  # no process is left: nothing ran, which "the guard was lost" would leave open
+        return 0, error.errno or errno.EAGAIN
     if pid == 0:
         os.close(gate_write)
         _become(launch, gate_read, failure_write)

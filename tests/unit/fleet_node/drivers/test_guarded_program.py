@@ -1,12 +1,15 @@
 """Faults of the machine around a program: no descriptors, no memory."""
 
 import asyncio
+import errno
+import os
 import resource
 import sys
 
 import psutil
 import pytest
 
+from fleet_node.drivers import guard
 from tests.unit.fleet_node.drivers.programs import driver, run
 
 
@@ -27,3 +30,17 @@ async def test_no_descriptors_left_is_told_and_nothing_leaks() -> None:
         await asyncio.sleep(0)
         assert me.num_fds() == before
     assert me.children() == []
+
+
+def test_a_guard_that_cannot_fork_says_that_nothing_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(guard.os, "fork", fork)
+    status_read, status_write = os.pipe()
+    try:
+        assert guard._spawn({}, status_write) == (0, errno.EAGAIN)
+    finally:
+        os.close(status_write)
+        with open(status_read, "rb") as status:
+            assert status.read() == b""
