@@ -227,6 +227,7 @@ class Node:
         for name, task in running.items():
             if task.done():
                 failure = task.exception() if not task.cancelled() else None
+                log.critical("node_failed", task=name, exc_info=failure)
                 raise NodeFailedError(f"{name} ended by itself: the node stops; see the log") from failure
 
     async def _shut_down(self, running: dict[str, asyncio.Task[None]]) -> None:

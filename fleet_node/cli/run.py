@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fleet_node.enrollment.membership import Membership
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+END_WITHIN_S = 28.0
+"""From the signal to the end of the process: after what a node gives itself, before container platforms kill (30 s)."""
+_LEAVE_WITHIN_S = 12.0  # once the node has ended by itself; its drivers have ten seconds of it
 
 
 @click.command(
@@ -31,7 +34,7 @@ def run(config: Path | None, state_dir: Path | None, log_level: str | None) -> N
     """Hold the stream to the gateway and run signed commands, until SIGTERM or SIGINT.
 
     The first signal ends in order: what runs is asked to stop, its results are journaled and sent, the stream says
-    goodbye. A second one ends the process at once; the journal is safe either way.
+    goodbye; within 28 s, whatever hangs. A second one ends the process at once; the journal is safe either way.
     """
     loaded = settings_from(config, state_dir, log_level=log_level)
     settings = loaded.settings
@@ -103,15 +106,12 @@ def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys
             runner.run(_run_node(parts))
         end_without_teardown(ExitCode.DONE)
     except NodeFailedError as error:
-        from fleet.logs import get_logger
-
-        get_logger(__name__).critical("node_failed", detail=str(error), exc_info=error)
         raise Failure(str(error)) from error
 
 
 async def _run_node(parts: Parts) -> None:
     from fleet.heap import settle_heap
-    from fleet.process_end import keep_grpc_up
+    from fleet.process_end import end_within, keep_grpc_up
     from fleet_node.app import Node
 
     keep_grpc_up()
@@ -124,6 +124,7 @@ async def _run_node(parts: Parts) -> None:
             loop.remove_signal_handler(each)
             # At once, whatever hangs: what matters is in the journal.
             loop.add_signal_handler(each, os._exit, 128 + each)
+        end_within(END_WITHIN_S, ExitCode.FAILED)
         node.stop()
 
     for number in _SIGNALS:
@@ -131,4 +132,5 @@ async def _run_node(parts: Parts) -> None:
     try:
         await node.run()
     finally:
+        end_within(_LEAVE_WITHIN_S, ExitCode.FAILED)
         await parts.drivers.close()

@@ -37,3 +37,18 @@ def test_it_ends_with_its_code_after_its_handlers_and_without_teardown() -> None
     for code in (0, 3):
         done = ended(code)
         assert (done.returncode, done.stdout.split("\n")) == (code, ["last word", "handler", ""]), done.stderr
+
+
+HUNG = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from fleet.process_end import end_within
+
+end_within(0.1, 7)
+ThreadPoolExecutor().submit(threading.Event().wait)  # the interpreter waits for it at its end
+"""
+
+
+def test_a_thread_that_never_comes_back_does_not_keep_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 7

@@ -25,6 +25,10 @@ FORBIDDEN = ("sqlalchemy", "typer", "rich", "alembic", "psycopg", "plotext", "py
 MAIN = "from fleet_node.__main__ import main; main()"
 SHOW_MODULES = "import atexit, sys; atexit.register(lambda: print('MODULES', *sys.modules, flush=True)); "
 NO_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+HUNG_SAMPLE = (
+    "import threading; from fleet_node.cli import run; from fleet_node.drivers.host import HostDriver; "
+    "HostDriver.sample = lambda self: threading.Event().wait(); run.END_WITHIN_S = 1.0; "
+)
 # Root may write anywhere. Without this capability it may not, and a folder's mode counts for it too.
 NO_OVERRIDE = (
     "import ctypes, os, sys\n"
@@ -102,6 +106,17 @@ async def test_a_second_signal_ends_at_once(gateway: FakeGateway, member: StateF
     await stream.wait_control("goodbye")
     process.send_signal(signal.SIGTERM)
     assert (await end(process)).code == 128 + signal.SIGTERM
+
+
+async def test_a_driver_that_hangs_in_a_thread_does_not_keep_the_process_up(
+    gateway: FakeGateway, member: StateFolder
+) -> None:
+    process = await start("run", "--state-dir", member.path, prelude=HUNG_SAMPLE)
+    stream = await gateway.wait_stream()
+    await stream.ping()
+    process.send_signal(signal.SIGTERM)
+    await stream.wait_control("goodbye")
+    assert (await end(process)).code == 1
 
 
 async def test_a_node_that_was_killed_starts_again(gateway: FakeGateway, member: StateFolder) -> None:
