@@ -51,8 +51,9 @@ ends with the process. Never copy it to a second machine: both would be the same
 _SIGNALS = """## Signals
 
 The first SIGTERM or SIGINT ends the daemon in order, within 25 s: what runs is asked to stop, its results are journaled
-and sent, the stream says goodbye. A second one ends it at once. SIGKILL loses nothing either: what was running then is
-run again if its action is idempotent, and reported as INTERRUPTED otherwise.
+and sent, the stream says goodbye. If something hangs (a disk, a driver), the process ends after 28 s all the same, with
+code 1. A second signal ends it at once. SIGKILL loses nothing either: what was running then is run again if its action
+is idempotent, and reported as INTERRUPTED otherwise.
 """
 
 _SETTINGS = f"""## Settings
