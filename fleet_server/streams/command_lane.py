@@ -152,7 +152,8 @@ class CommandLane:
             raise Refusal(Reason.MALFORMED, "a refusal names a seq that was never sent to this node")
         if refused.statement_sha256 not in self._statements:
             return
-        self._metrics.statement_refusals.labels(refused.reason).inc()
+        reason = refused.reason if refused.reason in StatementReason.__members__ else "OTHER"
+        self._metrics.statement_refusals.labels(reason).inc()
         log.warning(
             "statement_refused",
             node_id=self._node_id,

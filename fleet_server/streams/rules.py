@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from fleet.errors import Reason
 from fleet.sequence import MAX_COMMANDS_PER_STATEMENT
+from fleet.v1 import gateway_pb2
 
 PINGS_PER_SECOND = 500
 MISSED_PINGS = 3
@@ -59,6 +61,18 @@ def reauth_due(now_ms: int, expires_at_ms: int, ttl_ms: int, heartbeat_ms: int) 
     """Whether to ask for a fresh proof: from the last third of the session on, and while one more heartbeat is left
     to ask at, however far the fleet has stretched them."""
     return expires_at_ms - now_ms < max(ttl_ms // 3, 2 * heartbeat_ms)
+
+
+ASK_AGAIN = frozenset({Reason.UNAVAILABLE, Reason.OVERLOADED, Reason.CHALLENGE_EXPIRED})
+"""Refusals of a fresh proof for which nobody is to blame: the database was away, or the answer waited behind it."""
+
+_GOAWAYS = gateway_pb2.GoawayReason.DESCRIPTOR.values_by_name
+_GOODBYES = {"TAKEOVER", "SHUTDOWN", "GOAWAY"} | {name.removeprefix("GOAWAY_REASON_") for name in _GOAWAYS}
+
+
+def goodbye(reason: str) -> str:
+    """How a stream ended that its node ended, as logs and figures show it: what a node makes up is no label."""
+    return f"GOODBYE_{reason}" if reason in _GOODBYES else "GOODBYE"
 
 
 def worth_a_statement(free: int, max_in_flight: int, waiting: int) -> bool:

@@ -13,7 +13,6 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,16 +20,17 @@ from fleet.channel import ChannelError, server_end
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet.v1 import command_pb2, gateway_pb2, session_pb2
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.boundary import incident
 from fleet_server.commands.service import CommandService
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.sessions.service import SessionService, StreamClaim
-from fleet_server.streams import frames
+from fleet_server.streams import frames, rules
 from fleet_server.streams.command_lane import CommandLane
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.membership import Membership
+from fleet_server.streams.notice_lane import NoticeLane
 from fleet_server.streams.outbox import Outbox
 from fleet_server.streams.pulse import Pulse
 from fleet_server.streams.report_lane import ReportLane
@@ -112,7 +112,7 @@ class Stream:
         )
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim.node, self)
-        self._side_tasks: set[asyncio.Task[None]] = set()
+        self._notices = NoticeLane(rooms.clock, self._failed)
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
@@ -208,7 +208,7 @@ class Stream:
 
     def refresh_membership(self) -> None:
         """Something about the node changed: read its row again."""
-        self._spawn(self.membership.refresh())
+        self._notices.put(self.membership.refresh)
 
     async def _read(self) -> None:
         try:
@@ -221,6 +221,8 @@ class Stream:
                 self._take(frame)
                 if self._reports.full:
                     await self._reports.wait_room()
+                if self._notices.full:
+                    await self._notices.wait_idle()
         except Refusal as refusal:
             self.end(refusal)
         except Exception as error:  # noqa: BLE001 - a bug must end this stream loudly, not silence it
@@ -244,6 +246,7 @@ class Stream:
 
     def _dispatch(self, control: gateway_pb2.NodeControl) -> None:
         kind = control.WhichOneof("body")
+        rooms = self._rooms
         if kind == "reports":
             self._take_reports(control.reports)
         elif kind == "pong":
@@ -252,18 +255,18 @@ class Stream:
             self._take_statement_refused(control.statement_refused)
         elif kind == "command_refused":
             self.commands.answered([control.command_refused.monotonic_seq])
-            self._spawn(self._rooms.commands.record_command_refused(self.node_id, control.command_refused))
+            self._notices.put(lambda: rooms.commands.record_command_refused(self.node_id, control.command_refused))
         elif kind == "cancel_result":
-            self._spawn(self._rooms.commands.record_cancel_result(self.node_id, control.cancel_result))
+            self._notices.put(lambda: rooms.commands.record_cancel_result(self.node_id, control.cancel_result))
         elif kind == "reauth_proof":
-            self._spawn(self._reauth(control))
+            self._notices.put(lambda: self._reauth(control.reauth_proof))
         elif kind == "drained":
-            self._spawn(self.membership.drained(control.drained))
+            self._notices.put(lambda: self.membership.drained(control.drained))
         elif kind == "bundle_applied":
             self.pulse.bundle_version = control.bundle_applied.version
-            self._spawn(self._rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
+            self._notices.put(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
         elif kind == "goodbye":
-            self.close_reason = f"GOODBYE_{control.goodbye.reason[:32]}"
+            self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
         # route_health, config_applied, lease_ack, audit and node_key_rotation belong to rooms that this server does
         # not have: nothing that it sends asks for them, and a newer node may volunteer them.
@@ -281,7 +284,7 @@ class Stream:
     def _take_statement_refused(self, refused: command_pb2.StatementRefused) -> None:
         self._send_bundle(refused.bundle_version)
         self.commands.statement_refused(refused)
-        self._spawn(self._rooms.commands.record_statement_refused(self.node_id, refused))
+        self._notices.put(lambda: self._rooms.commands.record_statement_refused(self.node_id, refused))
 
     def _take_pong(self, pong: gateway_pb2.Pong) -> None:
         clock = self._rooms.clock
@@ -297,8 +300,14 @@ class Stream:
             accepted_seq=self._accepted_seq,
         )
 
-    async def _reauth(self, control: gateway_pb2.NodeControl) -> None:
-        expires_at_ms = await self._rooms.sessions.reauth(self._session, self.stream_id, control.reauth_proof)
+    async def _reauth(self, proof: trust_pb2.Signed) -> None:
+        try:
+            expires_at_ms = await self._rooms.sessions.reauth(self._session, self.stream_id, proof)
+        except Refusal as refusal:
+            if refusal.reason not in rules.ASK_AGAIN:
+                raise
+            self.pulse.reauth_asked = False  # the session lasts a while yet, and the next beat asks again
+            return
         self.pulse.session_renewed(expires_at_ms)
 
     def _send_bundle(self, held: session_pb2.BundleVersion) -> None:
@@ -307,17 +316,6 @@ class Stream:
         if (held.generation, held.number) < newest.version:
             chain = gateway_pb2.TrustBundles(bundles=self._rooms.trust.bundle_chain_from(held.generation, held.number))
             self.send(gateway_pb2.ServerControl(trust_bundle=chain))
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(self._guard(work))
-        self._side_tasks.add(task)
-        task.add_done_callback(self._side_tasks.discard)
-
-    async def _guard(self, work: Coroutine[object, object, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - handed on, never lost
-            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         self.end(error if isinstance(error, Refusal) else incident("stream", error))

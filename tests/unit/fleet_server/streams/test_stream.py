@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import command_pb2, gateway_pb2
+from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_server.streams.frames import BadFrame
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.wire import Wire
@@ -49,6 +49,58 @@ async def test_while_the_database_is_away_pings_flow_and_nothing_is_acknowledged
     await wire.settle()
     assert [control.result_ack.report_no for control in wire.heard()] == [2]
     assert [[report.report_no for report in batch] for batch in wire.commands.recorded] == [[1, 2]]
+
+
+async def test_what_cannot_be_recorded_now_is_recorded_later_and_the_stream_stays(wire: Wire, clock: MockClock) -> None:
+    wire.commands.away = [Refusal(Reason.UNAVAILABLE, "away")]
+    for seq in (1, 2):
+        await wire.say(command_refused=command_pb2.CommandRefused(monotonic_seq=seq))
+    assert wire.commands.told == []
+    await clock.advance(0.1)
+    await wire.settle()
+    assert [refused.monotonic_seq for _, refused in wire.commands.told] == [1, 2]
+    assert not wire.running.done()
+
+
+async def test_a_node_that_refuses_without_end_is_read_no_faster_than_it_is_recorded(wire: Wire) -> None:
+    """A node in wrong hands must not fill the writer's queue, which all others share."""
+    held = asyncio.Event()
+    wire.commands.record_statement_refused = lambda *_: held.wait()  # type: ignore[method-assign,assignment]
+    for _ in range(200):
+        await wire.say(statement_refused=command_pb2.StatementRefused(reason="GAP"))
+    assert wire.transport.incoming.qsize() > 100
+    held.set()
+    await wire.settle()
+    await wire.settle()
+    assert wire.transport.incoming.empty()
+    assert not wire.running.done()
+
+
+@pytest.mark.parametrize("reason", [Reason.UNAVAILABLE, Reason.OVERLOADED, Reason.CHALLENGE_EXPIRED])
+async def test_a_proof_that_comes_while_the_database_is_away_ends_no_session_that_lasts(
+    wire: Wire, reason: Reason
+) -> None:
+    """The next beat asks again; a proof that waited so long that its challenge expired is no worse."""
+    until_ms = wire.stream.pulse.session_expires_at_ms
+    wire.stream.pulse.reauth_asked = True
+    wire.sessions.answers = [Refusal(reason, "away"), until_ms + 1]
+    await wire.say(reauth_proof=trust_pb2.Signed(statement=b"proof"))
+    assert not wire.stream.ended
+    assert not wire.stream.pulse.reauth_asked
+    await wire.say(reauth_proof=trust_pb2.Signed(statement=b"proof"))
+    assert wire.stream.pulse.session_expires_at_ms == until_ms + 1
+
+
+async def test_a_wrong_proof_ends_the_stream(wire: Wire) -> None:
+    wire.sessions.answers = [Refusal(Reason.BAD_PROOF, "not by this node")]
+    await wire.say(reauth_proof=trust_pb2.Signed(statement=b"proof"))
+    assert (await wire.wait_refusal()).reason is Reason.BAD_PROOF
+
+
+async def test_a_reason_that_a_node_made_up_is_no_label(wire: Wire) -> None:
+    await wire.say(goodbye=gateway_pb2.Goodbye(reason="x7f3"))
+    await asyncio.wait_for(wire.running, 5)
+    assert wire.stream.close_reason == "GOODBYE"
 
 
 async def test_a_goodbye_ends_the_stream_in_order(wire: Wire) -> None:

@@ -60,6 +60,8 @@ class FakeCommands:
         self.recorded.append(list(reports))
 
     async def record_command_refused(self, node_id: str, refused: Any) -> None:
+        if self.away:
+            raise self.away.pop(0)
         self.told.append(("command_refused", refused))
 
     async def record_statement_refused(self, node_id: str, refused: Any) -> None:
@@ -95,6 +97,22 @@ class FakeNodes:
 
 
 @dataclass
+class FakeSessions:
+    """The sessions room: challenges, and what it answers to proofs."""
+
+    answers: list[Refusal | int] = field(default_factory=list)
+
+    def reauth_challenge(self, node_id: str, stream_id: str) -> bytes:
+        return b"challenge"
+
+    async def reauth(self, session: object, stream_id: str, proof: object) -> int:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+
+@dataclass
 class FakeTelemetry:
     """The telemetry room: keeps frames."""
 
@@ -125,6 +143,7 @@ class Wire:
             node_id=node_id, site="", state="ACTIVE", state_reason="", drain_state="NONE", drain_deadline_ms=0
         )
         self.commands, self.nodes, self.telemetry = FakeCommands(), FakeNodes(row), FakeTelemetry()
+        self.sessions = FakeSessions()
         signer = Signer.generate()
         self.trust = SimpleNamespace(
             cluster_id="c",
@@ -148,7 +167,7 @@ class Wire:
         rooms = Rooms(
             commands=self.commands,  # type: ignore[arg-type]
             nodes=self.nodes,  # type: ignore[arg-type]
-            sessions=SimpleNamespace(reauth_challenge=lambda node, stream: b"challenge"),  # type: ignore[arg-type]
+            sessions=self.sessions,  # type: ignore[arg-type]
             telemetry=self.telemetry,  # type: ignore[arg-type]
             trust=self.trust,  # type: ignore[arg-type]
             clock=clock,
