@@ -183,6 +183,7 @@ class Link:
                         self._metrics.reconnects.labels(plan.reason).inc()
                         self._retire(connection, running)
                         return successor
+                    connection.leave("SHUTDOWN")  # a stop came first; nothing is said on a stream that has ended
                 else:
                     connection.leave("GOAWAY")
             refusal = await running
@@ -200,7 +201,7 @@ class Link:
     async def _take_over(
         self, connection: Connection, plan: rules.Plan, running: asyncio.Task[Refusal | None]
     ) -> Connection | None:
-        """Open the next stream beside the old one; None when the old one ended first."""
+        """Open the next stream beside the old one; None when the old one ended, or a stop came, first."""
         self._show(LinkState.MOVING)
         backoff = Backoff(BackoffPolicy(initial_s=0.25, maximum_s=5.0))
         delay_s = full_jitter_s(plan.delay_s, plan.window_s)
@@ -208,7 +209,7 @@ class Link:
             if await self._interrupted({running}, delay_s):
                 return None
             try:
-                return await self._connect(connection.welcome.stream_id, plan.endpoints)
+                return await self._unless_stopped(self._connect(connection.welcome.stream_id, plan.endpoints))
             except Refusal as refusal:
                 self._note_refusal(refusal)
                 delay_s = backoff.next_delay_s(refusal.retry_after_s)

@@ -67,6 +67,29 @@ async def test_a_takeover_keeps_the_old_stream_until_someone_takes_it(
         await first.wait_ended()
 
 
+async def test_a_stop_while_the_slot_of_a_takeover_is_awaited_ends_the_old_stream_in_order(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        first = await gateway.wait_stream()
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_DRAIN, reconnect_after_ms=600_000))
+        await node.wait_state(LinkState.MOVING)
+    assert (await first.wait_control("goodbye")).goodbye.reason == "SHUTDOWN"
+
+
+async def test_a_stop_during_a_takeover_ends_both_streams(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path, endpoints=(gateway.endpoint, other.endpoint)) as node:
+        await node.wait_state(LinkState.LIVE)
+        old, new = (gateway, other) if gateway.streams else (other, gateway)
+        new.welcomes = False
+        first = old.streams[0]
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_DRAIN, endpoints=[new.endpoint]))
+        await new.watch.wait_until(lambda: new.handshakes, lambda: "no takeover", 10)
+    assert (await first.wait_control("goodbye")).goodbye.reason == "SHUTDOWN"
+
+
 async def test_a_restart_is_left_at_once_and_returned_to_in_the_slot(
     installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
 ) -> None:
