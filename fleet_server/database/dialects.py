@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from fleet_server.database.statements import execute
 
 Dialect = Literal["sqlite", "postgresql"]
 
@@ -116,11 +117,6 @@ def make_read_engine(url: URL, *, connections: int) -> Engine:
     return engine
 
 
-def sql(conn: Connection, text: str) -> str:
-    """`text` with ``?`` for parameters, in the style of the connection's driver, for `exec_driver_sql`."""
-    return _qmark_to_format(text) if conn.dialect.name == "postgresql" else text
-
-
 def for_update(conn: Connection) -> str:
     """Suffix of a SELECT that locks its rows. SQLite needs none: its writer holds the whole database."""
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
@@ -161,11 +157,6 @@ def lock_schema(conn: Connection) -> None:
         conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
 
 
-@lru_cache(maxsize=1024)
-def _qmark_to_format(text: str) -> str:
-    return text.replace("%", "%%").replace("?", "%s")
-
-
 def _sqlite_engine(url: URL, **pool: Any) -> Engine:
     _make_private_file(Path(str(url.database)))
     connect = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
@@ -189,6 +180,7 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
             "PRAGMA cache_size = -65536",
             "PRAGMA mmap_size = 268435456",
             "PRAGMA temp_store = MEMORY",
+            "PRAGMA wal_autocheckpoint = 4000",  # a page that many commits change is copied back once for all of them
             "PRAGMA journal_size_limit = 67108864",
             *session,
         ):
@@ -196,7 +188,7 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
 
     @event.listens_for(engine, "begin")
     def on_begin(conn: Connection) -> None:
-        conn.exec_driver_sql(begin)
+        execute(conn, begin)
 
 
 def _prepare_postgresql(engine: Engine, *, session: str) -> None:

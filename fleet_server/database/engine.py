@@ -20,7 +20,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
-from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, octets, sql
+from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, octets
+from fleet_server.database.statements import sql
 from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal, away
 
 # Services import nothing of SQLAlchemy: what they name of it, they name from here.

@@ -6,49 +6,60 @@ the database itself takes two. Errors are SQLAlchemy's all the same, so callers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError
-
-from fleet_server.database.dialects import sql
 
 Parameters = Sequence[Any]
 
 
+def sql(conn: Connection, text: str) -> str:
+    """`text` with ``?`` for parameters, in the style of the connection's driver."""
+    return text if conn.dialect.paramstyle == "qmark" else _qmark_to_format(text)
+
+
 def fetch(conn: Connection, text: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
     """All rows that a statement answers, ``?`` standing for parameters."""
-    with _cursor(conn) as cursor:
-        cursor.execute(sql(conn, text), parameters)
-        return list(cursor.fetchall())
-
-
-def execute(conn: Connection, text: str, parameters: Parameters = ()) -> int:
-    """How many rows a statement changed."""
-    with _cursor(conn) as cursor:
-        cursor.execute(sql(conn, text), parameters)
-        return cursor.rowcount
-
-
-def execute_many(conn: Connection, text: str, rows: Sequence[Parameters]) -> int:
-    """How many rows a statement changed, run once for each of `rows`."""
-    with _cursor(conn) as cursor:
-        cursor.executemany(sql(conn, text), rows)
-        return cursor.rowcount
-
-
-@contextmanager
-def _cursor(conn: Connection) -> Iterator[DBAPICursor]:
     cursor = conn.connection.cursor()
     try:
-        yield cursor
+        cursor.execute(sql(conn, text), parameters)
+        return list(cursor.fetchall())
     except conn.dialect.loaded_dbapi.Error as error:
         raise _as_sqlalchemy(conn, error) from error
     finally:
         cursor.close()
+
+
+def execute(conn: Connection, text: str, parameters: Parameters = ()) -> int:
+    """How many rows a statement changed."""
+    cursor = conn.connection.cursor()
+    try:
+        cursor.execute(sql(conn, text), parameters)
+        return cursor.rowcount
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise _as_sqlalchemy(conn, error) from error
+    finally:
+        cursor.close()
+
+
+def execute_many(conn: Connection, text: str, rows: Sequence[Parameters]) -> int:
+    """How many rows a statement changed, run once for each of `rows`."""
+    cursor = conn.connection.cursor()
+    try:
+        cursor.executemany(sql(conn, text), rows)
+        return cursor.rowcount
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise _as_sqlalchemy(conn, error) from error
+    finally:
+        cursor.close()
+
+
+@lru_cache(maxsize=1024)
+def _qmark_to_format(text: str) -> str:
+    return text.replace("%", "%%").replace("?", "%s")
 
 
 def _as_sqlalchemy(conn: Connection, error: Exception) -> BaseException:
