@@ -1,9 +1,8 @@
 """One stream of this node, from hello to its end.
 
 Mental model
-    One reader task reads and never waits for the journal: pings are answered while a commit is under way.
-    Statements go through one worker in the order of the wire; cancels and trust bundles through another, since a cancel
-    must get past statements that wait for room. A statement waits for the bundles that came before it.
+    One reader task reads and never waits for the journal: pings are answered while a commit is under way. What the
+    server signed goes through the inbox.
     One writer pulls from lanes by priority: control, then reports, then telemetry, so that control never waits behind
     bulk. Only the writer seals frames, so counters grow in the order of the wire. The stream ends once, with the
     first reason; whatever was not acknowledged goes out again on the next stream.
@@ -32,6 +31,7 @@ from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller
 from fleet_node.link.handshake import Session
+from fleet_node.link.inbox import Inbox
 from fleet_node.link.ports import CommandPort, CommandStream, TelemetryPort, TelemetryStream, TrustPort
 
 _WELCOME_TIMEOUT_S = 10.0
@@ -95,15 +95,13 @@ class Connection:
         self._server_time = server_time
         self._sealer, self._opener = node_end(session.frame_keys)
         self._control: deque[gateway_pb2.NodeControl] = deque()
-        self._statements: asyncio.Queue[tuple[command_pb2.CommandFrame, asyncio.Event | None] | None] = asyncio.Queue()
-        self._orders: asyncio.Queue[tuple[gateway_pb2.ServerControl, asyncio.Event | None] | None] = asyncio.Queue()
-        self._bundle_judged: asyncio.Event | None = None
         self._wake = asyncio.Event()
         self._ending: Refusal | None = None
         self._ended = False
         self._said_goodbye = False
         self._heard_at = 0.0
         self._commands: CommandStream | None = None
+        self._inbox: Inbox | None = None
         self._telemetry: TelemetryStream | None = None
         token = base64.urlsafe_b64encode(session.token.reveal()).decode().rstrip("=")
         self._call = caller.connect(
@@ -128,6 +126,7 @@ class Connection:
         self._heard_at = self._clock.monotonic()
         context = StreamContext(self._membership.cluster_id, self._membership.node_id, binding)
         self._commands = self._ports.commands.opened(context, self.welcome, self)
+        self._inbox = Inbox(self._commands, self._ports.trust, answer=self.send_control, failed=self._end)
         self._telemetry = self._ports.telemetry.opened(self.welcome.max_telemetry_bytes or 65536, self)
 
     async def run(self) -> Refusal | None:
@@ -137,15 +136,13 @@ class Connection:
         and a cancelled commit would leave open whether it happened.
         """
         reader = asyncio.create_task(self._read())
-        self.lingering = {asyncio.create_task(self._take_statements()), asyncio.create_task(self._take_orders())}
+        self.lingering = self._inbox.start() if self._inbox is not None else set()
         watchdog = asyncio.create_task(self._watch())
         try:
             await self._send()
         finally:
             self._end(None)
             watchdog.cancel()
-            self._statements.put_nowait(None)
-            self._orders.put_nowait(None)
             if self._commands is not None:
                 self._commands.close()
             if self._telemetry is not None:
@@ -285,7 +282,8 @@ class Connection:
         self._heard_at = self._clock.monotonic()
         kind = control.WhichOneof("body")
         if kind in ("commands", "cancel", "trust_bundle"):
-            self._take_signed(control)
+            if self._inbox is not None:
+                self._inbox.put_nowait(control, len(frame.control.body))
         elif kind == "result_ack":
             self._ports.commands.acked(control.result_ack.report_no)
         elif kind == "telemetry_ack":
@@ -306,34 +304,6 @@ class Connection:
             )
         # config, lease, floor, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
         # server may send them, and waits for an answer that says so.
-
-    def _take_signed(self, control: gateway_pb2.ServerControl) -> None:
-        if control.HasField("commands"):
-            self._statements.put_nowait((control.commands, self._bundle_judged))
-        elif control.HasField("cancel"):
-            self._orders.put_nowait((control, None))
-        else:
-            self._bundle_judged = asyncio.Event()
-            self._orders.put_nowait((control, self._bundle_judged))
-
-    async def _take_statements(self) -> None:
-        while (item := await self._statements.get()) is not None:
-            frame, bundle_judged = item
-            if bundle_judged is not None:
-                await bundle_judged.wait()
-            if self._commands is not None and not self._ended:
-                await self._commands.command_frame(frame)
-
-    async def _take_orders(self) -> None:
-        while (item := await self._orders.get()) is not None:
-            order, judged = item
-            if judged is None:
-                if self._commands is not None and not self._ended:
-                    await self._commands.cancel_frame(order.cancel)
-                continue
-            applied = await self._ports.trust.offer(order.trust_bundle.bundles)
-            judged.set()
-            self.send_control(gateway_pb2.NodeControl(bundle_applied=applied))
 
     def _answer_ping(self, ping: gateway_pb2.Ping) -> None:
         self._server_time.observe(ping.server_time_ms)
@@ -372,6 +342,8 @@ class Connection:
         if self._ended:
             return
         self._ended = True
+        if self._inbox is not None:
+            self._inbox.close()
         if refusal is not None:
             self._ending = refusal
             self._call.cancel()  # a peer that stopped reading would hold the writer for ever

@@ -68,3 +68,4 @@ def test_a_refusal_delays_and_never_strands(reason: Reason, asked_s: float | Non
 def test_three_missed_pings_and_a_half_end_a_stream() -> None:
     assert heartbeat_deadline_s(15_000) == 52.5
     assert heartbeat_deadline_s(1) == 1.0  # a tiny interval does not make a node flap
+    assert heartbeat_deadline_s(2**32 - 1) == 2100.0  # nor does a huge one tie a node to a dead server for months

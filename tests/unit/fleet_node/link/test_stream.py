@@ -2,7 +2,11 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from fleet import envelope
 from fleet.envelope import Domain, Signer
@@ -98,6 +102,61 @@ async def test_a_full_queue_does_not_hold_up_the_next_stream(
         second = await gateway.wait_stream(2)
         assert second.proof.takeover_of == ""
         node.commands.room.set()
+
+
+async def test_a_flood_of_statements_ends_the_stream_before_it_fills_the_memory(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_node.link.inbox.MAX_WAITING_BYTES", 10_000)
+    async with running_link(installation, tmp_path) as node:
+        first = await gateway.wait_stream()
+        for number in range(20):  # one after the other: nothing of them waits
+            await first.send(command(f"{number}" + "x" * 4000))
+            await node.wait(lambda count=number: len(node.commands.taken) > count)
+        node.commands.room.clear()
+        for _ in range(3):
+            await first.send(command("x" * 4000))
+        await first.wait_ended()
+        await gateway.wait_stream(2)
+        assert node.metrics.reconnects.labels("MALFORMED").value == 1
+        node.commands.room.set()
+
+
+@pytest.mark.parametrize("frame", [command("1"), cancel("1")], ids=["command", "cancel"])
+async def test_a_fault_while_a_frame_is_taken_ends_the_stream_instead_of_leaving_it_deaf(
+    installation: FakeInstallation,
+    gateway: FakeGateway,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frame: gateway_pb2.ServerControl,
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        monkeypatch.setattr(node.commands, "_note", raising(RuntimeError("a bug")))
+        await stream.send(frame)
+        await stream.wait_ended()
+        await gateway.wait_stream(2)
+        assert node.metrics.reconnects.labels("INTERNAL").value == 1
+
+
+async def test_a_fault_while_a_bundle_is_judged_ends_the_stream_and_leaves_nothing_waiting(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        monkeypatch.setattr(node.trust, "offer", raising(RuntimeError("a bug")))
+        chain = gateway_pb2.TrustBundles(bundles=[installation.bundle(2)])
+        await stream.send(gateway_pb2.ServerControl(trust_bundle=chain))
+        await stream.send(command("after"))
+        await stream.wait_ended()
+    assert node.commands.taken == []  # and the link has stopped: no statement still waits for the bundle
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
 
 
 async def test_a_statement_waits_for_the_bundle_before_it(

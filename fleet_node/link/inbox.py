@@ -1,0 +1,121 @@
+"""What the server signed, between the reader and the rooms.
+
+Mental model
+    The reader never waits for the journal, so signed frames queue here. Statements go through one worker in the order
+    of the wire; cancels and trust bundles through another, since a cancel must get past statements that wait for room.
+    A statement waits for the bundles that came before it. What waits is bounded, and a fault of a worker ends the
+    stream: one that lived on would be deaf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import NamedTuple
+
+from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+from fleet.v1 import gateway_pb2
+from fleet_node.link.ports import CommandStream, TrustPort
+
+log = get_logger(__name__)
+
+MAX_WAITING_BYTES = 80 * 1024 * 1024
+"""As many commands as the largest `max_in_flight` allows, each with the largest arguments, and a little."""
+
+
+class _Waiting(NamedTuple):
+    """A frame that waits; `judged` is set once the bundle is that it brings, or that came before it."""
+
+    control: gateway_pb2.ServerControl
+    size_bytes: int
+    judged: asyncio.Event | None
+
+
+class Inbox:
+    """See the module's mental model.
+
+    Args:
+        commands: takes statements and cancels.
+        trust: takes trust bundles.
+        answer: sends a control frame.
+        failed: ends the stream.
+    """
+
+    def __init__(
+        self,
+        commands: CommandStream,
+        trust: TrustPort,
+        *,
+        answer: Callable[[gateway_pb2.NodeControl], None],
+        failed: Callable[[Refusal], None],
+    ) -> None:
+        self._commands = commands
+        self._trust = trust
+        self._answer = answer
+        self._failed = failed
+        self._statements: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._orders: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._bundle_judged: asyncio.Event | None = None
+        self._waiting_bytes = 0
+        self._closed = False
+
+    def put_nowait(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
+        """Queue a frame with commands, a cancel or trust bundles.
+
+        Args:
+            control: as it came.
+            size_bytes: of it.
+        """
+        self._waiting_bytes += size_bytes
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))
+        elif control.HasField("commands"):
+            self._statements.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
+        elif control.HasField("cancel"):
+            self._orders.put_nowait(_Waiting(control, size_bytes, None))
+        else:
+            self._bundle_judged = asyncio.Event()
+            self._orders.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
+
+    def start(self) -> set[asyncio.Task[None]]:
+        """Start the workers. They end after `close`, once what they are at is done."""
+        return {asyncio.create_task(self._loudly(work)) for work in (self._take_statements(), self._take_orders())}
+
+    def close(self) -> None:
+        """Take no more: the stream has ended, and what still waits comes again on the next one."""
+        if not self._closed:
+            self._closed = True
+            self._statements.put_nowait(None)
+            self._orders.put_nowait(None)
+
+    async def _take_statements(self) -> None:
+        while (waiting := await self._statements.get()) is not None:
+            if waiting.judged is not None:
+                await waiting.judged.wait()
+            if not self._closed:
+                await self._commands.command_frame(waiting.control.commands)
+            self._waiting_bytes -= waiting.size_bytes
+
+    async def _take_orders(self) -> None:
+        while (waiting := await self._orders.get()) is not None:
+            if waiting.judged is not None:
+                await self._take_bundles(waiting.control.trust_bundle, waiting.judged)
+            elif not self._closed:
+                await self._commands.cancel_frame(waiting.control.cancel)
+            self._waiting_bytes -= waiting.size_bytes
+
+    async def _take_bundles(self, chain: gateway_pb2.TrustBundles, judged: asyncio.Event) -> None:
+        try:
+            applied = await self._trust.offer(chain.bundles)
+        finally:
+            judged.set()  # also when it failed: a statement that waits for it would outlive the stream
+        self._answer(gateway_pb2.NodeControl(bundle_applied=applied))
+
+    async def _loudly(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.exception("frame_not_taken")
+            detail = f"a frame from the server could not be taken ({type(error).__name__}): see the node's log"
+            self._failed(Refusal(Reason.INTERNAL, detail))
