@@ -47,8 +47,13 @@ class ConfigError(Exception):
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:
     base = environ.get("XDG_STATE_HOME", "")
-    # The XDG specification: a path that is not absolute is to be ignored.
-    return Path(base if os.path.isabs(base) else Path.home() / ".local" / "state") / "fleet-node"
+    if os.path.isabs(base):  # the XDG specification: a path that is not absolute is to be ignored
+        return Path(base) / "fleet-node"
+    try:
+        return Path.home() / ".local" / "state" / "fleet-node"
+    except RuntimeError:  # a container that runs as a user without an entry
+        remedy = "this user has no home folder: give --state-dir, or set FLEET_NODE_STATE_DIR"
+        raise ConfigError("state_dir", "default", remedy) from None
 
 
 def _about(kind: Kind[Any], help: str, *, shown: str = "", name: str = "") -> Mapping[str, Any]:
@@ -187,12 +192,21 @@ class Loaded:
     Args:
         settings: checked.
         sources: by the setting's name in the file.
-        path: the file that was read, if one was.
+        file: the one that was read, if one was.
     """
 
     settings: Settings
     sources: Mapping[str, str]
-    path: Path | None
+    file: ConfigFile | None
+
+    @property
+    def path(self) -> Path | None:
+        """The file that was read, if one was."""
+        return self.file.path if self.file is not None else None
+
+    def place_of(self, setting: str) -> str:
+        """Where a setting of that dotted name stands in the file, such as "line 7 of ..."; empty without a file."""
+        return self.file.place_of(setting) if self.file is not None else ""
 
 
 def declared() -> Iterator[Declared]:
@@ -222,7 +236,7 @@ def load(
     environ = os.environ if environ is None else environ
     file = _open(config, environ)
     table = dict(file.table) if file is not None else {}
-    found: dict[str, Any] = {"state_dir": _default_state_dir(environ)}
+    found: dict[str, Any] = {}
     sources: dict[str, str] = {}
     drivers = _drivers_table(table, file)
     for each in declared():
@@ -232,8 +246,10 @@ def load(
             found[each.field] = _checked(each, *given)
     _refuse_unknown(table, file)
     _refuse_misspelt(environ)
+    if "state_dir" not in found:
+        found["state_dir"] = _default_state_dir(environ)
     found["driver_tables"] = _driver_tables(drivers, file)
-    return Loaded(Settings(**found), sources, file.path if file is not None else None)
+    return Loaded(Settings(**found), sources, file)
 
 
 def host_name() -> str:
@@ -246,12 +262,23 @@ def _open(config: Path | None, environ: Mapping[str, str]) -> ConfigFile | None:
     named = config
     if named is None and f"{ENVIRONMENT_PREFIX}CONFIG" in environ:
         named = Path(environ[f"{ENVIRONMENT_PREFIX}CONFIG"])
-    if named is None and not DEFAULT_PATH.exists():
+    if named is None and not _is_there(DEFAULT_PATH):
         return None
     try:
         return ConfigFile(named or DEFAULT_PATH)
     except ConfigFileError as error:
         raise ConfigError("", str(named or DEFAULT_PATH), str(error)) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file. One behind a closed door counts: to go on without its pins would fail open."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _given(

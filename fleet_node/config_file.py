@@ -36,6 +36,21 @@ class ConfigFile:
             last = len(self._text.splitlines())  # where the parser knows no line but the end
             problem = str(error).replace("at end of document", f"at line {last}, where it ends")
             raise ConfigFileError(f"{path} is not TOML: {problem}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+            line = _line_of(self._text, type(error))
+            raise ConfigFileError(f"{path} is not TOML that can be read: {error} (at line {line})") from error
+
+    def place_of(self, setting: str) -> str:
+        """Where a setting of that dotted name stands, or the table that lacks it; see `place`."""
+        keys: list[str] = []
+        table: Any = self.table
+        while setting and isinstance(table, Mapping):
+            found = [key for key in table if setting == key or setting.startswith(f"{key}.")]
+            if not found:
+                break
+            keys.append(max(found, key=len))  # a name may hold dots itself
+            table, setting = table[keys[-1]], setting[len(keys[-1]) + 1 :]
+        return self.place(keys) if keys else str(self.path)
 
     def place(self, keys: Sequence[str]) -> str:
         """Where the setting under these keys stands, such as "line 7 of /etc/fleet-node/config.toml"."""
@@ -53,6 +68,19 @@ class ConfigFile:
             if keys[-1] in line and _holds(_first_whole(lines, index + 1), keys):
                 return index + 1
         return 0
+
+
+def _line_of(text: str, fault: type[Exception]) -> int:
+    """The first line at whose end the parser gives up with `fault`, from 1; TOML's own errors tell theirs."""
+    lines = text.splitlines(keepends=True)
+    for end in range(1, len(lines)):
+        try:
+            tomllib.loads("".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+        except fault:
+            return end
+    return len(lines)
 
 
 def _first_whole(lines: list[str], count: int) -> Mapping[str, Any]:

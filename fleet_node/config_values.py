@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,10 +45,10 @@ def folder() -> Kind[Path]:
     """An absolute path; `~` is the user's home."""
 
     def check(value: Any) -> Path:
-        path = Path(_text(value)).expanduser()
-        if not path.is_absolute() or "\0" in value:
+        path = os.path.expanduser(_text(value))
+        if not os.path.isabs(path) or "\0" in path:
             raise ValueError
-        return path
+        return Path(path)
 
     return Kind("an absolute path", check, str, '"/var/lib/fleet-node"')
 

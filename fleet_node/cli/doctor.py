@@ -48,6 +48,7 @@ def doctor(ctx: click.Context, as_json: bool, config: Path | None, state_dir: Pa
     patient = Patient(
         settings=loaded.settings,
         config=str(loaded.path) if loaded.path else "no config file: environment and defaults",
+        place_of=loaded.place_of,
         version=software_version(),
         boot_id=secrets.token_bytes(16),
         clock=SystemClock(),

@@ -179,7 +179,8 @@ def settings_from(config: Path | None, state_dir: Path | None, **options: Any) -
     from fleet_node.config import ConfigError, load
 
     if state_dir is not None:
-        options["state_dir"] = os.path.abspath(state_dir.expanduser())
+        named = os.path.expanduser(state_dir)
+        options["state_dir"] = named if named.startswith("~") else os.path.abspath(named)  # no such user: refused
     try:
         return load(config, options=options)
     except ConfigError as error:

@@ -15,7 +15,7 @@ from fleet_node.cli.grammar import ExitCode, Failure, Verb, node_options, settin
 if TYPE_CHECKING:
     from fleet.identity import NodeKeys
     from fleet_node.app import Parts
-    from fleet_node.config import Settings
+    from fleet_node.config import Loaded, Settings
     from fleet_node.enrollment.folder import StateFolder
     from fleet_node.enrollment.membership import Membership
 
@@ -55,7 +55,7 @@ def run(config: Path | None, state_dir: Path | None, log_level: str | None) -> N
             state_dir=str(folder.path),
             config=str(loaded.path) if loaded.path else "none",
         )
-        _serve(settings, folder, membership, keys)
+        _serve(loaded, folder, membership, keys)
 
 
 def member_of(settings: Settings, folder: StateFolder) -> tuple[Membership, NodeKeys]:
@@ -92,14 +92,15 @@ def member_of(settings: Settings, folder: StateFolder) -> tuple[Membership, Node
     return membership, keys
 
 
-def _serve(settings: Settings, folder: StateFolder, membership: Membership, keys: NodeKeys) -> None:
+def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: NodeKeys) -> None:
     import uvloop
 
     from fleet.process_end import end_without_teardown
     from fleet_node.app import NodeFailedError, Parts
     from fleet_node.drivers.registry import DriverRegistry
 
-    drivers = DriverRegistry.load(settings.drivers_enabled, settings.driver_tables)
+    settings = loaded.settings
+    drivers = DriverRegistry.load(settings.drivers_enabled, settings.driver_tables, place_of=loaded.place_of)
     parts = Parts(settings=settings, folder=folder, membership=membership, keys=keys, drivers=drivers)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,14 @@ class Patient:
 
     Args:
         config: file that the settings came from, for showing.
+        place_of: from a setting's full name to where it stands in that file.
         version: of the software.
         boot_id: 16 random bytes.
     """
 
     settings: Settings
     config: str
+    place_of: Callable[[str], str]
     version: str
     boot_id: bytes
     clock: Clock
@@ -130,7 +132,9 @@ class Doctor:
         yield finding
 
     async def _drivers(self) -> AsyncIterator[Finding]:
-        drivers = DriverRegistry.load(self._settings.drivers_enabled, self._settings.driver_tables)
+        drivers = DriverRegistry.load(
+            self._settings.drivers_enabled, self._settings.driver_tables, place_of=self._patient.place_of
+        )
         try:
             self._about = SelfDescription(
                 software_version=self._patient.version,

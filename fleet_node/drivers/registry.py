@@ -9,7 +9,7 @@ wrong anywhere is left out whole: half a driver would look like a working one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
@@ -99,6 +99,7 @@ class DriverRegistry:
         settings: Mapping[str, Mapping[str, Any]],
         *,
         installed: Sequence[EntryPoint] | None = None,
+        place_of: Callable[[str], str] | None = None,
     ) -> Self:
         """Load the enabled drivers. Never raises for what a driver does; see `problems`.
 
@@ -107,6 +108,7 @@ class DriverRegistry:
                 imported.
             settings: a table for each driver, by name.
             installed: entry points to choose from; by default those of the installed packages.
+            place_of: from a setting's full name to where it stands, for the person who corrects it.
         """
         found = tuple(entry_points(group=ENTRY_POINT_GROUP)) if installed is None else installed
         registry = cls()
@@ -114,7 +116,7 @@ class DriverRegistry:
             try:
                 if len(registry._drivers) >= MAX_DRIVERS:
                     raise _LeftOut("TOO_MANY", f"more than {MAX_DRIVERS} drivers are enabled; enable fewer")
-                registry._add(name, _construct(name, found, settings.get(name, {})))
+                registry._add(name, _construct(name, found, settings.get(name, {}), place_of or _nowhere))
             except _LeftOut as left_out:
                 registry._problems.append(DriverProblem(name, left_out.reason, left_out.detail))
                 _log.error("driver_left_out", driver=name, reason=left_out.reason, detail=left_out.detail)
@@ -248,7 +250,13 @@ class DriverRegistry:
             _log.error(event, driver=driver, exc_info=error, **fields)
 
 
-def _construct(name: str, installed: Sequence[EntryPoint], settings: Mapping[str, Any]) -> Driver:
+def _nowhere(_setting: str) -> str:
+    return ""
+
+
+def _construct(
+    name: str, installed: Sequence[EntryPoint], settings: Mapping[str, Any], place_of: Callable[[str], str]
+) -> Driver:
     found = {entry.value: entry for entry in installed if entry.name == name}
     if not found:
         raise _LeftOut(
@@ -267,7 +275,8 @@ def _construct(name: str, installed: Sequence[EntryPoint], settings: Mapping[str
     try:
         driver: Driver = driver_class(settings)
     except DriverConfigError as error:
-        raise _LeftOut("BAD_SETTINGS", str(error)) from None
+        place = place_of(error.setting)
+        raise _LeftOut("BAD_SETTINGS", f"{place}: {error}" if place else str(error)) from None
     except DRIVER_FAULTS as error:
         _log.warning("driver_construction_failed", driver=name, exc_info=error)
         detail = f"constructing {entry.value} raised {type(error).__name__}; the node's log has the details"

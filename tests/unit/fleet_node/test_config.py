@@ -154,6 +154,7 @@ def test_option_beats_environment_beats_file(file: Path) -> None:
         ("metrics_listen = '9465'", "metrics_listen", 1, "host:port"),
         ("log_level = 'loud'", "log_level", 1, "debug, info"),
         ("state_dir = 'relative'", "state_dir", 1, "an absolute path"),
+        ("state_dir = '~nobody-of-that-name/s'", "state_dir", 1, "an absolute path"),
         ("[drivers]\n\nenabled = 'host'", "drivers.enabled", 3, "a list of names"),
     ],
 )
@@ -192,6 +193,21 @@ def test_a_setting_of_a_driver_outside_its_table_is_refused(file: Path) -> None:
     assert complaint(file, "drivers = ['host']").setting == "drivers"
 
 
+def test_a_drivers_own_complaint_can_be_placed(file: Path) -> None:
+    file.write_text(
+        "[drivers.exec]\nprotected = true\n"
+        "[drivers.exec.programs.'a.b']\npath = '/bin/a'\n"
+        "[drivers.exec.programs.a]\nargs = ['x',\n'y']\nmax_args = 1\n"
+    )
+    placed = load(file, environ={}).place_of
+    assert placed("drivers.exec.protected") == f"line 2 of {file}"
+    assert placed("drivers.exec.programs.a.b.path") == f"line 4 of {file}"
+    assert placed("drivers.exec.programs.a.max_args") == f"line 8 of {file}"
+    assert placed("drivers.exec.programs.a.path") == f"line 5 of {file}"  # what is missing: the table that lacks it
+    assert placed("name") == str(file)
+    assert load(environ={"HOME": "/h"}).place_of("name") == ""
+
+
 def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not(file: Path) -> None:
     assert "FLEET_NODE_LOG_LEVEL" in str(complaint(file, "", FLEET_NODE_LOGLEVEL="debug"))
     # What Kubernetes sets beside a service named fleet-node.
@@ -216,6 +232,18 @@ def test_a_file_that_cannot_be_read_says_where(file: Path, text: str, complaint_
     assert complaint_text in str(complaint(file, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("# node\nspool_max_bytes = " + "1" * 5000 + "\nname = 'a'", 2),
+        ("name = 'a'\nendpoints = [\n'a:1',\n" + "[" * 5000, 4),
+    ],
+    ids=["digits", "brackets"],
+)
+def test_a_file_that_overtaxes_the_parser_says_where(file: Path, text: str, line: int) -> None:
+    assert f"(at line {line})" in str(complaint(file, text))
+
+
 def test_a_file_that_is_not_utf8_says_where(file: Path) -> None:
     file.write_bytes(b'name = "a"\n# \xff\n')
     with pytest.raises(ConfigError, match=r"not UTF-8 \(line 2\)"):
@@ -227,6 +255,24 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
         load(tmp_path / "missing.toml", environ={})
     with pytest.raises(ConfigError, match="no plain file"):
         load(tmp_path, environ={})
+
+
+def test_a_machines_file_behind_a_closed_door_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / ("n" * 300))  # for root no door is closed: a name too long
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(environ={})
+
+
+def test_a_user_without_a_home_folder_is_told_only_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert load(environ={"FLEET_NODE_STATE_DIR": "/s"}).settings.state_dir == Path("/s")
+    with pytest.raises(ConfigError, match="give --state-dir"):
+        load(environ={})
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])

@@ -157,6 +157,22 @@ async def test_a_bad_config_names_the_line(tmp_path: Path) -> None:
     assert f"concurrency (line 2 of {config})" in ended.err
 
 
+async def test_a_bad_setting_of_a_driver_names_the_line_and_the_node_runs_without_it(
+    gateway: FakeGateway, member: StateFolder, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[drivers]\nenabled = ["host", "exec"]\n[drivers.exec.programs.up]\npath = "bin/up"\n')
+    config.chmod(0o600)
+    named = f"line 4 of {config}: drivers.exec.programs.up.path: is not absolute"
+    doctor = await fleet_node("doctor", "--config", config, "--state-dir", member.path)
+    assert named in doctor.out
+    process = await start("run", "--config", config, "--state-dir", member.path)
+    stream = await gateway.wait_stream(len(gateway.streams) + 1)
+    assert [driver.name for driver in stream.hello.drivers] == ["host"]
+    process.terminate()
+    assert named in (await end(process)).err
+
+
 async def test_keys_other_than_the_pinned_ones_do_not_run(member: StateFolder, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f'fingerprint = "{"ABCD-" * 7}ABCD"\n')
@@ -297,10 +313,11 @@ async def test_a_gateway_that_is_away_is_exit_code_4(installation: FakeInstallat
         (("--token", "a", "--token-file", "b"), b"", "not both"),
         (("--label", "rack"), b"", "KEY=VALUE"),
         (("--name", "Not A Name"), b"", "name (option --name)"),
+        (("--state-dir", "~nobody-of-that-name/state"), b"", "state_dir (option --state-dir)"),
     ],
 )
 async def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], stdin: bytes, said: str) -> None:
-    ended = await fleet_node("enroll", *arguments, "--state-dir", tmp_path / "state", stdin=stdin)
+    ended = await fleet_node("enroll", "--state-dir", tmp_path / "state", *arguments, stdin=stdin)
     assert ended.code == 2
     assert said in ended.err
     assert load_membership(tmp_path / "state" / "membership.json") is None

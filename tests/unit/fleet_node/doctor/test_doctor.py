@@ -32,7 +32,7 @@ def folder(member: StateFolder) -> StateFolder:
 async def examine(folder: StateFolder, **settings: Any) -> dict[str, Finding]:
     """Findings by check; of several gateways the last."""
     told = Settings(state_dir=folder.path, drivers_enabled=("simulated",))
-    patient = Patient(replace(told, **settings), "no file", "1.2.3", b"b" * 16, SystemClock())
+    patient = Patient(replace(told, **settings), "no file", str, "1.2.3", b"b" * 16, SystemClock())
     findings = [finding async for finding in Doctor(patient).examine()]
     assert all(finding.next_step for finding in findings if finding.level in (Level.WARN, Level.FAIL))
     return {finding.check: finding for finding in findings}
@@ -193,7 +193,7 @@ async def test_one_gateway_that_is_down_does_not_hide_the_other(gateway: FakeGat
 
 
 async def test_no_state_folder(tmp_path: Path) -> None:
-    patient = Patient(Settings(state_dir=tmp_path / "none"), "no file", "1", b"b" * 16, SystemClock())
+    patient = Patient(Settings(state_dir=tmp_path / "none"), "no file", str, "1", b"b" * 16, SystemClock())
     findings = [finding async for finding in Doctor(patient).examine()]
     assert [finding.level for finding in findings] == [Level.OK, Level.FAIL]
     assert not (tmp_path / "none").exists()
@@ -295,7 +295,7 @@ async def test_a_clock_that_is_wrong(gateway: FakeGateway, folder: StateFolder) 
             return super().now_ms() + 60_000
 
     told = Settings(state_dir=folder.path, drivers_enabled=())
-    patient = Patient(told, "no file", "1.2.3", b"b" * 16, Ahead())
+    patient = Patient(told, "no file", str, "1.2.3", b"b" * 16, Ahead())
     findings = {finding.check: finding async for finding in Doctor(patient).examine()}
     assert findings["clock"].level is Level.WARN
     assert "ahead of" in findings["clock"].detail

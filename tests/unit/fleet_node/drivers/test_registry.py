@@ -155,6 +155,10 @@ def test_bad_settings_are_told_in_the_drivers_own_words(offer: Callable[..., Ent
     registry = load(offer(bent(__init__=raising(error))))
     assert only_problem(registry) == "BAD_SETTINGS"
     assert registry.problems[0].detail == "drivers.arm.port: is not a port. Name one."
+    placed = DriverRegistry.load(
+        ["arm"], {}, installed=[offer(bent(__init__=raising(error)))], place_of=lambda setting: f"line 7 ({setting})"
+    )
+    assert placed.problems[0].detail.startswith("line 7 (drivers.arm.port): drivers.arm.port: is not a port")
 
 
 def act(**changes: Any) -> tuple[Action, ...]:
