@@ -70,6 +70,10 @@ def ensure_journal(path: Path, node_id: str) -> None:
     try:
         connection.executescript(_SCHEMA)
         connection.execute("INSERT INTO counters VALUES (1, ?, 0, 0, 0)", (node_id,))
+    except sqlite3.DatabaseError as error:
+        raise JournalDamagedError(
+            path, f"the journal cannot be made ({error})", "Make room on its disk, then run `fleet-node enroll` again"
+        ) from error
     finally:
         connection.close()
     draft.rename(path)  # whole or absent: an empty file would look like a damaged journal

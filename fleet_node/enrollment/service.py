@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from google.protobuf.message import DecodeError
+
 from fleet import envelope, jointoken, sealing, trust
 from fleet.backoff import Backoff, BackoffPolicy
 from fleet.clock import Clock
@@ -33,6 +35,10 @@ from fleet_node.link.caller import GatewayCaller, open_caller
 
 T = TypeVar("T")
 _POLL_BACKOFF = BackoffPolicy(initial_s=1.0, maximum_s=30.0)
+MAX_POLL_INTERVAL_S = 600.0
+MAX_TELEMETRY_INTERVAL_S = 86_400.0
+MAX_IN_FLIGHT = 1024
+"""What the node's own settings allow at most: what a server asks for beyond it is cut, not obeyed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +162,13 @@ class EnrollmentService:
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_APPROVED:
                     return self._become_member(pending, keys, answer.bootstrap)
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_REJECTED:
-                    self._folder.enrollment.unlink(missing_ok=True)
+                    # Nobody signed this: whoever terminates TLS could say it. So the enrollment stands, and asking
+                    # again asks the same; a new token begins another.
                     raise EnrollmentRefusedError(
-                        f"an operator rejected this node ({answer.reason or 'no reason given'}): ask for a new token"
+                        f"an operator rejected this node ({answer.reason[:200] or 'no reason given'}): ask for a new"
+                        " token"
                     )
-                await self._clock.sleep(self._poll_interval_s or float(answer.poll_interval_s or 2))
+                await self._clock.sleep(self._poll_interval_s or min(answer.poll_interval_s or 2, MAX_POLL_INTERVAL_S))
         finally:
             await line.hang_up()
 
@@ -192,7 +200,10 @@ class EnrollmentService:
             raw = envelope.verify_one(signed, domain=Domain.BOOTSTRAP, public_key=pending.authority_key)
         except EnvelopeError as error:
             raise EnrollmentError("the bootstrap is not signed by the authority that the join token pinned") from error
-        said = enrollment_pb2.BootstrapStatement.FromString(raw)
+        try:
+            said = enrollment_pb2.BootstrapStatement.FromString(raw)
+        except DecodeError as error:
+            raise EnrollmentError("the bootstrap is signed, but it is none") from error
         if (said.enrollment_id, said.cluster_id) != (pending.enrollment_id, pending.cluster_id):
             raise EnrollmentError("the bootstrap is for another enrollment")
         if said.fingerprint != keys.fingerprint:
@@ -213,8 +224,8 @@ class EnrollmentService:
             authority_key=pending.authority_key,
             owner_pin=pending.owner_pin,
             api_key=Secret(api_key),
-            telemetry_interval_s=float(said.parameters.telemetry_interval_s or 10),
-            max_in_flight=said.parameters.max_in_flight or 32,
+            telemetry_interval_s=float(min(said.parameters.telemetry_interval_s or 10, MAX_TELEMETRY_INTERVAL_S)),
+            max_in_flight=min(said.parameters.max_in_flight or 32, MAX_IN_FLIGHT),
             labels=pending.labels,
         )
         BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(

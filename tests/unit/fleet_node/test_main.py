@@ -25,6 +25,7 @@ FORBIDDEN = ("sqlalchemy", "typer", "rich", "alembic", "psycopg", "plotext", "py
 MAIN = "from fleet_node.__main__ import main; main()"
 SHOW_MODULES = "import atexit, sys; atexit.register(lambda: print('MODULES', *sys.modules, flush=True)); "
 NO_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "  # a database is larger
 HUNG_SAMPLE = (
     "import threading; from fleet_node.cli import run; from fleet_node.drivers.host import HostDriver; "
     "HostDriver.sample = lambda self: threading.Event().wait(); run.END_WITHIN_S = 1.0; "
@@ -203,6 +204,21 @@ async def test_a_full_disk_is_told_in_a_sentence(
     assert f"the state folder {state} cannot be written: File too large" in ended.err
     assert "make room" in ended.err
     assert "Traceback" not in ended.err
+
+
+async def test_a_disk_that_is_full_before_the_journal_is_made_leaves_the_enrollment_as_it_was(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    gateway.approve()
+    token = installation.join_token().encode()
+    ended = await fleet_node("enroll", "--state-dir", state, stdin=token, prelude=SMALL_FILES)
+    assert ended.code == 1
+    assert "journal" in ended.err
+    assert "ake room" in ended.err
+    assert "Traceback" not in ended.err
+    assert not StateFolder(state).membership.exists()
+    assert (await fleet_node("enroll", "--state-dir", state)).code == 0
 
 
 @pytest.mark.parametrize("verb", ["run", "enroll"])

@@ -104,6 +104,24 @@ async def test_it_waits_as_long_as_the_server_says(
     assert (await waiting).node_id == NODE
 
 
+async def test_what_a_server_asks_for_is_cut_to_what_a_node_allows(
+    installation: FakeInstallation, gateway: FakeGateway, folder: StateFolder, clock: MockClock
+) -> None:
+    desk = Desk(folder, clock=clock)
+    pending = await desk.service.apply(installation.join_token(), APPLICANT)
+    forever = enrollment_pb2.GetBootstrapResponse(state=enrollment_pb2.ENROLLMENT_STATE_PENDING)
+    forever.poll_interval_s = 2**32 - 1
+    gateway.bootstrap = lambda: forever
+    waiting = asyncio.create_task(desk.service.wait_decided(pending))
+    await clock.wait_sleepers(1)
+    assert clock.next_due_s == 600.0
+    huge = enrollment_pb2.NodeParameters(telemetry_interval_s=2**32 - 1, max_in_flight=2**32 - 1)
+    gateway.approve(parameters=huge)
+    await clock.advance(600.0)
+    membership = await waiting
+    assert (membership.telemetry_interval_s, membership.max_in_flight) == (86_400.0, 1024)
+
+
 async def test_a_restart_resumes_the_same_enrollment(
     installation: FakeInstallation, gateway: FakeGateway, folder: StateFolder
 ) -> None:
@@ -123,7 +141,7 @@ async def test_another_token_asks_anew_with_the_same_keys(
     assert gateway.enrollments[0].identity_key == gateway.enrollments[1].identity_key
 
 
-async def test_a_rejected_node_forgets_the_enrollment(
+async def test_a_rejection_ends_the_wait_and_makes_the_node_forget_nothing(
     installation: FakeInstallation, gateway: FakeGateway, folder: StateFolder
 ) -> None:
     desk = Desk(folder)
@@ -132,8 +150,10 @@ async def test_a_rejected_node_forgets_the_enrollment(
     gateway.bootstrap = lambda: rejected
     with pytest.raises(EnrollmentRefusedError, match=r"rejected this node \(not ours\)"):
         await desk.service.wait_decided(pending)
-    assert load_pending(folder.enrollment) is None
+    assert load_pending(folder.enrollment) == pending  # whoever terminates TLS could have said it
     assert load_membership(folder.membership) is None
+    gateway.approve()
+    assert (await desk.service.wait_decided(pending)).node_id == NODE
 
 
 @pytest.mark.parametrize(
