@@ -77,6 +77,61 @@ def incident(where: str, error: Exception) -> Refusal:
     )
 
 
+class RequestReader:
+    """Reads the one message of a call that a stranger may make.
+
+    gRPC calls a handler of its unary kind once the message is whole, and waits for the rest of one for ever: calls that
+    are never finished would keep 4 MiB each in memory, eight a connection. So such calls are registered as streams,
+    which is the same on the wire, and are ours from their first byte. Whoever is not prompt, which a request of a few
+    hundred bytes is on any line, needs one of a few places, and keeps it for a few seconds.
+
+    Args:
+        prompt_s: so long nobody is counted.
+        slow_s: so long a place is kept.
+        places: for slow callers.
+    """
+
+    def __init__(self, *, prompt_s: float = 1.0, slow_s: float = 9.0, places: int = 64) -> None:
+        self._prompt_s = prompt_s
+        self._slow_s = slow_s
+        self._free = places
+
+    async def read(self, context: Context) -> Any:
+        """The message as its deserializer made it.
+
+        Raises:
+            Refusal: MALFORMED when it does not come in time, or not at all; OVERLOADED when all places are taken.
+        """
+        reading = asyncio.create_task(read_message(context))  # never cancelled: the abort ends it (grpc/grpc#43360)
+        if not await _done_within(self._prompt_s, reading):
+            if not self._free:
+                raise Refusal(Reason.OVERLOADED, "too many requests are on their way: try again", retry_after_s=5.0)
+            self._free -= 1
+            try:
+                if not await _done_within(self._slow_s, reading):
+                    raise Refusal(Reason.MALFORMED, "the request did not arrive in time: look at the line")
+            finally:
+                self._free += 1
+        message = reading.result()
+        if message is None:
+            raise Refusal(Reason.MALFORMED, "the call ended before its request")
+        return message
+
+
+async def read_message(context: Context) -> Any | None:
+    """The next message of a stream; None at EOF or once the call is over. Never cancel it (grpc/grpc#43360)."""
+    try:
+        message: Any = await context.read()
+    except (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
+        return None  # the call ended under the read: the same as EOF, which proves nothing either
+    return None if message is grpc.aio.EOF else message
+
+
+async def _done_within(seconds: float, task: asyncio.Task[Any]) -> bool:
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    return bool(done)
+
+
 def peer_address(context: Context) -> str:
     """Address of the caller without its port; empty when it is not an IP connection."""
     kind, _, rest = context.peer().partition(":")

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
+from fleet import status
+from fleet.errors import Refusal
 from fleet.metrics_listener import Health
+from fleet_server.boundary import Context, RequestReader
 
 GATEWAY_SERVICES = ("", "fleet.v1.Gateway")
 """What a drain takes out of service; the empty name, which load balancers ask for, is the whole server."""
@@ -42,7 +46,13 @@ class ServerHealth:
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add grpc.health.v1 to a listener's server, before that server starts."""
-        health_pb2_grpc.add_HealthServicer_to_server(_BoundedHealth(self._servicer), server)
+        bounded = _BoundedHealth(self._servicer)
+        coding = {"request_deserializer": _check_request, "response_serializer": _serialize}
+        handlers = {
+            "Check": grpc.stream_unary_rpc_method_handler(bounded.check, **coding),
+            "Watch": grpc.stream_stream_rpc_method_handler(bounded.watch, **coding),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers),))
 
     async def set_ready(self) -> None:
         """All listeners are up: send nodes and operators here."""
@@ -74,24 +84,22 @@ class ServerHealth:
 
 
 class _BoundedHealth:
-    """The library's servicer with caps: its Watch keeps whatever name a stranger asks for, as often as asked."""
+    """The library's servicer with caps, for it needs no credentials: requests are read as `RequestReader` says, and
+    its Watch would keep whatever name a stranger asks for, as often as asked. Its List is not offered: the services
+    are named in docs/protocol.md."""
 
     def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
+        self._requests = RequestReader()
         self._watchers = 0
 
-    async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def check(self, _: object, context: Context) -> Any:
         """Answer once. An unknown service is NOT_FOUND (grpc.health.v1)."""
-        return await self._servicer.Check(request, context)
+        return await self._servicer.Check(await self._request(context), context)
 
-    async def List(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Not offered: the services are named in docs/protocol.md."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Ask Check for one service by name.")
-
-    async def Watch(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def watch(self, _: object, context: Context) -> None:
         """Answer now and on each change."""
-        if len(request.service) > MAX_SERVICE_NAME_CHARS:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "This is no service name.")
+        request = await self._request(context)
         if self._watchers >= MAX_WATCHERS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many watchers: poll Check instead.")
         self._watchers += 1
@@ -99,3 +107,24 @@ class _BoundedHealth:
             await self._servicer.Watch(request, context)
         finally:
             self._watchers -= 1
+
+    async def _request(self, context: Context) -> Any:
+        try:
+            request = await self._requests.read(context)
+        except Refusal as refusal:
+            await context.abort(*status.encode(refusal))
+        if len(request.service) > MAX_SERVICE_NAME_CHARS:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "This is no service name.")
+        return request
+
+
+def _check_request(raw: bytes) -> Any:
+    try:
+        return health_pb2.HealthCheckRequest.FromString(raw)
+    except DecodeError:
+        return health_pb2.HealthCheckRequest(service="?")  # a name that nobody has: NOT_FOUND
+
+
+def _serialize(message: Any) -> bytes:
+    raw: bytes = message.SerializeToString()
+    return raw

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
-from fleet_server.boundary import Boundary, Context, peer_address, require_tls13
+from fleet_server.boundary import Boundary, Context, RequestReader, peer_address, read_message, require_tls13
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.streams import frames
 from fleet_server.streams.frames import BadFrame, FrameLimits
@@ -64,6 +64,7 @@ class Gateway:
         self._max_unary_calls = max_unary_calls
         self._limits = limits
         self._unary_calls = 0
+        self._requests = RequestReader()
         self._draining = False
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -96,11 +97,12 @@ class Gateway:
     def _unary(
         self, name: str, request_type: type[Request], handle: Callable[[Request, str], Awaitable[Response]]
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        async def run(request: Request | BadFrame, context: Context) -> Response:
+        async def run(context: Context) -> Response:
             require_tls13(context)
+            self._check_draining()
+            request: Request | BadFrame = await self._requests.read(context)
             if isinstance(request, BadFrame):
                 raise request.refusal()
-            self._check_draining()
             if self._unary_calls >= self._max_unary_calls:
                 raise self._rooms.sessions.admission.overloaded()
             self._unary_calls += 1
@@ -109,10 +111,10 @@ class Gateway:
             finally:
                 self._unary_calls -= 1
 
-        async def handler(request: Request | BadFrame, context: Context) -> Response:
-            return await self._boundary.call(name, context, run(request, context))
+        async def handler(_: object, context: Context) -> Response:
+            return await self._boundary.call(name, context, run(context))
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(  # unary for the caller; see `RequestReader`
             handler,
             request_deserializer=frames.unary(request_type),
             response_serializer=request_serializer,
@@ -187,11 +189,8 @@ class GrpcTransport:
 
     async def read(self) -> gateway_pb2.NodeFrame | BadFrame | None:
         """Next frame; None at EOF or once the call is over."""
-        try:
-            frame: Any = await self._context.read()
-        except (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
-            return None  # the call ended under the read: the same as EOF, which proves nothing either
-        return None if frame is grpc.aio.EOF else frame
+        frame: gateway_pb2.NodeFrame | BadFrame | None = await read_message(self._context)
+        return frame
 
     async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
         """Hand a frame to gRPC; False once the call is over."""

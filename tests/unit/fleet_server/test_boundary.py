@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+import pytest
 
 from fleet import status
 from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
-from fleet_server.boundary import Boundary, Context, peer_address, require_tls13
+from fleet_server.boundary import Boundary, Context, RequestReader, peer_address, require_tls13
 from fleet_server.observability.metrics import StreamMetrics
 from tests.fakes.tls import FakeAuthority
 
@@ -99,3 +100,50 @@ async def test_the_peer_is_an_address_without_port(tls_authority: FakeAuthority)
     boundary = Boundary(StreamMetrics(Registry()).refusals)
     async with _serving(tls_authority, boundary) as channel:
         assert await asyncio.wait_for(channel.unary_unary("/t.T/Unary")(b"peer"), 10) == b"127.0.0.1"
+
+
+@asynccontextmanager
+async def _reading(reader: RequestReader) -> AsyncIterator[grpc.aio.Channel]:
+    boundary = Boundary(StreamMetrics(Registry()).refusals)
+
+    async def echo(_: object, context: Context) -> bytes:
+        return await boundary.call("Echo", context, reader.read(context))
+
+    server = grpc.aio.server()
+    handlers = {"Echo": grpc.stream_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        await server.stop(0)
+
+
+async def test_a_request_that_never_comes_is_waited_for_no_longer_than_said() -> None:
+    async with _reading(RequestReader(prompt_s=0.01, slow_s=0.01)) as channel:
+        unfinished = channel.stream_unary("/t.T/Echo")()
+        assert status.decode(await _error(unfinished)).reason is Reason.MALFORMED
+        assert await channel.unary_unary("/t.T/Echo")(b"whole") == b"whole"
+
+
+async def test_a_call_that_ends_without_a_request_is_malformed() -> None:
+    async with _reading(RequestReader()) as channel:
+        empty = channel.stream_unary("/t.T/Echo")()
+        await empty.done_writing()
+        assert status.decode(await _error(empty)).reason is Reason.MALFORMED
+
+
+async def test_slow_callers_have_few_places_and_take_none_from_prompt_ones() -> None:
+    """The attack: calls that are begun and never finished, as many as the connections carry."""
+    async with _reading(RequestReader(prompt_s=0.01, slow_s=60.0, places=2)) as channel:
+        unfinished = [channel.stream_unary("/t.T/Echo")() for _ in range(8)]
+        ends = asyncio.as_completed([_error(call) for call in unfinished])
+        refused = [status.decode(await next(ends)).reason for _ in range(6)]
+        assert refused == [Reason.OVERLOADED] * 6
+        assert await channel.unary_unary("/t.T/Echo")(b"prompt") == b"prompt"
+        for call in unfinished:
+            call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await next(ends)
