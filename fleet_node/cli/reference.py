@@ -41,7 +41,7 @@ ends with the process. Never copy it to a second machine: both would be the same
 | `identity.key`, `sealing.key` | private keys, made by `enroll` |
 | `enrollment.json` | an enrollment that waits for an operator's decision |
 | `membership.json` | cluster, node id, api_key, pinned authority and owner key |
-| `bundle.bin` | the signed trust bundle in force; verified whenever it is read |
+| `bundle.bin` | the signed trust bundle in force, and the links to it from the pinned authority |
 | `journal.db` | commands and reports, durable before anything is run or told (docs/protocol.md, "Commands") |
 | `spool.db` | telemetry that the server has not acknowledged |
 | `lock` | the process that uses the folder |

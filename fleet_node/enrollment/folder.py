@@ -5,7 +5,7 @@
 | identity.key, sealing.key | private keys, 0600 |
 | enrollment.json | an enrollment that waits for the operator's decision |
 | membership.json | cluster, node id, api_key: what the bootstrap gave, 0600 |
-| bundle.bin | the signed trust bundle in force |
+| bundle.bin | the signed trust bundle in force, with the links to it from the pinned authority |
 | journal.db, spool.db | commands and telemetry |
 | lock, control.sock | one process; live state for `fleet-node status` |
 """

@@ -15,7 +15,7 @@ from fleet import trust
 from fleet.identity import PrivateFileError, read_private, write_private
 from fleet.secrets import Secret
 from fleet.trust import TrustState
-from fleet.v1 import trust_pb2
+from fleet.v1 import gateway_pb2, trust_pb2
 
 _FORMAT = 1
 
@@ -151,37 +151,55 @@ def load_membership(path: Path) -> Membership | None:
 
 
 class BundleFile:
-    """The trust bundle in force, on disk. Whoever can change the file gains nothing: it is verified when it is read.
+    """The trust bundle in force, on disk, with the links that lead to it from the pinned authority. Whoever can change
+    the file gains nothing: every link is verified when it is read.
 
     Args:
         path: where it is kept.
         cluster_id: the node's cluster.
-        authority_key: the pinned authority; a bundle of a later generation names its successor.
+        authority_key: the pinned authority; each link of a later generation names its successor.
     """
 
     def __init__(self, path: Path, *, cluster_id: str, authority_key: bytes) -> None:
         self._path = path
         self._cluster_id = cluster_id
         self._authority_key = authority_key
+        self._links: list[TrustState] = []
 
     def load(self) -> TrustState:
-        """The stored bundle, verified under the pin.
+        """The stored bundle, verified link by link under the pin.
 
         Raises:
-            MembershipError: missing, damaged, or not of the pinned authority.
+            MembershipError: missing, damaged, or not of the pinned authority or its successors.
         """
         try:
-            signed = trust_pb2.Signed.FromString(read_private(self._path))
-            return trust.first(signed, cluster_id=self._cluster_id, authority_key=self._authority_key)
+            stored = gateway_pb2.TrustBundles.FromString(read_private(self._path)).bundles
+            pinned = stored[0] if stored else trust_pb2.Signed()
+            first = trust.first(pinned, cluster_id=self._cluster_id, authority_key=self._authority_key)
+            links = [first, *trust.steps(first, stored[1:])]
         except (PrivateFileError, DecodeError, trust.TrustError) as error:
             raise MembershipError(
                 f"{self._path} holds no trust bundle of the pinned authority ({error}): restore the state folder, "
                 "or enroll again with a new join token"
             ) from error
+        self._links = links
+        return links[-1]
 
-    def save(self, state: TrustState) -> None:
-        """Replace the stored bundle atomically."""
-        write_private(self._path, state.signed.SerializeToString())
+    def save(self, *states: TrustState) -> None:
+        """Replace the stored bundle atomically.
+
+        Args:
+            states: every step from the bundle that was loaded or saved last, oldest first.
+
+        Raises:
+            OSError: it cannot be written; the old one stands.
+        """
+        links = self._links
+        for state in states:
+            links = trust.kept_links(links, state)
+        chain = gateway_pb2.TrustBundles(bundles=[state.signed for state in links])
+        write_private(self._path, chain.SerializeToString())
+        self._links = links
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -44,10 +44,10 @@ class TrustStore:
         """Judge a chain, oldest first; what to tell the server once the newest good one is durable."""
         async with self._turn:
             try:
-                offered = trust.walk(self._state, bundles)
-                if offered.version != self._state.version:
-                    await asyncio.to_thread(self._file.save, offered)
-                    self._state = offered
+                offered = list(trust.steps(self._state, bundles))
+                if offered:
+                    await asyncio.to_thread(self._file.save, *offered)
+                    self._state = offered[-1]
             except (trust.TrustError, OSError) as error:
                 reason = str(error.reason) if isinstance(error, trust.TrustError) else "DISK"
                 log.warning("trust_bundle_refused", reason=reason, detail=str(error))

@@ -9,7 +9,7 @@ map (docs/protocol.md, "Trust").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -129,18 +129,43 @@ def advance(current: TrustState, signed: trust_pb2.Signed) -> TrustState:
     return _step_generation(current, statement, signed)
 
 
-def walk(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> TrustState:
-    """`advance` along a chain, oldest first; links that the node is past already are skipped.
+def steps(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> Iterator[TrustState]:
+    """`advance` along a chain, oldest first, and tell of each step; links that the node is past already are skipped.
 
     Raises:
         TrustError: a link does not follow.
     """
     for signed in chain:
         claimed = _parse_bundle(signed.statement)  # not verified: good for passing a link over, for nothing else
-        if (claimed.generation, claimed.number) <= current.version:
-            continue
-        current = advance(current, signed)
-    return current
+        if (claimed.generation, claimed.number) > current.version:
+            current = advance(current, signed)
+            yield current
+
+
+def walk(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> TrustState:
+    """Where `steps` along a chain lead to.
+
+    Raises:
+        TrustError: a link does not follow.
+    """
+    return [current, *steps(current, chain)][-1]
+
+
+def kept_links(held: Sequence[TrustState], newer: TrustState) -> list[TrustState]:
+    """The shortest chain from the pinned authority to `newer`: what must be kept to verify it again after a restart.
+
+    Args:
+        held: such a chain to the bundle before `newer`; empty for the first one.
+        newer: the step after it.
+
+    Returns:
+        The newest bundle of the pinned generation, the first of each later one (the old authority signed it, too), and
+        the newest of all.
+    """
+    opened = len(held) > 1 and held[-2].generation < held[-1].generation
+    if held and held[-1].generation == newer.generation and not opened:
+        return [*held[:-1], newer]
+    return [*held, newer]
 
 
 def command_signer(state: TrustState, key_id: bytes, *, site: str, now_ms: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fleet import tls
+from fleet import tls, trust
 from fleet.clock import SystemClock
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
@@ -19,7 +19,7 @@ from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, Level
 from fleet_node.doctor.service import Doctor, Patient
 from fleet_node.enrollment.folder import StateFolder
-from fleet_node.enrollment.membership import PendingEnrollment, save_pending
+from fleet_node.enrollment.membership import BundleFile, PendingEnrollment, save_pending
 from fleet_node.status.server import ControlServer
 from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
 
@@ -239,8 +239,9 @@ async def test_a_missing_key_file(folder: StateFolder) -> None:
 
 
 async def test_a_bundle_that_ran_out(installation: FakeInstallation, folder: StateFolder) -> None:
-    signed = installation.bundle(expires_in_ms=-1)
-    folder.bundle.write_bytes(signed.SerializeToString())
+    key = installation.authority.public_key
+    expired = trust.first(installation.bundle(expires_in_ms=-1), cluster_id=CLUSTER, authority_key=key)
+    BundleFile(folder.bundle, cluster_id=CLUSTER, authority_key=key).save(expired)
     finding = (await examine(folder))["trust bundle"]
     assert finding.level is Level.FAIL
     assert "commands are refused" in finding.detail

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fleet import trust
+from fleet.envelope import Domain, Signer
 from fleet.identity import PrivateFileError
+from fleet.v1 import gateway_pb2, trust_pb2
 from fleet_node.enrollment.folder import FolderLockedError, StateFolder
 from fleet_node.enrollment.membership import (
     BundleFile,
@@ -85,6 +88,50 @@ def test_a_bundle_is_verified_when_it_is_read(installation: FakeInstallation, tm
     file.save(stranger.trust_state(4))
     with pytest.raises(MembershipError, match="holds no trust bundle of the pinned authority"):
         file.load()
+
+
+def test_a_bundle_of_later_authorities_is_verified_through_every_one_of_them(
+    installation: FakeInstallation, tmp_path: Path
+) -> None:
+    path, pin = tmp_path / "bundle.bin", installation.authority.public_key
+    authorities = [installation.authority, Signer.generate(), Signer.generate()]
+    file = BundleFile(path, cluster_id=CLUSTER, authority_key=pin)
+    file.save(installation.trust_state(3))
+    state = file.load()
+    offers = [
+        [installation.bundle(4), succession(installation, 2, 1, authorities[1], authorities[:2])],  # two steps at once
+        [succession(installation, 2, 2, authorities[1], authorities[1:2])],
+        [succession(installation, 2, 3, authorities[1], authorities[1:2])],
+        [succession(installation, 3, 7, authorities[2], authorities[1:])],
+    ]
+    sizes = []
+    for offer in offers:
+        taken = list(trust.steps(state, offer))
+        file.save(*taken)
+        state = BundleFile(path, cluster_id=CLUSTER, authority_key=pin).load()  # as after a restart
+        assert state == taken[-1]
+        sizes.append(len(gateway_pb2.TrustBundles.FromString(path.read_bytes()).bundles))
+    assert sizes == [2, 3, 3, 4]  # the step of each authority, and the newest
+    with pytest.raises(MembershipError):
+        BundleFile(path, cluster_id=CLUSTER, authority_key=authorities[1].public_key).load()
+    chain = gateway_pb2.TrustBundles.FromString(path.read_bytes())
+    del chain.bundles[1]
+    path.write_bytes(chain.SerializeToString())
+    with pytest.raises(MembershipError, match="holds no trust bundle of the pinned authority"):
+        file.load()
+
+
+def succession(
+    installation: FakeInstallation, generation: int, number: int, authority: Signer, signers: list[Signer]
+) -> trust_pb2.Signed:
+    """A bundle of a later authority."""
+    statement = trust_pb2.TrustBundleStatement.FromString(installation.bundle(number).statement)
+    statement.generation, statement.authority_key = generation, authority.public_key
+    del statement.command_keys[:]
+    signed = signers[0].sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
+    for signer in signers[1:]:
+        signer.add(signed, Domain.TRUST_BUNDLE)
+    return signed
 
 
 def test_a_state_folder_that_others_can_open_is_refused(tmp_path: Path) -> None:
