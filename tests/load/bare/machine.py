@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,6 +18,7 @@ _ROW = bytes(200)
 _MESSAGE = bytes(300)
 _MICROSECONDS = 1_000_000
 _PROGRAM_TIMEOUT_S = 30.0
+_PAUSE_S = 0.002
 
 
 def _mean_us(step: Callable[[], object], count: int) -> float:
@@ -26,24 +28,47 @@ def _mean_us(step: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - started_at_s) / count * _MICROSECONDS
 
 
-def commit_costs(folder: Path, commits: int) -> Figures:
-    """Microseconds of an SQLite commit (WAL, synchronous=FULL) of one row, and a row of 32-row commits."""
-    database = sqlite3.connect(folder / "commit-cost.db", isolation_level=None)
+def _open_log(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")
     database.execute("CREATE TABLE IF NOT EXISTS entry (id INTEGER PRIMARY KEY, content BLOB)")
+    return database
 
-    def commit(rows: int) -> None:
-        database.execute("BEGIN IMMEDIATE")
-        database.executemany("INSERT INTO entry (content) VALUES (?)", [(_ROW,)] * rows)
-        database.execute("COMMIT")
 
+def _commit(database: sqlite3.Connection, rows: int) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    database.executemany("INSERT INTO entry (content) VALUES (?)", [(_ROW,)] * rows)
+    database.execute("COMMIT")
+
+
+def commit_costs(folder: Path, commits: int) -> Figures:
+    """Microseconds of an SQLite commit (WAL, synchronous=FULL) of one row, and a row of 32-row commits."""
+    database = _open_log(folder / "commit-cost.db")
     try:
-        single_us = _mean_us(lambda: commit(1), commits)
-        batch_us = _mean_us(lambda: commit(32), commits)
+        single_us = _mean_us(lambda: _commit(database, 1), commits)
+        batch_us = _mean_us(lambda: _commit(database, 32), commits)
     finally:
         database.close()
     return {"sqlite_commit_us": single_us, "sqlite_row_of_32_us": batch_us / 32}
+
+
+async def handed_commit_us(folder: Path, commits: int) -> float:
+    """Median microseconds of a commit that an event loop hands to a thread and is told of, a pause before each: what
+    a commit costs who must not wait for the disk, on a machine that had gone to sleep."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as thread:
+        database = await loop.run_in_executor(thread, _open_log, folder / "handed-commit.db")
+        try:
+            seconds = []
+            for _ in range(commits):
+                await asyncio.sleep(_PAUSE_S)
+                started_at_s = time.perf_counter()
+                await loop.run_in_executor(thread, _commit, database, 1)
+                seconds.append(time.perf_counter() - started_at_s)
+        finally:
+            await loop.run_in_executor(thread, database.close)
+    return statistics.median(seconds) * _MICROSECONDS
 
 
 def signature_costs(count: int) -> Figures:
