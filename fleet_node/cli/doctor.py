@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,8 @@ def doctor(ctx: click.Context, as_json: bool, config: Path | None, state_dir: Pa
     """Look at every step of the way to the gateway: configuration, state folder, keys, disk, journal, name, connection,
     TLS and pin, HTTP/2, credentials, handshake, clock, stream. Each line says ok, or what to do.
 
-    It may run beside the daemon, which it does not disturb. Ends with 0 when nothing fails, with 1 otherwise.
+    It disturbs nothing: it may run beside the daemon, and takes nobody's stream. Ends with 0 when nothing fails, with 1
+    otherwise.
     """
     try:
         loaded = settings_from(config, state_dir)
@@ -39,7 +39,6 @@ def doctor(ctx: click.Context, as_json: bool, config: Path | None, state_dir: Pa
         _show_config_failure(failure, as_json=as_json)
         ctx.exit(ExitCode.FAILED)
     from fleet.clock import SystemClock
-    from fleet.version import software_version
     from fleet_node.doctor.finding import has_failed
     from fleet_node.doctor.service import Doctor, Patient
     from fleet_node.observability.logging import configure
@@ -49,8 +48,6 @@ def doctor(ctx: click.Context, as_json: bool, config: Path | None, state_dir: Pa
         settings=loaded.settings,
         config=str(loaded.path) if loaded.path else "no config file: environment and defaults",
         place_of=loaded.place_of,
-        version=software_version(),
-        boot_id=secrets.token_bytes(16),
         clock=SystemClock(),
     )
     findings = asyncio.run(_examine(Doctor(patient), as_json=as_json))

@@ -30,16 +30,12 @@ class JournalFacts:
     Args:
         rows: commands remembered.
         unfinished: accepted or running ones.
-        last_accepted_seq: highest seq journaled.
-        unacknowledged: numbers of the reports that the server has not acknowledged, growing.
-        last_report_no: highest report_no given out.
+        unacknowledged: reports that the server has not acknowledged.
     """
 
     rows: int
     unfinished: int
-    last_accepted_seq: int
-    unacknowledged: tuple[int, ...]
-    last_report_no: int
+    unacknowledged: int
 
 
 def open_journal(path: Path, node_id: str, *, commit_duration: Histogram) -> Journal:
@@ -64,9 +60,7 @@ def inspect_journal(path: Path, node_id: str) -> JournalFacts:
         return JournalFacts(
             rows=store.rows,
             unfinished=len(found.unfinished),
-            last_accepted_seq=found.last_accepted_seq,
-            unacknowledged=tuple(found.unacknowledged),
-            last_report_no=found.last_report_no,
+            unacknowledged=len(found.unacknowledged),
         )
     finally:
         store.close()

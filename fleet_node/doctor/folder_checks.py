@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleet.identity import PrivateFileError, load_node_keys, private_folder, read_private, show_fingerprint
-from fleet_node.commands.opening import JournalDamagedError, JournalFacts, JournalUnavailableError, inspect_journal
+from fleet_node.commands.opening import JournalDamagedError, JournalUnavailableError, inspect_journal
 from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, fail, ok, warn
 from fleet_node.enrollment.folder import StateFolder
@@ -82,14 +82,16 @@ def check_disk(path: Path, spool_max_bytes: int) -> Iterator[Finding]:
     yield _check_fsync(path)
 
 
-def check_journal(path: Path, node_id: str) -> tuple[Finding, JournalFacts | None]:
+def check_journal(path: Path, node_id: str) -> Finding:
     """The whole file. Only while no daemon runs, and under the folder's lock."""
     try:
         facts = inspect_journal(path, node_id)
-    except (JournalDamagedError, JournalUnavailableError) as error:
-        return fail("journal", str(error), "the message says what to do"), None
+    except JournalDamagedError as error:
+        return fail("journal", f"{path}: {error.problem}", error.remedy)
+    except JournalUnavailableError as error:
+        return fail("journal", str(error), "see to the disk under the state folder, then look again")
     shown = f"whole: {facts.rows} commands, {facts.unfinished} unfinished"
-    return ok("journal", f"{shown}, {len(facts.unacknowledged)} reports to send"), facts
+    return ok("journal", f"{shown}, {facts.unacknowledged} reports to send")
 
 
 def _check_fsync(path: Path) -> Finding:

@@ -1,24 +1,24 @@
-"""Checks of what only the gateway can tell: credentials, handshake, clock, stream."""
+"""Checks of what only the gateway can tell: credentials, handshake, clock, stream. None of them claims anything: they
+may run beside the daemon, and on a copy of its state folder."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import grpc
 
 from fleet import trust as trust_rules
 from fleet.clock import Clock, ServerTime
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
-from fleet.sequence import StreamContext
 from fleet.trust import TrustState
-from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
-from fleet_node.commands.opening import JournalFacts
+from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_node.doctor.finding import Finding, fail, ok, warn
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link.caller import GatewayCaller, open_caller
-from fleet_node.link.connection import Connection, Ports, SelfDescription
 from fleet_node.link.handshake import Session, handshake
-from fleet_node.link.ports import HelloCounters, Uplink
 from fleet_node.status.view import what_to_do
 
 _CREDENTIAL_REASONS = (
@@ -30,6 +30,16 @@ _CREDENTIAL_REASONS = (
     Reason.QUARANTINED,
 )
 _CLOCK_WARN_MS = 5_000
+_STREAM_TIMEOUT_S = 10.0
+_REMEDIES = {  # of what the node's own messages send to the doctor for
+    Reason.BAD_PROOF: "if it is this node's proof, put its own state folder back, or enroll again with an empty one; if"
+    " it is the server's, this is another installation, or something in between poses as it",
+    Reason.WRONG_CERTIFICATE: "something in between ends TLS under a certificate of the pinned CA: let traffic to the"
+    " gateway pass untouched, or name that certificate in the server's `tls_terminator_leaf_sha256`",
+    Reason.UNAVAILABLE: "the way there is open, and the gateway does not answer: look at its log, or whether a proxy in"
+    " between lets gRPC through",
+    Reason.INTERNAL: "whoever runs the server finds the incident in its log; the node comes back by itself",
+}
 
 
 class LookOnlyTrust:
@@ -68,60 +78,63 @@ class Met:
 
     caller: GatewayCaller
     session: Session
-    server_time: ServerTime
 
 
 async def meet(endpoint: str, who: Identity, clock: Clock) -> tuple[list[Finding], Met | None]:
     """Authenticate to one gateway and let it authenticate itself; opens no stream."""
     server_time = ServerTime(clock)
-    caller: GatewayCaller | None = None
     try:
         caller = await open_caller((endpoint,), who.trust.state.tls_ca_der or (who.membership.tls_ca_der,))
+    except Refusal as refusal:
+        return [_refused("handshake", refusal, endpoint)], None
+    try:
         session = await handshake(
             caller, membership=who.membership, keys=who.keys, trust=who.trust, server_time=server_time
         )
-    except Refusal as refusal:
-        if caller is not None:
-            await caller.close()
-        check = "credentials" if refusal.reason in _CREDENTIAL_REASONS else "handshake"
-        detail = f"{refusal.reason}: {refusal.detail}"
-        step = _WRONG_LISTENER if refusal.reason is Reason.UNAVAILABLE else what_to_do(str(refusal.reason))
-        return [fail(check, detail, step, endpoint=endpoint)], None
+    except BaseException as error:
+        await caller.close()
+        if not isinstance(error, Refusal):
+            raise
+        check = "credentials" if error.reason in _CREDENTIAL_REASONS else "handshake"
+        return [_refused(check, error, endpoint)], None
     findings = [
         ok("credentials", "the server knows this node's api_key", endpoint=endpoint),
         ok("handshake", "both sides proved who they are", endpoint=endpoint),
         _check_clock(server_time.offset_ms(), endpoint),
     ]
-    return findings, Met(caller, session, server_time)
+    return findings, Met(caller, session)
 
 
-async def check_stream(
-    met: Met, who: Identity, *, about: SelfDescription, journal: JournalFacts, clock: Clock
-) -> AsyncIterator[Finding]:
-    """Open a stream and close it with a goodbye. Only while no daemon runs: it would take the daemon's place."""
+async def check_stream(met: Met, membership: Membership) -> Finding:
+    """Whether streams pass both ways: open one, send a frame that is no hello, and hear that said.
+
+    A hello would take the node's place: its stream would get the newest epoch, and end the one of a daemon that runs on
+    another machine with the same keys. Before it nothing is claimed (docs/protocol.md, "Session").
+    """
     endpoint = met.caller.endpoint
-    connection = Connection(
-        caller=met.caller,
-        session=met.session,
-        membership=who.membership,
-        keys=who.keys,
-        ports=Ports(commands=_LookOnlyCommands(journal), telemetry=_NoTelemetry(), trust=who.trust),
-        about=about,
-        clock=clock,
-        server_time=met.server_time,
-    )
+    call = met.caller.connect(met.session.metadata(membership.api_key))
     try:
-        await connection.open("")
-    except Refusal as refusal:
-        detail = f"{refusal.reason}: {refusal.detail}"
-        yield fail("stream", detail, what_to_do(str(refusal.reason)), endpoint=endpoint)
-        return
-    connection.leave("SHUTDOWN")
-    await connection.run()
-    welcome = connection.welcome
-    yield ok("stream", f"welcomed by {welcome.replica_id} (epoch {welcome.stream_epoch}), and left", endpoint=endpoint)
-    if welcome.drained:
-        yield warn("drained", "the server holds this node drained", "`fleetctl resume node` lets it work again")
+        async with asyncio.timeout(_STREAM_TIMEOUT_S):
+            await call.write(gateway_pb2.NodeFrame())
+            refusal = await met.caller.stream_failure(call)
+    except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        refusal = await met.caller.stream_failure(call) if call.done() else None
+        if refusal is None:
+            remedy = "a proxy or load balancer in between holds streams back: it must pass gRPC streams on as they come"
+            return fail("stream", f"no answer on a stream within {_STREAM_TIMEOUT_S:g} s", remedy, endpoint=endpoint)
+    finally:
+        call.cancel()
+    if refusal is None:
+        detail = "the other end closed the stream without a word"
+        return fail("stream", detail, "is this a gateway, and of what version?", endpoint=endpoint)
+    if refusal.reason is not Reason.MALFORMED:
+        return _refused("stream", refusal, endpoint)
+    return ok("stream", "streams pass both ways; it was left before its hello and claimed nothing", endpoint=endpoint)
+
+
+def _refused(check: str, refusal: Refusal, endpoint: str) -> Finding:
+    remedy = _REMEDIES.get(refusal.reason) or what_to_do(str(refusal.reason))
+    return fail(check, f"{refusal.reason}: {refusal.detail}", remedy, endpoint=endpoint)
 
 
 def _check_clock(offset_ms: int, endpoint: str) -> Finding:
@@ -130,64 +143,3 @@ def _check_clock(offset_ms: int, endpoint: str) -> Finding:
         remedy = "set the clock (NTP): expiry follows the server's, but certificates and logs follow this one"
         return warn("clock", shown, remedy, endpoint=endpoint)
     return ok("clock", shown, endpoint=endpoint)
-
-
-class _LookOnlyCommands:
-    """Implements `CommandPort` and `CommandStream`: says what the journal says and takes nothing. What the server sends
-    meanwhile it sends again on the next stream, since nobody accepted it."""
-
-    def __init__(self, journal: JournalFacts) -> None:
-        self._journal = journal
-
-    def hello(self) -> HelloCounters:
-        """See `CommandPort`."""
-        return HelloCounters(
-            last_accepted_seq=self._journal.last_accepted_seq,
-            first_report_no=self._journal.unacknowledged[0] if self._journal.unacknowledged else 0,
-            last_report_no=self._journal.last_report_no,
-            drained=False,
-            max_in_flight=1,
-        )
-
-    def opened(self, context: StreamContext, welcome: gateway_pb2.Welcome, uplink: Uplink) -> _LookOnlyCommands:
-        """See `CommandPort`."""
-        return self
-
-    def acked(self, report_no: int) -> None:
-        """See `CommandPort`."""
-
-    def drain(self, order: gateway_pb2.DrainNode) -> None:
-        """See `CommandPort`."""
-
-    async def command_frame(self, frame: command_pb2.CommandFrame) -> None:
-        """See `CommandStream`."""
-
-    async def cancel_frame(self, frame: command_pb2.CancelFrame) -> None:
-        """See `CommandStream`."""
-
-    def next_reports(self, max_count: int = 0, max_bytes: int = 0) -> list[command_pb2.Report]:
-        """See `CommandStream`."""
-        return []
-
-    def close(self) -> None:
-        """See `CommandStream`."""
-
-
-class _NoTelemetry:
-    """Implements `TelemetryPort` and `TelemetryStream`: has none."""
-
-    last_batch_seq = 0
-
-    def opened(self, max_batch_bytes: int, uplink: Uplink) -> _NoTelemetry:
-        """See `TelemetryPort`."""
-        return self
-
-    def acked(self, batch_seq: int) -> None:
-        """See `TelemetryPort`."""
-
-    def next_batch(self) -> bytes | None:
-        """See `TelemetryStream`."""
-        return None
-
-    def close(self) -> None:
-        """See `TelemetryStream`."""

@@ -1,14 +1,13 @@
-"""The whole examination: from this machine's files, along the way, to a welcomed stream."""
+"""The whole examination: from this machine's files, along the way, to a stream that passes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fleet.clock import Clock
 from fleet.identity import PrivateFileError, load_node_keys
-from fleet_node.commands.opening import JournalFacts
 from fleet_node.config import Settings
 from fleet_node.doctor import folder_checks, gateway_checks, way_checks
 from fleet_node.doctor.finding import Finding, Level, fail, ok, skip, warn
@@ -16,7 +15,6 @@ from fleet_node.doctor.gateway_checks import Identity, LookOnlyTrust
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import FolderLockedError, StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, MembershipError, load_membership, load_pending
-from fleet_node.link.connection import SelfDescription
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
 from fleet_node.status.view import what_to_do
 
@@ -30,20 +28,17 @@ class Patient:
     Args:
         config: file that the settings came from, for showing.
         place_of: from a setting's full name to where it stands in that file.
-        version: of the software.
-        boot_id: 16 random bytes.
     """
 
     settings: Settings
     config: str
     place_of: Callable[[str], str]
-    version: str
-    boot_id: bytes
     clock: Clock
 
 
 class Doctor:
-    """Looks at everything once. While a daemon runs, what only it can tell is asked of it, and nothing is disturbed.
+    """Looks at everything once and disturbs nothing: a running daemon is asked for what only it can tell, and no stream
+    is claimed.
 
     Args:
         patient: the node.
@@ -52,33 +47,36 @@ class Doctor:
     def __init__(self, patient: Patient) -> None:
         self._patient = patient
         self._settings = patient.settings
-        self._daemon: dict[str, Any] | None = None
-        self._journal: JournalFacts | None = None
-        self._about: SelfDescription | None = None
 
     async def examine(self) -> AsyncIterator[Finding]:
         """Every finding, as it is made."""
         yield ok("config", self._patient.config)
         path = self._settings.state_dir
-        if not path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:
+            detail = f"{path} cannot be looked at: {error.strerror}"
+            yield fail("state folder", detail, "run this as the user that the node runs as, or correct --state-dir")
+            return
+        if not there:
             yield fail("state folder", f"{path} is not there", "run `fleet-node enroll`, or give the right --state-dir")
             return
         found = folder_checks.check_folder(path)
         yield found
         if found.level is Level.FAIL:
             return
-        folder = StateFolder(path)
         yield folder_checks.check_keys(path, self._settings)
         for finding in folder_checks.check_disk(path, self._settings.spool_max_bytes):
             yield finding
-        async for finding in self._membership(folder):
+        async for finding in self._membership(StateFolder(path)):
             yield finding
 
     async def _membership(self, folder: StateFolder) -> AsyncIterator[Finding]:
         try:
             membership, pending = load_membership(folder.membership), load_pending(folder.enrollment)
         except MembershipError as error:
-            yield fail("membership", str(error), "the message says what to do")
+            remedy = "put the state folder back from a backup, or enroll again with an empty one and a new join token"
+            yield fail("membership", str(error), remedy)
             return
         if membership is not None:
             async for finding in self._member(folder, membership):
@@ -94,65 +92,48 @@ class Doctor:
     async def _member(self, folder: StateFolder, membership: Membership) -> AsyncIterator[Finding]:
         yield ok("membership", f"{membership.name} ({membership.node_id}) in cluster {membership.cluster_id}")
         yield folder_checks.check_bundle(folder, membership, self._patient.clock.now_ms())
-        yield self._ask_daemon(folder)
         try:
-            for finding in self._daemon_or_files(folder, membership):
+            for finding in _of_daemon(ask(folder.control_socket, "status")):
                 yield finding
-            async for finding in self._gateways(folder, membership):
-                yield finding
-        finally:
-            folder.unlock()
-
-    def _ask_daemon(self, folder: StateFolder) -> Finding:
-        try:
-            self._daemon = ask(folder.control_socket, "status")
         except DaemonSilentError as error:
-            return fail("daemon", str(error), "restart it; what matters is in the journal")
+            yield fail("daemon", str(error), "restart it; what matters is in the journal")
+            yield skip("journal", "the state folder is in use")
         except DaemonAwayError:
-            try:
-                folder.lock()  # nothing may start while the journal and a stream are in use here
-            except FolderLockedError as error:
-                return fail("daemon", f"{error}; and it answers nothing", "wait for its start or end, or restart it")
-            except OSError as error:
-                return fail("daemon", f"the lock file cannot be opened: {error.strerror}", "make the folder writable")
-            return warn("daemon", "not running", "start it: `fleet-node run`")
-        return ok("daemon", f"process {self._daemon['pid']}, version {self._daemon['version']}")
+            for finding in self._without_daemon(folder, membership.node_id):
+                yield finding
+            async for finding in self._drivers():
+                yield finding
+        async for finding in self._gateways(folder, membership):
+            yield finding
 
-    def _daemon_or_files(self, folder: StateFolder, membership: Membership) -> Iterator[Finding]:
-        if self._daemon is not None:
-            rows = self._daemon["commands"]["journal_rows"]
-            yield ok("journal", f"in use by the daemon, which checked it when it started; {rows} commands")
-            for problem in self._daemon["driver_problems"]:
-                yield warn("drivers", f"{problem['driver']} ({problem['reason']}): {problem['detail']}", _DRIVER_REMEDY)
-            return
-        if not folder.is_locked:
+    def _without_daemon(self, folder: StateFolder, node_id: str) -> Iterator[Finding]:
+        try:
+            folder.lock()  # nothing may start while the journal is read here
+        except FolderLockedError as error:
+            yield fail("daemon", f"{error}; and it answers nothing", "wait for its start or end, or restart it")
             yield skip("journal", "the state folder is in use")
             return
-        finding, self._journal = folder_checks.check_journal(folder.journal, membership.node_id)
-        yield finding
+        except OSError as error:
+            yield fail("daemon", f"the lock file cannot be opened: {error.strerror}", "make the folder writable")
+            yield skip("journal", "the state folder cannot be written")
+            return
+        try:
+            yield warn("daemon", "not running", "start it: `fleet-node run`")
+            yield folder_checks.check_journal(folder.journal, node_id)
+        finally:
+            folder.unlock()
 
     async def _drivers(self) -> AsyncIterator[Finding]:
         drivers = DriverRegistry.load(
             self._settings.drivers_enabled, self._settings.driver_tables, place_of=self._patient.place_of
         )
-        try:
-            self._about = SelfDescription(
-                software_version=self._patient.version,
-                labels=dict(self._settings.labels),
-                drivers=drivers.descriptors(),
-                boot_id=self._patient.boot_id,
-            )
-            if drivers.drivers:
-                yield ok("drivers", ", ".join(driver.name for driver in drivers.drivers))
-            for problem in drivers.problems:
-                yield warn("drivers", f"{problem.driver} ({problem.reason}): {problem.detail}", _DRIVER_REMEDY)
-        finally:
-            await drivers.close()
+        if drivers.drivers:
+            yield ok("drivers", ", ".join(driver.name for driver in drivers.drivers))
+        for problem in drivers.problems:
+            yield warn("drivers", f"{problem.driver} ({problem.reason}): {problem.detail}", _DRIVER_REMEDY)
+        await drivers.close()
 
     async def _gateways(self, folder: StateFolder, membership: Membership) -> AsyncIterator[Finding]:
-        if self._journal is not None:
-            async for finding in self._drivers():
-                yield finding
         try:
             keys = load_node_keys(folder.path)
             state = BundleFile(
@@ -162,43 +143,53 @@ class Doctor:
             yield skip("handshake", "keys or trust bundle are not usable")
             return
         who = Identity(membership, keys, LookOnlyTrust(state))
-        streamed = False
         for endpoint in self._settings.endpoints or state.endpoints or membership.endpoints:
             passed = True
             async for finding in way_checks.check_way(endpoint, state.tls_ca_der or (membership.tls_ca_der,)):
                 passed = passed and finding.level is Level.OK
                 yield finding
-            if not passed:
-                continue
-            async for finding in self._meet(endpoint, who, stream=not streamed and self._daemon is None):
-                streamed = streamed or finding.check == "stream"
-                yield finding
-        if self._daemon is not None:
-            yield _stream_of(self._daemon)
-        elif not streamed:
-            yield skip("stream", "no gateway took the handshake, or the journal cannot be used")
+            if passed:
+                async for finding in self._meet(endpoint, who):
+                    yield finding
 
-    async def _meet(self, endpoint: str, who: Identity, *, stream: bool) -> AsyncIterator[Finding]:
+    async def _meet(self, endpoint: str, who: Identity) -> AsyncIterator[Finding]:
         findings, met = await gateway_checks.meet(endpoint, who, self._patient.clock)
         for finding in findings:
             yield finding
         if met is None:
             return
         try:
-            if stream and self._journal is not None and self._about is not None:
-                async for finding in gateway_checks.check_stream(
-                    met, who, about=self._about, journal=self._journal, clock=self._patient.clock
-                ):
-                    yield finding
+            yield await gateway_checks.check_stream(met, who.membership)
         finally:
             await met.caller.close()
 
 
-def _stream_of(daemon: dict[str, Any]) -> Finding:
-    link = daemon["link"]
+def _of_daemon(said: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the daemon says of itself; it may be of another version than this program."""
+    try:
+        findings = list(_told(said))
+    except (KeyError, TypeError):
+        yield warn("daemon", "it answers as another version does", "restart it: an older fleet-node still runs")
+    else:
+        yield from findings
+
+
+def _told(said: Mapping[str, Any]) -> Iterator[Finding]:
+    yield ok("daemon", f"process {said['pid']}, version {said['version']}")
+    yield _its_stream(said["link"])
+    if said["commands"]["drained"]:
+        yield warn("drained", "the server holds this node drained", "`fleetctl resume node` lets it work again")
+    rows = said["commands"]["journal_rows"]
+    yield ok("journal", f"in use by the daemon, which checked it when it started; {rows} commands")
+    for problem in said["driver_problems"]:
+        yield warn("drivers", f"{problem['driver']} ({problem['reason']}): {problem['detail']}", _DRIVER_REMEDY)
+
+
+def _its_stream(link: Mapping[str, Any]) -> Finding:
     if link["state"] in ("live", "moving"):
-        return ok("stream", f"the daemon's is {link['state']}, epoch {link['stream_epoch']}", endpoint=link["endpoint"])
+        detail = f"{link['state']}, epoch {link['stream_epoch']}"
+        return ok("daemon's stream", detail, endpoint=link["endpoint"])
     if link["last_refusal"]:
-        detail = f"the daemon's is {link['state']}; {link['last_refusal']}: {link['last_detail']}"
-        return fail("stream", detail, what_to_do(link["last_refusal"]))
-    return warn("stream", f"the daemon's is {link['state']}", "look again in a few seconds")
+        detail = f"{link['state']}; {link['last_refusal']}: {link['last_detail']}"
+        return fail("daemon's stream", detail, what_to_do(link["last_refusal"]))
+    return warn("daemon's stream", str(link["state"]), "look again in a few seconds")

@@ -21,7 +21,14 @@ _STEPS = ("dns", "tcp", "tls", "http2")
 
 async def check_way(endpoint: str, ca_der: Sequence[bytes]) -> AsyncIterator[Finding]:
     """Each step in order; those behind one that fails are skipped."""
-    host, port = tls.split_endpoint(endpoint)
+    try:
+        host, port = tls.split_endpoint(endpoint)
+    except ValueError as error:
+        remedy = (
+            "correct it where it comes from: this node's setting `endpoints`, or the server's of what it advertises"
+        )
+        yield fail("dns", str(error), remedy, endpoint=endpoint)
+        return
     failed = False
     async for finding in _steps(endpoint, host, port, ca_der):
         yield finding
@@ -73,7 +80,7 @@ async def _check_dns(endpoint: str, host: str, port: int) -> Finding:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, UnicodeError) as error:  # UnicodeError: no name at all, such as `a..b`
         remedy = "check the name, and this machine's resolver (/etc/resolv.conf)"
         return fail("dns", f"{host} has no address: {_why(error)}", remedy, endpoint=endpoint)
     addresses = sorted({str(entry[4][0]) for entry in found})

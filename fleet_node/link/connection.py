@@ -11,7 +11,6 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import secrets
 from collections import deque
@@ -103,10 +102,7 @@ class Connection:
         self._commands: CommandStream | None = None
         self._inbox: Inbox | None = None
         self._telemetry: TelemetryStream | None = None
-        token = base64.urlsafe_b64encode(session.token.reveal()).decode().rstrip("=")
-        self._call = caller.connect(
-            (("authorization", f"Bearer {membership.api_key.reveal()}"), ("fleet-session", token))
-        )
+        self._call = caller.connect(session.metadata(membership.api_key))
 
     async def open(self, takeover_of: str) -> None:
         """Say hello and wait for the welcome.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -35,6 +36,11 @@ class Session:
     token_sha256: bytes
     frame_keys: FrameKeys
     expires_at_ms: int
+
+    def metadata(self, api_key: Secret[str]) -> tuple[tuple[str, str], ...]:
+        """What `Connect` carries; hand it straight to the call."""
+        token = base64.urlsafe_b64encode(self.token.reveal()).decode().rstrip("=")
+        return ("authorization", f"Bearer {api_key.reveal()}"), ("fleet-session", token)
 
 
 async def handshake(

@@ -198,6 +198,8 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
         self.bundle_chain: list[trust_pb2.Signed] = []
         self.handshake_signer = installation.authority
         self.welcomes = True
+        self.deaf = False
+        """Take streams and answer nothing on them."""
         self.lingers = False
         """Keep calls open that the node has finished."""
         self.heartbeat_interval_ms = 60_000
@@ -291,6 +293,10 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
     async def Connect(self, request_iterator: Any, context: Any) -> None:
         first = await context.read()
         await self._maybe_refuse("Connect", context)
+        if self.deaf:
+            await asyncio.Event().wait()
+        if first.WhichOneof("frame") != "hello":
+            await _abort(context, Refusal(Reason.MALFORMED, "the first frame of a stream is a hello"))
         hello = first.hello
         proof = session_pb2.StreamStatement.FromString(hello.proof.statement)
         if not self.welcomes:

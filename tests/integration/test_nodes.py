@@ -2,13 +2,18 @@
 
 import asyncio
 import datetime as dt
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from fleet import tls
+from fleet.clock import SystemClock
 from fleet.errors import Reason, Refusal
 from fleet.identity import write_private
 from fleet.v1 import admin_pb2, command_pb2, enrollment_pb2
+from fleet_node.doctor.finding import Level
+from fleet_node.doctor.service import Doctor, Patient
 from fleet_node.enrollment.membership import load_pending
 from fleet_node.enrollment.service import EnrollmentRefusedError
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
@@ -103,6 +108,28 @@ async def test_a_server_restart_while_a_node_waits_costs_it_nothing(installation
 
     await joining
     await node.start()
+
+
+# -- looked at --------------------------------------------------------------------------------------------------------
+async def test_a_doctor_on_a_copy_of_a_state_folder_takes_nothing_from_the_node_that_runs(
+    installation: Installation,
+) -> None:
+    node = await installation.add_node("press-1")
+    copy = installation.folder / "restored"
+    shutil.copytree(node.folder.path, copy, ignore=shutil.ignore_patterns("control.sock"))
+    before = await installation.owner.node("press-1")
+
+    patient = Patient(replace(node.settings, state_dir=copy), "no file", str, SystemClock())
+    findings = [finding async for finding in Doctor(patient).examine()]
+
+    levels = {finding.check: finding.level for finding in findings if finding.level is not Level.OK}
+    assert levels == {"daemon": Level.WARN}, findings  # it does not run on the copy
+    assert [finding.check for finding in findings][-1] == "stream"
+    after = await installation.owner.node("press-1")
+    assert (after.stream_epoch, after.online) == (before.stream_epoch, True)
+    assert node.link.streams_opened == 1
+    assert [view.state for view in await installation.owner.run("press-1")] == [SUCCEEDED]
+    assert len(await installation.owner.audit("stream.opened")) == 1
 
 
 # -- drained, suspended, revoked --------------------------------------------------------------------------------------
