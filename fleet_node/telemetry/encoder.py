@@ -119,10 +119,14 @@ def _definition_bytes(series: Series) -> int:
 
 
 class StreamDictionary:
-    """The series that one stream knows, and batches written in its numbers."""
+    """The series that one stream knows, and batches written in its numbers.
+
+    `overflowed` says that it knows as many as it may: samples of further ones are left out until the next stream.
+    """
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
+        self.overflowed = False
 
     def encode(
         self,
@@ -170,7 +174,10 @@ class StreamDictionary:
         number = self._numbers.get(catalog_number)
         if number is None:
             series = catalog.get(catalog_number)
-            if series is None or len(self._numbers) >= MAX_SERIES_PER_STREAM:
+            if series is None:
+                return None
+            if len(self._numbers) >= MAX_SERIES_PER_STREAM:
+                self.overflowed = True
                 return None
             number = self._numbers[catalog_number] = len(self._numbers)
             stored.definitions.append(series.definition(number))

@@ -22,7 +22,7 @@ from fleet.v1 import telemetry_pb2
 from fleet_node.drivers.api import Sample
 from fleet_node.link.ports import Uplink
 from fleet_node.observability.metrics import TelemetryMetrics
-from fleet_node.telemetry.encoder import StreamDictionary, split
+from fleet_node.telemetry.encoder import MAX_SERIES_PER_STREAM, StreamDictionary, split
 from fleet_node.telemetry.spool import Spool, SpoolUnavailableError
 
 log = get_logger(__name__)
@@ -124,6 +124,7 @@ class TelemetryService:
         """Write a batch for `stream`; None when it does not fit."""
         counters = self._spool.counters
         through = counters.dropped_through
+        was_full = stream.dictionary.overflowed
         encoded = stream.dictionary.encode(
             stored,
             self._spool.catalog,
@@ -135,6 +136,8 @@ class TelemetryService:
             log.error("telemetry_batch_too_large", batch_seq=stored.batch_seq, max_bytes=max_bytes)
         else:
             self._metrics.batches.inc()
+        if stream.dictionary.overflowed and not was_full:
+            log.error("telemetry_series_left_out", max_series=MAX_SERIES_PER_STREAM, until="the next stream")
         return encoded
 
     def newest(self, stream: _Stream) -> bool:

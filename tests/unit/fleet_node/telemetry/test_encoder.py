@@ -1,5 +1,7 @@
 """Columns and dictionaries."""
 
+import pytest
+
 from fleet.v1 import telemetry_pb2
 from fleet_node.drivers.api import Sample
 from fleet_node.telemetry.encoder import MAX_LABEL_VALUE_CHARS, Series, StreamDictionary, split
@@ -44,6 +46,15 @@ def test_a_batch_that_does_not_fit_defines_nothing() -> None:
     assert encode(dictionary, stored(*range(1, 100)), max_bytes=500) is None
 
     assert [one.series for one in decode(encode(dictionary, stored(4))).definitions] == [0]
+
+
+def test_a_stream_that_knows_as_many_series_as_it_may_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_node.telemetry.encoder.MAX_SERIES_PER_STREAM", 2)
+    dictionary = StreamDictionary()
+    assert list(decode(encode(dictionary, stored(1, 2))).values) == [1, 2]
+    assert not dictionary.overflowed
+    assert list(decode(encode(dictionary, stored(1, 2, 3))).values) == [1, 2]
+    assert dictionary.overflowed
 
 
 def test_samples_of_a_series_that_the_catalog_lacks_are_left_out() -> None:
