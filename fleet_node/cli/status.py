@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fleet_node.cli.grammar import Verb, folded, json_option, node_options, settings_from
+from fleet_node.cli.grammar import Failure, Verb, folded, json_option, node_options, settings_from
 
 
 @click.command(cls=Verb, example="fleet-node status\nfleet-node status --json | jq .daemon.link.state")
@@ -24,12 +24,16 @@ def status(as_json: bool, config: Path | None, state_dir: Path | None) -> None:
 
     with told(settings.state_dir):
         said = dict(local_status(settings.state_dir))
-    if as_json:
+    try:
         if said["daemon"] is not None:
             said["what_to_do"] = what_to_do(said["daemon"]["link"]["last_refusal"])
+        pairs = list(fields(said, SystemClock().now_ms()))
+    except (KeyError, TypeError):
+        hint = "restart it: an older fleet-node still runs"
+        raise Failure("the daemon answers as another version does", hint=hint) from None
+    if as_json:
         click.echo(json.dumps(said, indent=2))
         return
-    pairs = list(fields(said, SystemClock().now_ms()))
     width = max(len(label) for label, _ in pairs) + 2
     for label, value in pairs:
         click.echo(f"{label:<{width}}{folded(value, width, sys.stdout)}")

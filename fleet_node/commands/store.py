@@ -17,10 +17,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
+from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.rules import FINAL_STATES
+
+log = get_logger(__name__)
 
 KEEP_ROWS = 4096
 KEEP_BYTES = 32 * 1024 * 1024
@@ -38,6 +43,7 @@ _COUNTERS = (
     "UPDATE counters SET last_accepted_seq = max(last_accepted_seq, ?),"
     " last_report_no = max(last_report_no, ?), acked_report_no = max(acked_report_no, ?)"
 )
+_DAMAGED_REMEDY = "look at the disk, revoke the node, and enroll it again with an empty state folder"
 _ENTRY_COLUMNS = "seq, command_id, digest, actor, action, arguments, not_after_ms, report"
 
 
@@ -207,7 +213,8 @@ class JournalStore:
         return {entry.seq: entry for entries in found for entry in entries}
 
     def reports(self, numbers: Iterable[int]) -> list[command_pb2.Report]:
-        """The reports among these numbers that are still the newest of their command.
+        """The reports among these numbers that are still the newest of their command. One that the disk has damaged is
+        passed over: it must not hold up those behind it.
 
         Raises:
             JournalUnavailableError: it cannot be read.
@@ -220,8 +227,8 @@ class JournalStore:
             rows = self.connection.execute(query, (min(wanted), max(wanted))).fetchall()
         except sqlite3.Error as error:
             raise JournalUnavailableError(_unavailable(error)) from error
-        reports = [command_pb2.Report.FromString(row[0]) for row in rows]
         chosen = set(wanted)
+        reports = [report for (raw,) in rows if (report := _whole(raw)) is not None]
         return [report for report in reports if report.report_no in chosen]
 
     def close(self) -> None:
@@ -243,12 +250,13 @@ class JournalStore:
 
     def _entries(self, where: str, *values: int) -> list[Entry]:
         rows = self.connection.execute(f"SELECT {_ENTRY_COLUMNS} FROM entries {where}", values)  # noqa: S608  constants
-        return [
-            Entry(
-                seq, command_id, digest, actor, action, arguments, not_after_ms, command_pb2.Report.FromString(report)
-            )
-            for seq, command_id, digest, actor, action, arguments, not_after_ms, report in rows
-        ]
+        entries: list[Entry] = []
+        for seq, command_id, digest, actor, action, arguments, not_after_ms, raw in rows:
+            report = _whole(raw)
+            if report is None:
+                raise JournalUnavailableError(f"the journal's entry of seq {seq} is damaged: {_DAMAGED_REMEDY}")
+            entries.append(Entry(seq, command_id, digest, actor, action, arguments, not_after_ms, report))
+        return entries
 
     def _trim(self, rows: int, size: int, acked_report_no: int) -> tuple[int, int]:
         """Forget the oldest acknowledged commands beyond what is kept; returns rows and bytes left."""
@@ -268,6 +276,15 @@ class JournalStore:
             (acked_report_no, last_seq),
         )
         return rows, size
+
+
+def _whole(raw: bytes) -> command_pb2.Report | None:
+    """A report, unless the disk has damaged it: SQLite checks its pages, not what stands on them."""
+    try:
+        return command_pb2.Report.FromString(raw)
+    except DecodeError:
+        log.error("journaled_report_damaged")
+        return None
 
 
 _Row = tuple[int, bytes, bytes, str, str, bytes, int, int, int, bytes]

@@ -110,7 +110,10 @@ def private_folder(path: Path) -> Path:
         PrivateFileError: with the command that repairs it.
     """
     try:
+        is_new = not path.exists()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_new:
+            sync_folder(path.parent)  # or a power cut would take the folder with all that is durable in it
         found = path.stat()
     except OSError as error:
         raise PrivateFileError(f"cannot use {path} as a folder: {error.strerror}") from error

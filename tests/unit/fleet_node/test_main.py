@@ -19,6 +19,7 @@ from fleet_node.cli import reference
 from fleet_node.cli.root import fleet_node as cli
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import load_membership, load_pending
+from fleet_node.status.server import ControlServer
 from tests.fakes.gateway import FakeGateway, FakeInstallation
 
 FORBIDDEN = ("sqlalchemy", "typer", "rich", "alembic", "psycopg", "plotext", "pydantic")
@@ -376,6 +377,19 @@ async def test_status_without_a_state_folder_makes_none(tmp_path: Path) -> None:
     assert ended.code == 0
     assert "not enrolled" in ended.out
     assert not (tmp_path / "state").exists()
+
+
+async def test_status_of_a_daemon_of_another_version_is_a_sentence(member: StateFolder) -> None:
+    async def other() -> dict[str, object]:
+        return {"pid": 7, "shape": "of another version"}
+
+    daemon = ControlServer(member.control_socket, {"status": other})
+    await daemon.start()
+    ended = await fleet_node("status", "--state-dir", member.path)
+    await daemon.close()
+    assert ended.code == 1
+    assert "restart it" in ended.err
+    assert "Traceback" not in ended.err
 
 
 async def test_the_doctor_of_an_ill_node_is_exit_code_1(tmp_path: Path) -> None:

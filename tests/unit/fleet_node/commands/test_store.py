@@ -9,7 +9,7 @@ import pytest
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.journal_file import CHECKPOINT_PAGES, JournalDamagedError, ensure_journal
-from fleet_node.commands.store import Batch, Entry, JournalStore
+from fleet_node.commands.store import Batch, Entry, JournalStore, JournalUnavailableError
 
 NODE = "node-1"
 
@@ -137,6 +137,19 @@ def test_a_journal_with_a_torn_page_stops_the_node(path: Path) -> None:
 
     with pytest.raises(JournalDamagedError, match="damaged"):
         JournalStore(path, NODE)
+
+
+def test_a_damaged_report_holds_up_none_behind_it_and_a_damaged_command_is_not_run(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    ended = CommandState.COMMAND_STATE_SUCCEEDED
+    store.apply([Batch(accepted=[entry(1, state=ended), entry(2, state=ended), entry(3)], last_accepted_seq=3)], 0)
+    store.connection.execute("UPDATE entries SET report = x'ffff' WHERE seq IN (1, 3)")
+
+    assert [found.report_no for found in store.reports([1, 2])] == [2]
+    with pytest.raises(JournalUnavailableError, match="entry of seq 3 is damaged"):
+        store.recover()
+    with pytest.raises(JournalUnavailableError, match="enroll it again"):
+        store.find([1])
 
 
 def test_another_nodes_journal_stops_the_node(path: Path) -> None:
