@@ -1,7 +1,8 @@
 """`fleet-server run`, which kills itself with SIGKILL at one edge of one transaction.
 
-`python -m tests.faults.server_victim EDGE NUMBER FILE run …`: once FILE exists, the NUMBER-th transaction is the last:
-with EDGE `before` its statements have run and its commit has not, with `after` it is committed and nobody was told.
+`python -m tests.faults.server_victim FILE run …`: once FILE says `EDGE NUMBER`, the NUMBER-th transaction from then on
+is the last: with EDGE `before` its statements have run and its commit has not, with `after` it is committed and nobody
+was told. Without FILE nothing is counted.
 """
 
 import os
@@ -15,41 +16,44 @@ from fleet_server.database.writer import Writer
 
 
 class Edge:
-    """Counts transactions from the moment that the file exists."""
+    """Counts transactions while the file exists."""
 
-    def __init__(self, number: int, armed: Path) -> None:
-        self._left = number
+    def __init__(self, armed: Path) -> None:
         self._armed = armed
+        self._left = 0
+        self._edge = ""
 
-    def reach(self) -> None:
+    def reach(self, edge: str) -> None:
         """One transaction is at this edge."""
-        if self._armed.exists():
+        try:
+            wanted, number = self._armed.read_text().split()
+        except FileNotFoundError:
+            self._edge = ""
+            return
+        if not self._edge:
+            self._edge, self._left = wanted, int(number)
+        if edge == self._edge:
             self._left -= 1
             if self._left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arrange(edge: str, number: int, armed: Path) -> None:
+def arrange(edge: Edge) -> None:
     """Make every writer of this process count."""
-    counted = Edge(number, armed)
-    if edge == "before":
-        begin = Writer.start
+    begin, tell = Writer.start, Writer._deliver
 
-        def start(self: Writer) -> None:
-            self.before_commit(lambda _: counted.reach())  # the last hook: after the audit's seal
-            begin(self)
+    def start(self: Writer) -> None:
+        self.before_commit(lambda _: edge.reach("before"))  # the last hook: after the audit's seal
+        begin(self)
 
-        Writer.start = start  # type: ignore[method-assign]
-    else:
-        tell = Writer._deliver
+    def deliver(self: Writer, *arguments: Any) -> None:
+        edge.reach("after")
+        tell(self, *arguments)
 
-        def deliver(self: Writer, *arguments: Any) -> None:
-            counted.reach()
-            tell(self, *arguments)
-
-        Writer._deliver = deliver  # type: ignore[method-assign]
+    Writer.start = start  # type: ignore[method-assign]
+    Writer._deliver = deliver  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    arrange(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
-    main(args=sys.argv[4:], prog_name="fleet-server")
+    arrange(Edge(Path(sys.argv[1])))
+    main(args=sys.argv[2:], prog_name="fleet-server")

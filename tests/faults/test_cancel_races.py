@@ -8,6 +8,7 @@ import random
 
 from fleet.v1 import command_pb2
 from tests.fakes.proxy import Direction
+from tests.fakes.rogue import RogueGateway, command
 from tests.integration.installation import Installation, RunningNode
 
 SENT = command_pb2.COMMAND_STATE_SENT
@@ -53,8 +54,29 @@ async def test_cancels_that_race_with_everything(installation: Installation) -> 
         assert after.state == view.state
 
 
-async def test_a_cancel_that_overtakes_its_statement_leaves_a_tombstone(installation: Installation) -> None:
-    """The statement was signed and never arrived; the cancel comes over the next stream."""
+async def test_a_cancel_that_comes_before_its_statement_keeps_it_from_ever_running(installation: Installation) -> None:
+    """Turned round on the way: the node buries what has not arrived, and remembers that over a restart."""
+    async with RogueGateway(installation.stolen()) as rogue:
+        node = await installation.add_node("n-1", endpoints=(rogue.endpoint,))
+        stream, order = await rogue.wait_stream(), command("simulated.noop", 1)
+        stream.send_cancel(order)
+        answer = await stream.wait_control("cancel_result")
+        assert answer.outcome == command_pb2.CANCEL_OUTCOME_TOMBSTONED
+        await node.stop()
+        await node.start()
+        later = await rogue.wait_stream(2)
+
+        later.send_statement([order])
+
+        assert (await later.wait_report(order)).state == CANCELLED
+        other = command("simulated.noop", 2)
+        later.send_statement([other])
+        assert (await later.wait_report(other)).state == SUCCEEDED
+        assert node.runs() == {other.command_id.hex(): 1}
+
+
+async def test_a_cancel_of_a_statement_that_never_arrived_has_one_truth(installation: Installation) -> None:
+    """Both come over the next stream."""
     proxy = await installation.proxy()
     node = await installation.add_node("n-1", endpoints=(proxy.address,))
     proxy.hold(Direction.DOWN)

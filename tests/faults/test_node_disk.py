@@ -3,6 +3,7 @@
 Must hold: commands are refused before they run, the node says so, nothing is lost, and work resumes by itself.
 """
 
+import asyncio
 import resource
 
 import pytest
@@ -13,7 +14,6 @@ from tests.integration.installation import Installation, assert_each_ran_once
 from tests.integration.processes import NodeProcess
 
 SENT = command_pb2.COMMAND_STATE_SENT
-RUNNING = command_pb2.COMMAND_STATE_RUNNING
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
 
 
@@ -62,16 +62,21 @@ async def test_a_full_disk_refuses_commands_before_they_run_and_loses_none(
 
 
 async def test_a_result_that_finds_the_disk_full_is_not_lost(quick: Installation, node: NodeProcess) -> None:
-    issued = await quick.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 300}, ttl_s=3600)
-    await quick.owner.wait_command(issued.issued[0].command_id, lambda view: view.state == RUNNING)
+    assert node.process is not None
+    issued = await quick.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 600_000}, ttl_s=3600)
+    await node.wait_started(issued.issued[0].command_id)
     with DiskFull(node):
-        later = await quick.owner.issue("n-1", ttl_s=3600)
-        await quick.owner.wait_audit("statement.refused")
+        await quick.owner.cancel(issued.issued[0].command_id)  # it ends now
+        await asyncio.to_thread(node.process.wait_line, "results_not_journaled")
+        view = await quick.owner.command(issued.issued[0].command_id)
+        assert view.state < SUCCEEDED  # what is not on disk is not told
 
     (view,) = await quick.owner.outcomes(issued.issue_id)
-    (after,) = await quick.owner.outcomes(later.issue_id)
+    (after,) = await quick.owner.run("n-1")
 
-    assert view.state in (SUCCEEDED, command_pb2.COMMAND_STATE_FAILED)  # the driver's own log needs the disk too
+    # How it ended, and what the driver could not do on that disk: write its own log.
+    assert (view.state, view.reason) == (command_pb2.COMMAND_STATE_FAILED, "LOG_FAILED")
+    assert "ended as CANCELLED" in view.error
     assert after.state == SUCCEEDED
     assert_each_ran_once(node, [view.command_id, after.command_id])
 

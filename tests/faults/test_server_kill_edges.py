@@ -1,84 +1,138 @@
-"""Fault: the server is killed with SIGKILL right before, or right after, each commit on a command's way.
+"""Fault: the server is killed with SIGKILL right before, or right after, each commit of what it does.
 
-Must hold: the command runs once, its seq is used once, and whoever asked and got no answer may ask again.
+Must hold: whoever asked and got no answer asks again, and it was done once: a command runs once and its seq is used
+once, a cancel counts, a stream is claimed, a node is enrolled.
 """
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Sequence
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from fleet.errors import Refusal
 from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.process import Processes
-from tests.integration.installation import Template, assert_each_ran_once
-from tests.integration.processes import BIN, ServerProcess
+from tests.faults.mortal_server import EDGES, MortalServer
+from tests.integration.clock import QuickClock
+from tests.integration.installation import RunningNode, Template, assert_each_ran_once
+from tests.integration.waiting import eventually
 
-# Issue, claim, report: three commits are a command's own; a fourth is the server's housekeeping, or none.
-COMMITS = (1, 2, 3)
-
-
-class EdgeProcess(ServerProcess):
-    """A server process that ends itself at an edge, once it is armed."""
-
-    edge: tuple[str, int] | None = None
-
-    @property
-    def armed(self) -> Path:
-        """The file that arms it."""
-        return Path(self.data).parent / "armed"
-
-    def program(self) -> Sequence[str | Path]:
-        """What is started."""
-        if self.edge is None:
-            return [BIN / "fleet-server"]
-        name, number = self.edge
-        return [sys.executable, "-m", "tests.faults.server_victim", name, str(number), self.armed]
-
-    async def wait_dead(self) -> None:
-        """Return once it has killed itself."""
-        assert self.process is not None
-        assert await asyncio.to_thread(self.process.wait_exit) == -9
+SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
+CANCELLED = command_pb2.COMMAND_STATE_CANCELLED
+RUNNING = command_pb2.COMMAND_STATE_RUNNING
 
 
 @pytest.fixture
-async def installation(tmp_path: Path, template: Template, processes: Processes) -> AsyncIterator[EdgeProcess]:
-    """A server that can be armed; its node lives in this process."""
-    async with EdgeProcess(tmp_path, template, processes) as running:
+async def mortal(tmp_path: Path, template: Template, processes: Processes) -> AsyncIterator[MortalServer]:
+    """A server that can be armed; its nodes live in this process."""
+    async with MortalServer(tmp_path, template, processes) as running:
         yield running
 
 
-async def _issue(installation: EdgeProcess, key: str) -> admin_pb2.IssueCommandsResponse:
-    while True:
-        try:
-            return await installation.owner.issue("*", idempotency_key=key)
-        except Refusal:
-            await asyncio.sleep(0.02)
+async def killed_at_every_commit(
+    mortal: MortalServer, edge: str, prepare: Callable[[int], Awaitable[None]], act: Callable[[int], Awaitable[None]]
+) -> int:
+    """Do it again and again, each time with the server dying one commit later, until it is done before that comes.
+
+    Args:
+        prepare: brings about what `act` starts from; gets the number of the commit.
+        act: what is done, and waited for to its end over the death of the server.
+
+    Returns:
+        How often the server was killed.
+    """
+    for number in itertools.count(1):
+        await prepare(number)
+        mortal.arm(edge, number)
+        acting, dying = asyncio.create_task(act(number)), asyncio.create_task(mortal.wait_dead())
+        await asyncio.wait({acting, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if acting.done() and not dying.done():
+            mortal.disarm()
+            acting.result()
+            dying.cancel()
+            return number - 1
+        await dying
+        await mortal.start_server()
+        await acting
+    raise AssertionError("unreachable")
 
 
-@pytest.mark.parametrize("edge", ["before", "after"])
-async def test_killed_at_each_commit_of_a_command(installation: EdgeProcess, edge: str) -> None:
-    (node,) = await installation.add_nodes(1)
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_command(mortal: MortalServer, edge: str) -> None:
+    (node,) = await mortal.add_nodes(1)
     commands: list[bytes] = []
-    warm: list[bytes] = []
-    for number in COMMITS:
-        await installation.crash_server()
-        installation.edge = (edge, number)
-        await installation.start_server()
-        warm += [view.command_id for view in await installation.owner.run("*")]  # the stream is up, and idle again
-        installation.armed.touch()
-        asking = asyncio.create_task(_issue(installation, f"{edge}-{number}"))
 
-        await installation.wait_dead()
-        installation.armed.unlink()
-        installation.edge = None
-        await installation.start_server()
-        answer = await asking
-        (view,) = await installation.owner.outcomes(answer.issue_id)
+    async def idle(number: int) -> None:
+        await node.wait_live(number)  # a new stream after each death
+        commands.extend(view.command_id for view in await mortal.owner.run("*"))
 
-        assert view.state == command_pb2.COMMAND_STATE_SUCCEEDED
+    async def order(number: int) -> None:
+        answer = await mortal.insist("*", key=f"{edge}-{number}")
+        (view,) = await mortal.outcome_views(answer.issue_id)
+        assert view.state == SUCCEEDED
         commands.append(view.command_id)
-    assert len(set(commands)) == len(COMMITS)
-    assert_each_ran_once(node, commands + warm)
+
+    assert await killed_at_every_commit(mortal, edge, idle, order) >= 3  # issue, claim, report
+    assert_each_ran_once(node, commands)
+    assert (await mortal.owner.node(node.name)).last_seq == len(set(commands)) == len(commands)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_cancel(mortal: MortalServer, edge: str) -> None:
+    (node,) = await mortal.add_nodes(1)
+    issued: list[admin_pb2.IssueCommandsResponse] = []
+
+    async def work(number: int) -> None:
+        await node.wait_live(number)
+        issued.append(await mortal.owner.issue("*", action="simulated.work", arguments={"latency_ms": 600_000}))
+        await mortal.owner.wait_command(issued[-1].issued[0].command_id, lambda view: view.state == RUNNING)
+
+    async def cancel(number: int) -> None:
+        command_id = issued[-1].issued[0].command_id
+        await eventually(lambda: mortal.owner.cancel(command_id), "the cancel is asked for")
+        (view,) = await mortal.outcome_views(issued[-1].issue_id)
+        assert view.state == CANCELLED
+
+    assert await killed_at_every_commit(mortal, edge, work, cancel) >= 2  # asked for, reported
+    assert_each_ran_once(node, [each.issued[0].command_id for each in issued])
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_stream(mortal: MortalServer, edge: str) -> None:
+    node = await mortal.add_node("n-1")
+    epochs: list[int] = []
+
+    async def absent(number: int) -> None:
+        (view,) = await mortal.owner.run("n-1")  # the stream before it works
+        assert view.state == SUCCEEDED
+        epochs.append(node.link.stream_epoch)
+        await node.stop()
+        await mortal.owner.wait_node("n-1", lambda view: not view.online)
+
+    async def connect(number: int) -> None:
+        await node.start()
+
+    assert await killed_at_every_commit(mortal, edge, absent, connect) >= 2  # the session, the claim
+    assert epochs == sorted(set(epochs))
+    assert set(node.runs().values()) == {1}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_an_enrollment(mortal: MortalServer, edge: str) -> None:
+    token = await mortal.join_token()
+    newcomers: list[RunningNode] = []
+
+    async def newcomer(number: int) -> None:
+        folder = mortal.folder / f"new-{number}"
+        # Its own quick time: it waits a second before it asks again.
+        newcomers.append(RunningNode(folder, folder.name, QuickClock(speed=20), endpoints=(mortal.gateway,)))
+
+    async def join(number: int) -> None:
+        await newcomers[-1].enroll(token)
+
+    assert await killed_at_every_commit(mortal, edge, newcomer, join) >= 1
+    listed = await mortal.owner.ask("ListNodes", admin_pb2.ListNodesRequest())
+    assert sorted(node.node_id for node in listed.nodes) == sorted(node.node_id for node in newcomers)
+    (joined,) = (await mortal.owner.ask("ListJoinTokens", admin_pb2.ListJoinTokensRequest())).join_tokens
+    assert joined.uses == len(newcomers)

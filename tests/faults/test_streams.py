@@ -116,6 +116,7 @@ async def test_a_peer_that_stopped_reading_holds_nobody_up(installation: Install
     proxy.deafen()
 
     assert await installation.stop_server(deadline_s=1) == 0
+    proxy.cut()  # the node has nobody to say goodbye to
 
 
 async def test_statements_that_a_node_refuses_go_out_again_a_bounded_number_of_times(

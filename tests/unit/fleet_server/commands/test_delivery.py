@@ -8,6 +8,7 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2 as wire
 from fleet_server.commands import rules
 from tests.fakes.clock import MockClock
+from tests.integration.waiting import eventually
 from tests.unit.fleet_server.commands.room import Room, order, report
 
 
@@ -148,8 +149,6 @@ async def test_what_the_node_has_and_the_server_does_not_know_is_asked_again(roo
 async def test_the_run_loop_outlives_a_database_that_is_away(
     room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     node = await room.add_node("n1")
     await room.commands.issue("alice", order("n1", ttl_s=1))
     away = True
@@ -164,13 +163,13 @@ async def test_the_run_loop_outlives_a_database_that_is_away(
     running = asyncio.ensure_future(room.commands.run_expiry())
     await clock.advance(6)
     away = False
-    for _ in range(200):
+
+    async def expired() -> bool:
         await clock.advance(5)
-        await asyncio.sleep(0.005)
-        if await room.state(node.node_id, 1) == wire.COMMAND_STATE_EXPIRED:
-            break
+        return await room.state(node.node_id, 1) == wire.COMMAND_STATE_EXPIRED
+
+    await eventually(expired, "the command is EXPIRED")
     running.cancel()
-    assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_EXPIRED
 
 
 async def test_a_lost_wake_up_costs_two_seconds(room: Room, clock: MockClock) -> None:
@@ -184,9 +183,6 @@ async def test_a_lost_wake_up_costs_two_seconds(room: Room, clock: MockClock) ->
     polling = asyncio.ensure_future(room.commands.run_poll())
     await asyncio.sleep(0)
     await clock.advance(2)
-    for _ in range(200):
-        if woken:
-            break
-        await asyncio.sleep(0.005)
+    await eventually(lambda: woken, "somebody is woken")
     polling.cancel()
     assert woken == [waits.node_id]

@@ -6,6 +6,7 @@ import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
+from fleet_server.streams import stream
 from fleet_server.streams.frames import BadFrame
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.wire import Wire
@@ -151,7 +152,8 @@ async def test_the_first_reason_to_end_stands(wire: Wire) -> None:
     assert (await wire.wait_refusal()).reason is Reason.SUPERSEDED
 
 
-async def test_a_peer_that_stopped_reading_holds_nothing_up(wire: Wire) -> None:
+async def test_a_peer_that_stopped_reading_holds_nothing_up(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_LAST_WRITE_S", 0.01)
     wire.transport.reads.clear()
     for number in range(1, 600):
         wire.stream.send(gateway_pb2.ServerControl(ping=gateway_pb2.Ping(number=number)))
