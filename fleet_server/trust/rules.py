@@ -71,14 +71,16 @@ def needs_new_bundle(*, held_sha256: bytes, expires_at_ms: int, content: BundleC
     return held_sha256 != content_sha256(content) or now_ms >= expires_at_ms - RENEW_AFTER_MS
 
 
-def may_raise_number(current: TrustState, generation: int, number: int, *, max_step: int) -> bool:
-    """Whether the number of a node's bundle is one that this server may have published and forgotten (a restored
-    database).
+def number_to_pass(current: TrustState, generation: int, number: int, *, max_step: int) -> int | None:
+    """The number that the next bundle is to pass when a node holds a newer one than this server knows (a restored
+    database); None when the node's cannot be this server's.
 
-    Bounded by `max_step`: otherwise a node in wrong hands could push the number so far that others refuse it as
+    At most `max_step` further: otherwise a node in wrong hands could push the number so far that others refuse it as
     FAST_FORWARD.
     """
-    return generation == current.generation and current.number < number <= current.number + max_step
+    if generation != current.generation or number <= current.number:
+        return None
+    return min(number, current.number + max_step)
 
 
 def signing_key_id(keys: Iterable[tuple[bytes, CommandKey]], *, site: str, now_ms: int) -> bytes | None:

@@ -37,7 +37,7 @@ log = get_logger(__name__)
 
 TOPIC = "bundle"
 CHECK_INTERVAL_S = 60.0
-MAX_NUMBER_RAISE = 4096
+MAX_NUMBER_RAISE = 64  # an hour: the 2^20 that a node follows at once last two years, also against one in wrong hands
 RAISE_INTERVAL_S = 3600.0
 
 
@@ -214,11 +214,12 @@ class TrustService:
         if (generation, number) <= newest.version:
             return
         due = self._raised_at is None or now - self._raised_at >= RAISE_INTERVAL_S
-        if not due or not rules.may_raise_number(newest, generation, number, max_step=MAX_NUMBER_RAISE):
+        above = rules.number_to_pass(newest, generation, number, max_step=MAX_NUMBER_RAISE)
+        if not due or above is None:
             log.error("node_holds_newer_bundle", generation=generation, number=number, newest=newest.number)
             return
         self._raised_at = now
-        await self._refresh(above=number)
+        await self._refresh(above=above)
 
     async def run(self) -> None:
         """Keep the bundle fresh, here and across replicas, until cancelled."""
