@@ -27,6 +27,7 @@ MAX_ACTIONS = 512
 MAX_DESCRIPTION_CHARS = 500
 MAX_IN_FLIGHT = 1024
 MAX_COUNTER = 2**62
+BOOT_ID_BYTES = 16
 _ACTION = re.compile(r"[a-z][a-z0-9_-]{0,47}(?:\.[a-z][a-z0-9_-]{0,47}){1,3}")
 _REMEMBERED_SCHEMAS = 1024
 
@@ -83,6 +84,8 @@ class HelloRules:
         check_reported(body.software_version, body.labels)
         if not 1 <= body.max_in_flight <= MAX_IN_FLIGHT:
             raise _malformed(f"max_in_flight must be 1 to {MAX_IN_FLIGHT}")
+        if len(body.boot_id) not in (0, BOOT_ID_BYTES):
+            raise _malformed(f"boot_id has {BOOT_ID_BYTES} bytes, or none")
         counters = (
             body.last_accepted_seq,
             body.first_report_no,

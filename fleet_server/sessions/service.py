@@ -245,6 +245,7 @@ class SessionService(HandshakeService):
             "epoch": epoch,
             "replica": replica_id,
             "last_accepted": body.last_accepted_seq,
+            "boot": body.boot_id.hex(),
         }
         subject = f"node:{node.node_id}"
         self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)

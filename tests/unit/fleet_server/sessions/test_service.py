@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import json
 from contextlib import ExitStack
 
 import pytest
@@ -12,6 +13,7 @@ from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.v1 import gateway_pb2, session_pb2
+from fleet_server.audit.service import AuditCursor
 from fleet_server.sessions.service import MAX_WAITING_HELLOS
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import ADDRESS, Node, World, hello_body
@@ -38,6 +40,15 @@ async def test_a_node_shakes_hands_and_claims_its_stream(world: World) -> None:
     assert (record.online, record.stream_id, record.replica_id) == (True, "s1", "r1")
     assert record.version == "1.0"
     assert "stream.opened" in await world.audited()
+
+
+async def test_the_audit_tells_a_restart_from_a_reconnect(world: World) -> None:
+    node = await world.member()
+    for boot_id in (b"a" * 16, b"a" * 16, b"b" * 16):
+        await node.connect(hello_body(boot_id=boot_id))
+    rows = (await world.audit.page(AuditCursor())).rows
+    boots = [json.loads(row.detail)["boot"] for row in rows if row.kind == "stream.opened"]
+    assert boots == [(b"a" * 16).hex()] * 2 + [(b"b" * 16).hex()]
 
 
 async def test_nothing_about_secrets_prints(world: World) -> None:
@@ -308,6 +319,7 @@ def bad_bodies() -> list[gateway_pb2.HelloBody]:
         hello_body(labels={f"k{number}": "" for number in range(65)}),
         hello_body(max_in_flight=0),
         hello_body(max_in_flight=100_000),
+        hello_body(boot_id=bytes(17)),
         hello_body(last_accepted_seq=2**63),
         offering(action(), action()),
         offering(action("no dot")),
