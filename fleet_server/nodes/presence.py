@@ -49,6 +49,7 @@ class NodePresence(NodeDirectory):
         super().__init__(database=database, wakeup=wakeup, audit=audit, row_mac=row_mac)
         self._clock = clock
         self._replica_id = replica_id
+        self._unclosed: set[tuple[str, int]] = set()
 
     def now_ms(self) -> int:
         """Unix milliseconds on the clock that the room's deadlines are set with."""
@@ -85,21 +86,13 @@ class NodePresence(NodeDirectory):
         """The stream of `epoch` has ended; False when a newer one lives, whose state stays untouched.
 
         Raises:
-            Refusal: the database is away; the stream's replica shows the node online until it comes back or the
-            replica is lost.
+            Refusal: the database is away; the next flush writes it.
         """
-
-        def work(tx: Transaction) -> bool:
-            closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())
-            subject = f"node:{node_id}"
-            kind = AuditKind.STREAM_CLOSED
-            self._audit.append(tx, kind, actor="server", subject=subject, detail={"epoch": epoch, "newest": closed})
-            if closed:
-                tx.after_commit(lambda: self._liveness.forget(node_id))
-                self._wake(tx, ["nodes"])
-            return closed
-
-        return await self._database.write(work)
+        try:
+            return await self._database.write(lambda tx: self._close(tx, node_id, epoch))
+        except Refusal:
+            self._unclosed.add((node_id, epoch))
+            raise
 
     def forget_streams(self, tx: Transaction, replica_id: str) -> int:
         """Show every node of a replica that is gone as offline; how many there were."""
@@ -181,12 +174,15 @@ class NodePresence(NodeDirectory):
                 log.warning("liveness_flush_failed", reason=str(refusal.reason))
 
     async def flush(self) -> None:
-        """Write signs of life, and mark and audit rows that were found tampered.
+        """Write ends of streams that waited, and signs of life; mark and audit rows that were found tampered.
 
         Raises:
             Refusal: the database is away; nothing is lost, the next flush tries again.
         """
         await self._mark_tampered()
+        for node_id, epoch in tuple(self._unclosed):  # before the signs of life: those show nobody online who left
+            self._unclosed.discard((node_id, epoch))
+            await self.close_stream(node_id, epoch)
         signs = self._liveness.take()
         rows = [
             (
@@ -209,3 +205,13 @@ class NodePresence(NodeDirectory):
             raise
         if rows:
             self._wakeup.wake_nowait(["nodes"])
+
+    def _close(self, tx: Transaction, node_id: str, epoch: int) -> bool:
+        closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())
+        subject = f"node:{node_id}"
+        kind = AuditKind.STREAM_CLOSED
+        self._audit.append(tx, kind, actor="server", subject=subject, detail={"epoch": epoch, "newest": closed})
+        if closed:
+            tx.after_commit(lambda: self._liveness.forget(node_id))
+            self._wake(tx, ["nodes"])
+        return closed

@@ -22,6 +22,7 @@ from fleet.logs import get_logger
 from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.boundary import Boundary, Context, RequestReader, peer_address, read_message, require_tls13
 from fleet_server.enrollment.service import EnrollmentService
+from fleet_server.sessions.service import StreamClaim
 from fleet_server.streams import frames
 from fleet_server.streams.frames import BadFrame, FrameLimits
 from fleet_server.streams.registry import StreamRegistry
@@ -65,6 +66,7 @@ class Gateway:
         self._limits = limits
         self._unary_calls = 0
         self._requests = RequestReader()
+        self._closing: set[asyncio.Task[None]] = set()
         self._draining = False
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -149,19 +151,40 @@ class Gateway:
         with self._rooms.sessions.waiting_for_hello(api_key, peer_address(context)):
             hello = await _first_frame(transport)
         stream_id = secrets.token_hex(8)
-        claim = await self._rooms.sessions.claim(
-            api_key, token, hello, stream_id=stream_id, replica_id=self._replica_id
-        )
+        claim = await self._claim(api_key, token, hello, stream_id)
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
         return stream, self._welcome(stream, claim.session_expires_at_ms, claim.node.drain_state != "NONE")
+
+    async def _claim(self, api_key: str, token: bytes, hello: gateway_pb2.Hello, stream_id: str) -> StreamClaim:
+        sessions = self._rooms.sessions
+        claiming = asyncio.create_task(
+            sessions.claim(api_key, token, hello, stream_id=stream_id, replica_id=self._replica_id)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # Whoever is gone before the claim is committed would be shown online without a stream.
+            claiming.add_done_callback(self._disown)
+            raise
+
+    def _disown(self, claiming: asyncio.Task[StreamClaim]) -> None:
+        if claiming.cancelled() or claiming.exception() is not None:
+            return
+        claim = claiming.result()
+        closing = asyncio.create_task(self._record_close(claim.node.node_id, claim.epoch))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _close(self, stream: Stream) -> None:
         log.info("stream_closed", node_id=stream.node_id, stream_id=stream.stream_id, reason=stream.close_reason)
         await stream.wait_recorded()
+        await self._record_close(stream.node_id, stream.epoch)
+
+    async def _record_close(self, node_id: str, epoch: int) -> None:
         try:
-            await self._rooms.nodes.close_stream(stream.node_id, stream.epoch)
+            await self._rooms.nodes.close_stream(node_id, epoch)
         except Refusal:
-            log.warning("stream_close_not_recorded", node_id=stream.node_id, stream_id=stream.stream_id)
+            log.warning("stream_close_recorded_later", node_id=node_id, epoch=epoch)
 
     def _welcome(self, stream: Stream, expires_at_ms: int, drained: bool) -> gateway_pb2.Welcome:
         return gateway_pb2.Welcome(

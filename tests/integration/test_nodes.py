@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,12 @@ from fleet import tls
 from fleet.clock import SystemClock
 from fleet.errors import Reason, Refusal
 from fleet.identity import write_private
-from fleet.v1 import admin_pb2, command_pb2, enrollment_pb2
+from fleet.v1 import admin_pb2, command_pb2, enrollment_pb2, gateway_pb2, trust_pb2
 from fleet_node.doctor.finding import Level
 from fleet_node.doctor.service import Doctor, Patient
 from fleet_node.enrollment.membership import load_pending
 from fleet_node.enrollment.service import EnrollmentRefusedError
+from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.waiting import eventually
 
@@ -108,6 +110,29 @@ async def test_a_server_restart_while_a_node_waits_costs_it_nothing(installation
 
     await joining
     await node.start()
+
+
+async def test_a_node_that_is_gone_before_its_claim_is_committed_is_not_shown_online(
+    installation: Installation,
+) -> None:
+    database, held, go_on = installation.server.database, threading.Event(), threading.Event()
+
+    def occupy(_: object) -> None:
+        held.set()
+        go_on.wait(20)
+
+    async with HandmadeNode(installation, await installation.enroll("n-1")) as hand:
+        session = await hand.handshake()
+        occupied = asyncio.create_task(database.write(occupy))
+        await asyncio.to_thread(held.wait, 20)
+        async with hand.connect(session) as stream:
+            await stream.send(gateway_pb2.NodeFrame(hello=hand.hello(session)))
+            await eventually(database.writer.depth, "the claim waits for the writer")
+        # On the same connection: the server has heard of the end by now.
+        await hand.ask("GetTrustChain", trust_pb2.GetTrustChainRequest(cluster_id=hand.me.cluster_id))
+        go_on.set()
+        await occupied
+        await installation.owner.wait_node("n-1", lambda view: view.stream_epoch == 1 and not view.online)
 
 
 # -- looked at --------------------------------------------------------------------------------------------------------

@@ -270,6 +270,24 @@ async def test_a_lost_replicas_nodes_are_offline_until_they_show_life_on_it(worl
     assert not (await world.node("here")).online
 
 
+async def test_the_end_of_a_stream_that_cannot_be_written_is_written_with_the_next_flush(world: World) -> None:
+    node = await make(world, "web-1")
+    await open_stream(world, node.node_id)
+    world.nodes.note_alive_nowait(node.node_id, rtt_us=1, clock_offset_ms=0)
+    write = world.database.write
+
+    async def away(_: object) -> None:
+        raise Refusal(Reason.UNAVAILABLE, "away")
+
+    world.database.write = away  # type: ignore[method-assign,assignment]
+    assert await refused(world.nodes.close_stream(node.node_id, 1)) is Reason.UNAVAILABLE
+    assert await refused(world.nodes.flush()) is Reason.UNAVAILABLE
+    world.database.write = write  # type: ignore[method-assign]
+    await world.nodes.flush()
+    assert not (await world.node("web-1")).online
+    assert (await world.audited()).count("stream.closed") == 1
+
+
 TAMPERINGS = [
     """UPDATE nodes SET labels = '{"role":"db"}'""",
     "UPDATE nodes SET state = 'ACTIVE'",
