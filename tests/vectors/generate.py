@@ -18,7 +18,7 @@ from fleet.envelope import signing_input
 from fleet.identity import show_fingerprint
 from fleet.sequence import command_digest
 from fleet.v1 import command_pb2, enrollment_pb2, gateway_pb2
-from tests.vectors import keys, story
+from tests.vectors import cast, connecting, joining, keys, ordering, story
 from tests.vectors.fields import fields_of
 from tests.vectors.keys import exchange_key, exchange_public, signer
 
@@ -50,7 +50,7 @@ def signed() -> dict[str, Any]:
 
 def channel() -> dict[str, Any]:
     """The file channel.json: frame keys of the story's handshake and the first two frames of each direction."""
-    node_statement, server_statement = story.handshake().raw, story.handshake_server().raw
+    node_statement, server_statement = connecting.handshake().raw, connecting.handshake_server().raw
     private = exchange_key("node-share")
     server_share = exchange_public("server-share")
     frame_keys = derive_frame_keys(private, server_share, node_statement, server_statement)
@@ -79,16 +79,16 @@ def _frame(direction: str, frame: gateway_pb2.ControlFrame) -> dict[str, Any]:
 
 
 def _server_bodies() -> list[bytes]:
-    orders = gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=story.command().signed()))
-    ping = gateway_pb2.Ping(number=1, server_time_ms=story.NOW_MS, interval_ms=15_000)
+    orders = gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=ordering.command().signed()))
+    ping = gateway_pb2.Ping(number=1, server_time_ms=cast.NOW_MS, interval_ms=15_000)
     welcome = gateway_pb2.Welcome(
         stream_id="4f2d9c0a7be01836",
         stream_epoch=7,
-        server_time_ms=story.NOW_MS,
+        server_time_ms=cast.NOW_MS,
         heartbeat_interval_ms=15_000,
         max_frame_bytes=1 << 20,
         max_telemetry_bytes=1 << 16,
-        session_expires_at_ms=story.NOW_MS + 900_000,
+        session_expires_at_ms=cast.NOW_MS + 900_000,
         replica_id="replica-1",
     )
     bodies = (gateway_pb2.ServerControl(welcome=welcome), orders, gateway_pb2.ServerControl(ping=ping))
@@ -96,13 +96,13 @@ def _server_bodies() -> list[bytes]:
 
 
 def _node_bodies() -> list[bytes]:
-    pong = gateway_pb2.Pong(number=1, server_time_ms=story.NOW_MS, node_time_ms=story.NOW_MS + 9)
+    pong = gateway_pb2.Pong(number=1, server_time_ms=cast.NOW_MS, node_time_ms=cast.NOW_MS + 9)
     report = command_pb2.Report(
         report_no=14,
-        command_id=story.commands()[0].command_id,
+        command_id=ordering.commands()[0].command_id,
         monotonic_seq=41,
         state=command_pb2.COMMAND_STATE_ACCEPTED,
-        accepted_at_ms=story.NOW_MS + 20,
+        accepted_at_ms=cast.NOW_MS + 20,
     )
     reports = gateway_pb2.NodeControl(reports=command_pb2.ReportList(reports=[report]))
     return [gateway_pb2.NodeControl(pong=pong).SerializeToString(), reports.SerializeToString()]
@@ -112,37 +112,39 @@ def sealing() -> dict[str, Any]:
     """The file sealing.json: an api_key sealed to node-1."""
     return {
         "purpose": "api-key",
-        "cluster_id": story.CLUSTER,
-        "node_id": story.NODE,
-        "fingerprint": story.node_fingerprint().hex(),
-        "info": story.api_key_info().hex(),
+        "cluster_id": cast.CLUSTER,
+        "node_id": cast.NODE,
+        "fingerprint": joining.node_fingerprint().hex(),
+        "info": joining.api_key_info().hex(),
         "recipient": "node-1-sealing",
         "ephemeral": "hpke-ephemeral",
-        "plaintext": story.API_KEY,
-        "sealed": story.sealed_api_key().hex(),
+        "plaintext": cast.API_KEY,
+        "sealed": joining.sealed_api_key().hex(),
     }
 
 
 def texts() -> dict[str, Any]:
     """The file texts.json: what people copy and compare, and what travels as metadata."""
     owner_pin = hashlib.sha256(signer("owner").public_key).digest()
-    token = enrollment_pb2.JoinToken(signed=story.join_token().signed(), secret=story.TOKEN_SECRET, owner_pin=owner_pin)
+    token = enrollment_pb2.JoinToken(
+        signed=joining.join_token().signed(), secret=cast.TOKEN_SECRET, owner_pin=owner_pin
+    )
     return {
         "fingerprint": {
             "identity_key": signer("node-1").public_key.hex(),
             "sealing_key": exchange_public("node-1-sealing").hex(),
-            "bytes": story.node_fingerprint().hex(),
-            "text": show_fingerprint(story.node_fingerprint()),
+            "bytes": joining.node_fingerprint().hex(),
+            "text": show_fingerprint(joining.node_fingerprint()),
         },
         "join_token": {
-            "secret": story.TOKEN_SECRET.hex(),
+            "secret": cast.TOKEN_SECRET.hex(),
             "owner_pin": owner_pin.hex(),
             "bytes": token.SerializeToString().hex(),
             "text": jointoken.encode(token),
         },
         "session_token": {
-            "bytes": story.SESSION_TOKEN.hex(),
-            "metadata": base64.urlsafe_b64encode(story.SESSION_TOKEN).decode().rstrip("="),
+            "bytes": cast.SESSION_TOKEN.hex(),
+            "metadata": base64.urlsafe_b64encode(cast.SESSION_TOKEN).decode().rstrip("="),
         },
     }
 
@@ -151,7 +153,7 @@ def digests() -> dict[str, Any]:
     """The file digests.json: what makes a command this one."""
     return {
         "commands": [
-            {"fields": fields_of(command), "digest": command_digest(command).hex()} for command in story.commands()
+            {"fields": fields_of(command), "digest": command_digest(command).hex()} for command in ordering.commands()
         ]
     }
 
@@ -166,10 +168,10 @@ def audit() -> dict[str, Any]:
         row: dict[str, Any] = {
             "writer": "replica-a",
             "number": number,
-            "at_ms": story.NOW_MS + number,
+            "at_ms": cast.NOW_MS + number,
             "kind": kind,
             "actor": "anna",
-            "subject": story.NODE,
+            "subject": cast.NODE,
         }
         hashed = audit_chain.row_hash(previous_hash=previous, detail=detail, **row)
         rows.append(row | {"detail": detail.decode(), "previous_hash": previous.hex(), "hash": hashed.hex()})

@@ -7,11 +7,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fleet import sealing
 from fleet.channel import FrameKeys, derive_frame_keys
 from fleet.envelope import Domain, verify_one
+from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.metrics import Registry
 from fleet.secrets import Secret
@@ -241,3 +243,11 @@ def hello_body(**changes: Any) -> gateway_pb2.HelloBody:
 
 async def approve(world: World, node: Node, **decision: Any) -> EnrollmentRecord:
     return await world.enrollment.decide("ada", node.enrollment_id, **({"approve": True} | decision))
+
+
+async def refused(work: object) -> Reason:
+    """Why `work` is refused; it says so in a sentence."""
+    with pytest.raises(Refusal) as caught:
+        await work  # type: ignore[misc]
+    assert caught.value.detail
+    return caught.value.reason

@@ -1,0 +1,108 @@
+"""Which command key a node believes: tables of refusals, each named for the attack or the fault (docs/protocol.md,
+"Trust")."""
+
+from __future__ import annotations
+
+import pytest
+
+from fleet import trust
+from fleet.envelope import Domain, Signer
+from fleet.sequence import StatementReason, StatementRefusal
+from fleet.trust import TrustState
+from fleet.v1 import trust_pb2
+from tests.properties.offers import AUTHORITIES, CLUSTER, COMMAND_KEY, NOW_MS, OTHER_COMMAND_KEY, Offer, certificate
+
+BERLIN = {"site": "berlin"}
+BELIEVED = {
+    "active, every site": {},
+    "active, this site": BERLIN,
+    "prepared: the switch may reach a node before the bundle that tells of it": {"phase": trust_pb2.KEY_PHASE_PREPARED},
+    "retired, still verifying": {"phase": trust_pb2.KEY_PHASE_RETIRED, "verify_until_ms": NOW_MS + 1},
+    "valid from this millisecond": {"not_before_ms": NOW_MS},
+}
+DISBELIEVED = {
+    "revoked": ({"phase": trust_pb2.KEY_PHASE_REVOKED}, StatementReason.KEY_REVOKED),
+    "revoked and ended": (
+        {"phase": trust_pb2.KEY_PHASE_REVOKED, "verify_until_ms": NOW_MS - 1},
+        StatementReason.KEY_REVOKED,
+    ),
+    "retired and ended": (
+        {"phase": trust_pb2.KEY_PHASE_RETIRED, "verify_until_ms": NOW_MS},
+        StatementReason.KEY_EXPIRED,
+    ),
+    "retired without an end": ({"phase": trust_pb2.KEY_PHASE_RETIRED}, StatementReason.KEY_EXPIRED),
+    "active and ended": ({"verify_until_ms": NOW_MS - 1}, StatementReason.KEY_EXPIRED),
+    "not valid yet": ({"not_before_ms": NOW_MS + 1}, StatementReason.KEY_NOT_YET_VALID),
+    "another site's": ({"site": "paris"}, StatementReason.WRONG_SITE),
+    "no phase": ({"phase": trust_pb2.KEY_PHASE_UNSPECIFIED}, StatementReason.UNKNOWN_KEY),
+    "a phase of a later version": ({"phase": 9}, StatementReason.UNKNOWN_KEY),
+}
+
+
+def bundle_with(**fields: object) -> TrustState:
+    offer = Offer(certificates=(certificate(AUTHORITIES[2], **fields),))
+    return trust.first(offer.signed(), cluster_id=CLUSTER, authority_key=AUTHORITIES[2].public_key)
+
+
+def open_command(state: TrustState, signed: trust_pb2.Signed, now_ms: int = NOW_MS) -> bytes:
+    return trust.verify_command_envelope(state, signed, Domain.COMMAND, site="berlin", now_ms=now_ms)
+
+
+@pytest.mark.parametrize("fields", BELIEVED.values(), ids=BELIEVED.keys())
+def test_command_keys_that_are_believed(fields: dict[str, object]) -> None:
+    signed = COMMAND_KEY.sign(Domain.COMMAND, b"statement")
+    assert open_command(bundle_with(**fields), signed) == b"statement"
+
+
+@pytest.mark.parametrize(("fields", "reason"), DISBELIEVED.values(), ids=DISBELIEVED.keys())
+def test_command_keys_that_are_not_believed(fields: dict[str, object], reason: StatementReason) -> None:
+    with pytest.raises(StatementRefusal) as caught:
+        open_command(bundle_with(**fields), COMMAND_KEY.sign(Domain.COMMAND, b"statement"))
+    assert caught.value.reason is reason
+
+
+def signed_by(*signers: Signer, domain: Domain = Domain.COMMAND) -> trust_pb2.Signed:
+    signed = trust_pb2.Signed(statement=b"statement")
+    for signer in signers:
+        signer.add(signed, domain)
+    return signed
+
+
+def forged() -> trust_pb2.Signed:
+    made = trust_pb2.Signature(key_id=COMMAND_KEY.key_id, value=bytes(64))
+    return trust_pb2.Signed(statement=b"statement", signatures=[made])
+
+
+BAD_ENVELOPES = {
+    "by the authority itself": (signed_by(AUTHORITIES[2]), StatementReason.UNKNOWN_KEY),
+    "by a key of no bundle": (signed_by(OTHER_COMMAND_KEY), StatementReason.UNKNOWN_KEY),
+    "by nobody": (signed_by(), StatementReason.MALFORMED),
+    "by two": (signed_by(COMMAND_KEY, AUTHORITIES[2]), StatementReason.MALFORMED),
+    "forged": (forged(), StatementReason.BAD_SIGNATURE),
+    "a cancel as a command": (signed_by(COMMAND_KEY, domain=Domain.CANCEL), StatementReason.BAD_SIGNATURE),
+}
+
+
+@pytest.mark.parametrize(("signed", "reason"), BAD_ENVELOPES.values(), ids=BAD_ENVELOPES.keys())
+def test_command_envelopes_that_are_refused(signed: trust_pb2.Signed, reason: StatementReason) -> None:
+    with pytest.raises(StatementRefusal) as caught:
+        open_command(bundle_with(), signed)
+    assert caught.value.reason is reason
+
+
+def test_a_withheld_bundle_stops_commands_after_its_grace() -> None:
+    state = bundle_with()
+    signed = signed_by(COMMAND_KEY)
+    end_ms = state.expires_at_ms + state.grace_s * 1000
+    assert open_command(state, signed, now_ms=end_ms - 1) == b"statement"
+    with pytest.raises(StatementRefusal) as caught:
+        open_command(state, signed, now_ms=end_ms)
+    assert caught.value.reason is StatementReason.BUNDLE_EXPIRED
+
+
+@pytest.mark.parametrize("domain", sorted(set(Domain) - {Domain.COMMAND, Domain.CANCEL}))
+def test_a_command_key_vouches_for_commands_and_cancels_only(domain: Domain) -> None:
+    with pytest.raises(ValueError, match="signs no"):
+        trust.verify_command_envelope(
+            bundle_with(), signed_by(COMMAND_KEY, domain=domain), domain, site="", now_ms=NOW_MS
+        )
