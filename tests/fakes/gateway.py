@@ -6,29 +6,24 @@ it. `FakeInstallation` holds the keys; several `FakeGateway`s may share one, as 
 
 import asyncio
 import datetime as dt
-import hashlib
 import secrets
-import time
 from collections.abc import Callable
 from typing import Any
 
 import grpc
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet import jointoken, sealing, status, tls, trust
-from fleet.channel import derive_frame_keys, server_end
+from fleet.channel import FrameKeys, server_end
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
 from fleet.identity import fingerprint
 from fleet.secrets import Secret
-from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
+from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_node.enrollment.membership import Membership
-from tests.fakes.watch import Watch
+from tests.fakes.served import WAIT_TIMEOUT_S, ServedGateway, now_ms
 
 CLUSTER = "c-test"
 NODE = "nd_test"
-_WAIT_S = 10.0
 
 
 class FakeInstallation:
@@ -44,7 +39,7 @@ class FakeInstallation:
 
     def bundle(self, number: int = 1, *, signer: Signer | None = None, expires_in_ms: int = 10**9) -> trust_pb2.Signed:
         """A signed bundle with the command key and the endpoints known so far."""
-        now_ms = time.time_ns() // 1_000_000
+        issued_ms = now_ms()
         key = trust_pb2.KeyCertificateStatement(
             cluster_id=CLUSTER, public_key=self.command_key.public_key, phase=trust_pb2.KEY_PHASE_ACTIVE
         )
@@ -55,8 +50,8 @@ class FakeInstallation:
             authority_key=self.authority.public_key,
             command_keys=[self.authority.sign(Domain.KEY_CERTIFICATE, key.SerializeToString())],
             tls_ca_der=[self.ca.certificate_der],
-            issued_at_ms=now_ms,
-            expires_at_ms=now_ms + expires_in_ms,
+            issued_at_ms=issued_ms,
+            expires_at_ms=issued_ms + expires_in_ms,
             endpoints=self.endpoints,
         )
         return (signer or self.authority).sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
@@ -123,15 +118,15 @@ class FakeStream:
         gateway: "FakeGateway",
         hello: gateway_pb2.Hello,
         context: grpc.aio.ServicerContext[Any, Any],
-        packed_keys: Any,
-        number: int,
+        keys: FrameKeys,
+        stream_id: str,
     ) -> None:
         self._gateway = gateway
         self._context = context
-        self._sealer, self._opener = server_end(packed_keys)
+        self._sealer, self._opener = server_end(keys)
         self.hello = gateway_pb2.HelloBody.FromString(hello.body)
         self.proof = session_pb2.StreamStatement.FromString(hello.proof.statement)
-        self.stream_id = f"stream-{number}"
+        self.stream_id = stream_id
         self.controls: list[gateway_pb2.NodeControl] = []
         self.telemetry: list[bytes] = []
         self.ended = False
@@ -153,8 +148,7 @@ class FakeStream:
 
     async def ping(self, number: int = 1, *, interval_ms: int = 10_000, rtt_us: int = 700) -> gateway_pb2.Pong:
         """Ping, and the pong."""
-        now_ms = time.time_ns() // 1_000_000
-        ping = gateway_pb2.Ping(number=number, server_time_ms=now_ms, last_rtt_us=rtt_us, interval_ms=interval_ms)
+        ping = gateway_pb2.Ping(number=number, server_time_ms=now_ms(), last_rtt_us=rtt_us, interval_ms=interval_ms)
         await self.send(gateway_pb2.ServerControl(ping=ping))
         return (await self.wait_control("pong", lambda control: control.pong.number == number)).pong
 
@@ -166,12 +160,16 @@ class FakeStream:
         def found() -> list[gateway_pb2.NodeControl]:
             return [each for each in self.controls if each.WhichOneof("body") == kind and fits(each)]
 
-        await self._gateway.watch.wait_until(lambda: bool(found()), lambda: f"no {kind}: {self.controls}", _WAIT_S)
+        await self._gateway.watch.wait_until(
+            lambda: bool(found()), lambda: f"no {kind}: {self.controls}", WAIT_TIMEOUT_S
+        )
         return found()[0]
 
     async def wait_ended(self) -> None:
         """Until the node is gone."""
-        await self._gateway.watch.wait_until(lambda: self.ended, lambda: f"{self.stream_id} still lives", _WAIT_S)
+        await self._gateway.watch.wait_until(
+            lambda: self.ended, lambda: f"{self.stream_id} still lives", WAIT_TIMEOUT_S
+        )
 
     def take(self, frame: gateway_pb2.NodeFrame) -> None:
         """Open one frame of the node."""
@@ -181,15 +179,14 @@ class FakeStream:
             self.telemetry.append(frame.telemetry)
 
 
-class FakeGateway(gateway_pb2_grpc.GatewayServicer):
+class FakeGateway(ServedGateway[FakeStream]):
     """A listener. Start it with `start`; change its attributes to change what it does."""
 
     def __init__(self, installation: FakeInstallation, *, replica_id: str = "replica-1") -> None:
+        super().__init__()
         self.installation = installation
         self.replica_id = replica_id
-        self.watch = Watch()
-        self.endpoint = ""
-        self.streams: list[FakeStream] = []
+        self.leaf = installation.leaf
         self.enrollments: list[enrollment_pb2.EnrollStatement] = []
         self.polls = 0
         self.refuse: dict[str, Refusal] = {}
@@ -204,36 +201,19 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
         """Keep calls open that the node has finished."""
         self.heartbeat_interval_ms = 60_000
         self.handshakes = 0
-        self._sessions: dict[bytes, Any] = {}
-        self._server: grpc.aio.Server | None = None
 
-    async def start(self, leaf: tls.CertifiedKey | None = None, port: int = 0) -> str:
-        """Listen on a free port; returns the endpoint and makes it known to the installation."""
-        leaf = leaf or self.installation.leaf
-        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        gateway_pb2_grpc.add_GatewayServicer_to_server(self, self._server)
-        credentials = grpc.ssl_server_credentials([(leaf.private_key_pem, leaf.certificate_pem)])
-        bound = self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
-        await self._server.start()
-        self.leaf = leaf
-        self.endpoint = f"127.0.0.1:{bound}"
+    async def start(self, leaf: tls.CertifiedKey | None = None, port: int = 0) -> None:
+        """Listen on a free port, and make the endpoint known to the installation."""
+        self.leaf = leaf or self.leaf
+        await self.listen(self.leaf, port)
         if self.endpoint not in self.installation.endpoints:
             self.installation.endpoints.append(self.endpoint)
-        return self.endpoint
 
     async def stop(self) -> None:
         """Drop everything."""
         for stream in self.streams:
             stream.closing.set()
-        if self._server is not None:
-            await self._server.stop(0)
-
-    async def wait_stream(self, count: int = 1) -> FakeStream:
-        """The stream with that number, from 1, once it is welcomed."""
-        await self.watch.wait_until(
-            lambda: len(self.streams) >= count, lambda: f"{len(self.streams)} streams, not {count}", _WAIT_S
-        )
-        return self.streams[count - 1]
+        await self.close(0)
 
     def approve(self, **said: Any) -> None:
         """Answer polls with a bootstrap from now on."""
@@ -275,20 +255,7 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
         said = session_pb2.HandshakeStatement.FromString(request.signed.statement)
         if said.server_leaf_sha256 != tls.certificate_sha256(self.leaf.certificate_der):
             await _abort(context, Refusal(Reason.WRONG_CERTIFICATE, "another leaf"))
-        ephemeral = X25519PrivateKey.generate()
-        token = secrets.token_bytes(32)
-        now_ms = time.time_ns() // 1_000_000
-        statement = session_pb2.HandshakeServerStatement(
-            node_proof_sha256=hashlib.sha256(request.signed.statement + request.signed.signatures[0].value).digest(),
-            session_token_sha256=hashlib.sha256(token).digest(),
-            server_time_ms=now_ms,
-            expires_at_ms=now_ms + 900_000,
-            x25519_share=ephemeral.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
-        ).SerializeToString()
-        keys = derive_frame_keys(ephemeral, said.x25519_share, request.signed.statement, statement)
-        self._sessions[hashlib.sha256(token).digest()] = keys
-        signed = self.handshake_signer.sign(Domain.HANDSHAKE_SERVER, statement)
-        return session_pb2.CompleteHandshakeResponse(signed=signed, session_token=token)
+        return self.shake_hands(request.signed, self.handshake_signer)
 
     async def Connect(self, request_iterator: Any, context: Any) -> None:
         first = await context.read()
@@ -302,20 +269,10 @@ class FakeGateway(gateway_pb2_grpc.GatewayServicer):
         if not self.welcomes:
             self.watch.changed()
             await asyncio.Event().wait()
-        keys = self._sessions.pop(proof.session_token_sha256)
-        stream = FakeStream(self, hello, context, keys, len(self.streams) + 1)
-        welcome = gateway_pb2.Welcome(
-            stream_id=stream.stream_id,
-            stream_epoch=len(self.streams) + 1,
-            server_time_ms=time.time_ns() // 1_000_000,
-            heartbeat_interval_ms=self.heartbeat_interval_ms,
-            max_frame_bytes=1 << 20,
-            max_telemetry_bytes=65_536,
-            replica_id=self.replica_id,
-        )
+        welcome = self.welcome("stream", heartbeat_interval_ms=self.heartbeat_interval_ms, replica_id=self.replica_id)
+        stream = FakeStream(self, hello, context, self.keys_of(proof), welcome.stream_id)
         await stream.send(gateway_pb2.ServerControl(welcome=welcome))
-        self.streams.append(stream)
-        self.watch.changed()
+        self.welcomed(stream)
         reader = asyncio.create_task(self._read(stream, context))
         closing = asyncio.create_task(stream.closing.wait())
         await asyncio.wait({reader, closing}, return_when=asyncio.FIRST_COMPLETED)

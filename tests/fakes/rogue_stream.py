@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,9 @@ from fleet.channel import ChannelError, FrameKeys, server_end
 from fleet.envelope import Domain, Signer
 from fleet.tls import CertifiedKey
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, telemetry_pb2, trust_pb2
+from tests.fakes.served import WAIT_TIMEOUT_S, now_ms
 from tests.fakes.watch import Watch
 
-WAIT_TIMEOUT_S = 15.0
 COMMAND_TTL_MS = 60_000
 FINAL_STATES = frozenset(
     {
@@ -25,11 +24,6 @@ FINAL_STATES = frozenset(
         command_pb2.COMMAND_STATE_INTERRUPTED,
     }
 )
-
-
-def now_ms() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 def command(action: str, seq: int, arguments: bytes = b"", **changes: Any) -> command_pb2.Command:

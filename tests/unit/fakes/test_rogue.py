@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,21 +9,19 @@ from typing import Any
 
 import pytest
 
-from fleet import tls, trust
 from fleet.backoff import BackoffPolicy
 from fleet.clock import ServerTime, SystemClock
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.metrics import Registry
-from fleet.secrets import Secret
-from fleet.v1 import command_pb2, gateway_pb2, telemetry_pb2, trust_pb2
+from fleet.v1 import command_pb2, gateway_pb2, telemetry_pb2
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.service import CommandService
 from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
-from fleet_node.enrollment.membership import BundleFile, Membership
+from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.caller import open_caller
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.handshake import handshake
@@ -32,51 +29,42 @@ from fleet_node.link.link import Link
 from fleet_node.link.ports import Uplink
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
+from tests.fakes.gateway import CLUSTER, NODE, FakeInstallation
 from tests.fakes.rogue import RogueGateway, RogueStream, StolenTrust, command, tampered
 
-CLUSTER = "cluster-1"
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
 
 
 @pytest.fixture
-def stolen() -> StolenTrust:
-    """An installation's trust, whole."""
-    now = dt.datetime.now(dt.UTC)
-    ca = tls.make_ca("rogue test", now)
-    authority, key = Signer.generate(), Signer.generate()
-    certificate = trust_pb2.KeyCertificateStatement(
-        cluster_id=CLUSTER, public_key=key.public_key, not_before_ms=1, phase=trust_pb2.KEY_PHASE_ACTIVE
+def installation() -> FakeInstallation:
+    """An installation, whole."""
+    return FakeInstallation()
+
+
+@pytest.fixture
+def stolen(installation: FakeInstallation) -> StolenTrust:
+    """All that it signs with."""
+    return StolenTrust(
+        CLUSTER, installation.authority, installation.command_key, installation.leaf, (installation.bundle(),)
     )
-    bundle = trust_pb2.TrustBundleStatement(
-        cluster_id=CLUSTER,
-        generation=1,
-        number=1,
-        authority_key=authority.public_key,
-        command_keys=[authority.sign(Domain.KEY_CERTIFICATE, certificate.SerializeToString())],
-        tls_ca_der=[ca.certificate_der],
-        issued_at_ms=1,
-        expires_at_ms=int(now.timestamp() * 1000) + 3_600_000,
-    )
-    signed = authority.sign(Domain.TRUST_BUNDLE, bundle.SerializeToString())
-    return StolenTrust(CLUSTER, authority, key, tls.make_leaf(ca, ["127.0.0.1"], now), (signed,))
 
 
 class NodeInProcess:
     """The node's own rooms and link, without a process of their own; telemetry stays silent."""
 
-    def __init__(self, folder: Path, stolen: StolenTrust) -> None:
+    def __init__(self, folder: Path, installation: FakeInstallation) -> None:
         self.keys = NodeKeys.generate()
         self.server_time = ServerTime(SystemClock())
         self.metrics = NodeMetrics(Registry())
-        bundle = BundleFile(folder / "bundle.bin", cluster_id=CLUSTER, authority_key=stolen.authority.public_key)
-        signed = stolen.bundles[0]
-        bundle.save(trust.first(signed, cluster_id=CLUSTER, authority_key=stolen.authority.public_key))
+        authority_key = installation.authority.public_key
+        bundle = BundleFile(folder / "bundle.bin", cluster_id=CLUSTER, authority_key=authority_key)
+        bundle.save(installation.trust_state())
         self.trust = TrustStore(bundle, self.metrics.link)
-        ensure_journal(folder / "journal.db", "node-1")
+        ensure_journal(folder / "journal.db", NODE)
         registry = DriverRegistry.load(["simulated"], {})
         self.commands = CommandService(
             journal=Journal(
-                JournalStore(folder / "journal.db", "node-1"), commit_duration=self.metrics.commands.commit_duration
+                JournalStore(folder / "journal.db", NODE), commit_duration=self.metrics.commands.commit_duration
             ),
             registry=registry,
             trust=self.trust,
@@ -86,19 +74,7 @@ class NodeInProcess:
             metrics=self.metrics.commands,
         )
         self.about = SelfDescription("test", {}, registry.descriptors(), b"b" * 16)
-        self.membership = Membership(
-            cluster_id=CLUSTER,
-            node_id="node-1",
-            name="node-1",
-            site="",
-            endpoints=(),
-            tls_ca_der=trust_pb2.TrustBundleStatement.FromString(signed.statement).tls_ca_der[0],
-            authority_key=stolen.authority.public_key,
-            owner_pin=b"",
-            api_key=Secret("fak1.test"),
-            telemetry_interval_s=10.0,
-            max_in_flight=32,
-        )
+        self.membership = installation.membership()
 
     @asynccontextmanager
     async def linked(self, rogue: RogueGateway) -> AsyncIterator[Link]:
@@ -143,8 +119,8 @@ class SilentTelemetry:
 
 
 @pytest.fixture
-async def node(tmp_path: Path, stolen: StolenTrust) -> AsyncIterator[NodeInProcess]:
-    node = NodeInProcess(tmp_path, stolen)
+async def node(tmp_path: Path, installation: FakeInstallation) -> AsyncIterator[NodeInProcess]:
+    node = NodeInProcess(tmp_path, installation)
     yield node
     await node.commands.close()
 
@@ -166,7 +142,7 @@ async def test_a_node_runs_what_the_stolen_keys_sign(stream: RogueStream) -> Non
     stream.send_statement([order])
     report = await stream.wait_report(order)
     assert (report.state, report.monotonic_seq) == (SUCCEEDED, 1)
-    assert stream.node_id == "node-1"
+    assert stream.node_id == NODE
     assert stream.hello.drivers[0].name == "simulated"
 
 
