@@ -49,6 +49,8 @@ class NodeDirectory:
         self._tampered: deque[str] = deque(maxlen=10_000)
         self._told: set[str] = set()
         self._open_counts: OpenCounts = _no_open_counts
+        self.decisions = 0
+        """Decisions about nodes that were committed here so far: who read a row before one has to read it again."""
 
     def count_open_with(self, open_counts: OpenCounts) -> None:
         """Let the commands room say how many commands wait or run on each node."""
@@ -137,7 +139,7 @@ class NodeDirectory:
                     subject = f"node:{node_id}"
                     detail = {"table": "nodes", "row": node_id}
                     self._audit.append(tx, AuditKind.NODE_QUARANTINED, actor="server", subject=subject, detail=detail)
-                    self._wake(tx, [f"node-state:{node_id}", "nodes"])
+                    self._wake_decided(tx, [node_id])
 
         if noted:
             try:
@@ -210,6 +212,13 @@ class NodeDirectory:
             clock_offset_ms=sign.clock_offset_ms,
             last_accepted_seq=max(node.last_accepted_seq, sign.accepted_seq),
         )
+
+    def _wake_decided(self, tx: Transaction, node_ids: Sequence[str]) -> None:
+        tx.after_commit(self._decided)
+        self._wake(tx, [f"node-state:{node_id}" for node_id in node_ids] + ["nodes"])
+
+    def _decided(self) -> None:
+        self.decisions += 1
 
     def _wake(self, tx: Transaction, topics: Iterable[str]) -> None:
         woken = list(topics)

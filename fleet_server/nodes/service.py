@@ -237,7 +237,7 @@ class NodeService(NodePresence):
         for start in range(0, len(ids), _SUBJECTS_PER_ROW):
             part: Mapping[str, JSON] = {**detail, "nodes": ids[start : start + _SUBJECTS_PER_ROW]}
             self._audit.append(tx, kind, actor=actor, subject=subject, detail=part)
-        self._wake(tx, [f"node-state:{node_id}" for node_id in ids] + ["nodes"])
+        self._wake_decided(tx, ids)
 
 
 def _new_id() -> str:

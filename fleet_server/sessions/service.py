@@ -80,6 +80,7 @@ class StreamClaim:
         session_expires_at_ms: Unix milliseconds.
         token_sha256: of the session's token.
         takeover_of: stream id that this one takes over; empty if none.
+        decisions: `NodeService.decisions` as it was before the node's row was read.
     """
 
     node: NodeRecord
@@ -90,6 +91,7 @@ class StreamClaim:
     session_expires_at_ms: int
     token_sha256: bytes
     takeover_of: str
+    decisions: int
 
     @property
     def session(self) -> StreamSession:
@@ -187,6 +189,7 @@ class SessionService(HandshakeService):
             raise proofs.bad_proof("it is for another hello")
         if said.cluster_id != self._trust.cluster_id:
             raise proofs.wrong_cluster()
+        decisions = self._nodes.decisions
         standing = await self._database.read(lambda conn: self._standings.read(conn, digest, token_sha256))
         node = self._standings.node_of(standing, said.node_id)
         row = open_session(standing.session, node, self._clock.now_ms())
@@ -210,6 +213,7 @@ class SessionService(HandshakeService):
             session_expires_at_ms=row.expires_at_ms,
             token_sha256=token_sha256,
             takeover_of=said.takeover_of[:MAX_ID_CHARS],
+            decisions=decisions,
         )
 
     def _take_stream(

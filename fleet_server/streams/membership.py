@@ -8,6 +8,7 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
+from fleet_server.sessions.service import StreamClaim
 from fleet_server.streams.command_lane import CommandLane
 
 _REMOVED = {
@@ -34,16 +35,21 @@ class Leaving(Protocol):
         """End the stream."""
         ...
 
+    def refresh_membership(self) -> None:
+        """Have the node's row read again."""
+        ...
+
 
 class Membership:
     """Keeps one stream in step with its node's row."""
 
-    __slots__ = ("_claimed", "_drain_sent", "_node_id", "_nodes", "_stream")
+    __slots__ = ("_claimed", "_decisions", "_drain_sent", "_node_id", "_nodes", "_stream")
 
-    def __init__(self, nodes: NodeService, node: NodeRecord, stream: Leaving) -> None:
+    def __init__(self, nodes: NodeService, claim: StreamClaim, stream: Leaving) -> None:
         self._nodes = nodes
-        self._node_id = node.node_id
-        self._claimed: NodeRecord | None = node  # until `start`
+        self._node_id = claim.node.node_id
+        self._claimed: NodeRecord | None = claim.node  # until `start`
+        self._decisions = claim.decisions
         self._stream = stream
         self._drain_sent = False
 
@@ -52,6 +58,8 @@ class Membership:
         claimed, self._claimed = self._claimed, None
         if claimed is not None:
             self.apply(claimed)
+        if self._decisions != self._nodes.decisions:  # one was made meanwhile, before this stream could hear of it
+            self._stream.refresh_membership()
 
     async def refresh(self) -> None:
         """Read the node's row again and act on it."""

@@ -111,7 +111,7 @@ class Stream:
             failed=self._failed,
         )
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
-        self.membership = Membership(rooms.nodes, claim.node, self)
+        self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, self._failed)
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on

@@ -104,6 +104,20 @@ async def test_suspend_and_resume(world: World) -> None:
     assert (await world.audited()).count("node.state_changed") == 2
 
 
+async def test_decisions_are_counted_once_they_stand(world: World) -> None:
+    await make(world, "web-1")
+    counts = [world.nodes.decisions]
+    for decide in (
+        lambda: world.nodes.set_state("ada", ["web-1"], "SUSPENDED", ""),
+        lambda: world.nodes.request_drain("ada", ["web-1"], 0, ""),
+        lambda: world.nodes.label("ada", ["web-1"], {"a": "b"}, []),
+    ):
+        await decide()
+        counts.append(world.nodes.decisions)
+    assert await refused(world.nodes.set_state("ada", ["none"], "ACTIVE", "")) is Reason.NO_TARGETS
+    assert [*counts, world.nodes.decisions] == [0, 1, 2, 3, 3]
+
+
 async def test_revoked_is_final_and_told_to_whoever_holds_credentials(world: World) -> None:
     node = await make(world, "web-1")
     revoked: list[str] = []

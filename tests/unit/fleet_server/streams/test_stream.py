@@ -1,6 +1,7 @@
 """One stream: the order of the wire, what ends it, and what its end does."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -170,6 +171,15 @@ async def test_a_suspension_reaches_the_node_and_ends_its_stream(wire: Wire) -> 
     assert goaway.goaway.reason == gateway_pb2.GOAWAY_REASON_SUSPENDED
     assert "being serviced" in error.error.detail
     assert refusal.reason is Reason.SUSPENDED
+
+
+async def test_a_decision_that_overtook_the_claim_reaches_the_stream(clock: MockClock) -> None:
+    """Committed after the claim, and told before the stream could hear of it."""
+    wire = Wire(clock)
+    wire.nodes.row = SimpleNamespace(**vars(wire.nodes.row) | {"state": "REVOKED", "state_reason": "stolen"})
+    wire.nodes.decisions += 1
+    refusal = await wire.wait_refusal()
+    assert refusal.reason is Reason.REVOKED
 
 
 async def test_a_drain_is_ordered_once_and_its_end_too(wire: Wire) -> None:

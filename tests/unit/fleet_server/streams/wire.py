@@ -78,6 +78,7 @@ class FakeNodes:
     row: Any
     alive: list[dict[str, int]] = field(default_factory=list)
     drained: list[str] = field(default_factory=list)
+    decisions: int = 0
 
     def now_ms(self) -> int:
         return 0
@@ -163,6 +164,7 @@ class Wire:
                 max_in_flight=8, bundle_version=session_pb2.BundleVersion(generation=1, number=1)
             ),
             session_expires_at_ms=clock.now_ms() + 900_000,
+            decisions=0,
         )
         rooms = Rooms(
             commands=self.commands,  # type: ignore[arg-type]
