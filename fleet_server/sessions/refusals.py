@@ -4,7 +4,7 @@ stolen credential fills no table."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 
 from fleet.errors import Reason, Refusal
@@ -15,7 +15,11 @@ from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
 from fleet_server.sessions.store import ApiKeyRow
 
+MAX_NAMES = 8
+"""Nodes named for one address, rpc and reason: names are a caller's own words, and further ones count as others."""
+
 _MAX_KEPT = 500
+_OTHERS = "…"
 
 
 class RefusalLog:
@@ -30,15 +34,23 @@ class RefusalLog:
         self._database = database
         self._audit = audit
         self._kept: dict[tuple[str, str, str, str], int] = {}
+        self._names: Counter[tuple[str, str, str]] = Counter()
         self._more = 0
 
     def note(self, rpc: str, node_id: str, address: str, refusal: Refusal) -> None:
         """Keep one; equal ones are counted. A server that is busy refuses without anybody having done wrong."""
         if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED):
             return
-        key = (rpc, node_id[:64], address, str(refusal.reason))
-        if key in self._kept or len(self._kept) < _MAX_KEPT:
-            self._kept[key] = self._kept.get(key, 0) + 1
+        caller = (rpc, address, str(refusal.reason))
+        named = node_id[:64] if node_id.isprintable() else _OTHERS
+        if (rpc, named, *caller[1:]) not in self._kept and self._names[caller] >= MAX_NAMES:
+            named = _OTHERS
+        key = (rpc, named, *caller[1:])
+        if key in self._kept:
+            self._kept[key] += 1
+        elif len(self._kept) < _MAX_KEPT:
+            self._kept[key] = 1
+            self._names[caller] += 1
         else:
             self._more += 1
 
@@ -53,6 +65,7 @@ class RefusalLog:
             return
         kept, more = self._kept, self._more
         self._kept, self._more = {}, 0
+        self._names.clear()
         listed: list[Mapping[str, JSON]] = [
             {"rpc": rpc, "node": node_id, "address": address, "reason": reason, "times": times}
             for (rpc, node_id, address, reason), times in kept.items()
