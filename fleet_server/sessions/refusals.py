@@ -15,7 +15,7 @@ from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
 from fleet_server.sessions.store import ApiKeyRow
 
-MAX_NAMES = 8
+MAX_NAMES = 32
 """Nodes named for one address, rpc and reason: names are a caller's own words, and further ones count as others."""
 
 _MAX_KEPT = 500
@@ -38,12 +38,16 @@ class RefusalLog:
         self._more = 0
 
     def note(self, rpc: str, node_id: str, address: str, refusal: Refusal) -> None:
-        """Keep one; equal ones are counted. A server that is busy refuses without anybody having done wrong."""
+        """Keep one; equal ones are counted. A server that is busy refuses without anybody having done wrong.
+
+        Args:
+            address: of the caller; empty when it is on a stream, where its name is proven.
+        """
         if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED):
             return
         caller = (rpc, address, str(refusal.reason))
         named = node_id[:64] if node_id.isprintable() else _OTHERS
-        if (rpc, named, *caller[1:]) not in self._kept and self._names[caller] >= MAX_NAMES:
+        if address and (rpc, named, *caller[1:]) not in self._kept and self._names[caller] >= MAX_NAMES:
             named = _OTHERS
         key = (rpc, named, *caller[1:])
         if key in self._kept:

@@ -157,7 +157,7 @@ class SessionService(HandshakeService):
                 del self._waiting_hellos[digest]
 
     async def claim(
-        self, api_key: str, token: bytes, hello: gateway_pb2.Hello, *, stream_id: str, replica_id: str
+        self, api_key: str, token: bytes, hello: gateway_pb2.Hello, address: str, *, stream_id: str, replica_id: str
     ) -> StreamClaim:
         """Turn a session into a stream: once, and only for whoever holds the node's identity key.
 
@@ -169,7 +169,7 @@ class SessionService(HandshakeService):
         try:
             return await self._claim(digest, token, hello, said, stream_id=stream_id, replica_id=replica_id)
         except Refusal as refusal:
-            self._refusals.note("Connect", said.node_id, "", refusal)
+            self._refusals.note("Connect", said.node_id, address, refusal)
             raise
 
     async def _claim(

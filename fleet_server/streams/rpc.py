@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -148,22 +148,23 @@ class Gateway:
         """Take the hello. What it said (schemas of all actions, for one) must not stay as long as the stream does."""
         transport = GrpcTransport(context)
         api_key, token = _credentials(context)
-        with self._rooms.sessions.waiting_for_hello(api_key, peer_address(context)):
+        address = peer_address(context)
+        with self._rooms.sessions.waiting_for_hello(api_key, address):
             hello = await _first_frame(transport)
         stream_id = secrets.token_hex(8)
-        claim = await self._claim(api_key, token, hello, stream_id)
+        sessions = self._rooms.sessions
+        claim = await self._hold(
+            sessions.claim(api_key, token, hello, address, stream_id=stream_id, replica_id=self._replica_id)
+        )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
         return stream, self._welcome(stream, claim.session_expires_at_ms, claim.node.drain_state != "NONE")
 
-    async def _claim(self, api_key: str, token: bytes, hello: gateway_pb2.Hello, stream_id: str) -> StreamClaim:
-        sessions = self._rooms.sessions
-        claiming = asyncio.create_task(
-            sessions.claim(api_key, token, hello, stream_id=stream_id, replica_id=self._replica_id)
-        )
+    async def _hold(self, claim: Coroutine[object, object, StreamClaim]) -> StreamClaim:
+        """Await a claim; whoever is gone before it is committed is not shown online without a stream."""
+        claiming = asyncio.create_task(claim)
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            # Whoever is gone before the claim is committed would be shown online without a stream.
             claiming.add_done_callback(self._disown)
             raise
 

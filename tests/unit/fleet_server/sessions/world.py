@@ -221,7 +221,7 @@ class Node:
         self, token: bytes, hello: gateway_pb2.Hello, *, stream_id: str = "s1", api_key: str = ""
     ) -> StreamClaim:
         return await self.world.sessions.claim(
-            api_key or self.api_key, token, hello, stream_id=stream_id, replica_id="r1"
+            api_key or self.api_key, token, hello, ADDRESS, stream_id=stream_id, replica_id="r1"
         )
 
     async def connect(self, body: gateway_pb2.HelloBody | None = None, stream_id: str = "s1") -> StreamClaim:
