@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sqlalchemy import create_engine
 
 from fleet.clock import SystemClock
+from fleet.heap import settle_heap
 from fleet.v1 import command_pb2 as wire
 from fleet.v1.telemetry_pb2 import TelemetryBatch
 from fleet_server.commands.service import PendingCommand
@@ -174,6 +175,7 @@ async def run(nodes: int, rounds: int) -> dict[str, float]:
         database.start()
         try:
             room = await open_room(database, SystemClock())
+            settle_heap()  # as the server does
             figures = await measure_commands(room, nodes, rounds)
             figures |= await measure_single(room)
             figures |= await measure_telemetry(room)
