@@ -48,7 +48,7 @@ def tail(invocation: Invocation, lines: int, follow: bool) -> None:
     shown: list[list[Cell]] = []
     growing = invocation.running_table(_COLUMNS)
     with invocation.connect() as admin:
-        for change in admin.stream(admin.stub.ExportAudit, request):
+        for change in _rows(admin, request):
             if invocation.wants_json:
                 for entry in change.entries:
                     invocation.emit_json_line(to_json(entry))
@@ -102,11 +102,22 @@ def export(invocation: Invocation, after: int, follow: bool) -> None:
 
     request = admin_pb2.ExportAuditRequest(after=after, follow=follow)
     with invocation.connect() as admin:
-        for change in admin.stream(admin.stub.ExportAudit, request):
+        for change in _rows(admin, request):
             for entry in change.entries:
                 invocation.emit_json_line({"type": "row", **to_json(entry)})
             for checkpoint in change.checkpoints:
                 invocation.emit_json_line({"type": "checkpoint", **to_json(checkpoint)})
+
+
+def _rows(admin: Admin, request: admin_pb2.ExportAuditRequest) -> Iterator[admin_pb2.ExportAuditResponse]:
+    """What `request` asks for; with follow, on through a restart of the server, no row twice."""
+    if not request.follow:
+        yield from admin.stream(admin.stub.ExportAudit, request)
+        return
+    for change in admin.follow(admin.stub.ExportAudit, lambda: request):
+        yield change
+        if change.entries:
+            request.last, request.after = 0, change.entries[-1].position
 
 
 def _verifier(authority_key: str | None, cluster: str | None, invocation: Invocation) -> ChainVerifier:

@@ -144,14 +144,23 @@ def watch(invocation: Invocation, issue_id: str) -> None:
         issue_id=issue_id, until_final=bool(issue_id), brief=not invocation.wants_json
     )
     lines = invocation.running_table(_CHANGE_COLUMNS)
+    told: dict[bytes, list[Cell]] = {}
     with invocation.connect() as admin:
-        for change in admin.stream(admin.stub.WatchCommands, request):
+        for change in admin.follow(admin.stub.WatchCommands, lambda: request):
             if invocation.wants_json:
                 for command in change.commands:
                     invocation.emit_json_line(to_json(command))
-            elif change.commands:
-                now_ms = invocation.now_ms()
-                invocation.emit_text(lines.add([_change_row(command, now_ms) for command in change.commands]))
+                continue
+            clock = clock_text(invocation.now_ms())
+            # A watch that was opened again begins with what stands, most of which was told.
+            new = [one for one in change.commands if told.get(one.command_id) != _change_row(one)]
+            if new:
+                invocation.emit_text(lines.add([[clock, *_change_row(one)] for one in new]))
+            for one in new:
+                if is_final(one) and not issue_id:
+                    told.pop(one.command_id, None)  # nothing more comes of it
+                else:
+                    told[one.command_id] = _change_row(one)
 
 
 def command_state(command: admin_pb2.CommandView) -> Styled:
@@ -211,9 +220,8 @@ def _row(command: admin_pb2.CommandView, now_ms: int) -> list[Cell]:
     ]
 
 
-def _change_row(command: admin_pb2.CommandView, now_ms: int) -> list[Cell]:
+def _change_row(command: admin_pb2.CommandView) -> list[Cell]:
     return [
-        clock_text(now_ms),
         Styled(command.node_name or command.node_id, bold=True),
         str(command.monotonic_seq),
         command.action,

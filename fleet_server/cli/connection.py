@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 
 from fleet.status import decode
 from fleet.v1 import admin_pb2
 from fleet.v1.admin_pb2_grpc import AdminStub
-from fleet_server.cli.failures import Refused, explain
+from fleet_server.cli.failures import Refused, Unreachable, explain
 from fleet_server.cli.profile import Context
-
-if TYPE_CHECKING:
-    pass
 
 PAGE_SIZE = 1000
 CALL_TIMEOUT_S = 30.0
 MAX_BUSY_WAIT_S = 60.0
 _MAX_TRIES = 5
+_LOOK_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_retries", 0),  # a call is repeated here, where its refusal is understood, or not at all
@@ -119,6 +117,37 @@ class Admin:
         finally:
             with contextlib.suppress(grpc.RpcError):
                 reading.cancel()
+
+    def follow(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request_for: Callable[[], Request],
+        *,
+        lost: Callable[[str], None] | None = None,
+    ) -> Iterator[Response]:
+        """Read a stream that is opened again when the server goes away: a watch outlives its restart.
+
+        Args:
+            method: what to call.
+            request_for: gives the request of each opening, so that one goes on where another was lost.
+            lost: told why it is being opened again; the person is, by default.
+
+        Raises:
+            Failure: as `failures.explain` says; unreachable only before the first answer.
+        """
+        met, pauses_s = False, iter(_LOOK_AGAIN_S)
+        while True:
+            try:
+                for answer in self.stream(method, request_for()):
+                    met, pauses_s = True, iter(_LOOK_AGAIN_S)
+                    yield answer
+                return
+            except Unreachable as failure:
+                if not met:
+                    raise
+                pause_s = next(pauses_s, _LOOK_AGAIN_S[-1])
+                (lost or self._say)(f"{failure.message}: looking again in {pause_s:g} s")
+                self._sleep(pause_s)
 
     def pages(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fleet_server.cli import complete
-from fleet_server.cli.failures import Failed
+from fleet_server.cli.failures import Failed, Unreachable
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.terminal import counted
@@ -49,13 +49,18 @@ def drain_node(invocation: Invocation, targets: tuple[str, ...], deadline: int |
     )
     seen: dict[str, admin_pb2.NodeView] = {}
     left, total, done = 0, 0, False
-    with invocation.connect() as admin, Bar("draining nodes", None, estimates=True) as bar:
-        for change in admin.stream(admin.stub.DrainNodes, request):
-            seen.update((node.node_id, node) for node in change.nodes)
-            left, done = change.nodes_left, change.done
-            total = max(total, left, len(seen))
-            running = sum(node.open_commands for node in seen.values())
-            bar.show(total - left, total=total, note=f"{running} commands open")
+    try:
+        with invocation.connect() as admin, Bar("draining nodes", None, estimates=True) as bar:
+            for change in admin.stream(admin.stub.DrainNodes, request):
+                seen.update((node.node_id, node) for node in change.nodes)
+                left, done = change.nodes_left, change.done
+                total = max(total, left, len(seen))
+                running = sum(node.open_commands for node in seen.values())
+                bar.show(total - left, total=total, note=f"{running} commands open")
+    except Unreachable as failure:
+        if seen:
+            failure.hint = f"the drain goes on: `fleetctl nodes list {shlex.join(targets)}` shows how far it is"
+        raise
     emit_nodes(invocation, sorted(seen.values(), key=lambda node: node.name))
     if not done:
         raise Failed(f"{left} of {total} nodes are not drained yet", hint="see how they are: `fleetctl nodes list`")

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from fleet_server.cli.tables import Cell, Column, table
-from fleet_server.cli.terminal import Styled, counted, styled, wants_colour
+from fleet_server.cli.terminal import Styled, counted, excerpt, styled, wants_colour
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -38,6 +38,7 @@ class LiveTable:
         self._columns = columns
         self._rows = rows
         self._noun = noun
+        self._note = ""
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -60,8 +61,9 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
 
-    def changed(self) -> None:
-        """Draw it now."""
+    def note(self, text: str) -> None:
+        """Draw it now, with `text` beside the count."""
+        self._note = text
         if self._live is not None:
             self._live.refresh()
 
@@ -73,7 +75,12 @@ class LiveTable:
         rows = self._rows()
         fitting = rows[: max(size.lines - _ROWS_BESIDE, 1)]
         left = len(rows) - len(fitting)
-        footer = f"{counted(len(rows), self._noun)}" + (f", {left} not shown: name fewer" if left else "")
+        count = f"{counted(len(rows), self._noun)}" + (f", {left} not shown: name fewer" if left else "")
+        footer = Styled(
+            excerpt(f"{count}. {self._note or 'Ctrl-C ends.'}", size.columns),
+            "yellow" if self._note else None,
+            dim=not self._note,
+        )
         text = table(self._columns, fitting, colour=colour, width=size.columns)
-        text += "\n" + styled(Styled(f"{footer}. Ctrl-C ends.", dim=True), colour=colour)
+        text += "\n" + styled(footer, colour=colour)
         return Text.from_ansi(text, no_wrap=True, overflow="crop")

@@ -23,9 +23,11 @@ from fleet_server.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fleet.v1 import admin_pb2
+
+    Changes = Callable[[Callable[[str], None] | None], Iterator[admin_pb2.WatchNodesResponse]]
 
 COLUMNS = [
     Column(""),
@@ -111,7 +113,7 @@ def watch(invocation: Invocation, targets: tuple[str, ...]) -> None:
 
     request = admin_pb2.WatchNodesRequest(selector=admin_pb2.Selector(patterns=targets))
     with invocation.connect() as admin:
-        _follow(invocation, admin.stream(admin.stub.WatchNodes, request))
+        _follow(invocation, lambda lost: admin.follow(admin.stub.WatchNodes, lambda: request, lost=lost))
 
 
 @nodes.command("suspend", example="fleetctl nodes suspend rack=4 --reason 'water in the hall'")
@@ -195,12 +197,12 @@ def _set_state(invocation: Invocation, targets: tuple[str, ...], state: str, rea
     emit_nodes(invocation, list(answer.nodes))
 
 
-def _follow(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesResponse]) -> None:
+def _follow(invocation: Invocation, changes: Changes) -> None:
     from fleet_server.cli import live
     from fleet_server.cli.views import to_json
 
     if invocation.wants_json:
-        for change in changes:
+        for change in changes(None):
             for node in change.nodes:
                 invocation.emit_json_line(to_json(node))
     elif live.is_possible():
@@ -209,7 +211,7 @@ def _follow(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesRespon
         _follow_by_lines(invocation, changes)
 
 
-def _follow_in_place(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesResponse]) -> None:
+def _follow_in_place(invocation: Invocation, changes: Changes) -> None:
     from fleet_server.cli.live import LiveTable
 
     known: dict[str, admin_pb2.NodeView] = {}
@@ -219,15 +221,15 @@ def _follow_in_place(invocation: Invocation, changes: Iterator[admin_pb2.WatchNo
         return [node_row(node, now_ms) for node in sorted(known.copy().values(), key=lambda node: node.name)]
 
     with LiveTable(COLUMNS, rows, "node") as shown:
-        for change in changes:
+        for change in changes(shown.note):
             known.update((node.node_id, node) for node in change.nodes)
-            shown.changed()
+            shown.note("")
 
 
-def _follow_by_lines(invocation: Invocation, changes: Iterator[admin_pb2.WatchNodesResponse]) -> None:
+def _follow_by_lines(invocation: Invocation, changes: Changes) -> None:
     lines = invocation.running_table(_CHANGE_COLUMNS)
     told: dict[str, list[Cell]] = {}
-    for change in changes:
+    for change in changes(None):
         clock = clock_text(invocation.now_ms())
         rows: list[list[Cell]] = []
         for node in change.nodes:

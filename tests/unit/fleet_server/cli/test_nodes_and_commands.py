@@ -322,6 +322,43 @@ def test_run_outlives_a_restart_of_the_server(ctl: Fleetctl) -> None:
     assert len(ctl.fake.requests("IssueCommands")) == 1
 
 
+def test_a_watch_outlives_a_restart_of_the_server_and_tells_nothing_twice(ctl: Fleetctl) -> None:
+    openings = iter(
+        [
+            [changed(command(1, RUNNING), command(2)), grpc.StatusCode.UNAVAILABLE],
+            [grpc.StatusCode.UNAVAILABLE],
+            [changed(command(1, RUNNING), command(2)), changed(command(1))],
+        ]
+    )
+    ctl.fake.answers["WatchCommands"] = lambda _request: next(openings)
+    result = ctl.run("commands", "watch", "is_1")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1:5:3] for line in result.stdout.splitlines()[1:]] == [
+        ["press-1", "RUNNING"],
+        ["press-2", "SUCCEEDED"],
+        ["press-1", "SUCCEEDED"],
+    ]
+    assert ctl.slept_s == [0.5, 1.0]
+    assert "looking again" in result.stderr
+
+
+def test_a_watch_that_never_began_ends(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WatchNodes"] = [grpc.StatusCode.UNAVAILABLE]
+    assert ctl.run("nodes", "watch").exit_code == 4
+    assert ctl.slept_s == []
+
+
+def test_a_drain_whose_server_goes_away_goes_on(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainNodes"] = [
+        admin_pb2.DrainNodesResponse(nodes=[node(1, drain_state="DRAINING")], nodes_left=1),
+        grpc.StatusCode.UNAVAILABLE,
+    ]
+    result = ctl.run("drain", "node", "press-1")
+    assert result.exit_code == 4
+    assert "the drain goes on: `fleetctl nodes list press-1`" in result.stderr
+    assert len(ctl.fake.requests("DrainNodes")) == 1, "it may have been ended meanwhile: it is not asked for again"
+
+
 def test_run_gives_a_server_up_that_stays_away(ctl: Fleetctl) -> None:
     ctl.fake.answers["IssueCommands"] = issued(1)
     ctl.fake.answers["WatchCommands"] = [Refusal(Reason.DRAINING, "going")]

@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import grpc
 import pytest
 
 from fleet import audit_chain
@@ -123,6 +124,17 @@ def test_tail_shows_the_newest_rows(ctl: Fleetctl) -> None:
     assert ctl.fake.requests("ExportAudit")[0].last == 2
     followed = ctl.run("audit", "tail", "--follow").stdout.splitlines()
     assert followed == table, "rows that come are laid out like rows that are there"
+
+
+def test_tail_and_export_go_on_behind_the_last_row_after_a_restart(ctl: Fleetctl) -> None:
+    rows = entries(3)
+    for verb in ("tail", "export"):
+        openings = iter([[exported(rows[:2]), grpc.StatusCode.UNAVAILABLE], [exported(rows[2:])]])
+        ctl.fake.answers["ExportAudit"] = lambda _request, openings=openings: next(openings)
+        result = ctl.run("audit", verb, "--follow", "-o", "json")
+        assert [json.loads(line)["position"] for line in result.stdout.splitlines()] == [1, 2, 3]
+        again = ctl.fake.requests("ExportAudit")[-1]
+        assert (again.last, again.after, again.follow) == (0, 2, True)
     assert ctl.fake.requests("ExportAudit")[1].follow
 
 
