@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +20,7 @@ from tests.fakes.rogue import RogueGateway, RogueStream, command, tampered
 
 _VICTIM, _OTHER = NODES[0], NODES[1]
 _NOOP = "simulated.noop"
+_LONG_ID = re.compile(r"\b((?:nd_|c-)?[0-9a-z]{8})[0-9a-z]{8,}\b")
 _COLUMNS = "node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, state"
 
 
@@ -29,7 +31,11 @@ def wrong_hands(stage: Stage, here: Installation, admin: AdminClient) -> None:
     stage.say("A second gateway takes the server's TLS key, authority key and command key; the node is sent there.")
     stage.check(here.stop_node(_VICTIM) == 0, f"{_VICTIM} ended in order")
     attack = asyncio.run(_attack(here, RogueGateway(trust), nodes[_OTHER].node_id))
-    stage.table(("the gateway sends", "the node answers", "in the node's own words"), attack.rows)
+    stage.table(
+        ("the gateway sends", "the node answers", "in the node's own words"),
+        [(what, answer, _LONG_ID.sub(r"\1…", detail)) for what, answer, detail in attack.rows],
+        whole=("the node answers",),
+    )
     for text, held in attack.verdicts:
         stage.check(held, text)
     runs = read_runs(here.run_log(_VICTIM))
@@ -66,6 +72,7 @@ def forged_row(stage: Stage, here: Installation, admin: AdminClient) -> None:
             for each, what in forged.items()
         ],
         right=("seq",),
+        whole=("command", "state", "signed by", "sent"),
     )
     stage.check(
         all(not view["key_id"] and not view["sent_at"] for view in views.values()), "neither was ever signed or sent"

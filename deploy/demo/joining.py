@@ -11,13 +11,14 @@ from tests.fakes.process import RunningProcess
 
 _FINGERPRINT = r"^\s+((?:[A-Z2-7]{4}-){7}[A-Z2-7]{4})$"
 _TOKEN_SHOWN_CHARS = 12
+_INIT_LABEL_CELLS = 13
 
 
 def server(stage: Stage, here: Installation) -> None:
     """`fleet-server init` and `run`, and the first login."""
     stage.command("fleet-server", *here.init_arguments())
     for line in here.init_server():
-        stage.say(line)
+        stage.say(line[_INIT_LABEL_CELLS:], label=line[:_INIT_LABEL_CELLS])
     stage.command("fleet-server", "run", "--config", here.shown(here.state / "server.toml"))
     here.start_server()
     login = ["login", here.admin, "--ca-file", here.shown(here.ca_file)]
@@ -48,9 +49,15 @@ def enrollment(stage: Stage, here: Installation) -> None:
     stage.table(
         ("node", "the node prints", "the server shows", "same"),
         [
-            (node, on_node[node], on_server.get(node, "-"), "yes" if on_node[node] == on_server.get(node) else "NO")
+            (
+                node,
+                stage.fingerprint(on_node[node]),
+                stage.fingerprint(on_server.get(node, "-")),
+                "yes" if on_node[node] == on_server.get(node) else "NO",
+            )
             for node in NODES
         ],
+        whole=("node", "the node prints", "the server shows"),
     )
     stage.check(on_node == on_server, "the fingerprints are the same on both sides, compared before any approval")
     wrong = on_node[NODES[1]]
@@ -68,15 +75,15 @@ def streams(stage: Stage, here: Installation, admin: AdminClient) -> None:
     stage.command("fleetctl", "nodes", "list")
     nodes = here.fleetctl("nodes", "list")
     stage.table(
-        ("node", "state", "stream", "epoch", "labels", "fingerprint"),
+        ("node", "state", "stream", "epoch", "version", "labels"),
         [
             (
                 node["name"],
                 node["state"],
                 "online" if node["online"] else "offline",
                 node["stream_epoch"],
+                node["version"],
                 " ".join(f"{key}={value}" for key, value in node["labels"].items()),
-                show_fingerprint(bytes.fromhex(node["fingerprint"])),
             )
             for node in nodes
         ],

@@ -65,7 +65,7 @@ def _walk(stage: Stage, here: Installation) -> int:
             return 0
         _stay(stage, here)
     except KeyboardInterrupt:
-        stage.say("interrupted: ending everything that was started")
+        stage.interrupted("interrupted: ending everything that was started")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  whatever it was, the person is told the step, and gets the logs
         stage.failure(f"{type(error).__name__}: {error}", here.tails(), here.shown(here.logs))
@@ -139,7 +139,7 @@ def _stay(stage: Stage, here: Installation) -> None:
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
-        stage.say("ending everything that was started")
+        stage.interrupted("ending everything that was started")
 
 
 @contextmanager

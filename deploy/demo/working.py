@@ -53,7 +53,7 @@ def commands(stage: Stage, here: Installation, admin: AdminClient) -> None:
     for action, view in outcomes:
         held = holders[view["node_name"]]
         good = view["key_id"] in active and (held.generation, held.number) == (version["generation"], version["number"])
-        verified = f"certified in bundle {held.generation}.{held.number}" if good and view["accepted_at"] else "NO"
+        verified = f"in bundle {held.generation}.{held.number}" if good and view["accepted_at"] else "NO"
         rows.append(
             (
                 view["node_name"],
@@ -65,7 +65,13 @@ def commands(stage: Stage, here: Installation, admin: AdminClient) -> None:
                 _result(view),
             )
         )
-    stage.table(("node", "action", "seq", "key id", "verified by the node", "state", "result"), rows, right=("seq",))
+    stage.table(
+        ("node", "action", "seq", "key id", "certified", "state", "result"),
+        rows,
+        right=("seq",),
+        whole=("node", "action", "key id", "certified", "state"),
+        cut=("result",),
+    )
     stage.check(len(outcomes) == 9 and all(view["state"] == "SUCCEEDED" for _, view in outcomes), "9 of 9 succeeded")
     stage.check(
         all(row[4] != "NO" for row in rows),
