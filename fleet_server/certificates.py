@@ -14,6 +14,7 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import grpc
@@ -171,6 +172,7 @@ def _leaf_is_due(leaf: CertifiedKey, hosts: Sequence[str], now: dt.datetime) -> 
     return now >= begins + (ends - begins) * 2 / 3 or not covered
 
 
+@lru_cache(maxsize=16)
 def _validity(der: bytes) -> tuple[dt.datetime, dt.datetime]:
     certificate = x509.load_der_x509_certificate(der)
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from fleet.tls import split_endpoint
 
 ENV_PREFIX = "FLEET_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9._-]{1,250}\Z")
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
 _DAY_S = 24 * 3600
 
@@ -21,6 +23,15 @@ _DAY_S = 24 * 3600
 def _split_list(value: Any) -> Any:
     """`a, b` of an environment variable or flag; a list of the file passes through."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _host(value: str) -> str:
+    try:
+        ip_address(value)
+    except ValueError:
+        if not _HOST.match(value):
+            raise ValueError("write an address or an ASCII name, an international one as xn--…") from None
+    return value
 
 
 def _listen_address(value: str) -> str:
@@ -64,7 +75,7 @@ Endpoints = Annotated[
     tuple[Annotated[str, AfterValidator(_endpoint)], ...], NoDecode, BeforeValidator(_split_list), Field(max_length=16)
 ]
 Hosts = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=253)], ...],
+    tuple[Annotated[str, AfterValidator(_host)], ...],
     NoDecode,
     BeforeValidator(_split_list),
     Field(max_length=32),

@@ -16,6 +16,7 @@ import re
 import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -136,8 +137,9 @@ def is_issued_by(certificate_pem: bytes, ca_pem: bytes) -> bool:
     return True
 
 
+@lru_cache(maxsize=16)
 def pem_to_der(pem: bytes) -> bytes:
-    """First certificate of a PEM text as DER."""
+    """First certificate of a PEM text as DER. Each handshake asks for the same one."""
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
 

@@ -110,6 +110,8 @@ def test_production_needs_key_and_endpoints() -> None:
         ({"gateway_listen": "off"}, "host:port"),
         ({"cluster_name": "no spaces"}, "letters"),
         ({"tls_terminator_leaf_sha256": "abc"}, "64 hexadecimal"),
+        ({"tls_hosts": "extra.example, köln.example"}, "xn--"),
+        ({"tls_hosts": "two words"}, "ASCII"),
         ({"max_frame_bytes": "65536"}, "greater than or equal to 1048576"),
         ({"max_telemetry_frame_bytes": "65537"}, "less than or equal to 65536"),
         ({"secret_encryption_key": KEY, "secret_encryption_key_file": "/k"}, "keep one"),
