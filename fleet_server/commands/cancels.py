@@ -23,7 +23,7 @@ from fleet_server.commands.store import Key, OpenRow
 from fleet_server.database.writer import Transaction
 
 _COMMAND_ID_BYTES = 16
-_AUDITED = 4000
+_AUDITED = 2000
 
 
 @dataclass(frozen=True, slots=True)

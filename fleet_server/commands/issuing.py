@@ -29,7 +29,7 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
 
 _RANDOM_ID_BYTES = 10
-_AUDITED_NODES = 2000
+_AUDITED_NODES = 1000
 _MAX_ATTEMPTS = 3
 
 Refused = list[tuple[NodeRecord, Objection]]
@@ -236,7 +236,7 @@ class Issuing:
         seqs = list(first_seqs.items())
         count = len(issue.authority.specs)
         # One row for each batch of nodes: a single row may hold only so much.
-        for start in range(0, max(len(seqs), 1), _AUDITED_NODES):
+        for start in range(0, max(len(seqs), len(issue.refused), 1), _AUDITED_NODES):
             self._rooms.audit.append(
                 tx,
                 AuditKind.COMMAND_ISSUED if seqs else AuditKind.COMMAND_REFUSED,

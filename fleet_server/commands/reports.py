@@ -7,7 +7,7 @@ progress and one for results, one audit row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet.logs import get_logger
@@ -27,7 +27,8 @@ from fleet_server.database.writer import Transaction
 log = get_logger(__name__)
 
 _MAX_FRAMES_PER_WRITE = 256
-_MAX_AUDITED = 4000
+_AUDITED_STATES = 2000
+_MAX_UNMATCHED = 100  # listed in an audit row, which must have room for what others reported
 _MANY_OF_A_NODE = 8
 _MAX_SEQ = 2**63 - 1
 _SHOWN_CHARS = 200
@@ -43,12 +44,10 @@ class _Digest:
     Args:
         news: by command id, where each command that moves stood, and stands now.
         unmatched: reports about what is no command of their node.
-        late: the news among them about commands whose outcome was said to be unknown.
     """
 
     news: dict[bytes, tuple[StandingRow, Standing]] = field(default_factory=dict)
     unmatched: list[tuple[str, command_pb2.Report]] = field(default_factory=list)
-    late: list[tuple[StandingRow, Standing]] = field(default_factory=list)
 
 
 class Reports:
@@ -146,32 +145,24 @@ class Reports:
                 moved = rules.advance(standing, report, now_ms)
                 if moved is not None:
                     news[command_id] = (row, moved)
-                    if standing.state >= rules.SUCCEEDED:
-                        digest.late.append((row, moved))
         return digest
 
     def _audit(self, tx: Transaction, digest: _Digest) -> None:
-        nodes: dict[str, dict[str, list[int]]] = {}
-        for row, standing in digest.news.values():
-            nodes.setdefault(row.node_id, {}).setdefault(state_name(standing.state), []).append(row.seq)
-        detail: dict[str, JSON] = {}
-        if nodes:
-            detail["nodes"] = {node_id: {**states} for node_id, states in nodes.items()}
-        if digest.late:
-            # An outcome that was said to be unknown is known now: both stand in the audit.
-            detail["known_after_all"] = [
-                [row.node_id, row.seq, row.standing.reason, state_name(standing.state)] for row, standing in digest.late
-            ]
-        if digest.unmatched:
-            # Results of commands that this database does not know: it went back in time, or the node makes them up.
-            detail["unmatched"] = [
-                [node_id, report.monotonic_seq, report.command_id[:16].hex(), state_name(report.state)]
-                for node_id, report in digest.unmatched[:_MAX_AUDITED]
-            ]
-        if not detail:
-            return
-        actor = f"node:{next(iter(nodes))}" if len(nodes) == 1 else "nodes"
-        self._rooms.audit.append(tx, AuditKind.COMMAND_REPORTED, actor=actor, subject="commands", detail=detail)
+        news = list(digest.news.values())
+        # One row for each batch of states: a single row may hold only so much.
+        for start in range(0, max(len(news), 1), _AUDITED_STATES):
+            detail = _as_audited(news[start : start + _AUDITED_STATES])
+            if digest.unmatched and not start:
+                # Results of commands that this database does not know: it went back in time, or the node makes them up.
+                detail["unmatched"] = [
+                    [node_id, report.monotonic_seq, report.command_id[:16].hex(), state_name(report.state)]
+                    for node_id, report in digest.unmatched[:_MAX_UNMATCHED]
+                ]
+                detail["unmatched_count"] = len(digest.unmatched)
+            if detail:
+                self._rooms.audit.append(
+                    tx, AuditKind.COMMAND_REPORTED, actor=_actor(detail), subject="commands", detail=detail
+                )
 
     def _audit_refused(self, tx: Transaction, node_id: str, refused: command_pb2.CommandRefused) -> None:
         self._rooms.audit.append(
@@ -211,3 +202,24 @@ def _load(conn: Connection, frames: Sequence[Frame]) -> dict[bytes, StandingRow]
             rows += store.standings_of_node(conn, node_id, seqs)
     rows += store.standings(conn, few)
     return {row.command_id: row for row in rows}
+
+
+def _as_audited(news: Sequence[tuple[StandingRow, Standing]]) -> dict[str, JSON]:
+    """New states by node; what the server had declared unknown, and is known after all, stands there as both."""
+    nodes: dict[str, dict[str, list[int]]] = {}
+    for row, standing in news:
+        nodes.setdefault(row.node_id, {}).setdefault(state_name(standing.state), []).append(row.seq)
+    detail: dict[str, JSON] = {"nodes": {node_id: {**states} for node_id, states in nodes.items()}} if nodes else {}
+    late: list[JSON] = [
+        [row.node_id, row.seq, row.standing.reason, state_name(standing.state)]
+        for row, standing in news
+        if row.standing.declared
+    ]
+    if late:
+        detail["known_after_all"] = late
+    return detail
+
+
+def _actor(detail: Mapping[str, JSON]) -> str:
+    nodes = detail.get("nodes")
+    return f"node:{next(iter(nodes))}" if isinstance(nodes, Mapping) and len(nodes) == 1 else "nodes"

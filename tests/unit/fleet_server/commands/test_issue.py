@@ -7,6 +7,7 @@ import pytest
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
 from fleet.v1 import command_pb2 as wire
+from fleet_server.commands import issuing
 from fleet_server.database.engine import Database
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.commands.room import Room, open_room, order
@@ -85,6 +86,16 @@ async def test_the_place_in_nested_arguments_is_named(room: Room) -> None:
     await room.add_node("n1")
     answer = await room.commands.issue("alice", order("n1", arguments=b'{"tags": ["a", 5]}'))
     assert "/tags/1" in answer.refused[0].detail
+
+
+async def test_every_node_that_is_refused_stands_in_the_audit(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(issuing, "_AUDITED_NODES", 2)
+    for number in range(7):
+        await room.add_node(f"n{number}", actions=["host.set"] if number == 0 else ["other.action"])
+    answer = await room.commands.issue("alice", order("*"))
+    assert len(answer.refused) == 6
+    audited = [node for detail in await room.audited("command.issued") for node in detail["refused"]]
+    assert len(audited) == len(set(audited)) == 6
 
 
 async def test_a_full_queue_is_refused_until_something_ended(database: Database, clock: MockClock) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from fleet.v1 import command_pb2 as wire
-from fleet_server.commands import rules
+from fleet_server.commands import reports, rules
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.commands.room import Room, order, report
 
@@ -35,6 +37,35 @@ async def test_a_node_speaks_of_its_own_commands_only(room: Room) -> None:
     assert await room.state(first.node_id, 1) == wire.COMMAND_STATE_SENT
     unmatched = [detail["unmatched"] for detail in await room.audited("command.reported")]
     assert [len(each) for each in unmatched] == [1, 16]
+
+
+async def test_what_a_node_makes_up_keeps_nobodys_results_out_of_the_audit(room: Room) -> None:
+    """Both are written with one row, and one that is too large is kept as its hash alone."""
+    node, liar = await room.add_node("n1"), await room.add_node("n2")
+    await room.open_stream(node.node_id)
+    await room.commands.issue("alice", order("n1"))
+    command = (await room.claim(node.node_id))[0]
+    made_up = [wire.Report(report_no=no, monotonic_seq=2**62 + no, command_id=b"x" * 16) for no in range(1, 4001)]
+    await asyncio.gather(
+        room.commands.record_reports(node.node_id, [report(command, wire.COMMAND_STATE_SUCCEEDED)]),
+        room.commands.record_reports(liar.node_id, made_up),
+    )
+    [detail] = await room.audited("command.reported")
+    assert detail["nodes"] == {node.node_id: {"SUCCEEDED": [1]}}
+    assert (len(detail["unmatched"]), detail["unmatched_count"]) == (100, 4000)
+
+
+async def test_a_batch_that_is_larger_than_a_row_is_audited_in_several(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "_AUDITED_STATES", 3)
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    await room.commands.issue("alice", order("n1", count=7))
+    done = [report(command, wire.COMMAND_STATE_SUCCEEDED) for command in await room.claim(node.node_id)]
+    await room.commands.record_reports(node.node_id, done)
+    rows = await room.audited("command.reported")
+    assert [row["nodes"][node.node_id]["SUCCEEDED"] for row in rows] == [[1, 2, 3], [4, 5, 6], [7]]
 
 
 async def test_what_a_node_may_write_is_bounded_and_plain(room: Room, clock: MockClock) -> None:
