@@ -55,12 +55,11 @@ async def test_a_takeover_keeps_the_old_stream_until_someone_takes_it(
         first = await gateway.wait_stream()
         gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
         await first.send(goaway(gateway_pb2.GOAWAY_REASON_UPGRADE))
-        await first.ping()
-        await clock.wait_sleepers(2)
-        await clock.advance(0.0)
+        await node.wait_state(LinkState.MOVING)
+        await clock.wait_sleepers(2)  # the watch over the old stream, and the delay that the refusal asked for
+        assert node.link.status.last_refusal == "OVERLOADED"
         assert (await first.ping(2)).number == 2
         del gateway.refuse["BeginHandshake"]
-        await node.wait_state(LinkState.MOVING)
         await clock.advance(2.5)
         second = await gateway.wait_stream(2)
         assert second.proof.takeover_of == first.stream_id
@@ -115,6 +114,7 @@ async def test_a_suspended_node_asks_again_at_long_intervals(
         assert node.link.status.last_refusal == "SUSPENDED"
         assert node.link.status.next_attempt_s >= 0.5
         del gateway.refuse["BeginHandshake"]
+        await clock.wait_sleepers(1)
         await clock.advance(30.0)
         await gateway.wait_stream()
         await node.wait_state(LinkState.LIVE)
