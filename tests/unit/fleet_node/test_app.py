@@ -73,6 +73,8 @@ async def test_several_nodes_share_a_process(
     nodes = [build(folder, alone=False) for folder in folders]
     tasks = [asyncio.create_task(node.run()) for node in nodes]
     streams = [await gateway.wait_stream(count) for count in (1, 2, 3)]
+    for stream in streams:
+        await stream.ping()  # it has read its welcome: before that it would leave without a word
     assert len({stream.hello.boot_id for stream in streams}) == 3
     assert not any(folder.control_socket.exists() for folder in folders)
     for node in nodes:
@@ -95,6 +97,7 @@ async def test_a_task_that_fails_stops_the_node_loudly_and_in_order(
     monkeypatch.setattr(node.collector, "run", collect)
     task = asyncio.create_task(node.run())
     stream = await gateway.wait_stream()
+    await stream.ping()
     failing.set()
     with pytest.raises(NodeFailedError, match="collector ended by itself") as caught:
         await task
