@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from fleet.clock import Clock
 from fleet_server.streams.pump import Pump
 
-MAX_WAITING = 64
+MAX_WAITING = 32
 
 Work = Callable[[], Awaitable[object]]
 

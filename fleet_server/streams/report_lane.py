@@ -15,6 +15,7 @@ from fleet_server.commands.service import CommandService
 from fleet_server.streams.pump import Pump
 
 MAX_WAITING = 2048
+MAX_WAITING_BYTES = 4 * 1024 * 1024
 
 
 class ReportLane:
@@ -38,22 +39,26 @@ class ReportLane:
         self._commands = commands
         self._ack = ack
         self._waiting: list[command_pb2.Report] = []
+        self._held_bytes = 0  # of what waits, and of what is being recorded
         self._room: asyncio.Future[None] | None = None  # made by whoever waits
-        self._pump = Pump(self._record, clock, failed)
+        self._failed = failed
+        self._standing_still = False
+        self._pump = Pump(self._record, clock, self._stand_still)
 
-    def put(self, reports: command_pb2.ReportList) -> None:
-        """Queue reports in report_no order."""
+    def put(self, reports: command_pb2.ReportList, size_bytes: int) -> None:
+        """Queue reports in report_no order; `size_bytes` as they came."""
         self._waiting.extend(reports.reports)
+        self._held_bytes += size_bytes
         self._pump.kick()
 
     @property
     def full(self) -> bool:
         """Whether no further frame of reports may be taken for now."""
-        return len(self._waiting) >= MAX_WAITING
+        return len(self._waiting) >= MAX_WAITING or self._held_bytes >= MAX_WAITING_BYTES
 
     async def wait_room(self) -> None:
-        """Return once another frame of reports may be taken."""
-        while self.full:
+        """Return once another frame of reports may be taken, or none will be recorded any more."""
+        while self.full and not self._standing_still:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
@@ -62,7 +67,7 @@ class ReportLane:
         await self._pump.wait_idle()
 
     async def _record(self) -> None:
-        batch = self._waiting
+        batch, size_bytes = self._waiting, self._held_bytes
         if not batch:
             return
         self._waiting = []
@@ -71,6 +76,16 @@ class ReportLane:
         except Exception:
             self._waiting = batch + self._waiting
             raise
-        if self._room is not None and not self.full and not self._room.done():
-            self._room.set_result(None)
+        self._held_bytes -= size_bytes
+        if not self.full:
+            self._open()
         self._ack(batch[-1].report_no)
+
+    def _stand_still(self, error: Exception) -> None:
+        self._standing_still = True
+        self._open()
+        self._failed(error)
+
+    def _open(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)

@@ -242,13 +242,13 @@ class Stream:
             body = self._opener.open(frame.control)
         except ChannelError as error:
             raise Refusal(Reason.BAD_PROOF, f"a control frame was refused: {error}") from error
-        self._dispatch(frames.node_control(body))
+        self._dispatch(frames.node_control(body), len(body))
 
-    def _dispatch(self, control: gateway_pb2.NodeControl) -> None:
+    def _dispatch(self, control: gateway_pb2.NodeControl, size_bytes: int) -> None:
         kind = control.WhichOneof("body")
         rooms = self._rooms
         if kind == "reports":
-            self._take_reports(control.reports)
+            self._take_reports(control.reports, size_bytes)
         elif kind == "pong":
             self._take_pong(control.pong)
         elif kind == "statement_refused":
@@ -271,7 +271,7 @@ class Stream:
         # route_health, config_applied, lease_ack, audit and node_key_rotation belong to rooms that this server does
         # not have: nothing that it sends asks for them, and a newer node may volunteer them.
 
-    def _take_reports(self, reports: command_pb2.ReportList) -> None:
+    def _take_reports(self, reports: command_pb2.ReportList, size_bytes: int) -> None:
         if not reports.reports:
             raise Refusal(Reason.MALFORMED, "an empty list of reports")
         self._rooms.metrics.commands.reports.inc(len(reports.reports))
@@ -279,7 +279,7 @@ class Stream:
         self._accepted_seq = max(self._accepted_seq, *seqs)
         self._note_alive()
         self.commands.answered(seqs)
-        self._reports.put(reports)
+        self._reports.put(reports, size_bytes)
 
     def _take_statement_refused(self, refused: command_pb2.StatementRefused) -> None:
         self._send_bundle(refused.bundle_version)

@@ -9,6 +9,7 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_server.streams import stream
 from fleet_server.streams.frames import BadFrame
+from fleet_server.streams.report_lane import MAX_WAITING
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.wire import Wire
 
@@ -103,6 +104,39 @@ async def test_a_reason_that_a_node_made_up_is_no_label(wire: Wire) -> None:
     await wire.say(goodbye=gateway_pb2.Goodbye(reason="x7f3"))
     await asyncio.wait_for(wire.running, 5)
     assert wire.stream.close_reason == "GOODBYE"
+
+
+async def test_large_results_wait_in_a_bounded_number_of_bytes(wire: Wire, clock: MockClock) -> None:
+    """While the database is away a node could leave two thousand results here, of a quarter MiB or more each."""
+    wire.commands.away = [Refusal(Reason.UNAVAILABLE, "away")]
+    output = bytes(256 * 1024)
+    for number in range(1, 101):
+        report = command_pb2.Report(report_no=number, monotonic_seq=number, command_id=bytes(16), output=output)
+        await wire.say(reports=command_pb2.ReportList(reports=[report]))
+    assert wire.transport.incoming.qsize() > 80
+    await clock.advance(0.1)
+    while wire.transport.incoming.qsize():
+        await wire.settle()
+    await wire.settle()
+    assert [report.report_no for batch in wire.commands.recorded for report in batch] == list(range(1, 101))
+
+
+async def test_a_reader_that_waits_for_room_ends_with_a_stream_that_cannot_record(wire: Wire) -> None:
+    await wire.say(reports=_reports(1))
+    held = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        await held.wait()
+        raise RuntimeError("a bug")
+
+    wire.commands.record_reports = fail  # type: ignore[method-assign]
+    await wire.say(reports=_reports(2))
+    await wire.say(reports=_reports(*range(3, 3 + MAX_WAITING)))
+    await wire.say(reports=_reports(5000))
+    held.set()
+    assert (await wire.wait_refusal()).reason is Reason.INTERNAL
+    await wire.raw(None)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_goodbye_ends_the_stream_in_order(wire: Wire) -> None:
