@@ -95,6 +95,7 @@ def member_of(settings: Settings, folder: StateFolder) -> tuple[Membership, Node
 def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: NodeKeys) -> None:
     import uvloop
 
+    from fleet.logs import get_logger
     from fleet.process_end import end_without_teardown
     from fleet_node.app import NodeFailedError, Parts
     from fleet_node.drivers.registry import DriverRegistry
@@ -105,6 +106,7 @@ def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: No
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run_node(parts))
+        get_logger(__name__).info("node_stopped")
         end_without_teardown(ExitCode.DONE)
     except NodeFailedError as error:
         raise Failure(str(error)) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
 
 from fleet.redaction import escape_controls, redact
@@ -58,8 +59,8 @@ def configure(
         stream: standard error, normally.
         level: one of `LEVELS`.
         fields: constant fields of each event, such as the component's name.
-        pretty: aligned columns for a person; JSON lines otherwise; None decides by whether `stream` is a
-            terminal.
+        pretty: aligned columns for a person, short ones on a terminal; JSON lines otherwise; None decides by whether
+            `stream` is a terminal.
 
     Raises:
         ValueError: `level` is none of `LEVELS`.
@@ -99,14 +100,14 @@ def configure(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 redact,
-                *_renderers(stream, pretty=pretty),
+                *_renderers(stream, pretty=pretty, constant=constant),
             ],
         )
     )
     _install(handler, number)
 
 
-def _renderers(stream: TextIO, *, pretty: bool) -> list[Processor]:
+def _renderers(stream: TextIO, *, pretty: bool, constant: Mapping[str, str]) -> list[Processor]:
     if not pretty:
         return [structlog.processors.JSONRenderer()]
     # A terminal obeys control characters; a stranger's text must not rewrite what an operator sees. JSON
@@ -114,7 +115,16 @@ def _renderers(stream: TextIO, *, pretty: bool) -> list[Processor]:
     console = structlog.dev.ConsoleRenderer(
         colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=24
     )
-    return [escape_controls, console]
+
+    def leave_out(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """Who sits at the terminal knows the program and the day, and has little room."""
+        for name in ("logger", *constant):
+            if event.get(name) == constant.get(name, event.get(name)):
+                event.pop(name, None)
+        moment = datetime.fromisoformat(event["timestamp"]).astimezone()
+        return {**event, "timestamp": moment.strftime("%H:%M:%S")}
+
+    return [escape_controls, *([leave_out] if stream.isatty() else []), console]
 
 
 def _install(handler: logging.Handler, level: int) -> None:

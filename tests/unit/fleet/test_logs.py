@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -164,6 +165,24 @@ def test_secrets_in_exceptions_and_local_variables_stay_out(out: io.StringIO) ->
     for event in events(out):
         assert "RuntimeError: refused: Bearer " + MASK in event["exception"]
         assert "in connect" in event["exception"]
+
+
+def test_on_a_terminal_a_line_is_short() -> None:
+    screen = Terminal()
+    logs.configure(screen, fields={"component": "test", "node_id": "n1"})
+    logs.get_logger("fleet_node.link").info("stream_welcomed", node_id="n1", epoch=4)
+    logs.get_logger("fleet_node.link").info("about_another", node_id="n2")
+    first, second = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \[info +\] stream_welcomed +epoch=4", first)
+    assert "node_id=n2" in second, "what is not the program's own stays"
+
+
+def test_text_in_a_file_keeps_everything() -> None:
+    stream = io.StringIO()
+    logs.configure(stream, fields={"component": "test"}, pretty=True)
+    logs.get_logger("fleet_node.link").info("stream_welcomed")
+    assert re.match(r"\d{4}-\d\d-\d\dT.*Z \[info", stream.getvalue())
+    assert "component=test" in stream.getvalue()
 
 
 @pytest.mark.parametrize("pretty", [True, False])
