@@ -19,13 +19,20 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_
 
 .PHONY: help
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*##[+]? " } \
+		/^[a-z-]+:.*## / { main = main sprintf("  make %-12s %s\n", $$1, $$2) } \
+		/^[a-z-]+:.*##[+] / { more = more sprintf("  make %-12s %s\n", $$1, $$2) } \
+		END { printf "%s\nFor work on it:\n%s", main, more }' $(firstword $(MAKEFILE_LIST))
 
 # --- the environment ---------------------------------------------------------------------------------------------------
 
 .PHONY: install
 install: $(RUNTIME) ## build .venv with fleet-server, fleet-node and fleetctl (PYTHON=… picks the interpreter)
-	@echo "$(BIN): fleet-server fleet-node fleetctl"
+	@echo "Installed in $(BIN): fleet-server, fleet-node, fleetctl. Next: \`make demo\`, or docs/tutorial.md"
+
+.PHONY: demo
+demo: $(RUNTIME) ## the whole product on this machine, step by step (DEMO_ONCE=1 ends by itself)
+	@exec $(BIN)/python deploy/demo/demo.py
 
 .PHONY: dev
 dev: $(DEV)
@@ -52,7 +59,7 @@ $(RUNTIME): $(PINS)
 		echo "$(VENV): $$("$$found" --version)"; \
 		"$$found" -m venv --clear $(VENV); \
 	fi
-	@echo "$(VENV): installing what the product needs, pinned by constraints.txt (about half a minute)"
+	@echo "$(VENV): installing what the product needs, pinned by constraints.txt (about a minute)"
 	@$(PIP) -e .
 	@touch $@
 
@@ -62,7 +69,7 @@ $(DEV): $(RUNTIME) $(PINS)
 	@touch $@
 
 .PHONY: pins
-pins: ## resolve anew and rewrite constraints.txt (PYTHON=… picks the interpreter, default python3.11)
+pins: ##+ resolve anew and rewrite constraints.txt (PYTHON=… picks the interpreter, default python3.11)
 	@set -eu; \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$${PYTHON:-python3.11} -m venv "$$folder/venv"; \
@@ -83,21 +90,21 @@ CHECKS := lint types imports proto-check docs-check
 check: $(CHECKS) ## all checks: lint, types, imports, proto-check, docs-check
 	@echo "check: ok"
 
-lint: $(DEV) ## ruff: rules and format
+lint: $(DEV) ##+ ruff: rules and format
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
-types: $(DEV) ## mypy, strict, over the three packages
+types: $(DEV) ##+ mypy, strict, over the three packages
 	@$(BIN)/mypy
 
-imports: $(DEV) ## who may import whom
+imports: $(DEV) ##+ who may import whom
 	@$(BIN)/lint-imports --no-cache --no-logo > $(VENV)/.imports.log 2>&1 || { cat $(VENV)/.imports.log; exit 1; }
 	@grep '^Contracts:' $(VENV)/.imports.log
 
-proto-check: $(DEV) ## compare shared/fleet/v1 with proto/, and hold proto/ to its rules
+proto-check: $(DEV) ##+ compare shared/fleet/v1 with proto/, and hold proto/ to its rules
 	@$(BIN)/python tests/architecture/check_proto.py
 
-docs-check: $(DEV) ## the generated pages: metrics, fleetctl, settings
+docs-check: $(DEV) ##+ the generated pages: metrics, fleetctl, settings
 	@$(BIN)/python tests/architecture/check_metrics_docs.py
 	@$(BIN)/python -m fleet_server.cli.reference --check
 	@$(BIN)/python -m fleet_node.cli.reference --check
@@ -106,18 +113,18 @@ docs-check: $(DEV) ## the generated pages: metrics, fleetctl, settings
 # --- work --------------------------------------------------------------------------------------------------------------
 
 .PHONY: proto
-proto: $(DEV) ## regenerate shared/fleet/v1 from proto/
+proto: $(DEV) ##+ regenerate shared/fleet/v1 from proto/
 	@$(BIN)/python tests/architecture/check_proto.py --write
 
 .PHONY: docs
-docs: $(DEV) ## regenerate the pages that docs-check compares
+docs: $(DEV) ##+ regenerate the pages that docs-check compares
 	@$(BIN)/python tests/architecture/check_metrics_docs.py --write
 	@$(BIN)/python -m fleet_server.cli.reference
 	@$(BIN)/python -m fleet_node.cli.reference
 	@$(BIN)/fleet-server config --reference > docs/server-settings.md
 
 .PHONY: fmt
-fmt: $(DEV) ## sort imports, apply safe fixes, format
+fmt: $(DEV) ##+ sort imports, apply safe fixes, format
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
 
@@ -128,10 +135,6 @@ test: $(DEV) ## run every test (PYTEST_ARGS='-n 2 --dist loadgroup')
 .PHONY: bench
 bench: $(DEV) ## measure against a bare grpc.aio echo in the same run (BENCH_ARGS=…)
 	@$(BIN)/python -m tests.load $(BENCH_ARGS)
-
-.PHONY: demo
-demo: $(RUNTIME) ## the whole product on this machine, step by step (DEMO_ONCE=1 ends by itself)
-	@exec $(BIN)/python deploy/demo/demo.py
 
 .PHONY: clean
 clean: ## remove .venv, .demo, caches and build output

@@ -273,6 +273,11 @@ def _result(command: admin_pb2.CommandView) -> str:
     return excerpt(_why(command) or output_text(command.output), EXCERPT_CELLS)
 
 
+def failure_sentence(command: admin_pb2.CommandView) -> str:
+    """How a command that did not succeed ended, whole."""
+    return ": ".join(part for part in (command.node_name, command_state(command).text, _why(command)) if part)
+
+
 def _why(command: admin_pb2.CommandView) -> str:
     return ": ".join(part for part in (_reason(command), command.error) if part)
 

@@ -234,6 +234,11 @@ def _emit_outcomes(
     if succeeded == total:
         invocation.say(f"All {total} succeeded." if total > 1 else "It succeeded.")
         return
+    if total == 1 and not unknown:
+        (failed,) = outcomes
+        raise Failed(
+            commands.failure_sentence(failed), hint=f"all about it: `fleetctl commands show {_address(failed)}`"
+        )
     parts = [f"{succeeded} of {total} succeeded"]
     if unknown:
         parts.append(f"{unknown} not final yet")
@@ -258,8 +263,11 @@ def _emit_what_was_cut(invocation: Invocation, outcomes: list[admin_pb2.CommandV
     if len(outcomes) == 1 and cut:
         commands.emit_output(invocation, outcomes[0])
     elif cut:
-        first = f"{cut[0].node_name}/{cut[0].monotonic_seq}"
-        invocation.say(f"Whole results, one by one: `fleetctl commands show {first}`")
+        invocation.say(f"Whole results, one by one: `fleetctl commands show {_address(cut[0])}`")
+
+
+def _address(view: admin_pb2.CommandView) -> str:
+    return f"{view.node_name}/{view.monotonic_seq}"
 
 
 def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse) -> None:

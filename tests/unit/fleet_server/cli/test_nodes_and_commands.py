@@ -196,6 +196,17 @@ def test_the_result_of_one_command_is_shown_whole(ctl: Fleetctl) -> None:
     assert "It succeeded." in result.stderr
 
 
+def test_one_failure_is_told_whole(ctl: Fleetctl) -> None:
+    ctl.fake.answers["IssueCommands"] = issued(1)
+    ctl.fake.answers["WatchCommands"] = [changed(command(1, FAILED, reason="EXIT_CODE", error="it ended with 3"))]
+    result = ctl.run("run", "press-1", "exec.run")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "error: press-1: FAILED: EXIT_CODE: it ended with 3",
+        " next: all about it: `fleetctl commands show press-1/41`",
+    ]
+
+
 def test_of_many_long_results_it_is_said_where_they_stand(ctl: Fleetctl) -> None:
     ctl.fake.answers["IssueCommands"] = issued(2)
     ctl.fake.answers["WatchCommands"] = [changed(command(1), command(2, output=b'{"stdout":"one\\ntwo"}'))]
