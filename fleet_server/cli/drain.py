@@ -14,6 +14,8 @@ from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.terminal import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fleet.v1 import admin_pb2
 
 _NAMED_NODES = 5
@@ -55,17 +57,30 @@ def drain_node(invocation: Invocation, targets: tuple[str, ...], deadline: int |
                 seen.update((node.node_id, node) for node in change.nodes)
                 left, done = change.nodes_left, change.done
                 total = max(total, left, len(seen))
-                running = sum(node.open_commands for node in seen.values())
-                bar.show(total - left, total=total, note=f"{running} commands open")
+                bar.show(total - left, total=total, note=_note(seen.values()))
+    except KeyboardInterrupt:
+        named = shlex.join(targets)
+        invocation.say(f"The drain goes on: `fleetctl nodes list {named}`. To end it: `fleetctl resume node {named}`")
+        raise
     except Unreachable as failure:
         if seen:
             failure.hint = f"the drain goes on: `fleetctl nodes list {shlex.join(targets)}` shows how far it is"
         raise
     emit_nodes(invocation, sorted(seen.values(), key=lambda node: node.name))
     if not done:
-        raise Failed(f"{left} of {total} nodes are not drained yet", hint="see how they are: `fleetctl nodes list`")
+        raise Failed(
+            f"not drained yet: {left} of {counted(total, 'node')}", hint="see how they are: `fleetctl nodes list`"
+        )
     drained = counted(total, "node")
     invocation.say(f"{drained} drained. To give them work again: `fleetctl resume node {shlex.join(targets)}`")
+
+
+def _note(nodes: Iterable[admin_pb2.NodeView]) -> str:
+    """What a drain waits for: open commands, and nodes that are away, which drain when they come back."""
+    left = [node for node in nodes if node.drain_state == "DRAINING"]
+    waiting = counted(sum(node.open_commands for node in left), "open command")
+    away = sum(not node.online for node in left)
+    return f"{waiting}, {counted(away, 'node')} offline" if away else waiting
 
 
 @drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")

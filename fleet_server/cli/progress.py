@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+_INTERRUPT_CELLS = 3
 
 
 class Bar:
@@ -42,7 +46,9 @@ class Bar:
         if self._estimates:
             columns.append(progress.TimeRemainingColumn())
         columns.append(progress.TextColumn("{task.fields[note]}", markup=False))
-        self._progress = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+        # Room for the "^C" of the terminal: on the next line it would keep the bar from being taken away.
+        width = max(shutil.get_terminal_size().columns - _INTERRUPT_CELLS, 1)
+        self._progress = progress.Progress(*columns, console=Console(stderr=True, width=width), transient=True)
         self._task = self._progress.add_task(self._title, total=self._total, note="")
         self._progress.start()
         return self

@@ -171,7 +171,7 @@ class _Waiting:
         for change in self.admin.stream(self.admin.stub.WatchCommands, request, timeout_s=left_s):
             for view in change.commands:
                 self._take(view)
-            bar.show(len(self.final), note=f"{len(self.bad)} not well" if self.bad else "")
+            bar.show(len(self.final), note=self._note())
 
     def _take(self, view: admin_pb2.CommandView) -> None:
         self.views[view.command_id] = view
@@ -179,6 +179,15 @@ class _Waiting:
             self.final.add(view.command_id)
             if not _succeeded(view):
                 self.bad.add(view.command_id)
+
+    def _note(self) -> str:
+        """What the open ones do: a node that is away or drained shows as commands that stay queued."""
+        from fleet.v1 import command_pb2 as wire
+
+        queued = sum(view.state == wire.COMMAND_STATE_QUEUED for view in self.views.values())
+        running = sum(view.state == wire.COMMAND_STATE_RUNNING for view in self.views.values())
+        counts = ((running, "running"), (queued, "queued"), (len(self.bad), "not well"))
+        return ", ".join(f"{count} {word}" for count, word in counts if count)
 
     def _open_count(self) -> int:
         return self.issue.issued_count - len(self.final)

@@ -482,7 +482,7 @@ def test_a_drain_that_does_not_end_well_says_so(ctl: Fleetctl) -> None:
     ctl.fake.answers["DrainNodes"] = [admin_pb2.DrainNodesResponse(nodes=[node(1)], nodes_left=1)]
     result = ctl.run("drain", "node", "press-1")
     assert result.exit_code == 1
-    assert "1 of 1 nodes are not drained yet" in result.stderr
+    assert "not drained yet: 1 of 1 node" in result.stderr
 
 
 def test_draining_a_replica_ends_before_the_replica_does(ctl: Fleetctl) -> None:

@@ -125,6 +125,18 @@ def test_at_a_terminal_a_watch_redraws_one_table(ctl: Fleetctl) -> None:
     assert "Traceback" not in shown
 
 
+def test_ctrl_c_ends_the_waiting_for_a_drain_and_takes_the_bar_away(ctl: Fleetctl) -> None:
+    away = node(1, drain_state="DRAINING", online=False, open_commands=2)
+    ctl.fake.answers["DrainNodes"] = [admin_pb2.DrainNodesResponse(nodes=[away], nodes_left=1), ctl.fake.HOLD]
+    process, screen = at_terminal(ctl, "drain", "node", "press-1")
+    shown = _read_until(screen, "1 node offline")
+    process.send_signal(signal.SIGINT)
+    shown = _read_all(screen)
+    assert process.wait(LIMIT_S) == 130
+    assert "The drain goes on: `fleetctl nodes list press-1`." in shown
+    assert "\x1b[1A\x1b[2K" in shown, "the bar is taken away"
+
+
 def test_on_a_terminal_there_is_progress_colour_and_clean_data(ctl: Fleetctl) -> None:
     ctl.fake.answers["IssueCommands"] = issued(2)
     ctl.fake.answers["WatchCommands"] = [changed(command(1)), changed(command(2))]
