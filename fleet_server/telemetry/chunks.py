@@ -61,8 +61,6 @@ def unpack(payload: bytes) -> tuple[Sequence[int], Iterator[telemetry_pb2.Teleme
     if start > len(content):
         raise ChunkError("a telemetry chunk is cut off")
     numbers = array("i")
-    if start > len(content):
-        raise ChunkError("a telemetry chunk is cut off")
     numbers.frombytes(content[_U32.size : start])
     if byteorder == "big":
         numbers.byteswap()
