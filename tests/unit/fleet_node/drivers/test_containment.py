@@ -144,7 +144,17 @@ async def test_close_reaches_every_driver_once_even_those_left_out(offer: Callab
 async def test_a_driver_that_fails_to_close_does_not_stop_the_others(
     offer: Callable[..., EntryPoint], error: BaseException
 ) -> None:
+    class Leg(Arm):
+        def __init__(self, settings: Mapping[str, Any]) -> None:
+            super().__init__(settings)
+            self.name = "leg"
+            self.actions_now = act(name="leg.move")
+
     async def fail(self: Arm) -> None:
         raise error
 
-    await load(offer(bent(close=fail))).close()
+    registry = load(offer(bent(close=fail)), offer(Leg, "leg"), enabled=["arm", "leg"])
+    _, leg = registry.drivers
+    await registry.close()
+    assert isinstance(leg, Leg)
+    assert leg.closed == 1
