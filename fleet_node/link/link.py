@@ -28,6 +28,9 @@ from fleet_node.observability.metrics import LinkMetrics
 
 log = get_logger(__name__)
 T = TypeVar("T")
+HARDLY_THERE_S = 1.0
+"""A stream that a goaway ends sooner counts as a failed attempt: a server that sends everybody on must not make a node
+spin."""
 
 
 class LinkState(StrEnum):
@@ -175,7 +178,7 @@ class Link:
                 connection.leave("SHUTDOWN")
             elif connection.goaway.done() and not running.done():
                 goaway = connection.goaway.result()
-                plan = rules.plan_goaway(goaway, self._known_endpoints())
+                plan = rules.plan_goaway(goaway, self._known_endpoints(), at_least_s=self._breather_s(opened_at))
                 log.info("goaway_received", reason=plan.reason, plan=str(plan.leave))
                 if plan.leave is rules.Leave.TAKEOVER:
                     successor = await self._take_over(connection, plan, running)
@@ -275,6 +278,12 @@ class Link:
         finally:
             sleeping.cancel()
             stopping.cancel()
+
+    def _breather_s(self, opened_at: float) -> float:
+        """Least seconds to wait after a goaway."""
+        lived_s = self._clock.monotonic() - opened_at
+        self._backoff.ended(lived_s)
+        return self._backoff.next_delay_s() if lived_s < HARDLY_THERE_S else 0.0
 
     def _known_endpoints(self) -> tuple[str, ...]:
         return self._endpoints or self._ports.trust.state.endpoints or self._membership.endpoints

@@ -45,10 +45,13 @@ _LEAVE = {
 }
 
 
-def plan_goaway(goaway: gateway_pb2.ControlGoaway, bundle_endpoints: Sequence[str]) -> Plan:
+def plan_goaway(goaway: gateway_pb2.ControlGoaway, bundle_endpoints: Sequence[str], *, at_least_s: float = 0.0) -> Plan:
     """How to leave. Endpoints that do not stand in the signed bundle are ignored: a goaway sends nobody to strangers.
 
     A reason that this node does not know is left like a restart: it asks for nothing that a restart would not.
+
+    Args:
+        at_least_s: the shortest delay, whatever the server asks for.
     """
     leave = _LEAVE.get(goaway.reason, Leave.RETURN) if goaway.resume else Leave.STAY_AWAY
     if goaway.reason == gateway_pb2.GOAWAY_REASON_SUPERSEDED:
@@ -58,7 +61,7 @@ def plan_goaway(goaway: gateway_pb2.ControlGoaway, bundle_endpoints: Sequence[st
     return Plan(
         reason=_reason_name(goaway.reason),
         leave=leave,
-        delay_s=min(goaway.reconnect_after_ms, MAX_SLOT_MS) / 1000,
+        delay_s=max(min(goaway.reconnect_after_ms, MAX_SLOT_MS) / 1000, at_least_s),
         window_s=min(goaway.window_ms, MAX_SLOT_MS) / 1000,
         endpoints=wished or tuple(bundle_endpoints),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet import tls
+from fleet.backoff import BackoffPolicy
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
@@ -53,6 +54,8 @@ async def test_a_takeover_keeps_the_old_stream_until_someone_takes_it(
     endpoints = (gateway.endpoint,)
     async with running_link(installation, tmp_path, clock=clock, endpoints=endpoints) as node:
         first = await gateway.wait_stream()
+        await clock.wait_sleepers(1)
+        await clock.advance(2)  # it was there for a while
         gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
         await first.send(goaway(gateway_pb2.GOAWAY_REASON_UPGRADE))
         await node.wait_state(LinkState.MOVING)
@@ -103,6 +106,28 @@ async def test_a_restart_is_left_at_once_and_returned_to_in_the_slot(
         assert len(gateway.streams) == 1
         await clock.advance(0.2)
         await gateway.wait_stream(2)
+
+
+@pytest.mark.parametrize("reason", [gateway_pb2.GOAWAY_REASON_RESTART, gateway_pb2.GOAWAY_REASON_DRAIN])
+async def test_a_server_that_sends_the_node_on_at_once_does_not_make_it_spin(
+    installation: FakeInstallation,
+    gateway: FakeGateway,
+    tmp_path: Path,
+    clock: MockClock,
+    reason: gateway_pb2.GoawayReason.ValueType,
+) -> None:
+    patient = BackoffPolicy(initial_s=1e6, maximum_s=1e6)
+    async with running_link(installation, tmp_path, clock=clock, backoff=patient) as node:
+        first = await gateway.wait_stream()
+        await first.ping()
+        await first.send(goaway(reason))
+        stays = reason == gateway_pb2.GOAWAY_REASON_DRAIN
+        leaving = LinkState.MOVING if stays else LinkState.WAITING
+        await node.wait_state(leaving)
+        await clock.wait_sleepers(2 if stays else 1)  # the delay, and the watch over a stream that stays meanwhile
+        await clock.advance(1.0)
+        assert len(gateway.streams) == 1
+        assert node.link.status.state is leaving
 
 
 async def test_a_suspended_node_asks_again_at_long_intervals(

@@ -51,6 +51,13 @@ def test_a_goaway_cannot_send_a_node_away_for_days() -> None:
     assert (plan.delay_s, plan.window_s) == (MAX_SLOT_MS / 1000, MAX_SLOT_MS / 1000)
 
 
+def test_the_shortest_delay_is_the_nodes() -> None:
+    at_once = goaway(gateway_pb2.GOAWAY_REASON_DRAIN)
+    assert plan_goaway(at_once, BUNDLE).delay_s == 0
+    assert plan_goaway(at_once, BUNDLE, at_least_s=0.25).delay_s == 0.25
+    assert plan_goaway(goaway(gateway_pb2.GOAWAY_REASON_DRAIN, reconnect_after_ms=900), BUNDLE).delay_s == 0.9
+
+
 @pytest.mark.parametrize(
     ("reason", "asked_s", "away_s"),
     [
