@@ -7,7 +7,7 @@ import pytest
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, enrollment_pb2, gateway_pb2
 from tests.unit.fleet_server.cli.conftest import Fleetctl
-from tests.unit.fleet_server.cli.test_nodes_and_commands import node
+from tests.unit.fleet_server.cli.made import node
 
 
 def offered(ctl: Fleetctl, line: str) -> list[str]:

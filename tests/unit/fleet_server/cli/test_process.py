@@ -13,7 +13,7 @@ from fleet.standard_streams import READER_LEFT
 from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.tls import FakeAuthority
 from tests.unit.fleet_server.cli.conftest import TOKEN, Fleetctl
-from tests.unit.fleet_server.cli.test_nodes_and_commands import changed, command, issued, node
+from tests.unit.fleet_server.cli.made import changed, command, issued, node
 
 PROGRAM = [sys.executable, "-m", "fleet_server.cli"]
 LIMIT_S = 60

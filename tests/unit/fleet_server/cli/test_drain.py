@@ -1,0 +1,83 @@
+"""fleetctl drain, resume and replicas."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+from fleet.v1 import admin_pb2, gateway_pb2
+from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
+from tests.unit.fleet_server.cli.made import node
+
+
+def test_a_drain_whose_server_goes_away_goes_on(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainNodes"] = [
+        admin_pb2.DrainNodesResponse(nodes=[node(1, drain_state="DRAINING")], nodes_left=1),
+        grpc.StatusCode.UNAVAILABLE,
+    ]
+    result = ctl.run("drain", "node", "press-1")
+    assert result.exit_code == 4
+    assert "the drain goes on: `fleetctl nodes list press-1`" in result.stderr
+    assert len(ctl.fake.requests("DrainNodes")) == 1, "it may have been ended meanwhile: it is not asked for again"
+
+
+def test_draining_nodes_waits_until_all_are_drained(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainNodes"] = [
+        admin_pb2.DrainNodesResponse(nodes=[node(1, drain_state="DRAINING"), node(2)], nodes_left=2),
+        admin_pb2.DrainNodesResponse(nodes=[node(1, drain_state="DRAINED")], nodes_left=1),
+        admin_pb2.DrainNodesResponse(nodes=[node(2, drain_state="DRAINED")], nodes_left=0, done=True),
+    ]
+    result = ctl.run("drain", "node", "press-*", "--deadline", "10m", "--reason", "power")
+    assert result.exit_code == 0
+    assert [line.split()[2] for line in result.stdout.splitlines()[1:]] == ["DRAINED", "DRAINED"]
+    assert "fleetctl resume node 'press-*'" in result.stderr
+    request = ctl.fake.requests("DrainNodes")[0]
+    assert (request.deadline_s, request.reason) == (600, "power")
+
+
+def test_a_drain_that_does_not_end_well_says_so(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainNodes"] = [admin_pb2.DrainNodesResponse(nodes=[node(1)], nodes_left=1)]
+    result = ctl.run("drain", "node", "press-1")
+    assert result.exit_code == 1
+    assert "not drained yet: 1 of 1 node" in result.stderr
+
+
+def test_draining_a_replica_ends_before_the_replica_does(ctl: Fleetctl) -> None:
+    replica = admin_pb2.ReplicaView(replica_id="replica-a", state="DRAINING")
+    ctl.fake.answers["DrainReplica"] = [
+        admin_pb2.DrainReplicaResponse(replica=replica, streams_left=9, streams_total=9, rate_per_s=3, estimate_s=3),
+        admin_pb2.DrainReplicaResponse(replica=replica, streams_total=9, done=True),
+        grpc.StatusCode.UNAVAILABLE,
+    ]
+    result = ctl.run("drain", "replica", "replica-a", "--deadline", "1m", "--reason", "upgrade", "-o", "json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["streams_total"] == 9
+    request = ctl.fake.requests("DrainReplica")[0]
+    assert (request.deadline_s, request.reason) == (60, gateway_pb2.GOAWAY_REASON_UPGRADE)
+    ctl.fake.answers["DrainReplica"] = [admin_pb2.DrainReplicaResponse(streams_left=4, streams_total=9)]
+    cut = ctl.run("drain", "replica")
+    assert cut.exit_code == 1
+    assert "4 streams left" in cut.stderr
+
+
+def test_drained_nodes_are_resumed(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ResumeNodes"] = admin_pb2.ResumeNodesResponse(nodes=[node(1)])
+    result = ctl.run("resume", "node", "press-1")
+    assert "press-1" in result.stdout
+    assert "suspended" not in result.stderr
+
+
+def test_the_end_of_a_drain_does_not_end_a_suspension_and_says_so(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ResumeNodes"] = admin_pb2.ResumeNodesResponse(nodes=[node(1, state="SUSPENDED"), node(2)])
+    result = ctl.run("resume", "node", "press-*")
+    assert "1 node still suspended: `fleetctl nodes resume press-1`" in result.stderr
+
+
+def test_replicas_are_listed(ctl: Fleetctl) -> None:
+    replica = admin_pb2.ReplicaView(
+        replica_id="replica-a", state="READY", streams=5, started_at_ms=NOW_MS - 97_200_000, admission_per_s=212.4
+    )
+    ctl.fake.answers["ListReplicas"] = admin_pb2.ListReplicasResponse(replicas=[replica])
+    row = ctl.run("replicas", "list").stdout.splitlines()[1].split()
+    assert row == ["replica-a", "READY", "5", "212/s", "-", "1d03h"]
