@@ -107,10 +107,12 @@ async def _enroll(
 
 
 async def _wait_decided(service: EnrollmentService, pending: PendingEnrollment, progress: _Progress) -> Membership:
-    waiting = "Waiting for an operator: `fleetctl enrollments approve`. Ctrl-C is safe: run this again."
-    click.echo(folded(waiting, 0, sys.stderr), err=True)
+    def undecided() -> None:
+        waiting = "Waiting for an operator: `fleetctl enrollments approve`. Ctrl-C is safe: run this again."
+        click.echo(folded(waiting, 0, sys.stderr), err=True)
+
     progress.asked = True
-    return await service.wait_decided(pending)
+    return await service.wait_decided(pending, undecided=undecided)
 
 
 class _Progress:

@@ -147,8 +147,14 @@ class EnrollmentService:
         save_pending(self._folder.enrollment, pending)
         return pending
 
-    async def wait_decided(self, pending: PendingEnrollment) -> Membership:
+    async def wait_decided(
+        self, pending: PendingEnrollment, *, undecided: Callable[[], None] | None = None
+    ) -> Membership:
         """Poll until an operator has decided, and store the membership.
+
+        Args:
+            pending: what was asked.
+            undecided: called once, when the server has said that nobody has decided yet.
 
         Raises:
             EnrollmentRefusedError: an operator rejected this node, or the server does not know it any more.
@@ -168,6 +174,9 @@ class EnrollmentService:
                         f"an operator rejected this node ({answer.reason[:200] or 'no reason given'}): ask for a new"
                         " token"
                     )
+                if undecided is not None:
+                    undecided()
+                    undecided = None
                 await self._clock.sleep(self._poll_interval_s or min(answer.poll_interval_s or 2, MAX_POLL_INTERVAL_S))
         finally:
             await line.hang_up()

@@ -270,7 +270,7 @@ def _result(command: admin_pb2.CommandView) -> str:
 
     if command.state == command_pb2.COMMAND_STATE_INTERRUPTED and not command.error:
         return "it started, and nobody can know how it ended"
-    return excerpt(_why(command) or output_text(command.output), EXCERPT_CELLS)
+    return excerpt(_why(command) or output_text(command.output, arguments=command.arguments), EXCERPT_CELLS)
 
 
 def failure_sentence(command: admin_pb2.CommandView) -> str:

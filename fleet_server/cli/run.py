@@ -267,8 +267,8 @@ def _emit_what_was_cut(invocation: Invocation, outcomes: list[admin_pb2.CommandV
     from fleet_server.cli.views import output_text
 
     room = min((terminal_width(sys.stdout) or 1000) - _OTHER_COLUMNS, commands.EXCERPT_CELLS)
-    texts = [(view, output_text(view.output).strip()) for view in outcomes]
-    cut = [view for view, text in texts if len(text) > room or "\n" in text]
+    texts = [(view, output_text(view.output, arguments=view.arguments).strip()) for view in outcomes]
+    cut = [view for view, text in texts if len(text) > room or "\n" in text or " rows]" in text]
     if len(outcomes) == 1 and cut:
         commands.emit_output(invocation, outcomes[0])
     elif cut:

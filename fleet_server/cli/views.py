@@ -105,14 +105,24 @@ def enum_cell(descriptor: EnumDescriptor, number: int) -> Styled:
     return state_cell(enum_word(descriptor, number))
 
 
-def output_text(output: bytes) -> str:
-    """A driver's result on one line: "key=value key=value" for an object, empty members left out."""
+def output_text(output: bytes, *, arguments: bytes = b"") -> str:
+    """A driver's result on one line: "key=value key=value" for an object.
+
+    Args:
+        output: as the node sent it.
+        arguments: what the command was given: members that only repeat it are left out, as empty ones are.
+    """
+    given = _object(arguments)
     try:
         value = json.loads(output) if output else None
     except (ValueError, RecursionError):
         return output.decode("utf-8", "replace")
     if isinstance(value, dict):
-        return " ".join(f"{key}={_compact(item)}" for key, item in value.items() if item not in ("", None))
+        return " ".join(
+            f"{key}={_compact(item)}"
+            for key, item in value.items()
+            if item not in ("", None) and not (key in given and given[key] == item)
+        )
     return "" if value is None else _compact(value)
 
 
@@ -121,7 +131,17 @@ def grouped_hex(value: bytes) -> str:
     return value.hex(":").upper()
 
 
+def _object(raw: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(raw) if raw else None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _compact(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return f"[{len(value)} rows]" if len(value) > 1 else "[1 row]"
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 

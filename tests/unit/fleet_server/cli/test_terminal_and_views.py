@@ -167,6 +167,14 @@ def test_outputs_on_one_line(output: bytes, text: str) -> None:
     assert output_text(output) == text
 
 
+def test_what_an_output_only_repeats_is_left_out_and_rows_are_counted() -> None:
+    arguments = b'{"program":"date","count":2}'
+    assert output_text(b'{"program":"date","exit_code":0,"count":3}', arguments=arguments) == "exit_code=0 count=3"
+    assert (
+        output_text(b'{"rows":[{"a":1},{"a":2}],"one":[{"a":1}]}', arguments=b"not json") == "rows=[2 rows] one=[1 row]"
+    )
+
+
 def test_moments() -> None:
     assert moment(0) is None
     assert moment(1_790_000_000_123) == "2026-09-21T14:13:20.123Z"
