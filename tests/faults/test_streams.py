@@ -9,6 +9,7 @@ import pytest
 
 from fleet.errors import Refusal
 from fleet.v1 import command_pb2, gateway_pb2
+from fleet_node.link.link import LinkState
 from tests.fakes.proxy import Direction, Side
 from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import Installation, assert_each_ran_once
@@ -93,6 +94,31 @@ async def test_what_the_older_stream_was_sent_and_nobody_answered_goes_out_again
             assert second.prev_seq == 0
             view = await installation.owner.command(issued.issued[0].command_id)
             assert view.state == SENT
+
+
+async def test_a_statement_that_comes_over_the_older_stream_after_a_takeover_is_ignored(
+    installation: Installation,
+) -> None:
+    """Sent, held up on the way, and let go once the node has moved and was sent it again."""
+    proxy = await installation.proxy()
+    node = await installation.add_node("n-1", endpoints=(proxy.address,))
+    (stream,), (older,) = installation.server.streams, proxy.connections
+    stream.goaway(
+        gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_REBALANCE, resume=True, reconnect_after_ms=1500)
+    )
+    await eventually(lambda: node.link.state is LinkState.MOVING, "the node is about to move")
+    older.hold(Direction.DOWN)
+    issued = await installation.owner.issue("n-1", count=3)
+    await installation.owner.wait_command(issued.issued[2].command_id, lambda view: view.state == SENT)
+    assert not node.runs()
+
+    await node.wait_live(streams=2)
+    older.release(Direction.DOWN)
+
+    views = await installation.owner.outcomes(issued.issue_id)
+    assert {view.state for view in views} == {SUCCEEDED}
+    await eventually(lambda: len(installation.server.streams) == 1, "the older stream is gone")
+    assert_each_ran_once(node, [view.command_id for view in views])
 
 
 async def test_a_node_that_drains_its_server_moves_without_losing_a_command(installation: Installation) -> None:
