@@ -157,6 +157,16 @@ def _say_what_it_trusts(invocation: Invocation, statement: enrollment_pb2.JoinTo
             ("  owner pin", pin),
         ]
     )
+    if all(_is_own_machine(endpoint) for endpoint in statement.endpoints):
+        invocation.say(
+            "Only nodes on the server's own machine reach that. For others, set gateway_endpoints there"
+            " (`fleet-server config`)."
+        )
+
+
+def _is_own_machine(endpoint: str) -> bool:
+    host = endpoint.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _say_what_is_next(invocation: Invocation, output_file: str | None) -> None:

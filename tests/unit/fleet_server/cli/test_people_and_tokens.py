@@ -132,6 +132,17 @@ def test_a_join_token_says_what_it_trusts(ctl: Fleetctl) -> None:
     assert (request.site, request.ttl_s, request.max_uses, request.auto_approve) == ("berlin", 7200, 3, True)
 
 
+@pytest.mark.parametrize(
+    ("endpoints", "warned"),
+    [(["127.0.0.1:7443", "[::1]:7443"], True), (["127.0.0.1:7443", "gateway.example:7443"], False)],
+)
+def test_a_token_that_only_the_servers_own_machine_can_use_says_so(
+    ctl: Fleetctl, endpoints: list[str], warned: bool
+) -> None:
+    ctl.fake.answers["CreateJoinToken"] = join_token(endpoints=endpoints)
+    assert ("gateway_endpoints" in ctl.run("join-token", "create").stderr) == warned
+
+
 def test_the_next_step_keeps_the_token_off_the_command_line(ctl: Fleetctl, tmp_path: Path) -> None:
     ctl.fake.answers["CreateJoinToken"] = join_token()
     assert "fleet-node enroll --token-file FILE`" in ctl.run("join-token", "create").stderr
