@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,12 @@ MAX_METADATA_ENTRIES = 16
 MAX_METADATA_CHARS = 128
 MAX_RETRY_AFTER_S = 86_400.0
 _DETAILS_KEY = "grpc-status-details-bin"
+# How the C core says that it got no connection: half of it is about the C core.
+_NO_CONNECTION = re.compile(
+    r"failed to connect to all addresses; last error: \w+: ipv[46]:(?P<address>\S+): "
+    r"(?:Failed to connect to remote host: )?(?P<why>.+)",
+    re.DOTALL,
+)
 
 _CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.NOT_APPROVED: grpc.StatusCode.FAILED_PRECONDITION,
@@ -103,6 +110,8 @@ def decode(error: grpc.RpcError) -> Refusal:
         reason = Reason.OVERLOADED
     if status_code is grpc.StatusCode.UNIMPLEMENTED:
         return Refusal(Reason.UNAVAILABLE, "what answers there does not know this call: another listener, or too old")
+    if found := _NO_CONNECTION.match(details):
+        details = f"no connection to {found['address']}: {found['why']}"
     return Refusal(reason, _shown(details, MAX_DETAIL_CHARS) or str(status_code))
 
 

@@ -123,6 +123,16 @@ def test_no_escape_sequence_reaches_a_terminal_or_a_log() -> None:
     assert status.decode(failed(grpc.StatusCode.INTERNAL, "\x1b[2Jgone")).detail.isprintable()
 
 
+def test_no_connection_is_told_without_the_words_of_the_c_core() -> None:
+    core = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:7443: "
+    for details in (core + "Failed to connect to remote host: Connection refused", core + "Connection refused"):
+        found = status.decode(failed(grpc.StatusCode.UNAVAILABLE, details))
+        assert (found.reason, found.detail) == (
+            Reason.UNAVAILABLE,
+            "no connection to 127.0.0.1:7443: Connection refused",
+        )
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
