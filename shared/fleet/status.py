@@ -110,8 +110,8 @@ def decode(error: grpc.RpcError) -> Refusal:
         reason = Reason.OVERLOADED
     if status_code is grpc.StatusCode.UNIMPLEMENTED:
         return Refusal(Reason.UNAVAILABLE, "what answers there does not know this call: another listener, or too old")
-    if found := _NO_CONNECTION.match(details):
-        details = f"no connection to {found['address']}: {found['why']}"
+    if core := _NO_CONNECTION.match(details):
+        details = f"no connection to {core['address']}: {core['why']}"
     return Refusal(reason, _shown(details, MAX_DETAIL_CHARS) or str(status_code))
 
 
