@@ -37,11 +37,6 @@ async def node(installation: Installation, proxy: FaultProxy) -> RunningNode:
     return await installation.add_node("n-1", endpoints=(proxy.address,))
 
 
-def ended(node: RunningNode) -> int:
-    """Runs that came to an end."""
-    return sum('"end"' in line for line in node.run_log.read_text().splitlines()) if node.run_log.exists() else 0
-
-
 def more_than(node: RunningNode, seen: int) -> bool:
     """Whether the node ran more than `seen` commands."""
     return len(node.runs()) > seen
@@ -104,7 +99,7 @@ async def test_cut_during_run(installation: Installation, proxy: FaultProxy, nod
 async def test_cut_after_run(installation: Installation, proxy: FaultProxy, node: RunningNode) -> None:
     proxy.hold(Direction.UP)
     issued = await installation.owner.issue("n-1", count=3)
-    await eventually(lambda: ended(node) == 3, "all three ran")
+    await eventually(lambda: node.ended() == 3, "all three ran")
 
     proxy.cut()
     proxy.heal()
@@ -214,7 +209,7 @@ async def test_node_killed_after_a_run_reports_what_it_knows(
 ) -> None:
     proxy.hold(Direction.UP)
     issued = await installation.owner.issue("n-1", count=3)
-    await eventually(lambda: ended(killable) == 3, "all three ran")
+    await eventually(lambda: killable.ended() == 3, "all three ran")
 
     await killable.kill()
     proxy.heal()

@@ -17,7 +17,7 @@ import pytest
 from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.process import Processes
 from tests.faults.mortal_server import Issuer, MortalServer
-from tests.integration.installation import RunningNode, Template, assert_each_ran_once
+from tests.integration.installation import Template, assert_each_ran_once
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -28,11 +28,6 @@ async def installation(tmp_path: Path, template: Template, processes: Processes)
     """A server with a process of its own; its nodes live in this one."""
     async with MortalServer(tmp_path, template, processes) as running:
         yield running
-
-
-def ended(node: RunningNode) -> int:
-    """Runs that came to an end."""
-    return sum('"end"' in line for line in node.run_log.read_text().splitlines()) if node.run_log.exists() else 0
 
 
 async def test_killed_again_and_again_under_a_steady_stream_of_commands(installation: MortalServer) -> None:
@@ -99,7 +94,7 @@ async def test_a_frozen_server_that_wakes_up_is_told_the_truth(installation: Mor
     issued = await installation.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 200})
     await eventually(node.runs, "the command runs")
     installation.process.freeze()
-    await eventually(lambda: ended(node), "it ended, and the server has not heard")
+    await eventually(node.ended, "it ended, and the server has not heard")
     installation.process.thaw()
 
     (view,) = await installation.owner.outcomes(issued.issue_id)

@@ -339,6 +339,10 @@ class RunningNode:
         """How often each command (hexadecimal id) was started."""
         return Counter(line["command_id"] for line in self._log_lines() if line["event"] == "start")
 
+    def ended(self) -> int:
+        """Runs that came to an end."""
+        return sum(line["event"] == "end" for line in self._log_lines())
+
     def _log_lines(self) -> Iterator[dict[str, Any]]:
         if self.run_log.exists():
             yield from map(json.loads, self.run_log.read_text().splitlines())
