@@ -108,7 +108,10 @@ def show(invocation: Invocation, command: str) -> None:
         emit_output(invocation, found)
 
 
-@commands.command("cancel", example="fleetctl commands cancel press-7/42\nfleetctl commands cancel --issue is_9Kq2")
+@commands.command(
+    "cancel",
+    example="fleetctl commands cancel press-7/42\nfleetctl commands cancel --issue 7d1f0c6a52e94b38a1c6f2d90b7e4a15",
+)
 @click.argument("commands_", metavar="[COMMAND]...", nargs=-1)
 @click.option("--issue", "issue_id", default="", metavar="ID", help="Cancel every open command of this issue.")
 @click.pass_obj
@@ -117,7 +120,7 @@ def cancel(invocation: Invocation, commands_: tuple[str, ...], issue_id: str) ->
 
     What waits ends at once. What a node has begun is ended by its driver: watch what comes of it.
     """
-    from fleet.v1 import admin_pb2
+    from fleet.v1 import admin_pb2, command_pb2
 
     if bool(commands_) == bool(issue_id):
         raise click.UsageError("name commands, or an issue with --issue")
@@ -128,11 +131,12 @@ def cancel(invocation: Invocation, commands_: tuple[str, ...], issue_id: str) ->
             admin.stub.CancelCommands, admin_pb2.CancelCommandsRequest(command_ids=ids, issue_id=issue_id)
         )
     _emit(invocation, list(answer.commands))
-    if not any(command.cancel_requested for command in answer.commands):
+    cancelled = command_pb2.COMMAND_STATE_CANCELLED
+    if not any(command.cancel_requested or command.state == cancelled for command in answer.commands):
         invocation.advise("None of them was open: there was nothing to call back.")
 
 
-@commands.command("watch", example="fleetctl commands watch is_9Kq2")
+@commands.command("watch", example="fleetctl commands watch 7d1f0c6a52e94b38a1c6f2d90b7e4a15")
 @click.argument("issue_id", default="")
 @click.pass_obj
 def watch(invocation: Invocation, issue_id: str) -> None:

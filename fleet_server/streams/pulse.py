@@ -20,6 +20,7 @@ class Pulse:
         "_pong",
         "_sent_at",
         "_told_interval_ms",
+        "_told_round_trip",
         "_unpinged_beats",
         "bundle_version",
         "heard",
@@ -43,6 +44,7 @@ class Pulse:
         self._pong = 0
         self._sent_at = 0.0
         self._told_interval_ms = 0  # so the first beat pings: round trip and clock offset are known at once
+        self._told_round_trip = False
         self._unpinged_beats = 0
 
     @property
@@ -56,6 +58,7 @@ class Pulse:
             unpinged_beats=self._unpinged_beats,
             unanswered=self._pings - self._pong,
             spoke_both_ways=self.heard and self.spoke,
+            round_trip_untold=self.last_rtt_us > 0 and not self._told_round_trip,
             told_interval_ms=self._told_interval_ms,
             interval_ms=interval_ms,
         )
@@ -65,6 +68,7 @@ class Pulse:
             return 0
         self._unpinged_beats = 0
         self._told_interval_ms = interval_ms
+        self._told_round_trip = self.last_rtt_us > 0
         self._pings += 1
         self._sent_at = now
         return self._pings

@@ -41,17 +41,25 @@ def heartbeat_lost(pings_sent: int, last_pong: int) -> bool:
 
 
 def ping_due(
-    *, unpinged_beats: int, unanswered: int, spoke_both_ways: bool, told_interval_ms: int, interval_ms: int
+    *,
+    unpinged_beats: int,
+    unanswered: int,
+    spoke_both_ways: bool,
+    round_trip_untold: bool,
+    told_interval_ms: int,
+    interval_ms: int,
 ) -> bool:
     """Whether a beat sends a ping, or what the stream said meanwhile serves as well.
 
     Traffic serves while it went both ways since the last beat: each side has a sign of life of the other. It does not
     serve for long, since telemetry bears no MAC and only a pong tells round trip and clock; nor while a ping waits for
-    its pong; nor when the node would wait by an interval that has meanwhile been stretched.
+    its pong; nor when the node would wait by an interval that has meanwhile been stretched; nor when the first round
+    trip was measured, which the next ping tells the node.
     """
     return (
         not spoke_both_ways
         or unanswered > 0
+        or round_trip_untold
         or unpinged_beats >= MAX_UNPINGED_BEATS - 1
         or interval_ms > told_interval_ms * 5 // 4
     )

@@ -32,6 +32,14 @@ def test_a_command_is_named_by_its_node_and_seq(ctl: Fleetctl) -> None:
     assert ctl.run("commands", "show", "press-1/").exit_code == 2
 
 
+def test_what_was_never_sent_is_cancelled_at_once_and_called_back_all_the_same(ctl: Fleetctl) -> None:
+    ended = command(1, command_pb2.COMMAND_STATE_CANCELLED, reason="CANCELLED_BEFORE_SENDING")
+    ctl.fake.answers["CancelCommands"] = admin_pb2.CancelCommandsResponse(commands=[ended])
+    result = ctl.run("commands", "cancel", "01" * 16)
+    assert "CANCELLED_BEFORE_SENDING" in result.stdout
+    assert "nothing to call back" not in result.stderr
+
+
 def test_a_reason_that_the_state_tells_is_not_told_twice(ctl: Fleetctl) -> None:
     cancelled = command(1, command_pb2.COMMAND_STATE_CANCELLED, reason="CANCELLED", error="the program was ended")
     ctl.fake.answers["WatchCommands"] = [changed(cancelled)]

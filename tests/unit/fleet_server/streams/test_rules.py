@@ -60,13 +60,15 @@ def test_the_fourth_unanswered_ping_is_one_too_many() -> None:
     assert not rules.heartbeat_lost(pings_sent=10, last_pong=7)
 
 
-QUIET = {"unpinged_beats": 0, "unanswered": 0, "spoke_both_ways": True, "told_interval_ms": 10, "interval_ms": 10}
+QUIET = {"unpinged_beats": 0, "unanswered": 0, "spoke_both_ways": True, "round_trip_untold": False}
+QUIET |= {"told_interval_ms": 10, "interval_ms": 10}
 
 
 def test_traffic_both_ways_serves_as_well_as_a_ping_but_not_for_ever() -> None:
     assert not rules.ping_due(**QUIET)
     assert rules.ping_due(**QUIET | {"spoke_both_ways": False})
     assert rules.ping_due(**QUIET | {"unanswered": 1})
+    assert rules.ping_due(**QUIET | {"round_trip_untold": True})
     assert [rules.ping_due(**QUIET | {"unpinged_beats": beats}) for beats in range(3, 7)] == [False, False, True, True]
 
 
