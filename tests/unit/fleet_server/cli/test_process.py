@@ -55,9 +55,34 @@ def test_ctrl_c_ends_the_waiting_and_not_the_commands(ctl: Fleetctl) -> None:
         assert ctl.fake.held.wait(LIMIT_S)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert "The commands go on: `fleetctl commands watch is_1`" in stderr
     assert "Traceback" not in stderr
+
+
+def test_whatever_ctrl_c_comes_out_as_it_is_a_ctrl_c(ctl: Fleetctl) -> None:
+    """An interrupt in the middle of a lock of gRPC's was seen to come out as another exception."""
+    program = (
+        "import os, signal, sys\n"
+        "from fleet_server.cli import __main__ as entry\n"
+        "def broken(prog_name):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise RuntimeError('cannot release un-acquired lock')\n"
+        "entry.fleetctl = broken\n"
+        "entry.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(ctl),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback(ctl: Fleetctl) -> None:
