@@ -24,7 +24,15 @@ _COMMON = (
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
-_GATEWAY = (*_COMMON, *FIXED_WINDOW, ("grpc.max_concurrent_streams", 8))
+_GATEWAY = (
+    *_COMMON,
+    *FIXED_WINDOW,
+    ("grpc.max_concurrent_streams", 8),
+    # Beyond a thousand calls that wait for their turn gRPC cancels some by chance, without a word about when to come
+    # back. A storm is let in by our own admission, which says that.
+    ("grpc.server.max_pending_requests", 16_384),
+    ("grpc.server.max_pending_requests_hard_limit", 32_768),
+)
 _SPARE_CONNECTIONS = 1_000  # nodes that fetch the leaf, enroll or hand over hold a second one for a moment
 _ADMIN = (*_COMMON, ("grpc.max_concurrent_streams", 100))
 
