@@ -14,11 +14,12 @@ from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import reports, rules
+from fleet_node.commands.entry import Entry
 from fleet_node.commands.intake import Intake, Plan
 from fleet_node.commands.ledger import FIRST_RETRY_S, Ledger
 from fleet_node.commands.rules import Objection, Resume
 from fleet_node.commands.runner import CANCEL_GRACE_S, Run, Runner, StopCause
-from fleet_node.commands.store import Entry, JournalUnavailableError
+from fleet_node.commands.store import JournalUnavailableError
 from fleet_node.drivers.api import Outcome
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.observability.metrics import CommandMetrics
@@ -130,7 +131,7 @@ class Execution:
             if decision is Resume.RUN:  # the action's schema is another one now
                 ran = entry.state == _RUNNING
                 decision = Resume.INTERRUPT if ran else Resume.REJECT
-            self._ledger.record(entry, reports.after_restart(entry, decision, objection, now_ms))
+            self._ledger.record(reports.after_restart(entry, decision, objection, now_ms))
             log.info("command_not_resumed", command_id=entry.command_id.hex(), decision=decision.value)
 
     async def accept(self, plan: Plan) -> None:
@@ -143,8 +144,8 @@ class Execution:
         waiting: list[Run] = []
         for run in plan.runs:
             if self._runner.admit(run):
-                run.entry.report.state = _RUNNING
-                run.entry.report.started_at_ms = run.entry.report.accepted_at_ms
+                run.entry.state = _RUNNING
+                run.entry.started_at_ms = run.entry.accepted_at_ms
                 admitted.append(run)
             else:
                 waiting.append(run)
@@ -161,7 +162,12 @@ class Execution:
             self._pump()
 
         await self._ledger.accept(
-            plan.entries, plan.again, last_accepted_seq=plan.last_accepted_seq, consumed=plan.consumed, done=done
+            plan.entries,
+            plan.not_run,
+            plan.again,
+            last_accepted_seq=plan.last_accepted_seq,
+            consumed=plan.consumed,
+            done=done,
         )
 
     async def cancel_waiting(self, run: Run) -> None:
@@ -172,7 +178,7 @@ class Execution:
         """
         run.cause = StopCause.CANCELLED  # it must not start while the disk is written
         try:
-            await self._ledger.finish(run.entry, reports.cancelled_unstarted(run.entry, self._server_time.now_ms()))
+            await self._ledger.finish(reports.cancelled_unstarted(run.entry, self._server_time.now_ms()))
         except BaseException:
             run.cause = None
             self._pump()
@@ -212,12 +218,12 @@ class Execution:
             for run in runs:
                 if now_ms > run.entry.not_after_ms:
                     self._runner.withdraw(run)
-                    self._ledger.record(run.entry, reports.expired(run.entry, now_ms))
+                    self._ledger.record(reports.expired(run.entry, now_ms))
                 else:
                     starting.append(run)
         self._note_load()
         if starting:
-            changes = [(run.entry, reports.running(run.entry, now_ms)) for run in starting]
+            changes = [reports.running(run.entry, now_ms) for run in starting]
             self._ledger.start(changes, lambda error: self._started(starting, error))
 
     def _started(self, runs: list[Run], error: JournalUnavailableError | None) -> None:
@@ -227,7 +233,7 @@ class Execution:
         now_ms = self._server_time.now_ms()
         for run in [run for run in runs if run.cause is not None]:  # asked to stop while the disk failed
             self._runner.withdraw(run)
-            self._ledger.record(run.entry, reports.cancelled_unstarted(run.entry, now_ms))
+            self._ledger.record(reports.cancelled_unstarted(run.entry, now_ms))
         self._runner.put_back([run for run in runs if run.cause is None])
         self._note_load()
         self._spawn(self._pump_later())
@@ -237,7 +243,7 @@ class Execution:
         self._pump()
 
     def _ended(self, run: Run, outcome: Outcome | None) -> None:
-        self._ledger.record(run.entry, reports.ended(run, outcome, self._server_time.now_ms()))
+        self._ledger.record(reports.ended(run, outcome, self._server_time.now_ms()))
         if not self._pumping:  # once for all that end in this turn: those that they make room for start in one commit
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -250,7 +256,7 @@ class Execution:
             for run in self._runner.waiting:
                 if now_ms > run.entry.not_after_ms and run.cause is None:
                     self._runner.remove(run)
-                    self._ledger.record(run.entry, reports.expired(run.entry, now_ms))
+                    self._ledger.record(reports.expired(run.entry, now_ms))
             self._pump()
         self._expiring = False
 

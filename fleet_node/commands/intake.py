@@ -24,6 +24,8 @@ from fleet.sequence import (
 from fleet.trust import TrustState, verify_command_envelope
 from fleet.v1 import command_pb2, trust_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands import reports
+from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.rules import (
     MAX_ACTION_CHARS,
     MAX_ACTOR_CHARS,
@@ -33,7 +35,6 @@ from fleet_node.commands.rules import (
     protected_objection,
 )
 from fleet_node.commands.runner import Run
-from fleet_node.commands.store import Entry
 from fleet_node.drivers.api import Action
 from fleet_node.drivers.json_text import ArgumentsError
 
@@ -74,8 +75,9 @@ class Plan:
     """What a statement comes to, before anything of it is durable.
 
     Args:
-        entries: new to the journal, in seq order; those that may run are ACCEPTED.
+        entries: new to the journal, in seq order, ACCEPTED.
         runs: the ones among them that may run.
+        not_run: how the others end, there and then.
         again: replayed: their state is reported again.
         refused: answers about commands that the journal says nothing of.
         last_accepted_seq: where it stands afterwards.
@@ -85,6 +87,7 @@ class Plan:
     last_accepted_seq: int
     entries: list[Entry] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    not_run: list[Change] = field(default_factory=list)
     again: list[Entry] = field(default_factory=list)
     refused: list[command_pb2.CommandRefused] = field(default_factory=list)
     consumed: list[int] = field(default_factory=list)
@@ -192,19 +195,22 @@ class Intake:
         )
         if verdict.advances:
             plan.last_accepted_seq = seq
-        if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
-            entry = _entry(command, now_ms, _ACCEPTED, command.arguments)
-            action, arguments = checked
-            plan.entries.append(entry)
-            plan.runs.append(Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments)))
-        elif verdict is Verdict.REPLAY and known is not None:
+        if verdict is Verdict.REPLAY and known is not None:
             plan.again.append(known)
-        elif verdict in _REFUSED_DETAIL:
+            return
+        if verdict in _REFUSED_DETAIL:
             plan.refused.append(_refused(command, verdict))
+            return
+        entry = _entry(command, now_ms)
+        plan.entries.append(entry)
+        if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
+            action, arguments = checked
+            plan.runs.append(Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments)))
         else:
-            plan.entries.append(_not_run(command, now_ms, verdict, objection))
-            if verdict is Verdict.TOMBSTONED:
-                plan.consumed.append(seq)
+            entry.arguments = b""
+            plan.not_run.append(_not_run(entry, verdict, objection))
+        if verdict is Verdict.TOMBSTONED:
+            plan.consumed.append(seq)
 
     def _check(self, name: str, data: bytes) -> tuple[Action, Mapping[str, Any]] | Objection:
         try:
@@ -217,44 +223,25 @@ class Intake:
         return protected_objection(action) or (action, arguments)
 
 
-def _entry(
-    command: command_pb2.Command,
-    now_ms: int,
-    state: CommandState.ValueType,
-    arguments: bytes = b"",
-    *,
-    reason: str = "",
-    error: str = "",
-) -> Entry:
-    report = command_pb2.Report(
-        command_id=command.command_id,
-        monotonic_seq=command.monotonic_seq,
-        state=state,
-        reason=reason,
-        error=error,
-        accepted_at_ms=now_ms,
-    )
+def _entry(command: command_pb2.Command, now_ms: int) -> Entry:
     return Entry(
         command.monotonic_seq,
         command.command_id,
         command_digest(command),
         command.actor[:MAX_ACTOR_CHARS],
         command.action[:MAX_ACTION_CHARS],
-        arguments,
+        command.arguments,
         command.not_after_ms,
-        report,
+        now_ms,
+        _ACCEPTED,
     )
 
 
-def _not_run(command: command_pb2.Command, now_ms: int, verdict: Verdict, objection: Objection | None) -> Entry:
+def _not_run(entry: Entry, verdict: Verdict, objection: Objection | None) -> Change:
     if verdict in _NOT_RUN:
-        state, reason, error = _NOT_RUN[verdict]
-    else:
-        why = objection or Objection("REJECTED", "the node refused it")
-        state, reason, error = CommandState.COMMAND_STATE_REJECTED, why.reason, why.detail
-    entry = _entry(command, now_ms, state, reason=reason, error=error)
-    entry.report.finished_at_ms = now_ms
-    return entry
+        return reports.not_run(entry, *_NOT_RUN[verdict])
+    why = objection or Objection("REJECTED", "the node refused it")
+    return reports.not_run(entry, CommandState.COMMAND_STATE_REJECTED, why.reason, why.detail)
 
 
 def _refused(command: command_pb2.Command, verdict: Verdict) -> command_pb2.CommandRefused:

@@ -10,7 +10,8 @@ import os
 import sqlite3
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_FIRST_VERSION = 1
 CHECKPOINT_PAGES = 256
 """Pages in the write-ahead log before it is folded in and written over from its start: overwriting costs a disk less
 than letting a file grow, and a small log stays in the page cache."""
@@ -24,8 +25,10 @@ CREATE TABLE entries (
     action TEXT NOT NULL,
     arguments BLOB NOT NULL,
     not_after_ms INTEGER NOT NULL,
+    accepted_at_ms INTEGER NOT NULL,
     state INTEGER NOT NULL,
     report_no INTEGER NOT NULL,
+    started_at_ms INTEGER NOT NULL,
     report BLOB NOT NULL
 );
 CREATE TABLE tombstones (seq INTEGER PRIMARY KEY, command_id BLOB NOT NULL) WITHOUT ROWID;
@@ -119,8 +122,10 @@ def _check(connection: sqlite3.Connection, path: Path, node_id: str) -> None:
             path, f"it is of version {version}", "A newer fleet-node wrote it: install that one again"
         )
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if problem != "ok" or version < SCHEMA_VERSION:
+    if problem != "ok" or version < _FIRST_VERSION:
         raise JournalDamagedError(path, "the journal is damaged", _START_OVER)
+    if version < SCHEMA_VERSION:  # no release wrote such a one
+        raise JournalDamagedError(path, f"it is of version {version}, which this fleet-node cannot read", _START_OVER)
     row = connection.execute("SELECT node_id FROM counters").fetchone()
     if row is None or row[0] != node_id:
         raise JournalDamagedError(

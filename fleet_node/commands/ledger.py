@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fleet.clock import Clock
 from fleet.logs import get_logger
-from fleet.v1 import command_pb2
+from fleet_node.commands import reports
+from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.journal import Done, Journal
 from fleet_node.commands.outbox import Outbox
 from fleet_node.commands.rules import FINAL_STATES, STATE_NAMES
-from fleet_node.commands.store import Batch, Change, Entry, JournalUnavailableError, Recovered
+from fleet_node.commands.store import Batch, JournalUnavailableError, Recovered
 from fleet_node.observability.metrics import CommandMetrics
 
 log = get_logger(__name__)
@@ -90,6 +91,7 @@ class Ledger:
     async def accept(
         self,
         entries: Sequence[Entry],
+        not_run: Sequence[Change],
         again: Sequence[Entry],
         *,
         last_accepted_seq: int,
@@ -99,7 +101,8 @@ class Ledger:
         """Journal the commands of one statement, and number the reports of those that are told again.
 
         Args:
-            entries: new to the journal; their reports are numbered here.
+            entries: new to the journal; they are numbered here.
+            not_run: those of them that end where they are accepted.
             again: replayed ones. Those that are changing are told by that change: their state as it stands, written
                 after it, would undo it, and let a restart run what has run.
             last_accepted_seq: where it stands afterwards.
@@ -112,11 +115,14 @@ class Ledger:
             JournalUnavailableError: nothing of it stands.
         """
         for entry in entries:
-            entry.report.report_no = self._next_report_no()
-        changes = [self._told_again(entry) for entry in again if entry.seq not in self._changing]
+            entry.report_no = self._next_report_no()
+        told_again = [reports.told_again(entry) for entry in again if entry.seq not in self._changing]
+        for change in (*not_run, *told_again):
+            change.number(self._next_report_no())
         batch = Batch(
-            accepted=list(entries),
-            changed=changes,
+            accepted=entries,
+            changed=not_run,
+            told_again=told_again,
             last_accepted_seq=last_accepted_seq,
             last_report_no=self.last_report_no,
         )
@@ -126,12 +132,12 @@ class Ledger:
             for seq in consumed:
                 self.tombstones.pop(seq, None)
             for entry in entries:
-                self._outbox.add(entry.report, replaces=0)
-                if entry.state not in FINAL_STATES:
-                    self.active[entry.seq] = entry
-                else:
-                    self._finished[entry.state].inc()
-            self._publish(changes)
+                self._outbox.add(entry)
+                self.active[entry.seq] = entry
+            self._publish(not_run)
+            self._publish(told_again)
+            for change in not_run:
+                self._finished[change.state].inc()
 
         await self._commit(batch, publish, done)
 
@@ -149,42 +155,43 @@ class Ledger:
 
         await self._commit(Batch(tombstones=[(seq, command_id)]), publish)
 
-    async def finish(self, entry: Entry, report: command_pb2.Report) -> None:
+    async def finish(self, change: Change) -> None:
         """Journal an end that is wanted, not one that has happened; see `record`.
 
         Raises:
             JournalUnavailableError: the command stands where it stood.
         """
-        report.report_no = self._next_report_no()
-        batch = Batch(changed=[(entry, report)], last_report_no=report.report_no)
-        self._changing.add(entry.seq)
+        change.number(self._next_report_no())
+        batch = Batch(changed=[change], last_report_no=change.report_no)
+        self._changing.add(change.entry.seq)
         try:
-            await self._commit(batch, lambda: self._publish([(entry, report)]))
+            await self._commit(batch, lambda: self._publish([change]))
         finally:
-            self._changing.discard(entry.seq)
-        self._count([(entry, report)])
+            self._changing.discard(change.entry.seq)
+        self._count([change])
 
-    def record(self, entry: Entry, report: command_pb2.Report) -> None:
-        """Take a result; it is written until it is durable. `report` is not numbered yet."""
-        self._outbox.defer(entry.report.report_no)
+    def record(self, change: Change) -> None:
+        """Take an end that has happened; it is written until it is durable."""
+        entry = change.entry
+        self._outbox.defer(entry.report_no)
         self._changing.add(entry.seq)
-        self._results.append((entry, report))
+        self._results.append(change)
         self._flush_soon()
 
     def start(self, changes: Sequence[Change], done: Done) -> None:
         """Mark commands as RUNNING, then call `done`: only after it without an error may their drivers be called."""
-        for entry, report in changes:
-            report.report_no = self._next_report_no()
-            self._changing.add(entry.seq)
+        for change in changes:
+            change.number(self._next_report_no())
+            self._changing.add(change.entry.seq)
 
         def committed(error: JournalUnavailableError | None) -> None:
-            self._changing.difference_update(entry.seq for entry, _ in changes)
+            self._changing.difference_update([change.entry.seq for change in changes])
             if error is None:
                 self._publish(changes)
                 self._wake_soon()
             done(error)
 
-        batch = Batch(changed=list(changes), last_report_no=self.last_report_no)
+        batch = Batch(changed=changes, last_report_no=self.last_report_no)
         self._journal.submit(batch, committed)
 
     def acked(self, report_no: int) -> None:
@@ -198,8 +205,8 @@ class Ledger:
         """A new stream is there: give out everything again that is not acknowledged."""
         self._outbox.start_over()
 
-    def take_reports(self, max_count: int, max_bytes: int) -> list[command_pb2.Report]:
-        """The next reports for the newest stream; wakes again once more is in memory."""
+    def take_reports(self, max_count: int, max_bytes: int) -> list[bytes]:
+        """The next serialised reports for the newest stream; wakes again once more is in memory."""
         taken = self._outbox.take(max_count, max_bytes)
         if not taken and self._loading is None:
             missing = self._outbox.missing(_LOAD_COUNT)
@@ -233,12 +240,6 @@ class Ledger:
         self.last_report_no += 1
         return self.last_report_no
 
-    def _told_again(self, entry: Entry) -> Change:
-        report = command_pb2.Report()
-        report.CopyFrom(entry.report)
-        report.report_no = self._next_report_no()
-        return entry, report
-
     async def _commit(self, batch: Batch, publish: Callable[[], None], done: Done | None = None) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -259,10 +260,13 @@ class Ledger:
         await future
 
     def _publish(self, changes: Iterable[Change]) -> None:
-        for entry, report in changes:
-            self._outbox.add(report, replaces=entry.report.report_no)
-            entry.report = report
-            if report.state in FINAL_STATES:
+        outbox = self._outbox
+        for change in changes:
+            entry = change.entry
+            outbox.remove(entry)
+            change.stands()
+            outbox.add(entry)
+            if entry.final_report:
                 self.active.pop(entry.seq, None)
 
     def _flush_soon(self) -> None:
@@ -275,8 +279,8 @@ class Ledger:
         results, self._results = self._results, []
         if not results:
             return
-        for _, report in results:
-            report.report_no = self._next_report_no()
+        for change in results:
+            change.number(self._next_report_no())
         self._in_flight += len(results)
 
         def committed(error: JournalUnavailableError | None) -> None:
@@ -286,7 +290,7 @@ class Ledger:
                 self._retry_later(error)
                 return
             self._retry_s = FIRST_RETRY_S
-            self._changing.difference_update(entry.seq for entry, _ in results)
+            self._changing.difference_update([change.entry.seq for change in results])
             self._publish(results)
             self._count(results)
             self._wake_if_ready()
@@ -307,9 +311,10 @@ class Ledger:
         self._flush()
 
     def _count(self, results: Sequence[Change]) -> None:
-        for _, report in results:
-            self._finished[report.state].inc()
-            self._metrics.accept_to_result.observe(max(0, report.finished_at_ms - report.accepted_at_ms) / 1000)
+        for change in results:
+            self._finished[change.state].inc()
+            took_ms = change.ended_at_ms - change.entry.accepted_at_ms
+            self._metrics.accept_to_result.observe(max(0, took_ms) / 1000)
 
     def _wake_soon(self) -> None:
         # Two turns: a command that ends at once is reported once, by its result, and not by its start as well.
@@ -327,12 +332,12 @@ class Ledger:
 
     async def _load(self, numbers: Sequence[int]) -> None:
         try:
-            reports = await self._journal.query(lambda store: store.reports(numbers))
+            entries = await self._journal.query(lambda store: store.reported(numbers))
         except JournalUnavailableError as error:
             log.error("reports_not_read", error=str(error))
             await self._clock.sleep(MAX_RETRY_S)
         else:
-            self._outbox.loaded(numbers, reports)
+            self._outbox.loaded(numbers, entries)
         finally:
             self._loading = None
         self._wake_if_ready()

@@ -7,17 +7,17 @@ fit into memory is a bare number until its turn comes, and is then read from the
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-from fleet.v1 import command_pb2
+from fleet_node.commands.entry import Entry
 
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
+ENTRY_BYTES = 512
+"""What an entry takes beside its report."""
+
 _LIST_OVERHEAD_BYTES = 8  # tag and length of one report in its list
-
-
-_Held = tuple[command_pb2.Report, int]  # with its size: a report passes here several times, its size is counted once
 
 
 class Outbox:
@@ -25,7 +25,7 @@ class Outbox:
 
     Args:
         numbers: what the journal holds unacknowledged, growing.
-        max_memory_bytes: reports beyond it are left in the journal until they are sent.
+        max_memory_bytes: entries beyond it are left in the journal until their reports are sent.
 
     `last_report_no` is the highest number that it ever held.
     """
@@ -33,7 +33,8 @@ class Outbox:
     def __init__(self, numbers: Iterable[int], *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
         self._max_memory_bytes = max_memory_bytes
         self._memory_bytes = 0
-        self._pending: OrderedDict[int, _Held | None] = OrderedDict.fromkeys(numbers)
+        self._pending: dict[int, Entry | None] = dict.fromkeys(numbers)
+        self._numbers: deque[int] = deque(self._pending)  # growing; superseded ones are passed over at its head
         self._unsent: deque[int] = deque(self._pending)
         self._deferred: set[int] = set()
         self.last_report_no = max(self._pending, default=0)
@@ -44,23 +45,30 @@ class Outbox:
     @property
     def first_report_no(self) -> int:
         """First report that is not acknowledged; 0 when none waits."""
-        return next(iter(self._pending), 0)
+        numbers = self._numbers
+        while numbers and numbers[0] not in self._pending:
+            numbers.popleft()
+        return numbers[0] if numbers else 0
 
-    def add(self, report: command_pb2.Report, *, replaces: int) -> None:
-        """A report is durable.
+    def add(self, entry: Entry) -> None:
+        """The newest report about an entry is durable; it is numbered above all before it."""
+        number = entry.report_no
+        size = ENTRY_BYTES + len(entry.final_report)
+        if self._memory_bytes + size <= self._max_memory_bytes:
+            self._memory_bytes += size
+            self._pending[number] = entry
+        else:
+            self._pending[number] = None
+        self._numbers.append(number)
+        self._unsent.append(number)
+        self.last_report_no = number
 
-        Args:
-            report: numbered above all before it.
-            replaces: number of the command's report before this one; 0 when it is the first.
-        """
-        if replaces:
-            self._drop(replaces)
-        size = report.ByteSize() + _LIST_OVERHEAD_BYTES
-        fits = self._memory_bytes + size <= self._max_memory_bytes
-        self._pending[report.report_no] = (report, size) if fits else None
-        self._memory_bytes += size if fits else 0
-        self._unsent.append(report.report_no)
-        self.last_report_no = report.report_no
+    def remove(self, entry: Entry) -> None:
+        """A report about this entry is superseded, if it waits here; call it before the entry changes."""
+        number = entry.report_no
+        self._deferred.discard(number)
+        if self._pending.pop(number, None) is not None:
+            self._memory_bytes -= ENTRY_BYTES + len(entry.final_report)
 
     def defer(self, report_no: int) -> None:
         """Hold back a report on this stream: the next one about its command is on its way to the disk."""
@@ -68,9 +76,11 @@ class Outbox:
 
     def acked(self, report_no: int) -> None:
         """Forget everything up to `report_no`."""
-        while self._pending and next(iter(self._pending)) <= report_no:
-            _, held = self._pending.popitem(last=False)
-            self._memory_bytes -= 0 if held is None else held[1]
+        numbers, pending = self._numbers, self._pending
+        while numbers and numbers[0] <= report_no:
+            entry = pending.pop(numbers.popleft(), None)
+            if entry is not None:
+                self._memory_bytes -= ENTRY_BYTES + len(entry.final_report)
 
     def start_over(self) -> None:
         """A new stream: everything goes out again."""
@@ -83,20 +93,21 @@ class Outbox:
         self._skip()
         return bool(self._unsent)
 
-    def take(self, max_count: int, max_bytes: int) -> list[command_pb2.Report]:
-        """The next reports for this stream, each once; stops at one that is not in memory. One that alone exceeds
-        `max_bytes` goes alone."""
-        taken: list[command_pb2.Report] = []
+    def take(self, max_count: int, max_bytes: int) -> list[bytes]:
+        """The next serialised reports for this stream, each once; stops at one that is not in memory. One that alone
+        exceeds `max_bytes` goes alone."""
+        taken: list[bytes] = []
         size = 0
         self._skip()
         while self._unsent and len(taken) < max_count:
-            held = self._pending[self._unsent[0]]
-            if held is None:
+            entry = self._pending[self._unsent[0]]
+            if entry is None:
                 break
-            size += held[1]
+            report = entry.report()
+            size += len(report) + _LIST_OVERHEAD_BYTES
             if taken and size > max_bytes:
                 break
-            taken.append(held[0])
+            taken.append(report)
             self._unsent.popleft()
             self._skip()
         return taken
@@ -108,27 +119,21 @@ class Outbox:
             return []
         return [number for number in islice(self._unsent, limit) if self._pending.get(number, ...) is None]
 
-    def loaded(self, asked: Iterable[int], reports: Iterable[command_pb2.Report]) -> None:
+    def loaded(self, asked: Iterable[int], entries: Iterable[Entry]) -> None:
         """Answer to `missing`: what the journal no longer holds as newest is superseded and forgotten here, too."""
-        found = {report.report_no: report for report in reports}
+        found = {entry.report_no: entry for entry in entries}
         for number in asked:
             if self._pending.get(number, ...) is not None:
                 continue  # acknowledged or superseded while it was read
-            report = found.get(number)
-            if report is None:
+            entry = found.get(number)
+            if entry is None:
                 del self._pending[number]
             else:
-                size = report.ByteSize() + _LIST_OVERHEAD_BYTES
-                self._pending[number] = (report, size)
-                self._memory_bytes += size
+                self._pending[number] = entry
+                self._memory_bytes += ENTRY_BYTES + len(entry.final_report)
 
     def _skip(self) -> None:
         """Pass over what this stream need not give out: superseded, about to be, or acknowledged meanwhile."""
-        while self._unsent and (self._unsent[0] not in self._pending or self._unsent[0] in self._deferred):
-            self._unsent.popleft()
-
-    def _drop(self, number: int) -> None:
-        held = self._pending.pop(number, None)
-        self._deferred.discard(number)
-        if held is not None:
-            self._memory_bytes -= held[1]
+        unsent, pending, deferred = self._unsent, self._pending, self._deferred
+        while unsent and (unsent[0] not in pending or unsent[0] in deferred):
+            unsent.popleft()

@@ -1,12 +1,12 @@
-"""What is reported about a command when its state changes. Pure; reports are numbered when they are journaled."""
+"""What a command becomes, and what is reported about it. Pure; reports are numbered when they are journaled."""
 
 from __future__ import annotations
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.rules import Objection, Resume
 from fleet_node.commands.runner import Run, StopCause
-from fleet_node.commands.store import Entry
 from fleet_node.drivers.api import Outcome, OutcomeState
 from fleet_node.drivers.json_text import encode_output
 
@@ -22,28 +22,37 @@ _RUNNING = CommandState.COMMAND_STATE_RUNNING
 _UNKNOWN_OUTCOME = "it did not stop when asked and was given up: nobody can know how it ended"
 
 
-def running(entry: Entry, now_ms: int) -> command_pb2.Report:
+def running(entry: Entry, now_ms: int) -> Change:
     """It is about to be handed to its driver."""
-    report = _next(entry, _RUNNING)
-    report.started_at_ms = now_ms
-    return report
+    return Change(entry, _RUNNING, now_ms)
 
 
-def expired(entry: Entry, now_ms: int) -> command_pb2.Report:
+def told_again(entry: Entry) -> Change:
+    """As it stands, under another number."""
+    report = command_pb2.Report.FromString(entry.final_report) if entry.final_report else None
+    return Change(entry, entry.state, entry.started_at_ms, report=report)
+
+
+def not_run(entry: Entry, state: CommandState.ValueType, reason: str, error: str) -> Change:
+    """It ends where it is accepted."""
+    return _final(entry, state, entry.accepted_at_ms, reason, error)
+
+
+def expired(entry: Entry, now_ms: int) -> Change:
     """Its time to live passed while it waited."""
     return _not_started(
         entry, CommandState.COMMAND_STATE_EXPIRED, now_ms, "EXPIRED", "its time to live passed while it waited"
     )
 
 
-def cancelled_unstarted(entry: Entry, now_ms: int) -> command_pb2.Report:
+def cancelled_unstarted(entry: Entry, now_ms: int) -> Change:
     """A cancel came before its turn."""
     return _not_started(
         entry, CommandState.COMMAND_STATE_CANCELLED, now_ms, "CANCELLED", "it was cancelled before it started"
     )
 
 
-def after_restart(entry: Entry, decision: Resume, objection: Objection | None, now_ms: int) -> command_pb2.Report:
+def after_restart(entry: Entry, decision: Resume, objection: Objection | None, now_ms: int) -> Change:
     """The node restarted and does not run it.
 
     Args:
@@ -61,7 +70,7 @@ def after_restart(entry: Entry, decision: Resume, objection: Objection | None, n
     return _final(entry, CommandState.COMMAND_STATE_REJECTED, now_ms, why.reason, why.detail)
 
 
-def ended(run: Run, outcome: Outcome | None, now_ms: int) -> command_pb2.Report:
+def ended(run: Run, outcome: Outcome | None, now_ms: int) -> Change:
     """Its run is over.
 
     Args:
@@ -77,35 +86,36 @@ def ended(run: Run, outcome: Outcome | None, now_ms: int) -> command_pb2.Report:
         state, reason, error = OutcomeState.FAILED, run.cause, f"it took longer than {run.action.timeout_s:g} s"
     elif state is OutcomeState.CANCELLED and run.cause is not None:
         reason = run.cause
-    report = _final(run.entry, _STATES[state], now_ms, reason, error)
-    report.output = encode_output(outcome.output) if outcome.output else b"{}"
-    report.output_truncated = outcome.truncated
-    return report
+    output = encode_output(outcome.output) if outcome.output else b"{}"
+    return _final(run.entry, _STATES[state], now_ms, reason, error, output, outcome.truncated)
 
 
-def _not_started(
-    entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str
-) -> command_pb2.Report:
+def _not_started(entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str) -> Change:
     if entry.state == _RUNNING:  # idempotent: it ran before a restart and waited to run again
         state, error = CommandState.COMMAND_STATE_INTERRUPTED, f"{error} again; how its earlier run ended is unknown"
     return _final(entry, state, now_ms, reason, error)
 
 
-def _final(entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str) -> command_pb2.Report:
-    report = _next(entry, state)
-    report.finished_at_ms = now_ms
-    if reason or error:
-        report.reason = reason[:MAX_REASON_CHARS]
-        report.error = error[:MAX_ERROR_CHARS]
-    return report
-
-
-def _next(entry: Entry, state: CommandState.ValueType) -> command_pb2.Report:
-    before = entry.report
-    return command_pb2.Report(
+def _final(
+    entry: Entry,
+    state: CommandState.ValueType,
+    now_ms: int,
+    reason: str,
+    error: str,
+    output: bytes = b"",
+    truncated: bool = False,
+) -> Change:
+    report = command_pb2.Report(
         command_id=entry.command_id,
         monotonic_seq=entry.seq,
         state=state,
-        accepted_at_ms=before.accepted_at_ms,
-        started_at_ms=before.started_at_ms,
+        output=output,
+        accepted_at_ms=entry.accepted_at_ms,
+        started_at_ms=entry.started_at_ms,
+        finished_at_ms=now_ms,
+        output_truncated=truncated,
     )
+    if reason or error:
+        report.reason = reason[:MAX_REASON_CHARS]
+        report.error = error[:MAX_ERROR_CHARS]
+    return Change(entry, state, entry.started_at_ms, now_ms, report)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from fleet.clock import Clock
 from fleet.logs import get_logger
-from fleet_node.commands.store import Entry
+from fleet_node.commands.entry import Entry
 from fleet_node.drivers.api import Action, Invocation, Outcome, OutcomeState
 
 log = get_logger(__name__)

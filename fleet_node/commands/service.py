@@ -177,7 +177,7 @@ class CommandService:
         )
         stream.uplink.send_control(gateway_pb2.NodeControl(cancel_result=answer))
 
-    def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[command_pb2.Report]:
+    def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[bytes]:
         """Reports for `stream`, if it is the newest."""
         return self._ledger.take_reports(max_count, max_bytes) if stream is self._stream else []
 
@@ -282,7 +282,7 @@ class _Stream:
 
     def next_reports(
         self, max_count: int = MAX_REPORTS_PER_FRAME, max_bytes: int = MAX_REPORT_FRAME_BYTES
-    ) -> list[command_pb2.Report]:
+    ) -> list[bytes]:
         """See `CommandStream`."""
         return self._service.next_reports(self, max_count, max_bytes)
 

@@ -1,29 +1,33 @@
 """What the journal holds: SQLite with WAL and synchronous=FULL, all SQL on its tables. Blocking; one thread at a time.
 
 A row of `entries` is one command for as long as the node remembers it: what it was (command_id, digest), how far it is
-(state), and the newest report about it with its number, so that a command is written twice in all and what the server
-has not acknowledged is read from the same rows. `tombstones` are cancels that came before their command.
+(state), and the number of the newest report about it. While it has not ended its report is told from these; once it
+has, the report is kept as it is sent, in place of the arguments. `tombstones` are cancels that came before their
+command.
 
 Each SQL statement lets go of the interpreter and has to get it back from the event loop, which costs more than writing
-a row does: so a commit writes whole rows, new ones and changed ones alike, and many of them with one statement.
+a row does: so a commit writes many rows with one statement, new ones whole, and of changed ones what changes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
 from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.journal_file import open_file
-from fleet_node.commands.rules import FINAL_STATES
+
+T = TypeVar("T")
+Values = tuple[int | str | bytearray, ...]
 
 log = get_logger(__name__)
 
@@ -34,54 +38,35 @@ _TRIM_SLACK_BYTES = 4 * 1024 * 1024
 _PAGE_ROWS = 512
 _UNFINISHED = f"({CommandState.COMMAND_STATE_ACCEPTED:d}, {CommandState.COMMAND_STATE_RUNNING:d})"
 
-_COLUMNS = 10
-_WRITE = {  # by rows; few texts, because each stays prepared
-    rows: "INSERT OR REPLACE INTO entries VALUES " + ", ".join([f"({', '.join('?' * _COLUMNS)})"] * rows)  # noqa: S608
-    for rows in (32, 16, 8, 4, 2, 1)
-}
+
+def _texts(statement: str, row: str) -> dict[int, str]:
+    """`statement` for several numbers of rows; few, because each stays prepared."""
+    return {rows: statement.format(", ".join([row] * rows)) for rows in (32, 16, 8, 4, 2, 1)}
+
+
+# Replaces, because a seq that was too far away when it first came has a row already.
+_ACCEPT = _texts("INSERT OR REPLACE INTO entries VALUES {}", "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, x'')")
+# An update of many rows at once: what has not ended is never forgotten, so its row is there and nothing is inserted.
+_CHANGE = _texts(
+    "INSERT INTO entries VALUES {} ON CONFLICT (seq) DO UPDATE SET state = excluded.state,"
+    " report_no = excluded.report_no, started_at_ms = excluded.started_at_ms, report = excluded.report,"
+    " arguments = CASE excluded.report WHEN x'' THEN arguments ELSE x'' END",
+    "(?, x'', x'', '', '', x'', 0, 0, ?, ?, ?, ?)",
+)
+_TELL_AGAIN = "UPDATE entries SET report_no = ?, report = ? WHERE seq = ?"
 _COUNTERS = (
     "UPDATE counters SET last_accepted_seq = max(last_accepted_seq, ?),"
     " last_report_no = max(last_report_no, ?), acked_report_no = max(acked_report_no, ?)"
 )
 _DAMAGED_REMEDY = "look at the disk, revoke the node, and enroll it again with an empty state folder"
-_ENTRY_COLUMNS = "seq, command_id, digest, actor, action, arguments, not_after_ms, report"
+_ENTRY_COLUMNS = (
+    "seq, command_id, digest, actor, action, arguments, not_after_ms, accepted_at_ms, state, report_no, started_at_ms,"
+    " report"
+)
 
 
 class JournalUnavailableError(Exception):
     """The journal could not be written or read now; nothing of what was asked stands. Trying again may help."""
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One command in the journal.
-
-    Args:
-        seq: its monotonic_seq.
-        command_id: 16 bytes.
-        digest: `fleet.sequence.command_digest`.
-        actor: on whose behalf.
-        action: full name.
-        arguments: JSON as it came; empty once it cannot run any more.
-        not_after_ms: it must not start later, server time.
-        report: the newest report about it; replaced by a new message with every change, never changed in place.
-    """
-
-    seq: int
-    command_id: bytes
-    digest: bytes
-    actor: str
-    action: str
-    arguments: bytes
-    not_after_ms: int
-    report: command_pb2.Report
-
-    @property
-    def state(self) -> CommandState.ValueType:
-        """Where it stands."""
-        return self.report.state
-
-
-Change = tuple[Entry, command_pb2.Report]
 
 
 @dataclass(slots=True)
@@ -90,15 +75,17 @@ class Batch:
 
     Args:
         accepted: entries new to the journal.
-        changed: commands that the journal holds, each with its newest report, in order.
+        changed: of commands that have not ended, those accepted here among them, in order.
+        told_again: changes that say nothing new but for their number.
         tombstones: (seq, command_id) of cancels that came first.
         last_accepted_seq: where it stands after this batch; 0 when the batch does not move it.
         last_report_no: highest report_no in this batch; 0 when it has none.
     """
 
-    accepted: list[Entry] = field(default_factory=list)
-    changed: list[Change] = field(default_factory=list)
-    tombstones: list[tuple[int, bytes]] = field(default_factory=list)
+    accepted: Sequence[Entry] = ()
+    changed: Sequence[Change] = ()
+    told_again: Sequence[Change] = ()
+    tombstones: Sequence[tuple[int, bytes]] = ()
     last_accepted_seq: int = 0
     last_report_no: int = 0
 
@@ -156,16 +143,20 @@ class JournalStore:
         Raises:
             JournalUnavailableError: the disk is full, read-only or failing.
         """
-        rows = [_row(entry, entry.report) for batch in batches for entry in batch.accepted]
-        count, size = self.rows + len(rows), self._bytes
-        rows += [_row(entry, report) for batch in batches for entry, report in batch.changed]
-        size += sum(len(row[-1]) for row in rows)
+        accepted = [entry for batch in batches for entry in batch.accepted]
+        changed = [change for batch in batches for change in batch.changed]
+        told_again = [change for batch in batches for change in batch.told_again]
         tombstones = [tombstone for batch in batches for tombstone in batch.tombstones]
         last_accepted_seq = max((batch.last_accepted_seq for batch in batches), default=0)
         last_report_no = max((batch.last_report_no for batch in batches), default=0)
+        count = self.rows + len(accepted)
+        size = self._bytes + sum([len(change.final_report) for change in changed])
         try:
             with self.connection:  # begins before the first write, and commits or rolls back
-                self._write(rows)
+                self._write(_ACCEPT, accepted, _accepted_values)
+                if told_again:  # before what changes: it says how commands stood until now
+                    self.connection.executemany(_TELL_AGAIN, map(_told_again_values, told_again))
+                self._write(_CHANGE, changed, _changed_values)
                 if tombstones:
                     self._bury(tombstones)
                 self.connection.execute(_COUNTERS, (last_accepted_seq, last_report_no, acked_report_no))
@@ -212,51 +203,52 @@ class JournalStore:
             raise JournalUnavailableError(_unavailable(error)) from error
         return {entry.seq: entry for entries in found for entry in entries}
 
-    def reports(self, numbers: Iterable[int]) -> list[command_pb2.Report]:
-        """The reports among these numbers that are still the newest of their command. One that the disk has damaged is
+    def reported(self, numbers: Iterable[int]) -> list[Entry]:
+        """The entries whose newest report has one of these numbers, growing. One whose report the disk has damaged is
         passed over: it must not hold up those behind it.
 
         Raises:
             JournalUnavailableError: it cannot be read.
         """
-        wanted = list(numbers)
+        wanted = set(numbers)
         if not wanted:
             return []
-        query = "SELECT report FROM entries WHERE report_no BETWEEN ? AND ? ORDER BY report_no"
+        where = "WHERE report_no BETWEEN ? AND ? ORDER BY report_no"
         try:
-            rows = self.connection.execute(query, (min(wanted), max(wanted))).fetchall()
+            entries = self._read(where, min(wanted), max(wanted))
         except sqlite3.Error as error:
             raise JournalUnavailableError(_unavailable(error)) from error
-        chosen = set(wanted)
-        reports = [report for (raw,) in rows if (report := _whole(raw)) is not None]
-        return [report for report in reports if report.report_no in chosen]
+        return [entry for entry in entries if entry.report_no in wanted and _is_whole(entry)]
 
     def close(self) -> None:
         """Close the file; the write-ahead log is folded in. A second call does nothing."""
         with contextlib.suppress(sqlite3.Error):
             self.connection.close()
 
-    def _write(self, rows: Sequence[_Row]) -> None:
-        """Write whole rows, later ones over earlier ones of the same command."""
+    def _write(self, texts: dict[int, str], items: Sequence[T], values: Callable[[T], Values]) -> None:
         written = 0
-        for size, text in _WRITE.items():
-            while len(rows) - written >= size:
-                self.connection.execute(text, tuple(chain.from_iterable(rows[written : written + size])))
-                written += size
+        for rows, text in texts.items():
+            while len(items) - written >= rows:
+                flat: list[int | str | bytearray] = []
+                for item in items[written : written + rows]:
+                    flat += values(item)
+                self.connection.execute(text, flat)
+                written += rows
 
     def _bury(self, tombstones: Sequence[tuple[int, bytes]]) -> None:
         self.connection.execute("DELETE FROM tombstones WHERE seq <= (SELECT last_accepted_seq FROM counters)")
         self.connection.executemany("INSERT OR REPLACE INTO tombstones VALUES (?, ?)", tombstones)
 
     def _entries(self, where: str, *values: int) -> list[Entry]:
-        rows = self.connection.execute(f"SELECT {_ENTRY_COLUMNS} FROM entries {where}", values)  # noqa: S608  constants
-        entries: list[Entry] = []
-        for seq, command_id, digest, actor, action, arguments, not_after_ms, raw in rows:
-            report = _whole(raw)
-            if report is None:
-                raise JournalUnavailableError(f"the journal's entry of seq {seq} is damaged: {_DAMAGED_REMEDY}")
-            entries.append(Entry(seq, command_id, digest, actor, action, arguments, not_after_ms, report))
+        entries = self._read(where, *values)
+        for entry in entries:
+            if not _is_whole(entry):
+                raise JournalUnavailableError(f"the journal's entry of seq {entry.seq} is damaged: {_DAMAGED_REMEDY}")
         return entries
+
+    def _read(self, where: str, *values: int) -> list[Entry]:
+        rows = self.connection.execute(f"SELECT {_ENTRY_COLUMNS} FROM entries {where}", values)  # noqa: S608  constants
+        return [Entry(*row) for row in rows]
 
     def _trim(self, rows: int, size: int, acked_report_no: int) -> tuple[int, int]:
         """Forget the oldest acknowledged commands beyond what is kept; returns rows and bytes left."""
@@ -278,33 +270,43 @@ class JournalStore:
         return rows, size
 
 
-def _whole(raw: bytes) -> command_pb2.Report | None:
-    """A report, unless the disk has damaged it: SQLite checks its pages, not what stands on them."""
+def _is_whole(entry: Entry) -> bool:
+    """Whether the disk has kept its report as it was: SQLite checks its pages, not what stands on them."""
     try:
-        return command_pb2.Report.FromString(raw)
+        command_pb2.Report.FromString(entry.final_report)
     except DecodeError:
-        log.error("journaled_report_damaged")
-        return None
+        log.error("journaled_report_damaged", seq=entry.seq)
+        return False
+    return True
 
 
-_Row = tuple[int, bytes, bytes, str, str, bytes, int, int, int, bytes]
+# sqlite3 looks for an adapter of every bytes object that it binds, in vain and for longer than the row takes to write.
+# A bytearray it takes as it is.
 
 
-def _row(entry: Entry, report: command_pb2.Report) -> _Row:
-    state = report.state
+def _accepted_values(entry: Entry) -> Values:
     return (
         entry.seq,
-        entry.command_id,
-        entry.digest,
+        bytearray(entry.command_id),
+        bytearray(entry.digest),
         entry.actor,
         entry.action,
-        # What has ended keeps no arguments: they may hold secrets, and nothing needs them any more.
-        b"" if state in FINAL_STATES else entry.arguments,
+        bytearray(entry.arguments),
         entry.not_after_ms,
-        state,
-        report.report_no,
-        report.SerializeToString(),
+        entry.accepted_at_ms,
+        entry.state,
+        entry.report_no,
+        entry.started_at_ms,
     )
+
+
+def _changed_values(change: Change) -> Values:
+    # The row keeps no arguments of what has ended: they may hold secrets, and nothing needs them any more.
+    return change.entry.seq, change.state, change.report_no, change.started_at_ms, bytearray(change.final_report)
+
+
+def _told_again_values(change: Change) -> Values:
+    return change.report_no, bytearray(change.final_report), change.entry.seq
 
 
 def _unavailable(error: sqlite3.Error) -> str:

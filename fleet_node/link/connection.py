@@ -29,6 +29,7 @@ from fleet.v1 import command_pb2, gateway_pb2, session_pb2
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller
+from fleet_node.link.frames import encode_reports
 from fleet_node.link.handshake import Session
 from fleet_node.link.inbox import Inbox
 from fleet_node.link.ports import CommandPort, CommandStream, TelemetryPort, TelemetryStream, TrustPort
@@ -249,18 +250,18 @@ class Connection:
         if self._control:
             if self._said_goodbye and len(self._control) == 1 and (reports := self._next_reports()) is not None:
                 return self._seal(reports)  # whatever is ready goes out before the goodbye
-            return self._seal(self._control.popleft())
+            return self._seal(self._control.popleft().SerializeToString())
         if (reports := self._next_reports()) is not None:
             return self._seal(reports)
         batch = self._telemetry.next_batch() if self._telemetry is not None else None
         return gateway_pb2.NodeFrame(telemetry=batch) if batch is not None else None
 
-    def _next_reports(self) -> gateway_pb2.NodeControl | None:
+    def _next_reports(self) -> bytes | None:
         reports = self._commands.next_reports() if self._commands is not None else []
-        return gateway_pb2.NodeControl(reports=command_pb2.ReportList(reports=reports)) if reports else None
+        return encode_reports(reports) if reports else None
 
-    def _seal(self, control: gateway_pb2.NodeControl) -> gateway_pb2.NodeFrame:
-        return gateway_pb2.NodeFrame(control=self._sealer.seal(control.SerializeToString()))
+    def _seal(self, control: bytes) -> gateway_pb2.NodeFrame:
+        return gateway_pb2.NodeFrame(control=self._sealer.seal(control))
 
     async def _read(self) -> None:
         try:

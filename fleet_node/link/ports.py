@@ -76,9 +76,9 @@ class CommandStream(Protocol):
 
     def next_reports(
         self, max_count: int = MAX_REPORTS_PER_FRAME, max_bytes: int = MAX_REPORT_FRAME_BYTES
-    ) -> list[command_pb2.Report]:
-        """The next reports of this stream in report_no order, each once; the first that this stream gives out is the
-        first that is not acknowledged.
+    ) -> list[bytes]:
+        """The next reports of this stream, each a serialised `Report`, in report_no order and each once; the first that
+        this stream gives out is the first that is not acknowledged.
 
         Empty when there is nothing now, or when a newer stream took over; the uplink is woken when there is more.
         """

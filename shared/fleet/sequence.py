@@ -7,6 +7,7 @@ follows what came before. Then each command is judged by itself, in seq order, a
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,10 @@ from fleet.v1 import command_pb2
 MAX_COMMANDS_PER_STATEMENT = 32
 MAX_SEQ_STEP = 2**32
 _DIGEST_DOMAIN = b"fleet.v1/command-digest\x00"
+# A number's own length, the number, and the length of the field after it: once a command, so in one call each.
+_LENGTH = struct.Struct(">I").pack
+_SEQ_AND_LENGTH = struct.Struct(">IQI").pack
+_TIMES_AND_LENGTH = struct.Struct(">IqIqI").pack
 
 
 class StatementReason(StrEnum):
@@ -160,19 +165,21 @@ def command_digest(command: command_pb2.Command) -> bytes:
 
     It stays the same when the command is signed again for another stream or with another key.
     """
-    fields = (
-        command.command_id,
-        command.monotonic_seq.to_bytes(8, "big"),
-        command.actor.encode(),
-        command.issued_at_ms.to_bytes(8, "big", signed=True),
-        command.not_after_ms.to_bytes(8, "big", signed=True),
-        command.action.encode(),
-        command.arguments,
-        command.intent.statement,
+    command_id, arguments, intent = command.command_id, command.arguments, command.intent.statement
+    actor, action = command.actor.encode(), command.action.encode()
+    framed = (
+        _DIGEST_DOMAIN,
+        _LENGTH(len(command_id)),
+        command_id,
+        _SEQ_AND_LENGTH(8, command.monotonic_seq, len(actor)),
+        actor,
+        _TIMES_AND_LENGTH(8, command.issued_at_ms, 8, command.not_after_ms, len(action)),
+        action,
+        _LENGTH(len(arguments)),
+        arguments,
+        _LENGTH(len(intent)),
+        intent,
     )
-    framed = [_DIGEST_DOMAIN]
-    for field in fields:
-        framed += (len(field).to_bytes(4, "big"), field)
     return hashlib.sha256(b"".join(framed)).digest()
 
 
@@ -195,12 +202,15 @@ def _check_addressee(cluster_id: str, node_id: str, stream_binding: bytes, conte
 
 
 def _check_order(commands: Sequence[command_pb2.Command], prev_seq: int) -> None:
-    if len({command.command_id for command in commands}) != len(commands):
-        raise StatementRefusal(StatementReason.MALFORMED, "a command id stands twice in the statement")
     previous = prev_seq
+    ids = set()
     for command in commands:
-        if command.monotonic_seq <= previous:
+        seq, command_id = command.monotonic_seq, command.command_id
+        if seq <= previous:
             raise StatementRefusal(StatementReason.MALFORMED, "seqs do not grow from prev_seq on")
-        if len(command.command_id) != 16:
+        if len(command_id) != 16:
             raise StatementRefusal(StatementReason.MALFORMED, "a command id has 16 bytes")
-        previous = command.monotonic_seq
+        ids.add(command_id)
+        previous = seq
+    if len(ids) != len(commands):
+        raise StatementRefusal(StatementReason.MALFORMED, "a command id stands twice in the statement")

@@ -102,10 +102,10 @@ class Life:
 
     def _collect(self) -> None:
         while reports := self._stream.next_reports():
-            for report in reports:
+            for report in map(command_pb2.Report.FromString, reports):
                 if report.state in FINAL_STATES:
                     self._states[report.monotonic_seq] = STATE_NAMES[report.state]
-            self._service.acked(reports[-1].report_no)
+                self._service.acked(report.report_no)
 
     def _statement(self, prev_seq: int, commands: list[tuple[int, str, object]]) -> command_pb2.CommandFrame:
         now_ms = SystemClock().now_ms()

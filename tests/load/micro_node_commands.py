@@ -18,19 +18,37 @@ import uvloop
 
 from fleet.clock import ServerTime, SystemClock
 from fleet.envelope import Domain, Signer
+from fleet.heap import settle_heap
 from fleet.metrics import Registry
 from fleet.sequence import StreamContext
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_file import ensure_journal
-from fleet_node.commands.rules import FINAL_STATES
 from fleet_node.commands.service import CommandService
 from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
+from fleet_node.link.frames import encode_reports
 from fleet_node.observability.metrics import CommandMetrics
-from tests.unit.fleet_node.commands.node import CLUSTER, NODE, FixedTrust, RecordingUplink
+from tests.unit.fleet_node.commands.node import CLUSTER, NODE, FixedTrust
 
 _BINDING = b"b" * 32
+
+
+class Wakes:
+    """The uplink of a stream as the link's writer waits on it: an event, and nothing that the link would not do."""
+
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()
+
+    def send_control(self, control: gateway_pb2.NodeControl) -> None:
+        raise RuntimeError(f"the node had something to say against it: {control}")
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def wait(self) -> None:
+        await self._woken.wait()
+        self._woken.clear()
 
 
 def statements(signer: Signer, commands: int, batch: int) -> list[command_pb2.CommandFrame]:
@@ -76,23 +94,24 @@ async def drive(folder: Path, commands: int, batch: int, profile: cProfile.Profi
         server_time=server_time,
         metrics=metrics,
     )
-    uplink = RecordingUplink()
+    uplink = Wakes()
     stream = service.opened(StreamContext(CLUSTER, NODE, _BINDING), gateway_pb2.Welcome(), uplink)
     frames = [frame.SerializeToString() for frame in statements(signer, commands, batch)]
-    final = reports_taken = given = 0
+    finished = metrics.finished.labels("SUCCEEDED")
+    reports_taken = given = 0
+    settle_heap()  # as `fleet-node run` does
     started, cpu_before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     with profile or contextlib.nullcontext():
         for data in frames:
             frame = command_pb2.CommandFrame.FromString(data)
             await stream.command_frame(frame)
             given = min(given + batch, commands)
-            while final < given:
-                await uplink.wait_news()
+            while finished.value < given or reports_taken < given:
+                await uplink.wait()
                 while reports := stream.next_reports():
-                    command_pb2.ReportList(reports=reports).SerializeToString()
+                    encode_reports(reports)
                     reports_taken += len(reports)
-                    final += sum(report.state in FINAL_STATES for report in reports)
-                    service.acked(reports[-1].report_no)
+                    service.acked(command_pb2.Report.FromString(reports[-1]).report_no)
     wall_s = time.perf_counter() - started
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     user_us = (cpu.ru_utime - cpu_before.ru_utime) / commands * 1e6

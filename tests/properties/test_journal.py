@@ -1,6 +1,7 @@
 """The journal's file against a dictionary: applied, acknowledged, refused and reopened in any order, it remembers."""
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import FINAL_STATES
-from fleet_node.commands.store import Batch, Entry, JournalStore, JournalUnavailableError
+from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError
 
 NODE = "node-1"
 KEEP_ROWS = 6
@@ -21,7 +23,7 @@ finals = st.sampled_from(sorted(FINAL_STATES))
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """The model: newest report by seq, counters, tombstones."""
+    """The model: entry by seq, counters, tombstones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class JournalMachine(RuleBasedStateMachine):
         self._path = Path(self._folder.name) / "journal.db"
         ensure_journal(self._path, NODE)
         self._store = JournalStore(self._path, NODE, keep_rows=KEEP_ROWS)
-        self._reports: dict[int, command_pb2.Report] = {}
+        self._entries: dict[int, Entry] = {}
         self._tombstones: dict[int, bytes] = {}
         self._last_seq = self._last_report_no = self._acked = 0
 
@@ -41,14 +43,14 @@ class JournalMachine(RuleBasedStateMachine):
         for offset in range(1, count + 1):
             seq, number = self._last_seq + offset, self._last_report_no + offset
             state = RUNNING if starts else ACCEPTED
-            entries.append(_entry(_report(seq, number, state)))
+            entries.append(_entry(seq, number, state))
         batch = Batch(
             accepted=entries,
             last_accepted_seq=self._last_seq + count,
             last_report_no=self._last_report_no + count,
         )
         if self._apply(batch, full):
-            self._reports |= {entry.seq: entry.report for entry in entries}
+            self._entries |= {entry.seq: entry for entry in entries}
             self._last_seq += count
             self._last_report_no += count
 
@@ -56,10 +58,12 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 99), state=finals, full=st.booleans())
     def finish(self, choice: int, state: CommandState.ValueType, full: bool) -> None:
         unfinished = self._unfinished()
-        seq = unfinished[choice % len(unfinished)]
-        report = _report(seq, self._last_report_no + 1, state)
-        if self._apply(Batch(changed=[(_entry(self._reports[seq]), report)], last_report_no=report.report_no), full):
-            self._reports[seq] = report
+        entry = self._entries[unfinished[choice % len(unfinished)]]
+        report = command_pb2.Report(command_id=entry.command_id, monotonic_seq=entry.seq, state=state)
+        change = Change(entry, state, 3, 4, report)
+        change.number(self._last_report_no + 1)
+        if self._apply(Batch(changed=[change], last_report_no=change.report_no), full):
+            change.stands()
             self._last_report_no += 1
 
     @rule(ahead=st.integers(1, 5), full=st.booleans())
@@ -85,23 +89,24 @@ class JournalMachine(RuleBasedStateMachine):
         assert found.acked_report_no <= self._acked
         assert [entry.seq for entry in found.unfinished] == self._unfinished()
         assert found.tombstones == {seq: one for seq, one in self._tombstones.items() if seq > self._last_seq}
-        unacknowledged = sorted(one.report_no for one in self._reports.values() if one.report_no > self._acked)
+        unacknowledged = sorted(one.report_no for one in self._entries.values() if one.report_no > self._acked)
         assert [number for number in found.unacknowledged if number > self._acked] == unacknowledged
 
     @invariant()
     def forgets_only_acknowledged_ends_and_the_oldest_first(self) -> None:
-        remembered = self._store.find(self._reports)
+        remembered = self._store.find(self._entries)
         assert self._store.rows == len(remembered)
         for seq, entry in remembered.items():
-            assert entry.report == self._reports[seq]
+            assert _columns(entry) == _columns(self._entries[seq])
+            assert entry.report() == self._entries[seq].report()
             assert bool(entry.arguments) == (entry.state not in FINAL_STATES)
-        forgotten = set(self._reports) - set(remembered)
-        endings = [seq for seq in remembered if self._reports[seq].state in FINAL_STATES]
+        forgotten = set(self._entries) - set(remembered)
+        endings = [seq for seq in remembered if self._entries[seq].state in FINAL_STATES]
         for seq in forgotten:
-            assert self._reports[seq].state in FINAL_STATES
-            assert self._reports[seq].report_no <= self._acked
+            assert self._entries[seq].state in FINAL_STATES
+            assert self._entries[seq].report_no <= self._acked
         if forgotten:
-            assert len(remembered) >= min(KEEP_ROWS, len(self._reports))
+            assert len(remembered) >= min(KEEP_ROWS, len(self._entries))
             assert endings or self._unfinished()
 
     def _apply(self, batch: Batch, full: bool) -> bool:
@@ -115,7 +120,7 @@ class JournalMachine(RuleBasedStateMachine):
         return False
 
     def _unfinished(self) -> list[int]:
-        return sorted(seq for seq, one in self._reports.items() if one.state not in FINAL_STATES)
+        return sorted(seq for seq, one in self._entries.items() if one.state not in FINAL_STATES)
 
     def teardown(self) -> None:
         self._store.close()
@@ -127,12 +132,12 @@ def _id(seq: int) -> bytes:
     return seq.to_bytes(16, "big")
 
 
-def _entry(report: command_pb2.Report) -> Entry:
-    return Entry(report.monotonic_seq, report.command_id, b"d" * 32, "ada", "a.b", b"{}", 9, report)
+def _entry(seq: int, number: int, state: CommandState.ValueType) -> Entry:
+    return Entry(seq, _id(seq), b"d" * 32, "ada", "a.b", b"{}", 9, 2, state, number)
 
 
-def _report(seq: int, number: int, state: CommandState.ValueType) -> command_pb2.Report:
-    return command_pb2.Report(report_no=number, command_id=_id(seq), monotonic_seq=seq, state=state)
+def _columns(entry: Entry) -> list[object]:
+    return [getattr(entry, field.name) for field in fields(entry)]
 
 
 TestJournal = JournalMachine.TestCase

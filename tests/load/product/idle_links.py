@@ -121,7 +121,7 @@ class NoCommands:
     async def cancel_frame(self, frame: Any) -> None:
         """Not expected."""
 
-    def next_reports(self, max_count: int = 0, max_bytes: int = 0) -> list[Any]:
+    def next_reports(self, max_count: int = 0, max_bytes: int = 0) -> list[bytes]:
         """None."""
         return []
 

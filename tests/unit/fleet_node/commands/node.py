@@ -173,7 +173,7 @@ class TestNode:
         """Take what is to be reported now."""
         taken: list[command_pb2.Report] = []
         while batch := self.stream.next_reports():
-            taken.extend(batch)
+            taken.extend(map(command_pb2.Report.FromString, batch))
         self.seen.extend(taken)
         self.states.update({report.command_id: report for report in taken})
         return taken

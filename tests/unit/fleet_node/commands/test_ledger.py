@@ -3,11 +3,13 @@
 import asyncio
 import threading
 
+from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
-from fleet_node.commands.outbox import Outbox
+from fleet_node.commands.entry import Entry
+from fleet_node.commands.outbox import ENTRY_BYTES, Outbox
 from fleet_node.commands.store import JournalStore
 from tests.unit.fleet_node.commands.node import TestNode, state_name
-from tests.unit.fleet_node.commands.test_store import report
+from tests.unit.fleet_node.commands.test_store import change, entry
 
 
 class HeldDisk:
@@ -103,42 +105,76 @@ async def test_a_commit_whose_caller_was_cancelled_still_decides(node: TestNode)
     assert node.probe.runs == [command.command_id]
 
 
+def ended(number: int, output_bytes: int = 0) -> Entry:
+    """A command with that seq whose end has that number."""
+    one = entry(number)
+    change(one, number, CommandState.COMMAND_STATE_SUCCEEDED, b"x" * output_bytes).stands()
+    return one
+
+
+def numbers(reports: list[bytes]) -> list[int]:
+    return [command_pb2.Report.FromString(one).report_no for one in reports]
+
+
 def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> None:
-    state = CommandState.COMMAND_STATE_SUCCEEDED
-    reports = {number: report(number, number, state, b"x" * 100) for number in range(1, 9)}
-    outbox = Outbox([], max_memory_bytes=450)
-    for one in reports.values():
-        outbox.add(one, replaces=0)
+    entries = {number: ended(number, 100) for number in range(1, 9)}
+    outbox = Outbox([], max_memory_bytes=3 * (ENTRY_BYTES + 150))
+    for one in entries.values():
+        outbox.add(one)
 
     taken: list[int] = []
+    read = 0
     while outbox.ready:
         batch = outbox.take(3, 10_000)
         if not batch:
             missing = outbox.missing(2)
             assert len(missing) <= 2
-            outbox.loaded(missing, [reports[number] for number in missing])
-        taken.extend(one.report_no for one in batch)
+            read += len(missing)
+            outbox.loaded(missing, [entries[number] for number in missing])
+        taken.extend(numbers(batch))
         if batch:
             outbox.acked(taken[-1])
 
     assert taken == list(range(1, 9))
+    assert read == 5
     assert len(outbox) == 0
 
 
 def test_a_frame_of_reports_stays_below_its_bytes_but_for_one_that_alone_exceeds_them() -> None:
     outbox = Outbox([])
     for number, size in enumerate([900, 300, 300, 300], start=1):
-        outbox.add(report(number, number, CommandState.COMMAND_STATE_FAILED, b"x" * size), replaces=0)
+        outbox.add(ended(number, size))
 
-    assert [[one.report_no for one in outbox.take(10, 800)] for _ in range(3)] == [[1], [2, 3], [4]]
+    assert [numbers(outbox.take(10, 800)) for _ in range(3)] == [[1], [2, 3], [4]]
 
 
 def test_a_superseded_report_never_goes_out() -> None:
     outbox = Outbox([1, 2])
-    outbox.add(report(1, 3, CommandState.COMMAND_STATE_SUCCEEDED), replaces=1)
+    one = entry(1)
+    outbox.remove(one)
+    change(one, 3, CommandState.COMMAND_STATE_SUCCEEDED).stands()
+    outbox.add(one)
 
     assert outbox.missing(10) == [2]
     outbox.loaded([2], [])
 
-    assert [one.report_no for one in outbox.take(10, 1000)] == [3]
+    assert numbers(outbox.take(10, 1000)) == [3]
     assert outbox.first_report_no == 3
+
+
+def test_what_has_not_ended_is_told_as_it_stands() -> None:
+    outbox = Outbox([])
+    one = entry(4, report_no=6, state=CommandState.COMMAND_STATE_RUNNING)
+    one.started_at_ms = 7
+    outbox.add(one)
+
+    (told,) = map(command_pb2.Report.FromString, outbox.take(10, 1000))
+
+    assert told == command_pb2.Report(
+        report_no=6,
+        command_id=one.command_id,
+        monotonic_seq=4,
+        state=CommandState.COMMAND_STATE_RUNNING,
+        accepted_at_ms=one.accepted_at_ms,
+        started_at_ms=7,
+    )

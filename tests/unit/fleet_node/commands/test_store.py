@@ -8,22 +8,30 @@ import pytest
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.journal_file import CHECKPOINT_PAGES, JournalDamagedError, ensure_journal
-from fleet_node.commands.store import Batch, Entry, JournalStore, JournalUnavailableError
+from fleet_node.commands.rules import FINAL_STATES
+from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError
 
 NODE = "node-1"
 
 
-def report(seq: int, report_no: int, state: CommandState.ValueType, output: bytes = b"") -> command_pb2.Report:
-    return command_pb2.Report(
-        report_no=report_no, command_id=seq.to_bytes(16, "big"), monotonic_seq=seq, state=state, output=output
-    )
-
-
 def entry(seq: int, report_no: int = 0, state: CommandState.ValueType = CommandState.COMMAND_STATE_ACCEPTED) -> Entry:
-    return Entry(
-        seq, seq.to_bytes(16, "big"), b"d" * 32, "ada", "a.b", b'{"secret":1}', 9, report(seq, report_no or seq, state)
-    )
+    return Entry(seq, seq.to_bytes(16, "big"), b"d" * 32, "ada", "a.b", b'{"secret":1}', 9, 5, state, report_no or seq)
+
+
+def change(one: Entry, report_no: int, state: CommandState.ValueType, output: bytes = b"") -> Change:
+    """What makes an entry so, numbered."""
+    ended = None
+    if state in FINAL_STATES:
+        ended = command_pb2.Report(command_id=one.command_id, monotonic_seq=one.seq, state=state, output=output)
+    made = Change(one, state, 7, 8 if ended else 0, ended)
+    made.number(report_no)
+    return made
+
+
+def report(one: Entry) -> command_pb2.Report:
+    return command_pb2.Report.FromString(one.report())
 
 
 @pytest.fixture
@@ -36,8 +44,8 @@ def path(tmp_path: Path) -> Path:
 def test_what_was_applied_is_there_after_a_reopen(path: Path) -> None:
     store = JournalStore(path, NODE)
     store.apply([Batch(accepted=[entry(1), entry(2)], last_accepted_seq=2, last_report_no=2)], 0)
-    done = report(1, 3, CommandState.COMMAND_STATE_SUCCEEDED, b"out")
-    store.apply([Batch(changed=[(entry(1), done)], last_report_no=3), Batch(tombstones=[(9, b"t" * 16)])], 2)
+    done = change(entry(1), 3, CommandState.COMMAND_STATE_SUCCEEDED, b"out")
+    store.apply([Batch(changed=[done], last_report_no=3), Batch(tombstones=[(9, b"t" * 16)])], 2)
     store.close()
 
     store = JournalStore(path, NODE)
@@ -48,23 +56,48 @@ def test_what_was_applied_is_there_after_a_reopen(path: Path) -> None:
     assert found.unacknowledged == [3]
     assert found.tombstones == {9: b"t" * 16}
     ended = store.find([1, 7])[1]
-    assert (ended.arguments, ended.report, ended.digest) == (b"", done, b"d" * 32)
-    assert store.reports([1, 3, 4]) == [done]
+    assert (ended.arguments, ended.report(), ended.digest) == (b"", done.final_report, b"d" * 32)
+    assert report(ended) == done.report
+    assert (ended.accepted_at_ms, ended.started_at_ms) == (5, 7)
+    assert [one.seq for one in store.reported([1, 3, 4])] == [1]
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
 def test_the_last_of_several_changes_in_one_commit_stands(path: Path) -> None:
     store = JournalStore(path, NODE)
     many = [entry(seq) for seq in range(1, 72)]  # more than one statement writes
-    ran = [(one, report(one.seq, 100 + one.seq, CommandState.COMMAND_STATE_RUNNING)) for one in many]
-    ended = [(one, report(one.seq, 200 + one.seq, CommandState.COMMAND_STATE_SUCCEEDED)) for one in many[1:]]
+    ran = [change(one, 100 + one.seq, CommandState.COMMAND_STATE_RUNNING) for one in many]
+    ended = [change(one, 200 + one.seq, CommandState.COMMAND_STATE_SUCCEEDED) for one in many[1:]]
 
     store.apply([Batch(accepted=many), Batch(changed=ran), Batch(changed=ended)], 0)
 
     found = store.find(range(1, 72))
-    assert [one.report for one in found.values()] == [ran[0][1], *(end for _, end in ended)]
+    assert [report(one).report_no for one in found.values()] == [101, *range(202, 272)]
+    assert found[1].state == CommandState.COMMAND_STATE_RUNNING
     assert [one.arguments for one in found.values()] == [b'{"secret":1}', *[b""] * 70]
     assert store.rows == 71
+
+
+def test_what_is_told_again_brings_no_forgotten_command_back(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(accepted=[entry(1)], last_accepted_seq=1, last_report_no=1)], 0)
+    again = [change(one, 10 + one.seq, one.state) for one in (entry(1), entry(2))]
+
+    store.apply([Batch(told_again=again, last_report_no=12)], 0)
+
+    assert {seq: one.report_no for seq, one in store.find([1, 2]).items()} == {1: 11}
+    assert store.find([1])[1].arguments == b'{"secret":1}'
+
+
+def test_a_commit_counts_what_it_ends_after_what_it_tells_again(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(accepted=[entry(1)], last_accepted_seq=1, last_report_no=1)], 0)
+    again = change(entry(1), 2, CommandState.COMMAND_STATE_ACCEPTED)
+    ended = change(entry(1), 3, CommandState.COMMAND_STATE_SUCCEEDED)
+
+    store.apply([Batch(told_again=[again], last_report_no=2), Batch(changed=[ended], last_report_no=3)], 0)
+
+    assert store.find([1])[1].report() == ended.final_report
 
 
 def test_counters_never_go_back(path: Path) -> None:
@@ -81,7 +114,7 @@ def test_only_the_oldest_acknowledged_ends_are_forgotten(path: Path, monkeypatch
     monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_ROWS", 4)
     store = JournalStore(path, NODE, keep_rows=5)
     store.apply([Batch(accepted=[entry(seq) for seq in range(1, 21)], last_accepted_seq=20, last_report_no=20)], 0)
-    ends = [(entry(seq), report(seq, 20 + seq, CommandState.COMMAND_STATE_SUCCEEDED)) for seq in range(2, 21)]
+    ends = [change(entry(seq), 20 + seq, CommandState.COMMAND_STATE_SUCCEEDED) for seq in range(2, 21)]
     store.apply([Batch(changed=ends, last_report_no=40)], 0)
     assert store.rows == 20
 
@@ -96,10 +129,21 @@ def test_large_outputs_are_forgotten_sooner(path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_BYTES", 0)
     store = JournalStore(path, NODE, keep_bytes=5000)
     for seq in range(1, 11):
-        end = report(seq, 2 * seq, CommandState.COMMAND_STATE_SUCCEEDED, b"x" * 1000)
-        store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[(entry(seq), end)], last_report_no=2 * seq)], 2 * seq)
+        end = change(entry(seq), 2 * seq, CommandState.COMMAND_STATE_SUCCEEDED, b"x" * 1000)
+        store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[end], last_report_no=2 * seq)], 2 * seq)
 
     assert 3 <= store.rows <= 5
+
+
+def test_many_small_commands_take_no_room_that_they_do_not_need(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_ROWS", 0)
+    monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_BYTES", 0)
+    store = JournalStore(path, NODE, keep_rows=10, keep_bytes=1000)
+    for seq in range(1, 200):
+        end = change(entry(seq), 2 * seq, CommandState.COMMAND_STATE_SUCCEEDED)
+        store.apply([Batch(accepted=[entry(seq)]), Batch(changed=[end], last_report_no=2 * seq)], 2 * seq)
+
+    assert store.rows == 10
 
 
 def test_the_write_ahead_log_is_written_over_and_does_not_grow(path: Path) -> None:
@@ -141,11 +185,12 @@ def test_a_journal_with_a_torn_page_stops_the_node(path: Path) -> None:
 
 def test_a_damaged_report_holds_up_none_behind_it_and_a_damaged_command_is_not_run(path: Path) -> None:
     store = JournalStore(path, NODE)
-    ended = CommandState.COMMAND_STATE_SUCCEEDED
-    store.apply([Batch(accepted=[entry(1, state=ended), entry(2, state=ended), entry(3)], last_accepted_seq=3)], 0)
+    store.apply([Batch(accepted=[entry(1), entry(2), entry(3)], last_accepted_seq=3)], 0)
+    ends = [change(entry(seq), 10 + seq, CommandState.COMMAND_STATE_SUCCEEDED) for seq in (1, 2)]
+    store.apply([Batch(changed=ends)], 0)
     store.connection.execute("UPDATE entries SET report = x'ffff' WHERE seq IN (1, 3)")
 
-    assert [found.report_no for found in store.reports([1, 2])] == [2]
+    assert [found.report_no for found in store.reported([11, 12])] == [12]
     with pytest.raises(JournalUnavailableError, match="entry of seq 3 is damaged"):
         store.recover()
     with pytest.raises(JournalUnavailableError, match="enroll it again"):
@@ -165,6 +210,15 @@ def test_a_newer_journal_stops_the_node(path: Path) -> None:
     store.close()
 
     with pytest.raises(JournalDamagedError, match="newer fleet-node"):
+        JournalStore(path, NODE)
+
+
+def test_a_journal_of_before_the_first_release_stops_the_node(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.connection.execute("PRAGMA user_version = 1")
+    store.close()
+
+    with pytest.raises(JournalDamagedError, match=r"version 1.*Revoke the node"):
         JournalStore(path, NODE)
 
 

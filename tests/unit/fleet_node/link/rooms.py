@@ -34,7 +34,7 @@ class FakeCommands:
         self.taken: list[str] = []
         self.acks: list[int] = []
         self.drains: list[bool] = []
-        self.ready: list[command_pb2.Report] = []
+        self.ready: list[bytes] = []
         self.closed = 0
         self.uplink: Uplink | None = None
         self.room = asyncio.Event()
@@ -56,7 +56,7 @@ class FakeCommands:
     async def cancel_frame(self, frame: command_pb2.CancelFrame) -> None:
         self._note(f"cancel {frame.signed.statement.decode()}")
 
-    def next_reports(self, max_count: int = 0, max_bytes: int = 0) -> list[command_pb2.Report]:
+    def next_reports(self, max_count: int = 0, max_bytes: int = 0) -> list[bytes]:
         taken, self.ready = self.ready, []
         return taken
 
@@ -73,7 +73,7 @@ class FakeCommands:
         self.watch.changed()
 
     def report(self, report_no: int) -> None:
-        self.ready.append(command_pb2.Report(report_no=report_no))
+        self.ready.append(command_pb2.Report(report_no=report_no).SerializeToString())
         assert self.uplink is not None
         self.uplink.wake()
 

@@ -287,7 +287,7 @@ async def test_stopping_sends_what_is_ready_and_says_goodbye_last(
     async with running_link(installation, tmp_path) as node:
         stream = await gateway.wait_stream()
         await node.wait(lambda: node.commands.contexts)
-        node.commands.ready.append(command_pb2.Report(report_no=11))
+        node.commands.ready.append(command_pb2.Report(report_no=11).SerializeToString())
         node.link.stop()
         goodbye = await stream.wait_control("goodbye")
         assert goodbye.goodbye.reason == "SHUTDOWN"
