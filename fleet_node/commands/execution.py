@@ -140,15 +140,10 @@ class Execution:
         Raises:
             JournalUnavailableError: nothing of it stands.
         """
-        admitted: list[Run] = []
-        waiting: list[Run] = []
-        for run in plan.runs:
-            if self._runner.admit(run):
-                run.entry.state = _RUNNING
-                run.entry.started_at_ms = run.entry.accepted_at_ms
-                admitted.append(run)
-            else:
-                waiting.append(run)
+        admitted, waiting = self._runner.admit(plan.runs)
+        for run in admitted:
+            run.entry.state = _RUNNING
+            run.entry.started_at_ms = run.entry.accepted_at_ms
         self._note_load()
 
         def done(error: JournalUnavailableError | None) -> None:

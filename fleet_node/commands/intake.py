@@ -181,9 +181,8 @@ class Intake:
         tombstones: Mapping[int, bytes],
         now_ms: int,
     ) -> None:
-        seq = command.monotonic_seq
-        fresh = seq > plan.last_accepted_seq
-        checked = self._check(command.action, command.arguments) if fresh else None
+        seq, action, arguments = command.monotonic_seq, command.action, command.arguments
+        checked = self._check(action, arguments) if seq > plan.last_accepted_seq else None
         objection = checked if isinstance(checked, Objection) else None
         verdict = judge_command(
             command,
@@ -201,11 +200,21 @@ class Intake:
         if verdict in _REFUSED_DETAIL:
             plan.refused.append(_refused(command, verdict))
             return
-        entry = _entry(command, now_ms)
+        entry = Entry(
+            seq,
+            command.command_id,
+            command_digest(command),
+            command.actor[:MAX_ACTOR_CHARS],
+            action[:MAX_ACTION_CHARS],
+            arguments,
+            command.not_after_ms,
+            now_ms,
+            _ACCEPTED,
+        )
         plan.entries.append(entry)
         if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
-            action, arguments = checked
-            plan.runs.append(Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments)))
+            driver_action, parsed = checked
+            plan.runs.append(Run(entry, driver_action, parsed, self._offers.ordering_key(action, parsed)))
         else:
             entry.arguments = b""
             plan.not_run.append(_not_run(entry, verdict, objection))
@@ -221,20 +230,6 @@ class Intake:
         if action is None:
             return Objection("UNKNOWN_ACTION", "this node has no such action")
         return protected_objection(action) or (action, arguments)
-
-
-def _entry(command: command_pb2.Command, now_ms: int) -> Entry:
-    return Entry(
-        command.monotonic_seq,
-        command.command_id,
-        command_digest(command),
-        command.actor[:MAX_ACTOR_CHARS],
-        command.action[:MAX_ACTION_CHARS],
-        command.arguments,
-        command.not_after_ms,
-        now_ms,
-        _ACCEPTED,
-    )
 
 
 def _not_run(entry: Entry, verdict: Verdict, objection: Objection | None) -> Change:

@@ -50,18 +50,19 @@ class Outbox:
             numbers.popleft()
         return numbers[0] if numbers else 0
 
-    def add(self, entry: Entry) -> None:
-        """The newest report about an entry is durable; it is numbered above all before it."""
-        number = entry.report_no
-        size = ENTRY_BYTES + len(entry.final_report)
-        if self._memory_bytes + size <= self._max_memory_bytes:
-            self._memory_bytes += size
-            self._pending[number] = entry
-        else:
-            self._pending[number] = None
-        self._numbers.append(number)
-        self._unsent.append(number)
-        self.last_report_no = number
+    def add(self, entries: Iterable[Entry]) -> None:
+        """The newest reports about these are durable; they are numbered above all before them, growing."""
+        pending, numbers, unsent = self._pending, self._numbers, self._unsent
+        for entry in entries:
+            number = self.last_report_no = entry.report_no
+            size = ENTRY_BYTES + len(entry.final_report)
+            if self._memory_bytes + size <= self._max_memory_bytes:
+                self._memory_bytes += size
+                pending[number] = entry
+            else:
+                pending[number] = None
+            numbers.append(number)
+            unsent.append(number)
 
     def remove(self, entry: Entry) -> None:
         """A report about this entry is superseded, if it waits here; call it before the entry changes."""
@@ -98,9 +99,13 @@ class Outbox:
         exceeds `max_bytes` goes alone."""
         taken: list[bytes] = []
         size = 0
-        self._skip()
-        while self._unsent and len(taken) < max_count:
-            entry = self._pending[self._unsent[0]]
+        unsent, pending, deferred = self._unsent, self._pending, self._deferred
+        while unsent and len(taken) < max_count:
+            number = unsent[0]
+            if number not in pending or number in deferred:
+                unsent.popleft()
+                continue
+            entry = pending[number]
             if entry is None:
                 break
             report = entry.report()
@@ -108,8 +113,7 @@ class Outbox:
             if taken and size > max_bytes:
                 break
             taken.append(report)
-            self._unsent.popleft()
-            self._skip()
+            unsent.popleft()
         return taken
 
     def missing(self, limit: int) -> list[int]:

@@ -59,10 +59,13 @@ def protected_objection(action: Action) -> Objection | None:
 def check_seq_range(statement: command_pb2.CommandStatement) -> None:
     """Refuse seqs that the journal cannot hold.
 
+    Args:
+        statement: checked: it holds commands, and their seqs grow.
+
     Raises:
         StatementRefusal: MALFORMED.
     """
-    if any(command.monotonic_seq > MAX_SEQ for command in statement.commands):
+    if statement.commands[-1].monotonic_seq > MAX_SEQ:
         raise StatementRefusal(StatementReason.MALFORMED, "a seq is beyond 2^63 - 1")
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Any, Protocol
 
@@ -47,6 +47,9 @@ class Phase(Enum):
     ENDED = auto()
 
 
+_WAITING, _STARTING, _RUNNING, _ENDED = Phase  # a member of an enum costs a search each time
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """One command on its way through the driver.
@@ -62,8 +65,8 @@ class Run:
     action: Action
     arguments: Mapping[str, Any]
     key: str | None
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    phase: Phase = Phase.WAITING
+    stop: asyncio.Event | None = None  # made when the driver is called
+    phase: Phase = _WAITING
     cause: StopCause | None = None
     due_s: float = 0.0
     task: asyncio.Task[None] | None = None
@@ -133,15 +136,21 @@ class Runner:
         """The run of that seq, unless it has ended."""
         return self._busy.get(seq) or self._waiting.get(seq)
 
-    def admit(self, run: Run) -> bool:
-        """Give a new run a slot if it may start at once; it is not known here otherwise."""
-        taken = run.key is not None and run.key in self._keys
-        if self.held or self._ready or taken or len(self._busy) >= self._concurrency:
-            return False
-        if run.key is not None:
-            self._keys[run.key] = deque()
-        self._occupy(run)
-        return True
+    def admit(self, runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+        """Give slots to those of new runs that may start at once; the others, second, are not known here."""
+        admitted: list[Run] = []
+        others: list[Run] = []
+        free = 0 if self.held or self._ready else self._concurrency - len(self._busy)
+        for run in runs:
+            key = run.key
+            if len(admitted) >= free or (key is not None and key in self._keys):
+                others.append(run)
+                continue
+            if key is not None:
+                self._keys[key] = deque()
+            self._occupy(run)
+            admitted.append(run)
+        return admitted, others
 
     def withdraw(self, run: Run) -> None:
         """Take back an admitted run whose acceptance could not be journaled."""
@@ -174,37 +183,40 @@ class Runner:
         """Return runs whose RUNNING could not be journaled to the head of the queue."""
         for run in reversed(runs):
             del self._busy[run.entry.seq]
-            run.phase = Phase.WAITING
+            run.phase = _WAITING
             self._waiting[run.entry.seq] = run
             self._ready.appendleft(run)
 
     def remove(self, run: Run) -> None:
         """A waiting run will never start."""
-        run.phase = Phase.ENDED
+        run.phase = _ENDED
         del self._waiting[run.entry.seq]
         if run in self._ready:
             self._ready.remove(run)
-            self._free_key(run)
+            if run.key is not None:
+                self._free_key(run.key)
         elif run.key is not None:
             self._keys[run.key].remove(run)
 
     def start(self, runs: Sequence[Run]) -> None:
         """Call the drivers of runs whose RUNNING is durable."""
+        if not runs:
+            return
         now_s = self._clock.monotonic()
+        first_due_s = float("inf")
         for run in runs:
-            run.phase = Phase.RUNNING
+            run.phase = _RUNNING
             run.due_s = now_s + (run.action.timeout_s if run.cause is None else self._stop_grace_s)
-            self._to_run.append(run)
-        self._staff()
-        if runs:
-            self._watch(min(run.due_s for run in runs))
+            first_due_s = min(first_due_s, run.due_s)
+        self._to_run.extend(runs)
+        if not self._idle_workers:
+            self._staff()
+        self._watch(first_due_s)
 
     def ask_stop(self, run: Run, cause: StopCause) -> None:
         """Ask a run with a slot to stop; the first cause counts."""
         if run.cause is None:
-            run.cause = cause
-            run.stop.set()
-            run.due_s = self._clock.monotonic() + self._stop_grace_s
+            self._tell_stop(run, cause)
             self._watch(run.due_s)
 
     def stop_all(self, cause: StopCause) -> None:
@@ -222,52 +234,53 @@ class Runner:
             await asyncio.wait(tasks, timeout=CANCEL_GRACE_S)  # a driver that swallows it must not hold the node
 
     def _occupy(self, run: Run) -> None:
-        run.phase = Phase.STARTING
+        run.phase = _STARTING
         self._busy[run.entry.seq] = run
 
     def _release(self, run: Run) -> None:
-        run.phase = Phase.ENDED
+        run.phase = _ENDED
         del self._busy[run.entry.seq]
-        self._free_key(run)
+        if run.key is not None:
+            self._free_key(run.key)
 
-    def _free_key(self, run: Run) -> None:
-        if run.key is None:
-            return
-        queue = self._keys[run.key]
+    def _free_key(self, key: str) -> None:
+        queue = self._keys[key]
         if queue:
             self._ready.append(queue.popleft())
         else:
-            del self._keys[run.key]
+            del self._keys[key]
+
+    def _tell_stop(self, run: Run, cause: StopCause) -> None:
+        run.cause = cause
+        if run.stop is not None:
+            run.stop.set()
+        run.due_s = self._clock.monotonic() + self._stop_grace_s
 
     def _staff(self) -> None:
-        if self._to_run and not self._idle_workers:
-            self._idle_workers += 1
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+        self._idle_workers += 1
+        worker = asyncio.get_running_loop().create_task(self._work())
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
         self._idle_workers -= 1
         task = asyncio.current_task()
-        while self._to_run:
-            run = self._to_run.popleft()
-            self._staff()  # for the rest, should this one take its time
+        to_run = self._to_run
+        while to_run:
+            run = to_run.popleft()
+            if to_run and not self._idle_workers:  # for the rest, should this one take its time
+                self._staff()
             outcome = await self._call(run, task)
-            if run.phase is Phase.RUNNING:
+            if run.phase is _RUNNING:
                 self._end(run, outcome)
 
     async def _call(self, run: Run, task: asyncio.Task[None] | None) -> Outcome | None:
         if run.cause is not None:
             return Outcome(OutcomeState.CANCELLED, {}, run.cause, "stopped before it started")
         run.task = task
-        invocation = Invocation(
-            command_id=run.entry.command_id,
-            action=run.action.name,
-            arguments=run.arguments,
-            timeout_s=run.action.timeout_s,
-            stop=run.stop,
-            actor=run.entry.actor,
-        )
+        run.stop = asyncio.Event()
+        entry, action = run.entry, run.action
+        invocation = Invocation(entry.command_id, action.name, run.arguments, action.timeout_s, run.stop, entry.actor)
         try:
             return await self._actions.run(invocation)
         except asyncio.CancelledError:
@@ -295,18 +308,16 @@ class Runner:
         while True:
             await self._clock.sleep(max(0.0, self._watch_due_s - self._clock.monotonic()))
             now_s = self._clock.monotonic()
-            for run in [run for run in self._busy.values() if run.phase is Phase.RUNNING and run.due_s <= now_s]:
+            for run in [run for run in self._busy.values() if run.phase is _RUNNING and run.due_s <= now_s]:
                 self._step(run)
-            due = [run.due_s for run in self._busy.values() if run.phase is Phase.RUNNING]
+            due = [run.due_s for run in self._busy.values() if run.phase is _RUNNING]
             if not due:
                 return
             self._watch_due_s = min(due)
 
     def _step(self, run: Run) -> None:
         if run.cause is None:
-            run.cause = StopCause.TIMEOUT
-            run.stop.set()
-            run.due_s = self._clock.monotonic() + self._stop_grace_s
+            self._tell_stop(run, StopCause.TIMEOUT)
         elif not run.cancelled and run.task is not None:
             run.cancelled = True
             run.due_s = self._clock.monotonic() + CANCEL_GRACE_S

@@ -192,7 +192,9 @@ class CommandService:
         statement = self._intake.open_statement(signed, stream.context, last_accepted_seq)
         if ledger.backlog >= MAX_BACKLOG:
             raise _unavailable(f"{ledger.backlog} reports wait for the server's acknowledgement")
-        seqs = [one.monotonic_seq for one in statement.commands if one.monotonic_seq <= last_accepted_seq]
+        seqs: list[int] = []
+        if statement.commands[0].monotonic_seq <= last_accepted_seq:  # they grow: otherwise all are new
+            seqs = [one.monotonic_seq for one in statement.commands if one.monotonic_seq <= last_accepted_seq]
         try:
             journaled = await ledger.find(seqs) if seqs else {}
             plan = self._intake.judge(

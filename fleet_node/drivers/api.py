@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 MAX_ARGUMENTS_BYTES = 64 * 1024
 """Largest arguments of one command (docs/protocol.md, "Commands")."""
@@ -67,8 +67,7 @@ class Action:
     ordering_key: OrderingKey | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """One run of an action.
 
     Args:
@@ -96,8 +95,7 @@ class OutcomeState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a run came to.
 
     Args:

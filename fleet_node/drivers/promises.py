@@ -135,7 +135,7 @@ def keeps_outcome_promise(outcome: object) -> bool:
     said: Any = outcome  # whatever the driver really put there
     return (
         isinstance(said.state, OutcomeState)
-        and isinstance(said.output, Mapping)
+        and isinstance(said.output, (dict, Mapping))  # dict: a look, where an ABC costs a search
         and isinstance(said.reason, str)
         and isinstance(said.error, str)
         and isinstance(said.truncated, bool)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
 from typing import Any, Final, Self
@@ -306,7 +306,9 @@ def _within_limits(outcome: Outcome, action: Action) -> Outcome:
         sentence = "the driver ran and returned no Outcome, or one of other types than declared; tell its author"
         return Outcome(OutcomeState.FAILED, {}, "DRIVER_ERROR", sentence)
     if not (outcome.reason.isascii() and outcome.error.isascii()):
-        outcome = replace(outcome, reason=_carried(outcome.reason), error=_carried(outcome.error))
+        outcome = outcome._replace(reason=_carried(outcome.reason), error=_carried(outcome.error))
+    if not outcome.output:
+        return outcome
     try:
         size = len(encode_output(outcome.output))
     except ValueError as error:

@@ -25,7 +25,7 @@ from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.sequence import StreamContext
-from fleet.v1 import command_pb2, gateway_pb2, session_pb2
+from fleet.v1 import gateway_pb2, session_pb2
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller

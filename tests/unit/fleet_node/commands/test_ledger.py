@@ -119,8 +119,7 @@ def numbers(reports: list[bytes]) -> list[int]:
 def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> None:
     entries = {number: ended(number, 100) for number in range(1, 9)}
     outbox = Outbox([], max_memory_bytes=3 * (ENTRY_BYTES + 150))
-    for one in entries.values():
-        outbox.add(one)
+    outbox.add(entries.values())
 
     taken: list[int] = []
     read = 0
@@ -142,8 +141,7 @@ def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> No
 
 def test_a_frame_of_reports_stays_below_its_bytes_but_for_one_that_alone_exceeds_them() -> None:
     outbox = Outbox([])
-    for number, size in enumerate([900, 300, 300, 300], start=1):
-        outbox.add(ended(number, size))
+    outbox.add(ended(number, size) for number, size in enumerate([900, 300, 300, 300], start=1))
 
     assert [numbers(outbox.take(10, 800)) for _ in range(3)] == [[1], [2, 3], [4]]
 
@@ -153,7 +151,7 @@ def test_a_superseded_report_never_goes_out() -> None:
     one = entry(1)
     outbox.remove(one)
     change(one, 3, CommandState.COMMAND_STATE_SUCCEEDED).stands()
-    outbox.add(one)
+    outbox.add([one])
 
     assert outbox.missing(10) == [2]
     outbox.loaded([2], [])
@@ -166,7 +164,7 @@ def test_what_has_not_ended_is_told_as_it_stands() -> None:
     outbox = Outbox([])
     one = entry(4, report_no=6, state=CommandState.COMMAND_STATE_RUNNING)
     one.started_at_ms = 7
-    outbox.add(one)
+    outbox.add([one])
 
     (told,) = map(command_pb2.Report.FromString, outbox.take(10, 1000))
 
