@@ -26,7 +26,7 @@ class Entry:
         action: full name.
         arguments: JSON as it came; empty once it cannot run any more.
         not_after_ms: it must not start later.
-        accepted_at_ms: when it was judged.
+        accepted_at_ms: when its seq was accepted; what is too far away never was.
         state: where it stands.
         report_no: number of the newest report about it.
         started_at_ms: when it was handed to its driver.

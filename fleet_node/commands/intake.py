@@ -208,7 +208,7 @@ class Intake:
             action[:MAX_ACTION_CHARS],
             arguments,
             command.not_after_ms,
-            now_ms,
+            now_ms if verdict.advances else 0,
             _ACCEPTED,
         )
         plan.entries.append(entry)
@@ -217,7 +217,7 @@ class Intake:
             plan.runs.append(Run(entry, driver_action, parsed, self._offers.ordering_key(action, parsed)))
         else:
             entry.arguments = b""
-            plan.not_run.append(_not_run(entry, verdict, objection))
+            plan.not_run.append(_not_run(entry, verdict, objection, now_ms))
         if verdict is Verdict.TOMBSTONED:
             plan.consumed.append(seq)
 
@@ -232,11 +232,12 @@ class Intake:
         return protected_objection(action) or (action, arguments)
 
 
-def _not_run(entry: Entry, verdict: Verdict, objection: Objection | None) -> Change:
+def _not_run(entry: Entry, verdict: Verdict, objection: Objection | None, now_ms: int) -> Change:
     if verdict in _NOT_RUN:
-        return reports.not_run(entry, *_NOT_RUN[verdict])
+        state, reason, error = _NOT_RUN[verdict]
+        return reports.not_run(entry, state, now_ms, reason, error)
     why = objection or Objection("REJECTED", "the node refused it")
-    return reports.not_run(entry, CommandState.COMMAND_STATE_REJECTED, why.reason, why.detail)
+    return reports.not_run(entry, CommandState.COMMAND_STATE_REJECTED, now_ms, why.reason, why.detail)
 
 
 def _refused(command: command_pb2.Command, verdict: Verdict) -> command_pb2.CommandRefused:

@@ -9,7 +9,8 @@ Mental model
     gained one command next to nothing, cost many a fifth of their rate, and would leave the node deaf while its disk
     hangs.
     What comes in during one turn of the event loop goes over together: the results of one statement and the acceptance
-    of the next share a commit, and the thread is woken once for both.
+    of the next share a commit, and the thread is woken once for both. Results announce themselves and are asked for
+    last, so they wait for no turn of their own.
     Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in
     their order.
     Acknowledgements ride along with the next commit: losing one only sends reports again.
@@ -62,6 +63,7 @@ class Journal:
         self._store = store
         self._commit_duration = commit_duration
         self._turn: list[_Commit | _Query] = []
+        self._late: list[Callable[[], None]] = []
         self._queue: queue.SimpleQueue[list[_Commit | _Query] | None] = queue.SimpleQueue()
         self._acked_report_no = 0
         self._closed = False
@@ -92,6 +94,11 @@ class Journal:
             return
         self._hand_in(_Commit(batch, done))
 
+    def submit_late(self, submit: Callable[[], None]) -> None:
+        """Call `submit` at the end of this turn of the event loop; what it submits goes over with all of this turn."""
+        self._await_end()
+        self._late.append(submit)
+
     async def query(self, ask: Callable[[JournalStore], T]) -> T:
         """Ask the file something, on its thread, after everything that was queued before.
 
@@ -120,9 +127,18 @@ class Journal:
             await asyncio.to_thread(self._thread.join)
 
     def _hand_in(self, item: _Commit | _Query) -> None:
-        if not self._turn:
-            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._await_end()
         self._turn.append(item)
+
+    def _await_end(self) -> None:
+        if not self._turn and not self._late:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        for submit in self._late:
+            submit()
+        self._late.clear()
+        self._hand_over()
 
     def _hand_over(self) -> None:
         if self._turn:
@@ -143,18 +159,17 @@ class Journal:
     def _take(self) -> tuple[list[_Commit], list[_Query], bool]:
         commits: list[_Commit] = []
         queries: list[_Query] = []
-        turn = self._queue.get()
-        while turn is not None:
+        while True:
+            turn = self._queue.get()
+            if turn is None:
+                return commits, queries, True
             for item in turn:
                 if isinstance(item, _Commit):
                     commits.append(item)
                 else:
                     queries.append(item)
-            try:
-                turn = self._queue.get_nowait()
-            except queue.Empty:
+            if self._queue.empty():
                 return commits, queries, False
-        return commits, queries, True
 
     def _commit(self, commits: list[_Commit]) -> None:
         started = perf_counter()

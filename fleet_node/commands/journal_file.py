@@ -95,7 +95,8 @@ def open_file(path: Path, node_id: str) -> sqlite3.Connection:
     """
     if not path.exists():
         raise JournalDamagedError(path, "the journal is missing", _START_OVER)
-    connection = sqlite3.connect(path, isolation_level="IMMEDIATE", check_same_thread=False, timeout=0.0)
+    # Transactions are begun and ended by statements that stay prepared; sqlite3's own are parsed each time.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.0)
     try:
         # Nobody else reads it, and a second process must not write it; this also spares the shared-memory file.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")

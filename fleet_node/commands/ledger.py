@@ -178,7 +178,7 @@ class Ledger:
         self._results.append(change)
         if not self._flushing and self._retry is None:
             self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._journal.submit_late(self._flush)
 
     def start(self, changes: Sequence[Change], done: Done) -> None:
         """Mark commands as RUNNING, then call `done`: only after it without an error may their drivers be called."""

@@ -33,9 +33,9 @@ def told_again(entry: Entry) -> Change:
     return Change(entry, entry.state, entry.started_at_ms, report=report)
 
 
-def not_run(entry: Entry, state: CommandState.ValueType, reason: str, error: str) -> Change:
-    """It ends where it is accepted."""
-    return _final(entry, state, entry.accepted_at_ms, reason, error)
+def not_run(entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str) -> Change:
+    """It ends where it is judged."""
+    return _final(entry, state, now_ms, reason, error)
 
 
 def expired(entry: Entry, now_ms: int) -> Change:

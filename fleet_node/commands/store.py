@@ -6,14 +6,16 @@ has, the report is kept as it is sent, in place of the arguments. `tombstones` a
 command.
 
 Each SQL statement lets go of the interpreter and has to get it back from the event loop, which costs more than writing
-a row does: so a commit writes many rows with one statement, new ones whole, and of changed ones what changes.
+a row does: so a commit writes many rows with one statement, new ones whole, and of changed ones what changes. And
+`counters` stand for what no row says any more: the usual commits, of one statement's commands or of their ends, are one
+SQL statement that needs no transaction around it, and write no page but those of their rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +30,7 @@ from fleet_node.commands.journal_file import open_file
 
 T = TypeVar("T")
 Values = tuple[int | str | bytearray, ...]
+Counters = tuple[int, int, int]  # last_accepted_seq, last_report_no, acked_report_no
 
 log = get_logger(__name__)
 
@@ -36,6 +39,9 @@ KEEP_BYTES = 32 * 1024 * 1024
 _TRIM_SLACK_ROWS = 256
 _TRIM_SLACK_BYTES = 4 * 1024 * 1024
 _PAGE_ROWS = 512
+_ACK_SLACK = 256
+"""Acknowledged reports that a node may send once more after it was killed: it does not write for each of them."""
+
 _UNFINISHED = f"({CommandState.COMMAND_STATE_ACCEPTED:d}, {CommandState.COMMAND_STATE_RUNNING:d})"
 
 
@@ -54,9 +60,10 @@ _CHANGE = _texts(
     "(?, x'', x'', '', '', x'', 0, 0, ?, ?, ?, ?)",
 )
 _TELL_AGAIN = "UPDATE entries SET report_no = ?, report = ? WHERE seq = ?"
-_COUNTERS = (
-    "UPDATE counters SET last_accepted_seq = max(last_accepted_seq, ?),"
-    " last_report_no = max(last_report_no, ?), acked_report_no = max(acked_report_no, ?)"
+_COUNTERS = "UPDATE counters SET last_accepted_seq = ?, last_report_no = ?, acked_report_no = ?"
+# What was too far away was never accepted: its row says nothing of how far the node is.
+_SAID_BY_ROWS = (
+    "SELECT coalesce(max(seq) FILTER (WHERE accepted_at_ms > 0), 0), coalesce(max(report_no), 0) FROM entries"
 )
 _DAMAGED_REMEDY = "look at the disk, revoke the node, and enroll it again with an empty state folder"
 _ENTRY_COLUMNS = (
@@ -132,6 +139,11 @@ class JournalStore:
         totals = self.connection.execute("SELECT count(*), coalesce(sum(length(report)), 0) FROM entries").fetchone()
         self.rows: int = totals[0]
         self._bytes: int = totals[1]
+        saved = self.connection.execute("SELECT last_accepted_seq, last_report_no, acked_report_no FROM counters")
+        last_accepted_seq, last_report_no, acked_report_no = saved.fetchone()
+        rows_seq, rows_report_no = self.connection.execute(_SAID_BY_ROWS).fetchone()
+        self._counters = (max(last_accepted_seq, rows_seq), max(last_report_no, rows_report_no), acked_report_no)
+        self._saved_acked = acked_report_no
 
     def apply(self, batches: Sequence[Batch], acked_report_no: int) -> None:
         """Make `batches` durable in one transaction, in order, or none of them.
@@ -147,23 +159,32 @@ class JournalStore:
         changed = [change for batch in batches for change in batch.changed]
         told_again = [change for batch in batches for change in batch.told_again]
         tombstones = [tombstone for batch in batches for tombstone in batch.tombstones]
-        last_accepted_seq = max((batch.last_accepted_seq for batch in batches), default=0)
-        last_report_no = max((batch.last_report_no for batch in batches), default=0)
+        last_accepted_seq, last_report_no, acked = self._counters
+        counters = (
+            max([last_accepted_seq, *[batch.last_accepted_seq for batch in batches]]),
+            max([last_report_no, *[batch.last_report_no for batch in batches]]),
+            max(acked, acked_report_no),
+        )
         count = self.rows + len(accepted)
         size = self._bytes + sum([len(change.final_report) for change in changed])
+        plain = not told_again and not tombstones and not self._crowded(count, size, counters)
         try:
-            with self.connection:  # begins before the first write, and commits or rolls back
+            if plain and self._said_by(accepted, changed, counters):
                 self._write(_ACCEPT, accepted, _accepted_values)
-                if told_again:  # before what changes: it says how commands stood until now
-                    self.connection.executemany(_TELL_AGAIN, map(_told_again_values, told_again))
                 self._write(_CHANGE, changed, _changed_values)
-                if tombstones:
-                    self._bury(tombstones)
-                self.connection.execute(_COUNTERS, (last_accepted_seq, last_report_no, acked_report_no))
-                count, size = self._trim(count, size, acked_report_no)
+            else:
+                with self._transaction(counters):
+                    self._write(_ACCEPT, accepted, _accepted_values)
+                    if told_again:  # before what changes: it says how commands stood until now
+                        self.connection.executemany(_TELL_AGAIN, map(_told_again_values, told_again))
+                    self._write(_CHANGE, changed, _changed_values)
+                    if tombstones:
+                        self._bury(tombstones)
+                    count, size = self._trim(count, size, counters)
+                self._saved_acked = counters[2]
         except sqlite3.Error as error:
             raise JournalUnavailableError(_unavailable(error)) from error
-        self.rows, self._bytes = count, size
+        self.rows, self._bytes, self._counters = count, size, counters
 
     def recover(self) -> Recovered:
         """What the last process left.
@@ -172,21 +193,20 @@ class JournalStore:
             JournalUnavailableError: it cannot be read.
         """
         try:
-            counters = self.connection.execute(
-                "SELECT last_accepted_seq, last_report_no, acked_report_no FROM counters"
-            ).fetchone()
+            last_accepted_seq, last_report_no, acked_report_no = self._counters
             numbers = self.connection.execute(
-                "SELECT report_no FROM entries WHERE report_no > ? ORDER BY report_no", (counters[2],)
+                "SELECT report_no FROM entries WHERE report_no > ? ORDER BY report_no", (acked_report_no,)
+            )
+            tombstones = self.connection.execute(
+                "SELECT seq, command_id FROM tombstones WHERE seq > ?", (last_accepted_seq,)
             )
             return Recovered(
-                last_accepted_seq=counters[0],
-                last_report_no=counters[1],
-                acked_report_no=counters[2],
+                last_accepted_seq=last_accepted_seq,
+                last_report_no=last_report_no,
+                acked_report_no=acked_report_no,
                 unfinished=self._entries(f"WHERE state IN {_UNFINISHED} ORDER BY seq"),
                 unacknowledged=[number for (number,) in numbers],
-                tombstones=dict(
-                    self.connection.execute("SELECT seq, command_id FROM tombstones WHERE seq > ?", counters[:1])
-                ),
+                tombstones=dict(tombstones),
             )
         except sqlite3.Error as error:
             raise JournalUnavailableError(_unavailable(error)) from error
@@ -225,6 +245,29 @@ class JournalStore:
         with contextlib.suppress(sqlite3.Error):
             self.connection.close()
 
+    def _said_by(self, accepted: Sequence[Entry], changed: Sequence[Change], counters: Counters) -> bool:
+        """Whether one statement writes these rows, and they say all that the counters would say."""
+        if bool(accepted) == bool(changed) or len(accepted or changed) not in _ACCEPT:
+            return False
+        last_accepted_seq, last_report_no, acked_report_no = counters
+        if acked_report_no - self._saved_acked > _ACK_SLACK:
+            return False
+        if changed:
+            return changed[-1].report_no == last_report_no and last_accepted_seq == self._counters[0]
+        return (accepted[-1].report_no, accepted[-1].seq) == (last_report_no, last_accepted_seq)
+
+    @contextlib.contextmanager
+    def _transaction(self, counters: Counters) -> Iterator[None]:
+        execute = self.connection.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            execute(_COUNTERS, counters)
+            yield
+            execute("COMMIT")
+        finally:
+            if self.connection.in_transaction:
+                execute("ROLLBACK")
+
     def _write(self, texts: dict[int, str], items: Sequence[T], values: Callable[[T], Values]) -> None:
         written = 0
         for rows, text in texts.items():
@@ -250,12 +293,15 @@ class JournalStore:
         rows = self.connection.execute(f"SELECT {_ENTRY_COLUMNS} FROM entries {where}", values)  # noqa: S608  constants
         return [Entry(*row) for row in rows]
 
-    def _trim(self, rows: int, size: int, acked_report_no: int) -> tuple[int, int]:
-        """Forget the oldest acknowledged commands beyond what is kept; returns rows and bytes left."""
+    def _crowded(self, rows: int, size: int, counters: Counters) -> bool:
         crowded = rows > self._keep_rows + _TRIM_SLACK_ROWS or size > self._keep_bytes + _TRIM_SLACK_BYTES
-        if not crowded or acked_report_no == self._trimmed_at:
+        return crowded and counters[2] != self._trimmed_at
+
+    def _trim(self, rows: int, size: int, counters: Counters) -> tuple[int, int]:
+        """Forget the oldest acknowledged commands beyond what is kept; returns rows and bytes left."""
+        if not self._crowded(rows, size, counters):
             return rows, size
-        self._trimmed_at = acked_report_no
+        acked_report_no = self._trimmed_at = counters[2]
         forgettable = f"report_no <= ? AND state NOT IN {_UNFINISHED}"
         last_seq = 0
         query = f"SELECT seq, length(report) FROM entries WHERE {forgettable} ORDER BY seq LIMIT ?"  # noqa: S608

@@ -1,6 +1,7 @@
 """The journal's file: what it survives, what it refuses to be opened as, and what it forgets."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def change(one: Entry, report_no: int, state: CommandState.ValueType, output: by
     made = Change(one, state, 7, 8 if ended else 0, ended)
     made.number(report_no)
     return made
+
+
+def copy_as_left(path: Path) -> Path:
+    """The journal as a node that is killed now leaves it."""
+    left = path.with_name("left.db")
+    shutil.copyfile(path, left)
+    shutil.copyfile(path.with_name(path.name + "-wal"), left.with_name(left.name + "-wal"))
+    return left
 
 
 def report(one: Entry) -> command_pb2.Report:
@@ -108,6 +117,59 @@ def test_counters_never_go_back(path: Path) -> None:
     found = store.recover()
 
     assert (found.last_accepted_seq, found.last_report_no, found.acked_report_no) == (7, 9, 5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 32, 50])
+def test_counters_are_known_from_the_rows_of_a_node_that_was_killed(path: Path, count: int) -> None:
+    store = JournalStore(path, NODE)
+    commands = [entry(seq) for seq in range(1, count + 1)]
+    ends = [change(one, count + one.seq, CommandState.COMMAND_STATE_SUCCEEDED) for one in commands]
+    store.apply([Batch(accepted=commands, last_accepted_seq=count, last_report_no=count)], 0)
+    store.apply([Batch(changed=ends, last_report_no=2 * count)], count)
+
+    found = JournalStore(copy_as_left(path), NODE).recover()
+
+    assert (found.last_accepted_seq, found.last_report_no) == (count, 2 * count)
+    assert found.unacknowledged == list(range(count + 1, 2 * count + 1))
+    assert found.unfinished == []
+
+
+def test_counters_outlive_the_rows_that_said_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_node.commands.store._TRIM_SLACK_ROWS", 0)
+    store = JournalStore(path, NODE, keep_rows=1)
+    first, second = entry(1), entry(2)
+    store.apply([Batch(accepted=[first, second], last_accepted_seq=2, last_report_no=2)], 0)
+    store.apply([Batch(changed=[change(second, 3, CommandState.COMMAND_STATE_SUCCEEDED)], last_report_no=3)], 0)
+    store.apply([Batch(changed=[change(first, 4, CommandState.COMMAND_STATE_SUCCEEDED)], last_report_no=4)], 0)
+    store.apply([Batch()], 4)
+    assert sorted(store.find([1, 2])) == [2]
+
+    found = JournalStore(copy_as_left(path), NODE).recover()
+
+    assert (found.last_accepted_seq, found.last_report_no, found.acked_report_no) == (2, 4, 4)
+
+
+def test_a_seq_that_is_too_far_away_does_not_count_after_a_restart(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    far = entry(2**40)
+    far.accepted_at_ms = 0
+    refused = change(far, 2, CommandState.COMMAND_STATE_REJECTED)
+    store.apply([Batch(accepted=[far], changed=[refused], last_accepted_seq=0, last_report_no=2)], 0)
+    store.apply([Batch(accepted=[entry(1, 3)], last_accepted_seq=1, last_report_no=3)], 0)
+
+    found = JournalStore(copy_as_left(path), NODE).recover()
+
+    assert (found.last_accepted_seq, found.last_report_no) == (1, 3)
+
+
+def test_a_killed_node_repeats_few_reports_that_are_acknowledged(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    for seq in range(1, 1001):
+        store.apply([Batch(accepted=[entry(seq)], last_accepted_seq=seq, last_report_no=seq)], seq - 1)
+
+    found = JournalStore(copy_as_left(path), NODE).recover()
+
+    assert 700 < found.acked_report_no < 1000
 
 
 def test_only_the_oldest_acknowledged_ends_are_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
