@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
-from fleet_node.commands.rules import FINAL_STATES
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +30,8 @@ class Entry:
         report_no: number of the newest report about it.
         started_at_ms: when it was handed to its driver.
         final_report: the report about its end as it is sent; empty while it has not ended.
+        changing: a change of it is not durable yet.
+        deferred: its report is held back on this stream, because the next one is on its way to the disk.
     """
 
     seq: int
@@ -45,11 +46,8 @@ class Entry:
     report_no: int = 0
     started_at_ms: int = 0
     final_report: bytes = b""
-
-    @property
-    def ended(self) -> bool:
-        """Whether its state is final."""
-        return self.state in FINAL_STATES
+    changing: bool = False
+    deferred: bool = False
 
     def report(self) -> bytes:
         """The newest report about it, a serialised `Report`. Most commands end before anybody asks how they started."""
@@ -100,6 +98,7 @@ class Change:
         entry.state = self.state
         entry.report_no = self.report_no
         entry.started_at_ms = self.started_at_ms
+        entry.changing = entry.deferred = False
         if self.final_report:
             entry.final_report = self.final_report
             entry.arguments = b""

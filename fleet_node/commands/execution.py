@@ -205,8 +205,13 @@ class Execution:
         await self._runner.close()
 
     def _pump(self) -> None:
-        """Start whoever's turn it is: RUNNING is journaled first."""
+        """Start whoever's turn it is."""
         self._pumping = False
+        if self._runner.waiting_count:
+            self._start_waiting()
+        self._note_load()
+
+    def _start_waiting(self) -> None:
         now_ms = self._server_time.now_ms()
         starting: list[Run] = []
         while runs := self._runner.take_startable():
@@ -216,8 +221,7 @@ class Execution:
                     self._ledger.record(reports.expired(run.entry, now_ms))
                 else:
                     starting.append(run)
-        self._note_load()
-        if starting:
+        if starting:  # RUNNING is journaled first
             changes = [reports.running(run.entry, now_ms) for run in starting]
             self._ledger.start(changes, lambda error: self._started(starting, error))
 

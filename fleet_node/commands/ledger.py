@@ -66,7 +66,6 @@ class Ledger:
         self.last_report_no = recovered.last_report_no
         self._acked_report_no = recovered.acked_report_no
         self._results: list[Change] = []
-        self._changing: set[int] = set()  # seqs with a change that is not durable yet
         self._in_flight = 0
         self._flushing = False
         self._retry: asyncio.Task[None] | None = None
@@ -117,7 +116,7 @@ class Ledger:
         """
         for report_no, entry in enumerate(entries, self.last_report_no + 1):
             entry.report_no = self.last_report_no = report_no
-        told_again = [reports.told_again(entry) for entry in again if entry.seq not in self._changing]
+        told_again = [reports.told_again(entry) for entry in again if not entry.changing]
         for change in (*not_run, *told_again):
             change.number(self._next_report_no())
         batch = Batch(
@@ -163,18 +162,17 @@ class Ledger:
         """
         change.number(self._next_report_no())
         batch = Batch(changed=[change], last_report_no=change.report_no)
-        self._changing.add(change.entry.seq)
+        change.entry.changing = True
         try:
             await self._commit(batch, lambda: self._publish([change]))
         finally:
-            self._changing.discard(change.entry.seq)
+            change.entry.changing = False
         self._count([change])
 
     def record(self, change: Change) -> None:
         """Take an end that has happened; it is written until it is durable."""
         entry = change.entry
-        self._outbox.defer(entry.report_no)
-        self._changing.add(entry.seq)
+        entry.changing = entry.deferred = True
         self._results.append(change)
         if not self._flushing and self._retry is None:
             self._flushing = True
@@ -184,13 +182,15 @@ class Ledger:
         """Mark commands as RUNNING, then call `done`: only after it without an error may their drivers be called."""
         for change in changes:
             change.number(self._next_report_no())
-            self._changing.add(change.entry.seq)
+            change.entry.changing = True
 
         def committed(error: JournalUnavailableError | None) -> None:
-            self._changing.difference_update([change.entry.seq for change in changes])
             if error is None:
                 self._publish(changes)
                 self._wake_soon()
+            else:
+                for change in changes:
+                    change.entry.changing = False
             done(error)
 
         batch = Batch(changed=changes, last_report_no=self.last_report_no)
@@ -286,7 +286,6 @@ class Ledger:
                 self._retry_later(error)
                 return
             self._retry_s = FIRST_RETRY_S
-            self._changing.difference_update([change.entry.seq for change in results])
             self._publish(results)
             self._count(results)
             self._wake_if_ready()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, takewhile
 
 from fleet_node.commands.entry import Entry
 
@@ -33,10 +33,8 @@ class Outbox:
     def __init__(self, numbers: Iterable[int], *, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
         self._max_memory_bytes = max_memory_bytes
         self._memory_bytes = 0
-        self._pending: dict[int, Entry | None] = dict.fromkeys(numbers)
-        self._numbers: deque[int] = deque(self._pending)  # growing; superseded ones are passed over at its head
+        self._pending: dict[int, Entry | None] = dict.fromkeys(numbers)  # growing
         self._unsent: deque[int] = deque(self._pending)
-        self._deferred: set[int] = set()
         self.last_report_no = max(self._pending, default=0)
 
     def __len__(self) -> int:
@@ -45,14 +43,11 @@ class Outbox:
     @property
     def first_report_no(self) -> int:
         """First report that is not acknowledged; 0 when none waits."""
-        numbers = self._numbers
-        while numbers and numbers[0] not in self._pending:
-            numbers.popleft()
-        return numbers[0] if numbers else 0
+        return next(iter(self._pending), 0)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """The newest reports about these are durable; they are numbered above all before them, growing."""
-        pending, numbers, unsent = self._pending, self._numbers, self._unsent
+        pending, unsent = self._pending, self._unsent
         for entry in entries:
             number = self.last_report_no = entry.report_no
             size = ENTRY_BYTES + len(entry.final_report)
@@ -61,31 +56,26 @@ class Outbox:
                 pending[number] = entry
             else:
                 pending[number] = None
-            numbers.append(number)
             unsent.append(number)
 
     def remove(self, entry: Entry) -> None:
         """A report about this entry is superseded, if it waits here; call it before the entry changes."""
-        number = entry.report_no
-        self._deferred.discard(number)
-        if self._pending.pop(number, None) is not None:
+        if self._pending.pop(entry.report_no, None) is not None:
             self._memory_bytes -= ENTRY_BYTES + len(entry.final_report)
-
-    def defer(self, report_no: int) -> None:
-        """Hold back a report on this stream: the next one about its command is on its way to the disk."""
-        self._deferred.add(report_no)
 
     def acked(self, report_no: int) -> None:
         """Forget everything up to `report_no`."""
-        numbers, pending = self._numbers, self._pending
-        while numbers and numbers[0] <= report_no:
-            entry = pending.pop(numbers.popleft(), None)
+        pending = self._pending
+        for number in list(takewhile(report_no.__ge__, pending)):
+            entry = pending.pop(number)
             if entry is not None:
                 self._memory_bytes -= ENTRY_BYTES + len(entry.final_report)
 
     def start_over(self) -> None:
         """A new stream: everything goes out again."""
-        self._deferred.clear()
+        for entry in self._pending.values():
+            if entry is not None:
+                entry.deferred = False
         self._unsent = deque(self._pending)
 
     @property
@@ -99,20 +89,18 @@ class Outbox:
         exceeds `max_bytes` goes alone."""
         taken: list[bytes] = []
         size = 0
-        unsent, pending, deferred = self._unsent, self._pending, self._deferred
+        unsent, pending = self._unsent, self._pending
         while unsent and len(taken) < max_count:
             number = unsent[0]
-            if number not in pending or number in deferred:
-                unsent.popleft()
-                continue
-            entry = pending[number]
-            if entry is None:
+            entry = pending.get(number)
+            if entry is None and number in pending:
                 break
-            report = entry.report()
-            size += len(report) + _LIST_OVERHEAD_BYTES
-            if taken and size > max_bytes:
-                break
-            taken.append(report)
+            if entry is not None and not entry.deferred:
+                report = entry.report()
+                size += len(report) + _LIST_OVERHEAD_BYTES
+                if taken and size > max_bytes:
+                    break
+                taken.append(report)
             unsent.popleft()
         return taken
 
@@ -138,6 +126,9 @@ class Outbox:
 
     def _skip(self) -> None:
         """Pass over what this stream need not give out: superseded, about to be, or acknowledged meanwhile."""
-        unsent, pending, deferred = self._unsent, self._pending, self._deferred
-        while unsent and (unsent[0] not in pending or unsent[0] in deferred):
+        unsent, pending = self._unsent, self._pending
+        while unsent:
+            entry = pending.get(unsent[0])
+            if not entry.deferred if entry is not None else unsent[0] in pending:
+                return
             unsent.popleft()

@@ -148,7 +148,8 @@ class Runner:
                 continue
             if key is not None:
                 self._keys[key] = deque()
-            self._occupy(run)
+            run.phase = _STARTING
+            self._busy[run.entry.seq] = run
             admitted.append(run)
         return admitted, others
 
@@ -175,7 +176,8 @@ class Runner:
                 break  # its cancel is being journaled
             run = self._ready.popleft()
             del self._waiting[run.entry.seq]
-            self._occupy(run)
+            run.phase = _STARTING
+            self._busy[run.entry.seq] = run
             taken.append(run)
         return taken
 
@@ -233,10 +235,6 @@ class Runner:
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_GRACE_S)  # a driver that swallows it must not hold the node
 
-    def _occupy(self, run: Run) -> None:
-        run.phase = _STARTING
-        self._busy[run.entry.seq] = run
-
     def _release(self, run: Run) -> None:
         run.phase = _ENDED
         del self._busy[run.entry.seq]
@@ -272,7 +270,8 @@ class Runner:
                 self._staff()
             outcome = await self._call(run, task)
             if run.phase is _RUNNING:
-                self._end(run, outcome)
+                self._release(run)
+                self._ended(run, outcome)
 
     async def _call(self, run: Run, task: asyncio.Task[None] | None) -> Outcome | None:
         if run.cause is not None:
@@ -291,10 +290,6 @@ class Runner:
             return None
         finally:
             run.task = None
-
-    def _end(self, run: Run, outcome: Outcome | None) -> None:
-        self._release(run)
-        self._ended(run, outcome)
 
     def _watch(self, due_s: float) -> None:
         if self._watchdog is not None and not self._watchdog.done():
@@ -324,4 +319,5 @@ class Runner:
             run.task.cancel()
         else:
             log.error("run_given_up", action=run.action.name, command_id=run.entry.command_id.hex(), cause=run.cause)
-            self._end(run, None)
+            self._release(run)
+            self._ended(run, None)
