@@ -102,7 +102,8 @@ class Execution:
 
     async def wait_room(self) -> None:
         """Return once the queue of waiting commands takes more, or the node ends."""
-        await self._room.wait()
+        if not self._room.is_set():
+            await self._room.wait()
 
     def hold(self, held: bool) -> None:
         """Start nothing new, or go on."""
@@ -154,7 +155,8 @@ class Execution:
             else:
                 for run in admitted:
                     self._runner.withdraw(run)
-            self._pump()
+            if waiting or error is not None:
+                self._pump()
 
         await self._ledger.accept(
             plan.entries,

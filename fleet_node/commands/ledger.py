@@ -11,11 +11,11 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from fleet.clock import Clock
 from fleet.logs import get_logger
+from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import reports
 from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.journal import Done, Journal
@@ -306,8 +306,11 @@ class Ledger:
         self._flush()
 
     def _count(self, results: Sequence[Change]) -> None:
-        ends = Counter([(change.state, change.ended_at_ms - change.entry.accepted_at_ms) for change in results])
-        for (state, took_ms), times in ends.items():  # those of one statement are mostly alike
+        alike: dict[tuple[CommandState.ValueType, int], int] = {}  # those of one statement mostly are
+        for change in results:
+            end = (change.state, change.ended_at_ms - change.entry.accepted_at_ms)
+            alike[end] = alike.get(end, 0) + 1
+        for (state, took_ms), times in alike.items():
             self._finished[state].inc(times)
             self._metrics.accept_to_result.observe(max(0, took_ms) / 1000, times)
 

@@ -77,7 +77,7 @@ class EnvelopeError(Exception):
 
 def signing_input(domain: Domain, statement: bytes) -> bytes:
     """The exact bytes that are signed."""
-    return _PREFIX + domain.value.encode() + b"\x00" + statement
+    return _PREFIX + domain.encode() + b"\x00" + statement
 
 
 def key_id(public_key: bytes) -> bytes:
