@@ -258,7 +258,7 @@ async def test_a_server_that_goes_silent_is_left(
         assert not stream.ended
         await clock.advance(0.2)
         await stream.wait_ended()
-        assert node.metrics.reconnects.labels("HEARTBEAT_LOST").value == 1
+        await node.wait(lambda: node.metrics.reconnects.labels("HEARTBEAT_LOST").value == 1)
         await clock.wait_sleepers(1)  # until it may come back, or it is back already
         await clock.advance(1)
         await gateway.wait_stream(2)
