@@ -13,7 +13,7 @@ Mental model
     last, so they wait for no turn of their own.
     Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in
     their order.
-    Acknowledgements ride along with the next commit: losing one only sends reports again.
+    Acknowledgements ride along with a later commit: losing some only sends reports again.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Journal:
         return await future
 
     def note_acked_nowait(self, report_no: int) -> None:
-        """Everything up to `report_no` may be forgotten; written with the next commit."""
+        """Everything up to `report_no` may be forgotten; written with a later commit, at the latest on `close`."""
         self._acked_report_no = max(self._acked_report_no, report_no)
 
     async def close(self) -> None:

@@ -150,7 +150,7 @@ class JournalStore:
 
         Args:
             batches: what callers handed in.
-            acked_report_no: rides along, for trimming.
+            acked_report_no: rides along, for trimming; what is lost of it when the node is killed is at most 256.
 
         Raises:
             JournalUnavailableError: the disk is full, read-only or failing.
