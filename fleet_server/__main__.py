@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ from fleet_server.cli.grammar import Listing
 
 # Everything heavy is imported by the verb that needs it: help is there at once.
 if TYPE_CHECKING:
-    from fleet_server.config import LoadedSettings
+    from fleet_server.config import LoadedSettings, Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -288,19 +288,44 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
 @click.option("--reference", is_flag=True, help="Print the page that describes every setting instead.")
 @_settings_options
 def config(output: str, reference: bool, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Show the settings in effect and where each comes from; secrets are masked."""
+    """Show the settings in effect and where each comes from; secrets are masked.
+
+    `derived`: nothing was given, and this is what the server works with.
+    """
     if reference:
         from fleet_server.config.reference import render
 
         click.echo(render(), nl=False)
         return
-    shown = _load(file, data_dir, pairs).shown()
+    loaded = _load(file, data_dir, pairs)
+    shown = loaded.shown(_effective(loaded.settings))
     if output == "json":
         click.echo(json.dumps({name: {"value": value, "source": source} for name, value, source in shown}, indent=2))
         return
     widths = [max(len(row[column]) for row in shown) for column in range(2)]
     for name, value, source in shown:
         click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+
+
+def _effective(settings: Settings) -> dict[str, str]:
+    """What the server makes of settings that may be left empty."""
+    from fleet_server.database.dialects import DatabaseUrlError, parse_url, show_url
+    from fleet_server.replicas.identity import known_replica_id
+    from fleet_server.trust.secrets import KEY_FILE_NAME
+
+    effective = {
+        "replica_id": settings.replica_id or known_replica_id(settings.data_dir),
+        "gateway_endpoints": ", ".join(settings.advertised_endpoints()),
+        "tls_hosts": ", ".join(settings.certificate_hosts()),
+    }
+    if not settings.database_url:
+        effective["database_url"] = settings.resolved_database_url()
+    else:
+        with suppress(DatabaseUrlError):  # then it stays masked
+            effective["database_url"] = show_url(parse_url(settings.resolved_database_url()))
+    if not settings.secret_encryption_key and settings.secret_encryption_key_file is None:
+        effective["secret_encryption_key_file"] = str(settings.data_dir.absolute() / KEY_FILE_NAME)
+    return effective
 
 
 @main.group()

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
@@ -44,9 +45,22 @@ class LoadedSettings:
     settings: Settings
     sources: Mapping[str, str]
 
-    def shown(self) -> list[tuple[str, str, str]]:
-        """Name, value and source of every setting, secrets masked."""
-        return [(name, _show(getattr(self.settings, name)), self.sources[name]) for name in Settings.model_fields]
+    def shown(self, effective: Mapping[str, str] = MappingProxyType({})) -> list[tuple[str, str, str]]:
+        """Name, value and source of every setting, secrets masked.
+
+        Args:
+            effective: what the server works with, by name, where that is not just what was given; without credentials.
+        """
+        rows = []
+        for name in Settings.model_fields:
+            given, source = getattr(self.settings, name), self.sources[name]
+            value = effective.get(name, _show(given))
+            if name in effective and not given:
+                source = "derived"
+            elif isinstance(given, tuple) and value != _show(given):
+                source = f"{source} and derived"
+            rows.append((name, value, source))
+        return rows
 
 
 def load(
