@@ -25,6 +25,8 @@ from fleet_server.cli.grammar import Listing
 if TYPE_CHECKING:
     from fleet_server.config import LoadedSettings, Settings
 
+_SHOWN_DIFFERENCES = 3
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _EXIT_CODES = (
@@ -350,11 +352,12 @@ def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> 
 @db.command(cls=Verb, example="fleet-server db check")
 @_settings_options
 def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Compare the schema with this server; exit code 3 when `run` would refuse it."""
+    """Compare the schema with this server: its revision, and every table; exit code 3 when they differ."""
     from fleet_server.database import migrate
     from fleet_server.database.migrate import SchemaState
 
-    report = migrate.check(_load(file, data_dir, pairs).settings.resolved_database_url())
+    url = _load(file, data_dir, pairs).settings.resolved_database_url()
+    report = migrate.check(url)
     steps = {
         SchemaState.EMPTY: "run `fleet-server init`",
         SchemaState.OLDER: "run `fleet-server db upgrade`",
@@ -363,7 +366,14 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
     if report.state is not SchemaState.CURRENT:
         found = report.found or "none"
         raise Refused(f"the schema is {report.state} (revision {found}, needed {report.wanted}): {steps[report.state]}")
-    click.echo(f"schema revision {report.wanted}: current")
+    if found_otherwise := migrate.differences(url):
+        first, left = "; ".join(found_otherwise[:_SHOWN_DIFFERENCES]), len(found_otherwise) - _SHOWN_DIFFERENCES
+        raise Refused(
+            f"the schema says revision {report.wanted} but is not that: {first}"
+            f"{f'; and {left} more' if left > 0 else ''}\n"
+            "restore the database from a backup, or undo what was changed in it by hand"
+        )
+    click.echo(f"schema revision {report.wanted}: current, and every table as it should be")
 
 
 @main.command(cls=Verb, example="fleet-server version")

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from fleet_server.database import dialects
+from fleet_server.database import comparison, dialects
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -62,6 +62,17 @@ def check(url: str) -> SchemaReport:
         return _report(_scripts(), None)
     with _connection(url) as connection:
         return _report(_scripts(), MigrationContext.configure(connection).get_current_revision())
+
+
+def differences(url: str) -> list[str]:
+    """Compare the tables of a database that has this server's revision with this server; see `comparison`.
+
+    Raises:
+        DatabaseUrlError: the URL is of no use.
+        DatabaseUnreachableError: it does not answer.
+    """
+    with _connection(url) as connection:
+        return comparison.differences(connection)
 
 
 def upgrade(url: str) -> SchemaReport:

@@ -202,6 +202,19 @@ def test_db_upgrade_and_check(folder: Path, postgres_url: str) -> None:
     engine.dispose()
 
 
+def test_db_check_names_the_first_things_that_are_not_as_the_revision_says(folder: Path) -> None:
+    init(folder)
+    assert call("db", "check", "--data-dir", folder).exit_code == 0
+    with sqlite3.connect(folder / "fleet.db") as connection:
+        for table in ("audit_checkpoints", "audit_heads", "audit_rows", "telemetry_latest"):
+            connection.execute(f"DROP TABLE {table}")
+    refused = call("db", "check", "--data-dir", folder)
+    assert refused.exit_code == 3
+    assert "table audit_checkpoints is missing; table audit_heads is missing; " in refused.stderr
+    assert "; and 1 more\n" in refused.stderr
+    assert "backup" in refused.stderr
+
+
 @pytest.mark.parametrize("verb", [["run"], ["db", "check"], ["db", "upgrade"]])
 def test_a_database_that_does_not_answer_is_exit_code_4(folder: Path, verb: list[str]) -> None:
     env = {"FLEET_DATABASE_URL": "postgresql://fleet:hunter2@127.0.0.1:1/fleet"}

@@ -102,6 +102,53 @@ def test_a_newer_database_is_left_alone(empty_url: str) -> None:
     assert migrate.check(empty_url).found == "9999"
 
 
+def change_by_hand(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def test_what_the_migrations_build_has_no_differences(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    change_by_hand(empty_url, "CREATE TABLE of_somebody_else (id INTEGER)")
+    assert migrate.differences(empty_url) == []
+
+
+def test_a_schema_that_was_changed_under_its_revision_is_told_part_by_part(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    change_by_hand(
+        empty_url,
+        "DROP TABLE audit_heads",
+        "DROP INDEX ix_commands_issue",
+        "CREATE INDEX added ON nodes (state)",
+        "ALTER TABLE operators RENAME COLUMN role TO rank",
+    )
+    assert migrate.check(empty_url).state is SchemaState.CURRENT
+    assert sorted(migrate.differences(empty_url)) == [
+        "column operators.rank is unknown here",
+        "column operators.role is missing",
+        "index added of nodes is unknown here",
+        "index ix_commands_issue of commands is missing",
+        "table audit_heads is missing",
+    ]
+
+
+def test_columns_of_another_kind_are_told(postgres_url: str) -> None:
+    migrate.upgrade(postgres_url)
+    change_by_hand(
+        postgres_url,
+        "ALTER TABLE nodes ALTER COLUMN name DROP NOT NULL, ALTER COLUMN state TYPE integer USING 0",
+        "ALTER TABLE operators DROP CONSTRAINT uq_operators_name",
+    )
+    assert sorted(migrate.differences(postgres_url)) == [
+        "column nodes.name may be NULL",
+        "column nodes.state is INTEGER, not VARCHAR(16)",
+        "constraint uq_operators_name of operators is missing",
+    ]
+
+
 def test_checking_makes_no_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     assert migrate.check(f"sqlite:///{path}").state is SchemaState.EMPTY
