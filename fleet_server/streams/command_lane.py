@@ -38,6 +38,16 @@ class Send(Protocol):
         ...
 
 
+class JournalCheck:
+    """Whether the journal of a node's process was compared with what the node once answered; shared by a stream and
+    those that take over from it, for it is one process that opens them."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, *, done: bool) -> None:
+        self.done = done
+
+
 class CommandLane:
     """Sends one node's commands on one stream.
 
@@ -68,7 +78,8 @@ class CommandLane:
         self._clock = clock
         self._metrics = metrics
         self._send = send
-        self._takeover = bool(claim.takeover_of)
+        # Of a stream that is not here (another replica holds it) nobody can tell: it is taken to have done its part.
+        self._journal_check = JournalCheck(done=bool(claim.takeover_of))
         self._hello_seq = claim.hello_body.last_accepted_seq  # what the node says it accepted so far
         self._sent_seq = -1  # unknown until reconciled
         self._unaccepted: dict[int, int] = {}  # seq -> bytes, in seq order
@@ -81,6 +92,10 @@ class CommandLane:
         self._failed = failed
         self._pump = Pump(self._send_pending, clock, failed)
         self._cancel_pump = Pump(self._send_cancels, clock, failed)
+
+    def continue_from(self, older: CommandLane) -> None:
+        """The stream takes over from that of `older`: what that one did not come to is this one's to do."""
+        self._journal_check = older._journal_check
 
     def wake(self) -> None:
         """Commands may be pending."""
@@ -186,8 +201,9 @@ class CommandLane:
     async def _send_pending(self) -> None:
         if self._sent_seq < 0:
             self._sent_seq = await self._commands.reconcile(
-                self._node_id, self._epoch, self._hello_seq, takeover=self._takeover
+                self._node_id, self._epoch, self._hello_seq, takeover=self._journal_check.done
             )
+            self._journal_check.done = True
         while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
             limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
             pending = await self._commands.claim_pending(

@@ -107,6 +107,9 @@ class StreamRegistry:
     def add(self, stream: Stream) -> None:
         """A stream was welcomed; it is the newest of its node."""
         older = self._newest.get(stream.node_id)
+        taken_over = self._all.get(stream.takeover_of)
+        if taken_over is not None and taken_over.node_id == stream.node_id:
+            stream.commands.continue_from(taken_over.commands)
         if older is not None:
             self._overtaken.setdefault(stream.node_id, []).append(older)
         self._newest[stream.node_id] = stream

@@ -35,8 +35,8 @@ class World:
             max_streams=max_streams,
         )
 
-    async def open(self, node_id: str = "n", epoch: int = 1, takeover_of: str = "") -> Wire:
-        wire = Wire(self.clock, node_id=node_id, epoch=epoch, takeover_of=takeover_of)
+    async def open(self, node_id: str = "n", epoch: int = 1, takeover_of: str = "", *refusals: Refusal) -> Wire:
+        wire = Wire(self.clock, node_id=node_id, epoch=epoch, takeover_of=takeover_of, unreconciled=refusals)
         self.registry.add(wire.stream)
         wire.running.add_done_callback(lambda _: self.registry.remove(wire.stream))
         await wire.settle()
@@ -129,6 +129,25 @@ async def test_a_takeover_lets_the_older_stream_say_goodbye(world: World) -> Non
     await asyncio.wait_for(older.running, 5)
     assert not newer.stream.ended
     assert len(world.registry) == 1
+
+
+async def test_a_journal_is_compared_by_the_first_stream_that_can(world: World) -> None:
+    """The first stream of a restored node was overtaken before the database answered it."""
+    away = Refusal(Reason.UNAVAILABLE, "the database does not answer")
+    first = await world.open("n", 1, "", away, away)
+    second = await world.open("n", 2, "n-1", away)
+    third = await world.open("n", 3, "n-1")  # the second one's welcome never arrived
+    assert (first.commands.reconciled, second.commands.reconciled) == ([], [])
+    assert third.commands.reconciled == [False]
+    fourth = await world.open("n", 4, "n-3")
+    assert fourth.commands.reconciled == [True]
+    again = await world.open("n", 5)
+    assert again.commands.reconciled == [False]
+
+
+async def test_a_takeover_from_another_replica_is_trusted(world: World) -> None:
+    newer = await world.open("n", 2, "elsewhere")
+    assert newer.commands.reconciled == [True]
 
 
 async def test_a_half_open_stream_is_ended_when_the_node_comes_back(world: World) -> None:

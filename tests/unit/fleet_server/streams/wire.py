@@ -1,6 +1,7 @@
 """A stream with everything around it in memory: its rooms are fakes, its frames and MACs are real."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -41,8 +42,14 @@ class FakeCommands:
     recorded: list[list[command_pb2.Report]] = field(default_factory=list)
     away: list[Refusal] = field(default_factory=list)
     told: list[tuple[str, Any]] = field(default_factory=list)
+    unreconciled: list[Refusal] = field(default_factory=list)
+    reconciled: list[bool] = field(default_factory=list)
+    """For each call that succeeded, whether the journal was taken to be whole."""
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, **_: object) -> int:
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool) -> int:
+        if self.unreconciled:
+            raise self.unreconciled.pop(0)
+        self.reconciled.append(takeover)
         return last_accepted_seq
 
     async def claim_pending(self, node_id: str, epoch: int, **_: object) -> list[object]:
@@ -135,7 +142,15 @@ class FakeTelemetry:
 class Wire:
     """A running stream, and the node's end of it."""
 
-    def __init__(self, clock: MockClock, *, node_id: str = "n", epoch: int = 1, takeover_of: str = "") -> None:
+    def __init__(
+        self,
+        clock: MockClock,
+        *,
+        node_id: str = "n",
+        epoch: int = 1,
+        takeover_of: str = "",
+        unreconciled: Sequence[Refusal] = (),
+    ) -> None:
         keys = FrameKeys(b"a" * 32, b"b" * 32)
         self.sealer, self.opener = node_end(keys)
         self.clock = clock
@@ -143,7 +158,8 @@ class Wire:
         row = SimpleNamespace(
             node_id=node_id, site="", state="ACTIVE", state_reason="", drain_state="NONE", drain_deadline_ms=0
         )
-        self.commands, self.nodes, self.telemetry = FakeCommands(), FakeNodes(row), FakeTelemetry()
+        self.commands = FakeCommands(unreconciled=list(unreconciled))
+        self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()
         self.sessions = FakeSessions()
         signer = Signer.generate()
         self.trust = SimpleNamespace(
