@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,10 +13,12 @@ from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.feed import ChangeFeed
-from fleet_server.commands.handover import Handed, Handover
+from fleet_server.commands.handover import Handover
 from fleet_server.commands.history import FullRow, as_issued
+from fleet_server.commands.in_hand import InHand, total
 from fleet_server.commands.ports import Rooms
-from fleet_server.commands.store import Key, NewRow, OpenRow, StandingRow
+from fleet_server.commands.runs import Run
+from fleet_server.commands.store import Key, OpenRow, StandingRow
 from fleet_server.database.writer import Transaction
 
 log = get_logger(__name__)
@@ -46,6 +47,7 @@ class Announcer:
         self._rooms = rooms
         self.feed = ChangeFeed()
         self.handover = Handover()
+        self.in_hand = InHand()
         self._open: dict[str, int] = {}
         self._open_total = 0
 
@@ -64,9 +66,9 @@ class Announcer:
             extra = tuple(topics)
             tx.after_commit(lambda: self._committed(changes, extra))
 
-    def announce_issued(self, tx: Transaction, issue_id: str, rows: Sequence[NewRow], handed: Handed) -> None:
-        """Once committed: these are new; give those in `handed` to their streams, and wake the nodes of the others."""
-        tx.after_commit(lambda: self._issued(issue_id, rows, handed))
+    def announce_issued(self, tx: Transaction, issue_id: str, runs: Sequence[Run]) -> None:
+        """Once committed: these are new; hand what is SENT to its streams, and wake the nodes of the rest."""
+        tx.after_commit(lambda: self._issued(issue_id, runs))
 
     def quarantine(self, tx: Transaction, rows: Sequence[OpenRow], now_ms: int) -> None:
         """Set forged rows aside for good: nothing is signed from them, and the audit says so."""
@@ -132,30 +134,47 @@ class Announcer:
             log.error("command_row_forged", node_id=row.node_id, seq=row.seq, issue_id=row.issue_id)
 
     def _set_counts(self, counts: dict[str, int]) -> None:
+        self.in_hand.retain(self.handover.has_lane)
         self._open = counts
         self._open_total = sum(counts.values())
         self._rooms.metrics.open.set(self._open_total)
 
-    def _issued(self, issue_id: str, rows: Sequence[NewRow], handed: Handed) -> None:
-        counts = Counter(row.node_id for row in rows)
-        for node_id, count in counts.items():
-            self._open[node_id] = self._open.get(node_id, 0) + count
-        self._open_total += len(rows)
+    def _issued(self, issue_id: str, runs: Sequence[Run]) -> None:
+        count = total(runs)
+        for run in runs:
+            self._open[run.node_id] = self._open.get(run.node_id, 0) + len(run.rows)
+        self._open_total += count
         self._rooms.metrics.open.set(self._open_total)
-        self._rooms.metrics.issued.inc(len(rows))
+        self._rooms.metrics.issued.inc(count)
+        waiting: list[Run] = []
+        handed: list[Run] = []
+        for run in runs:
+            (handed if run.rows[0].state == rules.SENT else waiting).append(run)
         self.handover.hand_nowait(handed)  # before anything that is not in a hurry
+        for run in handed:
+            self.in_hand.put_sent(run, run.rows[0].key_id, run.rows[0].sent_at_ms)
+        for run in waiting:
+            if self.handover.has_lane(run.node_id):
+                self.in_hand.put_queued(run)
         if self.feed.watched:
-            self.feed.publish_nowait(issue_id, {(row.node_id, row.seq): as_issued(row) for row in rows})
-        self._rooms.wakeup.wake_nowait(f"node:{node_id}" for node_id in counts if node_id not in handed)
+            changed = {(row.node_id, row.seq): as_issued(row) for run in runs for row in run.rows}
+            self.feed.publish_nowait(issue_id, changed)
+        self._rooms.wakeup.wake_nowait(f"node:{run.node_id}" for run in waiting)
 
     def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
         finished: dict[int, int] = {}
         ended: dict[str, int] = {}
-        for (node_id, _), _, was, now, _ in changes:
+        unsent: set[str] = set()
+        for (node_id, seq), _, was, now, _ in changes:
+            if was != rules.QUEUED:
+                self.in_hand.answered(node_id, seq)
+            elif now != rules.SENT:
+                unsent.add(node_id)
             if now >= rules.SUCCEEDED:
                 finished[now] = finished.get(now, 0) + 1
                 if was < rules.SUCCEEDED:
                     ended[node_id] = ended.get(node_id, 0) + 1
+        self.in_hand.forget(unsent)
         for node_id, count in ended.items():
             self._ended(node_id, count)
         for state, count in finished.items():

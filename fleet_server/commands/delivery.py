@@ -10,8 +10,9 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change
-from fleet_server.commands.handover import PendingCommand
+from fleet_server.commands.in_hand import NotAsRememberedError
 from fleet_server.commands.ports import NodesPort, Rooms
+from fleet_server.commands.runs import PendingCommand, Run
 from fleet_server.commands.store import Connection, OpenRow
 from fleet_server.database.writer import Transaction
 
@@ -47,11 +48,23 @@ class Delivery:
     ) -> list[PendingCommand]:
         """See `CommandService.claim_pending`."""
         limit = min(limit, rules.MAX_CLAIM)
-        claimed = await self._rooms.database.write(
-            lambda tx: self._claim(tx, node_id, epoch, after_seq, limit, key_id, asked_again_through)
-        )
+        in_hand = self._announcer.in_hand
+        now_ms = self._rooms.clock.now_ms()
+        runs = in_hand.next_queued(node_id, epoch, after_seq, limit, now_ms)
+
+        def work(tx: Transaction) -> list[PendingCommand] | Refusal:
+            return self._claim(tx, node_id, epoch, after_seq, limit, key_id, asked_again_through, runs)
+
+        try:
+            claimed = await self._rooms.database.write(work)
+        except NotAsRememberedError:
+            in_hand.forget([node_id])
+            runs = []
+            claimed = await self._rooms.database.write(work)
         if isinstance(claimed, Refusal):
             raise claimed
+        for run in runs:
+            in_hand.put_sent(run, key_id, now_ms)
         return claimed
 
     async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
@@ -72,12 +85,16 @@ class Delivery:
         limit: int,
         key_id: bytes | None,
         asked_again_through: int,
+        in_hand: Sequence[Run],
     ) -> list[PendingCommand] | Refusal:
         stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
         if stale is not None:
             return stale
         ready: list[PendingCommand] = []
         changes: list[Change] = []
+        if in_hand:
+            self._claim_in_hand(tx, in_hand, ready, changes, key_id)
+            after_seq = ready[-1].seq
         # Rows set aside leave room: ask again until the statement is full or nothing is left.
         while (wanted := limit - len(ready)) > 0:
             rows = store.pending(tx.conn, node_id, after_seq, asked_again_through, wanted)
@@ -88,6 +105,30 @@ class Delivery:
             after_seq = rows[-1].seq
         self._announcer.announce(tx, changes)
         return ready
+
+    def _claim_in_hand(
+        self,
+        tx: Transaction,
+        runs: Sequence[Run],
+        ready: list[PendingCommand],
+        changes: list[Change],
+        key_id: bytes | None,
+    ) -> None:
+        """Claim what was issued here a moment ago, unless a row of it changed since; nothing is read.
+
+        Raises:
+            NotAsRememberedError: one did.
+        """
+        now_ms = self._rooms.clock.now_ms()
+        issued_at_ms: list[int] = []
+        for run in runs:
+            ready += run.pending()
+            issued_at_ms += [run.authority.issued_at_ms] * len(run.rows)
+            changes += [Change((run.node_id, row.seq), row.issue_id, rules.QUEUED, rules.SENT) for row in run.rows]
+        first, last = ready[0].seq, ready[-1].seq
+        if store.mark_queued_sent(tx.conn, runs[0].node_id, first, last, key_id, now_ms) != len(ready):
+            raise NotAsRememberedError
+        tx.after_commit(lambda: self._observe_sent(issued_at_ms))
 
     def _sift(
         self,

@@ -9,24 +9,13 @@ as it claims everything else, and a stream that ended leaves it to the next one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from fleet_server.commands.runs import PendingCommand, Run
 from fleet_server.nodes.record import NodeRecord
 
 _HANDED_AT_ONCE = 32
-
-
-class PendingCommand(NamedTuple):
-    """A command whose authority was made or verified in the transaction that marked it SENT: ready to be signed."""
-
-    command_id: bytes
-    seq: int
-    actor: str
-    issued_at_ms: int
-    not_after_ms: int
-    action: str
-    arguments: bytes
 
 
 class Lane(Protocol):
@@ -47,9 +36,6 @@ class Lane(Protocol):
 FindLane = Callable[[str], Lane | None]
 """Lane of a node's newest stream on this replica; any thread may ask."""
 
-Handed = Mapping[str, Sequence[PendingCommand]]
-"""Commands by node id, in seq order."""
-
 
 def _no_lane(_: str) -> Lane | None:
     return None
@@ -65,19 +51,20 @@ class Handover:
         """Hand over to these lanes from now on."""
         self._find = find
 
+    def has_lane(self, node_id: str) -> bool:
+        """Whether the node has a stream on this replica."""
+        return self._find(node_id) is not None
+
     def key_for(self, node: NodeRecord, first_seq: int, count: int) -> bytes | None:
         """Key that signs these commands as soon as they are committed; None when nobody waits for them."""
         lane = self._find(node.node_id)
         return None if lane is None else lane.key_for(node.stream_epoch, first_seq, count)
 
-    def hand_nowait(self, handed: Handed) -> None:
+    def hand_nowait(self, runs: Sequence[Run]) -> None:
         """Give committed commands to their lanes, a few in each turn of the loop: signing thousands takes its time."""
-        self._hand(list(handed.items()))
-
-    def _hand(self, waiting: list[tuple[str, Sequence[PendingCommand]]]) -> None:
-        for node_id, commands in waiting[:_HANDED_AT_ONCE]:
-            lane = self._find(node_id)
+        for run in runs[:_HANDED_AT_ONCE]:
+            lane = self._find(run.node_id)
             if lane is not None:
-                lane.take(commands)
-        if len(waiting) > _HANDED_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._hand, waiting[_HANDED_AT_ONCE:])
+                lane.take(run.pending())
+        if len(runs) > _HANDED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self.hand_nowait, runs[_HANDED_AT_ONCE:])

@@ -18,10 +18,10 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.authority import Authorities, Authority, encode_specs, read_authority
 from fleet_server.commands.changes import Announcer
-from fleet_server.commands.handover import Handed, PendingCommand
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import QUEUED, SENT, Order
+from fleet_server.commands.runs import Run
 from fleet_server.commands.schemas import ActionSchemas, Objection
 from fleet_server.commands.store import Connection, IdempotencyKeyTakenError, IssueRow, NewRow, SeqTakenError
 from fleet_server.database.writer import Transaction
@@ -114,15 +114,16 @@ class Issuing:
             return too_many
         issue = self._draw_up(actor, order, accepted, refused)
         first_seqs = self._take_seqs(tx, issue, repair=repair)
-        rows, handed = self._rows(issue, first_seqs)
+        runs = self._runs(issue, first_seqs)
+        rows = [row for run in runs for row in run.rows]
         store.insert_issue(conn, issue.row)
-        if rows:
-            store.insert_commands(conn, rows)
+        store.insert_commands(conn, rows)
         self._audit(tx, issue, first_seqs)
         self._authorities.put(issue.authority)
-        self._announcer.announce_issued(tx, issue.row.issue_id, rows, handed)
+        self._announcer.announce_issued(tx, issue.row.issue_id, runs)
+        handed = sum(len(run.rows) for run in runs if run.rows[0].state == SENT)
         if handed:
-            tx.after_commit(lambda: self._observe_sent(issue, sum(map(len, handed.values()))))
+            tx.after_commit(lambda: self._observe_sent(issue, handed))
         return _answer(issue, rows, order)
 
     def _sort(self, conn: Connection, targets: Sequence[NodeRecord], order: Order) -> tuple[list[NodeRecord], Refused]:
@@ -202,29 +203,26 @@ class Issuing:
         self._rooms.nodes.take_seqs(tx.conn, {node_id: skip})
         return first + skip
 
-    def _rows(self, issue: _Issue, first_seqs: dict[str, int]) -> tuple[list[NewRow], Handed]:
-        """Rows to insert, and what of them is SENT because the node's stream waits for it."""
+    def _runs(self, issue: _Issue, first_seqs: dict[str, int]) -> list[Run]:
+        """Rows to insert, by node; SENT are those of a node whose stream waits for them."""
         authority, not_after_ms, issue_id = issue.authority, issue.row.not_after_ms, issue.row.issue_id
         count = len(authority.specs)
         ids = _new_ids(authority.issued_at_ms, count * len(issue.targets))
         seal = self._authorities.seal
-        rows: list[NewRow] = []
-        handed: dict[str, list[PendingCommand]] = {}
+        runs: list[Run] = []
         for node in issue.targets:
             node_id, first = node.node_id, first_seqs[node.node_id]
             key_id = self._announcer.handover.key_for(node, first, count)
             state, sent_at_ms = (QUEUED, 0) if key_id is None else (SENT, authority.issued_at_ms)
-            if key_id is not None:
-                handed[node_id] = []
+            rows: list[NewRow] = []
             for spec_no, seq in enumerate(range(first, first + count)):
                 command_id = next(ids)
                 mac = seal(authority, command_id, node_id, seq, spec_no, not_after_ms)
                 rows.append(
                     NewRow(node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, state, key_id, sent_at_ms)
                 )
-                if key_id is not None:
-                    handed[node_id].append(_pending(authority, rows[-1]))
-        return rows, handed
+            runs.append(Run(node_id, node.stream_epoch, authority, rows))
+        return runs
 
     def _observe_sent(self, issue: _Issue, count: int) -> None:
         self._rooms.metrics.issue_to_sent.observe((self._rooms.clock.now_ms() - issue.row.issued_at_ms) / 1000, count)
@@ -283,13 +281,6 @@ def _new_ids(at_ms: int, count: int) -> Iterator[bytes]:
     end: ids of pure chance would have each commit write a page of it for each command."""
     time, random = at_ms.to_bytes(6, "big"), os.urandom(_RANDOM_ID_BYTES * count)
     return (time + random[start : start + _RANDOM_ID_BYTES] for start in range(0, len(random), _RANDOM_ID_BYTES))
-
-
-def _pending(authority: Authority, row: NewRow) -> PendingCommand:
-    action, arguments = authority.specs[row.spec_no]
-    return PendingCommand(
-        row.command_id, row.seq, authority.actor, authority.issued_at_ms, row.not_after_ms, action, arguments
-    )
 
 
 def _refused_targets(refused: Refused) -> list[admin_pb2.RefusedTarget]:

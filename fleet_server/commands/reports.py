@@ -19,6 +19,7 @@ from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change, state_name
 from fleet_server.commands.gathering import Gatherer
 from fleet_server.commands.history import as_reported
+from fleet_server.commands.in_hand import InHand, NotAsRememberedError
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import Standing
 from fleet_server.commands.store import Connection, Key, StandingRow
@@ -48,6 +49,18 @@ class _Digest:
 
     news: dict[bytes, tuple[StandingRow, Standing]] = field(default_factory=dict)
     unmatched: list[tuple[str, command_pb2.Report]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Commands that reports are about, by id; what is not the reporting node's own may be among them.
+
+    Args:
+        remembered: ids of those that were in hand, so that no row was read.
+    """
+
+    by_id: dict[bytes, StandingRow]
+    remembered: set[bytes]
 
 
 class Reports:
@@ -107,45 +120,38 @@ class Reports:
         await self._rooms.database.write(work)
 
     async def _write(self, frames: Sequence[Frame]) -> Sequence[None]:
-        await self._rooms.database.write(lambda tx: self._record(tx, frames))
+        in_hand = self._announcer.in_hand
+        try:
+            await self._rooms.database.write(lambda tx: self._record(tx, frames, in_hand))
+        except NotAsRememberedError:
+            in_hand.forget(node_id for node_id, _ in frames)
+            await self._rooms.database.write(lambda tx: self._record(tx, frames, None))
         return [None] * len(frames)
 
-    def _record(self, tx: Transaction, frames: Sequence[Frame]) -> None:
+    def _record(self, tx: Transaction, frames: Sequence[Frame], in_hand: InHand | None) -> None:
         now_ms = self._rooms.clock.now_ms()
-        digest = self._digest(tx, frames, now_ms)
+        rows = _load(tx.conn, frames, in_hand)
+        digest = _digest(rows.by_id, frames, now_ms)
+        answers: list[tuple[Key, Standing]] = []
         progress: list[tuple[Key, Standing]] = []
         results: list[tuple[Key, Standing]] = []
         changes: list[Change] = []
         watched = self._announcer.feed.watched
         for row, standing in digest.news.values():
             key, state = row[:2], standing.state
-            (results if state >= rules.SUCCEEDED else progress).append((key, standing))
+            if row.command_id in rows.remembered:
+                answers.append((key, standing))
+            else:
+                (results if state >= rules.SUCCEEDED else progress).append((key, standing))
             shown = as_reported(row, standing) if watched else None
             changes.append(Change(key, row.issue_id, row.standing.state, state, shown))
+        if store.save_answers(tx.conn, answers) != len(answers):
+            raise NotAsRememberedError
         store.save_progress(tx.conn, progress)
         store.save_results(tx.conn, results)
         self._audit(tx, digest)
         self._announcer.announce(tx, changes)
         tx.after_commit(lambda: self._observe(changes, digest, now_ms))
-
-    def _digest(self, tx: Transaction, frames: Sequence[Frame], now_ms: int) -> _Digest:
-        """Fold the reports, in their order, into one new standing for each command that they move."""
-        rows = _load(tx.conn, frames)
-        digest = _Digest()
-        news = digest.news
-        for node_id, reports in frames:
-            for report in reports:
-                command_id = report.command_id
-                row = rows.get(command_id)
-                # All three must fit: a node speaks of its own commands only.
-                if row is None or row.node_id != node_id or row.seq != report.monotonic_seq:
-                    digest.unmatched.append((node_id, report))
-                    continue
-                standing = news[command_id][1] if command_id in news else row.standing
-                moved = rules.advance(standing, report, now_ms)
-                if moved is not None:
-                    news[command_id] = (row, moved)
-        return digest
 
     def _audit(self, tx: Transaction, digest: _Digest) -> None:
         news = list(digest.news.values())
@@ -190,18 +196,52 @@ class Reports:
             log.warning("report_matches_no_command", node_id=node_id, seq=report.monotonic_seq, state=report.state)
 
 
-def _load(conn: Connection, frames: Sequence[Frame]) -> dict[bytes, StandingRow]:
-    """Commands that the reports are about, by id. What is not the reporting node's own may be among them."""
-    rows: list[StandingRow] = []
+def _load(conn: Connection, frames: Sequence[Frame], in_hand: InHand | None) -> _Rows:
+    rows = _Rows({}, set())
     few: set[bytes] = set()
     for node_id, reports in frames:
-        if len(reports) < _MANY_OF_A_NODE:
-            few.update(report.command_id for report in reports)
+        left = reports if in_hand is None else _recall(rows, in_hand.sent(node_id), reports)
+        if len(left) < _MANY_OF_A_NODE:
+            few.update(report.command_id for report in left)
         else:
-            seqs = sorted({min(report.monotonic_seq, _MAX_SEQ) for report in reports})
-            rows += store.standings_of_node(conn, node_id, seqs)
-    rows += store.standings(conn, few)
-    return {row.command_id: row for row in rows}
+            seqs = sorted({min(report.monotonic_seq, _MAX_SEQ) for report in left})
+            rows.by_id.update((row.command_id, row) for row in store.standings_of_node(conn, node_id, seqs))
+    rows.by_id.update((row.command_id, row) for row in store.standings(conn, few))
+    return rows
+
+
+def _recall(
+    rows: _Rows, sent: Mapping[int, StandingRow], reports: Sequence[command_pb2.Report]
+) -> Sequence[command_pb2.Report]:
+    """Fill in what is in hand of a node; the reports about anything else."""
+    left: list[command_pb2.Report] = []
+    for report in reports:
+        row = sent.get(report.monotonic_seq)
+        if row is not None and row.command_id == report.command_id:
+            rows.by_id[row.command_id] = row
+            rows.remembered.add(row.command_id)
+        else:
+            left.append(report)
+    return left
+
+
+def _digest(rows: Mapping[bytes, StandingRow], frames: Sequence[Frame], now_ms: int) -> _Digest:
+    """Fold the reports, in their order, into one new standing for each command that they move."""
+    digest = _Digest()
+    news = digest.news
+    for node_id, reports in frames:
+        for report in reports:
+            command_id = report.command_id
+            row = rows.get(command_id)
+            # All three must fit: a node speaks of its own commands only.
+            if row is None or row.node_id != node_id or row.seq != report.monotonic_seq:
+                digest.unmatched.append((node_id, report))
+                continue
+            standing = news[command_id][1] if command_id in news else row.standing
+            moved = rules.advance(standing, report, now_ms)
+            if moved is not None:
+                news[command_id] = (row, moved)
+    return digest
 
 
 def _as_audited(news: Sequence[tuple[StandingRow, Standing]]) -> dict[str, JSON]:

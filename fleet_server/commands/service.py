@@ -24,13 +24,14 @@ from fleet_server.commands.authority import Authorities
 from fleet_server.commands.cancels import CancelOrder, Cancels
 from fleet_server.commands.changes import Announcer
 from fleet_server.commands.delivery import Delivery
-from fleet_server.commands.handover import FindLane, PendingCommand
+from fleet_server.commands.handover import FindLane
 from fleet_server.commands.issuing import Issuing
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.poll import Poll
 from fleet_server.commands.ports import NodesPort, Rooms, RowSeal
 from fleet_server.commands.queries import MAX_PAGE, Queries
 from fleet_server.commands.reports import Reports
+from fleet_server.commands.runs import PendingCommand
 from fleet_server.commands.store import Connection
 from fleet_server.commands.sweep import Sweep
 from fleet_server.database.engine import Database

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
 from fleet_server.database.engine import for_update
-from fleet_server.database.statements import execute, execute_many, fetch
+from fleet_server.database.statements import execute, execute_many, fetch, insert_many
 
 __all__ = ["Connection"]
 
@@ -162,9 +162,8 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
     Raises:
         SeqTakenError: a seq is taken; the transaction is of no use any more.
     """
-    text = f"INSERT INTO commands ({_NEW}) VALUES ({marks(NewRow._fields)})"
     try:
-        execute_many(conn, text, rows)
+        insert_many(conn, f"INSERT INTO commands ({_NEW})", rows)
     except IntegrityError:
         raise SeqTakenError from None
 
@@ -210,6 +209,15 @@ def mark_sent(conn: Connection, node_id: str, first: int, last: int, key_id: byt
         " WHERE node_id = ? AND seq >= ? AND seq <= ? AND state <= 2"
     )
     execute(conn, text, (key_id, now_ms, node_id, first, last))
+
+
+def mark_queued_sent(conn: Connection, node_id: str, first: int, last: int, key_id: bytes | None, now_ms: int) -> int:
+    """The same for what was never signed before; how many of this range of seqs that were."""
+    text = (
+        "UPDATE commands SET state = 2, key_id = ?, sent_at_ms = ?"
+        " WHERE node_id = ? AND seq >= ? AND seq <= ? AND state = 1"
+    )
+    return execute(conn, text, (key_id, now_ms, node_id, first, last))
 
 
 def lowest_open(conn: Connection, node_id: str, through: int) -> int | None:
@@ -259,6 +267,16 @@ def save_progress(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> 
         " WHERE node_id = ? AND seq = ? AND state < 5"
     )
     execute_many(conn, text, [standing[:3] + key for key, standing in changes])
+
+
+def save_answers(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> int:
+    """Write where commands stand that were SENT and not asked to be cancelled; how many of them still were."""
+    if not changes:
+        return 0
+    text = (
+        f"UPDATE commands SET {_SET_STANDING} WHERE node_id = ? AND seq = ? AND state = 2 AND cancel_requested_by = ''"
+    )
+    return execute_many(conn, text, [standing + key for key, standing in changes])
 
 
 def save_results(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:

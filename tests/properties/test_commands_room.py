@@ -13,11 +13,11 @@ from sqlalchemy import create_engine
 
 from fleet.v1 import command_pb2 as wire
 from fleet_server.commands import rules
-from fleet_server.commands.service import PendingCommand
+from fleet_server.commands.service import CommandService, PendingCommand
 from fleet_server.database.engine import Database
 from fleet_server.database.schema import metadata
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.commands.room import Room, open_room, order, report
+from tests.unit.fleet_server.commands.room import BusyLane, Room, open_room, order, report
 
 T = TypeVar("T")
 NODES = ("n1", "n2")
@@ -44,6 +44,7 @@ class CommandsMachine(RuleBasedStateMachine):
         engine.dispose()
         self.clock = MockClock()
         self.room: Room
+        self.other: CommandService
         self.database: Database
         self.url = url
         self.ids: dict[str, str] = {}
@@ -55,8 +56,8 @@ class CommandsMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(lanes=st.booleans())
+    def start(self, lanes: bool) -> None:
         async def begin() -> None:
             self.database = Database(self.url, readers=1)
             self.database.start()
@@ -64,6 +65,9 @@ class CommandsMachine(RuleBasedStateMachine):
             for name in NODES:
                 self.ids[name] = (await self.room.add_node(name)).node_id
                 await self.room.open_stream(self.ids[name])
+            self.other = self.room.another_replica()
+            if lanes:  # what is issued is in hand from then on
+                self.room.commands.hand_over_to(dict.fromkeys(self.ids.values(), BusyLane()).get)
 
         self.run(begin())
 
@@ -121,6 +125,20 @@ class CommandsMachine(RuleBasedStateMachine):
             command = own[pick % len(own)]
             refused = wire.CommandRefused(command_id=command.command_id, monotonic_seq=command.seq, reason=reason)
             self.run(self.room.commands.record_command_refused(self.ids[name], refused))
+
+    @rule(name=st.sampled_from(NODES), pick=st.integers(0, 50))
+    def cancel_on_another_replica(self, name: str, pick: int) -> None:
+        """What this replica issued and has in hand changes under it."""
+        views = self.run(self.room.views_of_node(name))
+        wanted = views[pick % len(views)] if views else None
+        if wanted is not None and wanted.state == rules.QUEUED:
+            self.run(self.other.cancel("eve", [wanted.command_id]))
+            self.cancelled_unsent.add((wanted.node_id, wanted.monotonic_seq))
+            self.run(self.room.commands.load())
+
+    @rule(name=st.sampled_from(NODES))
+    def reconnect(self, name: str) -> None:
+        self.run(self.room.open_stream(self.ids[name]))
 
     @rule(seconds=st.sampled_from([1, 10]))
     def time_passes(self, seconds: int) -> None:

@@ -28,6 +28,17 @@ SCHEMA = {
 }
 
 
+class BusyLane:
+    """A lane that never waits: what is issued to its node is queued."""
+
+    def key_for(self, epoch: int, first_seq: int, count: int) -> bytes | None:
+        del epoch, first_seq, count
+        return None
+
+    def take(self, commands: Sequence[PendingCommand]) -> None:
+        raise AssertionError(commands)
+
+
 @dataclass
 class Room:
     """The room under test and its neighbours."""
@@ -65,6 +76,19 @@ class Room:
             lambda tx: self.nodes.open_stream(
                 tx, node_id, stream_id=f"s{os.urandom(4).hex()}", replica_id="r1", last_accepted_seq=last_accepted_seq
             )
+        )
+
+    def another_replica(self) -> CommandService:
+        """The same room in another process, as far as what each keeps in memory goes."""
+        return CommandService(
+            database=self.database,
+            clock=self.clock,
+            wakeup=Wakeup(),
+            audit=self.audit,
+            nodes=self.nodes,
+            metrics=self.metrics.commands,
+            row_mac=RowMac(ROW_KEY, "commands"),
+            cluster_id=CLUSTER,
         )
 
     async def claim(self, node_id: str, *, after_seq: int = 0, limit: int = 32, **more: Any) -> list[PendingCommand]:
