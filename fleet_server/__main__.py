@@ -339,10 +339,10 @@ def db() -> None:
 @_settings_options
 def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Bring the schema to this server's revision. Servers of the older revision have to be stopped first."""
-    from fleet_server.database import migrate
+    from fleet_server import bootstrap
     from fleet_server.database.migrate import SchemaState
 
-    report = migrate.upgrade(_load(file, data_dir, pairs).settings.resolved_database_url())
+    report = bootstrap.upgrade_schema(_load(file, data_dir, pairs).settings)
     if report.state is SchemaState.CURRENT:
         click.echo(f"schema revision {report.wanted}: nothing to do")
     else:

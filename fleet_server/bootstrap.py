@@ -167,13 +167,9 @@ def require_schema(settings: Settings) -> None:
     if report.state is SchemaState.CURRENT:
         return
     if report.state is SchemaState.EMPTY:
-        raise NotInitialisedError(
-            f"the database is empty (data folder {settings.data_dir}): "
-            "run `fleet-server init` with the same settings first"
-        )
-    if report.state is SchemaState.OLDER and dialect_of(parse_url(url)) == "sqlite":
-        with sole_server(settings):
-            migrate.upgrade(url)
+        raise _not_initialised(settings)
+    if report.state is SchemaState.OLDER and _is_sqlite(settings):
+        upgrade_schema(settings)
         log.info("database_upgraded", revision_before=report.found, revision=report.wanted)
         return
     step = "install the newer fleet-server"
@@ -182,6 +178,27 @@ def require_schema(settings: Settings) -> None:
     raise SchemaError(
         f"the database has schema revision {report.found}, this server needs {report.wanted}: {step}, then start again"
     )
+
+
+def upgrade_schema(settings: Settings) -> SchemaReport:
+    """Bring the schema to this server's revision; what it was before. A SQLite file only while no server works on it.
+
+    Raises:
+        NotInitialisedError: there is no SQLite database to upgrade.
+        AlreadyRunningError: a server runs on the SQLite file that has to be changed.
+        SchemaError: it is newer than this server.
+        DatabaseUnreachableError: it does not answer.
+    """
+    url = settings.resolved_database_url()
+    if not _is_sqlite(settings):
+        return migrate.upgrade(url)
+    report = migrate.check(url)
+    if report.state is SchemaState.EMPTY:
+        raise _not_initialised(settings)
+    if report.state is SchemaState.CURRENT:
+        return report
+    with sole_server(settings):
+        return migrate.upgrade(url)
 
 
 @contextlib.contextmanager
@@ -193,8 +210,7 @@ def sole_server(settings: Settings) -> Iterator[None]:
         PrivateFileError: the folder is open to others.
     """
     private_folder(settings.data_dir)
-    sqlite = dialect_of(parse_url(settings.resolved_database_url())) == "sqlite"
-    name = "server" if sqlite or not settings.replica_id else f"server-{settings.replica_id}"
+    name = "server" if _is_sqlite(settings) or not settings.replica_id else f"server-{settings.replica_id}"
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(_locked(settings.data_dir / f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
@@ -203,6 +219,16 @@ def sole_server(settings: Settings) -> Iterator[None]:
                 f"another fleet-server runs on {settings.data_dir}: stop it first, or give this one a folder of its own"
             ) from None
         yield
+
+
+def _is_sqlite(settings: Settings) -> bool:
+    return dialect_of(parse_url(settings.resolved_database_url())) == "sqlite"
+
+
+def _not_initialised(settings: Settings) -> NotInitialisedError:
+    return NotInitialisedError(
+        f"the database is empty (data folder {settings.data_dir}): run `fleet-server init` with the same settings first"
+    )
 
 
 async def _create_owner(operators: OperatorService, name: str) -> Secret[str] | None:

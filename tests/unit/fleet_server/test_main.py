@@ -202,6 +202,26 @@ def test_db_upgrade_and_check(folder: Path, postgres_url: str) -> None:
     engine.dispose()
 
 
+def test_db_upgrade_leaves_a_sqlite_file_alone_while_a_server_runs_on_it(folder: Path) -> None:
+    init(folder)
+    settings = load(environment={}, flags={"data_dir": str(folder)}).settings
+    with bootstrap.sole_server(settings):
+        current = call("db", "upgrade", "--data-dir", folder)
+        assert (current.exit_code, "nothing to do" in current.stdout) == (0, True), "it changes nothing, so it may"
+        older = bootstrap.SchemaReport(bootstrap.SchemaState.OLDER, "0000", "0001")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(bootstrap.migrate, "check", lambda url: older)
+            refused = call("db", "upgrade", "--data-dir", folder)
+    assert refused.exit_code == 3
+    assert f"another fleet-server runs on {folder}: stop it first" in refused.stderr
+
+
+def test_db_upgrade_makes_no_installation(folder: Path) -> None:
+    refused = call("db", "upgrade", "--data-dir", folder)
+    assert (refused.exit_code, "fleet-server init" in refused.stderr) == (3, True)
+    assert not folder.exists()
+
+
 def test_db_check_names_the_first_things_that_are_not_as_the_revision_says(folder: Path) -> None:
     init(folder)
     assert call("db", "check", "--data-dir", folder).exit_code == 0
