@@ -156,13 +156,14 @@ class Duration(click.ParamType[int]):
     """Seconds, or a number with s, m, h or d: "90", "5m", "24h"."""
 
     name = "duration"
+    FORM = re.compile(r"([0-9]{1,9})([smhd]?)")
     _UNITS: Mapping[str, int] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Whole seconds above 0."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", value)
+        found = self.FORM.fullmatch(value)
         if not found or not int(found[1]):
             self.fail(f"{value!r} is not a duration: write 90, 90s, 5m, 24h or 7d", param, ctx)
         seconds = int(found[1]) * self._UNITS[found[2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
@@ -25,8 +26,21 @@ _OTHER_COLUMNS = 45
 _WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
+class Run(Verb):
+    """`run`, which knows that `--wait` is often taken for the time limit."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; a time after `--wait` is neither a target nor an action."""
+        for word, following in itertools.pairwise([*args, ""]):
+            option, equals, value = word.partition("=")
+            time_limit = value if equals else following
+            if option == "--wait" and (equals or Duration.FORM.fullmatch(time_limit)):
+                raise click.UsageError(f"--wait takes no time: to wait at most that long, write --timeout {time_limit}")
+        return super().parse_args(ctx, args)
+
+
 @click.command(
-    cls=Verb,
+    cls=Run,
     example="fleetctl run 'press-*' exec.run --arg program=uptime --ttl 5m\n"
     "fleetctl run rack=4 simulated.work --arg latency_ms:=2000 --no-wait",
 )

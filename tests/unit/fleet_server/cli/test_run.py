@@ -20,6 +20,23 @@ def test_run_with_one_word_says_what_is_missing(ctl: Fleetctl) -> None:
     assert "fleetctl run press-1 host.info" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--wait", "10s", "press-1", "host.info"], ["press-1", "host.info", "--wait", "10s"], ["x", "y", "--wait=10s"]],
+)
+def test_a_time_after_wait_is_no_target_and_no_action(ctl: Fleetctl, words: list[str]) -> None:
+    result = ctl.run("run", *words)
+    assert result.exit_code == 2
+    assert "--wait takes no time: to wait at most that long, write --timeout 10s" in result.stderr
+    assert ctl.fake.requests("IssueCommands") == []
+
+
+def test_a_target_after_wait_is_a_target(ctl: Fleetctl) -> None:
+    ctl.fake.answers["IssueCommands"] = issued(1)
+    ctl.fake.answers["WatchCommands"] = [changed(command(1))]
+    assert ctl.run("run", "--wait", "press-1", "host.info").exit_code == 0
+
+
 def test_a_refusal_of_all_is_told_whole_with_its_next_step(ctl: Fleetctl) -> None:
     detail = "the arguments are refused at /program: 'rm' is not one of 'date'"
     refused = admin_pb2.RefusedTarget(node_name="press-1", reason="ARGUMENTS_INVALID", detail=detail)
