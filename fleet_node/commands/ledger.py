@@ -84,6 +84,11 @@ class Ledger:
         return len(self._outbox)
 
     @property
+    def backlog_bytes(self) -> int:
+        """What these take in the journal."""
+        return self._outbox.size_bytes
+
+    @property
     def unsaved(self) -> int:
         """Results that are not durable yet."""
         return len(self._results) + self._in_flight

@@ -33,7 +33,9 @@ from fleet_node.observability.metrics import CommandMetrics
 log = get_logger(__name__)
 
 MAX_BACKLOG = 16_384
-"""Unacknowledged reports beyond which a node takes no more commands: its disk is not the server's queue."""
+MAX_BACKLOG_BYTES = 128 * 1024 * 1024
+"""Unacknowledged reports beyond which a node takes no more commands: its disk is not the server's queue. What it took
+before still ends and is reported, so it may hold what its commands in flight write, and no more."""
 
 
 class CommandService:
@@ -190,8 +192,10 @@ class CommandService:
         ledger = self._ledger
         last_accepted_seq = ledger.last_accepted_seq
         statement = self._intake.open_statement(signed, stream.context, last_accepted_seq)
-        if ledger.backlog >= MAX_BACKLOG:
-            raise _unavailable(f"{ledger.backlog} reports wait for the server's acknowledgement")
+        if ledger.backlog >= MAX_BACKLOG or ledger.backlog_bytes >= MAX_BACKLOG_BYTES:
+            raise _unavailable(
+                f"{ledger.backlog} reports of {ledger.backlog_bytes} bytes wait for the server's acknowledgement"
+            )
         seqs: list[int] = []
         if statement.commands[0].monotonic_seq <= last_accepted_seq:  # they grow: otherwise all are new
             seqs = [one.monotonic_seq for one in statement.commands if one.monotonic_seq <= last_accepted_seq]

@@ -106,7 +106,7 @@ class Recovered:
         last_report_no: highest report_no given out.
         acked_report_no: every report up to it is acknowledged.
         unfinished: ACCEPTED and RUNNING, in seq order.
-        unacknowledged: report numbers above `acked_report_no`, growing.
+        unacknowledged: bytes of each report above `acked_report_no` by its number, growing.
         tombstones: command_id by seq.
     """
 
@@ -114,7 +114,7 @@ class Recovered:
     last_report_no: int
     acked_report_no: int
     unfinished: list[Entry]
-    unacknowledged: list[int]
+    unacknowledged: dict[int, int]
     tombstones: dict[int, bytes]
 
 
@@ -195,7 +195,8 @@ class JournalStore:
         try:
             last_accepted_seq, last_report_no, acked_report_no = self._counters
             numbers = self.connection.execute(
-                "SELECT report_no FROM entries WHERE report_no > ? ORDER BY report_no", (acked_report_no,)
+                "SELECT report_no, length(report) FROM entries WHERE report_no > ? ORDER BY report_no",
+                (acked_report_no,),
             )
             tombstones = self.connection.execute(
                 "SELECT seq, command_id FROM tombstones WHERE seq > ?", (last_accepted_seq,)
@@ -205,7 +206,7 @@ class JournalStore:
                 last_report_no=last_report_no,
                 acked_report_no=acked_report_no,
                 unfinished=self._entries(f"WHERE state IN {_UNFINISHED} ORDER BY seq"),
-                unacknowledged=[number for (number,) in numbers],
+                unacknowledged=dict(numbers),
                 tombstones=dict(tombstones),
             )
         except sqlite3.Error as error:

@@ -4,6 +4,7 @@ import pytest
 
 from fleet.v1.command_pb2 import CancelOutcome
 from fleet_node.commands.ledger import FIRST_RETRY_S
+from fleet_node.commands.outbox import ENTRY_BYTES
 from tests.unit.fleet_node.commands.node import TestNode
 
 
@@ -81,17 +82,21 @@ async def test_a_cancel_that_cannot_be_journaled_is_refused_and_the_command_stil
     assert waiting.command_id not in node.probe.runs
 
 
+@pytest.mark.parametrize(("bound", "most"), [("MAX_BACKLOG", 3), ("MAX_BACKLOG_BYTES", 3 * ENTRY_BYTES)])
 async def test_too_many_unacknowledged_reports_refuse_more_commands(
-    node: TestNode, monkeypatch: pytest.MonkeyPatch
+    node: TestNode, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
-    monkeypatch.setattr("fleet_node.commands.service.MAX_BACKLOG", 3)
+    monkeypatch.setattr(f"fleet_node.commands.service.{bound}", most)
     commands = [node.command() for _ in range(3)]
     await node.give(*commands)
     await node.wait_reported(commands[2], "SUCCEEDED")
     more = node.command()
 
     await node.give(more)
-    assert (await node.wait_control("statement_refused")).reason == "JOURNAL_UNAVAILABLE"
+    refused = await node.wait_control("statement_refused")
+    assert refused.reason == "JOURNAL_UNAVAILABLE"
+    assert "3 reports of" in refused.detail
+    assert more.command_id not in node.probe.runs
 
     node.ack()
     await node.give(more)

@@ -6,7 +6,7 @@ import threading
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.entry import Entry
-from fleet_node.commands.outbox import ENTRY_BYTES, Outbox
+from fleet_node.commands.outbox import ENTRY_BYTES, MAX_LOADED_BYTES, Outbox
 from fleet_node.commands.store import JournalStore
 from tests.unit.fleet_node.commands.node import TestNode, state_name
 from tests.unit.fleet_node.commands.test_store import change, entry
@@ -118,7 +118,7 @@ def numbers(reports: list[bytes]) -> list[int]:
 
 def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> None:
     entries = {number: ended(number, 100) for number in range(1, 9)}
-    outbox = Outbox([], max_memory_bytes=3 * (ENTRY_BYTES + 150))
+    outbox = Outbox({}, max_memory_bytes=3 * (ENTRY_BYTES + 150))
     outbox.add(entries.values())
 
     taken: list[int] = []
@@ -139,15 +139,45 @@ def test_the_outbox_leaves_what_does_not_fit_on_disk_and_keeps_the_order() -> No
     assert len(outbox) == 0
 
 
+def test_a_server_that_never_acknowledges_is_sent_everything_and_fills_no_memory() -> None:
+    entries = {number: ended(number, 100) for number in range(1, 41)}
+    outbox = Outbox({}, max_memory_bytes=3 * (ENTRY_BYTES + 150))
+    outbox.add(entries.values())
+    whole = outbox.size_bytes
+
+    for _ in range(2):  # two streams
+        taken: list[int] = []
+        held: list[int] = []
+        while outbox.ready:
+            missing = outbox.missing(2)
+            outbox.loaded(missing, [entries[number] for number in missing])
+            taken.extend(numbers(outbox.take(3, 10_000)))
+            held.append(outbox.held_bytes)
+        assert taken == list(range(1, 41))
+        assert max(held) <= 3 * (ENTRY_BYTES + 150)
+        assert outbox.size_bytes == whole
+        outbox.start_over()
+
+    outbox.acked(40)
+    assert (len(outbox), outbox.size_bytes) == (0, 0)
+
+
+def test_large_reports_are_read_few_at_a_time() -> None:
+    outbox = Outbox(dict.fromkeys(range(1, 10), MAX_LOADED_BYTES // 2 - ENTRY_BYTES))
+    assert outbox.missing(256) == [1, 2]
+    outbox = Outbox({1: 2 * MAX_LOADED_BYTES, 2: 0})
+    assert outbox.missing(256) == [1]
+
+
 def test_a_frame_of_reports_stays_below_its_bytes_but_for_one_that_alone_exceeds_them() -> None:
-    outbox = Outbox([])
+    outbox = Outbox({})
     outbox.add(ended(number, size) for number, size in enumerate([900, 300, 300, 300], start=1))
 
     assert [numbers(outbox.take(10, 800)) for _ in range(3)] == [[1], [2, 3], [4]]
 
 
 def test_a_superseded_report_never_goes_out() -> None:
-    outbox = Outbox([1, 2])
+    outbox = Outbox({1: 0, 2: 30})
     one = entry(1)
     outbox.remove(one)
     change(one, 3, CommandState.COMMAND_STATE_SUCCEEDED).stands()
@@ -158,10 +188,12 @@ def test_a_superseded_report_never_goes_out() -> None:
 
     assert numbers(outbox.take(10, 1000)) == [3]
     assert outbox.first_report_no == 3
+    outbox.acked(3)
+    assert (len(outbox), outbox.size_bytes) == (0, 0)
 
 
 def test_what_has_not_ended_is_told_as_it_stands() -> None:
-    outbox = Outbox([])
+    outbox = Outbox({})
     one = entry(4, report_no=6, state=CommandState.COMMAND_STATE_RUNNING)
     one.started_at_ms = 7
     outbox.add([one])
