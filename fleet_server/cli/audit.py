@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fleet.audit_chain import ChainSummary, ChainVerifier
     from fleet.v1 import admin_pb2
     from fleet_server.cli.connection import Admin
+    from fleet_server.cli.node_names import NodeNames
 
 _COLUMNS = [
     Column("TIME"),
@@ -28,6 +29,7 @@ _COLUMNS = [
     Column("DETAIL", flexible=True, least=16),
 ]
 _DETAIL_CELLS = 160
+_READ_CELLS = 4 * _DETAIL_CELLS  # names are shorter than ids
 
 
 @click.group(cls=Noun)
@@ -40,22 +42,27 @@ def audit() -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on with new rows until Ctrl-C.")
 @click.pass_obj
 def tail(invocation: Invocation, lines: int, follow: bool) -> None:
-    """Show the newest rows. Shown is not verified: see `fleetctl audit verify`."""
+    """Show the newest rows, nodes by name. Shown is not verified: see `fleetctl audit verify`.
+
+    JSON has every row as it was written, with the ids of nodes.
+    """
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.node_names import NodeNames
     from fleet_server.cli.views import to_json
 
     request = admin_pb2.ExportAuditRequest(last=lines, follow=follow)
     shown: list[list[Cell]] = []
     growing = invocation.running_table(_COLUMNS)
     with invocation.connect() as admin:
+        names = NodeNames(admin)
         for change in _rows(admin, request):
             if invocation.wants_json:
                 for entry in change.entries:
                     invocation.emit_json_line(to_json(entry))
             elif follow and change.entries:
-                invocation.emit_text(growing.add([_row(entry) for entry in change.entries]))
+                invocation.emit_text(growing.add(_shown_rows(change.entries, names)))
             else:
-                shown += [_row(entry) for entry in change.entries]
+                shown += _shown_rows(change.entries, names)
     if not follow and not invocation.wants_json:
         invocation.emit_table(_COLUMNS, shown)
 
@@ -189,15 +196,20 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary) -> None:
     )
 
 
-def _row(entry: admin_pb2.AuditEntry) -> list[Cell]:
+def _shown_rows(entries: Iterable[admin_pb2.AuditEntry], names: NodeNames) -> list[list[Cell]]:
     from fleet_server.cli.views import moment_text, output_text
 
+    told = [(entry, entry.actor, entry.subject, output_text(entry.detail)[:_READ_CELLS]) for entry in entries]
+    names.learn(text for _, *texts in told for text in texts)
     return [
-        moment_text(entry.at_ms),
-        Styled(entry.kind, bold=True),
-        entry.actor,
-        entry.subject or "-",
-        entry.writer,
-        str(entry.number),
-        excerpt(output_text(entry.detail), _DETAIL_CELLS),
+        [
+            moment_text(entry.at_ms),
+            Styled(entry.kind, bold=True),
+            names.told_by_name(actor),
+            names.told_by_name(subject) or "-",
+            entry.writer,
+            str(entry.number),
+            excerpt(names.told_by_name(detail), _DETAIL_CELLS),
+        ]
+        for entry, actor, subject, detail in told
     ]

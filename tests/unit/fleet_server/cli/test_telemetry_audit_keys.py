@@ -13,9 +13,11 @@ import pytest
 from fleet import audit_chain
 from fleet.audit_chain import CheckpointMark
 from fleet.envelope import Domain, Signer
+from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, session_pb2, telemetry_pb2, trust_pb2
 from fleet_server.cli.chart import quantity, sparkline
 from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
+from tests.unit.fleet_server.cli.made import node
 
 
 def entries(count: int, writer: str = "replica-a") -> list[admin_pb2.AuditEntry]:
@@ -124,6 +126,28 @@ def test_tail_shows_the_newest_rows(ctl: Fleetctl) -> None:
     assert ctl.fake.requests("ExportAudit")[0].last == 2
     followed = ctl.run("audit", "tail", "--follow").stdout.splitlines()
     assert followed == table, "rows that come are laid out like rows that are there"
+
+
+def test_tail_tells_nodes_by_name_and_asks_once(ctl: Fleetctl) -> None:
+    first, second = "nd_" + "a" * 24, "nd_" + "b" * 24
+    opened = {"kind": "stream.opened", "actor": f"node:{first}", "subject": f"node:{first}", "at_ms": NOW_MS}
+    issued = {"kind": "command.issued", "actor": "ada", "subject": "is_1", "at_ms": NOW_MS}
+    seqs = json.dumps({"seqs": {first: [1, 1], second: [7, 7]}}).encode()
+    rows = [admin_pb2.AuditEntry(**opened), admin_pb2.AuditEntry(**issued, detail=seqs)]
+    known = [node(1, node_id=first), node(2, node_id=second)]
+    ctl.fake.answers["ExportAudit"] = [exported(rows), exported(rows[:1])]
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=known)
+    for words in ([], ["--follow"]):
+        ctl.fake.calls.clear()
+        table = ctl.run("audit", "tail", *words).stdout
+        assert table.count("node:press-1") == 4
+        assert 'seqs={"press-1":[1,1],"press-2":[7,7]}' in table
+        assert "nd_" not in table
+        assert [list(asked.selector.patterns) for asked in ctl.fake.requests("ListNodes")] == [[first, second]]
+    assert ctl.run("audit", "tail", "-o", "json").stdout.count(f"node:{first}") == 4
+
+    ctl.fake.answers["ListNodes"] = Refusal(Reason.NO_TARGETS, f"there is no node {second}")
+    assert ctl.run("audit", "tail").stdout.count(f"node:{first}") == 4, "a name that is not given costs no row"
 
 
 def test_tail_and_export_go_on_behind_the_last_row_after_a_restart(ctl: Fleetctl) -> None:
