@@ -116,9 +116,13 @@ class Node:
             metrics=self.metrics.telemetry,
         )
         self.collector = Collector(
-            sources=[parts.drivers.samples, *([OwnProcess()] if settings.own_process_metrics else [])],
+            sources={
+                **parts.drivers.samplers(),
+                **({"own process": OwnProcess()} if settings.own_process_metrics else {}),
+            },
             sink=self.telemetry.put,
             clock=self._clock,
+            metrics=self.metrics.telemetry,
             interval_s=settings.telemetry_interval_s or membership.telemetry_interval_s,
         )
         self.commands = CommandService(

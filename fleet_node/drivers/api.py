@@ -159,7 +159,7 @@ class Driver(Protocol):
 
     def sample(self) -> Iterable[Sample]:
         """Telemetry of this moment. Called in a worker thread, one call at a time; sync and cheap. () when
-        there is none.
+        there is none. One that does not return silences this driver's telemetry, and is logged.
         """
         ...
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
 from typing import Any, Final, Self
@@ -194,20 +195,22 @@ class DriverRegistry:
             return self._driver_raised(invocation, error)
         return _within_limits(outcome, offer.action)
 
-    def samples(self) -> list[Sample]:
-        """Telemetry of all drivers, now. Call it in a worker thread, one call at a time."""
-        collected: list[Sample] = []
-        for driver in self._drivers:
-            try:
-                offered = list(islice(driver.sample(), MAX_SAMPLES_PER_DRIVER + 1))
-                kept = [one for one in offered[:MAX_SAMPLES_PER_DRIVER] if keeps_sample_promise(one)]
-            except DRIVER_FAULTS as error:
-                self._report_once("driver_sample_failed", driver.name, error)
-                continue
-            if len(kept) != len(offered):
-                self._report_once("driver_samples_left_out", driver.name, None, kept=len(kept))
-            collected.extend(kept)
-        return collected
+    def samplers(self) -> dict[str, Callable[[], list[Sample]]]:
+        """What gives telemetry of each driver, now, by its name. Call it in a worker thread, one call at a time for one
+        driver: one that hangs must not hold up the others.
+        """
+        return {driver.name: partial(self._sample, driver) for driver in self._drivers}
+
+    def _sample(self, driver: Driver) -> list[Sample]:
+        try:
+            offered = list(islice(driver.sample(), MAX_SAMPLES_PER_DRIVER + 1))
+            kept = [one for one in offered[:MAX_SAMPLES_PER_DRIVER] if keeps_sample_promise(one)]
+        except DRIVER_FAULTS as error:
+            self._report_once("driver_sample_failed", driver.name, error)
+            return []
+        if len(kept) != len(offered):
+            self._report_once("driver_samples_left_out", driver.name, None, kept=len(kept))
+        return kept
 
     async def close(self) -> None:
         """Close every driver, loaded or left out after construction; each gets ten seconds. A second call

@@ -94,6 +94,10 @@ class TelemetryMetrics:
 
     def __init__(self, registry: Registry) -> None:
         self.samples = registry.counter("fleet_node_telemetry_samples_total", "Telemetry samples collected.")
+        self.stalled = registry.gauge(
+            "fleet_node_telemetry_drivers_stalled",
+            "Drivers whose telemetry has not come back for half a minute; the log names them.",
+        )
         self.batches = registry.counter(
             "fleet_node_telemetry_batches_total", "Telemetry batches sent, repeats among them."
         )

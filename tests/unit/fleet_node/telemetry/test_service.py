@@ -13,7 +13,6 @@ from fleet.metrics import Registry
 from fleet.v1 import telemetry_pb2
 from fleet_node.drivers.api import Sample
 from fleet_node.observability.metrics import TelemetryMetrics
-from fleet_node.telemetry.collector import Collector, OwnProcess, Source
 from fleet_node.telemetry.service import MAX_UNACKNOWLEDGED, TelemetryService
 from fleet_node.telemetry.spool import Spool
 from tests.fakes.clock import MockClock
@@ -176,56 +175,3 @@ async def test_the_spool_is_closed_only_after_a_write_whose_caller_has_left(
 
     assert said == ["written", "closed"]
     assert putting.cancelled()
-
-
-async def test_the_collector_keeps_the_beat_and_skips_what_it_missed(clock: MockClock) -> None:
-    taken: list[int] = []
-    done = asyncio.Event()
-
-    async def sink(samples: object, at_ms: int) -> None:
-        taken.append(at_ms - start_ms)
-        if len(taken) == 2:
-            await clock.sleep(25)
-        done.set()
-
-    start_ms = clock.now_ms()
-    collector = Collector(sources=[lambda: [Sample("s", (), "gauge", "1", 1)]], sink=sink, clock=clock, interval_s=10)
-    task = asyncio.ensure_future(collector.run())
-    for step_s in (10, 25, 5, 10):
-        await clock.wait_sleepers(1)
-        await clock.advance(step_s)
-    await clock.wait_sleepers(1)
-    task.cancel()
-
-    assert taken == [0, 10_000, 40_000, 50_000]
-
-
-async def test_a_source_that_fails_silences_neither_the_others_nor_the_next_beat(clock: MockClock) -> None:
-    taken: list[list[float]] = []
-    failures = [OSError(24, "Too many open files")]
-
-    def own() -> list[Sample]:
-        if failures:
-            raise failures.pop()
-        return [Sample("own", (), "gauge", "1", 2)]
-
-    async def sink(samples: Any, _: int) -> None:
-        taken.append([sample.value for sample in samples])
-
-    sources: list[Source] = [own, lambda: [Sample("s", (), "gauge", "1", 1)]]
-    task = asyncio.ensure_future(Collector(sources=sources, sink=sink, clock=clock, interval_s=10).run())
-    await clock.wait_sleepers(1)
-    await clock.advance(10)
-    await clock.wait_sleepers(1)
-    task.cancel()
-
-    assert taken == [[1], [2, 1]]
-
-
-def test_the_node_can_measure_itself() -> None:
-    names = {sample.name: sample.value for sample in OwnProcess()()}
-
-    assert names["node.process.memory.rss"] > 1_000_000
-    assert set(names) == {
-        "node.process.cpu", "node.process.memory.rss", "node.process.open_files", "node.process.threads",
-    }  # fmt: skip
