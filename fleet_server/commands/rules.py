@@ -24,6 +24,7 @@ DEFAULT_TTL_S = 300
 MAX_IDEMPOTENCY_KEY_CHARS = 128
 MAX_CANCELS = 1024
 MAX_CLAIM = 32
+_ALONE = 0  # in place of its number, for a command whose request holds no other
 
 MAX_OUTPUT_BYTES = 256 * 1024
 MAX_REASON_CHARS = 64
@@ -93,7 +94,8 @@ def check_request(request: admin_pb2.IssueCommandsRequest) -> Order:
     if len(request.idempotency_key) > MAX_IDEMPOTENCY_KEY_CHARS or "\x00" in request.idempotency_key:
         raise _wrong(f"an idempotency key has at most {MAX_IDEMPOTENCY_KEY_CHARS} characters and no NUL")
     parsed: dict[bytes, dict[str, Any]] = {}
-    specs = tuple(_check_spec(no, spec, parsed) for no, spec in enumerate(request.commands, start=1))
+    first_no = 1 if len(request.commands) > 1 else _ALONE
+    specs = tuple(_check_spec(no, spec, parsed) for no, spec in enumerate(request.commands, start=first_no))
     return Order(
         patterns=tuple(request.selector.patterns),
         specs=specs,
@@ -122,17 +124,21 @@ def check_volume(specs: int, nodes: int) -> Refusal | None:
 
 def _check_spec(no: int, spec: admin_pb2.CommandSpec, parsed: dict[bytes, dict[str, Any]]) -> Spec:
     if not spec.action or len(spec.action) > 128:
-        raise _wrong(f"command {no} names no action: write driver.action, at most 128 characters")
+        raise _wrong(f"{_which(no)} names no action: write driver.action, at most 128 characters")
     arguments = spec.arguments or b"{}"
     if len(arguments) > MAX_ARGUMENT_BYTES:
         raise Refusal(
             Reason.ARGUMENTS_TOO_LARGE,
-            f"the arguments of command {no} have {len(arguments)} bytes; at most {MAX_ARGUMENT_BYTES} are taken",
+            f"the arguments of {_which(no)} have {len(arguments)} bytes; at most {MAX_ARGUMENT_BYTES} are taken",
         )
     value = parsed.get(arguments)
     if value is None:
         value = parsed[arguments] = _parse_arguments(no, arguments)
     return Spec(spec.action, arguments, value)
+
+
+def _which(no: int) -> str:
+    return "the command" if no == _ALONE else f"command {no}"
 
 
 def _parse_arguments(no: int, arguments: bytes) -> dict[str, Any]:
@@ -141,9 +147,9 @@ def _parse_arguments(no: int, arguments: bytes) -> dict[str, Any]:
         value = json.loads(arguments.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         detail = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise Refusal(Reason.ARGUMENTS_INVALID, f"the arguments of command {no} are no JSON: {detail}") from None
+        raise Refusal(Reason.ARGUMENTS_INVALID, f"the arguments of {_which(no)} are no JSON: {detail}") from None
     if not isinstance(value, dict):
-        raise Refusal(Reason.ARGUMENTS_INVALID, f"the arguments of command {no} are no JSON object: write {{...}}")
+        raise Refusal(Reason.ARGUMENTS_INVALID, f"the arguments of {_which(no)} are no JSON object: write {{...}}")
     return value
 
 

@@ -45,7 +45,8 @@ class ActionSchemas:
     def object_to(self, drivers: DriverSet, specs: tuple[Spec, ...]) -> Objection | None:
         """First objection of a driver set to specs; None when it takes them all."""
         for no, spec in enumerate(specs, start=1):
-            objection = self._object_to_one(drivers, spec, f"command {no} of {len(specs)}")
+            which = f"{spec.action} (command {no} of {len(specs)})" if len(specs) > 1 else spec.action
+            objection = self._object_to_one(drivers, spec, which)
             if objection is not None:
                 return objection
         return None
@@ -63,7 +64,7 @@ class ActionSchemas:
         if error is None:
             return None
         path = "/".join(str(part) for part in error.instance_path)
-        detail = f"the arguments of {spec.action} ({which}) are refused at /{path}: {_cut(error.message)}"
+        detail = f"the arguments of {which} are refused at /{path}: {_cut(error.message)}"
         return Objection(Reason.ARGUMENTS_INVALID, detail)
 
     def _validator(self, drivers_sha256: bytes, action: gateway_pb2.ActionDescriptor) -> Any:

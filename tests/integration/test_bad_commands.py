@@ -66,7 +66,7 @@ async def test_arguments_that_are_no_json_object(installation: Installation, tex
     with pytest.raises(Refusal) as refused:
         await installation.owner.ask("IssueCommands", request)
     assert refused.value.reason is Reason.ARGUMENTS_INVALID
-    assert "command 1" in refused.value.detail
+    assert "the arguments of the command are no JSON" in refused.value.detail
 
 
 async def test_too_large(installation: Installation) -> None:

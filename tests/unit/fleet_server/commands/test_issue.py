@@ -88,6 +88,24 @@ async def test_the_place_in_nested_arguments_is_named(room: Room) -> None:
     assert "/tags/1" in answer.refused[0].detail
 
 
+async def test_which_command_it_is_is_said_only_where_there_are_several(room: Room) -> None:
+    await room.add_node("n1")
+    odd = b'{"level": "high"}'
+    alone = await room.commands.issue("alice", order("n1", arguments=odd))
+    assert alone.refused[0].detail.startswith("the arguments of host.set are refused at /level: ")
+    several = order("n1", count=2)
+    several.commands[1].arguments = odd
+    answer = await room.commands.issue("alice", several)
+    assert answer.refused[0].detail.startswith("the arguments of host.set (command 2 of 2) are refused at /level: ")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "the arguments of the command are no JSON object"), (3, "the arguments of command 1 are")]
+)
+async def test_arguments_that_no_node_could_read_are_told_the_same_way(room: Room, count: int, words: str) -> None:
+    assert words in (await refusal_of(room, order("n1", count=count, arguments=b"[]"))).detail
+
+
 async def test_every_node_that_is_refused_stands_in_the_audit(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(issuing, "_AUDITED_NODES", 2)
     for number in range(7):
