@@ -1,5 +1,4 @@
-"""One write for all callers that wait: while a write is under way, further callers gather, and the next write takes
-them all.
+"""One job of the writer for all callers that wait: until the writer begins it, further callers join it.
 
 Nothing waits to fill a batch: an idle room writes a single item at once, a busy one pays for one job, one statement and
 one audit row, for many callers.
@@ -8,60 +7,79 @@ one audit row, for many callers.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from fleet_server.database.writer import Transaction
+
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
-class Gatherer(Generic[Item, Result]):
+class _Batch(Generic[Item]):
+    """Items of one job. The event loop adds to it, the writer's thread begins it."""
+
+    def __init__(self, max_items: int) -> None:
+        self.items: list[Item] = []
+        self.written: asyncio.Future[None]
+        self._max_items = max_items
+        self._begun = False
+        self._lock = threading.Lock()
+
+    def join(self, item: Item) -> bool:
+        """Whether the item still comes along."""
+        with self._lock:
+            if self._begun or len(self.items) >= self._max_items:
+                return False
+            self.items.append(item)
+            return True
+
+    def begin(self) -> Sequence[Item]:
+        """All items there will ever be; a job that is run again begins again with the same."""
+        with self._lock:
+            self._begun = True
+        return self.items
+
+
+class Gatherer(Generic[Item]):
     """Gathers items for `write`.
 
     Args:
-        write: writes a batch and returns one result for each item. When it raises, each item is written by itself, so
-            that
-            a bad one fails its own caller only.
+        submit: hands a job to the writer (`Database.write`).
+        write: writes a batch inside a transaction. When it raises, each item is written by itself, so that a bad one
+            fails its own caller only.
         max_items: most items of one batch.
     """
 
-    def __init__(self, write: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, max_items: int) -> None:
+    def __init__(
+        self,
+        submit: Callable[[Callable[[Transaction], None]], Awaitable[None]],
+        write: Callable[[Transaction, Sequence[Item]], None],
+        *,
+        max_items: int,
+    ) -> None:
+        self._submit = submit
         self._write = write
         self._max_items = max_items
-        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._open: _Batch[Item] | None = None
 
-    async def submit(self, item: Item) -> Result:
+    async def submit(self, item: Item) -> None:
         """Write `item`, with whatever else waits.
 
         Raises:
             Exception: whatever writing it raised.
         """
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_all())
-        return await future
-
-    async def _write_all(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[: self._max_items], self._waiting[self._max_items :]
-            await self._write_batch(batch)
-
-    async def _write_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        batch = self._open
+        if batch is None or not batch.join(item):
+            batch = self._open = _Batch(self._max_items)
+            batch.join(item)
+            batch.written = asyncio.ensure_future(self._write_batch(batch))
         try:
-            results = await self._write([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001 - every failure belongs to the caller whose item it is
-            if len(batch) > 1:
-                for single in batch:
-                    await self._write_batch([single])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
-            return
-        except BaseException:
-            for _, future in batch:
-                future.cancel()
-            raise
-        for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result(result)
+            await asyncio.shield(batch.written)  # a caller that gives up must not take the others along
+        except Exception:
+            if len(batch.items) == 1:
+                raise
+            await self._submit(lambda tx: self._write(tx, [item]))
+
+    async def _write_batch(self, batch: _Batch[Item]) -> None:
+        await self._submit(lambda tx: self._write(tx, batch.begin()))

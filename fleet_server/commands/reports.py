@@ -70,11 +70,16 @@ class Reports:
         self._rooms = rooms
         self._authorities = authorities
         self._announcer = announcer
-        self._gatherer: Gatherer[Frame, None] = Gatherer(self._write, max_items=_MAX_FRAMES_PER_WRITE)
+        self._gatherer: Gatherer[Frame] = Gatherer(rooms.database.write, self._record, max_items=_MAX_FRAMES_PER_WRITE)
 
     async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
         """See `CommandService.record_reports`."""
-        if reports:
+        if not reports:
+            return
+        try:
+            await self._gatherer.submit((node_id, reports))
+        except NotAsRememberedError:
+            self._announcer.in_hand.forget([node_id])
             await self._gatherer.submit((node_id, reports))
 
     async def record_command_refused(self, node_id: str, refused: command_pb2.CommandRefused) -> None:
@@ -119,18 +124,9 @@ class Reports:
 
         await self._rooms.database.write(work)
 
-    async def _write(self, frames: Sequence[Frame]) -> Sequence[None]:
-        in_hand = self._announcer.in_hand
-        try:
-            await self._rooms.database.write(lambda tx: self._record(tx, frames, in_hand))
-        except NotAsRememberedError:
-            in_hand.forget(node_id for node_id, _ in frames)
-            await self._rooms.database.write(lambda tx: self._record(tx, frames, None))
-        return [None] * len(frames)
-
-    def _record(self, tx: Transaction, frames: Sequence[Frame], in_hand: InHand | None) -> None:
+    def _record(self, tx: Transaction, frames: Sequence[Frame]) -> None:
         now_ms = self._rooms.clock.now_ms()
-        rows = _load(tx.conn, frames, in_hand)
+        rows = _load(tx.conn, frames, self._announcer.in_hand)
         digest = _digest(rows.by_id, frames, now_ms)
         answers: list[tuple[Key, Standing]] = []
         progress: list[tuple[Key, Standing]] = []
@@ -196,11 +192,11 @@ class Reports:
             log.warning("report_matches_no_command", node_id=node_id, seq=report.monotonic_seq, state=report.state)
 
 
-def _load(conn: Connection, frames: Sequence[Frame], in_hand: InHand | None) -> _Rows:
+def _load(conn: Connection, frames: Sequence[Frame], in_hand: InHand) -> _Rows:
     rows = _Rows({}, set())
     few: set[bytes] = set()
     for node_id, reports in frames:
-        left = reports if in_hand is None else _recall(rows, in_hand.sent(node_id), reports)
+        left = _recall(rows, in_hand.sent(node_id), reports)
         if len(left) < _MANY_OF_A_NODE:
             few.update(report.command_id for report in left)
         else:

@@ -1,59 +1,120 @@
 """Callers that wait are written together; a bad one fails alone."""
 
 import asyncio
-from collections.abc import Sequence
-
-import pytest
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fleet_server.commands.gathering import Gatherer
+from fleet_server.database.writer import Transaction
+
+Job = Callable[[Transaction], None]
 
 
-class Writes:
-    """A writer that the test lets go on."""
+class Writer:
+    """A writer that the test lets go on, a job at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_items: int) -> None:
         self.batches: list[list[int]] = []
-        self.gate = asyncio.Event()
+        self.gatherer: Gatherer[int] = Gatherer(self.submit, self.write, max_items=max_items)
+        self._jobs: asyncio.Queue[tuple[Job, asyncio.Future[None]]] = asyncio.Queue()
 
-    async def write(self, items: Sequence[int]) -> Sequence[int]:
+    def call(self, item: int) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self.gatherer.submit(item))
+
+    async def submit(self, job: Job) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._jobs.put_nowait((job, done))
+        await done
+
+    async def begin(self) -> asyncio.Future[None]:
+        """Run the next job; its commit is to be set."""
+        job, done = await self._jobs.get()
+        transaction: Any = None
+        try:
+            job(transaction)
+        except ValueError as error:
+            done.set_exception(error)
+        return done
+
+    async def go_on(self) -> None:
+        done = await self.begin()
+        if not done.done():
+            done.set_result(None)
+
+    def write(self, _: Transaction, items: Sequence[int]) -> None:
         self.batches.append(list(items))
-        await self.gate.wait()
         if -1 in items:
             raise ValueError("bad item")
-        return [item * 10 for item in items]
 
 
-async def test_one_alone_is_written_at_once_and_the_rest_together() -> None:
-    writes = Writes()
-    gatherer: Gatherer[int, int] = Gatherer(writes.write, max_items=3)
-    calls = [asyncio.ensure_future(gatherer.submit(1))]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert writes.batches == [[1]]
-    calls += [asyncio.ensure_future(gatherer.submit(item)) for item in (2, 3, 4, 5)]
-    await asyncio.sleep(0)
-    writes.gate.set()
-    assert await asyncio.gather(*calls) == [10, 20, 30, 40, 50]
-    assert writes.batches == [[1], [2, 3, 4], [5]]
+async def turn() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_who_comes_before_the_writer_begins_comes_along_and_who_comes_later_waits_for_the_next() -> None:
+    writer = Writer(max_items=10)
+    early = [writer.call(item) for item in (1, 2)]
+    await turn()
+    early.append(writer.call(3))
+    await turn()
+    commit = await writer.begin()
+    late = [writer.call(item) for item in (4, 5)]
+    await turn()
+    assert writer.batches == [[1, 2, 3]]
+    commit.set_result(None)
+    await asyncio.gather(*early)
+    assert not any(call.done() for call in late)
+    await writer.go_on()
+    await asyncio.gather(*late)
+    assert writer.batches == [[1, 2, 3], [4, 5]]
+
+
+async def test_a_full_batch_takes_nobody_more() -> None:
+    writer = Writer(max_items=2)
+    calls = [writer.call(item) for item in (1, 2, 3)]
+    await turn()
+    await writer.go_on()
+    await writer.go_on()
+    await asyncio.gather(*calls)
+    assert writer.batches == [[1, 2], [3]]
 
 
 async def test_a_bad_item_fails_its_own_caller_only() -> None:
-    writes = Writes()
-    writes.gate.set()
-    gatherer: Gatherer[int, int] = Gatherer(writes.write, max_items=10)
-    results = await asyncio.gather(*(gatherer.submit(item) for item in (1, -1, 2)), return_exceptions=True)
-    assert results[0] == 10
-    assert isinstance(results[1], ValueError)
-    assert results[2] == 20
+    writer = Writer(max_items=10)
+    calls = [writer.call(item) for item in (1, -1, 2)]
+    await turn()
+    for _ in range(4):
+        await writer.go_on()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), ValueError, type(None)]
+    assert writer.batches == [[1, -1, 2], [1], [-1], [2]]
 
 
 async def test_a_caller_that_gives_up_costs_nobody_else() -> None:
-    writes = Writes()
-    gatherer: Gatherer[int, int] = Gatherer(writes.write, max_items=10)
-    leaving, staying = (asyncio.ensure_future(gatherer.submit(item)) for item in (1, 2))
-    await asyncio.sleep(0)
+    writer = Writer(max_items=10)
+    leaving, staying = writer.call(1), writer.call(2)
+    await turn()
     leaving.cancel()
-    writes.gate.set()
-    assert await staying == 20
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
+    await turn()
+    await writer.go_on()
+    await staying
+    assert leaving.cancelled()
+    assert writer.batches == [[1, 2]]
+
+
+async def test_a_job_that_is_run_again_writes_the_same() -> None:
+    writer = Writer(max_items=10)
+    jobs: list[Job] = []
+
+    async def submit(job: Job) -> None:
+        jobs.append(job)
+
+    gatherer: Gatherer[int] = Gatherer(submit, writer.write, max_items=10)
+    await gatherer.submit(1)
+    transaction: Any = None
+    jobs[0](transaction)
+    await gatherer.submit(2)
+    for job in (jobs[0], jobs[1]):
+        job(transaction)
+    assert writer.batches == [[1], [1], [2]]
