@@ -45,7 +45,7 @@ from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.listeners import Listener
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability import logging as server_logging
-from fleet_server.observability.health import ServerHealth
+from fleet_server.observability.health import GATEWAY_SERVICE, ServerHealth
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.rules import ReplicaState
@@ -241,8 +241,8 @@ class Server:
         admin = Admin(rooms=self._admin_rooms(), access=self.operators, boundary=boundary)
         gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
         admin_server = listeners.open_admin(admin.handlers(), (ADMIN_SERVICE,))
-        for server in (gateway_server, admin_server):
-            self.health.register(server)
+        self.health.register(gateway_server, GATEWAY_SERVICE)
+        self.health.register(admin_server, ADMIN_SERVICE)
         admin_listener = await listeners.start(
             admin_server, settings.admin_listen, self.certificates.credentials(), "admin_listen"
         )

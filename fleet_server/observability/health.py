@@ -6,7 +6,7 @@ Ready means that nodes should be sent here. A drain takes the gateway out of ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import grpc
@@ -18,10 +18,14 @@ from fleet.errors import Refusal
 from fleet.metrics_listener import Health
 from fleet_server.boundary import Context, RequestReader
 
-GATEWAY_SERVICES = ("", "fleet.v1.Gateway")
-"""What a drain takes out of service; the empty name, which load balancers ask for, is the whole server."""
+WHOLE_SERVER = ""
+"""What load balancers ask for, of every listener."""
 
-ADMIN_SERVICES = ("fleet.v1.Admin",)
+GATEWAY_SERVICE = "fleet.v1.Gateway"
+ADMIN_SERVICE = "fleet.v1.Admin"
+_OUT_OF_SERVICE_IN_A_DRAIN = (WHOLE_SERVER, GATEWAY_SERVICE)
+_ALL = (*_OUT_OF_SERVICE_IN_A_DRAIN, ADMIN_SERVICE)
+_NOBODY = "?"
 
 MAX_WATCHERS = 64
 """Watch calls at a time: each is a stream that never ends, and needs no credentials."""
@@ -41,12 +45,17 @@ class ServerHealth:
     async def create(cls) -> ServerHealth:
         """A replica that is starting: alive, serving nothing."""
         created = cls(health.aio.HealthServicer())
-        await created._set((*GATEWAY_SERVICES, *ADMIN_SERVICES), serving=False)
+        await created._set(_ALL, serving=False)
         return created
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add grpc.health.v1 to a listener's server, before that server starts."""
-        bounded = _BoundedHealth(self._servicer)
+    def register(self, server: grpc.aio.Server, service: str) -> None:
+        """Add grpc.health.v1 to a listener's server, before that server starts.
+
+        Args:
+            server: of the listener.
+            service: the one that it serves: of others it knows nothing.
+        """
+        bounded = _BoundedHealth(self._servicer, (WHOLE_SERVER, service))
         coding = {"request_deserializer": _check_request, "response_serializer": _serialize}
         handlers = {
             "Check": grpc.stream_unary_rpc_method_handler(bounded.check, **coding),
@@ -57,12 +66,12 @@ class ServerHealth:
     async def set_ready(self) -> None:
         """All listeners are up: send nodes and operators here."""
         self._ready, self._why = True, "ready"
-        await self._set((*GATEWAY_SERVICES, *ADMIN_SERVICES), serving=True)
+        await self._set(_ALL, serving=True)
 
     async def set_draining(self, why: str = "draining") -> None:
         """Send no more nodes here. Live streams go on, and so does the admin service."""
         self._ready, self._why = False, why
-        await self._set(GATEWAY_SERVICES, serving=False)
+        await self._set(_OUT_OF_SERVICE_IN_A_DRAIN, serving=False)
 
     async def close(self) -> None:
         """The process ends: nothing is served any more, and no later call changes that."""
@@ -84,21 +93,22 @@ class ServerHealth:
 
 
 class _BoundedHealth:
-    """The library's servicer with caps, for it needs no credentials: requests are read as `RequestReader` says, and
-    its Watch would keep whatever name a stranger asks for, as often as asked. Its List is not offered: the services
-    are named in docs/protocol.md."""
+    """One listener's view of the library's servicer, with caps, for it needs no credentials: requests are read as
+    `RequestReader` says, and its Watch would keep whatever name a stranger asks for, as often as asked. Its List is
+    not offered: the services are named in docs/protocol.md."""
 
-    def __init__(self, servicer: Any) -> None:
+    def __init__(self, servicer: Any, services: Collection[str]) -> None:
         self._servicer = servicer
+        self._services = services
         self._requests = RequestReader()
         self._watchers = 0
 
     async def check(self, _: object, context: Context) -> Any:
-        """Answer once. An unknown service is NOT_FOUND (grpc.health.v1)."""
+        """Answer once. A service that this listener does not serve is NOT_FOUND (grpc.health.v1)."""
         return await self._servicer.Check(await self._request(context), context)
 
     async def watch(self, _: object, context: Context) -> None:
-        """Answer now and on each change."""
+        """Answer now and on each change. A service that this listener does not serve is SERVICE_UNKNOWN."""
         request = await self._request(context)
         if self._watchers >= MAX_WATCHERS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many watchers: poll Check instead.")
@@ -115,14 +125,14 @@ class _BoundedHealth:
             await context.abort(*status.encode(refusal))
         if len(request.service) > MAX_SERVICE_NAME_CHARS:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "This is no service name.")
-        return request
+        return request if request.service in self._services else health_pb2.HealthCheckRequest(service=_NOBODY)
 
 
 def _check_request(raw: bytes) -> Any:
     try:
         return health_pb2.HealthCheckRequest.FromString(raw)
     except DecodeError:
-        return health_pb2.HealthCheckRequest(service="?")  # a name that nobody has: NOT_FOUND
+        return health_pb2.HealthCheckRequest(service=_NOBODY)
 
 
 def _serialize(message: Any) -> bytes:

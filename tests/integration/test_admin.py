@@ -148,6 +148,9 @@ async def test_reflection_and_health_answer_without_telling_secrets(installation
     stub = health_pb2_grpc.HealthStub(installation.owner._channel)  # type: ignore[no-untyped-call]
     answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await stub.Check(health_pb2.HealthCheckRequest(service="fleet.v1.Gateway"), timeout=10)
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND, "nodes connect elsewhere"
 
     asking = reflection_pb2_grpc.ServerReflectionStub(installation.owner._channel)  # type: ignore[no-untyped-call]
     question = reflection_pb2.ServerReflectionRequest(list_services="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
@@ -12,7 +12,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from fleet.metrics_listener import Health
-from fleet_server.observability.health import MAX_SERVICE_NAME_CHARS, MAX_WATCHERS, ServerHealth
+from fleet_server.observability.health import (
+    ADMIN_SERVICE,
+    GATEWAY_SERVICE,
+    MAX_SERVICE_NAME_CHARS,
+    MAX_WATCHERS,
+    ServerHealth,
+)
 
 WATCHDOG_S = 20.0
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -23,10 +29,10 @@ async def health() -> ServerHealth:
     return await ServerHealth.create()
 
 
-@pytest.fixture
-async def stub(health: ServerHealth) -> AsyncIterator[HealthStub]:
+@asynccontextmanager
+async def listening(health: ServerHealth, service: str) -> AsyncIterator[HealthStub]:
     server = grpc.aio.server()
-    health.register(server)
+    health.register(server, service)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with AsyncExitStack() as stack, asyncio.timeout(WATCHDOG_S):
@@ -35,28 +41,39 @@ async def stub(health: ServerHealth) -> AsyncIterator[HealthStub]:
         yield HealthStub(channel)
 
 
-async def statuses(stub: HealthStub) -> list[int]:
-    return [
-        (await stub.Check(HealthCheckRequest(service=name))).status
-        for name in ("", "fleet.v1.Gateway", "fleet.v1.Admin")
-    ]
+@pytest.fixture
+async def stub(health: ServerHealth) -> AsyncIterator[HealthStub]:
+    """The gateway's listener."""
+    async with listening(health, GATEWAY_SERVICE) as stub:
+        yield stub
+
+
+@pytest.fixture
+async def admin_stub(health: ServerHealth) -> AsyncIterator[HealthStub]:
+    """The admin listener."""
+    async with listening(health, ADMIN_SERVICE) as stub:
+        yield stub
 
 
 async def test_a_replica_goes_from_starting_to_ready_to_draining_to_stopped(
-    health: ServerHealth, stub: HealthStub
+    health: ServerHealth, stub: HealthStub, admin_stub: HealthStub
 ) -> None:
-    assert await statuses(stub) == [NOT_SERVING] * 3
+    async def statuses() -> list[int]:
+        asked = [(stub, ""), (stub, GATEWAY_SERVICE), (admin_stub, ADMIN_SERVICE)]
+        return [(await listener.Check(HealthCheckRequest(service=name))).status for listener, name in asked]
+
+    assert await statuses() == [NOT_SERVING] * 3
     assert health.readyz() == Health(False, "starting")
     await health.set_ready()
-    assert await statuses(stub) == [SERVING] * 3
+    assert await statuses() == [SERVING] * 3
     assert health.readyz() == Health(True, "ready")
     await health.set_draining("draining: 3 streams left")
-    assert await statuses(stub) == [NOT_SERVING, NOT_SERVING, SERVING], "operators steer the drain"
+    assert await statuses() == [NOT_SERVING, NOT_SERVING, SERVING], "operators steer the drain"
     assert health.readyz() == Health(False, "draining: 3 streams left")
     await health.close()
-    assert await statuses(stub) == [NOT_SERVING] * 3
+    assert await statuses() == [NOT_SERVING] * 3
     await health.set_ready()
-    assert await statuses(stub) == [NOT_SERVING] * 3, "nothing comes back after the end"
+    assert await statuses() == [NOT_SERVING] * 3, "nothing comes back after the end"
     assert health.healthz().ok
 
 
@@ -70,10 +87,18 @@ async def test_a_watcher_hears_of_the_drain(health: ServerHealth, stub: HealthSt
     watch.cancel()
 
 
-async def test_an_unknown_service_is_not_found(stub: HealthStub) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Check(HealthCheckRequest(service="fleet.v1.Nothing"))
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+async def test_a_listener_knows_only_what_it_serves(
+    health: ServerHealth, stub: HealthStub, admin_stub: HealthStub
+) -> None:
+    await health.set_ready()
+    for listener, strange in ((stub, ADMIN_SERVICE), (admin_stub, GATEWAY_SERVICE), (stub, "fleet.v1.Nothing")):
+        assert (await listener.Check(HealthCheckRequest(service=""))).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await listener.Check(HealthCheckRequest(service=strange))
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        watch = listener.Watch(HealthCheckRequest(service=strange))
+        assert (await watch.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
+        watch.cancel()
 
 
 async def test_watchers_are_capped_and_a_slot_comes_free(health: ServerHealth, stub: HealthStub) -> None:
