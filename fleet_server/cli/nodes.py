@@ -67,7 +67,10 @@ def nodes() -> None:
 @click.argument("targets", nargs=-1, shell_complete=complete.node)
 @click.pass_obj
 def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
-    """List nodes by name; all of them without TARGETS."""
+    """List nodes by name; all of them without TARGETS.
+
+    ● is online and ○ offline. ◐ is out of service (SUSPENDED, REVOKED or QUARANTINED), its stream about to be closed.
+    """
     from fleet.v1 import admin_pb2
 
     selector = admin_pb2.Selector(patterns=targets)
@@ -79,7 +82,7 @@ def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
         )
     emit_nodes(invocation, found)
     if found:
-        invocation.advise(f"{counted(len(found), 'node')}, {sum(node.online for node in found)} online")
+        invocation.advise(f"{counted(len(found), 'node')}, {sum(map(_takes_part, found))} online")
     elif targets:
         invocation.advise("No node matches. All that there are: `fleetctl nodes list`")
     else:
@@ -255,8 +258,15 @@ def _change_row(node: admin_pb2.NodeView) -> list[Cell]:
     ]
 
 
+def _takes_part(node: admin_pb2.NodeView) -> bool:
+    """Online, and not just until the server has closed the stream of a node that it keeps out."""
+    return node.online and node.state == "ACTIVE"
+
+
 def _dot(node: admin_pb2.NodeView) -> Styled:
-    return Styled("●", "green") if node.online else Styled("○", dim=True)
+    if _takes_part(node):
+        return Styled("●", "green")
+    return Styled("◐", "yellow") if node.online else Styled("○", dim=True)
 
 
 def _accepted(node: admin_pb2.NodeView) -> str:
@@ -279,18 +289,24 @@ def _clock(node: admin_pb2.NodeView) -> Cell:
     return Styled(text, "yellow") if abs(node.clock_offset_ms) >= 1000 else text
 
 
+def _stream(node: admin_pb2.NodeView) -> Styled:
+    if not node.online:
+        return Styled("offline", dim=True)
+    stream = f"replica {node.replica_id}, epoch {node.stream_epoch}"
+    return Styled(stream, "green") if _takes_part(node) else Styled(f"{stream}, about to be closed", "yellow")
+
+
 def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:
     from fleet.identity import show_fingerprint
     from fleet_server.cli.views import labels_text, moment_text
 
-    stream = f"replica {node.replica_id}, epoch {node.stream_epoch}" if node.online else "offline"
     reported = labels_text((f"reported.{key}", value) for key, value in node.reported_labels.items())
     return [
         ("name", Styled(node.name, bold=True)),
         ("id", node.node_id),
         ("state", _state(node)),
         *([("reason", node.state_reason)] if node.state_reason else []),
-        ("stream", Styled(stream, "green") if node.online else Styled(stream, dim=True)),
+        ("stream", _stream(node)),
         ("last seen", age(node.last_seen_ms, now_ms) + " ago" if node.last_seen_ms else "never"),
         ("site", node.site or "-"),
         ("labels", labels_text(node.labels.items()) or "-"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fleet.v1 import admin_pb2, gateway_pb2
 from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
@@ -32,6 +34,23 @@ def test_the_table_of_nodes(ctl: Fleetctl) -> None:
     assert rows[3][2] == "DRAINED"
     assert result.stderr == "3 nodes, 2 online\n"
     assert "\x1b" not in result.output, "no colours in a pipe"
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "REVOKED", "QUARANTINED"])
+def test_a_node_that_is_kept_out_is_not_shown_as_online_while_its_stream_closes(ctl: Fleetctl, state: str) -> None:
+    closing = node(1, state=state)
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=[closing, node(2)])
+    ctl.fake.answers["WatchNodes"] = [admin_pb2.WatchNodesResponse(nodes=[closing])]
+    ctl.fake.answers["GetNode"] = admin_pb2.GetNodeResponse(node=closing)
+    listed = ctl.run("nodes", "list")
+    assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [
+        ["◐", "press-1", state],
+        ["●", "press-2", "ACTIVE"],
+    ]
+    assert listed.stderr == "2 nodes, 1 online\n"
+    assert "◐" in ctl.run("nodes", "watch").stdout
+    assert "about to be closed" in ctl.run("nodes", "show", "press-1").stdout
+    assert ctl.json("nodes", "list")[0]["online"] is True, "JSON tells what the stream is, and the state beside it"
 
 
 def test_a_nodes_words_cannot_play_with_the_terminal(ctl: Fleetctl) -> None:
