@@ -134,9 +134,8 @@ class _Progress:
         from fleet_node.cli.failures import refusal_code
 
         if not self.asked:
-            last = self._last or Refusal(
-                Reason.UNAVAILABLE, "no gateway answered in time: `fleet-node doctor` finds out why"
-            )
+            unanswered = "no gateway answered in time: is it up, and do firewalls let this machine out to its port?"
+            last = self._last or Refusal(Reason.UNAVAILABLE, unanswered)
             return Failure(f"gave up: {last.detail}", code=refusal_code(last))
         return Failure("no decision in time", hint="run `fleet-node enroll` again: it goes on waiting")
 

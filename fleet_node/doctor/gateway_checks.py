@@ -31,7 +31,7 @@ _CREDENTIAL_REASONS = (
 )
 _CLOCK_WARN_MS = 5_000
 _STREAM_TIMEOUT_S = 10.0
-_REMEDIES = {  # of what the node's own messages send to the doctor for
+REMEDIES = {  # of what the node's own messages send to the doctor for
     Reason.BAD_PROOF: "if it is this node's proof, put its own state folder back, or enroll again with an empty one; if"
     " it is the server's, this is another installation, or something in between poses as it",
     Reason.WRONG_CERTIFICATE: "something in between ends TLS under a certificate of the pinned CA: let traffic to the"
@@ -133,7 +133,7 @@ async def check_stream(met: Met, membership: Membership) -> Finding:
 
 
 def _refused(check: str, refusal: Refusal, endpoint: str) -> Finding:
-    remedy = _REMEDIES.get(refusal.reason) or what_to_do(str(refusal.reason))
+    remedy = REMEDIES.get(refusal.reason) or what_to_do(str(refusal.reason))
     return fail(check, f"{refusal.reason}: {refusal.detail}", remedy, endpoint=endpoint)
 
 

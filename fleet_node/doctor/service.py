@@ -18,6 +18,7 @@ from fleet_node.enrollment.membership import BundleFile, Membership, MembershipE
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
 from fleet_node.status.view import what_to_do
 
+_SEE_BELOW = "the lines on each gateway below go the same way: begin where one fails; if none does, it comes back by itself"
 _DRIVER_REMEDY = "the node works without it; correct its settings or install it, then restart"
 
 
@@ -191,5 +192,7 @@ def _its_stream(link: Mapping[str, Any]) -> Finding:
         return ok("daemon's stream", detail, endpoint=link["endpoint"])
     if link["last_refusal"]:
         detail = f"{link['state']}; {link['last_refusal']}: {link['last_detail']}"
-        return fail("daemon's stream", detail, what_to_do(link["last_refusal"]))
+        # Where a person would be sent to the doctor, the doctor goes the daemon's way itself.
+        below = link["last_refusal"] in gateway_checks.REMEDIES
+        return fail("daemon's stream", detail, _SEE_BELOW if below else what_to_do(link["last_refusal"]))
     return warn("daemon's stream", str(link["state"]), "look again in a few seconds")

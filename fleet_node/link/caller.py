@@ -146,5 +146,6 @@ async def _fetch(endpoint: str, ca_der: Sequence[bytes]) -> bytes:
     except (OSError, TimeoutError, ValueError) as error:
         raise Refusal(
             Reason.UNAVAILABLE,
-            f"cannot reach {endpoint} ({str(error) or type(error).__name__}): `fleet-node doctor` finds out why",
+            f"cannot reach {endpoint} ({str(error) or type(error).__name__}): is the gateway up, and do firewalls let"
+            " this machine out to that port?",
         ) from error

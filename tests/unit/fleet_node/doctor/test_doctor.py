@@ -35,6 +35,9 @@ async def examine(folder: StateFolder, **settings: Any) -> dict[str, Finding]:
     patient = Patient(replace(told, **settings), "no file", str, SystemClock())
     findings = [finding async for finding in Doctor(patient).examine()]
     assert all(finding.next_step for finding in findings if finding.level in (Level.WARN, Level.FAIL))
+    assert not [finding for finding in findings if "fleet-node doctor" in finding.detail + finding.next_step], (
+        "that is where the person is"
+    )
     return {finding.check: finding for finding in findings}
 
 
@@ -103,6 +106,23 @@ async def test_beside_a_daemon_it_opens_no_stream_and_asks(gateway: FakeGateway,
     await daemon.close()
 
 
+@pytest.mark.parametrize("reason", [*Reason, "OF_A_NEWER_SERVER"])
+async def test_why_the_daemon_is_away_is_told_with_a_step_that_leads_on(
+    gateway: FakeGateway, folder: StateFolder, reason: str
+) -> None:
+    away = {"state": "waiting", "stream_epoch": 4, "endpoint": "", "last_refusal": str(reason), "last_detail": "why"}
+
+    async def status() -> Mapping[str, Any]:
+        commands = {"journal_rows": 3, "drained": False}
+        return {"pid": 7, "version": "1.2.3", "link": away, "commands": commands, "driver_problems": []}
+
+    daemon = ControlServer(folder.control_socket, {"status": status})
+    await daemon.start()
+    findings = await asyncio.to_thread(lambda: asyncio.run(examine(folder)))
+    assert findings["daemon's stream"].detail == f"waiting; {reason}: why"
+    await daemon.close()
+
+
 async def test_a_daemon_of_another_version_is_told_apart(gateway: FakeGateway, folder: StateFolder) -> None:
     async def status() -> Mapping[str, Any]:
         return {"pid": 7, "shape": "of another version"}
@@ -133,7 +153,6 @@ async def test_a_refusal_is_named_where_it_happens(
     finding = (await examine(folder))[check]
     assert finding.level is Level.FAIL
     assert finding.detail == f"{reason}: the server's own words"
-    assert "doctor" not in finding.next_step  # that is where the person is
 
 
 async def test_a_way_that_lets_no_stream_through_is_named(
