@@ -18,7 +18,7 @@ from fleet_node.enrollment.membership import BundleFile, Membership, MembershipE
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
 from fleet_node.status.view import what_to_do
 
-_SEE_BELOW = "the lines on each gateway below go the same way: begin where one fails; if none does, it comes back by itself"
+_SEE_BELOW = "the lines about each gateway below go the same way: begin at the first that fails; if none does, wait"
 _DRIVER_REMEDY = "the node works without it; correct its settings or install it, then restart"
 
 
