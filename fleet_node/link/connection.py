@@ -279,8 +279,7 @@ class Connection:
         self._heard_at = self._clock.monotonic()
         kind = control.WhichOneof("body")
         if kind in ("commands", "cancel", "trust_bundle"):
-            if self._inbox is not None:
-                self._inbox.put_nowait(control, len(frame.control.body))
+            self._take_signed(control, len(frame.control.body))
         elif kind == "result_ack":
             self._ports.commands.acked(control.result_ack.report_no)
         elif kind == "telemetry_ack":
@@ -301,6 +300,12 @@ class Connection:
             )
         # config, lease, floor, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
         # server may send them, and waits for an answer that says so.
+
+    def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
+        if control.commands.reports_acked:
+            self._ports.commands.acked(control.commands.reports_acked)
+        if self._inbox is not None:
+            self._inbox.put_nowait(control, size_bytes)
 
     def _answer_ping(self, ping: gateway_pb2.Ping) -> None:
         self._server_time.observe(ping.server_time_ms)

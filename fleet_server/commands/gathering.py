@@ -17,28 +17,33 @@ Item = TypeVar("Item")
 
 
 class _Batch(Generic[Item]):
-    """Items of one job. The event loop adds to it, the writer's thread begins it."""
+    """Items of one job, each with its caller's future. The event loop adds to it, the writer's thread begins it."""
 
     def __init__(self, max_items: int) -> None:
-        self.items: list[Item] = []
-        self.written: asyncio.Future[None]
+        self.waiting: list[tuple[Item, asyncio.Future[None]]] = []
         self._max_items = max_items
         self._begun = False
         self._lock = threading.Lock()
 
-    def join(self, item: Item) -> bool:
+    def join(self, item: Item, written: asyncio.Future[None]) -> bool:
         """Whether the item still comes along."""
         with self._lock:
-            if self._begun or len(self.items) >= self._max_items:
+            if self._begun or len(self.waiting) >= self._max_items:
                 return False
-            self.items.append(item)
+            self.waiting.append((item, written))
             return True
 
-    def begin(self) -> Sequence[Item]:
+    def begin(self) -> list[Item]:
         """All items there will ever be; a job that is run again begins again with the same."""
         with self._lock:
             self._begun = True
-        return self.items
+        return [item for item, _ in self.waiting]
+
+    def written(self) -> None:
+        """Tell the callers: on the event loop, with the effects of the commit."""
+        for _, future in self.waiting:
+            if not future.done():
+                future.set_result(None)
 
 
 class Gatherer(Generic[Item]):
@@ -62,6 +67,7 @@ class Gatherer(Generic[Item]):
         self._write = write
         self._max_items = max_items
         self._open: _Batch[Item] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> None:
         """Write `item`, with whatever else waits.
@@ -69,17 +75,35 @@ class Gatherer(Generic[Item]):
         Raises:
             Exception: whatever writing it raised.
         """
-        batch = self._open
-        if batch is None or not batch.join(item):
-            batch = self._open = _Batch(self._max_items)
-            batch.join(item)
-            batch.written = asyncio.ensure_future(self._write_batch(batch))
-        try:
-            await asyncio.shield(batch.written)  # a caller that gives up must not take the others along
-        except Exception:
-            if len(batch.items) == 1:
-                raise
-            await self._submit(lambda tx: self._write(tx, [item]))
+        written = asyncio.get_running_loop().create_future()
+        if self._open is None or not self._open.join(item, written):
+            self._open = _Batch(self._max_items)
+            self._open.join(item, written)
+            task = asyncio.create_task(self._write_batch(self._open))
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+        await written
 
     async def _write_batch(self, batch: _Batch[Item]) -> None:
-        await self._submit(lambda tx: self._write(tx, batch.begin()))
+        def work(tx: Transaction) -> None:
+            self._write(tx, batch.begin())
+            tx.after_commit(batch.written)
+
+        try:
+            await self._submit(work)
+        except Exception as error:  # noqa: BLE001 - every failure belongs to the caller whose item it is
+            if len(batch.waiting) == 1:
+                _fail(batch.waiting[0][1], error)
+                return
+            for single in batch.waiting:
+                await self._write_alone(*single)
+
+    async def _write_alone(self, item: Item, written: asyncio.Future[None]) -> None:
+        batch: _Batch[Item] = _Batch(1)
+        batch.join(item, written)
+        await self._write_batch(batch)
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,5 +1,6 @@
 """What waits to be written to one stream, in the order of what matters: control frames first, cumulative acks folded
-into one. Ten thousand of these wait at once, so an idle one holds an empty list and a future, no deque and no event."""
+into one, or into the commands that leave before it. Ten thousand of these wait at once, so an idle one holds an empty
+list and a future, no deque and no event."""
 
 from __future__ import annotations
 
@@ -61,7 +62,11 @@ class Outbox:
 
     def _pop(self) -> gateway_pb2.ServerControl | None:
         if self._frames:
-            return self._frames.pop(0)
+            frame = self._frames.pop(0)
+            if self._report_ack and frame.HasField("commands"):
+                # A node that has room for commands has mostly just reported others: one frame says both.
+                frame.commands.reports_acked, self._report_ack = self._report_ack, 0
+            return frame
         if self._report_ack:
             number, self._report_ack = self._report_ack, 0
             return gateway_pb2.ServerControl(result_ack=command_pb2.ResultAck(report_no=number))

@@ -26,37 +26,37 @@ from fleet.v1 import session_pb2 as fleet_dot_v1_dot_session__pb2
 from fleet.v1 import trust_pb2 as fleet_dot_v1_dot_trust__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66leet/v1/command.proto\x12\x08\x66leet.v1\x1a\x16\x66leet/v1/session.proto\x1a\x14\x66leet/v1/trust.proto\"\xb4\x01\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x02 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\x04 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x05 \x01(\x03\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x11\n\targuments\x18\x07 \x01(\x0c\x12 \n\x06intent\x18\x08 \x01(\x0b\x32\x10.fleet.v1.Signed\"\xb1\x01\n\x10\x43ommandStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x16\n\x0estream_binding\x18\x03 \x01(\x0c\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x04\x12\x10\n\x08prev_seq\x18\x05 \x01(\x04\x12#\n\x08\x63ommands\x18\x06 \x03(\x0b\x32\x11.fleet.v1.Command\x12\x14\n\x0csigned_at_ms\x18\x07 \x01(\x03\"0\n\x0c\x43ommandFrame\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"\x88\x01\n\x0f\x43\x61ncelStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x16\n\x0estream_binding\x18\x03 \x01(\x0c\x12\x12\n\ncommand_id\x18\x04 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x05 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\"/\n\x0b\x43\x61ncelFrame\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"c\n\x0c\x43\x61ncelResult\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x02 \x01(\x04\x12(\n\x07outcome\x18\x03 \x01(\x0e\x32\x17.fleet.v1.CancelOutcome\"\xfd\x01\n\x06Report\x12\x11\n\treport_no\x18\x01 \x01(\x04\x12\x12\n\ncommand_id\x18\x02 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x03 \x01(\x04\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.fleet.v1.CommandState\x12\x0e\n\x06output\x18\x05 \x01(\x0c\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x08 \x01(\x03\x12\x15\n\rstarted_at_ms\x18\t \x01(\x03\x12\x16\n\x0e\x66inished_at_ms\x18\n \x01(\x03\x12\x18\n\x10output_truncated\x18\x0b \x01(\x08\"/\n\nReportList\x12!\n\x07reports\x18\x01 \x03(\x0b\x32\x10.fleet.v1.Report\"\x1e\n\tResultAck\x12\x11\n\treport_no\x18\x01 \x01(\x04\"\xa8\x01\n\x10StatementRefused\x12\x18\n\x10statement_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x11last_accepted_seq\x18\x04 \x01(\x04\x12/\n\x0e\x62undle_version\x18\x05 \x01(\x0b\x32\x17.fleet.v1.BundleVersion\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"[\n\x0e\x43ommandRefused\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xdf\x02\n\x0c\x43ommandState\x12\x1d\n\x19\x43OMMAND_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43OMMAND_STATE_QUEUED\x10\x01\x12\x16\n\x12\x43OMMAND_STATE_SENT\x10\x02\x12\x1a\n\x16\x43OMMAND_STATE_ACCEPTED\x10\x03\x12\x19\n\x15\x43OMMAND_STATE_RUNNING\x10\x04\x12\x1b\n\x17\x43OMMAND_STATE_SUCCEEDED\x10\x05\x12\x18\n\x14\x43OMMAND_STATE_FAILED\x10\x06\x12\x19\n\x15\x43OMMAND_STATE_EXPIRED\x10\x07\x12\x1b\n\x17\x43OMMAND_STATE_CANCELLED\x10\x08\x12\x1a\n\x16\x43OMMAND_STATE_REJECTED\x10\t\x12\x1d\n\x19\x43OMMAND_STATE_INTERRUPTED\x10\n\x12\x1d\n\x19\x43OMMAND_STATE_QUARANTINED\x10\x0b*\xcc\x01\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43\x41NCEL_OUTCOME_TOMBSTONED\x10\x01\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_CANCELLED\x10\x02\x12\x1b\n\x17\x43\x41NCEL_OUTCOME_STOPPING\x10\x03\x12#\n\x1f\x43\x41NCEL_OUTCOME_ALREADY_FINISHED\x10\x04\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_FORGOTTEN\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66leet/v1/command.proto\x12\x08\x66leet.v1\x1a\x16\x66leet/v1/session.proto\x1a\x14\x66leet/v1/trust.proto\"\xb4\x01\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x02 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\x04 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x05 \x01(\x03\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x11\n\targuments\x18\x07 \x01(\x0c\x12 \n\x06intent\x18\x08 \x01(\x0b\x32\x10.fleet.v1.Signed\"\xb1\x01\n\x10\x43ommandStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x16\n\x0estream_binding\x18\x03 \x01(\x0c\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x04\x12\x10\n\x08prev_seq\x18\x05 \x01(\x04\x12#\n\x08\x63ommands\x18\x06 \x03(\x0b\x32\x11.fleet.v1.Command\x12\x14\n\x0csigned_at_ms\x18\x07 \x01(\x03\"G\n\x0c\x43ommandFrame\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x15\n\rreports_acked\x18\x02 \x01(\x04\"\x88\x01\n\x0f\x43\x61ncelStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x16\n\x0estream_binding\x18\x03 \x01(\x0c\x12\x12\n\ncommand_id\x18\x04 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x05 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\"/\n\x0b\x43\x61ncelFrame\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"c\n\x0c\x43\x61ncelResult\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x02 \x01(\x04\x12(\n\x07outcome\x18\x03 \x01(\x0e\x32\x17.fleet.v1.CancelOutcome\"\xfd\x01\n\x06Report\x12\x11\n\treport_no\x18\x01 \x01(\x04\x12\x12\n\ncommand_id\x18\x02 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x03 \x01(\x04\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.fleet.v1.CommandState\x12\x0e\n\x06output\x18\x05 \x01(\x0c\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x08 \x01(\x03\x12\x15\n\rstarted_at_ms\x18\t \x01(\x03\x12\x16\n\x0e\x66inished_at_ms\x18\n \x01(\x03\x12\x18\n\x10output_truncated\x18\x0b \x01(\x08\"/\n\nReportList\x12!\n\x07reports\x18\x01 \x03(\x0b\x32\x10.fleet.v1.Report\"\x1e\n\tResultAck\x12\x11\n\treport_no\x18\x01 \x01(\x04\"\xa8\x01\n\x10StatementRefused\x12\x18\n\x10statement_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x11last_accepted_seq\x18\x04 \x01(\x04\x12/\n\x0e\x62undle_version\x18\x05 \x01(\x0b\x32\x17.fleet.v1.BundleVersion\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"[\n\x0e\x43ommandRefused\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x15\n\rmonotonic_seq\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xdf\x02\n\x0c\x43ommandState\x12\x1d\n\x19\x43OMMAND_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43OMMAND_STATE_QUEUED\x10\x01\x12\x16\n\x12\x43OMMAND_STATE_SENT\x10\x02\x12\x1a\n\x16\x43OMMAND_STATE_ACCEPTED\x10\x03\x12\x19\n\x15\x43OMMAND_STATE_RUNNING\x10\x04\x12\x1b\n\x17\x43OMMAND_STATE_SUCCEEDED\x10\x05\x12\x18\n\x14\x43OMMAND_STATE_FAILED\x10\x06\x12\x19\n\x15\x43OMMAND_STATE_EXPIRED\x10\x07\x12\x1b\n\x17\x43OMMAND_STATE_CANCELLED\x10\x08\x12\x1a\n\x16\x43OMMAND_STATE_REJECTED\x10\t\x12\x1d\n\x19\x43OMMAND_STATE_INTERRUPTED\x10\n\x12\x1d\n\x19\x43OMMAND_STATE_QUARANTINED\x10\x0b*\xcc\x01\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43\x41NCEL_OUTCOME_TOMBSTONED\x10\x01\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_CANCELLED\x10\x02\x12\x1b\n\x17\x43\x41NCEL_OUTCOME_STOPPING\x10\x03\x12#\n\x1f\x43\x41NCEL_OUTCOME_ALREADY_FINISHED\x10\x04\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_FORGOTTEN\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet.v1.command_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMMANDSTATE']._serialized_start=1386
-  _globals['_COMMANDSTATE']._serialized_end=1737
-  _globals['_CANCELOUTCOME']._serialized_start=1740
-  _globals['_CANCELOUTCOME']._serialized_end=1944
+  _globals['_COMMANDSTATE']._serialized_start=1409
+  _globals['_COMMANDSTATE']._serialized_end=1760
+  _globals['_CANCELOUTCOME']._serialized_start=1763
+  _globals['_CANCELOUTCOME']._serialized_end=1967
   _globals['_COMMAND']._serialized_start=83
   _globals['_COMMAND']._serialized_end=263
   _globals['_COMMANDSTATEMENT']._serialized_start=266
   _globals['_COMMANDSTATEMENT']._serialized_end=443
   _globals['_COMMANDFRAME']._serialized_start=445
-  _globals['_COMMANDFRAME']._serialized_end=493
-  _globals['_CANCELSTATEMENT']._serialized_start=496
-  _globals['_CANCELSTATEMENT']._serialized_end=632
-  _globals['_CANCELFRAME']._serialized_start=634
-  _globals['_CANCELFRAME']._serialized_end=681
-  _globals['_CANCELRESULT']._serialized_start=683
-  _globals['_CANCELRESULT']._serialized_end=782
-  _globals['_REPORT']._serialized_start=785
-  _globals['_REPORT']._serialized_end=1038
-  _globals['_REPORTLIST']._serialized_start=1040
-  _globals['_REPORTLIST']._serialized_end=1087
-  _globals['_RESULTACK']._serialized_start=1089
-  _globals['_RESULTACK']._serialized_end=1119
-  _globals['_STATEMENTREFUSED']._serialized_start=1122
-  _globals['_STATEMENTREFUSED']._serialized_end=1290
-  _globals['_COMMANDREFUSED']._serialized_start=1292
-  _globals['_COMMANDREFUSED']._serialized_end=1383
+  _globals['_COMMANDFRAME']._serialized_end=516
+  _globals['_CANCELSTATEMENT']._serialized_start=519
+  _globals['_CANCELSTATEMENT']._serialized_end=655
+  _globals['_CANCELFRAME']._serialized_start=657
+  _globals['_CANCELFRAME']._serialized_end=704
+  _globals['_CANCELRESULT']._serialized_start=706
+  _globals['_CANCELRESULT']._serialized_end=805
+  _globals['_REPORT']._serialized_start=808
+  _globals['_REPORT']._serialized_end=1061
+  _globals['_REPORTLIST']._serialized_start=1063
+  _globals['_REPORTLIST']._serialized_end=1110
+  _globals['_RESULTACK']._serialized_start=1112
+  _globals['_RESULTACK']._serialized_end=1142
+  _globals['_STATEMENTREFUSED']._serialized_start=1145
+  _globals['_STATEMENTREFUSED']._serialized_end=1313
+  _globals['_COMMANDREFUSED']._serialized_start=1315
+  _globals['_COMMANDREFUSED']._serialized_end=1406
 # @@protoc_insertion_point(module_scope)

@@ -219,11 +219,14 @@ Global___CommandStatement: _TypeAlias = CommandStatement  # noqa: Y015
 
 @_typing.final
 class CommandFrame(_message.Message):
-    """CommandFrame carries a signed CommandStatement."""
+    """CommandFrame carries a signed CommandStatement, and the acknowledgement that was ready when it left."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SIGNED_FIELD_NUMBER: _builtins.int
+    REPORTS_ACKED_FIELD_NUMBER: _builtins.int
+    reports_acked: _builtins.int
+    """As ResultAck.report_no; 0 acknowledges nothing."""
     @_builtins.property
     def signed(self) -> _trust_pb2.Signed:
         """Signed CommandStatement."""
@@ -232,10 +235,11 @@ class CommandFrame(_message.Message):
         self,
         *,
         signed: _trust_pb2.Signed | None = ...,
+        reports_acked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["signed", b"signed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reports_acked", b"reports_acked", "signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,9 +59,14 @@ async def test_frames_go_out_by_lane_and_acknowledgements_reach_their_room(
         await gateway.watch.wait_until(lambda: len(stream.telemetry) == 2, lambda: "no telemetry", 10)
         await stream.send(gateway_pb2.ServerControl(result_ack=command_pb2.ResultAck(report_no=10)))
         await stream.send(gateway_pb2.ServerControl(telemetry_ack=telemetry_pb2.TelemetryAck(batch_seq=6)))
+        statement = command("1")
+        statement.commands.reports_acked = 12
+        await stream.send(statement)
+        await stream.send(command("2"))
         await stream.send(gateway_pb2.ServerControl(drain=gateway_pb2.DrainNode(drain=True)))
         await node.wait(lambda: node.commands.drains)
-        assert (node.commands.acks, node.telemetry.acks, node.commands.drains) == ([10], [6], [True])
+        await node.wait(lambda: len(node.commands.taken) == 2)
+        assert (node.commands.acks, node.telemetry.acks, node.commands.drains) == ([10, 12], [6], [True])
 
 
 async def test_statements_keep_their_order(

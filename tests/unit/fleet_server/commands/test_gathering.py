@@ -8,6 +8,7 @@ from fleet_server.commands.gathering import Gatherer
 from fleet_server.database.writer import Transaction
 
 Job = Callable[[Transaction], None]
+NO_CONNECTION: Any = None
 
 
 class Writer:
@@ -26,20 +27,25 @@ class Writer:
         self._jobs.put_nowait((job, done))
         await done
 
-    async def begin(self) -> asyncio.Future[None]:
-        """Run the next job; its commit is to be set."""
+    async def begin(self) -> Callable[[], None]:
+        """Run the next job; how to end it, with its commit if it did not fail."""
         job, done = await self._jobs.get()
-        transaction: Any = None
+        transaction = Transaction(NO_CONNECTION)
         try:
             job(transaction)
         except ValueError as error:
-            done.set_exception(error)
-        return done
+            failure = error
+            return lambda: done.set_exception(failure)
+
+        def commit() -> None:
+            for effect in transaction.effects:
+                effect()
+            done.set_result(None)
+
+        return commit
 
     async def go_on(self) -> None:
-        done = await self.begin()
-        if not done.done():
-            done.set_result(None)
+        (await self.begin())()
 
     def write(self, _: Transaction, items: Sequence[int]) -> None:
         self.batches.append(list(items))
@@ -62,7 +68,7 @@ async def test_who_comes_before_the_writer_begins_comes_along_and_who_comes_late
     late = [writer.call(item) for item in (4, 5)]
     await turn()
     assert writer.batches == [[1, 2, 3]]
-    commit.set_result(None)
+    commit()
     await asyncio.gather(*early)
     assert not any(call.done() for call in late)
     await writer.go_on()
@@ -108,13 +114,14 @@ async def test_a_job_that_is_run_again_writes_the_same() -> None:
     jobs: list[Job] = []
 
     async def submit(job: Job) -> None:
+        transaction = Transaction(NO_CONNECTION)
         jobs.append(job)
+        job(transaction)
+        for effect in transaction.effects:
+            effect()
 
     gatherer: Gatherer[int] = Gatherer(submit, writer.write, max_items=10)
     await gatherer.submit(1)
-    transaction: Any = None
-    jobs[0](transaction)
     await gatherer.submit(2)
-    for job in (jobs[0], jobs[1]):
-        job(transaction)
-    assert writer.batches == [[1], [1], [2]]
+    jobs[0](Transaction(NO_CONNECTION))
+    assert writer.batches == [[1], [2], [1]]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fleet.v1 import gateway_pb2
+from fleet.v1 import command_pb2, gateway_pb2
 from fleet_server.streams.outbox import MAX_QUEUED, Outbox
 
 
@@ -19,6 +19,19 @@ async def test_control_goes_first_and_acks_fold_into_the_newest() -> None:
     assert (await outbox.next()).ping.number == 1
     assert (await outbox.next()).result_ack.report_no == 7
     assert (await outbox.next()).telemetry_ack.batch_seq == 9
+
+
+async def test_an_acknowledgement_that_is_ready_leaves_with_the_commands() -> None:
+    outbox = Outbox()
+    outbox.ack_reports(7)
+    outbox.put(_ping(1))
+    outbox.put(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
+    outbox.put(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
+    assert (await outbox.next()).ping.number == 1
+    assert (await outbox.next()).commands.reports_acked == 7
+    assert (await outbox.next()).commands.reports_acked == 0
+    outbox.ack_reports(8)
+    assert (await outbox.next()).result_ack.report_no == 8
 
 
 async def test_closing_hands_out_what_is_queued_and_takes_nothing_more() -> None:
