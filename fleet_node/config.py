@@ -1,8 +1,8 @@
 """Settings of a node: one frozen object, from option, environment, file or default, in that order.
 
 Every setting is declared once, as a field of `Settings`; docs/fleet-node.md is generated from it
-(`python -m fleet_node.cli.reference`). Everything is checked at once, at the start, and an error names the setting and
-where its value came from.
+(`python -m fleet_node.cli.reference`). Everything is checked at once, at the start, and whatever is wrong is said
+at once, each with the setting's name and where its value came from.
 
 Why a dataclass and not pydantic-settings: the node has 75 MiB in all (RSS). Measured beside what the daemon needs
 anyway (50 MiB, 0.33 s): plain pydantic takes 7 MiB and 60 ms more, pydantic-settings 9 MiB and 70 ms, this module
@@ -29,20 +29,30 @@ ENVIRONMENT_PREFIX = "FLEET_NODE_"
 _NEARLY = 0.75
 
 
-class ConfigError(Exception):
-    """A setting is wrong.
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
 
     Args:
         setting: its name in the file; empty when the file itself is wrong.
         source: where the value came from.
-        problem: what is wrong and what is wanted.
+        text: what is wrong and what is wanted.
     """
 
-    def __init__(self, setting: str, source: str, problem: str) -> None:
-        super().__init__(f"{setting} ({source}): {problem}" if setting else problem)
-        self.setting = setting
-        self.source = source
-        self.problem = problem
+    setting: str
+    source: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} ({self.source}): {self.text}" if self.setting else self.text
+
+
+class ConfigError(Exception):
+    """The settings cannot be used: one line for each problem."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -53,7 +63,7 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
         return Path.home() / ".local" / "state" / "fleet-node"
     except RuntimeError:  # a container that runs as a user without an entry
         remedy = "this user has no home folder: give --state-dir, or set FLEET_NODE_STATE_DIR"
-        raise ConfigError("state_dir", "default", remedy) from None
+        raise ConfigError(Problem("state_dir", "default", remedy)) from None
 
 
 def _about(kind: Kind[Any], help: str, *, shown: str = "", name: str = "") -> Mapping[str, Any]:
@@ -231,24 +241,28 @@ def load(
         options: what the command line gave, by field name, typed as TOML would; None means not given.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: with everything that is wrong.
     """
     environ = os.environ if environ is None else environ
     file = _open(config, environ)
     table = dict(file.table) if file is not None else {}
+    drivers, wrong = _drivers_table(table, file)
     found: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    drivers = _drivers_table(table, file)
     for each in declared():
-        given = _given(each, environ, options or {}, table if each.name == each.field else drivers, file)
-        sources[each.name] = given[1] if given is not None else "default"
-        if given is not None:
-            found[each.field] = _checked(each, *given)
-    _refuse_unknown(table, file)
-    _refuse_misspelt(environ)
-    if "state_dir" not in found:
-        found["state_dir"] = _default_state_dir(environ)
-    found["driver_tables"] = _driver_tables(drivers, file)
+        try:
+            given = _given(each, environ, options or {}, table if each.name == each.field else drivers, file)
+            sources[each.name] = given[1] if given is not None else "default"
+            if given is not None:
+                found[each.field] = _checked(each, *given)
+            elif each.field == "state_dir":
+                found[each.field] = _default_state_dir(environ)
+        except ConfigError as error:
+            wrong += error.problems
+    wrong += [*_unknown(table, file), *_misspelt(environ), *_outside_tables(drivers, file)]
+    if wrong:
+        raise ConfigError(*wrong)
+    found["driver_tables"] = drivers
     return Loaded(Settings(**found), sources, file)
 
 
@@ -267,7 +281,7 @@ def _open(config: Path | None, environ: Mapping[str, str]) -> ConfigFile | None:
     try:
         return ConfigFile(named or DEFAULT_PATH)
     except ConfigFileError as error:
-        raise ConfigError("", str(named or DEFAULT_PATH), str(error)) from error
+        raise ConfigError(Problem("", str(named or DEFAULT_PATH), str(error))) from error
 
 
 def _is_there(path: Path) -> bool:
@@ -314,34 +328,32 @@ def _checked(each: Declared, value: Any, source: str) -> Any:
 def _wrong(each: Declared, value: Any, source: str) -> ConfigError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:79] + "…"
-    return ConfigError(each.name, source, f"{shown} will not do; it must be {each.kind.wanted}")
+    return ConfigError(Problem(each.name, source, f"{shown} will not do; it must be {each.kind.wanted}"))
 
 
-def _drivers_table(table: dict[str, Any], file: ConfigFile | None) -> dict[str, Any]:
+def _drivers_table(table: dict[str, Any], file: ConfigFile | None) -> tuple[dict[str, Any], list[Problem]]:
+    """The table `[drivers]`, taken out of `table`."""
     drivers = table.pop("drivers", {})
-    if not isinstance(drivers, dict):
-        source = file.place(["drivers"]) if file is not None else ""
-        raise ConfigError("drivers", source, "it must be a table: write `[drivers]` and below it `enabled = [...]`")
-    return dict(drivers)
+    if isinstance(drivers, dict):
+        return dict(drivers), []
+    remedy = "it must be a table: write `[drivers]` and below it `enabled = [...]`"
+    return {}, [Problem("drivers", _place(file, "drivers"), remedy)]
 
 
-def _driver_tables(drivers: dict[str, Any], file: ConfigFile | None) -> Mapping[str, Mapping[str, Any]]:
+def _outside_tables(drivers: Mapping[str, Any], file: ConfigFile | None) -> Iterator[Problem]:
     for name, settings in drivers.items():
         if not isinstance(settings, dict):
-            source = file.place(["drivers", name]) if file is not None else ""
             remedy = f"settings of a driver stand in its own table, `[drivers.{name}]`{_suggest(name, ['enabled'])}"
-            raise ConfigError(f"drivers.{name}", source, f"there is no such setting; {remedy}")
-    return drivers
+            yield Problem(f"drivers.{name}", _place(file, "drivers", name), f"there is no such setting; {remedy}")
 
 
-def _refuse_unknown(table: Mapping[str, Any], file: ConfigFile | None) -> None:
+def _unknown(table: Mapping[str, Any], file: ConfigFile | None) -> Iterator[Problem]:
     known = [each.name for each in declared() if "." not in each.name]
     for name in table:
-        source = file.place([name]) if file is not None else ""
-        raise ConfigError(name, source, f"there is no such setting{_suggest(name, [*known, 'drivers'])}")
+        yield Problem(name, _place(file, name), f"there is no such setting{_suggest(name, [*known, 'drivers'])}")
 
 
-def _refuse_misspelt(environ: Mapping[str, str]) -> None:
+def _misspelt(environ: Mapping[str, str]) -> Iterator[Problem]:
     # A variable that resembles no setting passes: Kubernetes sets FLEET_NODE_PORT and the like beside a service of
     # that name.
     known = {each.environment for each in declared()} | {f"{ENVIRONMENT_PREFIX}CONFIG"}
@@ -349,8 +361,13 @@ def _refuse_misspelt(environ: Mapping[str, str]) -> None:
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
             if near:
-                source = f"environment variable {name}"
-                raise ConfigError(name, source, f"there is no such setting; did you mean {near[0]}?")
+                yield Problem(
+                    name, f"environment variable {name}", f"there is no such setting; did you mean {near[0]}?"
+                )
+
+
+def _place(file: ConfigFile | None, *keys: str) -> str:
+    return file.place(keys) if file is not None else ""
 
 
 def _suggest(name: str, known: list[str]) -> str:

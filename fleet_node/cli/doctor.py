@@ -76,8 +76,10 @@ def _show(finding: Finding) -> None:
 def _show_config_failure(failure: Failure, *, as_json: bool) -> None:
     from fleet_node.doctor.finding import fail
 
-    finding = fail("config", failure.message, "correct it: docs/fleet-node.md lists every setting")
+    remedy = "correct it: docs/fleet-node.md lists every setting"
+    findings = [fail("config", problem, remedy) for problem in failure.message.splitlines()]
     if as_json:
-        click.echo(json.dumps({"ok": False, "findings": [asdict(finding)]}, indent=2))
-    else:
+        click.echo(json.dumps({"ok": False, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return
+    for finding in findings:
         _show(finding)

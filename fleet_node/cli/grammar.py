@@ -59,8 +59,9 @@ class Failure(click.ClickException):
         """Write both sentences to standard error."""
         stream = file or sys.stderr
         for label, text in (("error:", self.message), (" next:", self.hint)):
-            if text:
-                click.echo(f"{label} {folded(text, len(label) + 1, stream)}", file=stream)
+            for line in text.splitlines():
+                click.echo(f"{label} {folded(line, len(label) + 1, stream)}", file=stream)
+                label = " " * len(label)
 
 
 class Verb(click.Command):

@@ -7,7 +7,7 @@ import pytest
 
 from fleet.identity import parse_fingerprint
 from fleet_node import config
-from fleet_node.config import ConfigError, Settings, declared, load
+from fleet_node.config import ConfigError, Problem, Settings, declared, load
 
 MARK = "CYXB-OMLK-DPAP-6USK-DWMZ-SUZC-E5VU-VXLJ"
 KEY = "98fb1442fe40324279b8b4fa19d6ac747040b779495878f6b090568431b782e8"
@@ -31,10 +31,15 @@ def from_file(file: Path, text: str, **environ: str) -> Settings:
     return load(file, environ=environ).settings
 
 
-def complaint(file: Path, text: str, **environ: str) -> ConfigError:
+def complaints(file: Path, text: str, **environ: str) -> list[Problem]:
     with pytest.raises(ConfigError) as caught:
         from_file(file, text, **environ)
-    return caught.value
+    return list(caught.value.problems)
+
+
+def complaint(file: Path, text: str, **environ: str) -> Problem:
+    (problem,) = complaints(file, text, **environ)
+    return problem
 
 
 def test_without_any_source_the_defaults_hold() -> None:
@@ -162,7 +167,7 @@ def test_an_error_names_setting_and_line(file: Path, text: str, setting: str, li
     error = complaint(file, text)
     assert error.setting == setting
     assert error.source == f"line {line} of {file}"
-    assert wanted in error.problem
+    assert wanted in error.text
 
 
 def test_an_error_names_the_environment_variable(file: Path) -> None:
@@ -173,6 +178,34 @@ def test_an_error_names_the_environment_variable(file: Path) -> None:
     )
     assert complaint(file, "", FLEET_NODE_LABELS="rack").setting == "labels"
     assert complaint(file, "", FLEET_NODE_POLL_INTERVAL_S="inf").setting == "poll_interval_s"
+
+
+def test_everything_that_is_wrong_is_said_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    found = complaints(
+        file,
+        "concurrency = 0\nnmae = 'a'\nlog_level = 'loud'\nzzz = 1\n[drivers]\nenabled = 'host'\nenabeld = ['exec']",
+        FLEET_NODE_POLL_INTERVAL_S="often",
+        FLEET_NODE_LOGLEVEL="debug",
+    )
+    assert sorted((problem.setting, problem.source) for problem in found) == [
+        ("FLEET_NODE_LOGLEVEL", "environment variable FLEET_NODE_LOGLEVEL"),
+        ("concurrency", f"line 1 of {file}"),
+        ("drivers.enabeld", f"line 7 of {file}"),
+        ("drivers.enabled", f"line 6 of {file}"),
+        ("log_level", f"line 3 of {file}"),
+        ("nmae", f"line 2 of {file}"),
+        ("poll_interval_s", "environment variable FLEET_NODE_POLL_INTERVAL_S"),
+        ("state_dir", "default"),
+        ("zzz", f"line 4 of {file}"),
+    ]
+    with pytest.raises(ConfigError) as caught:
+        from_file(file, "concurrency = 0\ndrivers = 3")
+    assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
+    assert [problem.setting for problem in caught.value.problems] == ["drivers", "state_dir", "concurrency"]
 
 
 def test_an_error_names_the_option(file: Path) -> None:

@@ -79,11 +79,17 @@ async def test_the_doctor_of_an_ill_node_is_exit_code_1(tmp_path: Path) -> None:
     assert said["ok"] is False
     assert said["findings"][-1]["level"] == "fail"
     config = tmp_path / "config.toml"
-    config.write_text("nmae = 1")
+    config.write_text("nmae = 1\nconcurrency = 0\n")
     config.chmod(0o600)
     ended = await fleet_node("doctor", "--config", config)
     assert ended.code == 1
     assert "did you mean name?" in ended.out
+    ended = await fleet_node("doctor", "--json", "--config", config)
+    places = [finding["detail"].partition(":")[0] for finding in json.loads(ended.out)["findings"]]
+    assert places == [f"concurrency (line 2 of {config})", f"nmae (line 1 of {config})"]
+    first, second = (await fleet_node("status", "--config", config)).err.splitlines()
+    assert first.startswith("error: concurrency (")
+    assert second.startswith("       nmae (")
 
 
 @pytest.mark.parametrize("verb", ["enroll", "run", "status", "doctor", "version"])
