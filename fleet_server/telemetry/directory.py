@@ -83,9 +83,10 @@ class SeriesDirectory:
         return await self._database.read(query)
 
     def _read(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, NodeSeries]:
-        series: dict[str, list[Series]] = {}
+        series: dict[str, dict[int, Series]] = {}
         for row in store.load_series(conn, node_ids):
-            series.setdefault(row.node_id, []).append(decode_series(row.name, row.labels, row.kind, row.unit))
+            named = decode_series(row.name, row.labels, row.kind, row.unit)
+            series.setdefault(row.node_id, {})[row.series_no] = named
         latest = {row.node_id: row for row in store.load_latest(conn, node_ids)}
         found: dict[str, NodeSeries] = {}
         for node_id in node_ids:
@@ -93,5 +94,5 @@ class SeriesDirectory:
             if record is not None:
                 stored = latest.get(node_id)
                 seq, payload = (0, b"") if stored is None else (stored.last_batch_seq, bytes(stored.payload))
-                found[node_id] = NodeSeries(record.name, series.get(node_id, []), seq, payload)
+                found[node_id] = NodeSeries(record.name, series.get(node_id, {}), seq, payload)
         return found

@@ -22,13 +22,15 @@ from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import TelemetryMetrics
 from fleet_server.telemetry import chunks, rules, store
 from fleet_server.telemetry.directory import SeriesDirectory
-from fleet_server.telemetry.series import NodeSeries, encode_labels
+from fleet_server.telemetry.rules import Series
+from fleet_server.telemetry.series import DROPPED, NodeSeries, encode_labels
 from fleet_server.telemetry.store import ChunkRow, LatestRow, SeriesRow
 from fleet_server.telemetry.stream import Frame, Intake, TelemetryStream
 
 log = get_logger(__name__)
 
 LONGEST_CHUNK_MS = 3600 * 1000
+EXPIRY_EVERY_MS = 3600 * 1000
 _SMALL_PAYLOAD_BYTES = 16 * 1024
 _LARGE_PAYLOAD_EVERY_MS = 10_000
 
@@ -39,6 +41,7 @@ Taken = list[tuple[TelemetryStream, list[Frame]]]
 class Prepared:
     """Rows of one flush, and what follows once they are stored."""
 
+    expired: list[tuple[str, int]] = field(default_factory=list)
     series: list[SeriesRow] = field(default_factory=list)
     chunks: list[ChunkRow] = field(default_factory=list)
     latest: list[LatestRow] = field(default_factory=list)
@@ -49,20 +52,32 @@ class Prepared:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write, only to acknowledge."""
-        return not (self.series or self.chunks or self.latest or self.progress)
+        return not (self.expired or self.series or self.chunks or self.latest or self.progress)
 
 
 class Flusher:
-    """Stores what streams took in."""
+    """Stores what streams took in.
+
+    Args:
+        retention_ms: how long chunks are kept, and series after their last sample a little longer.
+    """
 
     def __init__(
-        self, *, database: Database, clock: Clock, metrics: TelemetryMetrics, intake: Intake, directory: SeriesDirectory
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        metrics: TelemetryMetrics,
+        intake: Intake,
+        directory: SeriesDirectory,
+        retention_ms: int,
     ) -> None:
         self._database = database
         self._clock = clock
         self._metrics = metrics
         self._intake = intake
         self._directory = directory
+        self._retention_ms = retention_ms
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="telemetry")
         self._packer = chunks.Packer()
         self._one_at_a_time = asyncio.Lock()
@@ -143,13 +158,42 @@ class Flusher:
     def _add_stream(
         self, prepared: Prepared, stream: TelemetryStream, node: NodeSeries, frames: Sequence[Frame], now_ms: int
     ) -> None:
-        known = stream.dictionary[len(stream.numbers) :]
-        stream.numbers.extend(node.number(series) for series in known)
+        self._expire(prepared, stream.node_id, node, now_ms)
+        _number(stream, node, frames)
         if not node.note([frame.batch for frame in frames], stream.numbers, now_ms):
             prepared.capped_streams += 1
         for group in _groups(frames):
             payload = self._packer.pack(stream.numbers, [frame.raw for frame in group])
             prepared.chunks.append(_chunk(stream.node_id, group, payload, now_ms))
+
+    def _expire(self, prepared: Prepared, node_id: str, node: NodeSeries, now_ms: int) -> None:
+        if now_ms - node.expired_at_ms < EXPIRY_EVERY_MS:
+            return
+        node.expired_at_ms = now_ms
+        # Longer than any chunk lives that holds a sample of it: a number that is given to another series would name
+        # that one there.
+        expired = node.expire(now_ms - self._retention_ms - 2 * LONGEST_CHUNK_MS)
+        if expired:
+            node.saved_at_ms = 0  # its newest samples stand by number, too
+            prepared.expired.extend((node_id, number) for number in expired)
+
+
+def _number(stream: TelemetryStream, node: NodeSeries, frames: Sequence[Frame]) -> None:
+    """Give the series that these frames use their numbers in the database."""
+    numbers, dictionary = stream.numbers, stream.dictionary
+    if stream.generation != node.generation:
+        stream.generation = node.generation
+        numbers[:] = [node.find(series) for series in dictionary[: len(numbers)]]
+        stream.unplaced = DROPPED in numbers
+    if stream.unplaced:  # they had expired, or there was no room
+        for series in {series for frame in frames for series in frame.batch.series if series < len(numbers)}:
+            if numbers[series] == DROPPED:
+                numbers[series] = node.number(dictionary[series])
+        stream.unplaced = DROPPED in numbers
+    if len(dictionary) > len(numbers):
+        added = [node.number(series) for series in dictionary[len(numbers) :]]
+        numbers += added
+        stream.unplaced |= DROPPED in added
 
 
 def _fresh(node: NodeSeries, frames: Iterable[Frame]) -> list[Frame]:
@@ -194,10 +238,12 @@ def _chunk(node_id: str, frames: Sequence[Frame], payload: bytes, now_ms: int) -
     )
 
 
+def _series_row(node_id: str, number: int, series: Series) -> SeriesRow:
+    return SeriesRow(node_id, number, series.name, encode_labels(series), series.kind, series.unit)
+
+
 def _add_node(prepared: Prepared, node_id: str, node: NodeSeries, now_ms: int) -> None:
-    for number, series in node.unsaved():
-        prepared.series.append(SeriesRow(node_id, number, series.name, encode_labels(series), series.kind, series.unit))
-        node.saved_count = number + 1
+    prepared.series.extend(_series_row(node_id, number, series) for number, series in node.take_unsaved())
     payload = node.payload()
     due = now_ms - node.saved_at_ms >= _LARGE_PAYLOAD_EVERY_MS
     if due or len(payload) <= _SMALL_PAYLOAD_BYTES:
@@ -208,6 +254,7 @@ def _add_node(prepared: Prepared, node_id: str, node: NodeSeries, now_ms: int) -
 
 
 def _save(tx: Transaction, prepared: Prepared) -> None:
+    store.delete_series(tx.conn, prepared.expired)
     store.insert_series(tx.conn, prepared.series)
     store.insert_chunks(tx.conn, prepared.chunks)
     store.save_latest(tx.conn, prepared.latest)

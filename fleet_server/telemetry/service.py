@@ -49,7 +49,12 @@ class TelemetryService:
         self._intake = Intake(metrics, self._urgent.set)
         self._directory = SeriesDirectory(database, nodes)
         self._flusher = Flusher(
-            database=database, clock=clock, metrics=metrics, intake=self._intake, directory=self._directory
+            database=database,
+            clock=clock,
+            metrics=metrics,
+            intake=self._intake,
+            directory=self._directory,
+            retention_ms=self._retention_ms,
         )
 
     def open_stream(self, node_id: str, ack: Ack) -> TelemetryStream:

@@ -59,6 +59,13 @@ def insert_series(conn: Connection, rows: Sequence[SeriesRow]) -> None:
         )
 
 
+def delete_series(conn: Connection, rows: Sequence[tuple[str, int]]) -> None:
+    """Delete series: (node_id, series_no)."""
+    if rows:
+        text = "DELETE FROM telemetry_series WHERE node_id = ? AND series_no = ?"
+        conn.exec_driver_sql(sql(conn, text), list(rows))
+
+
 def insert_chunks(conn: Connection, rows: Sequence[ChunkRow]) -> None:
     """Add chunks."""
     if rows:

@@ -69,7 +69,12 @@ class TelemetryStream:
         self.node_id = node_id
         self.dictionary: list[Series] = []
         self.numbers: list[int] = []
-        """Number in the database of each series of the dictionary; extended by the flush's worker thread only."""
+        """Number in the database of each series of the dictionary; this and what follows is changed by the flush's
+        worker thread only."""
+        self.generation = 0
+        """The node's when the numbers were found; they are found again for another one."""
+        self.unplaced = False
+        """Whether a series of the dictionary has no number."""
         self._ack = ack
         self._intake = intake
         self._on_close = on_close

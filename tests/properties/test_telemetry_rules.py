@@ -41,11 +41,11 @@ def test_what_passes_the_checks_can_be_noted_and_stored(batch: telemetry_pb2.Tel
         rules.check_columns(batch, known)
     except Refusal:
         return
-    node = NodeSeries("n", [rules.Series(str(each), (), 1, "") for each in range(known)], 0, b"")
+    node = NodeSeries("n", {each: rules.Series(str(each), (), 1, "") for each in range(known)}, 0, b"")
     now_ms = 1_900_000_000_000
     assert node.note([batch], range(known), now_ms)
     assert all(latest.at_ms <= now_ms and rules.is_measurement(latest.value) for latest in node.latest())
-    again = NodeSeries("n", [rules.Series(str(each), (), 1, "") for each in range(known)], 0, node.payload())
+    again = NodeSeries("n", {each: rules.Series(str(each), (), 1, "") for each in range(known)}, 0, node.payload())
     assert list(again.latest()) == list(node.latest())
 
 
@@ -85,7 +85,7 @@ def test_latest_is_the_newest_measurement_of_each_series_and_never_of_the_future
             dropped = dropped or number == DROPPED
             if number != DROPPED and at_ms >= newest.get(number, (0, 0.0))[0]:
                 newest[number] = (min(at_ms, now_ms), value)
-    node = NodeSeries("n", [], 0, b"")
+    node = NodeSeries("n", {}, 0, b"")
     for number in range(6):
         node.number(rules.Series(str(number), (), 1, ""))
     assert node.note(told, numbers, now_ms) is not dropped

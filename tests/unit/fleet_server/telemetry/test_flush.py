@@ -145,6 +145,38 @@ async def test_series_past_the_cap_of_a_node_are_left_out_and_counted(
     assert room.acks[node] == [1]
 
 
+async def test_series_that_were_not_seen_for_long_make_room_for_others(
+    room: TelemetryRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "MAX_SERIES_PER_NODE", 3)
+    node = await room.add_node("n1")
+    opened = room.open_stream(node)
+    opened.ingest_nowait(batch(1, room.clock.now_ms(), [(0, 0, 1.0), (1, 0, 2.0), (2, 0, 3.0)], ["cpu", "p1", "p2"]))
+    await room.telemetry.flush()
+    seq, number = 1, 3
+    for hour in range(1, 7):  # a process comes and goes each hour; cpu goes on; p1 comes back after four hours
+        await room.clock.advance(3600)
+        samples = [(0, 0, float(hour)), (number, 0, float(number)), *([(1, 0, 20.0)] if hour >= 4 else [])]
+        opened.ingest_nowait(batch(seq + 1, room.clock.now_ms(), samples, [f"q{hour}"], first=number))
+        await room.telemetry.flush()
+        await room.telemetry.sweep()
+        seq, number = seq + 1, number + 1
+    now = room.clock.now_ms()
+    assert await room.values() == {("n1", "cpu"): 6.0, ("n1", "p1"): 20.0, ("n1", "q4"): 6.0}
+    told = await room.history("n1", from_ms=now - 10 * 3600 * 1000)
+    assert told["p1"] == [(now - 2 * 3600 * 1000 + n * 3600 * 1000, 20.0) for n in (1, 2)]
+    rows = await room.neighbours.query("SELECT name FROM telemetry_series ORDER BY name")
+    assert rows == [("cpu",), ("p1",), ("q4",)]
+
+    before = (await room.values(), await room.history("n1"))
+    room.restart()
+    assert (await room.values(), await room.history("n1")) == before
+    again = room.open_stream(node)
+    again.ingest_nowait(batch(seq + 1, now, [(0, 0, 7.0), (1, 0, 8.0)], ["q4", "cpu"]))
+    await room.telemetry.flush()
+    assert await room.values() == {("n1", "cpu"): 8.0, ("n1", "p1"): 20.0, ("n1", "q4"): 7.0}
+
+
 async def test_values_that_are_no_measurement_are_shown_nowhere(room: TelemetryRoom) -> None:
     node, now = await room.add_node("n1"), room.clock.now_ms()
     opened = room.open_stream(node)
