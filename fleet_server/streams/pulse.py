@@ -82,6 +82,10 @@ class Pulse:
                 self.last_rtt_us = max(1, int((now - self._sent_at) * 1_000_000))
         return self.last_rtt_us
 
+    def forgive(self) -> None:
+        """Nothing was read for a while: nobody knows which pings were answered meanwhile."""
+        self._pong = self._pings
+
     def session_renewed(self, expires_at_ms: int) -> None:
         """A fresh proof was accepted."""
         self.session_expires_at_ms = expires_at_ms

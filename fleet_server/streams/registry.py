@@ -171,7 +171,7 @@ class StreamRegistry:
             self._schedule(stream)
 
     def _beat_one(self, stream: Stream, now: float) -> None:
-        if stream.pulse.lost:
+        if stream.pulse.lost and not stream.held_back:
             stream.end(Refusal(Reason.HEARTBEAT_LOST, "three pings stayed unanswered: the node may connect again"))
             return
         now_ms = self._clock.now_ms()

@@ -13,7 +13,7 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fleet.channel import ChannelError, server_end
@@ -33,7 +33,7 @@ from fleet_server.streams.membership import Membership
 from fleet_server.streams.notice_lane import NoticeLane
 from fleet_server.streams.outbox import Outbox
 from fleet_server.streams.pulse import Pulse
-from fleet_server.streams.report_lane import ReportLane
+from fleet_server.streams.report_lane import HeldReports, ReportLane
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.service import TrustService
 
@@ -65,6 +65,7 @@ class Rooms:
     trust: TrustService
     clock: Clock
     metrics: ServerMetrics
+    held_reports: HeldReports = field(default_factory=HeldReports)
 
 
 class Stream:
@@ -107,12 +108,15 @@ class Stream:
             node_id=self.node_id,
             commands=rooms.commands,
             clock=rooms.clock,
+            held=rooms.held_reports,
             ack=self._outbox.ack_reports,
             failed=self._failed,
         )
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, self._failed)
+        self.held_back = False
+        """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
@@ -219,16 +223,22 @@ class Stream:
                 if isinstance(frame, BadFrame):
                     raise frame.refusal()
                 self._take(frame)
-                if self._reports.full:
-                    await self._reports.wait_room()
-                if self._notices.full:
-                    await self._notices.wait_idle()
+                if self._reports.full or self._notices.full:
+                    await self._wait_room()
         except Refusal as refusal:
             self.end(refusal)
         except Exception as error:  # noqa: BLE001 - a bug must end this stream loudly, not silence it
             self.end(incident("stream", error))
         finally:
             self.end(None)
+
+    async def _wait_room(self) -> None:
+        self.held_back = True
+        await self._reports.wait_room()
+        if self._notices.full:
+            await self._notices.wait_idle()
+        self.held_back = False
+        self.pulse.forgive()
 
     def _take(self, frame: gateway_pb2.NodeFrame) -> None:
         self.pulse.heard = True

@@ -8,11 +8,12 @@ import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
-from fleet.v1 import gateway_pb2
+from fleet.v1 import command_pb2, gateway_pb2
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import StreamMetrics
 from fleet_server.streams.drain import Drain
 from fleet_server.streams.registry import StreamRegistry
+from fleet_server.streams.report_lane import MAX_WAITING_BYTES
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.wire import Wire
 
@@ -107,6 +108,21 @@ async def test_a_node_that_sends_telemetry_but_answers_no_ping_is_ended(world: W
     assert await _talk(world, wire, 4) == [2, 3, 4, 5]
     await _talk(world, wire, 1)
     assert (await wire.wait_refusal()).reason is Reason.HEARTBEAT_LOST
+
+
+async def test_a_stream_that_is_held_back_by_the_database_is_not_taken_for_dead(world: World) -> None:
+    wire = await world.open()
+    away = Refusal(Reason.UNAVAILABLE, "away")
+    wire.commands.away = [away] * 8
+    report = command_pb2.Report(report_no=1, monotonic_seq=1, command_id=bytes(16), output=bytes(MAX_WAITING_BYTES))
+    await wire.say(reports=command_pb2.ReportList(reports=[report]))
+    assert wire.stream.held_back
+    await world.beats(wire, 6, answer=True)  # the node answers, and nobody reads it
+    assert not wire.stream.ended
+    await world.beats(wire, 12, answer=True)
+    assert not wire.stream.held_back
+    assert wire.commands.recorded
+    assert not wire.stream.ended
 
 
 async def test_a_session_is_renewed_in_time_or_ends(world: World, clock: MockClock) -> None:

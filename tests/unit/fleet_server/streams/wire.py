@@ -13,6 +13,7 @@ from fleet.metrics import Registry
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.streams.frames import BadFrame
+from fleet_server.streams.report_lane import HeldReports
 from fleet_server.streams.stream import Rooms, Stream
 from tests.fakes.clock import MockClock
 
@@ -150,6 +151,7 @@ class Wire:
         epoch: int = 1,
         takeover_of: str = "",
         unreconciled: Sequence[Refusal] = (),
+        held_reports: HeldReports | None = None,
     ) -> None:
         keys = FrameKeys(b"a" * 32, b"b" * 32)
         self.sealer, self.opener = node_end(keys)
@@ -190,6 +192,7 @@ class Wire:
             trust=self.trust,  # type: ignore[arg-type]
             clock=clock,
             metrics=self.metrics,
+            held_reports=held_reports or HeldReports(),
         )
         stream_id = f"{node_id}-{epoch}"
         self.stream = Stream(rooms, self.transport, claim, stream_id=stream_id, takeover_of=takeover_of)  # type: ignore[arg-type]
