@@ -262,7 +262,10 @@ def _check_token_file(path: Path) -> None:
 @main.command(cls=Verb, example="fleet-server run --config /etc/fleet/fleet-server.toml")
 @_settings_options
 def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain."""
+    """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain.
+
+    45 s after the drain's deadline the process is gone, whatever hangs; something did if its exit code is 1.
+    """
     from fleet.clock import SystemClock
     from fleet_server import bootstrap
     from fleet_server.observability import logging as server_logging
@@ -274,7 +277,7 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
         secrets = bootstrap.load_secrets(settings)
         certificates = bootstrap.open_tls(settings, SystemClock())
         from fleet.process_end import end_without_teardown
-        from fleet_server.app import serve
+        from fleet_server.daemon import serve
         from fleet_server.listeners import ListenError
 
         try:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-
-import uvloop
+from collections.abc import Callable, Coroutine
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import Refusal
@@ -19,7 +17,6 @@ from fleet.heap import settle_heap
 from fleet.logs import get_logger
 from fleet.metrics import Registry
 from fleet.metrics_listener import Federation, MetricsListener
-from fleet.process_end import keep_grpc_up
 from fleet.process_metrics import ProcessMetrics
 from fleet.v1 import gateway_pb2
 from fleet.version import software_version
@@ -44,7 +41,6 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.listeners import Listener
 from fleet_server.nodes.service import NodeService
-from fleet_server.observability import logging as server_logging
 from fleet_server.observability.health import GATEWAY_SERVICE, ServerHealth
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.identity import own_replica_id
@@ -66,6 +62,9 @@ log = get_logger(__name__)
 
 _SECOND_SIGNAL_S = 2.0
 _STOP_GRACE_S = 3.0
+LEAVE_WITHIN_S = 45.0
+"""From the end of the drain to the end of the process: last writes, each with a bound, to a database that may be away,
+and what it is still busy with."""
 
 
 class Server:
@@ -76,12 +75,20 @@ class Server:
         secrets: derived from the secret encryption key.
         certificates: the server's TLS.
         clock: the machine's by default.
+        end_within: has this process be gone in so many seconds, whatever hangs; nothing does by default.
     """
 
     def __init__(
-        self, settings: Settings, secrets: Secrets, certificates: ServerCertificates, clock: Clock | None = None
+        self,
+        settings: Settings,
+        secrets: Secrets,
+        certificates: ServerCertificates,
+        clock: Clock | None = None,
+        *,
+        end_within: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.settings = settings
+        self._end_within = end_within
         self.replica_id = settings.replica_id or own_replica_id(settings.data_dir)
         self.clock = clock or SystemClock()
         self.registry = Registry()
@@ -214,6 +221,7 @@ class Server:
                 gateway = await self._listen(listening)
                 return await self._serve(gateway, stopping)
         finally:
+            self._end_within(LEAVE_WITHIN_S)
             await self.database.close()
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> Listener:
@@ -331,6 +339,7 @@ class Server:
     async def _drain(self, gateway: Listener, stopping: StopRequest) -> None:
         """docs/protocol.md, "Drain"."""
         deadline_s = self.settings.drain_deadline_s if stopping.deadline_s is None else stopping.deadline_s
+        self._end_within(deadline_s + LEAVE_WITHIN_S)
         others_per_s = await self._others_admission()
         alone = others_per_s <= 0
         reason = stopping.reason or (gateway_pb2.GOAWAY_REASON_RESTART if alone else gateway_pb2.GOAWAY_REASON_DRAIN)
@@ -352,6 +361,7 @@ class Server:
             await self.replicas.set_state(ReplicaState.DRAINING)
         closing = asyncio.create_task(gateway.server.stop(deadline_s + _STOP_GRACE_S))
         await drain.run()
+        self._end_within(LEAVE_WITHIN_S)  # the drain was shortened, or done before its time
         asking.cancel()
         # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
         await asyncio.wait({closing, asyncio.create_task(gateway.server.stop(0))}, timeout=_STOP_GRACE_S)
@@ -385,15 +395,3 @@ class Server:
                 log.warning("last_write_failed", error=str(error))
         self.telemetry.close()
         await self.health.close()
-
-
-def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> int:
-    """Run a server until it ends; the process's exit code."""
-
-    async def main() -> int:
-        keep_grpc_up()
-        server = Server(settings, secrets, certificates)
-        server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
-        return await server.run()
-
-    return uvloop.run(main())

@@ -154,7 +154,11 @@ class Settings(BaseSettings):
     )
     session_ttl_s: int = Field(900, ge=60, le=_DAY_S, description="Seconds that a session token is valid.")
     drain_deadline_s: float = Field(
-        30.0, ge=0, le=3600, description="Seconds that streams get to move to another replica when this one stops."
+        30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that streams get to move to another replica when this one stops; 45 s after them at the "
+        "latest the process is gone.",
     )
     max_streams: int = Field(20_000, ge=1, le=200_000, description="Most streams that this replica holds.")
     # Nodes fill frames to these limits of the protocol: a server that took less would cut one off for ever, each time

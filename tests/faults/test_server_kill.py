@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,30 @@ from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.process import Processes
 from tests.faults.mortal_server import Issuer, MortalServer
 from tests.integration.installation import Template, assert_each_ran_once
+from tests.integration.processes import ServerProcess
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
+
+
+HUNG = """
+import sys, threading
+from fleet_server import app
+from fleet_server.__main__ import main
+from fleet_server.telemetry.service import TelemetryService
+
+app.LEAVE_WITHIN_S = 1.0
+TelemetryService.close = lambda self: threading.Event().wait()
+main(args=sys.argv[1:], prog_name="fleet-server")
+"""
+
+
+class HungServer(ServerProcess):
+    """A server in which something hangs once it is told to stop, on the event loop's own thread."""
+
+    def program(self) -> Sequence[str | Path]:
+        """What is started."""
+        return [sys.executable, "-c", HUNG]
 
 
 @pytest.fixture
@@ -115,6 +137,14 @@ async def test_a_server_told_to_stop_drains_and_exits_with_zero(installation: Mo
     views = await issuer.finish()
     assert {view.state for view in views} == {SUCCEEDED}
     assert_each_ran_once(node, [view.command_id for view in views])
+
+
+async def test_a_server_in_which_something_hangs_ends_after_its_deadline_all_the_same(
+    tmp_path: Path, template: Template, processes: Processes
+) -> None:
+    async with HungServer(tmp_path, template, processes) as installation:
+        await installation.add_nodes(1)
+        assert await installation.stop_server() == 1
 
 
 async def test_a_second_server_on_the_same_data_refuses_to_start(installation: MortalServer) -> None:

@@ -1,0 +1,29 @@
+"""The server as a process of its own: its event loop, its log, and its end, whatever hangs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import uvloop
+
+from fleet.process_end import end_within, keep_grpc_up
+from fleet_server.app import Server
+from fleet_server.certificates import ServerCertificates
+from fleet_server.config import Settings
+from fleet_server.observability import logging as server_logging
+from fleet_server.trust.secrets import Secrets
+
+FAILED = 1
+"""Exit code of a server that failed while it ran, or that something kept from ending in time."""
+
+
+def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> int:
+    """Run a server until it ends; the process's exit code."""
+
+    async def run() -> int:
+        keep_grpc_up()
+        server = Server(settings, secrets, certificates, end_within=partial(end_within, code=FAILED))
+        server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
+        return await server.run()
+
+    return uvloop.run(run())
