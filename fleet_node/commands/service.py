@@ -127,6 +127,8 @@ class CommandService:
     def acked(self, report_no: int) -> None:
         """See `CommandPort`."""
         self._ledger.acked(report_no)
+        if not self._ledger.backlog:
+            self._tell_drain()
 
     def drain(self, order: gateway_pb2.DrainNode) -> None:
         """See `CommandPort`."""
@@ -255,10 +257,13 @@ class CommandService:
     def _send_drained(self) -> None:
         if self._stream is None:
             return
+        running = self._execution.busy + self._ledger.unsaved
+        if self._drain.draining and not running and self._ledger.backlog:
+            return  # the last acknowledgement tells: who hears that all is done must find every result there
         drained = gateway_pb2.Drained(
             last_accepted_seq=self._ledger.last_accepted_seq,
             drained=self._drain.draining,
-            running=self._execution.busy + self._ledger.unsaved,
+            running=running,
         )
         self._stream.uplink.send_control(gateway_pb2.NodeControl(drained=drained))
 

@@ -158,11 +158,11 @@ async def test_a_doctor_on_a_copy_of_a_state_folder_takes_nothing_from_the_node_
 
 
 # -- drained, suspended, revoked --------------------------------------------------------------------------------------
-async def drained(installation: Installation, name: str) -> None:
+async def drained(installation: Installation, name: str) -> admin_pb2.NodeView:
     request = admin_pb2.DrainNodesRequest(selector=admin_pb2.Selector(patterns=[name]), reason="maintenance")
     async for progress in installation.owner.follow("DrainNodes", request):
         if progress.done:
-            return
+            return progress.nodes[0]
     raise AssertionError("the drain was never done")
 
 
@@ -171,7 +171,7 @@ async def test_a_drained_node_finishes_holds_its_queue_and_resumes(installation:
     running = await installation.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 200})
     await eventually(node.runs, "the command runs")
 
-    await drained(installation, "n-1")
+    assert (await drained(installation, "n-1")).open_commands == 0, "its result is counted by then"
 
     (finished,) = await installation.owner.outcomes(running.issue_id)
     assert finished.state == SUCCEEDED
