@@ -280,7 +280,8 @@ def _new_ids(at_ms: int, count: int) -> Iterator[bytes]:
     """Command ids: 6 bytes of time and 10 of chance, as in UUID version 7 (RFC 9562), so that their index grows at its
     end: ids of pure chance would have each commit write a page of it for each command."""
     time, random = at_ms.to_bytes(6, "big"), os.urandom(_RANDOM_ID_BYTES * count)
-    return (time + random[start : start + _RANDOM_ID_BYTES] for start in range(0, len(random), _RANDOM_ID_BYTES))
+    starts = range(0, len(random), _RANDOM_ID_BYTES)
+    return iter(sorted([time + random[start : start + _RANDOM_ID_BYTES] for start in starts]))
 
 
 def _refused_targets(refused: Refused) -> list[admin_pb2.RefusedTarget]:

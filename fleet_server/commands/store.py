@@ -163,7 +163,7 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
         SeqTakenError: a seq is taken; the transaction is of no use any more.
     """
     try:
-        insert_many(conn, f"INSERT INTO commands ({_NEW})", rows)
+        insert_many(conn, f"INSERT INTO commands ({_NEW})", list(map(_bindable, rows)))
     except IntegrityError:
         raise SeqTakenError from None
 
@@ -344,6 +344,23 @@ def count_open(conn: Connection) -> dict[str, int]:
     """Open commands by node."""
     text = "SELECT node_id, COUNT(*) FROM commands WHERE state < 5 GROUP BY node_id"
     return dict(fetch(conn, text))
+
+
+def _bindable(row: NewRow) -> Sequence[Any]:
+    """sqlite3 looks for an adapter of every bytes object that it binds, in vain; a bytearray it takes as it is."""
+    node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, state, key_id, sent_at_ms = row
+    return (
+        node_id,
+        seq,
+        bytearray(command_id),
+        issue_id,
+        spec_no,
+        not_after_ms,
+        bytearray(mac),
+        state,
+        key_id,
+        sent_at_ms,
+    )
 
 
 def _standing(row: Any) -> StandingRow:
