@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,10 @@ DEFAULT_CONTEXT = "default"
 MAX_TOKEN_BYTES = 4096
 _JOIN_TOKEN_BEGINS = "fjt1."
 _MAX_PROFILE_BYTES = 1 << 20
+_PROFILE_KEYS = ("current", "contexts")
+_CONTEXT_KEYS = ("server", "ca_pem", "token", "cluster_id", "authority_key", "owner_key", "checkpoint")
+_REPAIR = "repair it, or move the file away and run `fleetctl login SERVER`"
+_ELSEWHERE = "see that this user may read and write there, or name another file in FLEETCTL_PROFILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +88,22 @@ class ProfileFile:
         """Read it; an absent file is an empty profile.
 
         Raises:
-            BadProfile: open to others, not TOML (the line is named), or a field is missing or wrong.
+            BadProfile: open to others, not TOML (the line is named), or a field is missing, wrong or unknown.
         """
         try:
             if not self.path.exists():
                 return Profile()
             raw = read_private(self.path)
         except PrivateFileError as error:
-            raise BadProfile(str(error)) from error
+            raise _unusable(error) from error
         except OSError as error:
-            raise BadProfile(f"cannot read {self.path}: {error.strerror}") from error
+            raise BadProfile(f"cannot read {self.path}: {error.strerror}", hint=_ELSEWHERE) from error
         if len(raw) > _MAX_PROFILE_BYTES:
-            raise BadProfile(f"{self.path} has {len(raw)} bytes: that is no profile")
+            raise BadProfile(f"{self.path} has {len(raw)} bytes: that is no profile", hint=_REPAIR)
         try:
             document = tomllib.loads(raw.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadProfile(
-                f"{self.path}: {error}", hint="repair the line, or remove the file and run `fleetctl login SERVER`"
-            ) from error
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, a thousand brackets
+            raise BadProfile(f"{self.path} is not TOML: {error}", hint=_REPAIR) from error
         return _parse(document, self.path)
 
     def update(self, change: Callable[[Profile], Profile]) -> Profile:
@@ -117,9 +119,9 @@ class ProfileFile:
                 profile = change(self.load())
                 write_private(self.path, _render(profile).encode())
         except PrivateFileError as error:
-            raise BadProfile(str(error)) from error
+            raise _unusable(error) from error
         except OSError as error:
-            raise BadProfile(f"cannot write {self.path}: {error.strerror}") from error
+            raise BadProfile(f"cannot write {self.path}: {error.strerror}", hint=_ELSEWHERE) from error
         return profile
 
     def remember_checkpoint(self, context_name: str, mark: CheckpointMark) -> None:
@@ -160,7 +162,7 @@ def context_in_force(file: ProfileFile, name: str | None, environment: Mapping[s
     if context is None:
         if server and ca_file and token:
             return Context(name="", server=parse_server(server), ca_pem=read_ca_file(ca_file), token=token)
-        raise _not_logged_in(profile, wanted, name or environment.get("FLEETCTL_CONTEXT"))
+        raise _not_logged_in(profile, wanted, file.path)
     if ca_file and not token:
         # The profile's token is for the server behind the pinned CA; it must not travel to whoever another CA vouches
         # for.
@@ -197,7 +199,9 @@ def read_token_file(path: str) -> str:
         with open(path, "rb") as file:
             raw = file.read(MAX_TOKEN_BYTES + 1)
     except OSError as error:
-        raise BadProfile(f"cannot read the token file {path}: {error.strerror}") from error
+        raise BadProfile(
+            f"cannot read the token file {path}: {error.strerror}", hint="name a file that this user may read"
+        ) from error
     return clean_token(raw.decode("ascii", "replace"), path)
 
 
@@ -226,14 +230,13 @@ def read_ca_file(path: str) -> str:
     Raises:
         BadProfile: it cannot be read or holds no certificate.
     """
+    hint = "give the server's `tls/ca.crt`: `fleet-server init` names it"
     try:
-        text = Path(path).read_text(encoding="ascii")
-    except UnicodeDecodeError as error:
-        raise BadProfile(f"{path} holds no certificate in PEM form") from error
+        text = Path(path).read_bytes().decode("ascii", "replace")
     except OSError as error:
-        raise BadProfile(f"cannot read the CA file {path}: {error.strerror}") from error
-    if "-----BEGIN CERTIFICATE-----" not in text:
-        raise BadProfile(f"{path} holds no certificate in PEM form")
+        raise BadProfile(f"cannot read the CA file {path}: {error.strerror}", hint=hint) from error
+    if "-----BEGIN CERTIFICATE-----" not in text or not text.isascii():
+        raise BadProfile(f"{path} holds no certificate in PEM form", hint=hint)
     return text
 
 
@@ -257,65 +260,87 @@ def parse_server(text: str) -> str:
     return f"{host}:{port}"
 
 
-def _not_logged_in(profile: Profile, wanted: str, asked: str | None) -> BadProfile:
-    if asked and profile.contexts:
+def _unusable(error: PrivateFileError) -> BadProfile:
+    """What is wrong with owner or mode names its own repair; what the system refuses does not."""
+    return BadProfile(str(error), hint=_ELSEWHERE if isinstance(error.__cause__, OSError) else "")
+
+
+def _not_logged_in(profile: Profile, wanted: str, path: Path) -> BadProfile:
+    if profile.contexts:
         known = ", ".join(sorted(profile.contexts))
         return BadProfile(
-            f"the profile has no context {wanted!r}", hint=f"contexts: {known}; see `fleetctl contexts list`"
+            f"the profile {path} has no context {wanted!r}", hint=f"contexts: {known}; see `fleetctl contexts list`"
         )
     return BadProfile(
-        "not logged in",
+        f"not logged in: {path} {'holds no context' if path.exists() else 'is not there'}",
         hint="run `fleetctl login SERVER`, or set FLEETCTL_SERVER, FLEETCTL_CA_FILE and FLEETCTL_TOKEN_FILE",
     )
 
 
 def _parse(document: Mapping[str, object], path: Path) -> Profile:
+    where = f"{path}: "
+    _refuse_unknown(document, _PROFILE_KEYS, where)
     contexts: dict[str, Context] = {}
     tables = document.get("contexts", {})
     if not isinstance(tables, dict):
-        raise BadProfile(f"{path}: `contexts` is not a table")
+        raise BadProfile(f"{where}`contexts` is not a table", hint=_REPAIR)
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise BadProfile(f"{path}: [contexts.{name}] is not a table")
-        contexts[name] = _parse_context(name, table, path)
-    return Profile(current=_text(document, "current", path, "", DEFAULT_CONTEXT), contexts=contexts)
+            raise BadProfile(f"{where}[contexts.{name}] is not a table", hint=_REPAIR)
+        contexts[name] = _parse_context(name, table, f"{where}[contexts.{name}] ")
+    return Profile(current=_text(document, "current", where, DEFAULT_CONTEXT), contexts=contexts)
 
 
-def _parse_context(name: str, table: Mapping[str, object], path: Path) -> Context:
-    where = f"[contexts.{name}] "
+def _parse_context(name: str, table: Mapping[str, object], where: str) -> Context:
+    _refuse_unknown(table, _CONTEXT_KEYS, where)
     checkpoint: CheckpointMark | None = None
     kept = table.get("checkpoint")
     if kept is not None:
         if not isinstance(kept, dict) or not isinstance(kept.get("number"), int):
-            raise BadProfile(f"{path}: {where}checkpoint needs a number and a sha256")
-        checkpoint = CheckpointMark(kept["number"], _hex(kept, "sha256", path, where))
+            raise BadProfile(f"{where}checkpoint needs a number and a sha256", hint=_REPAIR)
+        checkpoint = CheckpointMark(kept["number"], _hex(kept, "sha256", where))
+    try:
+        server = parse_server(_text(table, "server", where))
+    except BadProfile as error:
+        raise BadProfile(f"{where}{error.message}", hint=error.hint) from error
     return Context(
         name=name,
-        server=parse_server(_text(table, "server", path, where)),
-        ca_pem=_text(table, "ca_pem", path, where),
-        token=_text(table, "token", path, where),
-        cluster_id=_text(table, "cluster_id", path, where, ""),
-        authority_key=_hex(table, "authority_key", path, where),
-        owner_key=_hex(table, "owner_key", path, where),
+        server=server,
+        ca_pem=_text(table, "ca_pem", where),
+        token=_text(table, "token", where),
+        cluster_id=_text(table, "cluster_id", where, ""),
+        authority_key=_hex(table, "authority_key", where),
+        owner_key=_hex(table, "owner_key", where),
         checkpoint=checkpoint,
     )
 
 
-def _text(table: Mapping[str, object], key: str, path: Path, where: str, default: str | None = None) -> str:
+def _refuse_unknown(table: Mapping[str, object], known: Sequence[str], where: str) -> None:
+    """A misspelt pin would be no pin, and what a newer fleetctl pinned would be lost at the next write."""
+    for key in table:
+        if key not in known:
+            import difflib
+
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"{_REPAIR}, or use the newer fleetctl that wrote it"
+            raise BadProfile(f"{where}`{key}` is not known here", hint=hint)
+
+
+def _text(table: Mapping[str, object], key: str, where: str, default: str | None = None) -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
-        raise BadProfile(f"{path}: {where}`{key}` is missing or not a text", hint="run `fleetctl login SERVER` again")
+        raise BadProfile(f"{where}`{key}` is missing or not a text", hint=_REPAIR)
     return value
 
 
-def _hex(table: Mapping[str, object], key: str, path: Path, where: str) -> bytes:
-    text = _text(table, key, path, where, "")
+def _hex(table: Mapping[str, object], key: str, where: str) -> bytes:
+    text = _text(table, key, where, "")
     try:
         value = bytes.fromhex(text)
     except ValueError as error:
-        raise BadProfile(f"{path}: {where}`{key}` is not hexadecimal") from error
+        raise BadProfile(f"{where}`{key}` is not hexadecimal", hint=_REPAIR) from error
     if value and len(value) != 32:
-        raise BadProfile(f"{path}: {where}`{key}` has {len(value)} bytes instead of 32")
+        raise BadProfile(f"{where}`{key}` has {len(value)} bytes instead of 32", hint=_REPAIR)
     return value
 
 

@@ -111,6 +111,7 @@ _PROFILE = """## Profile and environment
 `fleetctl login` writes `~/.config/fleetctl/profile.toml` (0600; a looser file is refused with the `chmod` to run). It
 holds one context for each server: address, CA, token, cluster id and authority key as pinned at login, the owner's
 public key when there is one (`owner_key`, hex), and the newest audit checkpoint that `audit verify` saw.
+A key that fleetctl does not know is refused: a misspelt pin would be no pin.
 
 | variable | meaning |
 |---|---|

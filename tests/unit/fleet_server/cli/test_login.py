@@ -6,6 +6,7 @@ import hashlib
 import json
 import ssl
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,13 +236,53 @@ def test_an_older_checkpoint_never_replaces_a_newer_one(ctl: Fleetctl) -> None:
         ("[contexts.x]\nserver = 'h:1'\nca_pem = ''\ntoken = ''\nauthority_key = 'aa'", "1 bytes instead of 32"),
         ("[contexts.x]\nserver = 'h:1'\nca_pem = ''\ntoken = ''\ncheckpoint = 1", "checkpoint needs a number"),
         ("current = 1", "`current` is missing or not a text"),
+        ("current = \n", "is not TOML: Invalid value (at line 1"),
+        ("current = 1" + "0" * 5000, "is not TOML: "),
+        ("#" * (2 << 20), "that is no profile"),
+        ("contxts = 1", "`contxts` is not known here\n next: did you mean `contexts`?"),
+        ("[contexts.x]\ntokn = 't'", "[contexts.x] `tokn` is not known here\n next: did you mean `token`?"),
+        ("[contexts.x]\nzzz = 1", "[contexts.x] `zzz` is not known here"),
+        ("[contexts.x]\nserver = 'http://h'", "[contexts.x] 'http://h' is not a server address"),
     ],
 )
-def test_a_profile_that_cannot_be_used_says_what_is_wrong(ctl: Fleetctl, text: str, sentence: str) -> None:
+def test_a_profile_that_cannot_be_used_says_which_it_is_what_is_wrong_and_what_to_do(
+    ctl: Fleetctl, text: str, sentence: str
+) -> None:
     ctl.profile.path.write_text(text)
     result = ctl.run("whoami")
     assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {ctl.profile.path}")
     assert sentence in result.stderr
+    assert "\n next: " in result.stderr
+
+
+def test_a_profile_that_is_no_text_or_no_file_is_told_the_same_way(ctl: Fleetctl, tmp_path: Path) -> None:
+    ctl.profile.path.write_bytes(b"\xff")
+    assert f"error: {ctl.profile.path} is not TOML" in ctl.run("whoami").stderr
+    # For root no door is closed: a name that is too long is one that the system refuses.
+    refused = ctl.run("whoami", env={"FLEETCTL_PROFILE": str(tmp_path / ("n" * 300))})
+    assert refused.exit_code == 2
+    assert f"error: cannot read {tmp_path}/nnn" in refused.stderr
+    assert " next: see that this user may read" in refused.stderr
+
+
+def test_a_profile_without_the_context_names_the_file_and_those_that_there_are(ctl: Fleetctl, tmp_path: Path) -> None:
+    for words in (["--context", "prod"], []):
+        ProfileFile(ctl.profile.path).update(lambda profile: replace(profile, current="prod"))
+        result = ctl.run("whoami", *words)
+        assert f"error: the profile {ctl.profile.path} has no context 'prod'\n next: contexts: default" in result.stderr
+    absent = tmp_path / "none.toml"
+    result = ctl.run("whoami", env={"FLEETCTL_PROFILE": str(absent)})
+    assert f"error: not logged in: {absent} is not there\n next: run `fleetctl login SERVER`" in result.stderr
+
+
+@pytest.mark.parametrize("variable", ["FLEETCTL_CA_FILE", "FLEETCTL_TOKEN_FILE"])
+def test_a_file_that_the_environment_names_and_is_not_there_is_told_with_a_next_step(
+    ctl: Fleetctl, variable: str
+) -> None:
+    result = ctl.run("whoami", env={"FLEETCTL_TOKEN": "" if "TOKEN" in variable else TOKEN, variable: "/nonexistent"})
+    assert result.exit_code == 2
+    assert "file /nonexistent: No such file or directory\n next: " in result.stderr
 
 
 def _token_file(ctl: Fleetctl) -> Path:
