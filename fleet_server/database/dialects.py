@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sqlite3
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from fleet_server.database.statements import execute
 
@@ -174,8 +176,8 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
     def on_connect(dbapi_connection: Any, _record: Any) -> None:
         # The driver's own BEGIN comes late and never IMMEDIATE; `on_begin` issues it instead.
         dbapi_connection.isolation_level = None
+        _into_wal_mode(dbapi_connection)
         for pragma in (
-            "PRAGMA journal_mode = WAL",
             "PRAGMA synchronous = FULL",
             "PRAGMA cache_size = -65536",
             "PRAGMA mmap_size = 268435456",
@@ -189,6 +191,18 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
     @event.listens_for(engine, "begin")
     def on_begin(conn: Connection) -> None:
         execute(conn, begin)
+
+
+# A fresh file turns to WAL once. Of several connections that try at that moment SQLite refuses all but one at once,
+# without the patience that it has with every other lock.
+@retry(
+    retry=retry_if_exception(lambda error: getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY),
+    wait=wait_random(0.005, 0.05),
+    stop=stop_after_delay(5.0),
+    reraise=True,
+)
+def _into_wal_mode(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").close()
 
 
 def _prepare_postgresql(engine: Engine, *, session: str) -> None:
