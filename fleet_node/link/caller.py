@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import grpc
 
@@ -62,6 +62,7 @@ class GatewayCaller:
         self.endpoint = endpoint
         self.leaf_sha256 = tls.certificate_sha256(leaf_der)
         self._leaves = leaves
+        self._ends: dict[Stream, grpc.aio.AioRpcError] = {}
         credentials = grpc.ssl_channel_credentials(tls.der_to_pem(leaf_der))
         self._channel = grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
@@ -86,18 +87,25 @@ class GatewayCaller:
 
     def connect(self, metadata: tuple[tuple[str, str], ...]) -> Stream:
         """Open the stream; it must be finished or cancelled (grpc/grpc#43462)."""
-        return self._stub.Connect(metadata=metadata)
+        call = self._stub.Connect(metadata=metadata)
+        call.add_done_callback(self._note_end)
+        return call
 
     async def stream_failure(self, call: Stream) -> Refusal | None:
         """Why a stream ended, once it has; None when the server ended it in order."""
-        code = await call.code()
-        if code is grpc.StatusCode.OK:
-            return None
-        return self._refusal(
-            grpc.aio.AioRpcError(
-                code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+        await call.code()
+        error = self._ends[call]
+        return None if error.code() is grpc.StatusCode.OK else self._refusal(error)
+
+    def _note_end(self, call: Stream) -> None:
+        """Keep the first status of a stream: grpc.aio puts INTERNAL in its place when a write was under way."""
+        if call not in self._ends:
+            self._ends[call] = grpc.aio.AioRpcError(
+                _at_once(call.code()),
+                _at_once(call.initial_metadata()),
+                _at_once(call.trailing_metadata()),
+                _at_once(call.details()),
             )
-        )
 
     async def close(self) -> None:
         """Close the connection."""
@@ -114,6 +122,17 @@ class GatewayCaller:
         if refusal.reason is Reason.WRONG_CERTIFICATE or "CERTIFICATE_VERIFY_FAILED" in (error.details() or ""):
             self._leaves.forget(self.endpoint)  # it was renewed, or somebody stands in between: look again
         return refusal
+
+
+def _at_once(answer: Coroutine[Any, None, T]) -> T:
+    """What a coroutine returns that has nothing to wait for: of a call that is over, everything is known."""
+    try:
+        answer.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    answer.close()
+    raise RuntimeError("a finished call had to be waited for")
 
 
 async def open_caller(

@@ -146,7 +146,9 @@ class Connection:
                 self._telemetry.close()
             refusal = await self._finish()
             await asyncio.wait({reader, watchdog})
-        return self._ending or refusal
+        if self._ending is None or (refusal is not None and refusal.reason is self._ending.reason):
+            return refusal  # the call's status: it knows how long to stay away, too
+        return self._ending  # what the server said under a MAC
 
     def leave(self, reason: str) -> None:
         """Send what is ready, say goodbye, and end."""
@@ -347,7 +349,7 @@ class Connection:
         if self._inbox is not None:
             self._inbox.close()
         if refusal is not None:
-            self._ending = refusal
+            self._ending = self._ending or refusal
             self._call.cancel()  # a peer that stopped reading would hold the writer for ever
         self._wake.set()
 

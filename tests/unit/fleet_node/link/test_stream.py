@@ -318,3 +318,46 @@ async def test_orders_that_come_while_stopping_are_harmless(
         node.link.stop()
         await asyncio.gather(*(stream.send(command(str(number))) for number in range(3)), return_exceptions=True)
         await stream.wait_ended()
+
+
+def error(reason: Reason) -> gateway_pb2.ServerControl:
+    return gateway_pb2.ServerControl(error=gateway_pb2.StreamError(reason=reason, detail="said under a MAC"))
+
+
+async def test_a_status_that_meets_a_write_is_not_lost(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """grpc.aio puts INTERNAL in the place of a status that arrives while a frame is being written."""
+    report = command_pb2.Report(report_no=1, output=bytes(60_000)).SerializeToString()
+    async with running_link(installation, tmp_path) as node:
+        monkeypatch.setattr(node.commands, "next_reports", lambda: [report])  # it never stops writing
+        for number in range(1, 11):
+            stream = await gateway.wait_stream(number)
+            await stream.wait_control("reports")
+            stream.end(Refusal(Reason.SUPERSEDED, "a newer stream was welcomed"))
+        await gateway.wait_stream(11)
+        assert node.metrics.reconnects.labels("SUPERSEDED").value == 10
+
+
+async def test_what_the_server_says_under_a_mac_outweighs_the_status(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        await stream.send(error(Reason.SUPERSEDED))
+        stream.end(Refusal(Reason.REVOKED, "said by whoever ended the call"))
+        await gateway.wait_stream(2)
+        assert node.metrics.reconnects.labels("SUPERSEDED").value == 1
+        assert node.metrics.reconnects.labels("REVOKED").value == 0
+
+
+async def test_a_status_that_says_the_same_tells_how_long_to_stay_away(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        await stream.send(error(Reason.OVERLOADED))
+        stream.end(Refusal(Reason.OVERLOADED, "come back later", retry_after_s=0.5))
+        await node.wait_state(LinkState.WAITING)
+        await node.wait(lambda: node.link.status.next_attempt_s >= 0.5)
+        assert node.link.status.last_refusal == "OVERLOADED"
