@@ -108,7 +108,7 @@ class Link:
             try:
                 connection = await self._unless_stopped(self._connect("", self._known_endpoints()))
             except Refusal as refusal:
-                await self._stay_away(refusal)
+                await self._stay_away(refusal, "stream_not_opened")  # counted by the outcome of the handshake
                 continue
             if connection is not None:
                 await self._serve(connection)
@@ -233,16 +233,19 @@ class Link:
             self._metrics.reconnects.labels(plan.reason).inc()
             await self._pause(full_jitter_s(plan.delay_s, plan.window_s))
         elif plan is not None and plan.leave is rules.Leave.STAY_AWAY:
-            await self._stay_away(refusal or Refusal(Reason.SUSPENDED, "the server sent this node away"))
+            await self._lost(refusal or Refusal(Reason.SUSPENDED, "the server sent this node away"))
         else:
-            await self._stay_away(refusal or Refusal(Reason.UNAVAILABLE, "the stream ended"))
+            await self._lost(refusal or Refusal(Reason.UNAVAILABLE, "the stream ended"))
 
-    async def _stay_away(self, refusal: Refusal) -> None:
-        self._note_refusal(refusal)
+    async def _lost(self, refusal: Refusal) -> None:
         self._metrics.reconnects.labels(str(refusal.reason)).inc()
+        await self._stay_away(refusal, "stream_lost")
+
+    async def _stay_away(self, refusal: Refusal, event: str) -> None:
+        self._note_refusal(refusal)
         delay_s = self._backoff.next_delay_s(rules.stay_away_s(refusal.reason, refusal.retry_after_s))
         level = log.error if advice(refusal.reason) is Advice.STOP else log.warning
-        level("stream_lost", reason=str(refusal.reason), detail=refusal.detail, retry_in_s=round(delay_s, 2))
+        level(event, reason=str(refusal.reason), detail=refusal.detail, retry_in_s=round(delay_s, 2))
         await self._pause(delay_s)
 
     async def _pause(self, delay_s: float) -> None:

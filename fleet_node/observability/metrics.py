@@ -33,7 +33,7 @@ class LinkMetrics:
         )
         self.handshakes = registry.counters(
             "fleet_node_handshakes_total",
-            "Handshakes tried, by outcome: ok or the reason.",
+            "Attempts to open a stream, by outcome: ok or the reason.",
             labels=("outcome",),
         )
         self.clock_offset = registry.gauge(

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from fleet import tls
 from fleet.backoff import BackoffPolicy
@@ -128,6 +129,25 @@ async def test_a_server_that_sends_the_node_on_at_once_does_not_make_it_spin(
         await clock.advance(1.0)
         assert len(gateway.streams) == 1
         assert node.link.status.state is leaving
+
+
+async def test_an_attempt_that_opened_no_stream_is_not_told_as_one_that_was_lost(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    gateway.refuse["Connect"] = Refusal(Reason.OVERLOADED, "this replica holds as many as it may")
+    with capture_logs() as logs:
+        async with running_link(installation, tmp_path, clock=clock) as node:
+            await node.wait_state(LinkState.WAITING)
+            assert node.metrics.handshakes.labels("OVERLOADED").value == 1
+            assert node.metrics.reconnects.labels("OVERLOADED").value == 0
+            del gateway.refuse["Connect"]
+            await clock.wait_sleepers(1)
+            await clock.advance(1)
+            stream = await gateway.wait_stream()
+            stream.end(Refusal(Reason.OVERLOADED, "the database is away"))
+            await node.wait(lambda: node.metrics.reconnects.labels("OVERLOADED").value == 1)
+            await node.wait_state(LinkState.WAITING)
+    assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["stream_not_opened", "stream_lost"]
 
 
 async def test_a_suspended_node_asks_again_at_long_intervals(
