@@ -1,6 +1,6 @@
 """Service Admin: every method of the proto is found here with its handler, or the server does not start.
 
-One boundary for all: size, TLS version, token, role, handler, status. Handlers know nothing of gRPC.
+One boundary for all: size, TLS version, token, role, text, handler, status. Handlers know nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fleet_server.admin.nodes import NodesApi
 from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
 from fleet_server.admin.telemetry import TelemetryApi
+from fleet_server.admin.texts import check_texts
 from fleet_server.admin.trail import TrailApi
 from fleet_server.boundary import Boundary, Context, require_tls13
 
@@ -128,7 +129,9 @@ class Admin:
         require_tls13(context)
         if isinstance(request, Refusal):
             raise request
-        return await self._access.authorise(_bearer(context), name)
+        caller = await self._access.authorise(_bearer(context), name)
+        check_texts(request)
+        return caller
 
 
 def _bearer(context: Context) -> str:

@@ -144,6 +144,25 @@ async def test_a_request_that_is_no_message_is_refused_as_such(installation: Ins
         assert refusal.detail
 
 
+async def test_control_characters_are_refused_before_they_reach_the_database(installation: Installation) -> None:
+    for method, request in (
+        ("GetNode", admin_pb2.GetNodeRequest(node="pump\0")),
+        ("RevokeOperator", admin_pb2.RevokeOperatorRequest(operator="ada\0")),
+        ("RevokeJoinToken", admin_pb2.RevokeJoinTokenRequest(token_id="jt_\0")),
+        ("DecideEnrollment", admin_pb2.DecideEnrollmentRequest(enrollment_id="en_\0")),
+        ("ListCommands", admin_pb2.ListCommandsRequest(issue_id="is_\0")),
+        ("CancelCommands", admin_pb2.CancelCommandsRequest(issue_id="is_\0")),
+    ):
+        with pytest.raises(Refusal) as caught:
+            await installation.owner.ask(method, request)
+        assert caught.value.reason is Reason.INVALID_ARGUMENT, method
+        assert "control character" in caught.value.detail
+    with pytest.raises(Refusal) as caught:
+        async for _ in installation.owner.follow("DrainReplica", admin_pb2.DrainReplicaRequest(replica_id="r\0")):
+            pass
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+
+
 async def test_reflection_and_health_answer_without_telling_secrets(installation: Installation) -> None:
     stub = health_pb2_grpc.HealthStub(installation.owner._channel)  # type: ignore[no-untyped-call]
     answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
