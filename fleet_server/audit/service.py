@@ -34,6 +34,7 @@ log = get_logger(__name__)
 TOPIC = "audit"
 CHECKPOINT_INTERVAL_S = 1.0
 PAGE_ROWS = 500
+_LAST_POSITION = 2**63 - 1  # a request's number may be larger than any that a database holds
 
 SignCheckpoint = Callable[[bytes], trust_pb2.Signed]
 
@@ -210,7 +211,7 @@ class AuditService:
 
     async def _start(self, after: int, last: int) -> AuditCursor:
         def query(conn: Connection) -> AuditCursor:
-            position = store.position_before_last(conn, last) if last else after
+            position = store.position_before_last(conn, last) if last else min(after, _LAST_POSITION)
             if position == 0:
                 return AuditCursor()
             return AuditCursor(store.numbers_up_to(conn, position), store.newest_checkpoint_up_to(conn, position))

@@ -256,6 +256,7 @@ async def test_the_last_rows_and_pages_after_a_position(database: Database, audi
         cursor = page.cursor
     assert seen == [str(number) for number in range(10)]
     assert cursor.checkpoint == 10
+    assert [page async for page in audit.export(after=2**64 - 1)] == []
 
 
 async def test_what_a_stranger_chose_is_stored_in_any_case(database: Database, audit: AuditService) -> None:
