@@ -86,6 +86,7 @@ class Connection:
         self.heard = Heard()
         self.lingering: set[asyncio.Task[None]] = set()
         self.goaway: asyncio.Future[gateway_pb2.ControlGoaway] = asyncio.get_running_loop().create_future()
+        self.renewing = False  # the goaway is this node's own
         self._session = session
         self._membership = membership
         self._keys = keys
@@ -170,6 +171,12 @@ class Connection:
     def wake(self) -> None:
         """A room has more to give."""
         self._wake.set()
+
+    def renew(self) -> None:
+        """Move to a new stream, as if the server had asked for it."""
+        if not self.goaway.done():
+            self.renewing = True
+            self.goaway.set_result(gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_REBALANCE, resume=True))
 
     def _hello(self, takeover_of: str) -> tuple[gateway_pb2.Hello, bytes]:
         counters = self._ports.commands.hello()

@@ -179,7 +179,8 @@ class Link:
             elif connection.goaway.done() and not running.done():
                 goaway = connection.goaway.result()
                 plan = rules.plan_goaway(goaway, self._known_endpoints(), at_least_s=self._breather_s(opened_at))
-                log.info("goaway_received", reason=plan.reason, plan=str(plan.leave))
+                event = "stream_renewed" if connection.renewing else "goaway_received"
+                log.info(event, reason=plan.reason, plan=str(plan.leave))
                 if plan.leave is rules.Leave.TAKEOVER:
                     successor = await self._take_over(connection, plan, running)
                     if successor is not None:

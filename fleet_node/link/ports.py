@@ -43,7 +43,7 @@ class HelloCounters:
 
 
 class Uplink(Protocol):
-    """A welcomed stream as a room sees it. Both calls return at once, and do nothing once the stream has ended."""
+    """A welcomed stream as a room sees it. Its calls return at once, and do nothing once the stream has ended."""
 
     def send_control(self, control: gateway_pb2.NodeControl) -> None:
         """Queue `control` in the lane that goes before everything else."""
@@ -51,6 +51,10 @@ class Uplink(Protocol):
 
     def wake(self) -> None:
         """Tell that the room's `next_reports` or `next_batch` has more to give."""
+        ...
+
+    def renew(self) -> None:
+        """Have a new stream take over: what lives as long as this one is full. Later calls change nothing."""
         ...
 
 

@@ -24,6 +24,7 @@ MAX_LABELS: Final = 16
 MAX_LABEL_KEY_CHARS: Final = 64
 MAX_LABEL_VALUE_CHARS: Final = 256
 MAX_SERIES_PER_STREAM: Final = 65_536
+_CROWDED: Final = MAX_SERIES_PER_STREAM - 4096
 _BATCH_HEADER_BYTES = 64
 _SAMPLE_BYTES = 5 + 5 + 8  # series and offset as varints, value as a double
 _FIELD_BYTES = 8  # tag and length of one definition, and of its parts
@@ -127,6 +128,11 @@ class StreamDictionary:
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self.overflowed = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is time for a new stream: what came and went fills this one."""
+        return len(self._numbers) >= _CROWDED
 
     def encode(
         self,

@@ -136,6 +136,10 @@ class TelemetryService:
             log.error("telemetry_batch_too_large", batch_seq=stored.batch_seq, max_bytes=max_bytes)
         else:
             self._metrics.batches.inc()
+        if stream.dictionary.crowded and not stream.renewed:
+            stream.renewed = True
+            log.info("telemetry_dictionary_crowded", max_series=MAX_SERIES_PER_STREAM)
+            stream.uplink.renew()
         if stream.dictionary.overflowed and not was_full:
             log.error("telemetry_series_left_out", max_series=MAX_SERIES_PER_STREAM, until="the next stream")
         return encoded
@@ -208,6 +212,7 @@ class _Stream:
         self._reading = False
         self.uplink = uplink
         self.dictionary = StreamDictionary()
+        self.renewed = False
         self.read_seq = after_seq
 
     def next_batch(self) -> bytes | None:

@@ -51,6 +51,10 @@ class RecordingUplink:
     def __init__(self) -> None:
         self.controls: list[gateway_pb2.NodeControl] = []
         self.woken = asyncio.Event()
+        self.renewals = 0
+
+    def renew(self) -> None:
+        self.renewals += 1
 
     def send_control(self, control: gateway_pb2.NodeControl) -> None:
         self.controls.append(control)

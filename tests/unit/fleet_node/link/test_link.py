@@ -48,6 +48,22 @@ async def test_a_drain_is_left_only_once_the_next_stream_is_welcomed(
         assert node.link.status.replica_id == new.replica_id
 
 
+async def test_a_room_whose_stream_is_full_gets_a_new_one_before_the_old_one_is_left(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        first = await gateway.wait_stream()
+        await node.wait(lambda: node.telemetry.uplink)
+        assert node.telemetry.uplink is not None
+        node.telemetry.uplink.renew()
+        node.telemetry.uplink.renew()
+        second = await gateway.wait_stream(2)
+        assert second.proof.takeover_of == first.stream_id
+        assert (await first.wait_control("goodbye")).goodbye.reason == "TAKEOVER"
+        assert (await second.ping()).number == 1
+        assert len(gateway.streams) == 2
+
+
 async def test_a_takeover_keeps_the_old_stream_until_someone_takes_it(
     installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path, clock: MockClock
 ) -> None:

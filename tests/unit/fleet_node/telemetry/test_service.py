@@ -175,3 +175,19 @@ async def test_the_spool_is_closed_only_after_a_write_whose_caller_has_left(
 
     assert said == ["written", "closed"]
     assert putting.cancelled()
+
+
+async def test_series_that_come_and_go_get_a_new_stream_before_its_dictionary_is_full(
+    clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_node.telemetry.encoder._CROWDED", 3)
+    node = TelemetryNode(tmp_path, clock)
+    node.open_stream()
+    for number in range(5):
+        await node.service.put([Sample(f"process.{number}", (), "gauge", "1", 1.0)], clock.now_ms())
+        await node.take(1)
+        assert node.uplink.renewals == (0 if number < 2 else 1)
+    node.open_stream()
+    await node.take(1)
+    assert node.uplink.renewals == 0
+    await node.service.close()
