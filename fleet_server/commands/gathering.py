@@ -92,6 +92,7 @@ class Gatherer(Generic[Item]):
         try:
             await self._submit(work)
         except Exception as error:  # noqa: BLE001 - every failure belongs to the caller whose item it is
+            batch.begin()  # the writer may have refused it unseen: nobody joins it any more
             if len(batch.waiting) == 1:
                 _fail(batch.waiting[0][1], error)
                 return

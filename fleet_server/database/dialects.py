@@ -176,7 +176,7 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
     def on_connect(dbapi_connection: Any, _record: Any) -> None:
         # The driver's own BEGIN comes late and never IMMEDIATE; `on_begin` issues it instead.
         dbapi_connection.isolation_level = None
-        _into_wal_mode(dbapi_connection)
+        into_wal_mode(dbapi_connection)
         for pragma in (
             "PRAGMA synchronous = FULL",
             "PRAGMA cache_size = -65536",
@@ -193,15 +193,21 @@ def _prepare_sqlite(engine: Engine, *, begin: str, session: tuple[str, ...]) -> 
         execute(conn, begin)
 
 
-# A fresh file turns to WAL once. Of several connections that try at that moment SQLite refuses all but one at once,
-# without the patience that it has with every other lock.
 @retry(
     retry=retry_if_exception(lambda error: getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY),
     wait=wait_random(0.005, 0.05),
     stop=stop_after_delay(5.0),
     reraise=True,
 )
-def _into_wal_mode(connection: sqlite3.Connection) -> None:
+def into_wal_mode(connection: sqlite3.Connection) -> None:
+    """Turn a file to WAL; a fresh one does it once.
+
+    Of several connections that try at that moment SQLite refuses all but one at once, without the patience that it has
+    with every other lock.
+
+    Raises:
+        sqlite3.OperationalError: it cannot be done, or others had the file for five seconds.
+    """
     connection.execute("PRAGMA journal_mode = WAL").close()
 
 

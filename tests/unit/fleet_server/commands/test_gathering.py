@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+
 from fleet_server.commands.gathering import Gatherer
 from fleet_server.database.writer import Transaction
 
@@ -107,6 +109,19 @@ async def test_a_caller_that_gives_up_costs_nobody_else() -> None:
     await staying
     assert leaving.cancelled()
     assert writer.batches == [[1, 2]]
+
+
+async def test_nobody_joins_a_batch_that_was_refused_unseen() -> None:
+    writer = Writer(max_items=10)
+
+    async def refuse(_: Job) -> None:
+        raise ConnectionError("the database is away")
+
+    writer.gatherer = Gatherer(refuse, writer.write, max_items=10)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(writer.gatherer.submit(1), 1)
+    assert writer.batches == []
 
 
 async def test_a_job_that_is_run_again_writes_the_same() -> None:
