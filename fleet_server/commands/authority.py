@@ -15,10 +15,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from fleet.v1 import admin_pb2
+from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import store
 from fleet_server.commands.ports import RowSeal
 from fleet_server.commands.rules import Spec
@@ -37,6 +38,21 @@ _MAX_CACHED_BYTES = 32 * 1024 * 1024
 _ENTRY_OVERHEAD_BYTES = 512
 
 
+class Terms(NamedTuple):
+    """What all commands of one spec of an issue say.
+
+    Args:
+        encoded: these, as the fields of a serialised `Command`.
+    """
+
+    actor: str
+    issued_at_ms: int
+    not_after_ms: int
+    action: str
+    arguments: bytes
+    encoded: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """What an operator ordered. `digest` covers all of it."""
@@ -47,6 +63,28 @@ class Authority:
     specs: Sequence[tuple[str, bytes]]
     digest: bytes
     size_bytes: int = field(compare=False)
+    _terms: dict[tuple[int, int], Terms] = field(default_factory=dict, compare=False, repr=False)
+
+    def terms(self, spec_no: int, not_after_ms: int) -> Terms:
+        """What the commands of a spec say; any thread.
+
+        Args:
+            spec_no: place among `specs`.
+            not_after_ms: as a command's row says, which its MAC covers.
+        """
+        terms = self._terms.get((spec_no, not_after_ms))
+        if terms is None:
+            action, arguments = self.specs[spec_no]
+            command = command_pb2.Command(
+                actor=self.actor,
+                issued_at_ms=self.issued_at_ms,
+                not_after_ms=not_after_ms,
+                action=action,
+                arguments=arguments,
+            )
+            terms = Terms(self.actor, self.issued_at_ms, not_after_ms, action, arguments, command.SerializeToString())
+            self._terms[spec_no, not_after_ms] = terms
+        return terms
 
 
 def encode_specs(specs: Iterable[Spec]) -> bytes:
@@ -75,7 +113,7 @@ def read_authority(row: IssueRow) -> Authority:
         issued_at_ms=row.issued_at_ms,
         specs=tuple((spec.action, spec.arguments) for spec in parsed.commands),
         digest=hasher.digest(),
-        size_bytes=len(row.specs) * 2 + _ENTRY_OVERHEAD_BYTES,
+        size_bytes=len(row.specs) * 3 + _ENTRY_OVERHEAD_BYTES,
     )
 
 

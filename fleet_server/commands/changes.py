@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fleet.logs import get_logger
@@ -69,6 +69,16 @@ class Announcer:
     def announce_issued(self, tx: Transaction, issue_id: str, runs: Sequence[Run]) -> None:
         """Once committed: these are new; hand what is SENT to its streams, and wake the nodes of the rest."""
         tx.after_commit(lambda: self._issued(issue_id, runs))
+
+    def announce_sent(self, tx: Transaction, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
+        """Once committed: these, which were in hand, are SENT."""
+        tx.after_commit(lambda: self._sent(runs, key_id, now_ms))
+
+    def observe_sent(self, counts: Mapping[int, int]) -> None:
+        """So many commands, by when they were issued, were signed for the first time just now."""
+        now_ms = self._rooms.clock.now_ms()
+        for issued_at_ms, count in counts.items():
+            self._rooms.metrics.issue_to_sent.observe((now_ms - issued_at_ms) / 1000, count)
 
     def quarantine(self, tx: Transaction, rows: Sequence[OpenRow], now_ms: int) -> None:
         """Set forged rows aside for good: nothing is signed from them, and the audit says so."""
@@ -160,6 +170,13 @@ class Announcer:
             changed = {(row.node_id, row.seq): as_issued(row) for run in runs for row in run.rows}
             self.feed.publish_nowait(issue_id, changed)
         self._rooms.wakeup.wake_nowait(f"node:{run.node_id}" for run in waiting)
+
+    def _sent(self, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
+        for run in runs:
+            self.in_hand.put_sent(run, key_id, now_ms)
+            self.observe_sent({run.authority.issued_at_ms: len(run.rows)})
+            if self.feed.watched:
+                self.feed.publish_nowait(run.authority.issue_id, dict.fromkeys(row[:2] for row in run.rows))
 
     def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
         finished: dict[int, int] = {}

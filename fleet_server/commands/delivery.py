@@ -49,8 +49,7 @@ class Delivery:
         """See `CommandService.claim_pending`."""
         limit = min(limit, rules.MAX_CLAIM)
         in_hand = self._announcer.in_hand
-        now_ms = self._rooms.clock.now_ms()
-        runs = in_hand.next_queued(node_id, epoch, after_seq, limit, now_ms)
+        runs = in_hand.next_queued(node_id, epoch, after_seq, limit, self._rooms.clock.now_ms())
 
         def work(tx: Transaction) -> list[PendingCommand] | Refusal:
             return self._claim(tx, node_id, epoch, after_seq, limit, key_id, asked_again_through, runs)
@@ -63,8 +62,6 @@ class Delivery:
             claimed = await self._rooms.database.write(work)
         if isinstance(claimed, Refusal):
             raise claimed
-        for run in runs:
-            in_hand.put_sent(run, key_id, now_ms)
         return claimed
 
     async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
@@ -93,7 +90,7 @@ class Delivery:
         ready: list[PendingCommand] = []
         changes: list[Change] = []
         if in_hand:
-            self._claim_in_hand(tx, in_hand, ready, changes, key_id)
+            self._claim_in_hand(tx, in_hand, ready, key_id)
             after_seq = ready[-1].seq
         # Rows set aside leave room: ask again until the statement is full or nothing is left.
         while (wanted := limit - len(ready)) > 0:
@@ -111,7 +108,6 @@ class Delivery:
         tx: Transaction,
         runs: Sequence[Run],
         ready: list[PendingCommand],
-        changes: list[Change],
         key_id: bytes | None,
     ) -> None:
         """Claim what was issued here a moment ago, unless a row of it changed since; nothing is read.
@@ -120,15 +116,12 @@ class Delivery:
             NotAsRememberedError: one did.
         """
         now_ms = self._rooms.clock.now_ms()
-        issued_at_ms: list[int] = []
         for run in runs:
             ready += run.pending()
-            issued_at_ms += [run.authority.issued_at_ms] * len(run.rows)
-            changes += [Change((run.node_id, row.seq), row.issue_id, rules.QUEUED, rules.SENT) for row in run.rows]
         first, last = ready[0].seq, ready[-1].seq
         if store.mark_queued_sent(tx.conn, runs[0].node_id, first, last, key_id, now_ms) != len(ready):
             raise NotAsRememberedError
-        tx.after_commit(lambda: self._observe_sent(issued_at_ms))
+        self._announcer.announce_sent(tx, runs, key_id, now_ms)
 
     def _sift(
         self,
@@ -150,18 +143,8 @@ class Delivery:
             elif row.state == rules.QUEUED and rules.expired(row.not_after_ms, now_ms):
                 expired.append(row)
             else:
-                action, arguments = authority.specs[row.spec_no]
-                ready.append(
-                    PendingCommand(
-                        row.command_id,
-                        row.seq,
-                        authority.actor,
-                        authority.issued_at_ms,
-                        row.not_after_ms,
-                        action,
-                        arguments,
-                    )
-                )
+                terms = authority.terms(row.spec_no, row.not_after_ms)
+                ready.append(PendingCommand(row.command_id, row.seq, terms))
                 if row.state == rules.QUEUED:
                     changes.append(Change((row.node_id, row.seq), row.issue_id, rules.QUEUED, rules.SENT))
                     signed_first.append(authority.issued_at_ms)
@@ -170,7 +153,7 @@ class Delivery:
         self.expire(tx, expired, now_ms)
         store.mark_sent(tx.conn, rows[0].node_id, rows[0].seq, rows[-1].seq, key_id, now_ms)
         if signed_first:
-            tx.after_commit(lambda: self._observe_sent(signed_first))
+            tx.after_commit(lambda: self._announcer.observe_sent(Counter(signed_first)))
 
     def expire(self, tx: Transaction, rows: Sequence[OpenRow], now_ms: int) -> None:
         """Never-signed commands whose time has passed end without ever being sent."""
@@ -206,8 +189,3 @@ class Delivery:
             return last_accepted_seq  # nothing to look for in a long history
         lowest = store.lowest_open(tx.conn, node_id, last_accepted_seq)
         return last_accepted_seq if lowest is None else lowest - 1
-
-    def _observe_sent(self, issued_at_ms: Sequence[int]) -> None:
-        now_ms = self._rooms.clock.now_ms()
-        for at_ms, count in Counter(issued_at_ms).items():
-            self._rooms.metrics.issue_to_sent.observe((now_ms - at_ms) / 1000, count)

@@ -227,19 +227,8 @@ class CommandLane:
             lease_epoch=self._epoch,
             prev_seq=self._sent_seq,
             signed_at_ms=self._clock.now_ms(),
-            commands=[
-                command_pb2.Command(
-                    command_id=command.command_id,
-                    monotonic_seq=command.seq,
-                    actor=command.actor,
-                    issued_at_ms=command.issued_at_ms,
-                    not_after_ms=command.not_after_ms,
-                    action=command.action,
-                    arguments=command.arguments,
-                )
-                for command in batch
-            ],
         ).SerializeToString()
+        statement += b"".join([command.encoded() for command in batch])
         signed = self._trust.sign_command_statement(Domain.COMMAND, statement, site=self._site)
         self._sent_seq = batch[-1].seq
         share = len(statement) // len(batch)

@@ -24,8 +24,8 @@ class Sized(Protocol):
     """A command as far as packing needs to know it."""
 
     @property
-    def arguments(self) -> bytes:
-        """Argument bytes."""
+    def size_bytes(self) -> int:
+        """What it takes in a statement, about."""
         ...
 
 
@@ -108,7 +108,7 @@ def statements(commands: Sequence[S]) -> Iterator[Sequence[S]]:
     """Cut pending commands into statements that stay under the frame's size; a single command always fits."""
     start, size = 0, 0
     for index, command in enumerate(commands):
-        added = len(command.arguments) + COMMAND_OVERHEAD_BYTES
+        added = command.size_bytes + COMMAND_OVERHEAD_BYTES
         if index > start and size + added > MAX_STATEMENT_BYTES:
             yield commands[start:index]
             start, size = index, 0

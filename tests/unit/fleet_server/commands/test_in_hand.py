@@ -34,7 +34,7 @@ async def test_what_is_in_hand_is_claimed_as_it_was_ordered_whatever_the_rows_sa
     assert [(each.seq, each.command_id) for each in claimed] == [
         (each.monotonic_seq, each.command_id) for each in issued.issued
     ]
-    assert {(each.actor, each.action) for each in claimed} == {("alice", "host.set")}
+    assert {(each.terms.actor, each.terms.action) for each in claimed} == {("alice", "host.set")}
     rows = await room.query("SELECT seq, state, key_id, sent_at_ms > 0 FROM commands ORDER BY seq")
     assert [(seq, state, key_id, bool(sent)) for seq, state, key_id, sent in rows] == [
         (1, rules.SENT, KEY_ID, True),
@@ -114,7 +114,7 @@ async def test_another_replicas_commands_in_between_are_claimed_in_their_turn(ro
     await room.another_replica().issue("bob", order("n1"))
     await room.commands.issue("alice", order("n1", count=2))
     claimed = await room.claim(node_id, limit=4)
-    assert [(each.seq, each.actor) for each in claimed] == [(1, "alice"), (2, "alice"), (3, "bob"), (4, "alice")]
+    assert [(each.seq, each.terms.actor) for each in claimed] == [(1, "alice"), (2, "alice"), (3, "bob"), (4, "alice")]
     assert [each.seq for each in await room.claim(node_id, after_seq=4)] == [5]
 
 

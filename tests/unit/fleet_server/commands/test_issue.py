@@ -198,4 +198,4 @@ async def test_arguments_travel_as_the_bytes_that_were_ordered(room: Room) -> No
     assert json.loads(raw)
     await room.commands.issue("alice", order("n1", arguments=raw))
     await room.open_stream(node.node_id)
-    assert (await room.claim(node.node_id))[0].arguments == raw
+    assert (await room.claim(node.node_id))[0].terms.arguments == raw

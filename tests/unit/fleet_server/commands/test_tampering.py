@@ -73,7 +73,7 @@ async def test_what_is_in_memory_is_what_was_ordered(room: Room) -> None:
     await room.open_stream(node.node_id)
     await room.commands.issue("alice", order("n1"))
     await room.tamper("UPDATE command_issues SET specs = ?", OTHER_SPECS)
-    assert [each.arguments for each in await room.claim(node.node_id)] == [b'{"level": 1}']
+    assert [each.terms.arguments for each in await room.claim(node.node_id)] == [b'{"level": 1}']
 
 
 async def test_a_row_copied_to_another_node_is_never_handed_out(room: Room) -> None:

@@ -14,7 +14,7 @@ async def test_issued_claimed_reported(room: Room) -> None:
     assert not issued.refused
 
     claimed = await room.commands.claim_pending(node.node_id, epoch, after_seq=0, limit=32, key_id=b"k" * 16)
-    assert [(each.seq, each.actor, each.action, each.arguments) for each in claimed] == [
+    assert [(each.seq, each.terms.actor, each.terms.action, each.terms.arguments) for each in claimed] == [
         (seq, "alice", "host.set", b'{"level": 1}') for seq in (1, 2, 3)
     ]
     assert [each.command_id for each in claimed] == [each.command_id for each in issued.issued]

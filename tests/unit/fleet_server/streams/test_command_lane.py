@@ -23,14 +23,18 @@ class Pending:
 
     seq: int
     arguments: bytes = b"{}"
-    actor: str = "ada"
-    issued_at_ms: int = 0
-    not_after_ms: int = 1
-    action: str = "a.b"
 
     @property
     def command_id(self) -> bytes:
         return self.seq.to_bytes(16, "big")
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.arguments)
+
+    def encoded(self) -> bytes:
+        command = command_pb2.Command(command_id=self.command_id, monotonic_seq=self.seq, arguments=self.arguments)
+        return command_pb2.CommandStatement(commands=[command]).SerializeToString()
 
 
 @dataclass

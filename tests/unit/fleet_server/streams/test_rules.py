@@ -12,16 +12,16 @@ from fleet_server.streams import rules
 class Sized:
     """A command as far as packing looks at it."""
 
-    arguments: bytes
+    size_bytes: int
 
 
 @given(st.lists(st.integers(0, 65_536), max_size=32))
 def test_packing_loses_nothing_keeps_order_and_stays_under_the_frame(sizes: list[int]) -> None:
-    commands = [Sized(bytes(size)) for size in sizes]
+    commands = [Sized(size) for size in sizes]
     packed = list(rules.statements(commands))
     assert [command for batch in packed for command in batch] == commands
     for batch in packed:
-        size = sum(len(c.arguments) + rules.COMMAND_OVERHEAD_BYTES for c in batch)
+        size = sum(c.size_bytes + rules.COMMAND_OVERHEAD_BYTES for c in batch)
         assert len(batch) == 1 or size <= rules.MAX_STATEMENT_BYTES
         assert batch
 
