@@ -289,6 +289,7 @@ class Server:
             for name, work in {
                 "heartbeats": self.streams.run(),
                 "liveness": self.nodes.run_liveness(),
+                "node-decisions": self.nodes.run_decisions(),
                 "command-expiry": self.commands.run_expiry(),
                 "command-poll": self.commands.run_poll(),
                 "telemetry-flush": self.telemetry.run_flush(),

@@ -169,6 +169,9 @@ nodes = Table(
     Column("clock_offset_ms", BigInteger, nullable=False, server_default="0"),
     Column("drain_state", String(16), nullable=False, server_default="NONE"),
     Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
+    # When something was decided about the node last: other replicas look for it.
+    Column("decided_at_ms", BigInteger, nullable=False, server_default="0"),
+    Index("ix_nodes_decided_at", "decided_at_ms"),
 )
 
 node_profiles = Table(

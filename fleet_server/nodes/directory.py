@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
@@ -21,6 +22,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import selectors
 from fleet_server.nodes.liveness import Liveness
+from fleet_server.nodes.poll import DecisionPoll
 from fleet_server.nodes.profiles import ProfileStore
 from fleet_server.nodes.record import NodeActions, NodeRecord
 from fleet_server.nodes.selectors import Selector
@@ -39,7 +41,10 @@ class NodeDirectory:
         row_mac: MAC of the table `nodes`.
     """
 
-    def __init__(self, *, database: Database, wakeup: Wakeup, audit: AuditService, row_mac: RowMac) -> None:
+    def __init__(
+        self, *, database: Database, clock: Clock, wakeup: Wakeup, audit: AuditService, row_mac: RowMac
+    ) -> None:
+        self._clock = clock
         self._database = database
         self._wakeup = wakeup
         self._audit = audit
@@ -50,7 +55,13 @@ class NodeDirectory:
         self._told: set[str] = set()
         self._open_counts: OpenCounts = _no_open_counts
         self.decisions = 0
-        """Decisions about nodes that were committed here so far: who read a row before one has to read it again."""
+        """Decisions about nodes that were committed here, or found to have been elsewhere: who read a row before one
+        has to read it again."""
+        self._poll = DecisionPoll(database=database, clock=clock, store=self._store, decided=self._decided_elsewhere)
+
+    async def run_decisions(self) -> None:
+        """Look for decisions that were made on other replicas, until cancelled."""
+        await self._poll.run()
 
     def count_open_with(self, open_counts: OpenCounts) -> None:
         """Let the commands room say how many commands wait or run on each node."""
@@ -214,11 +225,16 @@ class NodeDirectory:
         )
 
     def _wake_decided(self, tx: Transaction, node_ids: Sequence[str]) -> None:
+        self._store.note_decided(tx.conn, node_ids, self._clock.now_ms())
         tx.after_commit(self._decided)
         self._wake(tx, [f"node-state:{node_id}" for node_id in node_ids] + ["nodes"])
 
     def _decided(self) -> None:
         self.decisions += 1
+
+    def _decided_elsewhere(self, node_ids: Sequence[str]) -> None:
+        self._decided()
+        self._wakeup.wake_nowait([*(f"node-state:{node_id}" for node_id in node_ids), "nodes"])
 
     def _wake(self, tx: Transaction, topics: Iterable[str]) -> None:
         woken = list(topics)

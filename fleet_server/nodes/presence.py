@@ -46,8 +46,7 @@ class NodePresence(NodeDirectory):
         row_mac: RowMac,
         replica_id: str,
     ) -> None:
-        super().__init__(database=database, wakeup=wakeup, audit=audit, row_mac=row_mac)
-        self._clock = clock
+        super().__init__(database=database, clock=clock, wakeup=wakeup, audit=audit, row_mac=row_mac)
         self._replica_id = replica_id
         self._unclosed: set[tuple[str, int]] = set()
 

@@ -135,6 +135,22 @@ class NodeStore:
             rows.append((labels, state, reason, mac, before.node_id, before.mac))
         return not rows or conn.exec_driver_sql(text, rows).rowcount == len(rows)
 
+    def note_decided(self, conn: Connection, node_ids: Sequence[str], now_ms: int) -> None:
+        """Note that something was decided about nodes; the time of each grows, so that no two decisions look alike."""
+        for chunk in _chunks(sorted(node_ids)):
+            text = (
+                "UPDATE nodes SET decided_at_ms = CASE WHEN decided_at_ms < ? THEN ? ELSE decided_at_ms + 1 END"  # noqa: S608
+                f" WHERE node_id IN ({_marks(chunk)})"
+            )
+            conn.exec_driver_sql(sql(conn, text), (now_ms, now_ms, *chunk))
+
+    def decided_since(self, conn: Connection, since_ms: int) -> list[tuple[str, int]]:
+        """(node id, time of the last decision about it in Unix ms) of decisions after a time."""
+        return [
+            (row[0], row[1])
+            for row in fetch(conn, "SELECT node_id, decided_at_ms FROM nodes WHERE decided_at_ms > ?", (since_ms,))
+        ]
+
     def mark_quarantined(self, conn: Connection, node_id: str) -> bool:
         """Put QUARANTINED into a tampered row's state column; its MAC stays wrong. False when it says so already."""
         text = "UPDATE nodes SET state = ? WHERE node_id = ? AND state <> ?"

@@ -230,11 +230,13 @@ def upgrade() -> None:
         sa.Column("clock_offset_ms", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("drain_state", sa.String(length=16), server_default="NONE", nullable=False),
         sa.Column("drain_deadline_ms", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("decided_at_ms", sa.BigInteger(), server_default="0", nullable=False),
         sa.ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], name=op.f("fk_nodes_cluster_id")),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_nodes")),
         sa.UniqueConstraint("identity_key", name=op.f("uq_nodes_identity_key")),
         sa.UniqueConstraint("name", name=op.f("uq_nodes_name")),
     )
+    op.create_index("ix_nodes_decided_at", "nodes", ["decided_at_ms"], unique=False)
     op.create_table(
         "trust_bundles",
         sa.Column("cluster_id", sa.String(length=64), nullable=False),
