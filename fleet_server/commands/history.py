@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fleet_server.commands.rules import Standing
+from fleet_server.commands.run_rows import of_issue
 from fleet_server.commands.store import Connection, Key, NewRow, StandingRow, marks, padded
 from fleet_server.database.engine import sql
 from fleet_server.database.statements import fetch
@@ -116,8 +117,8 @@ def page_of_issue(
 ) -> list[FullRow]:
     """Commands of an issue, by node and seq."""
     text = (
-        f"SELECT {_BRIEF if brief else _FULL} FROM commands c WHERE c.issue_id = ?{_only_open(open_only)}"
-        " AND (c.node_id > ? OR (c.node_id = ? AND c.seq > ?)) ORDER BY c.node_id, c.seq LIMIT ?"
+        f"SELECT {_BRIEF if brief else _FULL} FROM {of_issue(conn, open_only=open_only)}"
+        " AND r.node_id >= ? AND (r.node_id > ? OR c.seq > ?) ORDER BY r.node_id, c.seq LIMIT ?"
     )
     node_id, seq = after
     return [FullRow(*row) for row in fetch(conn, text, (issue_id, node_id, node_id, seq, limit))]
@@ -127,12 +128,14 @@ def page_of_node(
     conn: Connection, node_id: str, *, issue_id: str, before_seq: int | None, limit: int, open_only: bool
 ) -> list[FullRow]:
     """Commands of a node, newest first; of one issue when `issue_id` is not empty."""
-    text = (
-        f"SELECT {_FULL} FROM commands c WHERE c.node_id = ? AND c.seq < ? AND (? = '' OR c.issue_id = ?)"
-        f"{_only_open(open_only)} ORDER BY c.seq DESC LIMIT ?"
-    )
-    fields = (node_id, _MAX_SEQ if before_seq is None else before_seq, issue_id, issue_id, limit)
-    return [FullRow(*row) for row in fetch(conn, text, fields)]
+    if issue_id:
+        source = f"{of_issue(conn, open_only=open_only)} AND r.node_id = ?"
+    else:
+        source = "commands c WHERE c.node_id = ?" + (" AND c.state < 5" if open_only else "")
+    text = f"SELECT {_FULL} FROM {source} AND c.seq < ? ORDER BY c.seq DESC LIMIT ?"
+    whose = (issue_id, node_id) if issue_id else (node_id,)
+    before = _MAX_SEQ if before_seq is None else before_seq
+    return [FullRow(*row) for row in fetch(conn, text, (*whose, before, limit))]
 
 
 def issue_before(conn: Connection, before: tuple[int, str] | None) -> tuple[int, str] | None:
@@ -157,9 +160,5 @@ def open_issues(conn: Connection) -> list[tuple[int, str]]:
 
 def open_keys(conn: Connection, issue_id: str) -> list[Key]:
     """Commands of an issue that have not ended."""
-    text = "SELECT node_id, seq FROM commands WHERE issue_id = ? AND state < 5"
-    return [(row[0], row[1]) for row in conn.exec_driver_sql(sql(conn, text), (issue_id,))]
-
-
-def _only_open(open_only: bool) -> str:
-    return " AND c.state < 5" if open_only else ""
+    text = f"SELECT c.node_id, c.seq FROM {of_issue(conn, open_only=True)}"
+    return [(node_id, seq) for node_id, seq in fetch(conn, text, (issue_id,))]

@@ -21,6 +21,7 @@ from fleet_server.commands.changes import Announcer
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import QUEUED, SENT, Order
+from fleet_server.commands.run_rows import insert_runs
 from fleet_server.commands.runs import Run
 from fleet_server.commands.schemas import ActionSchemas, Objection
 from fleet_server.commands.store import Connection, IdempotencyKeyTakenError, IssueRow, NewRow, SeqTakenError
@@ -117,6 +118,7 @@ class Issuing:
         runs = self._runs(issue, first_seqs)
         rows = [row for run in runs for row in run.rows]
         store.insert_issue(conn, issue.row)
+        insert_runs(conn, issue.row.issue_id, first_seqs, len(order.specs))
         store.insert_commands(conn, rows)
         self._audit(tx, issue, first_seqs)
         self._authorities.put(issue.authority)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
+from fleet_server.commands.run_rows import of_issue
 from fleet_server.database.engine import for_update
 from fleet_server.database.statements import execute, execute_many, fetch, insert_many
 
@@ -116,6 +117,7 @@ class StandingRow(NamedTuple):
 _ISSUE = ", ".join(IssueRow._fields)
 _NEW = ", ".join(NewRow._fields)
 _OPEN = ", ".join(OpenRow._fields)
+_OPEN_C = ", ".join(f"c.{column}" for column in OpenRow._fields)
 _SET_STANDING = ", ".join(f"{column} = ?" for column in Standing._fields)
 _STANDING = (
     "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason,"  # no output
@@ -170,7 +172,7 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
 
 def keys_of_issue(conn: Connection, issue_id: str) -> list[tuple[str, int, bytes]]:
     """(node_id, seq, command_id) of an issue's commands, by node and seq."""
-    text = "SELECT node_id, seq, command_id FROM commands WHERE issue_id = ? ORDER BY node_id, seq"
+    text = f"SELECT c.node_id, c.seq, c.command_id FROM {of_issue(conn)} ORDER BY r.node_id, c.seq"
     return [(node_id, seq, command_id) for node_id, seq, command_id in fetch(conn, text, (issue_id,))]
 
 
@@ -299,7 +301,7 @@ def open_by_ids(conn: Connection, command_ids: Sequence[bytes]) -> list[OpenRow]
 
 def open_of_issue(conn: Connection, issue_id: str) -> list[OpenRow]:
     """Commands of an issue that have not ended, locked."""
-    text = f"SELECT {_OPEN} FROM commands WHERE issue_id = ? AND state < 5{for_update(conn)}"
+    text = f"SELECT {_OPEN_C} FROM {of_issue(conn, open_only=True)}{for_update(conn)}"
     return list(map(OpenRow._make, fetch(conn, text, (issue_id,))))
 
 

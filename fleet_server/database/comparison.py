@@ -17,7 +17,7 @@ from fleet_server.database.schema import metadata
 
 
 def differences(connection: Connection) -> list[str]:
-    """One clause for each difference, such as "index ix_commands_issue is missing"; none when all is as it should be.
+    """One clause for each difference, such as "index ix_commands_open is missing"; none when all is as it should be.
 
     Tables, columns with their types, indexes, unique constraints and foreign keys.
     """

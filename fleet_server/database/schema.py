@@ -250,7 +250,6 @@ commands = Table(
     Column("reason", String(64), nullable=False, server_default=""),
     Column("error", Text, nullable=False, server_default=""),
     Index("ix_commands_command_id", "command_id", unique=True),
-    Index("ix_commands_issue", "issue_id"),
     # Open commands only: small however long the history grows. 5 = COMMAND_STATE_SUCCEEDED, the first final state.
     Index(
         "ix_commands_open",
@@ -258,6 +257,18 @@ commands = Table(
         sqlite_where=text("state < 5"),
         postgresql_where=text("state < 5"),
     ),
+    sqlite_with_rowid=False,
+)
+
+# Which commands an issue holds: of each node as many as it was issued, from `first_seq` on. An index over the commands
+# themselves would be one entry for each of them. Confers no authority: what is shown of it has to name the issue too.
+command_runs = Table(
+    "command_runs",
+    metadata,
+    Column("issue_id", _id(), primary_key=True),
+    Column("node_id", _id(), primary_key=True),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("count", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -90,6 +90,8 @@ async def test_what_is_in_the_database_is_whole_after_each_kill(installation: Mo
             issued = "SELECT detail FROM audit_rows WHERE kind = 'command.issued' ORDER BY position"
             audited = [json.loads(row[0])["seqs"][node.node_id] for row in database.execute(issued)]
             assert [seq for first, last in audited for seq in range(first, last + 1)] == seqs
+            runs = "SELECT first_seq, first_seq + count - 1 FROM command_runs ORDER BY first_seq"
+            assert [list(run) for run in database.execute(runs)] == audited
         await installation.start_server()
     assert {view.state for view in await issuer.finish()} == {SUCCEEDED}
 

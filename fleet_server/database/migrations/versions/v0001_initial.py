@@ -64,6 +64,15 @@ def upgrade() -> None:
     )
     op.create_index("ix_command_issues_issued_at", "command_issues", ["issued_at_ms"], unique=False)
     op.create_table(
+        "command_runs",
+        sa.Column("issue_id", sa.String(length=64), nullable=False),
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("first_seq", sa.BigInteger(), nullable=False),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("issue_id", "node_id", name=op.f("pk_command_runs")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "commands",
         sa.Column("node_id", sa.String(length=64), nullable=False),
         sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -87,7 +96,6 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_commands_command_id", "commands", ["command_id"], unique=True)
-    op.create_index("ix_commands_issue", "commands", ["issue_id"], unique=False)
     op.create_index(
         "ix_commands_open",
         "commands",

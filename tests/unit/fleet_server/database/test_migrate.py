@@ -121,7 +121,7 @@ def test_a_schema_that_was_changed_under_its_revision_is_told_part_by_part(empty
     change_by_hand(
         empty_url,
         "DROP TABLE audit_heads",
-        "DROP INDEX ix_commands_issue",
+        "DROP INDEX ix_commands_command_id",
         "CREATE INDEX added ON nodes (state)",
         "ALTER TABLE operators RENAME COLUMN role TO rank",
     )
@@ -130,7 +130,7 @@ def test_a_schema_that_was_changed_under_its_revision_is_told_part_by_part(empty
         "column operators.rank is unknown here",
         "column operators.role is missing",
         "index added of nodes is unknown here",
-        "index ix_commands_issue of commands is missing",
+        "index ix_commands_command_id of commands is missing",
         "table audit_heads is missing",
     ]
 

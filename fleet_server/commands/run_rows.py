@@ -1,0 +1,41 @@
+"""SQL over `command_runs`: which commands an issue holds.
+
+An issue gives each of its nodes consecutive seqs, so one small row for each node says what an index over the issue ids
+of all commands would say with an entry for each command.
+
+No MAC covers these rows, because nothing is signed or sent by them. They lead to commands, and only to those whose own
+row names the issue: a forged run shows nothing that is not there, a missing one only hides commands from views of their
+issue. Views of the node still show them, and they are delivered all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fleet_server.database.engine import Connection
+from fleet_server.database.statements import insert_many
+
+_COMMANDS_OF_RUN = (
+    "c.node_id = r.node_id AND c.seq >= r.first_seq AND c.seq < r.first_seq + r.count AND c.issue_id = r.issue_id"
+)
+
+
+def insert_runs(conn: Connection, issue_id: str, first_seqs: Mapping[str, int], count: int) -> None:
+    """Say which commands an issue holds: `count` of each node, from its first seq on."""
+    rows = [(issue_id, node_id, first_seq, count) for node_id, first_seq in first_seqs.items()]
+    insert_many(conn, "INSERT INTO command_runs (issue_id, node_id, first_seq, count)", rows)
+
+
+def of_issue(conn: Connection, *, open_only: bool = False) -> str:
+    """The end of a SELECT: commands `c` by way of their runs `r`, the id of their issue the first parameter.
+
+    Each run's commands are looked up by primary key. Left to themselves, PostgreSQL takes a run for a ninth of its
+    node's history and reads all commands there are instead, and SQLite may begin at the commands.
+    """
+    condition = f"{_COMMANDS_OF_RUN} AND c.state < 5" if open_only else _COMMANDS_OF_RUN
+    if conn.dialect.name == "postgresql":
+        # OFFSET keeps the planner from pulling the inner SELECT up into the join.
+        commands = f"LATERAL (SELECT * FROM commands c WHERE {condition} OFFSET 0) c WHERE"  # noqa: S608  # constants
+    else:
+        commands = f"commands c WHERE {condition} AND"
+    return f"command_runs r CROSS JOIN {commands} r.issue_id = ?"
