@@ -6,42 +6,17 @@ from fleet.envelope import Domain
 from fleet.v1 import lease_pb2, probe_pb2, route_pb2, trust_pb2
 from tests.vectors.cast import CLUSTER, NODE, NOW_MS, OTHER_NODE, Statement
 from tests.vectors.keys import exchange_public, fixed_bytes, signer
-from tests.vectors.ordering import intent
 
 
-def people() -> list[Statement]:
-    """What people and the product root sign."""
-    grant = trust_pb2.RoleGrantStatement(
-        cluster_id=CLUSTER,
-        operator_key=signer("operator-anna").public_key,
-        operator_name="anna",
-        role="operator",
-        issued_at_ms=NOW_MS,
-        not_after_ms=NOW_MS + 86_400_000,
-    )
-    policy = trust_pb2.PolicyStatement(
-        cluster_id=CLUSTER,
-        version=4,
-        rules=[trust_pb2.PolicyRule(action_glob="exec.*", required=2, roles=["operator", "owner"])],
-        issued_at_ms=NOW_MS,
-        not_after_ms=NOW_MS + 86_400_000,
-    )
-    successor = trust_pb2.OwnerStatement(
-        cluster_id=CLUSTER, successor_key=signer("next-owner").public_key, generation=2, issued_at_ms=NOW_MS
-    )
-    activation = trust_pb2.ActivationStatement(
+def activation() -> Statement:
+    """Lets an installation start."""
+    statement = trust_pb2.ActivationStatement(
         installation_id="inst-0001",
         first_owner_key=signer("owner").public_key,
         issued_at_ms=NOW_MS,
         not_after_ms=NOW_MS + 86_400_000,
     )
-    return [
-        intent(),
-        Statement("policy", Domain.POLICY, ("owner",), policy),
-        Statement("role-grant", Domain.ROLE_GRANT, ("owner",), grant),
-        Statement("owner", Domain.OWNER, ("owner",), successor),
-        Statement("activation", Domain.ACTIVATION, ("product-root",), activation),
-    ]
+    return Statement("activation", Domain.ACTIVATION, ("product-root",), statement)
 
 
 def routes() -> list[Statement]:

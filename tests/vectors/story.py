@@ -1,13 +1,14 @@
 """Every signed statement once, as one story: node-1 enrolls, shakes hands, opens a stream, is sent commands and a
 cancel; keys rotate. Hashes in later statements are those of earlier ones, so a reader can follow the chain.
 
-Its chapters: `joining`, `connecting`, `ordering`, and `reserved` for later.
+Its chapters: `joining`, `connecting`, `ordering`, `people`, and `reserved` for later.
 """
 
 from __future__ import annotations
 
 from tests.vectors import connecting, joining, ordering, reserved
 from tests.vectors.cast import Statement
+from tests.vectors.people import people
 
 
 def statements() -> list[Statement]:
@@ -28,7 +29,8 @@ def statements() -> list[Statement]:
         ordering.command(),
         ordering.cancel(),
         ordering.audit_checkpoint(),
-        *reserved.people(),
+        *people(),
+        reserved.activation(),
         *reserved.routes(),
         reserved.floor(),
         reserved.node_key(),

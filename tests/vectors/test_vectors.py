@@ -14,12 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from fleet import audit_chain, envelope, identity, jointoken, sealing, trust
+from fleet import audit_chain, envelope, identity, jointoken, people, sealing, trust
 from fleet.channel import FrameKeys, node_end, server_end
 from fleet.envelope import Domain
+from fleet.intents import Order, judge_intent
 from fleet.sequence import StreamContext, check_cancel, check_statement, command_digest
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from tests.vectors import generate, hpke
+from tests.vectors.cast import CLUSTER, NODE
 
 FOLDER = Path(__file__).parent
 
@@ -306,3 +308,30 @@ def test_signatures_verify_with_nothing_but_the_public_key() -> None:
     public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(KEYS[signature["signer"]]["public"]))
     message = b"fleet.v1/bootstrap-poll\x00" + bytes.fromhex(poll["statement"])
     public.verify(bytes.fromhex(signature["value"]), message)
+
+
+# --- what people signed ----------------------------------------------------------------------------------------------
+
+
+def test_the_intent_is_what_the_policy_asks_for() -> None:
+    def said(name: str) -> trust_pb2.Signed:
+        return trust_pb2.Signed.FromString(bytes.fromhex(STATEMENTS[name]["signed"]))
+
+    pin = hashlib.sha256(bytes.fromhex(KEYS["owner"]["public"])).digest()
+    held, refused = people.take(
+        people.People(CLUSTER, pin),
+        owners=[said("owner-1")],
+        policy=said("policy"),
+        grants=[said("role-grant"), said("role-grant-ben")],
+    )
+    assert not refused
+    command = command_pb2.CommandStatement.FromString(bytes.fromhex(STATEMENTS["command"]["statement"])).commands[1]
+    fingerprint = identity.parse_fingerprint(TEXTS["fingerprint"]["text"])
+    order = Order(NODE, fingerprint, command.action, command.arguments)
+    judgement = judge_intent(held, command.intent, order, now_ms=command.issued_at_ms)
+    assert judgement.people == {"anna", "ben"}
+    assert judgement.passes
+    held, refused = people.take(held, owners=[said("owner-1"), said("owner")])
+    assert not refused
+    assert held.owner is not None
+    assert held.owner.public_key == bytes.fromhex(KEYS["next-owner"]["public"])

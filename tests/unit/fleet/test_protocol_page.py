@@ -13,6 +13,7 @@ import pytest
 from fleet import envelope, errors, jointoken, sequence, status, trust
 from fleet.envelope import Domain
 from fleet.errors import Reason
+from fleet.intents import IntentVerdict
 from fleet.sequence import StatementReason
 from fleet.trust import TrustReason
 
@@ -149,3 +150,8 @@ def test_every_call_and_every_control_body_is_named() -> None:
 def test_limits_are_the_codes(value: int, text: str) -> None:
     assert text in " ".join(PAGE.split())
     assert re.search(rf"\b{value}\b", text)
+
+
+def test_intents_are_judged_in_the_order_of_the_verdicts() -> None:
+    documented = [verdict.strip("`") for _, verdict in table("intent-verdicts")]
+    assert [IntentVerdict.PASS, *documented] == list(IntentVerdict)
