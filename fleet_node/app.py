@@ -34,6 +34,7 @@ from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.link import Link, LinkState
+from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
 from fleet_node.status.live import LiveSources, live_status
@@ -144,7 +145,12 @@ class Node:
         self.link = Link(
             membership=membership,
             keys=parts.keys,
-            ports=Ports(commands=self.commands, telemetry=self.telemetry, trust=self.trust),
+            ports=Ports(
+                commands=self.commands,
+                telemetry=self.telemetry,
+                trust=self.trust,
+                ratchet=Ratchet(parts.folder.ratchet),
+            ),
             about=SelfDescription(
                 software_version=software_version(),
                 labels={**membership.labels, **settings.labels},

@@ -5,6 +5,7 @@
 | identity.key, sealing.key | private keys, 0600 |
 | enrollment.json | an enrollment that waits for the operator's decision |
 | membership.json | cluster, node id, api_key: what the bootstrap gave, 0600 |
+| ratchet.bin | what the last welcome handed on: shows that no second machine is this node, 0600 |
 | bundle.bin | the signed trust bundle in force, with the links to it from the pinned authority |
 | journal.db, spool.db | commands and telemetry |
 | lock, control.sock | one process; live state for `fleet-node status` |
@@ -54,6 +55,11 @@ class StateFolder:
     def bundle(self) -> Path:
         """The trust bundle."""
         return self.path / "bundle.bin"
+
+    @property
+    def ratchet(self) -> Path:
+        """The ratchet's newest value."""
+        return self.path / "ratchet.bin"
 
     @property
     def journal(self) -> Path:

@@ -33,6 +33,7 @@ from fleet_node.link.frames import encode_reports
 from fleet_node.link.handshake import Session
 from fleet_node.link.inbox import Inbox
 from fleet_node.link.ports import CommandPort, CommandStream, TelemetryPort, TelemetryStream, TrustPort
+from fleet_node.link.ratchet import Ratchet
 
 _WELCOME_TIMEOUT_S = 10.0
 _MAX_CONTROL = 1024
@@ -46,6 +47,7 @@ class Ports:
     commands: CommandPort
     telemetry: TelemetryPort
     trust: TrustPort
+    ratchet: Ratchet
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Connection:
             raise await self._not_welcomed(answered=bool(done))
         self.welcome = self._open_welcome(frame)
         self._server_time.observe(self.welcome.server_time_ms)
+        await self._ports.ratchet.store(self.welcome.next_ratchet)
         self._heard_at = self._clock.monotonic()
         context = StreamContext(self._membership.cluster_id, self._membership.node_id, binding)
         self._commands = self._ports.commands.opened(context, self.welcome, self)
@@ -201,6 +204,7 @@ class Connection:
             node_id=self._membership.node_id,
             cluster_id=self._membership.cluster_id,
             nonce=secrets.token_bytes(32),
+            ratchet=self._ports.ratchet.value,
             takeover_of=takeover_of,
             hello_sha256=hashlib.sha256(body).digest(),
         ).SerializeToString()

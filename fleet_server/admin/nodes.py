@@ -65,6 +65,11 @@ class NodesApi:
         changed = await self._nodes.set_state(caller.name, request.selector.patterns, request.state, request.reason)
         return admin_pb2.SetNodeStateResponse(nodes=map(node_view, changed))
 
+    async def adopt(self, caller: Caller, request: admin_pb2.AdoptNodesRequest) -> admin_pb2.AdoptNodesResponse:
+        """Let quarantined nodes back in."""
+        changed = await self._nodes.adopt(caller.name, request.selector.patterns, request.reason)
+        return admin_pb2.AdoptNodesResponse(nodes=map(node_view, changed))
+
     async def label(self, caller: Caller, request: admin_pb2.LabelNodesRequest) -> admin_pb2.LabelNodesResponse:
         """Set and remove operator labels."""
         changed = await self._nodes.label(caller.name, request.selector.patterns, dict(request.set), request.remove)

@@ -66,6 +66,7 @@ class Admin:
             "ListNodes": rooms.nodes.list_nodes,
             "GetNode": rooms.nodes.get,
             "SetNodeState": rooms.nodes.set_state,
+            "AdoptNodes": rooms.nodes.adopt,
             "LabelNodes": rooms.nodes.label,
             "ResumeNodes": rooms.nodes.resume,
             "IssueCommands": rooms.commands.issue,

@@ -42,6 +42,7 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "GetNode": Role.VIEWER,
     "WatchNodes": Role.VIEWER,
     "SetNodeState": Role.OPERATOR,
+    "AdoptNodes": Role.RELEASE,
     "LabelNodes": Role.OPERATOR,
     "IssueCommands": Role.OPERATOR,
     "ListCommands": Role.VIEWER,

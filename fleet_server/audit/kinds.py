@@ -37,6 +37,8 @@ class AuditKind(StrEnum):
     NODE_LABELLED = "node.labelled"
     NODE_ACTIONS_CHANGED = "node.actions_changed"
     NODE_QUARANTINED = "node.quarantined"
+    NODE_RATCHET_FOREIGN = "node.ratchet_foreign"
+    NODE_ADOPTED = "node.adopted"
     NODE_DRAIN_REQUESTED = "node.drain_requested"
     NODE_DRAINED = "node.drained"
     NODE_RESUMED = "node.resumed"

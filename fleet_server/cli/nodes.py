@@ -56,7 +56,7 @@ _CHANGE_COLUMNS = [
 
 @click.group(cls=Noun)
 def nodes() -> None:
-    """List, watch, label, suspend and revoke nodes.
+    """List, watch, label, suspend, adopt and revoke nodes.
 
     TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`; a node is meant if any of them
     matches.
@@ -146,6 +146,26 @@ def revoke(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: b
     """Put nodes out for good: to come back they must enroll again."""
     invocation.confirm(f"Revoke {' '.join(targets)} for good?", assumed=yes)
     _set_state(invocation, targets, "REVOKED", reason)
+
+
+@nodes.command("adopt", example="fleetctl nodes adopt press-7 --reason 'restored from the image of Monday' --yes")
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
+@click.option("--reason", required=True, help="Reason for the audit.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def adopt(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: bool) -> None:
+    """Let quarantined nodes back in: the machine that connects next is the node.
+
+    Two machines showed the node's keys, or one came back from an older copy. Switch off the wrong one first. What was
+    sent to the node and has no result is INTERRUPTED from then on, and is never sent again.
+    """
+    from fleet.v1 import admin_pb2
+
+    invocation.confirm(f"Is the wrong machine of {' '.join(targets)} switched off?", assumed=yes)
+    request = admin_pb2.AdoptNodesRequest(selector=admin_pb2.Selector(patterns=targets), reason=reason)
+    with invocation.connect() as admin:
+        answer = admin.call(admin.stub.AdoptNodes, request)
+    emit_nodes(invocation, list(answer.nodes))
 
 
 @nodes.command("label", example="fleetctl nodes label 'press-*' line=2 old-label-")

@@ -16,7 +16,7 @@ NOUNS = {
     "operators": Lazy(f"{_PACKAGE}.operators:operators", "Make, list and revoke operators."),
     "join-token": Lazy(f"{_PACKAGE}.join_token:join_token", "Make, list and revoke join tokens."),
     "enrollments": Lazy(f"{_PACKAGE}.enrollments:enrollments", "Decide which nodes may join."),
-    "nodes": Lazy(f"{_PACKAGE}.nodes:nodes", "List, watch, label, suspend and revoke nodes."),
+    "nodes": Lazy(f"{_PACKAGE}.nodes:nodes", "List, watch, label, suspend, adopt and revoke nodes."),
     "run": Lazy(f"{_PACKAGE}.run:run", "Issue an action to nodes and wait for every outcome."),
     "commands": Lazy(f"{_PACKAGE}.commands:commands", "List, show, watch and cancel commands."),
     "drain": Lazy(f"{_PACKAGE}.drain:drain", "Take work off nodes or a server replica."),

@@ -47,13 +47,15 @@ FORGOTTEN = "FORGOTTEN"
 SEQ_CONFLICT = "SEQ_CONFLICT"
 JOURNAL_LOST = "JOURNAL_LOST"
 NO_ANSWER = "NO_ANSWER"
-DECLARED_REASONS = (FORGOTTEN, SEQ_CONFLICT, JOURNAL_LOST, NO_ANSWER)
+ADOPTED = "ADOPTED"
+DECLARED_REASONS = (FORGOTTEN, SEQ_CONFLICT, JOURNAL_LOST, NO_ANSWER, ADOPTED)
 """Reasons with which the server itself declares INTERRUPTED."""
 
 DECLARED_ERRORS = {
     FORGOTTEN: "the node no longer knows this command and no result was recorded: whether it ran is unknown",
     SEQ_CONFLICT: "the node holds another command under this seq: the server's database went back in time; nothing ran",
     JOURNAL_LOST: "the node's journal went back behind this command: whether it finished is unknown",
+    ADOPTED: "the node was adopted with another machine or an older copy: whether this ran is unknown",
     NO_ANSWER: "the node never said what became of this command: whether it ran is unknown",
 }
 

@@ -36,6 +36,7 @@ from fleet_server.commands.store import Connection
 from fleet_server.commands.sweep import Sweep
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
+from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import CommandMetrics
 
 __all__ = ["CancelOrder", "CommandService", "PendingCommand"]
@@ -232,6 +233,11 @@ class CommandService:
             Refusal: SUPERSEDED.
         """
         return await self._delivery.reconcile(node_id, epoch, last_accepted_seq, takeover=takeover)
+
+    def abandon_signed(self, tx: Transaction, node_id: str) -> int:
+        """Another machine is this node from now on: what was signed to it and has no result is INTERRUPTED, and never
+        sent again; the highest seq that was ever signed."""
+        return self._delivery.abandon_signed(tx, node_id)
 
     async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
         """Record what a node says of its commands; durable once this returns, so it may be acknowledged.

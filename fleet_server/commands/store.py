@@ -235,6 +235,18 @@ def answered_above(conn: Connection, node_id: str, seq: int) -> list[StandingRow
     return list(map(_standing, fetch(conn, text, (node_id, seq))))
 
 
+def signed_open(conn: Connection, node_id: str) -> list[StandingRow]:
+    """Commands of a node that were signed and have no result, locked."""
+    text = f"SELECT {_STANDING} FROM commands WHERE node_id = ? AND state IN (2, 3, 4){for_update(conn)}"
+    return list(map(_standing, fetch(conn, text, (node_id,))))
+
+
+def highest_signed(conn: Connection, node_id: str) -> int:
+    """Highest seq of a node that was ever signed; 0 when none was."""
+    [(highest,)] = fetch(conn, "SELECT MAX(seq) FROM commands WHERE node_id = ? AND sent_at_ms > 0", (node_id,))
+    return int(highest or 0)
+
+
 def quarantine(conn: Connection, keys: Sequence[Key], error: str, now_ms: int) -> None:
     """Mark rows whose authority does not verify."""
     text = "UPDATE commands SET state = ?, finished_at_ms = ?, error = ? WHERE node_id = ? AND seq = ?"

@@ -199,6 +199,19 @@ api_keys = Table(
     Column("mac", LargeBinary, nullable=False),
 )
 
+# What the node's next hello must show, and the floor under its seqs after it was adopted.
+node_ratchets = Table(
+    "node_ratchets",
+    metadata,
+    Column("node_id", ForeignKey("nodes.node_id"), primary_key=True),
+    Column("confirmed_sha256", LargeBinary(32), nullable=False),
+    Column("sealed_offer", LargeBinary, nullable=False),
+    Column("any_once", Integer, nullable=False),
+    Column("seq_floor", BigInteger, nullable=False),
+    Column("floor_at_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,

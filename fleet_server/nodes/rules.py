@@ -40,11 +40,18 @@ _REFUSED: Mapping[NodeState, tuple[Reason, str]] = {
         "an operator has to revoke it and enroll it anew",
     ),
 }
+_CLONE_SUSPECTED = (
+    Reason.QUARANTINED,
+    "this node is quarantined, for two machines showed its keys, or one that went back in time: an operator has to say"
+    " which machine is the node (`fleetctl nodes adopt`), or revoke it",
+)
 
 
 def refuse_inactive(node: NodeRecord) -> Refusal | None:
     """Why a node may not connect or be commanded; None when it may."""
     found = _REFUSED.get(node.state)
+    if node.state is NodeState.QUARANTINED and node.intact:
+        found = _CLONE_SUSPECTED
     if found is None:
         return None
     reason, sentence = found
@@ -69,6 +76,11 @@ def may_become(current: NodeState, wanted: NodeState) -> bool:
     return wanted in _NEXT[current]
 
 
+def may_be_adopted(node: NodeRecord) -> bool:
+    """Whether an operator may let a quarantined node back in: not one whose row somebody else wrote."""
+    return node.state is NodeState.QUARANTINED and node.intact
+
+
 def refuse_transition(nodes: Sequence[NodeRecord], wanted: NodeState) -> Refusal:
     """The answer when none of `nodes` can get to `wanted`."""
     shown = ", ".join(f"{node.name} is {node.state}" for node in nodes[:5])
@@ -76,7 +88,8 @@ def refuse_transition(nodes: Sequence[NodeRecord], wanted: NodeState) -> Refusal
     return Refusal(
         Reason.CONFLICT,
         f"nothing was changed: {shown}{more}, and cannot become {wanted}. "
-        "Revoked is final; a quarantined node can only be revoked, then enrolled anew with new keys",
+        "Revoked is final; a quarantined node is adopted (`fleetctl nodes adopt`) or revoked, and one whose record was "
+        "changed outside the server can only be revoked, then enrolled anew with new keys",
     )
 
 

@@ -52,10 +52,15 @@ class NodeService(NodePresence):
             database=database, clock=clock, wakeup=wakeup, audit=audit, row_mac=row_mac, replica_id=replica_id
         )
         self._on_revoke: list[Callable[[Transaction, str], None]] = []
+        self._on_adopt: list[Callable[[Transaction, str], None]] = []
 
     def on_revoke(self, hook: Callable[[Transaction, str], None]) -> None:
         """Run `hook(tx, node_id)` in the transaction that revokes a node: its credentials end with it."""
         self._on_revoke.append(hook)
+
+    def on_adopt(self, hook: Callable[[Transaction, str], None]) -> None:
+        """Run `hook(tx, node_id)` in the transaction that adopts a node."""
+        self._on_adopt.append(hook)
 
     # -- membership -------------------------------------------------------------------------------------------------
     def create(
@@ -136,6 +141,38 @@ class NodeService(NodePresence):
             return self._again(tx.conn, nodes)
 
         return self._views(await self._database.write(work))
+
+    async def adopt(self, actor: str, patterns: Sequence[str], reason: str) -> list[NodeRecord]:
+        """Let quarantined nodes back in, each with the machine that comes next.
+
+        Raises:
+            Refusal: INVALID_ARGUMENT, NO_TARGETS; CONFLICT when not one of them is quarantined with a sound record.
+        """
+        rules.checked_reason(reason)
+        selector = selectors.parse(patterns)
+
+        def work(tx: Transaction) -> list[NodeRecord]:
+            nodes = self._targets(tx.conn, selector)
+            able = [node for node in nodes if rules.may_be_adopted(node)]
+            if not able:
+                raise rules.refuse_transition(nodes, NodeState.ACTIVE)
+            self._save(tx, [(node, replace(node, state=NodeState.ACTIVE, state_reason=reason)) for node in able])
+            for node in able:
+                for hook in self._on_adopt:
+                    hook(tx, node.node_id)
+            self._tell(tx, AuditKind.NODE_ADOPTED, actor, able, {"reason": reason})
+            return self._again(tx.conn, nodes)
+
+        return self._views(await self._database.write(work))
+
+    def quarantine(self, tx: Transaction, node: NodeRecord, why: str) -> None:
+        """Set a node aside until an operator has looked at it; its streams end.
+
+        Raises:
+            Refusal: CONFLICT when somebody changed the node at the same moment.
+        """
+        self._save(tx, [(node, replace(node, state=NodeState.QUARANTINED, state_reason=why))])
+        self._tell(tx, AuditKind.NODE_RATCHET_FOREIGN, "server", [node], {"reason": why})
 
     async def label(
         self, actor: str, patterns: Sequence[str], put: Mapping[str, str], remove: Sequence[str]

@@ -29,6 +29,7 @@ from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
 from fleet_server.sessions.credentials import API_KEY_SECRET_BYTES, CHALLENGE_TTL_MS, ChallengePurpose, Credentials
 from fleet_server.sessions.hello import check_protocol_version
+from fleet_server.sessions.ratchet import Ratchets
 from fleet_server.sessions.refusals import RefusalLog
 from fleet_server.sessions.standing import Standings, refuse_unless_active
 from fleet_server.sessions.store import ApiKeyStore, SessionRow
@@ -112,6 +113,7 @@ class HandshakeService:
         )
         self._api_keys = ApiKeyStore(secrets.row_mac("api_keys"))
         self._standings = Standings(self._api_keys, nodes)
+        self._ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
         self._refusals = RefusalLog(database, audit, self._standings.tampered)
         self._answered = Answered()
 

@@ -44,6 +44,7 @@ from fleet_server.sessions.credentials import (
 )
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
+from fleet_server.sessions.ratchet import TamperedRatchetError
 from fleet_server.sessions.standing import open_session, refuse_unless_active
 from fleet_server.sessions.store import SessionRow
 from fleet_server.trust.secrets import SealError, Secrets
@@ -55,6 +56,9 @@ REAUTH_TTL_MS = 60_000
 CLEANUP_INTERVAL_S = 60.0
 AUDIT_INTERVAL_S = 1.0
 MAX_WAITING_HELLOS = 8  # of one api_key: a node opens one stream, and one more when it moves
+_FOREIGN_RATCHET = "another machine with its keys has connected since, or this one was restored from an older copy"
+_NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
+_TAMPERED_RATCHET = "the record of its ratchet was changed outside the server"
 EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
 
 
@@ -81,6 +85,7 @@ class StreamClaim:
         token_sha256: of the session's token.
         takeover_of: stream id that this one takes over; empty if none.
         decisions: `NodeService.decisions` as it was before the node's row was read.
+        next_ratchet: for the welcome.
     """
 
     node: NodeRecord
@@ -92,6 +97,7 @@ class StreamClaim:
     token_sha256: bytes
     takeover_of: str
     decisions: int
+    next_ratchet: bytes
 
     @property
     def session(self) -> StreamSession:
@@ -199,11 +205,14 @@ class SessionService(HandshakeService):
             frame_keys = self._open_frame_keys(row)
             body = self._hellos.parse(hello.body)
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
-        epoch = await self._database.write(
-            lambda tx: self._take_stream(tx, digest, row, node, body, stream_id=stream_id, replica_id=replica_id)
+        taken = await self._database.write(
+            lambda tx: self._take_stream(
+                tx, digest, row, node, body, ratchet=said.ratchet, stream_id=stream_id, replica_id=replica_id
+            )
         )
-        if isinstance(epoch, Refusal):
-            raise epoch
+        if isinstance(taken, Refusal):
+            raise taken
+        epoch, next_ratchet = taken
         return StreamClaim(
             node=node,
             epoch=epoch,
@@ -214,6 +223,7 @@ class SessionService(HandshakeService):
             token_sha256=token_sha256,
             takeover_of=said.takeover_of[:MAX_ID_CHARS],
             decisions=decisions,
+            next_ratchet=next_ratchet,
         )
 
     def _take_stream(
@@ -224,15 +234,17 @@ class SessionService(HandshakeService):
         node: NodeRecord,
         body: gateway_pb2.HelloBody,
         *,
+        ratchet: bytes,
         stream_id: str,
         replica_id: str,
-    ) -> int | Refusal:
+    ) -> tuple[int, bytes] | Refusal:
         """Everything was checked on a snapshot; what may have changed since is checked again on locked rows before
-        anything is written.
+        anything is written: the stream's epoch, and the ratchet's next value.
         """
         try:
             self._standings.check_unchanged(tx.conn, digest, node)
             open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
+            next_ratchet = self._turn_ratchet(tx, node, ratchet)
         except Refusal as refusal:
             return refusal
         epoch = self._nodes.open_stream(
@@ -253,7 +265,35 @@ class SessionService(HandshakeService):
         }
         subject = f"node:{node.node_id}"
         self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)
-        return epoch
+        return epoch, next_ratchet
+
+    def _turn_ratchet(self, tx: Transaction, node: NodeRecord, shown: bytes) -> bytes:
+        """The value to hand on; a node that shows what it cannot have is set aside, and that stands.
+
+        Raises:
+            Refusal: QUARANTINED.
+        """
+        try:
+            next_ratchet = self._ratchets.turn(tx.conn, node.node_id, shown)
+            why = _FOREIGN_RATCHET if shown else _NO_RATCHET
+        except TamperedRatchetError:
+            next_ratchet, why = None, _TAMPERED_RATCHET
+        if next_ratchet is not None:
+            return next_ratchet
+        self._nodes.quarantine(tx, node, why)
+        raise Refusal(
+            Reason.QUARANTINED,
+            f"{why}: this node is set aside until an operator says which machine it is (`fleetctl nodes adopt`)",
+            metadata={"node": node.name},
+        )
+
+    def accept_any_ratchet(self, tx: Transaction, node_id: str, *, seq_floor: int) -> None:
+        """An operator adopted this node: the machine that comes next is it, whatever its ratchet.
+
+        Args:
+            seq_floor: highest seq that was ever signed to it.
+        """
+        self._ratchets.accept_any(tx.conn, node_id, seq_floor=seq_floor, now_ms=self._clock.now_ms())
 
     def reauth_challenge(self, node_id: str, stream_id: str) -> bytes:
         """A challenge that only this node's proof over this stream answers."""

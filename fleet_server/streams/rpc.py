@@ -157,7 +157,7 @@ class Gateway:
             sessions.claim(api_key, token, hello, address, stream_id=stream_id, replica_id=self._replica_id)
         )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
-        return stream, self._welcome(stream, claim.session_expires_at_ms, claim.node.drain_state != "NONE")
+        return stream, self._welcome(stream, claim)
 
     async def _hold(self, claim: Coroutine[object, object, StreamClaim]) -> StreamClaim:
         """Await a claim; whoever is gone before it is committed is not shown online without a stream."""
@@ -187,7 +187,7 @@ class Gateway:
         except Refusal:
             log.warning("stream_close_recorded_later", node_id=node_id, epoch=epoch)
 
-    def _welcome(self, stream: Stream, expires_at_ms: int, drained: bool) -> gateway_pb2.Welcome:
+    def _welcome(self, stream: Stream, claim: StreamClaim) -> gateway_pb2.Welcome:
         return gateway_pb2.Welcome(
             stream_id=stream.stream_id,
             stream_epoch=stream.epoch,
@@ -195,9 +195,10 @@ class Gateway:
             heartbeat_interval_ms=self._registry.heartbeat_interval_ms,
             max_frame_bytes=self._limits.frame,
             max_telemetry_bytes=self._limits.telemetry,
-            session_expires_at_ms=expires_at_ms,
+            next_ratchet=claim.next_ratchet,
+            session_expires_at_ms=claim.session_expires_at_ms,
             replica_id=self._replica_id,
-            drained=drained,
+            drained=claim.node.drain_state != "NONE",
         )
 
     def _check_draining(self) -> None:

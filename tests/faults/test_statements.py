@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fleet.envelope import Domain, Signer
+from fleet.errors import Reason
 from fleet.v1 import command_pb2, trust_pb2
 from tests.fakes.rogue import FINAL_STATES, RogueGateway, RogueStream, command, tampered
 from tests.integration.installation import Installation, RunningNode
@@ -223,7 +224,10 @@ async def test_the_true_server_takes_over_where_the_rogue_one_left(
     await node.stop()
     object.__setattr__(node.settings, "endpoints", (installation.gateway,))
 
-    await node.start()
+    await node.start(wait_live=False)
+    await node.wait_refused(Reason.QUARANTINED)  # it shows a ratchet that the true server never handed on
+    await installation.owner.adopt("n-1")
+    await node.wait_live()
 
     (view,) = await installation.owner.run("n-1")
     assert (view.monotonic_seq, view.state) == (4, SUCCEEDED)

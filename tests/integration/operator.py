@@ -136,6 +136,11 @@ class Operator:
         selector = admin_pb2.Selector(patterns=[name])
         await self.ask("SetNodeState", admin_pb2.SetNodeStateRequest(selector=selector, state=state, reason=reason))
 
+    async def adopt(self, name: str) -> None:
+        """Say that the machine which comes next is the node."""
+        selector = admin_pb2.Selector(patterns=[name])
+        await self.ask("AdoptNodes", admin_pb2.AdoptNodesRequest(selector=selector, reason="it is this one"))
+
     async def audit(self, *kinds: str) -> list[admin_pb2.AuditEntry]:
         """Audit rows of these kinds (all without one), in order."""
         found: list[admin_pb2.AuditEntry] = []

@@ -1141,6 +1141,58 @@ class SetNodeStateResponse(_message.Message):
 Global___SetNodeStateResponse: _TypeAlias = SetNodeStateResponse  # noqa: Y015
 
 @_typing.final
+class AdoptNodesRequest(_message.Message):
+    """AdoptNodesRequest says of quarantined nodes that the machine which comes next is the node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Reason for the audit."""
+    @_builtins.property
+    def selector(self) -> Global___Selector:
+        """Targets."""
+
+    def __init__(
+        self,
+        *,
+        selector: Global___Selector | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selector", b"selector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "selector", b"selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptNodesRequest: _TypeAlias = AdoptNodesRequest  # noqa: Y015
+
+@_typing.final
+class AdoptNodesResponse(_message.Message):
+    """AdoptNodesResponse shows what stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeView]:
+        """Nodes."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptNodesResponse: _TypeAlias = AdoptNodesResponse  # noqa: Y015
+
+@_typing.final
 class LabelNodesRequest(_message.Message):
     """LabelNodesRequest changes operator labels."""
 

@@ -100,6 +100,11 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.SetNodeStateRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.SetNodeStateResponse.FromString,
                 _registered_method=True)
+        self.AdoptNodes = channel.unary_unary(
+                '/fleet.v1.Admin/AdoptNodes',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesResponse.FromString,
+                _registered_method=True)
         self.LabelNodes = channel.unary_unary(
                 '/fleet.v1.Admin/LabelNodes',
                 request_serializer=fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.SerializeToString,
@@ -262,6 +267,13 @@ class AdminServicer:
 
     def SetNodeState(self, request, context):
         """SetNodeState suspends, resumes or revokes (operator; revoke: release).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptNodes(self, request, context):
+        """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -432,6 +444,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetNodeState,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.SetNodeStateRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.SetNodeStateResponse.SerializeToString,
+            ),
+            'AdoptNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptNodes,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesResponse.SerializeToString,
             ),
             'LabelNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.LabelNodes,
@@ -856,6 +873,33 @@ class Admin:
             '/fleet.v1.Admin/SetNodeState',
             fleet_dot_v1_dot_admin__pb2.SetNodeStateRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.SetNodeStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/AdoptNodes',
+            fleet_dot_v1_dot_admin__pb2.AdoptNodesRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.AdoptNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

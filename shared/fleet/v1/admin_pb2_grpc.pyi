@@ -59,6 +59,8 @@ class AdminStub:
     """WatchNodes streams nodes as they change (viewer)."""
     SetNodeState: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetNodeStateRequest, _admin_pb2.SetNodeStateResponse]
     """SetNodeState suspends, resumes or revokes (operator; revoke: release)."""
+    AdoptNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdoptNodesRequest, _admin_pb2.AdoptNodesResponse]
+    """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
     LabelNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]
     """LabelNodes sets and removes operator labels (operator)."""
     IssueCommands: _grpc.UnaryUnaryMultiCallable[_admin_pb2.IssueCommandsRequest, _admin_pb2.IssueCommandsResponse]
@@ -119,6 +121,8 @@ class AdminAsyncStub(AdminStub):
     """WatchNodes streams nodes as they change (viewer)."""
     SetNodeState: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetNodeStateRequest, _admin_pb2.SetNodeStateResponse]  # type: ignore[assignment]
     """SetNodeState suspends, resumes or revokes (operator; revoke: release)."""
+    AdoptNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdoptNodesRequest, _admin_pb2.AdoptNodesResponse]  # type: ignore[assignment]
+    """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
     LabelNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]  # type: ignore[assignment]
     """LabelNodes sets and removes operator labels (operator)."""
     IssueCommands: _aio.UnaryUnaryMultiCallable[_admin_pb2.IssueCommandsRequest, _admin_pb2.IssueCommandsResponse]  # type: ignore[assignment]
@@ -254,6 +258,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetNodeStateResponse, _abc.Awaitable[_admin_pb2.SetNodeStateResponse]]:
         """SetNodeState suspends, resumes or revokes (operator; revoke: release)."""
+
+    @_abc_1.abstractmethod
+    def AdoptNodes(
+        self,
+        request: _admin_pb2.AdoptNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AdoptNodesResponse, _abc.Awaitable[_admin_pb2.AdoptNodesResponse]]:
+        """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
 
     @_abc_1.abstractmethod
     def LabelNodes(

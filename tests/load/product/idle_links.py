@@ -21,6 +21,7 @@ from fleet_node.enrollment.membership import BundleFile, load_membership
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.link import Link
 from fleet_node.link.ports import HelloCounters, Uplink
+from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
 from tests.fakes.watch import Watch
@@ -93,7 +94,7 @@ class IdleLinks:
         link = Link(
             membership=membership,
             keys=load_node_keys(folder.path),
-            ports=Ports(NoCommands(), feed, TrustStore(bundle, metrics)),
+            ports=Ports(NoCommands(), feed, TrustStore(bundle, metrics), Ratchet(folder.ratchet)),
             about=SelfDescription("load", {}, [], secrets.token_bytes(16)),
             clock=clock,
             server_time=ServerTime(clock),

@@ -27,6 +27,7 @@ from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.handshake import handshake
 from fleet_node.link.link import Link
 from fleet_node.link.ports import Uplink
+from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
 from tests.fakes.gateway import CLUSTER, NODE, FakeInstallation
@@ -60,6 +61,7 @@ class NodeInProcess:
         bundle = BundleFile(folder / "bundle.bin", cluster_id=CLUSTER, authority_key=authority_key)
         bundle.save(installation.trust_state())
         self.trust = TrustStore(bundle, self.metrics.link)
+        self.ratchet = Ratchet(folder / "ratchet.bin")
         ensure_journal(folder / "journal.db", NODE)
         registry = DriverRegistry.load(["simulated"], {})
         self.commands = CommandService(
@@ -82,7 +84,7 @@ class NodeInProcess:
         link = Link(
             membership=self.membership,
             keys=self.keys,
-            ports=Ports(self.commands, SilentTelemetry(), self.trust),
+            ports=Ports(self.commands, SilentTelemetry(), self.trust, self.ratchet),
             about=self.about,
             clock=SystemClock(),
             server_time=self.server_time,

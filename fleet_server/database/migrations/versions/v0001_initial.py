@@ -268,6 +268,18 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_keys_node_id"), "api_keys", ["node_id"], unique=False)
     op.create_table(
+        "node_ratchets",
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("confirmed_sha256", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("sealed_offer", sa.LargeBinary(), nullable=False),
+        sa.Column("any_once", sa.Integer(), nullable=False),
+        sa.Column("seq_floor", sa.BigInteger(), nullable=False),
+        sa.Column("floor_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_node_ratchets_node_id")),
+        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_ratchets")),
+    )
+    op.create_table(
         "enrollments",
         sa.Column("enrollment_id", sa.String(length=64), nullable=False),
         sa.Column("cluster_id", sa.String(length=64), nullable=False),

@@ -16,6 +16,7 @@ from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.link import Link, LinkState
 from fleet_node.link.ports import HelloCounters, Uplink
+from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import LinkMetrics
 from tests.fakes.gateway import CLUSTER, FakeInstallation
@@ -157,7 +158,7 @@ async def running_link(
     link = Link(
         membership=installation.membership(),
         keys=keys,
-        ports=Ports(commands=commands, telemetry=telemetry, trust=trust),
+        ports=Ports(commands=commands, telemetry=telemetry, trust=trust, ratchet=Ratchet(folder / "ratchet.bin")),
         about=SelfDescription("1.2.3", {"rack": "b4"}, [], b"b" * 16),
         clock=clock,
         server_time=ServerTime(clock),

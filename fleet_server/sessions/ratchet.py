@@ -1,0 +1,167 @@
+"""The ratchet: each welcome hands a fresh value to the node, and the node's next hello shows it. Two machines with one
+state folder cannot both keep up with it.
+
+Mental model
+    The server knows two values of each node: the one that its last hello showed (confirmed), and the one that was
+    handed on since (offered). A node may show either: what it was handed can get lost on the way, or before it was
+    durable, and the same value is offered until it is confirmed. Anything else was shown by a machine that is not
+    where this node is: a copied disk, a restored image, or a server whose database went back in time. Nobody can tell
+    here which of two is the right one, so the node is set aside until a person has decided.
+    What is stored is decided in the transaction that opens the stream, under the row's MAC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.trust.secrets import RowMac, SealError, SecretBox
+
+RATCHET_BYTES = 32
+
+
+class Verdict(Enum):
+    """What a shown value says."""
+
+    KEEPS_UP = "keeps up"
+    """It is the offered one: confirmed from now on."""
+    LAGS = "lags"
+    """It is the confirmed one: the offered one did not get through."""
+    STARTS_OVER = "starts over"
+    """Anything was good, this once: a person said so."""
+    FOREIGN = "foreign"
+    """It is neither."""
+
+
+def judge(*, confirmed_sha256: bytes, offered: bytes, any_once: bool, shown: bytes) -> Verdict:
+    """Decide about a shown value.
+
+    Args:
+        confirmed_sha256: of the value that the last hello showed; empty when that showed none, or there was no hello.
+        offered: handed on since; empty when nothing was.
+        any_once: a person decided that this machine is the node.
+        shown: from the hello; empty when the node has none.
+    """
+    if any_once:
+        return Verdict.STARTS_OVER
+    if offered and hmac.compare_digest(shown, offered):
+        return Verdict.KEEPS_UP
+    if hmac.compare_digest(digest(shown), confirmed_sha256):
+        return Verdict.LAGS
+    return Verdict.FOREIGN
+
+
+def digest(value: bytes) -> bytes:
+    """How a confirmed value is kept; nothing stays nothing."""
+    return hashlib.sha256(value).digest() if value else b""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Row:
+    node_id: str
+    confirmed_sha256: bytes = b""
+    sealed_offer: bytes = b""
+    any_once: int = 0
+    seq_floor: int = 0
+    floor_at_ms: int = 0
+
+
+class TamperedRatchetError(Exception):
+    """The row was changed outside the server."""
+
+
+class Ratchets:
+    """Rows of `node_ratchets`.
+
+    Args:
+        box: seals what is offered.
+        mac: of the table.
+    """
+
+    def __init__(self, box: SecretBox, mac: RowMac) -> None:
+        self._box = box
+        self._mac = mac
+
+    def turn(self, conn: Connection, node_id: str, shown: bytes) -> bytes | None:
+        """Judge what a hello shows; the value to hand on, or None when it is FOREIGN.
+
+        Raises:
+            TamperedRatchetError: nothing can be told.
+        """
+        row = self._load(conn, node_id) or _Row(node_id)
+        offered = self._open(row)
+        verdict = judge(
+            confirmed_sha256=row.confirmed_sha256, offered=offered, any_once=bool(row.any_once), shown=shown
+        )
+        if verdict is Verdict.FOREIGN:
+            return None
+        if verdict is Verdict.LAGS and offered:
+            return offered
+        handed_on = os.urandom(RATCHET_BYTES)
+        sealed = self._box.seal(handed_on, row=_place(node_id))
+        self._save(conn, replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_once=0))
+        return handed_on
+
+    def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int) -> None:
+        """The node's next hello may show anything, once.
+
+        Args:
+            seq_floor: highest seq that was ever signed to the node; 0 to leave its floor alone.
+            now_ms: Unix milliseconds.
+        """
+        try:
+            row = self._load(conn, node_id) or _Row(node_id)
+        except TamperedRatchetError:
+            row = _Row(node_id)  # a person decided: nothing of it counts any more
+        if seq_floor:
+            row = replace(row, seq_floor=max(row.seq_floor, seq_floor), floor_at_ms=now_ms)
+        self._save(conn, replace(row, any_once=1))
+
+    def floor(self, conn: Connection, node_id: str) -> tuple[int, int]:
+        """(seq, Unix milliseconds) of the node's floor; zeros when it has none.
+
+        Raises:
+            TamperedRatchetError: nothing can be told.
+        """
+        row = self._load(conn, node_id)
+        return (0, 0) if row is None else (row.seq_floor, row.floor_at_ms)
+
+    def _load(self, conn: Connection, node_id: str) -> _Row | None:
+        text = (
+            "SELECT confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, mac FROM node_ratchets"
+            " WHERE node_id = ?"
+        )
+        found = conn.exec_driver_sql(sql(conn, text) + for_update(conn), (node_id,)).first()
+        if found is None:
+            return None
+        *fields, mac = found
+        if not self._mac.verify(mac, node_id, *fields):
+            raise TamperedRatchetError(node_id)
+        return _Row(node_id, *fields)
+
+    def _open(self, row: _Row) -> bytes:
+        if not row.sealed_offer:
+            return b""
+        try:
+            return self._box.unseal(row.sealed_offer, row=_place(row.node_id))
+        except SealError as error:
+            raise TamperedRatchetError(row.node_id) from error
+
+    def _save(self, conn: Connection, row: _Row) -> None:
+        text = (
+            "INSERT INTO node_ratchets (node_id, confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, mac)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
+            " confirmed_sha256 = excluded.confirmed_sha256, sealed_offer = excluded.sealed_offer,"
+            " any_once = excluded.any_once, seq_floor = excluded.seq_floor, floor_at_ms = excluded.floor_at_ms,"
+            " mac = excluded.mac"
+        )
+        fields = (row.node_id, row.confirmed_sha256, row.sealed_offer, row.any_once, row.seq_floor, row.floor_at_ms)
+        conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))
+
+
+def _place(node_id: str) -> str:
+    return f"node_ratchets/{node_id}"

@@ -1,0 +1,94 @@
+"""What a hello shows of the ratchet decides whether its machine is the node."""
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet_server.database.engine import sql
+from fleet_server.nodes.record import NodeState
+from tests.unit.fleet_server.sessions.world import Node, World
+
+
+async def shown(node: Node, ratchet: bytes) -> bytes:
+    """Connect and show a value; what the welcome would hand on."""
+    token, _ = await node.handshake()
+    return (await node.claim(token, node.hello(token, ratchet=ratchet))).next_ratchet
+
+
+async def quarantined(node: Node, ratchet: bytes) -> str:
+    with pytest.raises(Refusal) as refusal:
+        await shown(node, ratchet)
+    assert refusal.value.reason is Reason.QUARANTINED
+    return refusal.value.detail
+
+
+async def test_each_welcome_hands_on_a_fresh_value_once_the_last_one_is_confirmed(world: World) -> None:
+    node = await world.member()
+    first = await shown(node, b"")
+    assert len(first) == 32
+    assert await shown(node, b"") == first  # the welcome got lost
+    second = await shown(node, first)
+    assert second != first
+    assert await shown(node, first) == second
+    assert await shown(node, second) not in (first, second)
+
+
+@pytest.mark.parametrize("stale", [b"", b"made up", b"\x00" * 32])
+async def test_anything_else_sets_the_node_aside_and_the_right_value_too_from_then_on(
+    world: World, stale: bytes
+) -> None:
+    node = await world.member()
+    first = await shown(node, b"")
+    second = await shown(node, first)
+    assert "aside" in await quarantined(node, stale)
+    record = await world.nodes.get(node.node_id)
+    assert (record.state, record.intact) == (NodeState.QUARANTINED, True)
+    with pytest.raises(Refusal) as refusal:
+        await shown(node, second)
+    assert refusal.value.reason is Reason.QUARANTINED
+    assert "adopt" in refusal.value.detail
+
+
+async def test_an_adopted_node_is_whoever_comes_next_and_nobody_after(world: World) -> None:
+    node = await world.member()
+    first = await shown(node, b"")
+    await shown(node, await shown(node, first))
+    await quarantined(node, first)
+    world.nodes.on_adopt(lambda tx, node_id: world.sessions.accept_any_ratchet(tx, node_id, seq_floor=7))
+    [adopted] = await world.nodes.adopt("carol", [node.name], "restored from the image of Monday")
+    assert adopted.state is NodeState.ACTIVE
+    handed_on = await shown(node, first)
+    assert await shown(node, handed_on) != handed_on
+    await quarantined(node, b"the other machine")
+
+
+async def test_only_a_node_with_a_sound_record_that_was_set_aside_is_adopted(world: World) -> None:
+    node = await world.member()
+    with pytest.raises(Refusal) as refusal:
+        await world.nodes.adopt("carol", [node.name], "")
+    assert refusal.value.reason is Reason.CONFLICT
+    await world.database.write(lambda tx: tx.conn.exec_driver_sql("UPDATE nodes SET site = 'elsewhere'").rowcount)
+    with pytest.raises(Refusal) as refusal:
+        await world.nodes.adopt("carol", [node.name], "")
+    assert refusal.value.reason is Reason.CONFLICT
+
+
+async def test_resuming_is_no_way_around_adopting(world: World) -> None:
+    node = await world.member()
+    await shown(node, await shown(node, b""))
+    await quarantined(node, b"")
+    with pytest.raises(Refusal) as refusal:
+        await world.nodes.set_state("carol", [node.name], "ACTIVE", "")
+    assert refusal.value.reason is Reason.CONFLICT
+    assert "adopt" in refusal.value.detail
+
+
+@pytest.mark.parametrize(
+    "change", ["confirmed_sha256 = ?", "sealed_offer = ?", "any_once = 1, confirmed_sha256 = confirmed_sha256"]
+)
+async def test_a_record_that_was_changed_around_the_server_lets_nobody_in(world: World, change: str) -> None:
+    node = await world.member()
+    first = await shown(node, b"")
+    fields = (b"x" * 32,) if "?" in change else ()
+    text = f"UPDATE node_ratchets SET {change}"
+    await world.database.write(lambda tx: tx.conn.exec_driver_sql(sql(tx.conn, text), fields).rowcount)
+    assert "changed outside" in await quarantined(node, first)
