@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from fleet.clock import ServerTime
-from fleet.envelope import Domain
+from fleet.envelope import Domain, EnvelopeError, verify_one
 from fleet.logs import get_logger
 from fleet.sequence import (
     StatementReason,
@@ -17,6 +17,7 @@ from fleet.sequence import (
     StreamContext,
     Verdict,
     check_cancel,
+    check_floor,
     check_statement,
     command_digest,
     judge_command,
@@ -134,6 +135,22 @@ class Intake:
         if statement.monotonic_seq > MAX_SEQ:
             raise StatementRefusal(StatementReason.MALFORMED, "the seq is beyond 2^63 - 1")
         return statement
+
+    def open_floor(
+        self, signed: trust_pb2.Signed, context: StreamContext, last_accepted_seq: int
+    ) -> trust_pb2.FloorStatement:
+        """Verify, parse and check a floor.
+
+        Raises:
+            StatementRefusal: it does not count.
+        """
+        try:
+            raw = verify_one(signed, domain=Domain.FLOOR, public_key=self._trust().authority_key)
+            floor = trust_pb2.FloorStatement.FromString(raw)
+        except (EnvelopeError, DecodeError) as error:
+            raise StatementRefusal(StatementReason.BAD_SIGNATURE, "is not signed by the cluster's authority") from error
+        check_floor(floor, cluster_id=context.cluster_id, node_id=context.node_id, last_accepted_seq=last_accepted_seq)
+        return floor
 
     def judge(
         self,

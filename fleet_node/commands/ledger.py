@@ -159,6 +159,18 @@ class Ledger:
 
         await self._commit(Batch(tombstones=[(seq, command_id)]), publish)
 
+    async def raise_floor(self, seq: int) -> None:
+        """Everything up to `seq` lies behind this node, whatever it knows of it.
+
+        Raises:
+            JournalUnavailableError: it does not stand.
+        """
+
+        def publish() -> None:
+            self.last_accepted_seq = max(self.last_accepted_seq, seq)
+
+        await self._commit(Batch(last_accepted_seq=seq), publish)
+
     async def finish(self, change: Change) -> None:
         """Journal an end that is wanted, not one that has happened; see `record`.
 

@@ -181,6 +181,18 @@ class CommandService:
         )
         stream.uplink.send_control(gateway_pb2.NodeControl(cancel_result=answer))
 
+    async def take_floor(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
+        """Take a floor on `stream`. One that cannot be journaled comes again on the next stream."""
+        async with self._lock:
+            last_accepted_seq = self._ledger.last_accepted_seq
+            try:
+                floor = self._intake.open_floor(signed, stream.context, last_accepted_seq)
+                if floor.seq_floor > last_accepted_seq:
+                    await self._ledger.raise_floor(floor.seq_floor)
+                    log.warning("seq_floor_raised", seq_floor=floor.seq_floor, last_accepted_seq=last_accepted_seq)
+            except (StatementRefusal, JournalUnavailableError) as error:
+                log.error("floor_refused", detail=str(error))
+
     def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[bytes]:
         """Reports for `stream`, if it is the newest."""
         return self._ledger.take_reports(max_count, max_bytes) if stream is self._stream else []
@@ -290,6 +302,10 @@ class _Stream:
     async def cancel_frame(self, frame: command_pb2.CancelFrame) -> None:
         """See `CommandStream`."""
         await self._service.take_cancel(self, frame.signed)
+
+    async def floor_frame(self, signed: trust_pb2.Signed) -> None:
+        """See `CommandStream`."""
+        await self._service.take_floor(self, signed)
 
     def next_reports(
         self, max_count: int = MAX_REPORTS_PER_FRAME, max_bytes: int = MAX_REPORT_FRAME_BYTES

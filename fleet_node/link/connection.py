@@ -291,7 +291,7 @@ class Connection:
         control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
         self._heard_at = self._clock.monotonic()
         kind = control.WhichOneof("body")
-        if kind in ("commands", "cancel", "trust_bundle"):
+        if kind in ("commands", "cancel", "trust_bundle", "floor"):
             self._take_signed(control, len(frame.control.body))
         elif kind == "result_ack":
             self._ports.commands.acked(control.result_ack.report_no)
@@ -311,7 +311,7 @@ class Connection:
             self._ending = Refusal(
                 Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL, control.error.detail
             )
-        # config, lease, floor, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
+        # config, lease, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
         # server may send them, and waits for an answer that says so.
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:

@@ -61,7 +61,7 @@ class Inbox:
         self._closed = False
 
     def put_nowait(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
-        """Queue a frame with commands, a cancel or trust bundles.
+        """Queue a frame with commands, a cancel, a floor or trust bundles.
 
         Args:
             control: as it came.
@@ -72,7 +72,7 @@ class Inbox:
             self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))
         elif control.HasField("commands"):
             self._statements.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
-        elif control.HasField("cancel"):
+        elif control.HasField("cancel") or control.HasField("floor"):
             self._orders.put_nowait(_Waiting(control, size_bytes, None))
         else:
             self._bundle_judged = asyncio.Event()
@@ -101,6 +101,8 @@ class Inbox:
         while (waiting := await self._orders.get()) is not None:
             if waiting.judged is not None:
                 await self._take_bundles(waiting.control.trust_bundle, waiting.judged)
+            elif not self._closed and waiting.control.HasField("floor"):
+                await self._commands.floor_frame(waiting.control.floor)
             elif not self._closed:
                 await self._commands.cancel_frame(waiting.control.cancel)
             self._waiting_bytes -= waiting.size_bytes

@@ -78,6 +78,10 @@ class CommandStream(Protocol):
         """
         ...
 
+    async def floor_frame(self, signed: trust_pb2.Signed) -> None:
+        """Take a floor: every seq up to it lies behind this node. What does not verify is logged; nothing is raised."""
+        ...
+
     def next_reports(
         self, max_count: int = MAX_REPORTS_PER_FRAME, max_bytes: int = MAX_REPORT_FRAME_BYTES
     ) -> list[bytes]:

@@ -17,6 +17,7 @@ import hmac
 import os
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from fleet_server.database.engine import Connection, for_update, sql
 from fleet_server.trust.secrets import RowMac, SealError, SecretBox
@@ -70,6 +71,20 @@ class _Row:
     floor_at_ms: int = 0
 
 
+class Turn(NamedTuple):
+    """What a stream that may open takes along.
+
+    Args:
+        handed_on: for the welcome.
+        seq_floor: every seq up to it lies behind the node; 0 without a floor.
+        floor_at_ms: when the node was adopted, Unix milliseconds; 0 if it never was.
+    """
+
+    handed_on: bytes
+    seq_floor: int
+    floor_at_ms: int
+
+
 class TamperedRatchetError(Exception):
     """The row was changed outside the server."""
 
@@ -86,8 +101,8 @@ class Ratchets:
         self._box = box
         self._mac = mac
 
-    def turn(self, conn: Connection, node_id: str, shown: bytes) -> bytes | None:
-        """Judge what a hello shows; the value to hand on, or None when it is FOREIGN.
+    def turn(self, conn: Connection, node_id: str, shown: bytes) -> Turn | None:
+        """Judge what a hello shows; what to hand on, or None when it is FOREIGN.
 
         Raises:
             TamperedRatchetError: nothing can be told.
@@ -100,35 +115,25 @@ class Ratchets:
         if verdict is Verdict.FOREIGN:
             return None
         if verdict is Verdict.LAGS and offered:
-            return offered
+            return Turn(offered, row.seq_floor, row.floor_at_ms)
         handed_on = os.urandom(RATCHET_BYTES)
         sealed = self._box.seal(handed_on, row=_place(node_id))
         self._save(conn, replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_once=0))
-        return handed_on
+        return Turn(handed_on, row.seq_floor, row.floor_at_ms)
 
     def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int) -> None:
         """The node's next hello may show anything, once.
 
         Args:
-            seq_floor: highest seq that was ever signed to the node; 0 to leave its floor alone.
+            seq_floor: highest seq that was ever signed to the node.
             now_ms: Unix milliseconds.
         """
         try:
             row = self._load(conn, node_id) or _Row(node_id)
         except TamperedRatchetError:
             row = _Row(node_id)  # a person decided: nothing of it counts any more
-        if seq_floor:
-            row = replace(row, seq_floor=max(row.seq_floor, seq_floor), floor_at_ms=now_ms)
-        self._save(conn, replace(row, any_once=1))
-
-    def floor(self, conn: Connection, node_id: str) -> tuple[int, int]:
-        """(seq, Unix milliseconds) of the node's floor; zeros when it has none.
-
-        Raises:
-            TamperedRatchetError: nothing can be told.
-        """
-        row = self._load(conn, node_id)
-        return (0, 0) if row is None else (row.seq_floor, row.floor_at_ms)
+        floor = max(row.seq_floor, seq_floor)
+        self._save(conn, replace(row, any_once=1, seq_floor=floor, floor_at_ms=now_ms))
 
     def _load(self, conn: Connection, node_id: str) -> _Row | None:
         text = (

@@ -44,7 +44,7 @@ from fleet_server.sessions.credentials import (
 )
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
-from fleet_server.sessions.ratchet import TamperedRatchetError
+from fleet_server.sessions.ratchet import TamperedRatchetError, Turn
 from fleet_server.sessions.standing import open_session, refuse_unless_active
 from fleet_server.sessions.store import SessionRow
 from fleet_server.trust.secrets import SealError, Secrets
@@ -85,7 +85,7 @@ class StreamClaim:
         token_sha256: of the session's token.
         takeover_of: stream id that this one takes over; empty if none.
         decisions: `NodeService.decisions` as it was before the node's row was read.
-        next_ratchet: for the welcome.
+        turn: of its ratchet.
     """
 
     node: NodeRecord
@@ -97,7 +97,7 @@ class StreamClaim:
     token_sha256: bytes
     takeover_of: str
     decisions: int
-    next_ratchet: bytes
+    turn: Turn
 
     @property
     def session(self) -> StreamSession:
@@ -212,7 +212,7 @@ class SessionService(HandshakeService):
         )
         if isinstance(taken, Refusal):
             raise taken
-        epoch, next_ratchet = taken
+        epoch, turn = taken
         return StreamClaim(
             node=node,
             epoch=epoch,
@@ -223,7 +223,7 @@ class SessionService(HandshakeService):
             token_sha256=token_sha256,
             takeover_of=said.takeover_of[:MAX_ID_CHARS],
             decisions=decisions,
-            next_ratchet=next_ratchet,
+            turn=turn,
         )
 
     def _take_stream(
@@ -237,14 +237,14 @@ class SessionService(HandshakeService):
         ratchet: bytes,
         stream_id: str,
         replica_id: str,
-    ) -> tuple[int, bytes] | Refusal:
+    ) -> tuple[int, Turn] | Refusal:
         """Everything was checked on a snapshot; what may have changed since is checked again on locked rows before
-        anything is written: the stream's epoch, and the ratchet's next value.
+        anything is written: the stream's epoch, and the turn of its ratchet.
         """
         try:
             self._standings.check_unchanged(tx.conn, digest, node)
             open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
-            next_ratchet = self._turn_ratchet(tx, node, ratchet)
+            turn = self._turn_ratchet(tx, node, ratchet)
         except Refusal as refusal:
             return refusal
         epoch = self._nodes.open_stream(
@@ -265,21 +265,21 @@ class SessionService(HandshakeService):
         }
         subject = f"node:{node.node_id}"
         self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)
-        return epoch, next_ratchet
+        return epoch, turn
 
-    def _turn_ratchet(self, tx: Transaction, node: NodeRecord, shown: bytes) -> bytes:
-        """The value to hand on; a node that shows what it cannot have is set aside, and that stands.
+    def _turn_ratchet(self, tx: Transaction, node: NodeRecord, shown: bytes) -> Turn:
+        """What to hand on; a node that shows what it cannot have is set aside, and that stands.
 
         Raises:
             Refusal: QUARANTINED.
         """
         try:
-            next_ratchet = self._ratchets.turn(tx.conn, node.node_id, shown)
+            turn = self._ratchets.turn(tx.conn, node.node_id, shown)
             why = _FOREIGN_RATCHET if shown else _NO_RATCHET
         except TamperedRatchetError:
-            next_ratchet, why = None, _TAMPERED_RATCHET
-        if next_ratchet is not None:
-            return next_ratchet
+            turn, why = None, _TAMPERED_RATCHET
+        if turn is not None:
+            return turn
         self._nodes.quarantine(tx, node, why)
         raise Refusal(
             Reason.QUARANTINED,

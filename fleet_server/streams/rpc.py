@@ -195,7 +195,7 @@ class Gateway:
             heartbeat_interval_ms=self._registry.heartbeat_interval_ms,
             max_frame_bytes=self._limits.frame,
             max_telemetry_bytes=self._limits.telemetry,
-            next_ratchet=claim.next_ratchet,
+            next_ratchet=claim.turn.handed_on,
             session_expires_at_ms=claim.session_expires_at_ms,
             replica_id=self._replica_id,
             drained=claim.node.drain_state != "NONE",

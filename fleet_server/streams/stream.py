@@ -94,6 +94,11 @@ class Stream:
         self._ended = False
         self._accepted_seq = claim.hello_body.last_accepted_seq
         self._clock_offset_ms = 0
+        self._floor: trust_pb2.Signed | None = None
+        if claim.turn.floor_at_ms:  # it was adopted once: what lies behind it is told on every stream
+            self._floor = rooms.trust.sign_floor(
+                self.node_id, seq_floor=claim.turn.seq_floor, intents_after_ms=claim.turn.floor_at_ms
+            )
         self.pulse = Pulse(claim.session_expires_at_ms, claim.hello_body.bundle_version)
         self.commands = CommandLane(
             claim=claim,
@@ -129,6 +134,9 @@ class Stream:
         self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
         self._send_bundle(self.pulse.bundle_version)
+        if self._floor is not None:
+            self.send(gateway_pb2.ServerControl(floor=self._floor))
+            self._floor = None
         self.membership.start()
         self.commands.wake()
         self.commands.wake_cancels()

@@ -152,6 +152,17 @@ class TrustService:
         """Sign an audit checkpoint with the authority."""
         return self.authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
+    def sign_floor(self, node_id: str, *, seq_floor: int, intents_after_ms: int) -> trust_pb2.Signed:
+        """Sign what lies behind an adopted node, with the authority."""
+        statement = trust_pb2.FloorStatement(
+            cluster_id=self.cluster_id,
+            node_id=node_id,
+            seq_floor=seq_floor,
+            intents_after_ms=intents_after_ms,
+            issued_at_ms=self._clock.now_ms(),
+        )
+        return self.authority.sign(Domain.FLOOR, statement.SerializeToString())
+
     def sign_command_statement(self, domain: Domain, statement: bytes, *, site: str) -> trust_pb2.Signed:
         """Sign commands or a cancel for a node of `site` with the active command key.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fleet.v1 import command_pb2
+from fleet.v1 import command_pb2, trust_pb2
 
 MAX_COMMANDS_PER_STATEMENT = 32
 MAX_SEQ_STEP = 2**32
@@ -122,6 +122,20 @@ def check_cancel(statement: command_pb2.CancelStatement, context: StreamContext)
     _check_addressee(statement.cluster_id, statement.node_id, statement.stream_binding, context)
     if len(statement.command_id) != 16 or statement.monotonic_seq == 0:
         raise StatementRefusal(StatementReason.MALFORMED, "a cancel names a 16-byte command id and its seq")
+
+
+def check_floor(statement: trust_pb2.FloorStatement, *, cluster_id: str, node_id: str, last_accepted_seq: int) -> None:
+    """Check a verified and parsed floor.
+
+    Raises:
+        StatementRefusal: not for this cluster or node, or so far ahead that it would strand the node.
+    """
+    if statement.cluster_id != cluster_id:
+        raise StatementRefusal(StatementReason.WRONG_CLUSTER, f"is for cluster {statement.cluster_id!r}")
+    if statement.node_id != node_id:
+        raise StatementRefusal(StatementReason.WRONG_NODE, f"is for node {statement.node_id!r}")
+    if statement.seq_floor > last_accepted_seq + MAX_SEQ_STEP:
+        raise StatementRefusal(StatementReason.MALFORMED, "is further ahead than any seq may be")
 
 
 def judge_command(

@@ -11,6 +11,7 @@ from fleet.v1.command_pb2 import COMMAND_STATE_INTERRUPTED as INTERRUPTED
 from fleet.v1.command_pb2 import COMMAND_STATE_RUNNING as RUNNING
 from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
 from tests.integration.installation import Installation, RunningNode
+from tests.integration.waiting import eventually
 
 
 def copy_of(node: RunningNode, installation: Installation, name: str) -> RunningNode:
@@ -82,6 +83,9 @@ async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unk
     await installation.owner.adopt("n-1")
     await node.wait_live()
 
+    assert node.node is not None
+    commands = node.node.commands
+    await eventually(lambda: commands.hello().last_accepted_seq == 4, "the floor is raised")
     (unknown,) = await installation.owner.outcomes(working.issue_id)
     assert (unknown.state, unknown.reason) == (INTERRUPTED, "ADOPTED")
     (after,) = await installation.owner.run("n-1")

@@ -119,6 +119,9 @@ class NoCommands:
     async def command_frame(self, frame: Any) -> None:
         """Not expected."""
 
+    async def floor_frame(self, signed: Any) -> None:
+        """None comes."""
+
     async def cancel_frame(self, frame: Any) -> None:
         """Not expected."""
 

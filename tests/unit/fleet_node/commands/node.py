@@ -35,10 +35,10 @@ _PROBE = EntryPoint("probe", f"{ProbeDriver.__module__}:ProbeDriver", "fleet_nod
 class FixedTrust:
     """A trust bundle with one command key."""
 
-    def __init__(self, signer: Signer, now_ms: int) -> None:
+    def __init__(self, signer: Signer, authority: Signer, now_ms: int) -> None:
         key = CommandKey(signer.public_key, "", 0, 0, trust_pb2.KEY_PHASE_ACTIVE)
         self.state = TrustState(
-            CLUSTER, 1, 7, b"a" * 32, {signer.key_id: key}, (), (), now_ms + 10**12, 0, trust_pb2.Signed()
+            CLUSTER, 1, 7, authority.public_key, {signer.key_id: key}, (), (), now_ms + 10**12, 0, trust_pb2.Signed()
         )
 
     async def offer(self, bundles: object) -> gateway_pb2.BundleApplied:
@@ -85,6 +85,7 @@ class TestNode:
     def __init__(self, folder: Path, clock: MockClock, *, limits: CommandLimits | None = None) -> None:
         self.clock = clock
         self.signer = Signer.generate()
+        self.authority = Signer.generate()
         self.path = folder / "journal.db"
         self.limits = limits or CommandLimits(concurrency=4)
         ensure_journal(self.path, NODE)
@@ -101,7 +102,7 @@ class TestNode:
         self.service = CommandService(
             journal=self.journal,
             registry=self.registry,
-            trust=FixedTrust(self.signer, self.clock.now_ms()),
+            trust=FixedTrust(self.signer, self.authority, self.clock.now_ms()),
             site=SITE,
             clock=self.clock,
             server_time=self.server_time,

@@ -11,7 +11,7 @@ from fleet.clock import Clock, ServerTime, SystemClock
 from fleet.identity import NodeKeys
 from fleet.metrics import Registry
 from fleet.sequence import StreamContext
-from fleet.v1 import command_pb2, gateway_pb2
+from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.link import Link, LinkState
@@ -53,6 +53,9 @@ class FakeCommands:
     async def command_frame(self, frame: command_pb2.CommandFrame) -> None:
         await self.room.wait()
         self._note(f"command {frame.signed.statement.decode()}")
+
+    async def floor_frame(self, signed: trust_pb2.Signed) -> None:
+        self._note(f"floor {signed.statement.decode()}")
 
     async def cancel_frame(self, frame: command_pb2.CancelFrame) -> None:
         self._note(f"cancel {frame.signed.statement.decode()}")

@@ -11,7 +11,7 @@ from tests.unit.fleet_server.sessions.world import Node, World
 async def shown(node: Node, ratchet: bytes) -> bytes:
     """Connect and show a value; what the welcome would hand on."""
     token, _ = await node.handshake()
-    return (await node.claim(token, node.hello(token, ratchet=ratchet))).next_ratchet
+    return (await node.claim(token, node.hello(token, ratchet=ratchet))).turn.handed_on
 
 
 async def quarantined(node: Node, ratchet: bytes) -> str:
