@@ -12,6 +12,7 @@ from fleet.errors import Refusal
 from fleet.metrics import Registry
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.sessions.ratchet import Turn
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.report_lane import HeldReports
 from fleet_server.streams.stream import Rooms, Stream
@@ -183,6 +184,7 @@ class Wire:
             ),
             session_expires_at_ms=clock.now_ms() + 900_000,
             decisions=0,
+            turn=Turn(b"r" * 32, 0, 0),
         )
         rooms = Rooms(
             commands=self.commands,  # type: ignore[arg-type]
