@@ -190,11 +190,7 @@ class Server:
             max_streams=settings.max_streams,
         )
         self.commands.hand_over_to(self.streams.lane)
-        self.nodes.on_adopt(
-            lambda tx, node_id: self.sessions.accept_any_ratchet(
-                tx, node_id, seq_floor=self.commands.abandon_signed(tx, node_id)
-            )
-        )
+        self.sessions.adopt_nodes(self.commands.abandon_signed)
         self.replicas = ReplicaService(
             database=self.database,
             clock=clock,

@@ -287,13 +287,18 @@ class SessionService(HandshakeService):
             metadata={"node": node.name},
         )
 
-    def accept_any_ratchet(self, tx: Transaction, node_id: str, *, seq_floor: int) -> None:
-        """An operator adopted this node: the machine that comes next is it, whatever its ratchet.
+    def adopt_nodes(self, abandon_signed: Callable[[Transaction, str], int]) -> None:
+        """Let operators adopt nodes: the machine that comes next is the node, whatever its ratchet.
 
         Args:
-            seq_floor: highest seq that was ever signed to it.
+            abandon_signed: gives up what was signed to a node and has no result; the highest seq that ever was.
         """
-        self._ratchets.accept_any(tx.conn, node_id, seq_floor=seq_floor, now_ms=self._clock.now_ms())
+
+        def adopt(tx: Transaction, node_id: str) -> None:
+            floor = abandon_signed(tx, node_id)
+            self._ratchets.accept_any(tx.conn, node_id, seq_floor=floor, now_ms=self._clock.now_ms())
+
+        self._nodes.on_adopt(adopt)
 
     def reauth_challenge(self, node_id: str, stream_id: str) -> bytes:
         """A challenge that only this node's proof over this stream answers."""

@@ -53,10 +53,13 @@ async def test_an_adopted_node_is_whoever_comes_next_and_nobody_after(world: Wor
     first = await shown(node, b"")
     await shown(node, await shown(node, first))
     await quarantined(node, first)
-    world.nodes.on_adopt(lambda tx, node_id: world.sessions.accept_any_ratchet(tx, node_id, seq_floor=7))
+    world.sessions.adopt_nodes(lambda _, node_id: 7 if node_id == node.node_id else 0)
     [adopted] = await world.nodes.adopt("carol", [node.name], "restored from the image of Monday")
     assert adopted.state is NodeState.ACTIVE
-    handed_on = await shown(node, first)
+    token, _ = await node.handshake()
+    turn = (await node.claim(token, node.hello(token, ratchet=first))).turn
+    assert (turn.seq_floor, turn.floor_at_ms) == (7, world.clock.now_ms())
+    handed_on = turn.handed_on
     assert await shown(node, handed_on) != handed_on
     await quarantined(node, b"the other machine")
 
