@@ -22,15 +22,10 @@ from fleet.v1 import gateway_pb2
 from fleet.version import software_version
 from fleet_server import listeners
 from fleet_server.admin.access import OperatorService
-from fleet_server.admin.commands import CommandsApi
-from fleet_server.admin.enrollment import EnrollmentApi
-from fleet_server.admin.nodes import NodesApi
-from fleet_server.admin.operators import OperatorsApi
-from fleet_server.admin.replicas import ReplicasApi
+from fleet_server.admin.rooms import admin_rooms
 from fleet_server.admin.rpc import SERVICE as ADMIN_SERVICE
-from fleet_server.admin.rpc import Admin, AdminRooms
-from fleet_server.admin.telemetry import TelemetryApi
-from fleet_server.admin.trail import TrailApi
+from fleet_server.admin.rpc import Admin
+from fleet_server.approvals.service import ApprovalService
 from fleet_server.audit.service import AuditService
 from fleet_server.boundary import Boundary
 from fleet_server.certificates import ServerCertificates
@@ -171,8 +166,18 @@ class Server:
             metrics=self.metrics.commands,
             row_mac=self._secrets.row_mac("commands"),
             cluster_id=self.trust.cluster_id,
+            policy_covers=self.trust.people.policy_covers,
         )
         self.nodes.count_open_with(self.commands.open_counts)
+        self.approvals = ApprovalService(
+            database=self.database,
+            clock=clock,
+            audit=self.audit,
+            trust=self.trust,
+            nodes=self.nodes,
+            commands=self.commands,
+            row_mac=self._secrets.row_mac("approvals"),
+        )
         self.telemetry = TelemetryService(
             database=self.database,
             clock=clock,
@@ -247,7 +252,7 @@ class Server:
             max_unary_calls=settings.handshake_concurrency,
             limits=FrameLimits(settings.max_frame_bytes, settings.max_telemetry_frame_bytes),
         )
-        admin = Admin(rooms=self._admin_rooms(), access=self.operators, boundary=boundary)
+        admin = Admin(rooms=admin_rooms(self), access=self.operators, boundary=boundary)
         gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
         admin_server = listeners.open_admin(admin.handlers(), (ADMIN_SERVICE,))
         self.health.register(gateway_server, GATEWAY_SERVICE)
@@ -273,17 +278,6 @@ class Server:
         log.info("listening", gateway=gateway.address, admin=admin_listener.address)
         return gateway
 
-    def _admin_rooms(self) -> AdminRooms:
-        return AdminRooms(
-            operators=OperatorsApi(self.operators, self.trust, self.replica_id),
-            enrollment=EnrollmentApi(self.enrollment, self.clock),
-            nodes=NodesApi(self.nodes, self.wakeup, self.clock),
-            commands=CommandsApi(self.commands, self.metrics.streams.refusals),
-            replicas=ReplicasApi(self.replicas, self.clock),
-            telemetry=TelemetryApi(self.telemetry),
-            trail=TrailApi(self.audit, self.trust, self.nodes),
-        )
-
     async def _serve(self, gateway: Listener, stopping: StopRequest) -> int:
         tasks = [
             asyncio.create_task(work, name=name)
@@ -299,6 +293,7 @@ class Server:
                 "refusal-audit": self.sessions.run_audit(),
                 "call-audit": self.operators.run(),
                 "trust": self.trust.run(),
+                "approvals": self.approvals.run(),
                 "certificates": self.certificates.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),

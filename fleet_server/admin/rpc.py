@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller, OperatorService
+from fleet_server.admin.approvals import ApprovalsApi
 from fleet_server.admin.commands import CommandsApi
 from fleet_server.admin.enrollment import EnrollmentApi
 from fleet_server.admin.nodes import NodesApi
@@ -45,6 +46,7 @@ class AdminRooms:
     replicas: ReplicasApi
     telemetry: TelemetryApi
     trail: TrailApi
+    approvals: ApprovalsApi
 
 
 class Admin:
@@ -77,6 +79,15 @@ class Admin:
             "LatestTelemetry": rooms.telemetry.latest,
             "TelemetryHistory": rooms.telemetry.history,
             "ListKeys": rooms.trail.keys,
+            "EnrollOperatorKey": rooms.approvals.enroll_key,
+            "ListOperatorKeys": rooms.approvals.list_keys,
+            "GetOwnerStatements": rooms.approvals.statements,
+            "PutOwnerStatement": rooms.approvals.put_statement,
+            "ProposeCommand": rooms.approvals.propose,
+            "ListApprovals": rooms.approvals.list_approvals,
+            "GetApproval": rooms.approvals.get,
+            "SignApproval": rooms.approvals.sign,
+            "CloseApproval": rooms.approvals.close,
         }
         self._streams: Mapping[str, StreamHandler] = {
             "WatchNodes": rooms.nodes.watch,

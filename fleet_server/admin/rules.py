@@ -57,6 +57,15 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "TelemetryHistory": Role.VIEWER,
     "ExportAudit": Role.VIEWER,
     "ListKeys": Role.VIEWER,
+    "EnrollOperatorKey": Role.OPERATOR,
+    "ListOperatorKeys": Role.VIEWER,
+    "GetOwnerStatements": Role.VIEWER,
+    "PutOwnerStatement": Role.OWNER,
+    "ProposeCommand": Role.OPERATOR,
+    "ListApprovals": Role.VIEWER,
+    "GetApproval": Role.VIEWER,
+    "SignApproval": Role.OPERATOR,
+    "CloseApproval": Role.OPERATOR,
 }
 
 

@@ -20,6 +20,14 @@ class AuditKind(StrEnum):
     OPERATOR_QUARANTINED = "operator.quarantined"
     OPERATOR_REFUSED = "operator.refused"
     OPERATOR_CALLED = "operator.called"
+    OPERATOR_KEY_ENROLLED = "operator.key_enrolled"
+    # What people sign
+    OWNER_STATEMENT_ACCEPTED = "owner_statement.accepted"
+    OWNER_STATEMENTS_QUARANTINED = "owner_statement.quarantined"
+    APPROVAL_REQUESTED = "approval.requested"
+    APPROVAL_SIGNED = "approval.signed"
+    APPROVAL_CLOSED = "approval.closed"
+    APPROVAL_QUARANTINED = "approval.quarantined"
     # Membership
     JOIN_TOKEN_CREATED = "join_token.created"
     JOIN_TOKEN_REVOKED = "join_token.revoked"
@@ -73,5 +81,7 @@ TABLE_OF_QUARANTINE = {
     AuditKind.API_KEY_QUARANTINED: "api_keys",
     AuditKind.NODE_QUARANTINED: "nodes",
     AuditKind.COMMAND_QUARANTINED: "commands",
+    AuditKind.OWNER_STATEMENTS_QUARANTINED: "cluster_people",
+    AuditKind.APPROVAL_QUARANTINED: "approvals",
 }
 """Kinds that tell of one row whose MAC did not fit, and the table that it stands in."""

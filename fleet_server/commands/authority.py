@@ -61,7 +61,7 @@ class Authority:
     issue_id: str
     actor: str
     issued_at_ms: int
-    specs: Sequence[tuple[str, bytes]]
+    specs: Sequence[admin_pb2.CommandSpec]
     digest: bytes
     size_bytes: int = field(compare=False)
     _terms: dict[tuple[int, int], Terms] = field(default_factory=dict, compare=False, repr=False)
@@ -75,22 +75,26 @@ class Authority:
         """
         terms = self._terms.get((spec_no, not_after_ms))
         if terms is None:
-            action, arguments = self.specs[spec_no]
+            spec = self.specs[spec_no]
             command = command_pb2.Command(
                 actor=self.actor,
                 issued_at_ms=self.issued_at_ms,
                 not_after_ms=not_after_ms,
-                action=action,
-                arguments=arguments,
+                action=spec.action,
+                arguments=spec.arguments,
+                intent=spec.intent if spec.HasField("intent") else None,
             )
-            terms = Terms(self.actor, self.issued_at_ms, not_after_ms, action, arguments, command.SerializeToString())
+            encoded = command.SerializeToString()
+            terms = Terms(self.actor, self.issued_at_ms, not_after_ms, spec.action, spec.arguments, encoded)
             self._terms[spec_no, not_after_ms] = terms
         return terms
 
 
 def encode_specs(specs: Iterable[Spec]) -> bytes:
     """Specs as they are stored and covered: the very bytes that were ordered."""
-    commands = [admin_pb2.CommandSpec(action=spec.action, arguments=spec.arguments) for spec in specs]
+    commands = [
+        admin_pb2.CommandSpec(action=spec.action, arguments=spec.arguments, intent=spec.intent) for spec in specs
+    ]
     return admin_pb2.IssueCommandsRequest(commands=commands).SerializeToString(deterministic=True)
 
 
@@ -112,7 +116,7 @@ def read_authority(row: IssueRow) -> Authority:
         issue_id=row.issue_id,
         actor=row.actor,
         issued_at_ms=row.issued_at_ms,
-        specs=tuple((spec.action, spec.arguments) for spec in parsed.commands),
+        specs=tuple(parsed.commands),
         digest=hasher.digest(),
         size_bytes=len(row.specs) * 3 + _ENTRY_OVERHEAD_BYTES,
     )

@@ -15,7 +15,7 @@ from functools import partial
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.commands import rules, store
+from fleet_server.commands import protection, rules, store
 from fleet_server.commands.authority import Authorities, Authority, encode_specs, read_authority
 from fleet_server.commands.changes import Announcer
 from fleet_server.commands.names import NodeNames
@@ -26,7 +26,7 @@ from fleet_server.commands.runs import Run
 from fleet_server.commands.schemas import ActionSchemas, Objection
 from fleet_server.commands.store import Connection, IdempotencyKeyTakenError, IssueRow, NewRow, SeqTakenError
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.record import NodeActions, NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
 
 _RANDOM_ID_BYTES = 10
@@ -52,6 +52,7 @@ class Issuing:
     Args:
         cluster_id: the cluster whose nodes are commanded; under every MAC.
         max_open_per_node: open commands that a node may have before further ones are refused.
+        policy_covers: whether the owner's policy asks for signatures before an action of that name.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Issuing:
         *,
         cluster_id: str,
         max_open_per_node: int,
+        policy_covers: protection.PolicyCovers,
     ) -> None:
         self._rooms = rooms
         self._authorities = authorities
@@ -70,6 +72,7 @@ class Issuing:
         self._names = names
         self._cluster_id = cluster_id
         self._max_open_per_node = max_open_per_node
+        self._policy_covers = policy_covers
         self._schemas = ActionSchemas()
 
     async def issue(self, actor: str, request: admin_pb2.IssueCommandsRequest) -> admin_pb2.IssueCommandsResponse:
@@ -109,7 +112,16 @@ class Issuing:
                 Reason.NO_TARGETS,
                 f"the command is to nobody: no node matches {', '.join(order.patterns[:5])}; see `fleetctl nodes list`",
             )
-        accepted, refused = self._sort(conn, targets, order)
+        actions = self._rooms.nodes.action_schemas(conn, [node.node_id for node in targets])
+        unsigned = protection.refuse_unsigned(order.specs, actions.sets.values(), self._policy_covers)
+        if unsigned is not None:
+            return unsigned
+        unfit = protection.refuse_unfit(
+            order.specs, targets, cluster_id=self._cluster_id, now_ms=self._rooms.clock.now_ms()
+        )
+        if unfit is not None:
+            return unfit
+        accepted, refused = self._sort(actions, targets, order)
         too_many = rules.check_volume(len(order.specs), len(accepted))
         if too_many is not None:
             return too_many
@@ -128,8 +140,9 @@ class Issuing:
             tx.after_commit(lambda: self._observe_sent(issue, handed))
         return _answer(issue, rows, order)
 
-    def _sort(self, conn: Connection, targets: Sequence[NodeRecord], order: Order) -> tuple[list[NodeRecord], Refused]:
-        actions = self._rooms.nodes.action_schemas(conn, [node.node_id for node in targets])
+    def _sort(
+        self, actions: NodeActions, targets: Sequence[NodeRecord], order: Order
+    ) -> tuple[list[NodeRecord], Refused]:
         judged: dict[bytes, Objection | None] = {}
         accepted: list[NodeRecord] = []
         refused: Refused = []
@@ -231,8 +244,8 @@ class Issuing:
 
     def _audit(self, tx: Transaction, issue: _Issue, first_seqs: dict[str, int]) -> None:
         actions: dict[str, int] = {}
-        for action, _ in issue.authority.specs:
-            actions[action] = actions.get(action, 0) + 1
+        for spec in issue.authority.specs:
+            actions[spec.action] = actions.get(spec.action, 0) + 1
         seqs = list(first_seqs.items())
         count = len(issue.authority.specs)
         # One row for each batch of nodes: a single row may hold only so much.

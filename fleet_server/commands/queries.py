@@ -168,9 +168,10 @@ def _view(row: FullRow, node_name: str, authority: Authority | None, *, brief: b
     if authority is not None and 0 <= row.spec_no < len(authority.specs):
         view.actor = authority.actor
         view.issued_at_ms = authority.issued_at_ms
-        view.action, arguments = authority.specs[row.spec_no]
+        spec = authority.specs[row.spec_no]
+        view.action = spec.action
         if not brief:
-            view.arguments = arguments
+            view.arguments = spec.arguments
     return view
 
 

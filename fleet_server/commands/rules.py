@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import admin_pb2, command_pb2
+from fleet.v1 import admin_pb2, command_pb2, trust_pb2
 
 MAX_SPECS = 1024
 MAX_ARGUMENT_BYTES = 64 * 1024
@@ -62,11 +62,13 @@ DECLARED_ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One action with its arguments, as bytes to sign and as the value that its schema judges."""
+    """One action with its arguments, as bytes to sign and as the value that its schema judges; `intent` is what people
+    signed, when it needs that."""
 
     action: str
     arguments: bytes
     value: dict[str, Any]
+    intent: trust_pb2.Signed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _check_spec(no: int, spec: admin_pb2.CommandSpec, parsed: dict[bytes, dict[s
     value = parsed.get(arguments)
     if value is None:
         value = parsed[arguments] = _parse_arguments(no, arguments)
-    return Spec(spec.action, arguments, value)
+    return Spec(spec.action, arguments, value, spec.intent if spec.HasField("intent") else None)
 
 
 def _which(no: int) -> str:

@@ -29,6 +29,7 @@ from fleet_server.commands.issuing import Issuing
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.poll import Poll
 from fleet_server.commands.ports import NodesPort, Rooms, RowSeal
+from fleet_server.commands.protection import PolicyCovers
 from fleet_server.commands.queries import MAX_PAGE, Queries
 from fleet_server.commands.reports import Reports
 from fleet_server.commands.runs import PendingCommand
@@ -51,6 +52,7 @@ class CommandService:
         cluster_id: the cluster whose nodes are commanded.
         row_mac: MACs of the `commands` table.
         max_open_per_node: open commands that a node may have before further ones are refused with QUEUE_FULL.
+        policy_covers: whether the owner's policy asks for signatures before an action of that name.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class CommandService:
         row_mac: RowSeal,
         cluster_id: str,
         max_open_per_node: int = DEFAULT_MAX_OPEN_PER_NODE,
+        policy_covers: PolicyCovers = lambda action: False,
     ) -> None:
         rooms = Rooms(database, clock, wakeup, audit, nodes, metrics)
         authorities = Authorities(row_mac)
@@ -77,6 +80,7 @@ class CommandService:
             names,
             cluster_id=cluster_id,
             max_open_per_node=max_open_per_node,
+            policy_covers=policy_covers,
         )
         self._delivery = Delivery(rooms, authorities, self._announcer)
         self._reports = Reports(rooms, authorities, self._announcer)
@@ -118,6 +122,7 @@ class CommandService:
 
         Raises:
             Refusal: NO_TARGETS, INVALID_ARGUMENT, ARGUMENTS_INVALID, ARGUMENTS_TOO_LARGE, IDEMPOTENCY_CONFLICT;
+                INTENT_REQUIRED, INTENT_REFUSED;
                 CONFLICT
                 when forged rows keep standing in the way; UNAVAILABLE while the database is away. Nothing was issued.
         """

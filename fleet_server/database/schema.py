@@ -15,7 +15,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -23,22 +22,11 @@ from sqlalchemy import (
     text,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(column_0_label)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from fleet_server.database import people_schema  # noqa: F401 - puts its tables into the same list
+from fleet_server.database.columns import Position, metadata
+from fleet_server.database.columns import id_column as _id
 
-# SQLite only gives rowid speed (and AUTOINCREMENT) to INTEGER, PostgreSQL needs 64 bits.
-Position = BigInteger().with_variant(Integer, "sqlite")
-
-
-def _id(length: int = 64) -> String:
-    return String(length)
-
+__all__ = ["metadata"]
 
 # -- trust -----------------------------------------------------------------------------------------
 clusters = Table(

@@ -23,6 +23,7 @@ class BundleContent:
         command_keys: in any order.
         endpoints: gateway endpoints, ``host:port``, in order of preference.
         tls_ca_der: accepted TLS CAs.
+        people: `owners`, `policy` and `role_grants` as they are to stand in it.
     """
 
     cluster_id: str
@@ -31,6 +32,7 @@ class BundleContent:
     command_keys: Sequence[CommandKey]
     endpoints: Sequence[str]
     tls_ca_der: Sequence[bytes]
+    people: trust_pb2.TrustBundleStatement
 
 
 def certificate(cluster_id: str, key: CommandKey) -> bytes:
@@ -105,6 +107,9 @@ def _unversioned(content: BundleContent) -> trust_pb2.TrustBundleStatement:
         tls_ca_der=list(content.tls_ca_der),
         grace_s=BUNDLE_GRACE_S,
         endpoints=list(content.endpoints),
+        owners=content.people.owners,
+        policy=content.people.policy if content.people.HasField("policy") else None,
+        role_grants=content.people.role_grants,
     )
 
 

@@ -29,6 +29,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.trust import rules, store
 from fleet_server.trust.keyring import Keyring, TrustSetupError, load_keyring
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
+from fleet_server.trust.people import ClusterPeople
 from fleet_server.trust.secrets import SealError, Secrets
 
 __all__ = ["KeysView", "TrustService", "TrustSetupError"]
@@ -83,6 +84,14 @@ class TrustService:
         self._wakeup = wakeup
         self.cluster_name = cluster_name
         self.cluster_id = ""
+        self.people = ClusterPeople(
+            database=database,
+            secrets=secrets,
+            clock=clock,
+            audit=audit,
+            bundle=lambda: self.bundle,
+            publish=self._refresh,
+        )
         self._keyring: Keyring | None = None
         self._bundle: TrustState | None = None
         self._offer: tuple[tuple[str, ...], tuple[bytes, ...]] | None = None
@@ -315,7 +324,7 @@ class TrustService:
             store.authority(tx.conn, self.cluster_id, lock=True)
             newest, held_sha256 = self._newest(tx.conn, known.authority)
             now_ms = self._clock.now_ms()
-            content = self._content(offer)
+            content = self._content(offer, self.people.kept_for_bundle(tx, self.cluster_id))
             if newest is not None and newest.number > above:
                 stale = rules.needs_new_bundle(
                     held_sha256=held_sha256, expires_at_ms=newest.expires_at_ms, content=content, now_ms=now_ms
@@ -361,7 +370,9 @@ class TrustService:
         )
         return trust.first(signed, cluster_id=self.cluster_id, authority_key=authority.public_key)
 
-    def _content(self, offer: tuple[tuple[str, ...], tuple[bytes, ...]]) -> rules.BundleContent:
+    def _content(
+        self, offer: tuple[tuple[str, ...], tuple[bytes, ...]], people: trust_pb2.TrustBundleStatement
+    ) -> rules.BundleContent:
         known = self._known
         endpoints, tls_ca_der = offer
         return rules.BundleContent(
@@ -371,6 +382,7 @@ class TrustService:
             command_keys=[held.key for held in known.command_keys.values()],
             endpoints=endpoints,
             tls_ca_der=tls_ca_der,
+            people=people,
         )
 
 

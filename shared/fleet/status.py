@@ -63,6 +63,9 @@ _CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.ALREADY_DECIDED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.IDEMPOTENCY_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.INTENT_REQUIRED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.INTENT_REFUSED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.OWNER_STATEMENT_REFUSED: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 

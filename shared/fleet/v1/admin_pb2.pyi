@@ -1280,19 +1280,25 @@ class CommandSpec(_message.Message):
 
     ACTION_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """"driver.action"."""
     arguments: _builtins.bytes
     """JSON object in UTF-8; empty means {}."""
+    @_builtins.property
+    def intent(self) -> _trust_pb2.Signed:
+        """Signed IntentStatement, for a protected action."""
+
     def __init__(
         self,
         *,
         action: _builtins.str = ...,
         arguments: _builtins.bytes = ...,
+        intent: _trust_pb2.Signed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "arguments", b"arguments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "arguments", b"arguments", "intent", b"intent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2563,3 +2569,575 @@ class ListKeysResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListKeysResponse: _TypeAlias = ListKeysResponse  # noqa: Y015
+
+@_typing.final
+class OperatorKeyView(_message.Message):
+    """OperatorKeyView is a person's public signing key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    ENROLLED_AT_MS_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """Raw Ed25519 public key."""
+    operator: _builtins.str
+    """Operator who enrolled it."""
+    enrolled_at_ms: _builtins.int
+    """Unix milliseconds."""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+        operator: _builtins.str = ...,
+        enrolled_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled_at_ms", b"enrolled_at_ms", "operator", b"operator", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatorKeyView: _TypeAlias = OperatorKeyView  # noqa: Y015
+
+@_typing.final
+class EnrollOperatorKeyRequest(_message.Message):
+    """EnrollOperatorKeyRequest gives a key to the caller's account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """Raw Ed25519 public key."""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollOperatorKeyRequest: _TypeAlias = EnrollOperatorKeyRequest  # noqa: Y015
+
+@_typing.final
+class EnrollOperatorKeyResponse(_message.Message):
+    """EnrollOperatorKeyResponse shows what stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___OperatorKeyView:
+        """The key."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___OperatorKeyView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollOperatorKeyResponse: _TypeAlias = EnrollOperatorKeyResponse  # noqa: Y015
+
+@_typing.final
+class ListOperatorKeysRequest(_message.Message):
+    """ListOperatorKeysRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperatorKeysRequest: _TypeAlias = ListOperatorKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListOperatorKeysResponse(_message.Message):
+    """ListOperatorKeysResponse lists keys by operator, oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorKeyView]:
+        """Keys."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___OperatorKeyView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperatorKeysResponse: _TypeAlias = ListOperatorKeysResponse  # noqa: Y015
+
+@_typing.final
+class GetOwnerStatementsRequest(_message.Message):
+    """GetOwnerStatementsRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOwnerStatementsRequest: _TypeAlias = GetOwnerStatementsRequest  # noqa: Y015
+
+@_typing.final
+class GetOwnerStatementsResponse(_message.Message):
+    """GetOwnerStatementsResponse carries them as they were signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNERS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    ROLE_GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[_trust_pb2.Signed]:
+        """Signed OwnerStatement, by generation."""
+
+    @_builtins.property
+    def policy(self) -> _trust_pb2.Signed:
+        """Signed PolicyStatement; absent while there is none."""
+
+    @_builtins.property
+    def role_grants(self) -> _containers.RepeatedCompositeFieldContainer[_trust_pb2.Signed]:
+        """Signed RoleGrantStatement, the newest of each key."""
+
+    def __init__(
+        self,
+        *,
+        owners: _abc.Iterable[_trust_pb2.Signed] | None = ...,
+        policy: _trust_pb2.Signed | None = ...,
+        role_grants: _abc.Iterable[_trust_pb2.Signed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owners", b"owners", "policy", b"policy", "role_grants", b"role_grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOwnerStatementsResponse: _TypeAlias = GetOwnerStatementsResponse  # noqa: Y015
+
+@_typing.final
+class PutOwnerStatementRequest(_message.Message):
+    """PutOwnerStatementRequest carries one statement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    ROLE_GRANT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def owner(self) -> _trust_pb2.Signed:
+        """Signed OwnerStatement."""
+
+    @_builtins.property
+    def policy(self) -> _trust_pb2.Signed:
+        """Signed PolicyStatement."""
+
+    @_builtins.property
+    def role_grant(self) -> _trust_pb2.Signed:
+        """Signed RoleGrantStatement."""
+
+    def __init__(
+        self,
+        *,
+        owner: _trust_pb2.Signed | None = ...,
+        policy: _trust_pb2.Signed | None = ...,
+        role_grant: _trust_pb2.Signed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "policy", b"policy", "role_grant", b"role_grant", "statement", b"statement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "policy", b"policy", "role_grant", b"role_grant", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_statement: _TypeAlias = _typing.Literal["owner", "policy", "role_grant"]  # noqa: Y015
+    _WhichOneofArgType_statement: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_statement) -> _WhichOneofReturnType_statement | None: ...
+
+Global___PutOwnerStatementRequest: _TypeAlias = PutOwnerStatementRequest  # noqa: Y015
+
+@_typing.final
+class PutOwnerStatementResponse(_message.Message):
+    """PutOwnerStatementResponse names the bundle that carries it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundle_version(self) -> _session_pb2.BundleVersion:
+        """Bundle."""
+
+    def __init__(
+        self,
+        *,
+        bundle_version: _session_pb2.BundleVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutOwnerStatementResponse: _TypeAlias = PutOwnerStatementResponse  # noqa: Y015
+
+@_typing.final
+class ApprovalView(_message.Message):
+    """ApprovalView is a command that waits, or waited, for signatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    NODE_NAMES_FIELD_NUMBER: _builtins.int
+    SIGNERS_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    ISSUE_ID_FIELD_NUMBER: _builtins.int
+    CLOSED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    """Id: the intent's, in hexadecimal."""
+    state: _builtins.str
+    """PENDING, APPROVED, ISSUED, REJECTED, WITHDRAWN or EXPIRED."""
+    required: _builtins.int
+    """Distinct people needed."""
+    created_by: _builtins.str
+    """Operator who proposed it."""
+    created_at_ms: _builtins.int
+    """Unix milliseconds."""
+    expires_at_ms: _builtins.int
+    """Unix milliseconds; nobody may sign after."""
+    issue_id: _builtins.str
+    """Issue, once issued."""
+    closed_by: _builtins.str
+    """Operator who rejected or withdrew it."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def command(self) -> Global___CommandSpec:
+        """Action, arguments, and the intent with the signatures so far."""
+
+    @_builtins.property
+    def node_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the intent's targets, in its order, as the server knows them; empty for a node that is gone."""
+
+    @_builtins.property
+    def signers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the people who signed, by their grants."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Roles that count."""
+
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        command: Global___CommandSpec | None = ...,
+        node_names: _abc.Iterable[_builtins.str] | None = ...,
+        signers: _abc.Iterable[_builtins.str] | None = ...,
+        required: _builtins.int = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        created_by: _builtins.str = ...,
+        created_at_ms: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        issue_id: _builtins.str = ...,
+        closed_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "closed_by", b"closed_by", "command", b"command", "created_at_ms", b"created_at_ms", "created_by", b"created_by", "expires_at_ms", b"expires_at_ms", "issue_id", b"issue_id", "node_names", b"node_names", "reason", b"reason", "required", b"required", "roles", b"roles", "signers", b"signers", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalView: _TypeAlias = ApprovalView  # noqa: Y015
+
+@_typing.final
+class ProposeCommandRequest(_message.Message):
+    """ProposeCommandRequest is one command with its signed intent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    ttl_s: _builtins.int
+    """Seconds until the commands expire unstarted once issued; 0 means 300."""
+    @_builtins.property
+    def command(self) -> Global___CommandSpec:
+        """Action, arguments and intent."""
+
+    def __init__(
+        self,
+        *,
+        command: Global___CommandSpec | None = ...,
+        ttl_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProposeCommandRequest: _TypeAlias = ProposeCommandRequest  # noqa: Y015
+
+@_typing.final
+class ProposeCommandResponse(_message.Message):
+    """ProposeCommandResponse says what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    ISSUE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approval(self) -> Global___ApprovalView:
+        """The approval."""
+
+    @_builtins.property
+    def issue(self) -> Global___IssueCommandsResponse:
+        """What was issued; absent while signatures are missing."""
+
+    def __init__(
+        self,
+        *,
+        approval: Global___ApprovalView | None = ...,
+        issue: Global___IssueCommandsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "issue", b"issue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "issue", b"issue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProposeCommandResponse: _TypeAlias = ProposeCommandResponse  # noqa: Y015
+
+@_typing.final
+class ListApprovalsRequest(_message.Message):
+    """ListApprovalsRequest filters approvals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Also those that are decided."""
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsRequest: _TypeAlias = ListApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class ListApprovalsResponse(_message.Message):
+    """ListApprovalsResponse lists approvals, newest first, at most 1000."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalView]:
+        """Approvals."""
+
+    def __init__(
+        self,
+        *,
+        approvals: _abc.Iterable[Global___ApprovalView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsResponse: _TypeAlias = ListApprovalsResponse  # noqa: Y015
+
+@_typing.final
+class GetApprovalRequest(_message.Message):
+    """GetApprovalRequest names one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    """Id."""
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApprovalRequest: _TypeAlias = GetApprovalRequest  # noqa: Y015
+
+@_typing.final
+class GetApprovalResponse(_message.Message):
+    """GetApprovalResponse shows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approval(self) -> Global___ApprovalView:
+        """The approval."""
+
+    def __init__(
+        self,
+        *,
+        approval: Global___ApprovalView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApprovalResponse: _TypeAlias = GetApprovalResponse  # noqa: Y015
+
+@_typing.final
+class SignApprovalRequest(_message.Message):
+    """SignApprovalRequest adds a signature over the intent, exactly as it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    """Id."""
+    @_builtins.property
+    def signature(self) -> _trust_pb2.Signature:
+        """Signature, domain `intent`."""
+
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+        signature: _trust_pb2.Signature | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignApprovalRequest: _TypeAlias = SignApprovalRequest  # noqa: Y015
+
+@_typing.final
+class SignApprovalResponse(_message.Message):
+    """SignApprovalResponse says what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    ISSUE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approval(self) -> Global___ApprovalView:
+        """The approval."""
+
+    @_builtins.property
+    def issue(self) -> Global___IssueCommandsResponse:
+        """What was issued; absent while signatures are missing."""
+
+    def __init__(
+        self,
+        *,
+        approval: Global___ApprovalView | None = ...,
+        issue: Global___IssueCommandsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "issue", b"issue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "issue", b"issue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignApprovalResponse: _TypeAlias = SignApprovalResponse  # noqa: Y015
+
+@_typing.final
+class CloseApprovalRequest(_message.Message):
+    """CloseApprovalRequest ends a waiting command."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    WITHDRAW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    """Id."""
+    withdraw: _builtins.bool
+    """True withdraws the caller's own, false rejects."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+        withdraw: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "reason", b"reason", "withdraw", b"withdraw"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseApprovalRequest: _TypeAlias = CloseApprovalRequest  # noqa: Y015
+
+@_typing.final
+class CloseApprovalResponse(_message.Message):
+    """CloseApprovalResponse shows what stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approval(self) -> Global___ApprovalView:
+        """The approval."""
+
+    def __init__(
+        self,
+        *,
+        approval: Global___ApprovalView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseApprovalResponse: _TypeAlias = CloseApprovalResponse  # noqa: Y015

@@ -175,6 +175,51 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.EnrollOperatorKey = channel.unary_unary(
+                '/fleet.v1.Admin/EnrollOperatorKey',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.EnrollOperatorKeyRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.EnrollOperatorKeyResponse.FromString,
+                _registered_method=True)
+        self.ListOperatorKeys = channel.unary_unary(
+                '/fleet.v1.Admin/ListOperatorKeys',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ListOperatorKeysRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ListOperatorKeysResponse.FromString,
+                _registered_method=True)
+        self.GetOwnerStatements = channel.unary_unary(
+                '/fleet.v1.Admin/GetOwnerStatements',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.GetOwnerStatementsRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.GetOwnerStatementsResponse.FromString,
+                _registered_method=True)
+        self.PutOwnerStatement = channel.unary_unary(
+                '/fleet.v1.Admin/PutOwnerStatement',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.PutOwnerStatementRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.PutOwnerStatementResponse.FromString,
+                _registered_method=True)
+        self.ProposeCommand = channel.unary_unary(
+                '/fleet.v1.Admin/ProposeCommand',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ProposeCommandRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ProposeCommandResponse.FromString,
+                _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/fleet.v1.Admin/ListApprovals',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
+        self.GetApproval = channel.unary_unary(
+                '/fleet.v1.Admin/GetApproval',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.GetApprovalRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.GetApprovalResponse.FromString,
+                _registered_method=True)
+        self.SignApproval = channel.unary_unary(
+                '/fleet.v1.Admin/SignApproval',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.SignApprovalRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.SignApprovalResponse.FromString,
+                _registered_method=True)
+        self.CloseApproval = channel.unary_unary(
+                '/fleet.v1.Admin/CloseApproval',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -377,6 +422,69 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EnrollOperatorKey(self, request, context):
+        """EnrollOperatorKey gives the caller's public signing key to the server (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperatorKeys(self, request, context):
+        """ListOperatorKeys lists enrolled keys (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOwnerStatements(self, request, context):
+        """GetOwnerStatements shows what owners signed: their chain, the policy, the role grants (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutOwnerStatement(self, request, context):
+        """PutOwnerStatement takes one statement that the owner's key signed, and publishes it to the nodes (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProposeCommand(self, request, context):
+        """ProposeCommand takes a command with its signed intent: issues it, or keeps it until enough people signed (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApprovals(self, request, context):
+        """ListApprovals lists commands that wait for signatures, and past ones, newest first (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApproval(self, request, context):
+        """GetApproval shows one (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignApproval(self, request, context):
+        """SignApproval adds a signature; with the last one that is needed the commands are issued (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseApproval(self, request, context):
+        """CloseApproval rejects a waiting command, or withdraws one's own (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -519,6 +627,51 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.ListKeysRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'EnrollOperatorKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnrollOperatorKey,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.EnrollOperatorKeyRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.EnrollOperatorKeyResponse.SerializeToString,
+            ),
+            'ListOperatorKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperatorKeys,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ListOperatorKeysRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ListOperatorKeysResponse.SerializeToString,
+            ),
+            'GetOwnerStatements': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOwnerStatements,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.GetOwnerStatementsRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.GetOwnerStatementsResponse.SerializeToString,
+            ),
+            'PutOwnerStatement': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutOwnerStatement,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.PutOwnerStatementRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.PutOwnerStatementResponse.SerializeToString,
+            ),
+            'ProposeCommand': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProposeCommand,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ProposeCommandRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ProposeCommandResponse.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ListApprovalsResponse.SerializeToString,
+            ),
+            'GetApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApproval,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.GetApprovalRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.GetApprovalResponse.SerializeToString,
+            ),
+            'SignApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignApproval,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.SignApprovalRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.SignApprovalResponse.SerializeToString,
+            ),
+            'CloseApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseApproval,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1278,6 +1431,249 @@ class Admin:
             '/fleet.v1.Admin/ListKeys',
             fleet_dot_v1_dot_admin__pb2.ListKeysRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnrollOperatorKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/EnrollOperatorKey',
+            fleet_dot_v1_dot_admin__pb2.EnrollOperatorKeyRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.EnrollOperatorKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperatorKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListOperatorKeys',
+            fleet_dot_v1_dot_admin__pb2.ListOperatorKeysRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ListOperatorKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOwnerStatements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/GetOwnerStatements',
+            fleet_dot_v1_dot_admin__pb2.GetOwnerStatementsRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.GetOwnerStatementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutOwnerStatement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/PutOwnerStatement',
+            fleet_dot_v1_dot_admin__pb2.PutOwnerStatementRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.PutOwnerStatementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProposeCommand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ProposeCommand',
+            fleet_dot_v1_dot_admin__pb2.ProposeCommandRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ProposeCommandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListApprovals',
+            fleet_dot_v1_dot_admin__pb2.ListApprovalsRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/GetApproval',
+            fleet_dot_v1_dot_admin__pb2.GetApprovalRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.GetApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/SignApproval',
+            fleet_dot_v1_dot_admin__pb2.SignApprovalRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.SignApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/CloseApproval',
+            fleet_dot_v1_dot_admin__pb2.CloseApprovalRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.CloseApprovalResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,6 +89,24 @@ class AdminStub:
     """ExportAudit streams audit rows and checkpoints in order; with follow it goes on (viewer)."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListKeysRequest, _admin_pb2.ListKeysResponse]
     """ListKeys shows authority, command keys and how many nodes hold which bundle (viewer)."""
+    EnrollOperatorKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EnrollOperatorKeyRequest, _admin_pb2.EnrollOperatorKeyResponse]
+    """EnrollOperatorKey gives the caller's public signing key to the server (operator)."""
+    ListOperatorKeys: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListOperatorKeysRequest, _admin_pb2.ListOperatorKeysResponse]
+    """ListOperatorKeys lists enrolled keys (viewer)."""
+    GetOwnerStatements: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetOwnerStatementsRequest, _admin_pb2.GetOwnerStatementsResponse]
+    """GetOwnerStatements shows what owners signed: their chain, the policy, the role grants (viewer)."""
+    PutOwnerStatement: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PutOwnerStatementRequest, _admin_pb2.PutOwnerStatementResponse]
+    """PutOwnerStatement takes one statement that the owner's key signed, and publishes it to the nodes (owner)."""
+    ProposeCommand: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ProposeCommandRequest, _admin_pb2.ProposeCommandResponse]
+    """ProposeCommand takes a command with its signed intent: issues it, or keeps it until enough people signed (operator)."""
+    ListApprovals: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListApprovalsRequest, _admin_pb2.ListApprovalsResponse]
+    """ListApprovals lists commands that wait for signatures, and past ones, newest first (viewer)."""
+    GetApproval: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetApprovalRequest, _admin_pb2.GetApprovalResponse]
+    """GetApproval shows one (viewer)."""
+    SignApproval: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SignApprovalRequest, _admin_pb2.SignApprovalResponse]
+    """SignApproval adds a signature; with the last one that is needed the commands are issued (operator)."""
+    CloseApproval: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseApprovalRequest, _admin_pb2.CloseApprovalResponse]
+    """CloseApproval rejects a waiting command, or withdraws one's own (operator)."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -151,6 +169,24 @@ class AdminAsyncStub(AdminStub):
     """ExportAudit streams audit rows and checkpoints in order; with follow it goes on (viewer)."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListKeysRequest, _admin_pb2.ListKeysResponse]  # type: ignore[assignment]
     """ListKeys shows authority, command keys and how many nodes hold which bundle (viewer)."""
+    EnrollOperatorKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.EnrollOperatorKeyRequest, _admin_pb2.EnrollOperatorKeyResponse]  # type: ignore[assignment]
+    """EnrollOperatorKey gives the caller's public signing key to the server (operator)."""
+    ListOperatorKeys: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListOperatorKeysRequest, _admin_pb2.ListOperatorKeysResponse]  # type: ignore[assignment]
+    """ListOperatorKeys lists enrolled keys (viewer)."""
+    GetOwnerStatements: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetOwnerStatementsRequest, _admin_pb2.GetOwnerStatementsResponse]  # type: ignore[assignment]
+    """GetOwnerStatements shows what owners signed: their chain, the policy, the role grants (viewer)."""
+    PutOwnerStatement: _aio.UnaryUnaryMultiCallable[_admin_pb2.PutOwnerStatementRequest, _admin_pb2.PutOwnerStatementResponse]  # type: ignore[assignment]
+    """PutOwnerStatement takes one statement that the owner's key signed, and publishes it to the nodes (owner)."""
+    ProposeCommand: _aio.UnaryUnaryMultiCallable[_admin_pb2.ProposeCommandRequest, _admin_pb2.ProposeCommandResponse]  # type: ignore[assignment]
+    """ProposeCommand takes a command with its signed intent: issues it, or keeps it until enough people signed (operator)."""
+    ListApprovals: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListApprovalsRequest, _admin_pb2.ListApprovalsResponse]  # type: ignore[assignment]
+    """ListApprovals lists commands that wait for signatures, and past ones, newest first (viewer)."""
+    GetApproval: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetApprovalRequest, _admin_pb2.GetApprovalResponse]  # type: ignore[assignment]
+    """GetApproval shows one (viewer)."""
+    SignApproval: _aio.UnaryUnaryMultiCallable[_admin_pb2.SignApprovalRequest, _admin_pb2.SignApprovalResponse]  # type: ignore[assignment]
+    """SignApproval adds a signature; with the last one that is needed the commands are issued (operator)."""
+    CloseApproval: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseApprovalRequest, _admin_pb2.CloseApprovalResponse]  # type: ignore[assignment]
+    """CloseApproval rejects a waiting command, or withdraws one's own (operator)."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Admin is the operators' service. Every call names the least role that may make it."""
@@ -378,5 +414,77 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListKeysResponse, _abc.Awaitable[_admin_pb2.ListKeysResponse]]:
         """ListKeys shows authority, command keys and how many nodes hold which bundle (viewer)."""
+
+    @_abc_1.abstractmethod
+    def EnrollOperatorKey(
+        self,
+        request: _admin_pb2.EnrollOperatorKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.EnrollOperatorKeyResponse, _abc.Awaitable[_admin_pb2.EnrollOperatorKeyResponse]]:
+        """EnrollOperatorKey gives the caller's public signing key to the server (operator)."""
+
+    @_abc_1.abstractmethod
+    def ListOperatorKeys(
+        self,
+        request: _admin_pb2.ListOperatorKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListOperatorKeysResponse, _abc.Awaitable[_admin_pb2.ListOperatorKeysResponse]]:
+        """ListOperatorKeys lists enrolled keys (viewer)."""
+
+    @_abc_1.abstractmethod
+    def GetOwnerStatements(
+        self,
+        request: _admin_pb2.GetOwnerStatementsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetOwnerStatementsResponse, _abc.Awaitable[_admin_pb2.GetOwnerStatementsResponse]]:
+        """GetOwnerStatements shows what owners signed: their chain, the policy, the role grants (viewer)."""
+
+    @_abc_1.abstractmethod
+    def PutOwnerStatement(
+        self,
+        request: _admin_pb2.PutOwnerStatementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PutOwnerStatementResponse, _abc.Awaitable[_admin_pb2.PutOwnerStatementResponse]]:
+        """PutOwnerStatement takes one statement that the owner's key signed, and publishes it to the nodes (owner)."""
+
+    @_abc_1.abstractmethod
+    def ProposeCommand(
+        self,
+        request: _admin_pb2.ProposeCommandRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ProposeCommandResponse, _abc.Awaitable[_admin_pb2.ProposeCommandResponse]]:
+        """ProposeCommand takes a command with its signed intent: issues it, or keeps it until enough people signed (operator)."""
+
+    @_abc_1.abstractmethod
+    def ListApprovals(
+        self,
+        request: _admin_pb2.ListApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListApprovalsResponse, _abc.Awaitable[_admin_pb2.ListApprovalsResponse]]:
+        """ListApprovals lists commands that wait for signatures, and past ones, newest first (viewer)."""
+
+    @_abc_1.abstractmethod
+    def GetApproval(
+        self,
+        request: _admin_pb2.GetApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetApprovalResponse, _abc.Awaitable[_admin_pb2.GetApprovalResponse]]:
+        """GetApproval shows one (viewer)."""
+
+    @_abc_1.abstractmethod
+    def SignApproval(
+        self,
+        request: _admin_pb2.SignApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SignApprovalResponse, _abc.Awaitable[_admin_pb2.SignApprovalResponse]]:
+        """SignApproval adds a signature; with the last one that is needed the commands are issued (operator)."""
+
+    @_abc_1.abstractmethod
+    def CloseApproval(
+        self,
+        request: _admin_pb2.CloseApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CloseApprovalResponse, _abc.Awaitable[_admin_pb2.CloseApprovalResponse]]:
+        """CloseApproval rejects a waiting command, or withdraws one's own (operator)."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

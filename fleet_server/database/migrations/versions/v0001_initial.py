@@ -105,6 +105,45 @@ def upgrade() -> None:
         postgresql_where=sa.text("state < 5"),
     )
     op.create_table(
+        "operator_keys",
+        sa.Column("key_id", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("cluster_id", sa.String(length=64), nullable=False),
+        sa.Column("operator", sa.String(length=63), nullable=False),
+        sa.Column("public_key", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("enrolled_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], name=op.f("fk_operator_keys_cluster_id")),
+        sa.PrimaryKeyConstraint("key_id", name=op.f("pk_operator_keys")),
+    )
+    op.create_table(
+        "cluster_people",
+        sa.Column("cluster_id", sa.String(length=64), nullable=False),
+        sa.Column("kept", sa.LargeBinary(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], name=op.f("fk_cluster_people_cluster_id")),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_cluster_people")),
+    )
+    op.create_table(
+        "approvals",
+        sa.Column("approval_id", sa.String(length=64), nullable=False),
+        sa.Column("cluster_id", sa.String(length=64), nullable=False),
+        sa.Column("action", sa.String(length=128), nullable=False),
+        sa.Column("arguments", sa.LargeBinary(), nullable=False),
+        sa.Column("intent", sa.LargeBinary(), nullable=False),
+        sa.Column("ttl_s", sa.BigInteger(), nullable=False),
+        sa.Column("created_by", sa.String(length=63), nullable=False),
+        sa.Column("created_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("issue_id", sa.String(length=64), server_default="", nullable=False),
+        sa.Column("closed_by", sa.String(length=63), server_default="", nullable=False),
+        sa.Column("reason", sa.String(length=500), server_default="", nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("approval_id", name=op.f("pk_approvals")),
+    )
+    op.create_index("ix_approvals_created", "approvals", ["created_at_ms"], unique=False)
+    op.create_index("ix_approvals_state", "approvals", ["state", "expires_at_ms"], unique=False)
+    op.create_table(
         "operators",
         sa.Column("operator_id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.v1 import command_pb2
+from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import rules
 from fleet_server.commands.authority import Authority
 from fleet_server.commands.runs import Run
@@ -33,7 +33,8 @@ def test_a_statement_of_encoded_commands_parses_to_all_that_was_ordered(
         NewRow("n", seq, seq.to_bytes(16, "big"), "i", seq % len(specs), not_after_ms, b"", rules.QUEUED, None, 0)
         for seq in seqs
     ]
-    run = Run("n", 1, Authority("i", actor, issued_at_ms, specs, b"", 1), rows)
+    said = [admin_pb2.CommandSpec(action=action, arguments=arguments) for action, arguments in specs]
+    run = Run("n", 1, Authority("i", actor, issued_at_ms, said, b"", 1), rows)
     expected = command_pb2.CommandStatement(
         cluster_id="c",
         prev_seq=prev_seq,

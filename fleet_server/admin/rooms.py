@@ -1,0 +1,59 @@
+"""The rooms behind the Admin service, each with its file here, built from what the server consists of."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fleet.clock import Clock
+from fleet_server.admin.access import OperatorService
+from fleet_server.admin.approvals import ApprovalsApi
+from fleet_server.admin.commands import CommandsApi
+from fleet_server.admin.enrollment import EnrollmentApi
+from fleet_server.admin.nodes import NodesApi
+from fleet_server.admin.operators import OperatorsApi
+from fleet_server.admin.replicas import ReplicasApi
+from fleet_server.admin.rpc import AdminRooms
+from fleet_server.admin.telemetry import TelemetryApi
+from fleet_server.admin.trail import TrailApi
+from fleet_server.approvals.service import ApprovalService
+from fleet_server.audit.service import AuditService
+from fleet_server.commands.service import CommandService
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.enrollment.service import EnrollmentService
+from fleet_server.nodes.service import NodeService
+from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.replicas.service import ReplicaService
+from fleet_server.telemetry.service import TelemetryService
+from fleet_server.trust.service import TrustService
+
+
+class Services(Protocol):
+    """What the server consists of, as far as operators reach it."""
+
+    replica_id: str
+    clock: Clock
+    wakeup: Wakeup
+    metrics: ServerMetrics
+    audit: AuditService
+    trust: TrustService
+    nodes: NodeService
+    enrollment: EnrollmentService
+    commands: CommandService
+    approvals: ApprovalService
+    replicas: ReplicaService
+    telemetry: TelemetryService
+    operators: OperatorService
+
+
+def admin_rooms(server: Services) -> AdminRooms:
+    """One handler object a room."""
+    return AdminRooms(
+        operators=OperatorsApi(server.operators, server.trust, server.replica_id),
+        enrollment=EnrollmentApi(server.enrollment, server.clock),
+        nodes=NodesApi(server.nodes, server.wakeup, server.clock),
+        commands=CommandsApi(server.commands, server.metrics.streams.refusals),
+        replicas=ReplicasApi(server.replicas, server.clock),
+        telemetry=TelemetryApi(server.telemetry),
+        trail=TrailApi(server.audit, server.trust, server.nodes),
+        approvals=ApprovalsApi(server.trust, server.approvals),
+    )

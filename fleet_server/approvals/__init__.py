@@ -1,0 +1,1 @@
+"""Protected commands that wait until enough people have signed them."""

@@ -1,0 +1,226 @@
+"""Protected commands wait for people's signatures, and are issued once, as signed, or never."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fleet.envelope import Signer
+from fleet.errors import Reason, Refusal
+from fleet.intents import Order, judge_intent
+from fleet.v1 import admin_pb2, command_pb2, trust_pb2
+from fleet_server.approvals.rules import ApprovalState
+from tests.unit.fleet_server.approvals.plant import ACTION, ARGUMENTS, Plant
+
+STRANGER = Signer.from_private_bytes(b"\x07" * 32)
+
+
+def issue(*targets: str, intent: trust_pb2.Signed | None = None) -> admin_pb2.IssueCommandsRequest:
+    spec = admin_pb2.CommandSpec(action=ACTION, arguments=ARGUMENTS, intent=intent)
+    return admin_pb2.IssueCommandsRequest(selector=admin_pb2.Selector(patterns=targets), commands=[spec])
+
+
+async def test_with_the_last_signature_the_command_is_issued_as_it_was_signed(plant: Plant) -> None:
+    await plant.settle_people()
+    one, two = await plant.add_node("n1"), await plant.add_node("n2")
+    approval, nothing = await plant.approvals.propose("ada", plant.proposal(plant.intent(one, two), plant.ada))
+    assert (approval.state, nothing) == (ApprovalState.PENDING, None)
+    view = await plant.approvals.get(approval.approval_id)
+    assert (list(view.signers), view.required, list(view.node_names)) == (["ada"], 2, ["n1", "n2"])
+    assert [each.approval_id for each in await plant.approvals.listed(everything=False)] == [view.approval_id]
+
+    done, issued = await plant.approvals.sign("bob", view.approval_id, plant.signature(view, plant.bob))
+
+    assert issued is not None
+    assert (done.state, issued.issued_count) == (ApprovalState.ISSUED, 2)
+    (pending,) = await plant.claim(one)
+    command = command_pb2.Command.FromString(pending.terms.encoded)
+    assert (command.actor, command.action, command.arguments) == ("ada", ACTION, ARGUMENTS)
+
+    people = await plant.database.read(plant.trust.people.verified)
+    order = Order(one.node_id, one.fingerprint, command.action, command.arguments)
+    judgement = judge_intent(people, command.intent, order, now_ms=plant.clock.now_ms())
+    assert judgement.passes, judgement
+    assert judgement.people == {"ada", "bob"}
+    assert await plant.approvals.listed(everything=False) == []
+    assert (await plant.approvals.get(view.approval_id)).state == "ISSUED"
+    told = [kind for kind in await plant.kinds() if kind.startswith(("approval.", "command.issued"))]
+    assert told == ["approval.requested", "approval.signed", "command.issued"]
+
+
+async def test_one_signature_is_enough_where_one_is_asked_for(plant: Plant) -> None:
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    approval, issued = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    assert issued is not None
+    assert (approval.state, issued.issued_count) == (ApprovalState.ISSUED, 1)
+
+
+async def test_proposing_twice_is_proposing_once(plant: Plant) -> None:
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    proposal = plant.proposal(plant.intent(node), plant.ada)
+    await plant.approvals.propose("ada", proposal)
+    again, nothing = await plant.approvals.propose("ada", proposal)
+    assert (again.state, nothing) == (ApprovalState.ISSUED, None)
+    assert len(await plant.claim(node)) == 1
+
+
+async def test_what_was_approved_and_not_issued_is_issued_by_whoever_comes_after(plant: Plant) -> None:
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    real, plant.commands._issuing.issue = plant.commands._issuing.issue, _away  # type: ignore[method-assign]
+    with pytest.raises(Refusal, match="UNAVAILABLE"):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    plant.commands._issuing.issue = real  # type: ignore[method-assign]
+    await plant.approvals.finish()
+    await plant.approvals.finish()
+    (view,) = await plant.approvals.listed(everything=True)
+    assert (view.state, len(await plant.claim(node))) == ("ISSUED", 1)
+
+
+async def _away(*_: Any) -> Any:
+    raise Refusal(Reason.UNAVAILABLE, "the database is away")
+
+
+BAD: dict[str, Callable[[Plant, Any, Any], admin_pb2.ProposeCommandRequest]] = {
+    "a stranger's key": lambda plant, one, _: plant.proposal(plant.intent(one), STRANGER),
+    "nobody's signature": lambda plant, one, _: plant.proposal(plant.intent(one)),
+    "other arguments": lambda plant, one, _: plant.proposal(plant.intent(one), plant.ada, arguments=b'{"line": 3}'),
+    "another action": lambda plant, one, _: plant.proposal(plant.intent(one, action="press.start"), plant.ada),
+    "another cluster": lambda plant, one, _: plant.proposal(plant.intent(one, cluster_id="c-other"), plant.ada),
+    "no nodes": lambda plant, _, __: plant.proposal(plant.intent(), plant.ada),
+    "a short id": lambda plant, one, _: plant.proposal(plant.intent(one, intent_id=b"short"), plant.ada),
+    "its end before its begin": lambda plant, one, _: plant.proposal(plant.intent(one, minutes=-1), plant.ada),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_an_intent_that_no_node_would_take_is_refused_at_once(plant: Plant, case: str) -> None:
+    await plant.settle_people()
+    one, two = await plant.add_node("n1"), await plant.add_node("n2")
+    with pytest.raises(Refusal) as refused:
+        await plant.approvals.propose("ada", BAD[case](plant, one, two))
+    assert refused.value.reason is Reason.INTENT_REFUSED
+    assert await plant.approvals.listed(everything=True) == []
+
+
+async def test_signatures_that_do_not_count_are_refused_and_change_nothing(plant: Plant) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    approval, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    view = await plant.approvals.get(approval.approval_id)
+    forged = trust_pb2.Signature(key_id=plant.bob.key_id, value=bytes(64))
+    for signature in (plant.signature(view, STRANGER), forged):
+        with pytest.raises(Refusal, match="INTENT_REFUSED"):
+            await plant.approvals.sign("bob", view.approval_id, signature)
+    same, nothing = await plant.approvals.sign("ada", view.approval_id, plant.signature(view, plant.ada))
+    assert (same.state, nothing) == (ApprovalState.PENDING, None)
+    assert list((await plant.approvals.get(view.approval_id)).signers) == ["ada"]
+
+
+async def test_a_person_whose_grant_has_expired_does_not_count(plant: Plant) -> None:
+    await plant.name_owner()
+    await plant.put(role_grant=plant.grant("ada", plant.ada, days=20))
+    await plant.put(role_grant=plant.grant("bob", plant.bob, days=1))
+    await plant.put(policy=plant.policy(2))
+    node = await plant.add_node("n1")
+    plant.clock.advance_nowait(2 * 24 * 3600.0)
+    approval, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    view = await plant.approvals.get(approval.approval_id)
+    same, issued = await plant.approvals.sign("bob", view.approval_id, plant.signature(view, plant.bob))
+    assert (same.state, issued) == (ApprovalState.PENDING, None)
+
+
+async def test_after_its_time_nobody_signs_it(plant: Plant) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    approval, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node, minutes=5), plant.ada))
+    view = await plant.approvals.get(approval.approval_id)
+    plant.clock.advance_nowait(301.0)
+    with pytest.raises(Refusal, match="ALREADY_DECIDED"):
+        await plant.approvals.sign("bob", view.approval_id, plant.signature(view, plant.bob))
+    assert (await plant.approvals.get(view.approval_id)).state == "EXPIRED"
+    assert await plant.approvals.listed(everything=False) == []
+
+
+async def test_the_commands_end_no_later_than_the_intent(plant: Plant) -> None:
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    await plant.approvals.propose("ada", plant.proposal(plant.intent(node, minutes=1), plant.ada, ttl_s=3600))
+    (pending,) = await plant.claim(node)
+    assert pending.terms.not_after_ms <= plant.clock.now_ms() + 60_000
+
+
+async def test_rejecting_is_anybodys_and_withdrawing_ones_own(plant: Plant) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    first, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    second, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    with pytest.raises(Refusal, match="PERMISSION_DENIED"):
+        await plant.approvals.close("bob", first.approval_id, withdraw=True, reason="")
+    assert (await plant.approvals.close("bob", first.approval_id, withdraw=False, reason="no")).reason == "no"
+    await plant.approvals.close("ada", second.approval_id, withdraw=True, reason="")
+    view = await plant.approvals.get(first.approval_id)
+    with pytest.raises(Refusal, match="ALREADY_DECIDED"):
+        await plant.approvals.sign("bob", first.approval_id, plant.signature(view, plant.bob))
+    with pytest.raises(Refusal, match="NOT_FOUND"):
+        await plant.approvals.close("bob", "ff", withdraw=False, reason="")
+    assert {each.state for each in await plant.approvals.listed(everything=True)} == {"REJECTED", "WITHDRAWN"}
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ("UPDATE approvals SET arguments = ?", [b'{"line": 9}']),
+        ("UPDATE approvals SET created_by = ?", ["owner"]),
+        ("UPDATE approvals SET state = ?", ["APPROVED"]),
+        ("UPDATE approvals SET expires_at_ms = expires_at_ms + 1", []),
+    ],
+)
+async def test_a_row_that_was_written_around_the_server_is_used_for_nothing(
+    plant: Plant, change: str, fields: list[Any]
+) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    approval, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    view = await plant.approvals.get(approval.approval_id)
+    await plant.tamper(change, *fields)
+    await plant.approvals.finish()
+    for _ in range(2):
+        with pytest.raises(Refusal, match="QUARANTINED"):
+            await plant.approvals.sign("bob", view.approval_id, plant.signature(view, plant.bob))
+    assert (await plant.approvals.listed(everything=True))[0].state == "QUARANTINED"
+    assert await plant.claim(node) == []
+    assert (await plant.kinds()).count("approval.quarantined") == 1
+
+
+# -- issuing without approval ---------------------------------------------------------------------------------------
+
+
+async def test_a_protected_action_is_issued_to_nobody_without_an_intent(plant: Plant) -> None:
+    free, guarded = await plant.add_node("n1", protected=False), await plant.add_node("n2")
+    with pytest.raises(Refusal) as refused:
+        await plant.commands.issue("ada", issue("*"))
+    assert (refused.value.reason, refused.value.metadata) == (Reason.INTENT_REQUIRED, {"action": ACTION})
+    assert (await plant.commands.issue("ada", issue("n1"))).issued_count == 1
+    await plant.settle_people()
+    with pytest.raises(Refusal, match="INTENT_REQUIRED"):  # the policy names it, whatever the node says
+        await plant.commands.issue("ada", issue("n1"))
+    assert (len(await plant.claim(free)), len(await plant.claim(guarded))) == (1, 0)
+
+
+async def test_an_intent_serves_no_other_command(plant: Plant) -> None:
+    await plant.settle_people(required=1)
+    one, two = await plant.add_node("n1"), await plant.add_node("n2")
+    signed = plant.proposal(plant.intent(one), plant.ada).command.intent
+    with pytest.raises(Refusal, match="does not name the node n2"):
+        await plant.commands.issue("ada", issue("*", intent=signed))
+    request = issue("n1", intent=signed)
+    request.commands[0].arguments = b'{"line": 3}'
+    with pytest.raises(Refusal, match="other arguments"):
+        await plant.commands.issue("ada", request)
+    other = plant.intent(two)
+    other.targets[0].fingerprint = one.fingerprint
+    with pytest.raises(Refusal, match="another fingerprint"):
+        await plant.commands.issue("ada", issue("n2", intent=plant.proposal(other, plant.ada).command.intent))
