@@ -165,7 +165,10 @@ class Node:
         )
         registry.before_collect(self._show_link)
         self._listener = MetricsListener(registry, healthz=_alive, readyz=self._ready) if parts.alone else None
-        self._control = ControlServer(parts.folder.control_socket, {"status": self._status})
+        self._control = ControlServer(
+            parts.folder.control_socket, {"status": self._status, "copy_journal": self._copy_journal}
+        )
+        self._folder = parts.folder
         self._live = LiveSources(
             version=software_version(),
             started_at_ms=self._clock.now_ms(),
@@ -269,6 +272,11 @@ class Node:
 
     async def _status(self) -> dict[str, Any]:
         return dict(live_status(self._live))
+
+    async def _copy_journal(self) -> dict[str, Any]:
+        path = self._folder.path / f".journal-{secrets.token_hex(8)}.copy"
+        await self.commands.copy_journal(path)
+        return {"path": str(path)}
 
     def _show_link(self) -> None:
         self.link.live_status()

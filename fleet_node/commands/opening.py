@@ -17,6 +17,7 @@ __all__ = [
     "JournalDamagedError",
     "JournalFacts",
     "JournalUnavailableError",
+    "copy_journal",
     "ensure_journal",
     "inspect_journal",
     "open_journal",
@@ -45,6 +46,20 @@ def open_journal(path: Path, node_id: str, *, commit_duration: Histogram) -> Jou
         JournalDamagedError: it cannot be used; says what to do.
     """
     return Journal(JournalStore(path, node_id), commit_duration=commit_duration)
+
+
+def copy_journal(path: Path, node_id: str, to: Path) -> None:
+    """Copy a journal as one moment saw it. Only while no daemon runs: the journal has one process.
+
+    Raises:
+        JournalDamagedError: it cannot be used.
+        JournalUnavailableError: it cannot be read now, or the copy not be written.
+    """
+    store = JournalStore(path, node_id)
+    try:
+        store.copy_to(to)
+    finally:
+        store.close()
 
 
 def inspect_journal(path: Path, node_id: str) -> JournalFacts:

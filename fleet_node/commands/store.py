@@ -241,6 +241,17 @@ class JournalStore:
             raise JournalUnavailableError(_unavailable(error)) from error
         return [entry for entry in entries if entry.report_no in wanted and _is_whole(entry)]
 
+    def copy_to(self, path: Path) -> None:
+        """Write what is durable into a new file, as one moment saw it.
+
+        Raises:
+            JournalUnavailableError: it cannot be read, or the copy not be written.
+        """
+        try:
+            self.connection.execute("VACUUM INTO ?", (str(path),))
+        except sqlite3.Error as error:
+            raise JournalUnavailableError(_unavailable(error)) from error
+
     def close(self) -> None:
         """Close the file; the write-ahead log is folded in. A second call does nothing."""
         with contextlib.suppress(sqlite3.Error):

@@ -1,0 +1,138 @@
+"""Use cases: put a node into one file, and make it again on another machine.
+
+Mental model
+    A backup is the node: its keys, api_key, trust and journal. Whoever restores one becomes the node, so two machines
+    can, and then the ratchet tells (docs/protocol.md, "Ratchet"): unless nothing happened since the backup was made,
+    the server sets the node aside until an operator has adopted it, and tells it its floor.
+    The journal is copied as one moment saw it, by the process that owns it: the running daemon, or this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet.clock import Clock
+from fleet.identity import PrivateFileError, private_folder, read_private, sync_folder, write_private
+from fleet.secrets import Secret
+from fleet_node.backup.archive import MAX_ARCHIVE_BYTES, SCRYPT_COST, ArchiveError, seal, unseal
+from fleet_node.enrollment.folder import StateFolder
+
+JOURNAL = "journal.db"
+MANIFEST = "backup.json"
+NEEDED = ("identity.key", "sealing.key", "membership.json", "bundle.bin", JOURNAL)
+OPTIONAL = ("ratchet.bin",)
+
+CopyJournal = Callable[[Path], None]
+"""Writes a copy of the journal to a path at which nothing is."""
+
+
+class BackupError(Exception):
+    """A node cannot be backed up or restored. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What an archive holds.
+
+    Args:
+        node_id: the node.
+        made_at_ms: Unix milliseconds on the node.
+        size_bytes: of the archive.
+    """
+
+    node_id: str
+    made_at_ms: int
+    size_bytes: int
+
+
+def back_up(
+    folder: StateFolder,
+    to: Path,
+    passphrase: Secret[str],
+    *,
+    node_id: str,
+    copy_journal: CopyJournal,
+    clock: Clock,
+    cost: int = SCRYPT_COST,
+) -> Backup:
+    """Write the node's archive, 0600, whole or not at all; nothing is overwritten.
+
+    Raises:
+        BackupError: there is something at the path, or a file of the node is missing.
+        ArchiveError: the passphrase is too short.
+        PrivateFileError: a file of the node cannot be read.
+        OSError: the archive cannot be written.
+    """
+    if to.exists() or to.is_symlink():
+        raise BackupError(f"{to} is there already: give another name, a backup is never overwritten")
+    copy = folder.path / f".journal-{secrets.token_hex(4)}.copy"
+    try:
+        copy_journal(copy)
+        copy.chmod(0o600)
+        journal = read_private(copy)
+    finally:
+        copy.unlink(missing_ok=True)
+    made_at_ms = clock.now_ms()
+    files = {MANIFEST: json.dumps({"node_id": node_id, "made_at_ms": made_at_ms}).encode(), JOURNAL: journal}
+    for name in (*NEEDED, *OPTIONAL):
+        path = folder.path / name
+        if name != JOURNAL and (name in NEEDED or path.exists()):
+            files[name] = read_private(path)
+    archive = seal(files, passphrase, cost=cost)
+    write_private(to, archive)
+    return Backup(node_id, made_at_ms, len(archive))
+
+
+def restore(
+    archive_path: Path, state_dir: Path, passphrase: Secret[str], *, clock: Clock, cost: int = SCRYPT_COST
+) -> Backup:
+    """Make the state folder of the node in an archive. It is there whole, or not at all.
+
+    Args:
+        state_dir: must not exist, or be empty.
+
+    Raises:
+        BackupError: the folder is in use, or the archive does not hold a whole node.
+        ArchiveError: it does not open.
+        PrivateFileError, OSError: it cannot be read, or the folder cannot be written.
+    """
+    if archive_path.stat().st_size > MAX_ARCHIVE_BYTES:
+        raise BackupError(f"{archive_path} is larger than any backup of a node")
+    if state_dir.is_symlink() or (state_dir.exists() and any(state_dir.iterdir())):
+        raise BackupError(
+            f"{state_dir} is not empty: a node is restored into a folder of its own; give another --state-dir, "
+            "or move the node that is there away"
+        )
+    archive = archive_path.read_bytes()
+    files = unseal(archive, passphrase, cost=cost)
+    missing = [name for name in (*NEEDED, MANIFEST) if name not in files]
+    if missing:
+        raise BackupError(f"the backup does not hold a whole node: {', '.join(missing)} is missing")
+    try:
+        manifest = json.loads(files[MANIFEST])
+        backup = Backup(str(manifest["node_id"]), int(manifest["made_at_ms"]), len(archive))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackupError("the backup's own description cannot be read: it is of another version") from error
+    state_dir.parent.mkdir(parents=True, exist_ok=True)
+    draft = private_folder(state_dir.with_name(f".{state_dir.name}.{secrets.token_hex(4)}.restoring"))
+    try:
+        for name in (*NEEDED, *OPTIONAL):
+            if name in files:
+                write_private(draft / name, files[name])
+        restored = {"made_at_ms": backup.made_at_ms, "restored_at_ms": clock.now_ms()}
+        write_private(draft / "restored.json", json.dumps(restored).encode())
+        os.rename(draft, state_dir)  # takes the place of an empty folder
+        sync_folder(state_dir.parent)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return backup
+
+
+__all__ = ["ArchiveError", "Backup", "BackupError", "PrivateFileError", "back_up", "restore"]

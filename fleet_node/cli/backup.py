@@ -1,0 +1,125 @@
+"""`fleet-node backup` and `fleet-node restore`: a node in one file under a passphrase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet_node.cli.grammar import ExitCode, Failure, Verb, again, node_options, settings_from
+
+if TYPE_CHECKING:
+    from fleet.secrets import Secret
+    from fleet_node.backup.service import CopyJournal
+    from fleet_node.enrollment.folder import StateFolder
+
+_passphrase_option = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    help="File whose first line is the passphrase; it must be readable by its owner only [default: asks].",
+)
+
+
+@click.command(cls=Verb, example="fleet-node backup pump-house-3.backup")
+@click.argument("archive", type=click.Path(path_type=Path))
+@_passphrase_option
+@node_options
+def backup(archive: Path, passphrase_file: Path | None, config: Path | None, state_dir: Path | None) -> None:
+    """Write keys, trust and journal of this node into one file, encrypted under a passphrase. The daemon may run.
+
+    Whoever has the file and the passphrase can become this node.
+    """
+    settings = settings_from(config, state_dir).settings
+    from fleet_node.cli.failures import told
+
+    with told(settings.state_dir):
+        from fleet.clock import SystemClock
+        from fleet_node.backup import service
+        from fleet_node.enrollment.folder import StateFolder
+        from fleet_node.enrollment.membership import load_membership
+
+        folder = StateFolder(settings.state_dir)
+        membership = load_membership(folder.membership)
+        if membership is None:
+            raise Failure(
+                "this node is not enrolled: there is nothing to back up",
+                code=ExitCode.USAGE,
+                hint=f"`{again('enroll', config, state_dir)}` first",
+            )
+        passphrase = _passphrase(passphrase_file, new=True)
+        try:
+            made = service.back_up(
+                folder,
+                archive,
+                passphrase,
+                node_id=membership.node_id,
+                copy_journal=_copier(folder, membership.node_id),
+                clock=SystemClock(),
+            )
+        except (service.BackupError, service.ArchiveError) as error:
+            raise Failure(str(error), code=ExitCode.USAGE) from error
+    click.echo(f"{archive}: node {made.node_id}, {made.size_bytes} bytes. Keep it and its passphrase apart.")
+
+
+@click.command(cls=Verb, example="fleet-node restore pump-house-3.backup --state-dir /var/lib/fleet-node")
+@click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@_passphrase_option
+@node_options
+def restore(archive: Path, passphrase_file: Path | None, config: Path | None, state_dir: Path | None) -> None:
+    """Make the node of a backup on this machine, in an empty state folder.
+
+    The machine that was backed up must not run any more. If it ran on after the backup was made, the server sets the
+    node aside when it connects, until an operator has said that this machine is the node (`fleetctl nodes adopt`).
+    """
+    settings = settings_from(config, state_dir).settings
+    from fleet_node.cli.failures import told
+
+    with told(settings.state_dir):
+        from fleet.clock import SystemClock
+        from fleet_node.backup import service
+
+        passphrase = _passphrase(passphrase_file, new=False)
+        try:
+            made = service.restore(archive, settings.state_dir, passphrase, clock=SystemClock())
+        except (service.BackupError, service.ArchiveError) as error:
+            raise Failure(str(error), code=ExitCode.USAGE) from error
+    click.echo(f"Restored node {made.node_id} into {settings.state_dir}. Next: {again('run', config, state_dir)}")
+
+
+def _copier(folder: StateFolder, node_id: str) -> CopyJournal:
+    """How to copy the journal: the running daemon does it, or this process while it holds the folder."""
+    from fleet_node.commands.opening import copy_journal
+    from fleet_node.enrollment.folder import FolderLockedError
+    from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
+
+    def copy(to: Path) -> None:
+        try:
+            made = Path(ask(folder.control_socket, "copy_journal")["path"])
+            made.rename(to)
+        except DaemonAwayError:
+            try:
+                folder.lock()
+                copy_journal(folder.journal, node_id, to)
+            except FolderLockedError as error:
+                raise Failure(
+                    "the daemon of this state folder does not answer", hint="wait until it is up, or stop it"
+                ) from error
+            finally:
+                folder.unlock()
+        except DaemonSilentError as error:
+            raise Failure(str(error)) from error
+
+    return copy
+
+
+def _passphrase(path: Path | None, *, new: bool) -> Secret[str]:
+    from fleet.identity import read_private
+    from fleet.secrets import Secret
+
+    if path is None:
+        return Secret(str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True)))
+    lines = read_private(path).decode(errors="replace").splitlines()
+    if not lines or not lines[0]:
+        raise Failure(f"{path} holds no passphrase", code=ExitCode.USAGE, hint="write it into the file's first line")
+    return Secret(lines[0])

@@ -1,0 +1,94 @@
+"""`fleet-node backup` and `restore` as a person uses them."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from fleet_node.commands.opening import inspect_journal
+from fleet_node.enrollment.folder import StateFolder
+from tests.fakes.gateway import NODE, FakeGateway
+from tests.unit.fleet_node.program import Ended, end, fleet_node, start
+
+
+@pytest.fixture
+def passphrase(tmp_path: Path) -> Path:
+    path = tmp_path / "passphrase"
+    path.touch(mode=0o600)
+    path.write_text("correct horse battery\n")
+    return path
+
+
+async def back_up(member: StateFolder, to: Path, passphrase: Path) -> Ended:
+    return await fleet_node("backup", to, "--state-dir", member.path, "--passphrase-file", passphrase)
+
+
+async def restore(archive: Path, to: Path, passphrase: Path) -> Ended:
+    return await fleet_node("restore", archive, "--state-dir", to, "--passphrase-file", passphrase)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_a_node_moves_to_another_folder_and_runs_there(
+    gateway: FakeGateway, member: StateFolder, tmp_path: Path, passphrase: Path
+) -> None:
+    archive, moved = tmp_path / "node.backup", tmp_path / "moved"
+    made = await back_up(member, archive, passphrase)
+    assert (made.code, mode(archive)) == (0, 0o600), made.err
+    assert NODE in made.out
+    assert member.path.joinpath("identity.key").read_bytes() not in archive.read_bytes()
+    restored = await restore(archive, moved, passphrase)
+    assert restored.code == 0, restored.err
+    assert "fleet-node run" in restored.out
+    assert mode(moved) == 0o700
+    assert all(mode(path) == 0o600 for path in moved.iterdir())
+    for name in ("identity.key", "sealing.key", "membership.json", "bundle.bin"):
+        assert (moved / name).read_bytes() == (member.path / name).read_bytes()
+    assert inspect_journal(moved / "journal.db", NODE).rows == 0
+    assert json.loads((moved / "restored.json").read_text())["restored_at_ms"] > 0
+    process = await start("run", "--state-dir", moved)
+    await gateway.wait_stream()
+    process.terminate()
+    assert (await end(process)).code == 0
+
+
+async def test_a_running_daemon_copies_its_own_journal(
+    gateway: FakeGateway, member: StateFolder, tmp_path: Path, passphrase: Path
+) -> None:
+    process = await start("run", "--state-dir", member.path)
+    await gateway.wait_stream()
+    made = await back_up(member, tmp_path / "node.backup", passphrase)
+    assert made.code == 0, made.err
+    assert not list(member.path.glob("*.copy"))
+    process.terminate()
+    assert (await end(process)).code == 0
+    restored = await restore(tmp_path / "node.backup", tmp_path / "moved", passphrase)
+    assert restored.code == 0, restored.err
+    assert (tmp_path / "moved" / "ratchet.bin").exists() == (member.path / "ratchet.bin").exists()
+
+
+async def test_mistakes_are_told_and_change_nothing(
+    gateway: FakeGateway, member: StateFolder, tmp_path: Path, passphrase: Path
+) -> None:
+    del gateway
+    archive = tmp_path / "node.backup"
+    stranger = await fleet_node("backup", archive, "--state-dir", tmp_path / "nobody", "--passphrase-file", passphrase)
+    assert (stranger.code, "not enrolled" in stranger.err) == (2, True)
+    assert (await back_up(member, archive, passphrase)).code == 0
+    again = await back_up(member, archive, passphrase)
+    assert (again.code, "never overwritten" in again.err) == (2, True)
+    occupied = await restore(archive, member.path, passphrase)
+    assert (occupied.code, "not empty" in occupied.err) == (2, True)
+    wrong = tmp_path / "wrong"
+    wrong.touch(mode=0o600)
+    wrong.write_text("another passphrase\n")
+    refused = await restore(archive, tmp_path / "moved", wrong)
+    assert (refused.code, "passphrase" in refused.err) == (2, True)
+    passphrase.chmod(0o644)
+    exposed = await restore(archive, tmp_path / "moved", passphrase)
+    assert exposed.code == 1
+    assert not (tmp_path / "moved").exists()
+    assert not list(tmp_path.glob(".moved*"))
