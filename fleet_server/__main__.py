@@ -227,7 +227,9 @@ def init(
     click.echo(f"  SHA-256    {hashlib.sha256(made.authority_key).digest().hex(':').upper()}")
     click.echo(f"TLS CA       {made.tls_ca_file}")
     click.echo(f"  SHA-256    {made.tls_ca_sha256.hex(':').upper()}")
-    if made.owner_token is None:
+    if settings.is_strict:
+        click.echo(f"installation {made.installation_id}, to be activated: the first owner comes with the manifest")
+    elif made.owner_token is None:
         click.echo(f"owner        {made.owner} exists already; the token was shown when it was made")
     elif owner_token_file is not None:
         write_private(owner_token_file, made.owner_token.reveal().encode() + b"\n")
@@ -237,6 +239,11 @@ def init(
         click.echo(made.owner_token.reveal())
     start = shlex.join(["fleet-server", "run", *_repeated(file, data_dir, pairs)])
     token = ["--token-file", str(owner_token_file)] if made.owner_token is not None and owner_token_file else []
+    if settings.is_strict:
+        click.echo(f"next, here:                `{start}`\nthen, as docs/operations/activate.md says:", err=True)
+        sign = shlex.join(["fleetctl", "root", "sign-activation", "--installation", made.installation_id])
+        click.echo(f"where the root key is:     `{sign} ...`", err=True)
+        return
     login = shlex.join(["fleetctl", "login", settings.admin_listen, "--ca-file", str(made.tls_ca_file), *token])
     click.echo(f"next, here:                `{start}`\nthen, from another shell:  `{login}`", err=True)
 
@@ -260,8 +267,9 @@ def _check_token_file(path: Path) -> None:
 
 
 @main.command(cls=Verb, example="fleet-server run --config /etc/fleet/fleet-server.toml")
+@click.option("--strict", is_flag=True, help="Serve only once it is activated; production does anyway.")
 @_settings_options
-def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+def run(strict: bool, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain.
 
     45 s after the drain's deadline the process is gone, whatever hangs; something did if its exit code is 1.
@@ -270,7 +278,7 @@ def run(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None
     from fleet_server import bootstrap
     from fleet_server.observability import logging as server_logging
 
-    settings = _load(file, data_dir, pairs).settings
+    settings = _load(file, data_dir, (*pairs, "strict=true") if strict else pairs).settings
     server_logging.configure(settings.log_level, log_format=settings.log_format)
     bootstrap.require_schema(settings)
     with bootstrap.sole_server(settings):

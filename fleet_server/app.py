@@ -18,9 +18,8 @@ from fleet.logs import get_logger
 from fleet.metrics import Registry
 from fleet.metrics_listener import Federation, MetricsListener
 from fleet.process_metrics import ProcessMetrics
-from fleet.v1 import gateway_pb2
 from fleet.version import software_version
-from fleet_server import listeners
+from fleet_server import leaving, listeners
 from fleet_server.admin.access import OperatorService
 from fleet_server.admin.rooms import admin_rooms
 from fleet_server.admin.rpc import SERVICE as ADMIN_SERVICE
@@ -34,6 +33,10 @@ from fleet_server.config import Settings
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
+from fleet_server.installation.rpc import SERVICE as INSTALLATION_SERVICE
+from fleet_server.installation.rpc import InstallationApi
+from fleet_server.installation.service import InstallationService
+from fleet_server.leaving import STOP_GRACE_S, Leaving
 from fleet_server.listeners import Listener
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.health import GATEWAY_SERVICE, ServerHealth
@@ -42,9 +45,9 @@ from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy
+from fleet_server.sessions.rules import TokenBucket
 from fleet_server.sessions.service import SessionService
 from fleet_server.stop_request import StopRequest
-from fleet_server.streams.drain import Drain
 from fleet_server.streams.frames import FrameLimits
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.rpc import Gateway
@@ -55,11 +58,8 @@ from fleet_server.trust.service import TrustService
 
 log = get_logger(__name__)
 
-_SECOND_SIGNAL_S = 2.0
-_STOP_GRACE_S = 3.0
-LEAVE_WITHIN_S = 45.0
-"""From the end of the drain to the end of the process: last writes, each with a bound, to a database that may be away,
-and what it is still busy with."""
+_STRANGERS_PER_S = 5.0
+_STRANGERS_BURST = 20.0
 
 
 class Server:
@@ -114,6 +114,15 @@ class Server:
             audit=self.audit,
             wakeup=self.wakeup,
             cluster_name=self.settings.cluster_name,
+        )
+        self.installation = InstallationService(
+            database=self.database,
+            clock=self.clock,
+            audit=self.audit,
+            strict=self.settings.is_strict,
+            root_key=self.settings.root_key(),
+            challenge_key=self._secrets.derive("owner-challenge"),
+            bucket=TokenBucket(_STRANGERS_PER_S, _STRANGERS_BURST, self.clock.monotonic()),
         )
         self.nodes = NodeService(
             database=self.database,
@@ -208,6 +217,7 @@ class Server:
             on_lost=self.nodes.forget_streams,
         )
         self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)
+        self.installation.make_owners_with(self.operators.make_owner)
 
     async def run(self) -> int:
         """Serve until a signal or a drain request; the exit code.
@@ -219,6 +229,7 @@ class Server:
         self.database.start()
         try:
             await self.trust.load()
+            await self.installation.load(self.trust.installation_id, self.trust.cluster_id)
             self.build_rooms()
             await self.commands.load()
             await self.replicas.register()
@@ -227,7 +238,7 @@ class Server:
                 gateway = await self._listen(listening)
                 return await self._serve(gateway, stopping)
         finally:
-            self._end_within(LEAVE_WITHIN_S)
+            self._end_within(leaving.LEAVE_WITHIN_S)
             await self.database.close()
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> Listener:
@@ -248,13 +259,22 @@ class Server:
             enrollment=self.enrollment,
             registry=self.streams,
             boundary=boundary,
+            require_active=self.installation.require_active,
             replica_id=self.replica_id,
             max_unary_calls=settings.handshake_concurrency,
             limits=FrameLimits(settings.max_frame_bytes, settings.max_telemetry_frame_bytes),
         )
-        admin = Admin(rooms=admin_rooms(self), access=self.operators, boundary=boundary)
+        admin = Admin(
+            rooms=admin_rooms(self),
+            access=self.operators,
+            boundary=boundary,
+            require_active=self.installation.require_active,
+        )
+        installation = InstallationApi(self.installation, boundary)
         gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
-        admin_server = listeners.open_admin(admin.handlers(), (ADMIN_SERVICE,))
+        admin_server = listeners.open_admin(
+            (admin.handlers(), installation.handlers()), (ADMIN_SERVICE, INSTALLATION_SERVICE)
+        )
         self.health.register(gateway_server, GATEWAY_SERVICE)
         self.health.register(admin_server, ADMIN_SERVICE)
         admin_listener = await listeners.start(
@@ -294,6 +314,7 @@ class Server:
                 "call-audit": self.operators.run(),
                 "trust": self.trust.run(),
                 "approvals": self.approvals.run(),
+                "installation": self.installation.run(),
                 "certificates": self.certificates.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
@@ -307,7 +328,17 @@ class Server:
         log.info("ready", replica_id=self.replica_id, version=software_version())
         try:
             failed = await self._wait_for_end(tasks, stopping)
-            await self._drain(gateway, stopping)
+            ending = Leaving(
+                gateway=self.gateway,
+                streams=self.streams,
+                replicas=self.replicas,
+                sessions=self.sessions,
+                health=self.health,
+                clock=self.clock,
+                metrics=self.metrics.streams,
+                end_within=self._end_within,
+            )
+            await ending.drain(gateway.server, stopping, self.settings.drain_deadline_s)
             await self._last_writes()
         finally:
             self.process.close()
@@ -333,48 +364,6 @@ class Server:
             stopping.deadline_s = max(0.0, (request.deadline_ms - self.clock.now_ms()) / 1000)
         stopping.reason = request.reason
 
-    async def _drain(self, gateway: Listener, stopping: StopRequest) -> None:
-        """docs/protocol.md, "Drain"."""
-        deadline_s = self.settings.drain_deadline_s if stopping.deadline_s is None else stopping.deadline_s
-        self._end_within(deadline_s + LEAVE_WITHIN_S)
-        others_per_s = await self._others_admission()
-        alone = others_per_s <= 0
-        reason = stopping.reason or (gateway_pb2.GOAWAY_REASON_RESTART if alone else gateway_pb2.GOAWAY_REASON_DRAIN)
-        log.info("draining", streams=len(self.streams), deadline_s=deadline_s, alone=alone)
-        await self.health.set_draining()
-        self.gateway.stop_admitting()
-        drain = Drain(
-            registry=self.streams,
-            clock=self.clock,
-            metrics=self.metrics.streams,
-            reason=reason,
-            deadline_s=deadline_s,
-            admission_per_s=others_per_s,
-            own_admission_per_s=self.sessions.admission.rate_per_s,
-        )
-        stopping.again(lambda: drain.shorten(_SECOND_SIGNAL_S))
-        asking = asyncio.create_task(self._shorten_when_asked(drain))
-        with contextlib.suppress(Refusal):
-            await self.replicas.set_state(ReplicaState.DRAINING)
-        closing = asyncio.create_task(gateway.server.stop(deadline_s + _STOP_GRACE_S))
-        await drain.run()
-        self._end_within(LEAVE_WITHIN_S)  # the drain was shortened, or done before its time
-        asking.cancel()
-        # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
-        await asyncio.wait({closing, asyncio.create_task(gateway.server.stop(0))}, timeout=_STOP_GRACE_S)
-
-    async def _shorten_when_asked(self, drain: Drain) -> None:
-        while True:
-            request = await self.replicas.wait_drain_requested()
-            if request.deadline_ms:
-                drain.shorten(max(0.0, (request.deadline_ms - self.clock.now_ms()) / 1000))
-
-    async def _others_admission(self) -> float:
-        try:
-            return await self.replicas.admission_of_others_per_s()
-        except Refusal:
-            return 0.0
-
     async def _last_writes(self) -> None:
         """What is only in memory; the database may be away, and then nobody waits for it."""
         writes: list[Coroutine[object, object, object]] = [
@@ -387,7 +376,7 @@ class Server:
         ]
         for write in writes:
             try:
-                await asyncio.wait_for(write, timeout=_STOP_GRACE_S)
+                await asyncio.wait_for(write, timeout=STOP_GRACE_S)
             except (Refusal, TimeoutError) as error:
                 log.warning("last_write_failed", error=str(error))
         self.telemetry.close()

@@ -64,11 +64,12 @@ class Installation:
     made_key_file: Path | None
     owner: str
     owner_token: Secret[str] | None
+    installation_id: str
 
 
 async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
     """Make what is missing: data folder, secret key, TLS, schema, cluster with its keys and first bundle, and an
-    owner.
+    owner; none in strict mode, where the first owner comes with the activation manifest.
 
     Args:
         settings: validated.
@@ -109,7 +110,7 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
                     made_key_file.unlink()  # it opens nothing here, and would hide that the right one is missing
                 raise
             await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der])
-            token = await _create_owner(operators, owner)
+            token = None if settings.is_strict else await _create_owner(operators, owner)
             await audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
         finally:
             await database.close()
@@ -123,6 +124,7 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
         made_key_file=made_key_file,
         owner=owner,
         owner_token=token,
+        installation_id=trust.installation_id,
     )
 
 

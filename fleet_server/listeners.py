@@ -67,10 +67,10 @@ def open_gateway(handlers: grpc.GenericRpcHandler, max_streams: int) -> grpc.aio
     return server
 
 
-def open_admin(handlers: grpc.GenericRpcHandler, services: Sequence[str]) -> grpc.aio.Server:
+def open_admin(handlers: Sequence[grpc.GenericRpcHandler], services: Sequence[str]) -> grpc.aio.Server:
     """The operators' server with reflection, not started."""
     server = grpc.aio.server(options=_ADMIN)
-    server.add_generic_rpc_handlers((handlers,))
+    server.add_generic_rpc_handlers(tuple(handlers))
     reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
     return server
 

@@ -46,6 +46,7 @@ class Caller:
 
     name: str
     role: Role
+    operator_id: str = ""
 
 
 class OperatorService:
@@ -89,7 +90,7 @@ class OperatorService:
         except Refusal:
             await self._tell_refused(operator.name, method)
             raise
-        return Caller(operator.name, operator.role)
+        return Caller(operator.name, operator.role, operator.operator_id)
 
     async def create(self, actor: str, name: str, role_word: str) -> tuple[Operator, Secret[str]]:
         """A new operator and the token, which is never shown again.
@@ -99,7 +100,7 @@ class OperatorService:
         """
         rules.check_operator_name(name)
         role = rules.parse_role(role_word)
-        token = Secret(self._token_text(token_bytes(_TOKEN_BYTES)))
+        token = self._new_token()
         operator = Operator("op-" + token_hex(8), name, role, self._clock.now_ms(), 0, intact=True)
 
         def work(tx: Transaction) -> None:
@@ -111,15 +112,37 @@ class OperatorService:
         await self._database.write(work)
         return operator, token
 
+    def make_owner(self, tx: Transaction, operator_id: str, name: str) -> Secret[str]:
+        """Make an owner whom the installation's first owner signed for, or give that one a new token; the token.
+
+        Raises:
+            Refusal: bad name, or another operator has it.
+        """
+        rules.check_operator_name(name)
+        token = self._new_token()
+        operator = Operator(operator_id, name, Role.OWNER, self._clock.now_ms(), 0, intact=True)
+        known = self._store.by_name(tx.conn, operator_id)
+        if known is not None and known.operator_id == operator_id and known.intact and known.role is Role.OWNER:
+            self._store.give_token(tx.conn, known, _hash(token.reveal()))
+            tx.after_commit(self._cache.clear)
+        elif known is not None or not self._store.insert(tx.conn, operator, _hash(token.reveal())):
+            raise Refusal(Reason.CONFLICT, f"an operator called {name!r} exists already: choose another name")
+        return token
+
     async def all(self) -> list[Operator]:
         """Every operator by name."""
         return await self._database.read(self._store.all)
 
-    async def revoke(self, actor: str, name: str) -> Operator:
+    async def revoke(self, actor: str, name: str, *, may_end_owners: bool = True) -> Operator:
         """End an operator's token at once.
 
+        Args:
+            actor: who asks.
+            name: of the operator, or its id.
+            may_end_owners: whether it may be an owner's.
+
         Raises:
-            Refusal: NOT_FOUND, or it is the last owner (CONFLICT).
+            Refusal: NOT_FOUND, it is the last owner (CONFLICT), or any owner's and it may not be.
         """
         now_ms = self._clock.now_ms()
 
@@ -131,6 +154,8 @@ class OperatorService:
                 raise Refusal(Reason.NOT_FOUND, f"no operator is called {name[:80]!r}: see `fleetctl operators list`")
             if operator.revoked_at_ms:
                 return operator
+            if operator.is_owner and not may_end_owners:
+                raise Refusal(Reason.PERMISSION_DENIED, "only a platform admin ends an owner's token: ask one")
             if operator.role is Role.OWNER and sum(each.is_owner for each in everyone) == 1:
                 raise Refusal(Reason.CONFLICT, "this is the last owner: create another one before you revoke it")
             self._store.revoke(tx.conn, operator.operator_id, now_ms)
@@ -188,6 +213,9 @@ class OperatorService:
         if operator.revoked_at_ms:
             raise Refusal(Reason.UNAUTHENTICATED, "this operator token was revoked: ask an owner for a new one")
         return operator
+
+    def _new_token(self) -> Secret[str]:
+        return Secret(self._token_text(token_bytes(_TOKEN_BYTES)))
 
     def _token_text(self, secret: bytes) -> str:
         mac = hmac.digest(self._token_key, secret, "sha256")[:_TOKEN_MAC_BYTES]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from fleet.v1 import admin_pb2
 from fleet.version import software_version
 from fleet_server.admin.access import Caller, OperatorService
+from fleet_server.admin.rules import Role
 from fleet_server.admin.views import operator_view
+from fleet_server.installation.service import InstallationService
 from fleet_server.trust.service import TrustService
 
 
 class OperatorsApi:
     """WhoAmI and the operators themselves."""
 
-    def __init__(self, operators: OperatorService, trust: TrustService, replica_id: str) -> None:
+    def __init__(
+        self, operators: OperatorService, trust: TrustService, installation: InstallationService, replica_id: str
+    ) -> None:
         self._operators = operators
+        self._installation = installation
         self._trust = trust
         self._replica_id = replica_id
 
@@ -33,6 +38,8 @@ class OperatorsApi:
         self, caller: Caller, request: admin_pb2.CreateOperatorRequest
     ) -> admin_pb2.CreateOperatorResponse:
         """A new operator; the token is in this answer and nowhere else."""
+        if request.role == Role.OWNER.word:
+            await self._installation.require_platform_admin(caller.operator_id, "making an owner")
         operator, token = await self._operators.create(caller.name, request.name, request.role)
         return admin_pb2.CreateOperatorResponse(operator=operator_view(operator), token=token.reveal())
 
@@ -44,5 +51,6 @@ class OperatorsApi:
         self, caller: Caller, request: admin_pb2.RevokeOperatorRequest
     ) -> admin_pb2.RevokeOperatorResponse:
         """End an operator's token."""
-        operator = await self._operators.revoke(caller.name, request.operator)
+        may_end_owners = await self._installation.is_platform_admin(caller.operator_id)
+        operator = await self._operators.revoke(caller.name, request.operator, may_end_owners=may_end_owners)
         return admin_pb2.RevokeOperatorResponse(operator=operator_view(operator))

@@ -20,6 +20,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.commands.service import CommandService
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
+from fleet_server.installation.service import InstallationService
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.service import ReplicaService
@@ -36,6 +37,7 @@ class Services(Protocol):
     metrics: ServerMetrics
     audit: AuditService
     trust: TrustService
+    installation: InstallationService
     nodes: NodeService
     enrollment: EnrollmentService
     commands: CommandService
@@ -48,7 +50,7 @@ class Services(Protocol):
 def admin_rooms(server: Services) -> AdminRooms:
     """One handler object a room."""
     return AdminRooms(
-        operators=OperatorsApi(server.operators, server.trust, server.replica_id),
+        operators=OperatorsApi(server.operators, server.trust, server.installation, server.replica_id),
         enrollment=EnrollmentApi(server.enrollment, server.clock),
         nodes=NodesApi(server.nodes, server.wakeup, server.clock),
         commands=CommandsApi(server.commands, server.metrics.streams.refusals),

@@ -50,10 +50,17 @@ class AdminRooms:
 
 
 class Admin:
-    """The operators' service."""
+    """The operators' service.
 
-    def __init__(self, *, rooms: AdminRooms, access: OperatorService, boundary: Boundary) -> None:
+    Args:
+        require_active: refuses every call while the installation is not activated.
+    """
+
+    def __init__(
+        self, *, rooms: AdminRooms, access: OperatorService, boundary: Boundary, require_active: Callable[[], None]
+    ) -> None:
         self._access = access
+        self._require_active = require_active
         self._boundary = boundary
         self._unary: Mapping[str, UnaryHandler] = {
             "WhoAmI": rooms.operators.who_am_i,
@@ -139,6 +146,7 @@ class Admin:
 
     async def _admit(self, name: str, request: Message | Refusal, context: Context) -> Caller:
         require_tls13(context)
+        self._require_active()
         if isinstance(request, Refusal):
             raise request
         caller = await self._access.authorise(_bearer(context), name)

@@ -62,6 +62,13 @@ class OperatorStore:
         text = f"{_SELECT} ORDER BY name" + (for_update(conn) if lock else "")
         return [self._operator(tuple(row)) for row in conn.exec_driver_sql(text)]
 
+    def give_token(self, conn: Connection, operator: Operator, token_sha256: bytes) -> None:
+        """Replace the token of an operator, revoked or not."""
+        fields = (operator.operator_id, operator.name, operator.role.word, token_sha256, operator.created_at_ms, 0)
+        text = "UPDATE operators SET token_sha256 = ?, revoked_at_ms = 0, mac = ? WHERE operator_id = ?"
+        values = (token_sha256, self._row_mac.compute(*fields), operator.operator_id)
+        conn.exec_driver_sql(sql(conn, text), values)
+
     def revoke(self, conn: Connection, operator_id: str, now_ms: int) -> None:
         """End an operator's token; the row is sealed anew, so that nobody revives it by editing a column."""
         row = conn.exec_driver_sql(sql(conn, f"{_SELECT} WHERE operator_id = ?"), (operator_id,)).one()

@@ -10,6 +10,9 @@ class AuditKind(StrEnum):
 
     # Installation and keys
     CLUSTER_CREATED = "cluster.created"
+    INSTALLATION_ACTIVATED = "installation.activated"
+    OWNER_CLAIMED = "installation.owner_claimed"
+    PLATFORM_GRANT_IMPORTED = "platform_grant.imported"
     AUTHORITY_CREATED = "authority.created"
     KEY_CREATED = "key.created"
     KEY_QUARANTINED = "key.quarantined"

@@ -58,8 +58,8 @@ class Admin:
         self._sleep = sleep
         self._metadata = (("authorization", f"Bearer {context.token}"),)
         credentials = grpc.ssl_channel_credentials(root_certificates=context.ca_pem.encode())
-        self._channel = grpc.secure_channel(context.server, credentials, options=_OPTIONS)
-        self.stub = AdminStub(self._channel)
+        self.channel = grpc.secure_channel(context.server, credentials, options=_OPTIONS)
+        self.stub = AdminStub(self.channel)
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +70,7 @@ class Admin:
         if kind is not None and not issubclass(kind, Exception):
             # Ctrl-C: close() could wait for ever (see `__main__`). The process ends now, and its connection with it.
             return
-        self._channel.close()
+        self.channel.close()
 
     def call(
         self,

@@ -134,6 +134,7 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
     """
     import grpc
 
+    from fleet.errors import Reason
     from fleet.status import decode
 
     failed: Any = error  # a failed call has code() and details(), its base class does not say so
@@ -142,6 +143,8 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _explain_unreachable(code is grpc.StatusCode.DEADLINE_EXCEEDED, details, refusal, server)
     if code is grpc.StatusCode.UNAUTHENTICATED:
+        if refusal.reason in (Reason.BAD_PROOF, Reason.CHALLENGE_EXPIRED):  # what a signature should have shown
+            return Refused(refusal.detail)
         return Refused(
             f"the server at {server} does not accept this token: revoked, mistyped, or for another cluster",
             hint=f"log in with a good one: `fleetctl login {server}`",

@@ -58,7 +58,7 @@ def login(
     name = invocation.context_name or os.environ.get("FLEETCTL_CONTEXT") or DEFAULT_CONTEXT
     known = file.load().contexts.get(name)
     address = parse_server(server)
-    ca_pem = _trusted_root(invocation, address, ca_file, ca_fingerprint)
+    ca_pem = trusted_root(invocation, address, ca_file, ca_fingerprint)
     context = Context(name=name, server=address, ca_pem=ca_pem, token=_read_token(invocation, token_file))
     with Admin(context, say=invocation.say, sleep=invocation.sleep) as admin:
         me = admin.call(admin.stub.WhoAmI, admin_pb2.WhoAmIRequest())
@@ -100,7 +100,12 @@ def whoami(invocation: Invocation) -> None:
     invocation.emit_message(me, _identity_fields(me, admin.context))
 
 
-def _trusted_root(invocation: Invocation, server: str, ca_file: str | None, pin: str | None) -> str:
+def trusted_root(invocation: Invocation, server: str, ca_file: str | None, pin: str | None) -> str:
+    """PEM of the CA that the server's certificate must come from, from a file, a fingerprint, or a person's word.
+
+    Raises:
+        Failure: it cannot be had, is another one, or the person said no.
+    """
     from fleet_server.cli import server_certificate
     from fleet_server.cli.profile import read_ca_file
 

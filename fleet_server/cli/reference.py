@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 from fleet.standard_streams import READER_LEFT
-from fleet.v1 import admin_pb2, command_pb2, enrollment_pb2, gateway_pb2, session_pb2, telemetry_pb2, trust_pb2
+from fleet.v1 import (
+    admin_pb2,
+    command_pb2,
+    enrollment_pb2,
+    gateway_pb2,
+    installation_pb2,
+    session_pb2,
+    telemetry_pb2,
+    trust_pb2,
+)
 from fleet_server.cli.failures import EXIT_CODE_MEANING
 from fleet_server.cli.grammar import Noun, Verb
 from fleet_server.cli.root import NOUNS, fleetctl
@@ -58,6 +67,13 @@ JSON_OF_VERB = {
     "newest_checkpoint_at, uncovered_rows}`, or `{verified: false, finding, message}`",
     "audit export": 'JSON Lines of AuditEntry with `"type": "row"` and Signed with `"type": "checkpoint"`',
     "keys list": "ListKeysResponse",
+    "root keygen": "`{file, public_key}`",
+    "root sign-activation": "`{signed}`, or `{file}` with --output-file",
+    "root sign-grant": "`{signed}`, or `{file}` with --output-file",
+    "installation status": "GetInstallationResponse",
+    "installation activate": "GetInstallationResponse",
+    "installation claim": "ClaimOwnerResponse",
+    "installation grant": "PlatformGrantView",
     "completion": _TEXT,
     "version": "`{fleetctl, server}`",
 }
@@ -88,6 +104,9 @@ _MESSAGES: tuple[Any, ...] = (
     admin_pb2.ListKeysResponse,
     admin_pb2.CommandKeyView,
     admin_pb2.BundleHolders,
+    installation_pb2.GetInstallationResponse,
+    installation_pb2.ClaimOwnerResponse,
+    installation_pb2.PlatformGrantView,
 )
 _ENUMS: tuple[Any, ...] = (
     command_pb2.CommandState,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fleet.key_file import parse_public_key, show_public_key
 from fleet.logs import LEVELS
 from fleet.tls import split_endpoint
 
@@ -60,6 +61,10 @@ def _optional_name(value: str) -> str:
     return value and _name(value)
 
 
+def _root_key(value: str) -> str:
+    return value and show_public_key(parse_public_key(value))
+
+
 def _leaf_hash(value: str) -> str:
     compact = value.replace(":", "").lower()
     if not _HASH.match(compact):
@@ -71,6 +76,7 @@ Listen = Annotated[str, AfterValidator(_listen_address)]
 OptionalListen = Annotated[str, AfterValidator(_optional_listen_address)]
 Name = Annotated[str, AfterValidator(_name)]
 OptionalName = Annotated[str, AfterValidator(_optional_name)]
+RootKey = Annotated[str, AfterValidator(_root_key)]
 Endpoints = Annotated[
     tuple[Annotated[str, AfterValidator(_endpoint)], ...], NoDecode, BeforeValidator(_split_list), Field(max_length=16)
 ]
@@ -99,6 +105,16 @@ class Settings(BaseSettings):
     mode: Literal["development", "production"] = Field(
         "development",
         description="`production` refuses to start without a secret encryption key and gateway endpoints of its own.",
+    )
+    strict: bool | None = Field(
+        None,
+        description="Serve only once an activation manifest that `product_root_key` signed was imported; see"
+        " [activate.md](operations/activate.md). Empty: yes in production.",
+    )
+    product_root_key: RootKey = Field(
+        "",
+        description="Public key of the product root, as `fleetctl root keygen` prints it: `ed25519:` and base64."
+        " Strict mode needs it.",
     )
     data_dir: Path = Field(
         Path("fleet-data"),
@@ -211,6 +227,11 @@ class Settings(BaseSettings):
                 )
             if not self.gateway_endpoints:
                 raise ValueError("production needs gateway_endpoints: the host:port where nodes reach the gateway")
+        if self.is_strict and not self.product_root_key:
+            raise ValueError(
+                "strict mode, which production is in, needs product_root_key: make one offline with `fleetctl root"
+                " keygen`; or set strict = false, and whoever runs `fleet-server init` is the first owner"
+            )
         if self.session_ttl_s < 2 * self.heartbeat_interval_s:
             # Sessions are renewed at heartbeats: these would end before anybody asked.
             raise ValueError("session_ttl_s is less than two heartbeat_interval_s: raise it, or beat more often")
@@ -220,6 +241,15 @@ class Settings(BaseSettings):
     def production(self) -> bool:
         """Whether this is no development server."""
         return self.mode == "production"
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether it serves only once it is activated."""
+        return self.production if self.strict is None else self.strict
+
+    def root_key(self) -> bytes:
+        """The pinned product root's raw public key; empty for none."""
+        return parse_public_key(self.product_root_key) if self.product_root_key else b""
 
     def resolved_database_url(self) -> str:
         """The database's URL, credentials included: hand it to the database and nowhere else."""

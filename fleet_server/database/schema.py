@@ -36,6 +36,7 @@ clusters = Table(
     Column("installation_id", _id(), nullable=False),
     Column("name", String(63), nullable=False, unique=True),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
 )
 
 cluster_authorities = Table(
@@ -72,6 +73,25 @@ trust_bundles = Table(
     Column("signed", LargeBinary, nullable=False),
     Column("content_sha256", LargeBinary, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
+)
+
+# -- installation: only what is signed in these rows counts ---------------------------------------
+installation_authority = Table(
+    "installation_authority",
+    metadata,
+    Column("installation_id", _id(), primary_key=True),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("activated_at_ms", BigInteger, nullable=False),
+    Column("claim", LargeBinary, nullable=False),
+)
+
+platform_role_grants = Table(
+    "platform_role_grants",
+    metadata,
+    Column("grant_sha256", LargeBinary(32), primary_key=True),
+    Column("installation_id", _id(), nullable=False),
+    Column("signed", LargeBinary, nullable=False),
+    Column("imported_at_ms", BigInteger, nullable=False),
 )
 
 # -- admin: who may call ---------------------------------------------------------------------------

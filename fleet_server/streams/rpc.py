@@ -42,6 +42,7 @@ class Gateway:
 
     Args:
         replica_id: who this replica is, for welcomes.
+        require_active: refuses every node while the installation is not activated.
         max_unary_calls: calls without a session that are worked on at once.
         limits: largest frames.
     """
@@ -53,6 +54,7 @@ class Gateway:
         enrollment: EnrollmentService,
         registry: StreamRegistry,
         boundary: Boundary,
+        require_active: Callable[[], None],
         replica_id: str,
         max_unary_calls: int,
         limits: FrameLimits,
@@ -61,6 +63,7 @@ class Gateway:
         self._enrollment = enrollment
         self._registry = registry
         self._boundary = boundary
+        self._require_active = require_active
         self._replica_id = replica_id
         self._max_unary_calls = max_unary_calls
         self._limits = limits
@@ -101,7 +104,7 @@ class Gateway:
     ) -> grpc.RpcMethodHandler[Any, Any]:
         async def run(context: Context) -> Response:
             require_tls13(context)
-            self._check_draining()
+            self._check_admitting()
             request: Request | BadFrame = await self._requests.read(context)
             if isinstance(request, BadFrame):
                 raise request.refusal()
@@ -133,7 +136,7 @@ class Gateway:
 
     async def _serve(self, context: Context) -> None:
         require_tls13(context)
-        self._check_draining()
+        self._check_admitting()
         self._registry.check_room()
         stream, welcome = await self._open(context)
         self._registry.add(stream)
@@ -201,7 +204,8 @@ class Gateway:
             drained=claim.node.drain_state != "NONE",
         )
 
-    def _check_draining(self) -> None:
+    def _check_admitting(self) -> None:
+        self._require_active()
         if self._draining:
             raise Refusal(Reason.DRAINING, "this replica is stopping: connect again", retry_after_s=0.5)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet import trust
 from fleet.clock import Clock
@@ -79,11 +79,13 @@ class TrustService:
     ) -> None:
         self._database = database
         self._vault = KeyVault(secrets)
+        self._cluster_mac = secrets.row_mac("clusters")
         self._clock = clock
         self._audit = audit
         self._wakeup = wakeup
         self.cluster_name = cluster_name
         self.cluster_id = ""
+        self.installation_id = ""
         self.people = ClusterPeople(
             database=database,
             secrets=secrets,
@@ -120,11 +122,16 @@ class TrustService:
             raise TrustSetupError(
                 f"there is no cluster {self.cluster_name!r} in this database: run `fleet-server init`"
             )
-        self.cluster_id = cluster.cluster_id
+        self.cluster_id, self.installation_id = cluster.cluster_id, cluster.installation_id
         try:
             keyring = await self._database.write(self._load)
         except SealError as error:
             raise TrustSetupError(str(error)) from error
+        if not self._cluster_mac.verify(cluster.mac, *cluster.authority_fields()):
+            raise TrustSetupError(
+                f"the row of cluster {self.cluster_name!r} was changed around the server: restore the table clusters"
+                " from a backup"
+            )
         if keyring.refused:
             log.error("command_keys_quarantined", key_ids=keyring.refused)
         if not any(held.key.phase == trust_pb2.KEY_PHASE_ACTIVE for held in keyring.command_keys.values()):
@@ -290,6 +297,7 @@ class TrustService:
                 f"this database belongs to cluster {', '.join(others)}: name that one, or use another database"
             )
         row = store.ClusterRow(_new_id("c"), _new_id("i"), self.cluster_name, self._clock.now_ms())
+        row = replace(row, mac=self._cluster_mac.compute(*row.authority_fields()))
         store.insert_cluster(tx.conn, row)
         detail = {"name": row.name, "installation_id": row.installation_id}
         self._audit.append(tx, AuditKind.CLUSTER_CREATED, actor="server", subject=row.cluster_id, detail=detail)

@@ -12,12 +12,17 @@ from fleet_server.database.schema import clusters, command_keys, trust_bundles
 
 @dataclass(frozen=True, slots=True)
 class ClusterRow:
-    """A cluster."""
+    """A cluster; `mac` covers every other field: signed manifests and grants count for the installation it names."""
 
     cluster_id: str
     installation_id: str
     name: str
     created_at_ms: int
+    mac: bytes = b""
+
+    def authority_fields(self) -> tuple[bytes | str | int, ...]:
+        """What the MAC covers, in order."""
+        return (self.cluster_id, self.installation_id, self.name, self.created_at_ms)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -92,6 +97,7 @@ def insert_cluster(conn: Connection, row: ClusterRow) -> None:
             installation_id=row.installation_id,
             name=row.name,
             created_at_ms=row.created_at_ms,
+            mac=row.mac,
         )
     )
 

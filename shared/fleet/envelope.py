@@ -57,6 +57,8 @@ class Domain(StrEnum):
     FLOOR = "floor"
     AUDIT_CHECKPOINT = "audit-checkpoint"
     ACTIVATION = "activation"
+    OWNER_CLAIM = "owner-claim"
+    PLATFORM_GRANT = "platform-grant"
     NODE_KEY = "node-key"
     PROBE = "probe"
     PROBE_HOP = "probe-hop"

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     """Stable machine-readable reasons on the wire."""
 
     # Membership and sessions
+    NOT_ACTIVATED = "NOT_ACTIVATED"
     NOT_APPROVED = "NOT_APPROVED"
     REJECTED = "REJECTED"
     SUSPENDED = "SUSPENDED"
@@ -71,6 +72,7 @@ class Reason(StrEnum):
 
 
 _ADVICE: Mapping[Reason, Advice] = {
+    Reason.NOT_ACTIVATED: Advice.WAIT,
     Reason.NOT_APPROVED: Advice.WAIT,
     Reason.REJECTED: Advice.STOP,
     Reason.SUSPENDED: Advice.WAIT,

@@ -28,6 +28,7 @@ _NO_CONNECTION = re.compile(
 )
 
 _CODES: Mapping[Reason, grpc.StatusCode] = {
+    Reason.NOT_ACTIVATED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.NOT_APPROVED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.REJECTED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.SUSPENDED: grpc.StatusCode.PERMISSION_DENIED,

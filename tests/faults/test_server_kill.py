@@ -27,11 +27,11 @@ SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
 
 HUNG = """
 import sys, threading
-from fleet_server import app
+from fleet_server import leaving
 from fleet_server.__main__ import main
 from fleet_server.telemetry.service import TelemetryService
 
-app.LEAVE_WITHIN_S = 1.0
+leaving.LEAVE_WITHIN_S = 1.0
 TelemetryService.close = lambda self: threading.Event().wait()
 main(args=sys.argv[1:], prog_name="fleet-server")
 """

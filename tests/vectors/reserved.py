@@ -8,17 +8,6 @@ from tests.vectors.cast import CLUSTER, NODE, NOW_MS, OTHER_NODE, Statement
 from tests.vectors.keys import exchange_public, fixed_bytes, signer
 
 
-def activation() -> Statement:
-    """Lets an installation start."""
-    statement = trust_pb2.ActivationStatement(
-        installation_id="inst-0001",
-        first_owner_key=signer("owner").public_key,
-        issued_at_ms=NOW_MS,
-        not_after_ms=NOW_MS + 86_400_000,
-    )
-    return Statement("activation", Domain.ACTIVATION, ("product-root",), statement)
-
-
 def routes() -> list[Statement]:
     """Leases, config snapshots and probes."""
     lent = lease_pb2.LeaseStatement(

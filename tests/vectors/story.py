@@ -7,6 +7,7 @@ Its chapters: `joining`, `connecting`, `ordering`, `people`, and `reserved` for 
 from __future__ import annotations
 
 from tests.vectors import connecting, joining, ordering, reserved
+from tests.vectors.activating import activation
 from tests.vectors.cast import Statement
 from tests.vectors.people import people
 
@@ -30,7 +31,7 @@ def statements() -> list[Statement]:
         ordering.cancel(),
         ordering.audit_checkpoint(),
         *people(),
-        reserved.activation(),
+        *activation(),
         *reserved.routes(),
         reserved.floor(),
         reserved.node_key(),

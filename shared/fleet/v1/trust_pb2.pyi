@@ -598,6 +598,86 @@ class ActivationStatement(_message.Message):
 Global___ActivationStatement: _TypeAlias = ActivationStatement  # noqa: Y015
 
 @_typing.final
+class OwnerClaimStatement(_message.Message):
+    """OwnerClaimStatement asks for the first owner's token (domain `owner-claim`, signer: the first owner of the manifest)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
+    OPERATOR_ID_FIELD_NUMBER: _builtins.int
+    OPERATOR_NAME_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """Installation."""
+    challenge: _builtins.bytes
+    """As the server gave it in GetInstallationResponse, 40 bytes."""
+    operator_id: _builtins.str
+    """Operator that the token is for: "op-" and 16 hexadecimal digits."""
+    operator_name: _builtins.str
+    """Name to show."""
+    issued_at_ms: _builtins.int
+    """Unix milliseconds. Only a later claim replaces an earlier one."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        challenge: _builtins.bytes = ...,
+        operator_id: _builtins.str = ...,
+        operator_name: _builtins.str = ...,
+        issued_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "installation_id", b"installation_id", "issued_at_ms", b"issued_at_ms", "operator_id", b"operator_id", "operator_name", b"operator_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OwnerClaimStatement: _TypeAlias = OwnerClaimStatement  # noqa: Y015
+
+@_typing.final
+class PlatformRoleGrantStatement(_message.Message):
+    """PlatformRoleGrantStatement gives an operator a role over the installation (domain `platform-grant`, signer product root)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    OPERATOR_ID_FIELD_NUMBER: _builtins.int
+    OPERATOR_NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_MS_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """Installation."""
+    operator_id: _builtins.str
+    """Operator, by id."""
+    operator_name: _builtins.str
+    """Name to show."""
+    role: _builtins.str
+    """platform-admin."""
+    issued_at_ms: _builtins.int
+    """Unix milliseconds."""
+    not_after_ms: _builtins.int
+    """Unix milliseconds."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        operator_id: _builtins.str = ...,
+        operator_name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        issued_at_ms: _builtins.int = ...,
+        not_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation_id", b"installation_id", "issued_at_ms", b"issued_at_ms", "not_after_ms", b"not_after_ms", "operator_id", b"operator_id", "operator_name", b"operator_name", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlatformRoleGrantStatement: _TypeAlias = PlatformRoleGrantStatement  # noqa: Y015
+
+@_typing.final
 class NodeKeyRotationStatement(_message.Message):
     """NodeKeyRotationStatement replaces a node's keys (domain `node-key`, signer: the old identity and the new one)."""
 

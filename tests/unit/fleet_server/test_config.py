@@ -3,10 +3,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from fleet.envelope import Signer
+from fleet.key_file import show_public_key
 from fleet_server.config import ConfigError, Settings, load
 from fleet_server.config.reference import render
 
 KEY = "A" * 43 + "="
+ROOT_KEY = show_public_key(Signer.from_private_bytes(bytes(32)).public_key)
 DOCS = Path(__file__).parents[3] / "docs" / "server-settings.md"
 
 
@@ -100,7 +103,18 @@ def test_production_needs_key_and_endpoints() -> None:
     assert "FLEET_SECRET_ENCRYPTION_KEY" in problems(environment={"FLEET_MODE": "production"})[0]
     with_key = {"FLEET_MODE": "production", "FLEET_SECRET_ENCRYPTION_KEY": KEY}
     assert "gateway_endpoints" in problems(environment=with_key)[0]
-    assert load(environment={**with_key, "FLEET_GATEWAY_ENDPOINTS": "g:7443"}).settings.production
+    ready = {**with_key, "FLEET_GATEWAY_ENDPOINTS": "g:7443"}
+    assert "product_root_key" in problems(environment=ready)[0]
+    assert load(environment={**ready, "FLEET_STRICT": "false"}).settings.production
+    strict = load(environment={**ready, "FLEET_PRODUCT_ROOT_KEY": ROOT_KEY}).settings
+    assert strict.is_strict
+    assert strict.root_key() == Signer.from_private_bytes(bytes(32)).public_key
+
+
+def test_strict_mode_is_for_development_too_when_it_is_asked_for() -> None:
+    assert not load(environment={}).settings.is_strict
+    assert "product_root_key" in problems(environment={"FLEET_STRICT": "true"})[0]
+    assert load(environment={"FLEET_STRICT": "true", "FLEET_PRODUCT_ROOT_KEY": ROOT_KEY}).settings.is_strict
 
 
 @pytest.mark.parametrize(
@@ -116,6 +130,8 @@ def test_production_needs_key_and_endpoints() -> None:
         ({"max_telemetry_frame_bytes": "65537"}, "less than or equal to 65536"),
         ({"secret_encryption_key": KEY, "secret_encryption_key_file": "/k"}, "keep one"),
         ({"mode": "test"}, "development"),
+        ({"product_root_key": "ed25519:AAAA"}, "44 characters"),
+        ({"product_root_key": show_public_key(bytes(32))}, "44 characters"),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags: dict[str, str], words: str) -> None:

@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.Column("installation_id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("created_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_clusters")),
         sa.UniqueConstraint("name", name=op.f("uq_clusters_name")),
     )
@@ -143,6 +144,22 @@ def upgrade() -> None:
     )
     op.create_index("ix_approvals_created", "approvals", ["created_at_ms"], unique=False)
     op.create_index("ix_approvals_state", "approvals", ["state", "expires_at_ms"], unique=False)
+    op.create_table(
+        "installation_authority",
+        sa.Column("installation_id", sa.String(length=64), nullable=False),
+        sa.Column("manifest", sa.LargeBinary(), nullable=False),
+        sa.Column("activated_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("claim", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("installation_id", name=op.f("pk_installation_authority")),
+    )
+    op.create_table(
+        "platform_role_grants",
+        sa.Column("grant_sha256", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("installation_id", sa.String(length=64), nullable=False),
+        sa.Column("signed", sa.LargeBinary(), nullable=False),
+        sa.Column("imported_at_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("grant_sha256", name=op.f("pk_platform_role_grants")),
+    )
     op.create_table(
         "operators",
         sa.Column("operator_id", sa.String(length=64), nullable=False),

@@ -223,6 +223,15 @@ async def test_another_authority_in_the_row_is_refused(
         await make(database, clock).load()
 
 
+async def test_an_installation_id_that_was_edited_is_refused(
+    trust: TrustService, database: Database, clock: MockClock
+) -> None:
+    """What was signed for another installation would count here."""
+    await edit(database, "UPDATE clusters SET installation_id = ?", "i-" + "0" * 32)
+    with pytest.raises(TrustSetupError, match="table clusters"):
+        await make(database, clock).load()
+
+
 async def test_a_bundle_that_was_written_into_the_database_is_refused(
     trust: TrustService, database: Database, clock: MockClock
 ) -> None:
