@@ -27,13 +27,16 @@ from fleet.process_metrics import ProcessMetrics
 from fleet.version import software_version
 from fleet_node.commands.execution import CommandLimits
 from fleet_node.commands.opening import open_journal
+from fleet_node.commands.protection import Verifier
 from fleet_node.commands.service import CommandService
 from fleet_node.config import Settings
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
+from fleet_node.enrollment.owner_pin import pinned_owner
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.link import Link, LinkState
+from fleet_node.link.people_store import PeopleStore
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
@@ -107,9 +110,17 @@ class Node:
             else None
         )
         server_time = ServerTime(self._clock)
+        people = PeopleStore(
+            parts.folder.people,
+            cluster_id=membership.cluster_id,
+            pin=pinned_owner(parts.folder.owner_pin, membership),
+            clock=self._clock,
+            server_time=server_time,
+        )
         self.trust = TrustStore(
             BundleFile(parts.folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key),
             self.metrics.link,
+            people,
         )
         self.telemetry = TelemetryService(
             spool=Spool(parts.folder.spool, max_bytes=settings.spool_max_bytes, now_ms=self._clock.now_ms()),
@@ -141,6 +152,7 @@ class Node:
                 max_in_flight=settings.max_in_flight or membership.max_in_flight,
                 stop_grace_s=_STOP_GRACE_S,
             ),
+            verifier=Verifier(membership.node_id, parts.keys.fingerprint, people, settings.protected),
         )
         self.link = Link(
             membership=membership,
@@ -154,7 +166,7 @@ class Node:
             about=SelfDescription(
                 software_version=software_version(),
                 labels={**membership.labels, **settings.labels},
-                drivers=parts.drivers.descriptors(),
+                drivers=parts.drivers.descriptors(settings.protected),
                 boot_id=secrets.token_bytes(16),
             ),
             clock=self._clock,
@@ -166,7 +178,8 @@ class Node:
         registry.before_collect(self._show_link)
         self._listener = MetricsListener(registry, healthz=_alive, readyz=self._ready) if parts.alone else None
         self._control = ControlServer(
-            parts.folder.control_socket, {"status": self._status, "copy_journal": self._copy_journal}
+            parts.folder.control_socket,
+            {"status": self._status, "copy_journal": self._copy_journal, "owner": self._read_owner_pin},
         )
         self._folder = parts.folder
         self._live = LiveSources(
@@ -277,6 +290,12 @@ class Node:
         path = self._folder.path / f".journal-{secrets.token_hex(8)}.copy"
         await self.commands.copy_journal(path)
         return {"path": str(path)}
+
+    async def _read_owner_pin(self) -> dict[str, Any]:
+        """A person has pinned an owner: no restart is needed."""
+        pin = pinned_owner(self._parts.folder.owner_pin, self._parts.membership)
+        await self.trust.pin_owner(pin)
+        return {"owner_pin": pin.hex()}
 
     def _show_link(self) -> None:
         self.link.live_status()

@@ -123,6 +123,13 @@ class Settings:
             values.fingerprint(), "the fingerprint that this node's keys must have; cloned or swapped keys are refused"
         ),
     )
+    protected: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            values.action_globs(),
+            "actions that need people's signed intents here, besides those that a driver or the policy marks",
+        ),
+    )
     poll_interval_s: float | None = field(
         default=None,
         metadata=_about(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fleet.envelope import PUBLIC_KEY_BYTES
+from fleet.globs import is_glob
 from fleet.identity import parse_fingerprint
 from fleet.tls import split_endpoint
 
@@ -21,6 +22,7 @@ _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9._:/-]{0,63}")
 MAX_LABELS = 32
 MAX_ENDPOINTS = 32
+MAX_GLOBS = 64
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -86,6 +88,18 @@ def endpoints() -> Kind[tuple[str, ...]]:
         return tuple(value)
 
     return Kind("a list of host:port, IPv6 addresses in brackets", check, _parts, '["gw.example.com:7443"]')
+
+
+def action_globs() -> Kind[tuple[str, ...]]:
+    """Globs over action names."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or len(value) > MAX_GLOBS or not all(is_glob(_text(glob)) for glob in value):
+            raise ValueError
+        return tuple(value)
+
+    wanted = f"a list of at most {MAX_GLOBS} action names of a-z, 0-9, . _ and -, in which * stands for any characters"
+    return Kind(wanted, check, _parts, '["exec.*"]')
 
 
 def public_key() -> Kind[bytes]:

@@ -42,7 +42,9 @@ ends with the process. Never copy it to a second machine: both would be the same
 | `enrollment.json` | an enrollment that waits for an operator's decision |
 | `membership.json` | cluster, node id, api_key, pinned authority and owner key |
 | `bundle.bin` | the signed trust bundle in force, and the links to it from the pinned authority |
-| `journal.db` | commands and reports, durable before anything is run or told (docs/protocol.md, "Commands") |
+| `owner.pin` | the owner that `fleet-node owner pin` pinned; it goes before the one of the join token |
+| `people.json` | owners, roles and policy, verified under the pin, and the latest time at which an owner signed |
+| `journal.db` | commands, used intents and reports, durable before anything is run or told (docs/protocol.md) |
 | `spool.db` | telemetry that the server has not acknowledged |
 | `lock` | the process that uses the folder |
 | `control.sock` | where the running daemon answers `status` and `doctor`, its own user and root only |

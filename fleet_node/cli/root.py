@@ -11,6 +11,7 @@ VERBS = {
     "run": Lazy("fleet_node.cli.run:run", "Hold the stream to the gateway and run signed commands."),
     "status": Lazy("fleet_node.cli.status:status", "Show what this node is and what its daemon does."),
     "doctor": Lazy("fleet_node.cli.doctor:doctor", "Find out why this node does not connect, and what to do."),
+    "owner": Lazy("fleet_node.cli.owner:owner", "Show or pin the owner whose policy protected actions obey."),
     "backup": Lazy("fleet_node.cli.backup:backup", "Put this node into one encrypted file."),
     "restore": Lazy("fleet_node.cli.backup:restore", "Make the node of a backup on this machine."),
     "version": Lazy("fleet_node.cli.version:version", "Print the version."),

@@ -118,11 +118,13 @@ class Execution:
         """
         now_ms = self._server_time.now_ms()
         for entry in entries:
+            action = self._registry.action(entry.action)
             decision = rules.after_restart(
                 entry.state,
                 not_after_ms=entry.not_after_ms,
                 server_now_ms=now_ms,
-                action=self._registry.action(entry.action),
+                action=action,
+                permitted=action is not None and self._intake.permits(action, entry),
             )
             run = self._intake.run_of(entry) if decision in (Resume.RUN, Resume.REJECT) else None
             if decision is Resume.RUN and isinstance(run, Run):
@@ -164,6 +166,7 @@ class Execution:
             plan.again,
             last_accepted_seq=plan.last_accepted_seq,
             consumed=plan.consumed,
+            uses=[permit.use for permit in plan.permits.values()],
             done=done,
         )
 

@@ -27,13 +27,13 @@ from fleet.v1 import command_pb2, trust_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import reports
 from fleet_node.commands.entry import Change, Entry
+from fleet_node.commands.protection import Permit, Protection
 from fleet_node.commands.rules import (
     MAX_ACTION_CHARS,
     MAX_ACTOR_CHARS,
     MAX_SEQ,
     Objection,
     check_seq_range,
-    protected_objection,
 )
 from fleet_node.commands.runner import Run
 from fleet_node.drivers.api import Action
@@ -83,6 +83,7 @@ class Plan:
         refused: answers about commands that the journal says nothing of.
         last_accepted_seq: where it stands afterwards.
         consumed: seqs whose tombstone has served.
+        permits: by intent id, what lets protected actions among the runs do so.
     """
 
     last_accepted_seq: int
@@ -92,6 +93,7 @@ class Plan:
     again: list[Entry] = field(default_factory=list)
     refused: list[command_pb2.CommandRefused] = field(default_factory=list)
     consumed: list[int] = field(default_factory=list)
+    permits: dict[bytes, Permit] = field(default_factory=dict)
 
 
 class Intake:
@@ -99,13 +101,23 @@ class Intake:
 
     Args:
         offers: the drivers.
+        protection: judges protected actions.
         trust: the verified bundle in force.
         site: the node's site; a command key may be limited to one.
         server_time: as heard from the server.
     """
 
-    def __init__(self, *, offers: Offers, trust: Callable[[], TrustState], site: str, server_time: ServerTime) -> None:
+    def __init__(
+        self,
+        *,
+        offers: Offers,
+        protection: Protection,
+        trust: Callable[[], TrustState],
+        site: str,
+        server_time: ServerTime,
+    ) -> None:
         self._offers = offers
+        self._protection = protection
         self._trust = trust
         self._site = site
         self._server_time = server_time
@@ -180,7 +192,15 @@ class Intake:
         if isinstance(checked, Objection):
             return checked
         action, arguments = checked
+        limit_ms = self._protection.resume(action, entry.seq)
+        if isinstance(limit_ms, Objection):
+            return limit_ms
+        entry.not_after_ms = min(entry.not_after_ms, limit_ms)
         return Run(entry, action, arguments, self._offers.ordering_key(entry.action, arguments))
+
+    def permits(self, action: Action, entry: Entry) -> bool:
+        """Whether a journaled command may still run, as far as people are concerned."""
+        return not isinstance(self._protection.resume(action, entry.seq), Objection)
 
     def _verified(self, signed: trust_pb2.Signed, domain: Domain, message: type[MessageT]) -> MessageT:
         now_ms = self._server_time.now_ms()
@@ -200,6 +220,13 @@ class Intake:
     ) -> None:
         seq, action, arguments = command.monotonic_seq, command.action, command.arguments
         checked = self._check(action, arguments) if seq > plan.last_accepted_seq else None
+        permit: Permit | None = None
+        if checked is not None and not isinstance(checked, Objection) and self._protection.protects(checked[0]):
+            judged = self._protection.judge(command, plan.permits)
+            if isinstance(judged, Objection):
+                checked = judged
+            else:
+                permit = judged
         objection = checked if isinstance(checked, Objection) else None
         verdict = judge_command(
             command,
@@ -231,6 +258,8 @@ class Intake:
         plan.entries.append(entry)
         if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
             driver_action, parsed = checked
+            if permit is not None:
+                _permit(permit, entry, plan)
             plan.runs.append(Run(entry, driver_action, parsed, self._offers.ordering_key(action, parsed)))
         else:
             entry.arguments = b""
@@ -246,7 +275,20 @@ class Intake:
         action = self._offers.action(name)
         if action is None:
             return Objection("UNKNOWN_ACTION", "this node has no such action")
-        return protected_objection(action) or (action, arguments)
+        return action, arguments
+
+
+def _permit(permit: Permit, entry: Entry, plan: Plan) -> None:
+    plan.permits[permit.use.intent_id] = permit
+    entry.not_after_ms = min(entry.not_after_ms, permit.start_by_ms)
+    log.info(
+        "intent_accepted",
+        action=entry.action,
+        seq=entry.seq,
+        command_id=entry.command_id.hex(),
+        intent_id=permit.use.intent_id.hex(),
+        people=sorted(permit.people),
+    )
 
 
 def _not_run(entry: Entry, verdict: Verdict, objection: Objection | None, now_ms: int) -> Change:

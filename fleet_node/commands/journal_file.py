@@ -10,7 +10,9 @@ import os
 import sqlite3
 from pathlib import Path
 
-SCHEMA_VERSION = 2
+from fleet_node.commands.intent_rows import INTENTS_SCHEMA
+
+SCHEMA_VERSION = 3
 _FIRST_VERSION = 1
 CHECKPOINT_PAGES = 256
 """Pages in the write-ahead log before it is folded in and written over from its start: overwriting costs a disk less
@@ -39,6 +41,7 @@ CREATE TABLE counters (
     last_report_no INTEGER NOT NULL,
     acked_report_no INTEGER NOT NULL
 );
+{INTENTS_SCHEMA}
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _START_OVER = (

@@ -22,6 +22,7 @@ from fleet_node.commands.journal import Done, Journal
 from fleet_node.commands.outbox import Outbox
 from fleet_node.commands.rules import FINAL_STATES, STATE_NAMES
 from fleet_node.commands.store import Batch, JournalUnavailableError, Recovered
+from fleet_node.commands.used_intents import Use
 from fleet_node.observability.metrics import CommandMetrics
 
 log = get_logger(__name__)
@@ -62,6 +63,7 @@ class Ledger:
         self._outbox = Outbox(recovered.unacknowledged)
         self.active: dict[int, Entry] = {entry.seq: entry for entry in recovered.unfinished}
         self.tombstones = recovered.tombstones
+        self.used = recovered.used
         self.last_accepted_seq = recovered.last_accepted_seq
         self.last_report_no = recovered.last_report_no
         self._acked_report_no = recovered.acked_report_no
@@ -101,6 +103,7 @@ class Ledger:
         *,
         last_accepted_seq: int,
         consumed: Iterable[int],
+        uses: Sequence[Use],
         done: Done,
     ) -> None:
         """Journal the commands of one statement, and number the reports of those that are told again.
@@ -112,6 +115,7 @@ class Ledger:
                 after it, would undo it, and let a restart run what has run.
             last_accepted_seq: where it stands afterwards.
             consumed: seqs whose tombstone has served.
+            uses: intents that these commands use up.
             done: called once it stands or with the reason why not, before this returns: a command that it starts and
                 that ends at once has made room when the next statement is judged, and its result shares that one's
                 commit.
@@ -128,6 +132,7 @@ class Ledger:
             accepted=entries,
             changed=not_run,
             told_again=told_again,
+            uses=uses,
             last_accepted_seq=last_accepted_seq,
             last_report_no=self.last_report_no,
         )
@@ -136,6 +141,8 @@ class Ledger:
             self.last_accepted_seq = max(self.last_accepted_seq, last_accepted_seq)
             for seq in consumed:
                 self.tombstones.pop(seq, None)
+            if uses:
+                self.used.add(uses)
             self._outbox.add(entries)
             self.active.update([(entry.seq, entry) for entry in entries])
             self._publish(not_run)

@@ -48,14 +48,6 @@ class Objection:
     detail: str
 
 
-def protected_objection(action: Action) -> Objection | None:
-    """A protected action needs people's signed intents, and those need a policy to be judged by: without one nobody
-    can order it, not even the server (docs/protocol.md, "Trust")."""
-    if not action.protected:
-        return None
-    return Objection("POLICY", f"{action.name} is protected: it needs signed intents, and this node has no policy")
-
-
 def check_seq_range(statement: command_pb2.CommandStatement) -> None:
     """Refuse seqs that the journal cannot hold.
 
@@ -79,7 +71,7 @@ class Resume(StrEnum):
 
 
 def after_restart(
-    state: CommandState.ValueType, *, not_after_ms: int, server_now_ms: int, action: Action | None
+    state: CommandState.ValueType, *, not_after_ms: int, server_now_ms: int, action: Action | None, permitted: bool
 ) -> Resume:
     """Decide about a command that the journal holds unfinished.
 
@@ -88,8 +80,9 @@ def after_restart(
         not_after_ms: it must not start later, server time.
         server_now_ms: server time, heard in this boot.
         action: as the drivers of this process offer it; None when they do not.
+        permitted: it is not protected, or the intent that let it in is still good.
     """
-    may_run = action is not None and not action.protected and server_now_ms <= not_after_ms
+    may_run = action is not None and permitted and server_now_ms <= not_after_ms
     if state == CommandState.COMMAND_STATE_RUNNING:
         # It may have run, wholly or in part: nobody can know, and only the action can say that this does no harm.
         return Resume.RUN if may_run and action is not None and action.idempotent else Resume.INTERRUPT

@@ -25,6 +25,7 @@ from fleet_node.commands.execution import CommandLimits, Execution
 from fleet_node.commands.intake import Intake
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.ledger import Ledger
+from fleet_node.commands.protection import Protection, Verifier
 from fleet_node.commands.runner import Phase, StopCause
 from fleet_node.commands.store import JournalUnavailableError
 from fleet_node.drivers.registry import DriverRegistry
@@ -48,6 +49,7 @@ class CommandService:
         registry: the drivers.
         trust: the bundle in force.
         site: the node's site.
+        verifier: judges intents; by default one that pinned nobody, so that every protected action is refused.
         clock: for time limits, retries and the drain's deadline.
         server_time: kept by the link, which has told it the time of a welcome before it calls `opened`.
         limits: see `CommandLimits`.
@@ -67,13 +69,20 @@ class CommandService:
         server_time: ServerTime,
         metrics: CommandMetrics,
         limits: CommandLimits | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self._journal = journal
         self._trust = trust
         self._metrics = metrics
         self._limits = limits or CommandLimits()
-        self._intake = Intake(offers=registry, trust=self._trust_state, site=site, server_time=server_time)
         recovered = journal.start()
+        self._intake = Intake(
+            offers=registry,
+            protection=Protection(verifier or Verifier(), recovered.used, clock=clock, server_time=server_time),
+            trust=self._trust_state,
+            site=site,
+            server_time=server_time,
+        )
         self._left_unfinished = recovered.unfinished
         self._ledger = Ledger(
             journal=journal,

@@ -26,7 +26,9 @@ from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.entry import Change, Entry
+from fleet_node.commands.intent_rows import use_intents, used_intents
 from fleet_node.commands.journal_file import open_file
+from fleet_node.commands.used_intents import Use, UsedIntents
 
 T = TypeVar("T")
 Values = tuple[int | str | bytearray, ...]
@@ -85,6 +87,7 @@ class Batch:
         changed: of commands that have not ended, those accepted here among them, in order.
         told_again: changes that say nothing new but for their number.
         tombstones: (seq, command_id) of cancels that came first.
+        uses: intents that accepted commands use up.
         last_accepted_seq: where it stands after this batch; 0 when the batch does not move it.
         last_report_no: highest report_no in this batch; 0 when it has none.
     """
@@ -93,6 +96,7 @@ class Batch:
     changed: Sequence[Change] = ()
     told_again: Sequence[Change] = ()
     tombstones: Sequence[tuple[int, bytes]] = ()
+    uses: Sequence[Use] = ()
     last_accepted_seq: int = 0
     last_report_no: int = 0
 
@@ -108,6 +112,7 @@ class Recovered:
         unfinished: ACCEPTED and RUNNING, in seq order.
         unacknowledged: bytes of each report above `acked_report_no` by its number, growing.
         tombstones: command_id by seq.
+        used: intents that commands used up.
     """
 
     last_accepted_seq: int
@@ -116,6 +121,7 @@ class Recovered:
     unfinished: list[Entry]
     unacknowledged: dict[int, int]
     tombstones: dict[int, bytes]
+    used: UsedIntents
 
 
 class JournalStore:
@@ -159,6 +165,7 @@ class JournalStore:
         changed = [change for batch in batches for change in batch.changed]
         told_again = [change for batch in batches for change in batch.told_again]
         tombstones = [tombstone for batch in batches for tombstone in batch.tombstones]
+        uses = [use for batch in batches for use in batch.uses]
         last_accepted_seq, last_report_no, acked = self._counters
         counters = (
             max([last_accepted_seq, *[batch.last_accepted_seq for batch in batches]]),
@@ -167,7 +174,7 @@ class JournalStore:
         )
         count = self.rows + len(accepted)
         size = self._bytes + sum([len(change.final_report) for change in changed])
-        plain = not told_again and not tombstones and not self._crowded(count, size, counters)
+        plain = not told_again and not tombstones and not uses and not self._crowded(count, size, counters)
         try:
             if plain and self._said_by(accepted, changed, counters):
                 self._write(_ACCEPT, accepted, _accepted_values)
@@ -180,6 +187,8 @@ class JournalStore:
                     self._write(_CHANGE, changed, _changed_values)
                     if tombstones:
                         self._bury(tombstones)
+                    if uses:
+                        use_intents(self.connection, uses)
                     count, size = self._trim(count, size, counters)
                 self._saved_acked = counters[2]
         except sqlite3.Error as error:
@@ -208,6 +217,7 @@ class JournalStore:
                 unfinished=self._entries(f"WHERE state IN {_UNFINISHED} ORDER BY seq"),
                 unacknowledged=dict(numbers),
                 tombstones=dict(tombstones),
+                used=used_intents(self.connection),
             )
         except sqlite3.Error as error:
             raise JournalUnavailableError(_unavailable(error)) from error

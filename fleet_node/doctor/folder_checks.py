@@ -1,4 +1,4 @@
-"""Checks of the state folder: modes, keys, membership, trust bundle, room and speed of the disk, journal."""
+"""Checks of the state folder: modes, keys, membership, trust bundle, owner, room and speed of the disk, journal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, fail, ok, warn
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, MembershipError
+from fleet_node.status.people import known_people, missing, people_status, sentence
 
-_PRIVATE_FILES = ("identity.key", "sealing.key", "membership.json", "enrollment.json", "bundle.bin")
+_PRIVATE_FILES = (
+    "identity.key",
+    "sealing.key",
+    "membership.json",
+    "enrollment.json",
+    "bundle.bin",
+    "owner.pin",
+    "people.json",
+)
 _MIN_FREE_BYTES = 16 * 1024 * 1024
 _FSYNC_TRIES = 5
 _SLOW_FSYNC_S = 0.05
@@ -66,6 +75,18 @@ def check_bundle(folder: StateFolder, membership: Membership, now_ms: int) -> Fi
         return warn("trust bundle", detail, "let the node reach a gateway: it brings a newer one")
     hours = (state.expires_at_ms - now_ms) // 3_600_000
     return ok("trust bundle", f"{version} verifies under the pinned authority, good for {hours} h")
+
+
+def check_owner(folder: StateFolder, membership: Membership, now_ms: int) -> Finding:
+    """Whether protected actions can run. A node without an owner is well: it just runs none."""
+    try:
+        said = people_status(known_people(folder, membership))
+    except MembershipError as error:
+        return fail("owner", str(error), "restore the state folder, or move the file away")
+    gap, remedy = missing(said, now_ms)
+    if gap and said["pin"]:
+        return warn("owner", gap, remedy)
+    return ok("owner", sentence(said, now_ms))
 
 
 def check_disk(path: Path, spool_max_bytes: int) -> Iterator[Finding]:

@@ -93,6 +93,7 @@ class Doctor:
     async def _member(self, folder: StateFolder, membership: Membership) -> AsyncIterator[Finding]:
         yield ok("membership", f"{membership.name} ({membership.node_id}) in cluster {membership.cluster_id}")
         yield folder_checks.check_bundle(folder, membership, self._patient.clock.now_ms())
+        yield folder_checks.check_owner(folder, membership, self._patient.clock.now_ms())
         try:
             for finding in _of_daemon(ask(folder.control_socket, "status")):
                 yield finding

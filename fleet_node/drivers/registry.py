@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 import jsonschema_rs
 
+from fleet.globs import glob_matches
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_node.drivers.api import (
@@ -138,13 +139,17 @@ class DriverRegistry:
         offer = self._offers.get(name)
         return None if offer is None else offer.action
 
-    def descriptors(self) -> list[gateway_pb2.DriverDescriptor]:
-        """What `hello` says of the drivers (docs/protocol.md, "Hello")."""
+    def descriptors(self, protected: Sequence[str] = ()) -> list[gateway_pb2.DriverDescriptor]:
+        """What `hello` says of the drivers (docs/protocol.md, "Hello").
+
+        Args:
+            protected: globs over actions that the node's configuration protects.
+        """
         return [
             gateway_pb2.DriverDescriptor(
                 name=driver.name,
                 version=driver.version,
-                actions=[_descriptor(offer) for offer in self._offers.values() if offer.driver is driver],
+                actions=[_descriptor(offer, protected) for offer in self._offers.values() if offer.driver is driver],
             )
             for driver in self._drivers
         ]
@@ -331,12 +336,12 @@ def _carried(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _descriptor(offer: _Offer) -> gateway_pb2.ActionDescriptor:
+def _descriptor(offer: _Offer, protected: Sequence[str]) -> gateway_pb2.ActionDescriptor:
     return gateway_pb2.ActionDescriptor(
         action=offer.action.name,
         arguments_schema=offer.schema_bytes,
         idempotent=offer.action.idempotent,
-        protected=offer.action.protected,
+        protected=offer.action.protected or any(glob_matches(glob, offer.action.name) for glob in protected),
         description=offer.action.description,
         timeout_ms=round(offer.action.timeout_s * 1000),
     )

@@ -7,6 +7,8 @@
 | membership.json | cluster, node id, api_key: what the bootstrap gave, 0600 |
 | ratchet.bin | what the last welcome handed on: shows that no second machine is this node, 0600 |
 | bundle.bin | the signed trust bundle in force, with the links to it from the pinned authority |
+| owner.pin | the owner that a person pinned here, if one did |
+| people.json | owners, roles and policy as verified under the pin |
 | journal.db, spool.db | commands and telemetry |
 | lock, control.sock | one process; live state for `fleet-node status` |
 """
@@ -60,6 +62,16 @@ class StateFolder:
     def ratchet(self) -> Path:
         """The ratchet's newest value."""
         return self.path / "ratchet.bin"
+
+    @property
+    def owner_pin(self) -> Path:
+        """The owner that a person pinned at this node."""
+        return self.path / "owner.pin"
+
+    @property
+    def people(self) -> Path:
+        """What people signed."""
+        return self.path / "people.json"
 
     @property
     def journal(self) -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.people import People
 from fleet.sequence import StreamContext
 from fleet.trust import TrustState
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
@@ -161,4 +162,19 @@ class TrustPort(Protocol):
 
     async def offer(self, bundles: Sequence[trust_pb2.Signed]) -> gateway_pb2.BundleApplied:
         """Judge a chain, oldest first; returns what to tell the server once the newest good one is durable."""
+        ...
+
+
+class PeoplePort(Protocol):
+    """What the node verified of the people who may decide about protected actions."""
+
+    @property
+    def people(self) -> People:
+        """Owner, policy and grants; another object whenever something of it is new."""
+        ...
+
+    @property
+    def latest_signed_ms(self) -> int:
+        """The latest time of issue of anything that owners signed and this node took, Unix milliseconds; it never goes
+        back."""
         ...

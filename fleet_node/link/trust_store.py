@@ -10,6 +10,7 @@ from fleet.logs import get_logger
 from fleet.trust import TrustState
 from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_node.enrollment.membership import BundleFile
+from fleet_node.link.people_store import PeopleStore
 from fleet_node.observability.metrics import LinkMetrics
 
 log = get_logger(__name__)
@@ -21,14 +22,18 @@ class TrustStore:
     Args:
         file: where the bundle rests.
         metrics: shows generation and number.
+        people: takes from each bundle what people signed; None where nobody asks for it.
     """
 
-    def __init__(self, file: BundleFile, metrics: LinkMetrics) -> None:
+    def __init__(self, file: BundleFile, metrics: LinkMetrics, people: PeopleStore | None = None) -> None:
         self._file = file
         self._metrics = metrics
+        self._people = people
         self._callbacks: list[Callable[[TrustState], None]] = []
         self._turn = asyncio.Lock()
         self._state = file.load()
+        if people is not None:  # a process that was killed may have kept the bundle, and not yet what is in it
+            people.take([self._state])
         self._show()
 
     @property
@@ -48,6 +53,7 @@ class TrustStore:
                 if offered:
                     await asyncio.to_thread(self._file.save, *offered)
                     self._state = offered[-1]
+                    await self._take_people(offered)
             except (trust.TrustError, OSError) as error:
                 reason = str(error.reason) if isinstance(error, trust.TrustError) else "DISK"
                 log.warning("trust_bundle_refused", reason=reason, detail=str(error))
@@ -56,6 +62,18 @@ class TrustStore:
         for callback in self._callbacks:
             callback(self._state)
         return self._applied(applied=True, reason="")
+
+    async def pin_owner(self, pin: bytes) -> None:
+        """Pin an owner from now on, and take what the bundle in force says of it."""
+        if self._people is not None:
+            async with self._turn:
+                self._people.pin(pin, [self._state])
+                await self._people.save()
+
+    async def _take_people(self, offered: Sequence[TrustState]) -> None:
+        if self._people is not None:
+            self._people.take(offered)
+            await self._people.save()
 
     def _applied(self, *, applied: bool, reason: str) -> gateway_pb2.BundleApplied:
         generation, number = self._state.version

@@ -10,6 +10,7 @@ from fleet.identity import has_node_keys, load_node_keys, show_fingerprint
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, MembershipError, load_membership, load_pending
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
+from fleet_node.status.people import known_people, people_status
 
 
 def status(path: Path) -> Mapping[str, Any]:
@@ -55,7 +56,7 @@ def _membership(folder: StateFolder) -> dict[str, Any]:
         "site": membership.site,
         "endpoints": list(membership.endpoints),
         "authority_key": membership.authority_key.hex(),
-        "owner_pin": membership.owner_pin.hex(),
+        "owner": people_status(known_people(folder, membership)),
         "bundle": _bundle(folder, membership.cluster_id, membership.authority_key),
     }
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet.errors import Advice, Reason, advice
+from fleet_node.status.people import sentence
 
 _WHAT_TO_DO = {
     Reason.NOT_APPROVED: "an operator has to approve this node: `fleetctl enrollments list`",
@@ -61,6 +62,8 @@ def _local(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     yield "state folder", said["state_dir"]
     if "bundle" in said:
         yield "trust bundle", _bundle(said["bundle"], now_ms)
+    if "owner" in said:
+        yield "owner", sentence(said["owner"], now_ms)
 
 
 def _bundle(bundle: Mapping[str, Any], now_ms: int) -> str:

@@ -17,6 +17,7 @@ from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.execution import CommandLimits
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_file import ensure_journal
+from fleet_node.commands.protection import Verifier
 from fleet_node.commands.rules import STATE_NAMES
 from fleet_node.commands.service import CommandService
 from fleet_node.commands.store import JournalStore
@@ -82,7 +83,15 @@ class TestNode:
 
     __test__ = False
 
-    def __init__(self, folder: Path, clock: MockClock, *, limits: CommandLimits | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: MockClock,
+        *,
+        limits: CommandLimits | None = None,
+        verifier: Verifier | None = None,
+    ) -> None:
+        self.verifier = verifier
         self.clock = clock
         self.signer = Signer.generate()
         self.authority = Signer.generate()
@@ -108,6 +117,7 @@ class TestNode:
             server_time=self.server_time,
             metrics=self.metrics,
             limits=self.limits,
+            verifier=self.verifier,
         )
         self.states: dict[bytes, command_pb2.Report] = {}
         self.seen: list[command_pb2.Report] = []

@@ -110,7 +110,7 @@ async def test_an_older_streams_statement_is_ignored_once_a_newer_one_was_welcom
         ("probe.nothing", {}, "UNKNOWN_ACTION"),
         ("x" * 5000, {}, "UNKNOWN_ACTION"),
         ("probe.echo", {"value": "text"}, "ARGUMENTS_INVALID"),
-        ("probe.sealed", {}, "POLICY"),
+        ("probe.sealed", {}, "NO_OWNER_PIN"),
     ],
 )
 async def test_a_command_that_cannot_be_taken_is_rejected_and_its_neighbours_run(

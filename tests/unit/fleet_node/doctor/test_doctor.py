@@ -56,6 +56,7 @@ async def test_a_node_that_is_well(gateway: FakeGateway, folder: StateFolder) ->
         "disk write",
         "membership",
         "trust bundle",
+        "owner",
         "daemon",
         "journal",
         "drivers",

@@ -1,0 +1,43 @@
+"""SQL on the journal's tables `intents` and `signed_time`; `fleet_node.commands.store` calls it within its commits."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from fleet_node.commands.used_intents import Use, UsedIntents
+
+INTENTS_SCHEMA = """
+CREATE TABLE intents (
+    intent_id BLOB PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    issued_at_ms INTEGER NOT NULL,
+    not_after_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE signed_time (one INTEGER PRIMARY KEY CHECK (one = 1), latest_ms INTEGER NOT NULL);
+INSERT INTO signed_time VALUES (1, 0);
+"""
+
+
+def use_intents(connection: sqlite3.Connection, uses: Sequence[Use]) -> None:
+    """Write uses within the transaction that accepts their commands. An intent that is there already fails it.
+
+    Raises:
+        sqlite3.Error: nothing of the transaction may stand.
+    """
+    rows = [(use.intent_id, use.seq, use.issued_at_ms, use.not_after_ms) for use in uses]
+    connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?)", rows)
+    latest_ms = max(use.issued_at_ms for use in uses)
+    connection.execute("UPDATE signed_time SET latest_ms = max(latest_ms, ?)", (latest_ms,))
+    connection.execute("DELETE FROM intents WHERE not_after_ms <= (SELECT latest_ms FROM signed_time)")
+
+
+def used_intents(connection: sqlite3.Connection) -> UsedIntents:
+    """What the journal remembers.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    (latest_ms,) = connection.execute("SELECT latest_ms FROM signed_time").fetchone()
+    rows = connection.execute("SELECT intent_id, seq, issued_at_ms, not_after_ms FROM intents")
+    return UsedIntents([Use(*row) for row in rows], latest_ms)

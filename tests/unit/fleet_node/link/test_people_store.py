@@ -1,0 +1,170 @@
+"""What a node keeps of people's words: over restarts, whatever the server leaves out of its bundles."""
+
+import asyncio
+import base64
+from pathlib import Path
+
+import pytest
+
+from fleet.clock import ServerTime
+from fleet.envelope import Domain
+from fleet.metrics import Registry
+from fleet.people import CLOCK_SLACK_MS, owner_pin
+from fleet.v1 import trust_pb2
+from fleet_node.enrollment.membership import BundleFile, MembershipError
+from fleet_node.enrollment.owner_pin import pin_owner, pinned_owner
+from fleet_node.link.people_store import PeopleStore, load_people
+from fleet_node.link.trust_store import TrustStore
+from fleet_node.observability.metrics import LinkMetrics
+from tests.fakes.clock import MockClock
+from tests.fakes.gateway import CLUSTER, FakeInstallation
+from tests.properties.persons import (
+    ADA,
+    DAY_MS,
+    GRANTS,
+    NEXT_OWNER,
+    NOW_MS,
+    PIN,
+    STRANGER,
+    grant,
+    owner_statement,
+    policy,
+    rule,
+)
+
+
+class Place:
+    """A node's trust on disk, and bundles for it."""
+
+    def __init__(self, folder: Path, installation: FakeInstallation) -> None:
+        self.path = folder / "people.json"
+        self.clock = MockClock(NOW_MS)
+        self._installation = installation
+        self._file = BundleFile(
+            folder / "bundle.bin", cluster_id=CLUSTER, authority_key=installation.authority.public_key
+        )
+        self._file.save(installation.trust_state())
+        self._number = 1
+
+    def open(self, pin: bytes = PIN) -> PeopleStore:
+        """A process starts."""
+        people = PeopleStore(
+            self.path, cluster_id=CLUSTER, pin=pin, clock=self.clock, server_time=ServerTime(self.clock)
+        )
+        self.trust = TrustStore(self._file, LinkMetrics(Registry()), people)
+        return people
+
+    async def offer(self, **said: object) -> None:
+        """The next bundle, with people's words in it."""
+        self._number += 1
+        statement = trust_pb2.TrustBundleStatement.FromString(self._installation.bundle(self._number).statement)
+        statement.MergeFrom(trust_pb2.TrustBundleStatement(**said))
+        signed = self._installation.authority.sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
+        assert (await self.trust.offer([signed])).applied
+
+
+@pytest.fixture
+def place(tmp_path: Path, installation: FakeInstallation) -> Place:
+    return Place(tmp_path, installation)
+
+
+async def test_what_was_verified_once_is_kept(place: Place) -> None:
+    people = place.open()
+    await place.offer(
+        owners=[owner_statement(cluster_id=CLUSTER)],
+        policy=policy(version=3, cluster_id=CLUSTER),
+        role_grants=[grant(ADA, "ada", cluster_id=CLUSTER)],
+    )
+    held = people.people
+    assert held.policy_in_force is not None
+    await place.offer()  # the server leaves everything out
+    await place.offer(policy=policy(rule("*", 1), version=2, cluster_id=CLUSTER))
+    assert people.people == held
+    assert place.open().people == held
+
+
+async def test_a_process_that_was_killed_after_the_bundle_takes_it_when_it_starts(place: Place) -> None:
+    people = place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(cluster_id=CLUSTER))
+    place.path.unlink()  # as if it had not come so far
+    assert place.open().people == people.people
+
+
+async def test_a_disk_that_fails_is_tried_again(place: Place) -> None:
+    people = place.open()
+    place.path.mkdir()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(cluster_id=CLUSTER))
+    assert people.people.policy_in_force is not None
+    place.path.rmdir()
+    await place.offer()
+    assert load_people(place.path, cluster_id=CLUSTER, pin=PIN)[0] == people.people
+
+
+async def test_the_latest_time_that_people_signed_never_goes_back(place: Place) -> None:
+    people = place.open()
+    await place.offer(
+        owners=[owner_statement(cluster_id=CLUSTER)],
+        policy=policy(cluster_id=CLUSTER, issued_at_ms=NOW_MS + CLOCK_SLACK_MS),
+    )
+    assert people.latest_signed_ms == NOW_MS + CLOCK_SLACK_MS
+    await place.offer(policy=policy(version=2, cluster_id=CLUSTER, issued_at_ms=NOW_MS - DAY_MS))
+    assert people.latest_signed_ms == place.open().latest_signed_ms == NOW_MS + CLOCK_SLACK_MS
+
+
+async def test_a_statement_from_far_ahead_moves_no_time(place: Place) -> None:
+    people = place.open()
+    await place.offer(
+        owners=[owner_statement(cluster_id=CLUSTER)],
+        role_grants=[grant(ADA, "ada", cluster_id=CLUSTER, issued_at_ms=NOW_MS + 365 * DAY_MS)],
+    )
+    assert people.latest_signed_ms < NOW_MS
+
+
+async def test_another_pin_begins_again(place: Place) -> None:
+    people = place.open(owner_pin(NEXT_OWNER.public_key))
+    await place.offer(
+        owners=[owner_statement(cluster_id=CLUSTER)],
+        policy=policy(cluster_id=CLUSTER),
+        role_grants=[grant(ADA, "ada", cluster_id=CLUSTER)],
+    )
+    assert people.people.owner is None
+    await place.trust.pin_owner(PIN)
+    assert people.people.policy_in_force is not None
+    assert len(people.people.grants) == 1
+    assert place.open().people == people.people
+    assert place.open(owner_pin(STRANGER.public_key)).people.owner is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 2}', b'{"format": 1, "owner_pin": 7}'])
+def test_a_damaged_file_says_so(place: Place, content: bytes) -> None:
+    place.path.write_bytes(content)
+    place.path.chmod(0o600)
+    with pytest.raises(MembershipError, match="damaged"):
+        place.open()
+
+
+def test_a_file_that_was_written_by_somebody_else_gains_nothing(place: Place) -> None:
+    people = place.open()
+    asyncio.run(place.offer(owners=[owner_statement(cluster_id=CLUSTER)]))
+    text = place.path.read_text()
+    forged = trust_pb2.TrustBundleStatement(
+        owners=[owner_statement(STRANGER, 1, cluster_id=CLUSTER)], policy=policy(owner=STRANGER), role_grants=GRANTS
+    )
+    kept = trust_pb2.TrustBundleStatement(owners=[owner.signed for owner in people.people.owners], cluster_id=CLUSTER)
+    place.path.write_text(
+        text.replace(
+            base64.b64encode(kept.SerializeToString()).decode(), base64.b64encode(forged.SerializeToString()).decode()
+        )
+    )
+    assert load_people(place.path, cluster_id=CLUSTER, pin=PIN)[0].owner is None
+
+
+def test_a_person_at_the_node_goes_before_the_token(tmp_path: Path, installation: FakeInstallation) -> None:
+    membership, path = installation.membership(), tmp_path / "owner.pin"
+    assert pinned_owner(path, membership) == b""
+    pin_owner(path, PIN)
+    assert pinned_owner(path, membership) == PIN
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text("half a pin")
+    with pytest.raises(MembershipError, match="pin the owner again"):
+        pinned_owner(path, membership)

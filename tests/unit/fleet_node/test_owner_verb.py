@@ -1,0 +1,82 @@
+"""`fleet-node owner`: pin an owner at the node, see what it has signed."""
+
+import json
+from pathlib import Path
+
+from fleet import trust
+from fleet.envelope import Domain
+from fleet.people import owner_pin
+from fleet.v1 import trust_pb2
+from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.membership import BundleFile
+from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
+from tests.properties.persons import ADA, NEXT_OWNER, PIN, grant, owner_statement, policy
+from tests.unit.fleet_node.program import end, fleet_node, start
+from tests.unit.fleet_node.test_app import build, running
+
+FAR_MS = 4_000_000_000_000
+
+
+def signed_bundle(installation: FakeInstallation, folder: StateFolder) -> None:
+    """The bundle in force says what people signed."""
+    statement = trust_pb2.TrustBundleStatement.FromString(installation.bundle(1).statement)
+    statement.owners.append(owner_statement(cluster_id=CLUSTER))
+    statement.policy.CopyFrom(policy(cluster_id=CLUSTER, issued_at_ms=1, not_after_ms=FAR_MS))
+    statement.role_grants.append(grant(ADA, "ada", cluster_id=CLUSTER, issued_at_ms=1, not_after_ms=FAR_MS))
+    signed = installation.authority.sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
+    file = BundleFile(folder.bundle, cluster_id=CLUSTER, authority_key=installation.authority.public_key)
+    file.save(trust.first(signed, cluster_id=CLUSTER, authority_key=installation.authority.public_key))
+
+
+async def test_pin_and_show(member: StateFolder) -> None:
+    before = await fleet_node("owner", "show", "--state-dir", member.path)
+    assert (before.code, "none pinned" in before.out) == (0, True)
+    pinned = await fleet_node("owner", "pin", PIN.hex().upper(), "--state-dir", member.path)
+    assert (pinned.code, PIN.hex() in pinned.out) == (0, True)
+    assert member.owner_pin.stat().st_mode & 0o777 == 0o600
+    again = await fleet_node("owner", "pin", PIN.hex(), "--state-dir", member.path)
+    assert again.code == 0
+    shown = json.loads((await fleet_node("owner", "show", "--json", "--state-dir", member.path)).out)
+    assert (shown["pin"], shown["policy_version"]) == (PIN.hex(), 0)
+
+
+async def test_another_owner_needs_to_be_meant(member: StateFolder) -> None:
+    other = owner_pin(NEXT_OWNER.public_key).hex()
+    await fleet_node("owner", "pin", PIN.hex(), "--state-dir", member.path)
+    refused = await fleet_node("owner", "pin", other, "--state-dir", member.path)
+    assert (refused.code, "--replace" in refused.err) == (2, True)
+    assert PIN.hex() in (await fleet_node("owner", "show", "--state-dir", member.path)).out
+    meant = await fleet_node("owner", "pin", other, "--replace", "--state-dir", member.path)
+    assert (meant.code, other in meant.out) == (0, True)
+
+
+async def test_what_is_no_pin_changes_nothing(member: StateFolder, tmp_path: Path) -> None:
+    for arguments in (("pin",), ("pin", "abc"), ("show", PIN.hex()), ("clear",)):
+        assert (await fleet_node("owner", *arguments, "--state-dir", member.path)).code == 2
+    assert not member.owner_pin.exists()
+    assert (await fleet_node("owner", "show", "--state-dir", tmp_path / "none")).code == 2
+
+
+async def test_a_running_daemon_takes_a_pin_at_once(
+    installation: FakeInstallation, gateway: FakeGateway, member: StateFolder
+) -> None:
+    signed_bundle(installation, member)
+    process = await start("run", "--state-dir", member.path)
+    await gateway.wait_stream()
+    pinned = await fleet_node("owner", "pin", PIN.hex(), "--state-dir", member.path)
+    assert (pinned.code, "policy 1 until" in pinned.out, "operator: ada" in pinned.out) == (0, True, True)
+    status = json.loads((await fleet_node("status", "--json", "--state-dir", member.path)).out)
+    assert (status["owner"]["pin"], status["owner"]["generation"]) == (PIN.hex(), 1)
+    doctor = await fleet_node("doctor", "--state-dir", member.path)
+    assert "owner: generation 1, policy 1" in doctor.out
+    process.terminate()
+    await end(process)
+
+
+async def test_hello_says_what_the_configuration_protects(gateway: FakeGateway, member: StateFolder) -> None:
+    async with running(build(member, protected=("simulated.no*",))):
+        stream = await gateway.wait_stream()
+        (driver,) = stream.hello.drivers
+        flags = {action.action: action.protected for action in driver.actions}
+        assert flags.pop("simulated.noop")
+        assert not any(flags.values())
