@@ -21,6 +21,7 @@ from fleet.clock import Clock
 from fleet.identity import PrivateFileError, private_folder, read_private, sync_folder, write_private
 from fleet.secrets import Secret
 from fleet_node.backup.archive import MAX_ARCHIVE_BYTES, SCRYPT_COST, ArchiveError, seal, unseal
+from fleet_node.commands.opening import refuse_older_intents
 from fleet_node.enrollment.folder import StateFolder
 
 JOURNAL = "journal.db"
@@ -100,6 +101,7 @@ def restore(
     Raises:
         BackupError: the folder is in use, or the archive does not hold a whole node.
         ArchiveError: it does not open.
+        JournalDamagedError, JournalUnavailableError: the journal in it cannot be used.
         PrivateFileError, OSError: it cannot be read, or the folder cannot be written.
     """
     if archive_path.stat().st_size > MAX_ARCHIVE_BYTES:
@@ -125,8 +127,7 @@ def restore(
         for name in (*NEEDED, *OPTIONAL):
             if name in files:
                 write_private(draft / name, files[name])
-        restored = {"made_at_ms": backup.made_at_ms, "restored_at_ms": clock.now_ms()}
-        write_private(draft / "restored.json", json.dumps(restored).encode())
+        refuse_older_intents(draft / JOURNAL, backup.node_id, clock.now_ms())
         os.rename(draft, state_dir)  # takes the place of an empty folder
         sync_folder(state_dir.parent)
     except BaseException:

@@ -1,4 +1,4 @@
-"""SQL on the journal's tables `intents` and `signed_time`; `fleet_node.commands.store` calls it within its commits."""
+"""SQL on the journal's tables `intents` and `intent_times`; `fleet_node.commands.store` calls it within its commits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ CREATE TABLE intents (
     issued_at_ms INTEGER NOT NULL,
     not_after_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE signed_time (one INTEGER PRIMARY KEY CHECK (one = 1), latest_ms INTEGER NOT NULL);
-INSERT INTO signed_time VALUES (1, 0);
+CREATE TABLE intent_times (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    latest_signed_ms INTEGER NOT NULL,
+    issued_after_ms INTEGER NOT NULL
+);
+INSERT INTO intent_times VALUES (1, 0, 0);
 """
 
 
@@ -28,8 +32,17 @@ def use_intents(connection: sqlite3.Connection, uses: Sequence[Use]) -> None:
     rows = [(use.intent_id, use.seq, use.issued_at_ms, use.not_after_ms) for use in uses]
     connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?)", rows)
     latest_ms = max(use.issued_at_ms for use in uses)
-    connection.execute("UPDATE signed_time SET latest_ms = max(latest_ms, ?)", (latest_ms,))
-    connection.execute("DELETE FROM intents WHERE not_after_ms <= (SELECT latest_ms FROM signed_time)")
+    connection.execute("UPDATE intent_times SET latest_signed_ms = max(latest_signed_ms, ?)", (latest_ms,))
+    connection.execute("DELETE FROM intents WHERE not_after_ms <= (SELECT latest_signed_ms FROM intent_times)")
+
+
+def refuse_intents_until(connection: sqlite3.Connection, issued_after_ms: int) -> None:
+    """Write, within a transaction, that intents issued up to then count for nothing.
+
+    Raises:
+        sqlite3.Error: nothing of the transaction may stand.
+    """
+    connection.execute("UPDATE intent_times SET issued_after_ms = max(issued_after_ms, ?)", (issued_after_ms,))
 
 
 def used_intents(connection: sqlite3.Connection) -> UsedIntents:
@@ -38,6 +51,6 @@ def used_intents(connection: sqlite3.Connection) -> UsedIntents:
     Raises:
         sqlite3.Error: it cannot be read.
     """
-    (latest_ms,) = connection.execute("SELECT latest_ms FROM signed_time").fetchone()
+    times = connection.execute("SELECT latest_signed_ms, issued_after_ms FROM intent_times").fetchone()
     rows = connection.execute("SELECT intent_id, seq, issued_at_ms, not_after_ms FROM intents")
-    return UsedIntents([Use(*row) for row in rows], latest_ms)
+    return UsedIntents([Use(*row) for row in rows], *times)

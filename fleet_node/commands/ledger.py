@@ -166,8 +166,8 @@ class Ledger:
 
         await self._commit(Batch(tombstones=[(seq, command_id)]), publish)
 
-    async def raise_floor(self, seq: int) -> None:
-        """Everything up to `seq` lies behind this node, whatever it knows of it.
+    async def raise_floor(self, seq: int, intents_after_ms: int) -> None:
+        """Everything up to `seq`, and every intent issued up to then, lies behind this node, whatever it knows of it.
 
         Raises:
             JournalUnavailableError: it does not stand.
@@ -175,8 +175,9 @@ class Ledger:
 
         def publish() -> None:
             self.last_accepted_seq = max(self.last_accepted_seq, seq)
+            self.used.issued_after_ms = max(self.used.issued_after_ms, intents_after_ms)
 
-        await self._commit(Batch(last_accepted_seq=seq), publish)
+        await self._commit(Batch(last_accepted_seq=seq, intents_after_ms=intents_after_ms), publish)
 
     async def finish(self, change: Change) -> None:
         """Journal an end that is wanted, not one that has happened; see `record`.

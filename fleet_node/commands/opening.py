@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
-from fleet_node.commands.store import JournalStore, JournalUnavailableError
+from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError
 
 if TYPE_CHECKING:
     from fleet.metrics import Histogram
@@ -21,6 +21,7 @@ __all__ = [
     "ensure_journal",
     "inspect_journal",
     "open_journal",
+    "refuse_older_intents",
 ]
 
 
@@ -58,6 +59,21 @@ def copy_journal(path: Path, node_id: str, to: Path) -> None:
     store = JournalStore(path, node_id)
     try:
         store.copy_to(to)
+    finally:
+        store.close()
+
+
+def refuse_older_intents(path: Path, node_id: str, issued_after_ms: int) -> None:
+    """Write into a journal that was restored that intents issued until then count for nothing: it may have forgotten
+    that they were used.
+
+    Raises:
+        JournalDamagedError: it cannot be used.
+        JournalUnavailableError: it cannot be written.
+    """
+    store = JournalStore(path, node_id)
+    try:
+        store.apply([Batch(intents_after_ms=issued_after_ms)], 0)
     finally:
         store.close()
 

@@ -103,7 +103,14 @@ class Protection:
         order = Order(self._verifier.node_id, self._verifier.fingerprint, command.action, command.arguments)
         used = self._used if not permits else {*permits, *(use.intent_id for use in self._used)}
         signed = command.intent if command.HasField("intent") else None
-        judgement = judge_intent(self._verifier.people.people, signed, order, now_ms=now_ms, consumed=used)
+        judgement = judge_intent(
+            self._verifier.people.people,
+            signed,
+            order,
+            now_ms=now_ms,
+            consumed=used,
+            issued_after_ms=self._used.issued_after_ms,
+        )
         intent = judgement.intent
         if not judgement.passes or intent is None:
             log.warning(

@@ -205,8 +205,8 @@ class CommandService:
             last_accepted_seq = self._ledger.last_accepted_seq
             try:
                 floor = self._intake.open_floor(signed, stream.context, last_accepted_seq)
-                if floor.seq_floor > last_accepted_seq:
-                    await self._ledger.raise_floor(floor.seq_floor)
+                if floor.seq_floor > last_accepted_seq or floor.intents_after_ms > self._ledger.used.issued_after_ms:
+                    await self._ledger.raise_floor(floor.seq_floor, floor.intents_after_ms)
                     log.warning("seq_floor_raised", seq_floor=floor.seq_floor, last_accepted_seq=last_accepted_seq)
             except (StatementRefusal, JournalUnavailableError) as error:
                 log.error("floor_refused", detail=str(error))

@@ -26,7 +26,7 @@ from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.entry import Change, Entry
-from fleet_node.commands.intent_rows import use_intents, used_intents
+from fleet_node.commands.intent_rows import refuse_intents_until, use_intents, used_intents
 from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.used_intents import Use, UsedIntents
 
@@ -88,6 +88,7 @@ class Batch:
         told_again: changes that say nothing new but for their number.
         tombstones: (seq, command_id) of cancels that came first.
         uses: intents that accepted commands use up.
+        intents_after_ms: intents issued up to then count for nothing, Unix milliseconds; 0 when this says nothing.
         last_accepted_seq: where it stands after this batch; 0 when the batch does not move it.
         last_report_no: highest report_no in this batch; 0 when it has none.
     """
@@ -97,6 +98,7 @@ class Batch:
     told_again: Sequence[Change] = ()
     tombstones: Sequence[tuple[int, bytes]] = ()
     uses: Sequence[Use] = ()
+    intents_after_ms: int = 0
     last_accepted_seq: int = 0
     last_report_no: int = 0
 
@@ -166,6 +168,7 @@ class JournalStore:
         told_again = [change for batch in batches for change in batch.told_again]
         tombstones = [tombstone for batch in batches for tombstone in batch.tombstones]
         uses = [use for batch in batches for use in batch.uses]
+        intents_after_ms = max([batch.intents_after_ms for batch in batches], default=0)
         last_accepted_seq, last_report_no, acked = self._counters
         counters = (
             max([last_accepted_seq, *[batch.last_accepted_seq for batch in batches]]),
@@ -174,7 +177,8 @@ class JournalStore:
         )
         count = self.rows + len(accepted)
         size = self._bytes + sum([len(change.final_report) for change in changed])
-        plain = not told_again and not tombstones and not uses and not self._crowded(count, size, counters)
+        rare = told_again or tombstones or uses or intents_after_ms
+        plain = not rare and not self._crowded(count, size, counters)
         try:
             if plain and self._said_by(accepted, changed, counters):
                 self._write(_ACCEPT, accepted, _accepted_values)
@@ -189,6 +193,8 @@ class JournalStore:
                         self._bury(tombstones)
                     if uses:
                         use_intents(self.connection, uses)
+                    if intents_after_ms:
+                        refuse_intents_until(self.connection, intents_after_ms)
                     count, size = self._trim(count, size, counters)
                 self._saved_acked = counters[2]
         except sqlite3.Error as error:

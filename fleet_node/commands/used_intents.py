@@ -31,11 +31,13 @@ class UsedIntents:
     Args:
         uses: what the journal holds.
         latest_signed_ms: the latest time of issue of any intent that was used here, Unix milliseconds.
+        issued_after_ms: when the node was last restored or adopted: it may know nothing of uses before.
     """
 
-    def __init__(self, uses: Iterable[Use] = (), latest_signed_ms: int = 0) -> None:
+    def __init__(self, uses: Iterable[Use] = (), latest_signed_ms: int = 0, issued_after_ms: int = 0) -> None:
         self._by_id = {use.intent_id: use for use in uses}
         self.latest_signed_ms = latest_signed_ms
+        self.issued_after_ms = issued_after_ms
 
     def __contains__(self, intent_id: object) -> bool:
         return intent_id in self._by_id

@@ -44,6 +44,7 @@ class IntentVerdict(StrEnum):
     INTENT_WRONG_ARGUMENTS = "INTENT_WRONG_ARGUMENTS"
     INTENT_NOT_YET_VALID = "INTENT_NOT_YET_VALID"
     INTENT_EXPIRED = "INTENT_EXPIRED"
+    INTENT_BEFORE_RESTORE = "INTENT_BEFORE_RESTORE"
     INTENT_REPLAYED = "INTENT_REPLAYED"
     GRANT_EXPIRED = "GRANT_EXPIRED"
     NOT_ENOUGH_SIGNERS = "NOT_ENOUGH_SIGNERS"
@@ -66,6 +67,7 @@ SENTENCES = {
     IntentVerdict.INTENT_WRONG_ARGUMENTS: "the intent is for other arguments",
     IntentVerdict.INTENT_NOT_YET_VALID: "the intent was issued by a clock that is ahead of all others: set that clock",
     IntentVerdict.INTENT_EXPIRED: "the intent has expired: sign a new one",
+    IntentVerdict.INTENT_BEFORE_RESTORE: "the intent is older than the node's last restore or adoption: sign a new one",
     IntentVerdict.INTENT_REPLAYED: "the intent was used before, and is good for one command on each node",
     IntentVerdict.GRANT_EXPIRED: "too few signers are left, because roles have expired: the owner grants them again",
     IntentVerdict.NOT_ENOUGH_SIGNERS: "too few people in the right roles signed the intent: see `fleetctl approve`",
@@ -136,6 +138,7 @@ def judge_intent(
     *,
     now_ms: int,
     consumed: Container[bytes] = (),
+    issued_after_ms: int = 0,
 ) -> Judgement:
     """Decide whether a protected action may run.
 
@@ -145,6 +148,8 @@ def judge_intent(
         order: what the verifier was sent to run.
         now_ms: from `fleet.people.latest_ms`, Unix milliseconds.
         consumed: ids of intents that were used here before.
+        issued_after_ms: Unix milliseconds before which `consumed` may have been forgotten, and its intents count for
+            nothing.
     """
     policy = _policy_in_force(people, now_ms)
     if isinstance(policy, Judgement):
@@ -157,7 +162,11 @@ def judge_intent(
     intent = verified_intent(people, signed)
     if isinstance(intent, Judgement):
         return intent
-    objection = _objection(intent, people, order, now_ms=now_ms, consumed=consumed)
+    objection = _objection(intent, people, order, now_ms)
+    if objection is None and intent.issued_at_ms <= issued_after_ms:
+        objection = IntentVerdict.INTENT_BEFORE_RESTORE
+    elif objection is None and intent.intent_id in consumed:
+        objection = IntentVerdict.INTENT_REPLAYED
     if objection is not None:
         return Judgement(objection, SENTENCES[objection], intent)
     return _enough(people, signed, intent, rule, now_ms)
@@ -224,9 +233,7 @@ def _policy_in_force(people: People, now_ms: int) -> Policy | Judgement:
     return policy
 
 
-def _objection(
-    intent: trust_pb2.IntentStatement, people: People, order: Order, *, now_ms: int, consumed: Container[bytes]
-) -> IntentVerdict | None:
+def _objection(intent: trust_pb2.IntentStatement, people: People, order: Order, now_ms: int) -> IntentVerdict | None:
     if intent.cluster_id != people.cluster_id:
         return IntentVerdict.INTENT_WRONG_CLUSTER
     if (order.node_id, order.fingerprint) not in {(one.node_id, one.fingerprint) for one in intent.targets}:
@@ -239,8 +246,6 @@ def _objection(
         return IntentVerdict.INTENT_NOT_YET_VALID
     if now_ms >= intent.not_after_ms:
         return IntentVerdict.INTENT_EXPIRED
-    if intent.intent_id in consumed:
-        return IntentVerdict.INTENT_REPLAYED
     return None
 
 

@@ -18,25 +18,57 @@ from pathlib import Path
 from fleet.clock import ServerTime, SystemClock
 from fleet.envelope import Domain, Signer
 from fleet.metrics import Registry
+from fleet.people import People, take
 from fleet.sequence import StreamContext
-from fleet.v1 import command_pb2, gateway_pb2
+from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.commands.execution import CommandLimits
 from fleet_node.commands.journal import Journal
+from fleet_node.commands.protection import NoPeople, Verifier
 from fleet_node.commands.rules import FINAL_STATES, STATE_NAMES
 from fleet_node.commands.service import CommandService
 from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.observability.metrics import CommandMetrics
+from tests.properties import persons
 from tests.unit.fleet_node.commands.node import CLUSTER, NODE, FixedTrust, RecordingUplink
 
 SEED = b"\x07" * 32
 CANCELLED_SEQ = 8
+REPLAYED_SEQ = 9
+STARTED_MS = SystemClock().now_ms()
+"""One for all lives: they are given the same intents."""
 WORK = {"device": "arm", "latency_ms": 2}
 STATEMENTS = (
     [(1, "simulated.noop", {}), (2, "simulated.work", WORK), (3, "simulated.work", WORK), (4, "simulated.noop", {})],
     [(5, "simulated.noop", {}), (6, "simulated.nothing", {})],
-    [(7, "simulated.work", WORK), (CANCELLED_SEQ, "simulated.noop", {})],
+    [(7, "simulated.work", WORK), (CANCELLED_SEQ, "simulated.noop", {}), (REPLAYED_SEQ, "simulated.noop", {})],
 )
+
+
+class Persons(NoPeople):
+    """Two people must sign each noop."""
+
+    people = take(
+        People(CLUSTER, persons.PIN),
+        owners=[persons.owner_statement()],
+        policy=persons.policy(persons.rule("simulated.noop"), not_after_ms=STARTED_MS + persons.DAY_MS),
+        grants=[
+            persons.grant(key, name, not_after_ms=STARTED_MS + persons.DAY_MS)
+            for key, name in ((persons.ADA, "ada"), (persons.BEN, "ben"))
+        ],
+    )[0]
+
+
+def intent(seq: int) -> trust_pb2.Signed:
+    """The intent of each noop; the last one comes with that of the first."""
+    statement = persons.intent(
+        action="simulated.noop",
+        arguments=b"{}",
+        issued_at_ms=STARTED_MS,
+        not_after_ms=STARTED_MS + persons.HOUR_MS,
+    )
+    statement.intent_id = (1 if seq == REPLAYED_SEQ else seq).to_bytes(16, "big")
+    return persons.signed_by(persons.ADA, persons.BEN, statement=statement)
 
 
 class Killer:
@@ -75,12 +107,13 @@ class Life:
         self._service = CommandService(
             journal=Journal(store, commit_duration=metrics.commit_duration),
             registry=DriverRegistry.load(["simulated"], {"simulated": {"log_path": str(folder / "runs.log")}}),
-            trust=FixedTrust(self._signer, clock.now_ms()),  # type: ignore[arg-type]
+            trust=FixedTrust(self._signer, Signer.generate(), clock.now_ms()),  # type: ignore[arg-type]
             site="",
             clock=clock,
             server_time=server_time,
             metrics=metrics,
             limits=CommandLimits(concurrency=2),
+            verifier=Verifier(NODE, persons.FINGERPRINT, Persons()),
         )
         self._context = StreamContext(CLUSTER, NODE, os.urandom(32))
         self._uplink = RecordingUplink()
@@ -122,6 +155,7 @@ class Life:
                     not_after_ms=4_000_000_000_000,
                     action=action,
                     arguments=json.dumps(arguments).encode(),
+                    intent=intent(seq) if action == "simulated.noop" else None,
                 )
                 for seq, action, arguments in commands
             ],

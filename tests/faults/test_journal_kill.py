@@ -1,7 +1,8 @@
 """Fault: the node is killed with SIGKILL at every journal write (docs/protocol.md, "Commands").
 
 Must hold after the restart, when the server gives everything again: every command ends, none ran twice, and a command
-is INTERRUPTED exactly when its RUNNING was journaled and its result was not.
+is INTERRUPTED exactly when its RUNNING was journaled and its result was not. An intent is used exactly when its
+command was accepted, and never by a second one.
 """
 
 import json
@@ -18,10 +19,11 @@ from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import STATE_NAMES
 from fleet_node.commands.store import JournalStore, Recovered
-from tests.faults.journal_victim import CANCELLED_SEQ, STATEMENTS
+from tests.faults.journal_victim import CANCELLED_SEQ, REPLAYED_SEQ, STATEMENTS
 from tests.unit.fleet_node.commands.node import NODE
 
-RUNS = {seq for statement in STATEMENTS for seq, _, _ in statement} - {6, CANCELLED_SEQ}
+RUNS = {seq for statement in STATEMENTS for seq, _, _ in statement} - {6, CANCELLED_SEQ, REPLAYED_SEQ}
+WITH_INTENT = {1, 4, 5}
 ON_THE_ARM = [2, 3, 7]
 MAX_POINTS = 400
 
@@ -82,6 +84,8 @@ def check(folder: Path, running: set[int], point: int) -> None:
     runs = started(folder)
     where = f"killed at point {point}: {states}, ran {runs}, RUNNING in the journal {running}"
     assert states.pop(6) == "REJECTED", where
+    assert states.pop(REPLAYED_SEQ) == "REJECTED", where
+    assert {use.seq for use in journaled(folder).used} == WITH_INTENT, where
     assert states.pop(CANCELLED_SEQ) == "CANCELLED", where
     assert set(states) == RUNS, where
     assert {seq for seq, state in states.items() if state == "INTERRUPTED"} == running, where
@@ -102,7 +106,10 @@ def test_kill_at_every_journal_write(zygote: Zygote, tmp_path: Path) -> None:
             check(folder, set(), point)
             break
         assert exit_code == -signal.SIGKILL
-        left = journaled(folder).unfinished
+        kept = journaled(folder)
+        left = kept.unfinished
+        accepted = {seq for seq in WITH_INTENT if seq <= kept.last_accepted_seq}
+        assert {use.seq for use in kept.used} == accepted, f"killed at point {point}"
         running = {entry.seq for entry in left if entry.state == CommandState.COMMAND_STATE_RUNNING}
         found.update(STATE_NAMES[entry.state] for entry in left)
 

@@ -88,7 +88,7 @@ async def drive(folder: Path, commands: int, batch: int, profile: cProfile.Profi
     service = CommandService(
         journal=Journal(JournalStore(folder / "journal.db", NODE), commit_duration=metrics.commit_duration),
         registry=DriverRegistry.load(["simulated"], {}),
-        trust=FixedTrust(signer, clock.now_ms()),  # type: ignore[arg-type]
+        trust=FixedTrust(signer, Signer.generate(), clock.now_ms()),  # type: ignore[arg-type]
         site="",
         clock=clock,
         server_time=server_time,

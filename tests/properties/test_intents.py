@@ -57,6 +57,7 @@ class Case:
     order: Order = ORDER
     now_ms: int = NOW_MS
     consumed: frozenset[bytes] = frozenset()
+    issued_after_ms: int = 0
 
 
 def both(**changes: Any) -> trust_pb2.Signed:
@@ -146,6 +147,8 @@ CASES = {
     "from a clock that is a little ahead": Case(V.PASS, both(issued_at_ms=NOW_MS + CLOCK_SLACK_MS)),
     "expires this very moment": Case(V.INTENT_EXPIRED, both(not_after_ms=NOW_MS)),
     "used before": Case(V.INTENT_REPLAYED, signed_by(ADA, BEN, statement=USED), consumed=frozenset({USED.intent_id})),
+    "from before the node was restored": Case(V.INTENT_BEFORE_RESTORE, both(), issued_after_ms=NOW_MS - 60_000),
+    "from just after the node was restored": Case(V.PASS, both(), issued_after_ms=NOW_MS - 60_001),
     "one of two": Case(V.NOT_ENOUGH_SIGNERS, signed_by(ADA)),
     "one with another role": Case(V.NOT_ENOUGH_SIGNERS, signed_by(ADA, CLEO)),
     "one person with two keys": Case(V.NOT_ENOUGH_SIGNERS, signed_by(ADA, person("ada's other key")), TWO_KEYS),
@@ -164,7 +167,14 @@ CASES = {
 
 
 def judged(case: Case) -> IntentVerdict:
-    return judge_intent(case.people, case.signed, case.order, now_ms=case.now_ms, consumed=case.consumed).verdict
+    return judge_intent(
+        case.people,
+        case.signed,
+        case.order,
+        now_ms=case.now_ms,
+        consumed=case.consumed,
+        issued_after_ms=case.issued_after_ms,
+    ).verdict
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

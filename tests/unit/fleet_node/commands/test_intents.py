@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from fleet.envelope import Domain
 from fleet.intents import IntentVerdict
 from fleet.people import People, take
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
@@ -313,6 +314,20 @@ def _kept(node: TestNode) -> Any:
         return list(store.recover().used)
     finally:
         store.close()
+
+
+async def test_an_adopted_node_refuses_intents_from_before(node: TestNode) -> None:
+    old = wished(node)
+    floor = trust_pb2.FloorStatement(cluster_id="cluster-1", node_id=NODE, intents_after_ms=NOW_MS - 1)
+    await node.stream.floor_frame(node.authority.sign(Domain.FLOOR, floor.SerializeToString()))
+    assert await refused(node, old) == IntentVerdict.INTENT_BEFORE_RESTORE
+    await node.crash()
+    await node.restart()
+    node.open_stream()
+    assert await refused(node, wished(node)) == IntentVerdict.INTENT_BEFORE_RESTORE
+    new = wished(node, issued_at_ms=NOW_MS)
+    await node.give(new)
+    await node.wait_reported(new, "SUCCEEDED")
 
 
 async def test_a_disk_that_fails_uses_nothing_up(node: TestNode) -> None:
