@@ -12,6 +12,7 @@ from tests.load import (
     c2_fan_out,
     c3_storm,
     m1_machine,
+    t1_strangers,
 )
 from tests.load.results import Row
 
@@ -27,6 +28,7 @@ ROWS: dict[str, Row] = {
         a6_idle_cpu,
         a7_node_daemon,
         a8_fleetctl,
+        t1_strangers,
         c2_fan_out,
         c3_storm,
     )

@@ -45,6 +45,10 @@ class Fleet:
         counters = (counter for node in self._nodes for _, counter in node.metrics.commands.finished.items())
         return {"commands": sum(counter.value for counter in counters)}
 
+    async def reopened(self) -> dict[str, float]:
+        """Streams that these nodes opened beyond the first of each: what they lost before."""
+        return {"streams": sum(node.link.status.streams_opened - 1 for node in self._nodes)}
+
     async def usage(self) -> dict[str, float]:
         """CPU and memory of this process so far."""
         return process_usage()

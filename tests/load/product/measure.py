@@ -22,7 +22,7 @@ from tests.load.results import Figures
 _FLEET = "tests.load.product.fleet:Fleet"
 _IDLE_LINKS = "tests.load.product.idle_links:IdleLinks"
 _MICROSECONDS = 1_000_000
-_NOOP = admin_pb2.CommandSpec(action="simulated.noop")
+NOOP = admin_pb2.CommandSpec(action="simulated.noop")
 _EVERYONE = admin_pb2.Selector(patterns=["*"])
 _SPECS_PER_ISSUE = 32
 _ISSUES_AHEAD = 4
@@ -33,9 +33,12 @@ _RESULT_TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
-async def _commanded(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Installation, Child]]:
-    async with installation(ctx, name, nodes=nodes) as server, ctx.child(_FLEET, uvloop=True) as fleet:
-        await fleet.call("start", folders=server.node_folders)
+async def commanded(
+    ctx: Context, name: str, nodes: int, *, members: int = 0
+) -> AsyncIterator[tuple[Installation, Child]]:
+    """A server with `nodes` whole nodes that run, of `members` that could."""
+    async with installation(ctx, name, nodes=max(nodes, members)) as server, ctx.child(_FLEET, uvloop=True) as fleet:
+        await fleet.call("start", folders=server.node_folders[:nodes])
         yield server, fleet
 
 
@@ -48,9 +51,9 @@ async def _idle(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Inst
 async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
     """Commands finished per second while every node always has more to do than it may have in flight."""
     async with (
-        _commanded(ctx, "a1", nodes) as (server, fleet),
+        commanded(ctx, "a1", nodes) as (server, fleet),
         server.admin() as admin,
-        _alongside(_keep_busy(server, admin, fleet, nodes)),
+        alongside(_keep_busy(server, admin, fleet, nodes)),
     ):
         await asyncio.sleep(ctx.scaled(4.0, 1.0))
         before = await _snapshot(server, fleet)
@@ -67,7 +70,7 @@ async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
 
 async def _keep_busy(server: Installation, admin: admin_pb2_grpc.AdminAsyncStub, fleet: Child, nodes: int) -> None:
     """Issue whenever less than `_ISSUES_AHEAD` calls' worth of commands is unfinished; the nodes say what is."""
-    request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[_NOOP] * _SPECS_PER_ISSUE, summary_only=True)
+    request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[NOOP] * _SPECS_PER_ISSUE, summary_only=True)
     issued = 0
     while True:
         if issued - (await fleet.call("finished"))["commands"] < _ISSUES_AHEAD * nodes * _SPECS_PER_ISSUE:
@@ -78,11 +81,11 @@ async def _keep_busy(server: Installation, admin: admin_pb2_grpc.AdminAsyncStub,
 
 async def command_latency(ctx: Context) -> Figures:
     """One command at a time: from the issue call until its result is visible to whoever watches."""
-    async with _commanded(ctx, "a2", 1) as (server, fleet), server.admin() as admin:
-        request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[_NOOP])
+    async with commanded(ctx, "a2", 1) as (server, fleet), server.admin() as admin:
+        request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[NOOP])
         seen: asyncio.Queue[bytes] = asyncio.Queue()
         took_s: list[float] = []
-        async with _alongside(_follow_results(server, admin, seen)):
+        async with alongside(follow_results(server, admin, seen)):
             await asyncio.sleep(_SETTLE_S)
             before = await _snapshot(server, fleet)
             for _ in range(ctx.scaled(1_500, 300)):
@@ -104,9 +107,10 @@ async def command_latency(ctx: Context) -> Figures:
     }
 
 
-async def _follow_results(
+async def follow_results(
     server: Installation, admin: admin_pb2_grpc.AdminAsyncStub, seen: asyncio.Queue[bytes]
 ) -> None:
+    """Put the id of each command that ends into `seen`, for ever."""
     async for change in admin.WatchCommands(admin_pb2.WatchCommandsRequest(brief=True), metadata=server.metadata):
         for command in change.commands:
             if command.finished_at_ms:
@@ -167,7 +171,7 @@ async def idle_cpu(ctx: Context, series: int, interval_s: float) -> Figures:
 
 
 @asynccontextmanager
-async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` for the length of the block; when it fails, so does the block, with its reason."""
     task = asyncio.create_task(work)
     block = asyncio.current_task()

@@ -29,6 +29,9 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("A8", {"help_s": 0.25, "nodes_list_s": 0.6}, {"import_grpc_s": 0.1}, 6.0, True),
     ("A8", {"help_s": 0.26, "nodes_list_s": 0.6}, {"import_grpc_s": 0.1}, 6.0, False),
     ("A8", {"help_s": 0.25, "nodes_list_s": 0.7}, {"import_grpc_s": 0.1}, 7.0, False),
+    ("T1", {"p99_us": 3000, "streams_lost": 0}, {"p99_us": 1000}, 3.0, True),
+    ("T1", {"p99_us": 3001, "streams_lost": 0}, {"p99_us": 1000}, 3.001, False),
+    ("T1", {"p99_us": 3000, "streams_lost": 1}, {"p99_us": 1000}, 3.0, False),
 ]
 
 
