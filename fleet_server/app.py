@@ -53,6 +53,7 @@ from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.rpc import Gateway
 from fleet_server.streams.stream import Rooms
 from fleet_server.telemetry.service import TelemetryService
+from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 
@@ -155,6 +156,7 @@ class Server:
             session_ttl_ms=settings.session_ttl_s * 1000,
         )
         self.nodes.on_revoke(self.sessions.revoke_api_keys)
+        self.rotation = KeyRotation(self.trust, self.nodes.bundle_holdings, days=settings.command_key_rotation_days)
         self.enrollment = EnrollmentService(
             database=self.database,
             clock=clock,
@@ -315,6 +317,8 @@ class Server:
                 "trust": self.trust.run(),
                 "approvals": self.approvals.run(),
                 "installation": self.installation.run(),
+                "trust-watch": self.trust.run_watch(),
+                "key-rotation": self.rotation.run(),
                 "certificates": self.certificates.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),

@@ -9,6 +9,7 @@ from fleet_server.admin.access import OperatorService
 from fleet_server.admin.approvals import ApprovalsApi
 from fleet_server.admin.commands import CommandsApi
 from fleet_server.admin.enrollment import EnrollmentApi
+from fleet_server.admin.keys import KeysApi
 from fleet_server.admin.nodes import NodesApi
 from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
@@ -25,6 +26,7 @@ from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.service import ReplicaService
 from fleet_server.telemetry.service import TelemetryService
+from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService
 
 
@@ -38,6 +40,7 @@ class Services(Protocol):
     audit: AuditService
     trust: TrustService
     installation: InstallationService
+    rotation: KeyRotation
     nodes: NodeService
     enrollment: EnrollmentService
     commands: CommandService
@@ -56,6 +59,7 @@ def admin_rooms(server: Services) -> AdminRooms:
         commands=CommandsApi(server.commands, server.metrics.streams.refusals),
         replicas=ReplicasApi(server.replicas, server.clock),
         telemetry=TelemetryApi(server.telemetry),
-        trail=TrailApi(server.audit, server.trust, server.nodes),
+        trail=TrailApi(server.audit),
         approvals=ApprovalsApi(server.trust, server.approvals),
+        keys=KeysApi(server.trust, server.rotation, server.nodes),
     )

@@ -20,6 +20,7 @@ from fleet_server.admin.access import Caller, OperatorService
 from fleet_server.admin.approvals import ApprovalsApi
 from fleet_server.admin.commands import CommandsApi
 from fleet_server.admin.enrollment import EnrollmentApi
+from fleet_server.admin.keys import KeysApi
 from fleet_server.admin.nodes import NodesApi
 from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
@@ -47,6 +48,7 @@ class AdminRooms:
     telemetry: TelemetryApi
     trail: TrailApi
     approvals: ApprovalsApi
+    keys: KeysApi
 
 
 class Admin:
@@ -85,7 +87,6 @@ class Admin:
             "ListReplicas": rooms.replicas.list_replicas,
             "LatestTelemetry": rooms.telemetry.latest,
             "TelemetryHistory": rooms.telemetry.history,
-            "ListKeys": rooms.trail.keys,
             "EnrollOperatorKey": rooms.approvals.enroll_key,
             "ListOperatorKeys": rooms.approvals.list_keys,
             "GetOwnerStatements": rooms.approvals.statements,
@@ -95,6 +96,12 @@ class Admin:
             "GetApproval": rooms.approvals.get,
             "SignApproval": rooms.approvals.sign,
             "CloseApproval": rooms.approvals.close,
+            "ListKeys": rooms.keys.list_keys,
+            "PrepareKey": rooms.keys.prepare,
+            "ActivateKey": rooms.keys.activate,
+            "RetireKey": rooms.keys.retire,
+            "RevokeKey": rooms.keys.revoke,
+            "GetKeyRollout": rooms.keys.rollout,
         }
         self._streams: Mapping[str, StreamHandler] = {
             "WatchNodes": rooms.nodes.watch,

@@ -66,6 +66,11 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "GetApproval": Role.VIEWER,
     "SignApproval": Role.OPERATOR,
     "CloseApproval": Role.OPERATOR,
+    "PrepareKey": Role.OWNER,
+    "ActivateKey": Role.OWNER,
+    "RetireKey": Role.OWNER,
+    "RevokeKey": Role.OWNER,
+    "GetKeyRollout": Role.VIEWER,
 }
 
 

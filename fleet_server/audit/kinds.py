@@ -15,6 +15,10 @@ class AuditKind(StrEnum):
     PLATFORM_GRANT_IMPORTED = "platform_grant.imported"
     AUTHORITY_CREATED = "authority.created"
     KEY_CREATED = "key.created"
+    KEY_PREPARED = "key.prepared"
+    KEY_ACTIVATED = "key.activated"
+    KEY_RETIRED = "key.retired"
+    KEY_REVOKED = "key.revoked"
     KEY_QUARANTINED = "key.quarantined"
     BUNDLE_PUBLISHED = "bundle.published"
     # Operators

@@ -157,7 +157,10 @@ class Delivery:
         # Before the range is marked as sent: what was set aside is not open any more, and stays as it is.
         self._announcer.quarantine(tx, forged, now_ms)
         self.expire(tx, expired, now_ms)
-        store.mark_sent(tx.conn, rows[0].node_id, rows[0].seq, rows[-1].seq, key_id, now_ms)
+        node_id = rows[0].node_id
+        store.mark_sent(tx.conn, node_id, rows[0].seq, rows[-1].seq, key_id, now_ms)
+        if any(row.state == rules.SENT for row in rows):  # signed again, maybe with another key than is remembered
+            tx.after_commit(lambda: self._announcer.in_hand.forget([node_id]))
         if signed_first:
             tx.after_commit(lambda: self._announcer.observe_sent(Counter(signed_first)))
 

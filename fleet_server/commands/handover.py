@@ -28,8 +28,8 @@ class Lane(Protocol):
         """
         ...
 
-    def take(self, commands: Sequence[PendingCommand]) -> None:
-        """Sign and send, or claim later; on the event loop."""
+    def take(self, commands: Sequence[PendingCommand], key_id: bytes | None) -> None:
+        """Sign with that key and send, or claim later, as when another key signs by now; on the event loop."""
         ...
 
 
@@ -65,6 +65,6 @@ class Handover:
         for run in runs[:_HANDED_AT_ONCE]:
             lane = self._find(run.node_id)
             if lane is not None:
-                lane.take(run.pending())
+                lane.take(run.pending(), run.rows[0].key_id)
         if len(runs) > _HANDED_AT_ONCE:
             asyncio.get_running_loop().call_soon(self.hand_nowait, runs[_HANDED_AT_ONCE:])

@@ -192,6 +192,13 @@ class Settings(BaseSettings):
     handshake_concurrency: int = Field(
         64, ge=1, le=10_000, description="Calls without a session that are worked on at once."
     )
+    command_key_rotation_days: int = Field(
+        0,
+        ge=0,
+        le=3650,
+        description="Days between two command keys: the next one is prepared a day ahead, and activated once every node"
+        " that is online or was seen within a day knows it. 0 for rotation by hand.",
+    )
     telemetry_retention_s: int = Field(
         7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
     )

@@ -61,6 +61,9 @@ command_keys = Table(
     Column("not_before_ms", BigInteger, nullable=False),
     Column("verify_until_ms", BigInteger, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("first_generation", BigInteger, nullable=False),
+    Column("first_number", BigInteger, nullable=False),
     Column("mac", LargeBinary, nullable=False),
 )
 

@@ -135,6 +135,12 @@ class NodeDirectory:
         """Trust bundle version -> nodes that hold it, as last told."""
         return await self._database.read(self._profiles.holders)
 
+    def bundle_holdings(
+        self, conn: Connection, site: str, seen_since_ms: int
+    ) -> list[tuple[tuple[int, int], int, int, str]]:
+        """See `ProfileStore.holdings`. Any thread."""
+        return self._profiles.holdings(conn, site, seen_since_ms)
+
     def key_holder(self, conn: Connection, identity_key: bytes) -> str | None:
         """Name of the node with this identity key, revoked ones among them. Any thread."""
         return self._store.holder_of_key(conn, identity_key)

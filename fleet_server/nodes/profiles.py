@@ -81,6 +81,19 @@ class ProfileStore:
         )
         return {(row[0], row[1]): row[2] for row in conn.exec_driver_sql(text)}
 
+    def holdings(self, conn: Connection, site: str, seen_since_ms: int) -> list[tuple[tuple[int, int], int, int, str]]:
+        """What the nodes of a site (empty: of all) hold: (generation, number), nodes that may connect, those among
+        them that are ACTIVE and online or were seen since then, and the name of one of these."""
+        asked = "n.state = 'ACTIVE' AND (n.online = 1 OR n.last_seen_ms >= ?)"
+        text = (
+            "SELECT COALESCE(p.bundle_generation, 0), COALESCE(p.bundle_number, 0), COUNT(*),"  # noqa: S608 - constants
+            f" SUM(CASE WHEN {asked} THEN 1 ELSE 0 END), MIN(CASE WHEN {asked} THEN n.name END)"
+            " FROM nodes n LEFT JOIN node_profiles p ON p.node_id = n.node_id"
+            " WHERE n.state <> 'REVOKED' AND (? = '' OR n.site = ?) GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        found = fetch(conn, text, (seen_since_ms, seen_since_ms, site, site))
+        return [((row[0], row[1]), row[2], int(row[3]), row[4] or "") for row in found]
+
     def _set(self, conn: Connection, digest: bytes, node_id: str) -> DriverSet | None:
         known = self._sets.get(digest)
         if known is not None:

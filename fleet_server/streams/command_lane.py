@@ -3,7 +3,8 @@ takes.
 
 Signing happens at sending, with the active key, bound to this stream: no signed command rests in the database,
 rotation strands nothing, and a statement that somebody withheld is worth nothing on the next stream
-(docs/protocol.md, "Commands").
+(docs/protocol.md, "Commands"). The key is the one that the commands were marked with; a bundle that tells of a new one
+was queued on the stream before anything that it signs, for trust takes up both at once.
 """
 
 from __future__ import annotations
@@ -119,9 +120,10 @@ class CommandLane:
         except Refusal:
             return None  # the claim meets it again, and says so
 
-    def take(self, commands: Sequence[PendingCommand]) -> None:
+    def take(self, commands: Sequence[PendingCommand], key_id: bytes | None) -> None:
         """See `commands.handover.Lane`."""
-        if self.key_for(self._epoch, commands[0].seq, len(commands)) is None:
+        key_now = self.key_for(self._epoch, commands[0].seq, len(commands))
+        if key_now is None or key_now != key_id:
             self.wake()
             return
         try:
@@ -148,6 +150,8 @@ class CommandLane:
     def answered(self, seqs: Sequence[int]) -> None:
         """The node told a state for these seqs, so they are accepted or refused for good."""
         had_window = self._has_window()
+        if not self._unaccepted.keys().isdisjoint(seqs):
+            self._resends = 0  # it took something: what it refuses next is another matter, such as the next revoked key
         for seq in seqs:
             self._unaccepted_bytes -= self._unaccepted.pop(seq, 0)
         if not self._unaccepted:
@@ -206,14 +210,17 @@ class CommandLane:
             self._journal_check.done = True
         while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
             limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
+            key_id = self._trust.command_key_id(self._site)
             pending = await self._commands.claim_pending(
                 self._node_id,
                 self._epoch,
                 after_seq=self._sent_seq,
                 limit=limit,
-                key_id=self._trust.command_key_id(self._site),
+                key_id=key_id,
                 asked_again_through=self._hello_seq,
             )
+            if self._trust.command_key_id(self._site) != key_id:
+                continue  # keys rotated during the claim: the record has to name the one that signs
             for batch in rules.statements(pending):
                 self._send_statement(batch)
             if len(pending) < limit:

@@ -1,11 +1,12 @@
-"""The keys of a cluster as one replica holds them: loaded once, and made once when the cluster has none."""
+"""The keys of a cluster as one replica holds them: loaded under its lock, and made once when the cluster has none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from fleet.envelope import Signer
+from fleet.trust import CommandKey
 from fleet.v1 import trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
@@ -13,6 +14,8 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import store
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
+from fleet_server.trust.phases import Change, KeyRecord, steps_back
+from fleet_server.trust.store import CommandKeyRow
 
 
 class TrustSetupError(Exception):
@@ -33,9 +36,26 @@ class Keyring:
     steps: tuple[tuple[int, trust_pb2.Signed], ...]
     refused: tuple[str, ...]
 
+    @property
+    def records(self) -> list[KeyRecord]:
+        """Every command key."""
+        return [held.record for held in self.command_keys.values()]
 
-def load_keyring(tx: Transaction, vault: KeyVault, audit: AuditService, *, cluster_id: str, now_ms: int) -> Keyring:
-    """Load the keys of a cluster; make authority and first command key when it has none.
+
+def load_keyring(
+    tx: Transaction,
+    vault: KeyVault,
+    audit: AuditService,
+    *,
+    cluster_id: str,
+    now_ms: int,
+    told: Collection[str] = (),
+) -> Keyring:
+    """Load the keys of a cluster; make authority and first command key when it has none. Whoever else changes keys or
+    bundles of the cluster waits for this transaction.
+
+    Args:
+        told: ids of keys whose refusal was audited before.
 
     Raises:
         SealError: sealed under another secret encryption key, or changed.
@@ -43,14 +63,12 @@ def load_keyring(tx: Transaction, vault: KeyVault, audit: AuditService, *, clust
     """
     if store.authority(tx.conn, cluster_id) is None:
         _create_keys(tx, vault, audit, cluster_id, now_ms)
-    row = store.authority(tx.conn, cluster_id)
+    row = store.authority(tx.conn, cluster_id, lock=True)
     if row is None:
         raise TrustSetupError("the cluster's authority cannot be stored: check what the database lets this server do")
     authority = vault.open_authority(row)
     held, refused = vault.open_command_keys(store.keys(tx.conn, cluster_id))
-    for bad in refused:
-        detail = {"site": bad.site}
-        audit.append(tx, AuditKind.KEY_QUARANTINED, actor="server", subject=bad.key_id.hex(), detail=detail)
+    _tell_refused(tx, audit, refused, told)
     steps = store.generation_steps(tx.conn, cluster_id)
     return Keyring(
         authority=authority,
@@ -59,6 +77,36 @@ def load_keyring(tx: Transaction, vault: KeyVault, audit: AuditService, *, clust
         steps=tuple((step.generation, trust_pb2.Signed.FromString(step.signed)) for step in steps),
         refused=tuple(bad.key_id.hex() for bad in refused),
     )
+
+
+def revoke_what_stepped_back(
+    tx: Transaction,
+    vault: KeyVault,
+    audit: AuditService,
+    keyring: Keyring,
+    before: Mapping[bytes, CommandKey],
+    now_ms: int,
+) -> Keyring:
+    """The keyring, with every key revoked that is worth more than it was in `before`: an old row was put back around
+    the server, its MAC still good. Revoked and not only passed over, so that no replica forgets it."""
+    held = dict(keyring.command_keys)
+    for key_id, now in keyring.command_keys.items():
+        if key_id in before and steps_back(now.key, before[key_id]):
+            row = vault.in_phase(now.row, Change(now.record, trust_pb2.KEY_PHASE_REVOKED), now_ms)
+            store.save_key(tx.conn, row)
+            held |= vault.open_command_keys([row])[0]
+            detail = {"site": now.key.site, "revoked": "its row was put back to an earlier state"}
+            audit.append(tx, AuditKind.KEY_QUARANTINED, actor="server", subject=key_id.hex(), detail=detail)
+    return replace(keyring, command_keys=held)
+
+
+def _tell_refused(
+    tx: Transaction, audit: AuditService, refused: Iterable[CommandKeyRow], told: Collection[str]
+) -> None:
+    for bad in refused:
+        if bad.key_id.hex() not in told:
+            detail = {"site": bad.site}
+            audit.append(tx, AuditKind.KEY_QUARANTINED, actor="server", subject=bad.key_id.hex(), detail=detail)
 
 
 def _create_keys(tx: Transaction, vault: KeyVault, audit: AuditService, cluster_id: str, now_ms: int) -> None:

@@ -11,6 +11,7 @@ from fleet import envelope
 from fleet.envelope import Signer
 from fleet.trust import CommandKey
 from fleet.v1 import trust_pb2
+from fleet_server.trust.phases import SKEW_MS, Change, KeyRecord
 from fleet_server.trust.secrets import SealError, Secrets
 from fleet_server.trust.store import AuthorityRow, CommandKeyRow
 
@@ -19,9 +20,14 @@ from fleet_server.trust.store import AuthorityRow, CommandKeyRow
 class HeldCommandKey:
     """A verified command key of this server, ready to sign."""
 
-    key: CommandKey
+    record: KeyRecord
     signer: Signer
-    created_at_ms: int
+    row: CommandKeyRow
+
+    @property
+    def key(self) -> CommandKey:
+        """As its certificate describes it."""
+        return self.record.key
 
 
 class KeyVault:
@@ -54,9 +60,19 @@ class KeyVault:
         return signer
 
     def new_command_key(
-        self, cluster_id: str, *, site: str, phase: trust_pb2.KeyPhase.ValueType, now_ms: int
+        self,
+        cluster_id: str,
+        *,
+        site: str,
+        phase: trust_pb2.KeyPhase.ValueType,
+        now_ms: int,
+        first_bundle: tuple[int, int] = (0, 0),
     ) -> CommandKeyRow:
-        """A row with a fresh command key, for all sites when `site` is empty."""
+        """A row with a fresh command key, for all sites when `site` is empty.
+
+        Args:
+            first_bundle: version of the first bundle that will certify it.
+        """
         signer = Signer.generate()
         row = CommandKeyRow(
             key_id=signer.key_id,
@@ -65,11 +81,23 @@ class KeyVault:
             public_key=signer.public_key,
             sealed_private=self._box.seal(signer.private_bytes(), row=_key_row(signer.key_id)),
             phase=phase,
-            not_before_ms=now_ms,
+            not_before_ms=now_ms - SKEW_MS,
             verify_until_ms=0,
             created_at_ms=now_ms,
+            since_ms=now_ms,
+            first_generation=first_bundle[0],
+            first_number=first_bundle[1],
             mac=b"",
         )
+        return self._marked(row)
+
+    def in_phase(self, row: CommandKeyRow, change: Change, now_ms: int) -> CommandKeyRow:
+        """A verified row after a change of phase, under a new MAC."""
+        since_ms = row.since_ms if change.phase == row.phase else now_ms
+        changed = replace(row, phase=change.phase, verify_until_ms=change.verify_until_ms, since_ms=since_ms)
+        return self._marked(changed)
+
+    def _marked(self, row: CommandKeyRow) -> CommandKeyRow:
         return replace(row, mac=self._mac.compute(*row.authority_fields()))
 
     def open_command_keys(
@@ -85,7 +113,9 @@ class KeyVault:
                 continue
             phase = cast("trust_pb2.KeyPhase.ValueType", row.phase)
             key = CommandKey(row.public_key, row.site, row.not_before_ms, row.verify_until_ms, phase)
-            held[row.key_id] = HeldCommandKey(key, signer, row.created_at_ms)
+            first_bundle = (row.first_generation, row.first_number)
+            record = KeyRecord(row.key_id, key, row.created_at_ms, row.since_ms, first_bundle)
+            held[row.key_id] = HeldCommandKey(record, signer, row)
         return held, refused
 
     def _open_command_key(self, row: CommandKeyRow) -> Signer | None:

@@ -1,43 +1,48 @@
 """The cluster's trust: its authority, its command keys, and the bundle that nodes hold.
 
 Mental model
-    What is signed with is loaded once and kept in memory, opened; the database holds it sealed.
-    Everything that changes keys or bundles first locks the authority's row, so replicas take turns and numbers never
-    collide. `bundle` is the newest bundle that this replica knows. It is read again each minute, for another replica
-    may have published one.
+    What is signed with is kept in memory, opened; the database holds it sealed. Everything that changes keys or
+    bundles first locks the authority's row, so replicas take turns and numbers never collide, and reads keys and
+    newest bundle again under that lock: no replica publishes what it remembers. What was committed is adopted in one
+    step, keys and bundle together. Each second a replica looks whether another one published a bundle: every change of
+    a key makes one.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from fleet import trust
 from fleet.clock import Clock
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.tls import certificate_sha256
-from fleet.trust import CommandKey, TrustError, TrustState
+from fleet.trust import TrustState
 from fleet.v1 import trust_pb2
-from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditService
-from fleet_server.database.engine import Connection, Database
+from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.trust import rules, store
-from fleet_server.trust.keyring import Keyring, TrustSetupError, load_keyring
+from fleet_server.trust import bundles, rules, store
+from fleet_server.trust.bundles import BundlePress, Offer, Published
+from fleet_server.trust.clusters import create_cluster
+from fleet_server.trust.keyring import Keyring, TrustSetupError, load_keyring, revoke_what_stepped_back
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
+from fleet_server.trust.parts import TrustParts
 from fleet_server.trust.people import ClusterPeople
+from fleet_server.trust.phases import KeyRecord
 from fleet_server.trust.secrets import SealError, Secrets
 
 __all__ = ["KeysView", "TrustService", "TrustSetupError"]
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
 TOPIC = "bundle"
 CHECK_INTERVAL_S = 60.0
+WATCH_INTERVAL_S = 1.0
 MAX_NUMBER_RAISE = 64  # an hour: the 2^20 that a node follows at once last two years, also against one in wrong hands
 RAISE_INTERVAL_S = 3600.0
 
@@ -49,7 +54,6 @@ class KeysView:
     cluster_id: str
     authority_key: bytes
     authority_generation: int
-    command_keys: tuple[tuple[bytes, CommandKey, int], ...]  # key id, key, created_at_ms
     bundle_version: tuple[int, int]
     bundle_expires_at_ms: int
     tls_ca_sha256: bytes
@@ -80,6 +84,7 @@ class TrustService:
         self._database = database
         self._vault = KeyVault(secrets)
         self._cluster_mac = secrets.row_mac("clusters")
+        self.parts = TrustParts(database, self._vault, clock, audit)
         self._clock = clock
         self._audit = audit
         self._wakeup = wakeup
@@ -95,8 +100,11 @@ class TrustService:
             publish=self._refresh,
         )
         self._keyring: Keyring | None = None
+        self._active_keys: dict[bytes, HeldCommandKey] = {}
         self._bundle: TrustState | None = None
-        self._offer: tuple[tuple[str, ...], tuple[bytes, ...]] | None = None
+        self._offer: Offer | None = None
+        self._press = BundlePress(audit, self.people.kept_for_bundle)
+        self._told_refused: set[str] = set()
         self._raised_at: float | None = None
 
     async def create_cluster(self) -> str:
@@ -105,9 +113,11 @@ class TrustService:
         Raises:
             TrustSetupError: the database holds a cluster of another name.
         """
-        cluster_id = await self._database.write(self._create_cluster)
-        self.cluster_id = cluster_id
-        return cluster_id
+        now_ms = self._clock.now_ms()
+        self.cluster_id = await self._database.write(
+            lambda tx: create_cluster(tx, self._audit, self._cluster_mac, self.cluster_name, now_ms)
+        )
+        return self.cluster_id
 
     async def load(self) -> None:
         """Load the cluster's keys; make the authority and the first command key when there are none, once for all
@@ -124,7 +134,7 @@ class TrustService:
             )
         self.cluster_id, self.installation_id = cluster.cluster_id, cluster.installation_id
         try:
-            keyring = await self._database.write(self._load)
+            keyring, newest = await self._database.write(self._read)
         except SealError as error:
             raise TrustSetupError(str(error)) from error
         if not self._cluster_mac.verify(cluster.mac, *cluster.authority_fields()):
@@ -132,16 +142,15 @@ class TrustService:
                 f"the row of cluster {self.cluster_name!r} was changed around the server: restore the table clusters"
                 " from a backup"
             )
-        if keyring.refused:
-            log.error("command_keys_quarantined", key_ids=keyring.refused)
-        if not any(held.key.phase == trust_pb2.KEY_PHASE_ACTIVE for held in keyring.command_keys.values()):
+        self._adopt(keyring, newest.state if newest is not None else None)
+        if any(record.key.phase == trust_pb2.KEY_PHASE_ACTIVE for record in keyring.records):
+            return
+        if keyring.refused or not keyring.command_keys:
             raise TrustSetupError(
                 f"no active command key verifies; changed around the server: {', '.join(keyring.refused) or 'none'}."
                 " Restore the table command_keys from a backup"
             )
-        self._keyring = keyring
-        authority = keyring.authority
-        self._bundle = await self._database.read(lambda conn: self._newest(conn, authority)[0])
+        log.error("no_active_command_key", next="commands wait until `fleetctl keys activate`")
 
     @property
     def authority(self) -> Signer:
@@ -226,7 +235,7 @@ class TrustService:
                 "this server's TLS CA is not the one that the cluster's nodes trust:"
                 " copy the folder tls from another replica's data folder, or restore it from a backup"
             )
-        self._offer = (tuple(endpoints), tuple(tls_ca_der))
+        self._offer = Offer(tuple(endpoints), tuple(tls_ca_der))
         await self._refresh()
 
     async def note_held_bundle(self, generation: int, number: int) -> None:
@@ -237,6 +246,9 @@ class TrustService:
         away.
         """
         now = self._clock.monotonic()
+        if (generation, number) <= self.bundle.version:
+            return
+        await self._refresh()  # another replica may have published it a moment ago
         newest = self.bundle
         if (generation, number) <= newest.version:
             return
@@ -248,14 +260,69 @@ class TrustService:
         self._raised_at = now
         await self._refresh(above=above)
 
+    async def change_keys(self, change: Callable[[Transaction, Keyring, tuple[int, int]], T], *, above: int = 0) -> T:
+        """Change keys under the cluster's lock, and publish what nodes have to know of it in the same transaction.
+
+        Args:
+            change: refuses, or writes rows; it is given the keyring as it stands and the version of the bundle that
+                would be next.
+            above: the next bundle's number has to pass this one.
+
+        Raises:
+            Refusal: what `change` refused; UNAVAILABLE before the first bundle, or when the database is away.
+            SealError, TrustSetupError: rows of authority or bundles do not verify; nothing was changed.
+        """
+        offer = self._offer
+        if offer is None:
+            raise Refusal(Reason.UNAVAILABLE, "the server has published no trust bundle yet: try again in a moment")
+
+        def work(tx: Transaction) -> T | Refusal:
+            keyring, newest = self._read(tx)
+            number = max(newest.state.number if newest is not None else 0, above) + 1
+            try:
+                result = change(tx, keyring, (keyring.generation, number))
+            except Refusal as refusal:  # raised from here it would roll back the whole group
+                return refusal
+            keyring, newest = self._read(tx)
+            now_ms = self._clock.now_ms()
+            bundle = self._press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=above)
+            tx.after_commit(lambda: self._adopt(keyring, bundle))
+            return result
+
+        changed = await self._database.write(work)
+        if isinstance(changed, Refusal):
+            raise changed
+        return changed
+
     async def run(self) -> None:
-        """Keep the bundle fresh, here and across replicas, until cancelled."""
+        """Keep keys and bundle fresh, here and across replicas, until cancelled."""
         while True:
             await self._clock.sleep(CHECK_INTERVAL_S)
+            await self._refresh_or_say()
+
+    async def run_watch(self) -> None:
+        """Look each second whether another replica published a bundle, until cancelled: a key that it revoked signs
+        nothing here either."""
+        while True:
+            await self._clock.sleep(WATCH_INTERVAL_S)
             try:
-                await self._refresh()
-            except Refusal as refusal:
-                log.warning("bundle_renewal_delayed", reason=refusal.reason, detail=refusal.detail)
+                newest = await self._database.read(lambda conn: store.newest_bundle(conn, self.cluster_id))
+            except Refusal:
+                continue  # the database is away, which others say
+            if newest is not None and (newest.generation, newest.number) != self.bundle.version:
+                await self._refresh_or_say()
+
+    async def _refresh_or_say(self) -> None:
+        try:
+            await self._refresh()
+        except Refusal as refusal:
+            log.warning("bundle_renewal_delayed", reason=refusal.reason, detail=refusal.detail)
+        except (SealError, TrustSetupError) as error:  # what is in memory is good: it goes on being used
+            log.error("trust_rows_changed", detail=str(error))
+
+    def command_keys(self) -> tuple[KeyRecord, ...]:
+        """Every command key of the cluster, oldest first."""
+        return tuple(self._known.records)
 
     async def keys_view(self) -> KeysView:
         """What operators may see of the keys."""
@@ -265,7 +332,6 @@ class TrustService:
             cluster_id=self.cluster_id,
             authority_key=known.authority.public_key,
             authority_generation=known.generation,
-            command_keys=tuple((key_id, held.key, held.created_at_ms) for key_id, held in known.command_keys.items()),
             bundle_version=bundle.version,
             bundle_expires_at_ms=bundle.expires_at_ms,
             tls_ca_sha256=certificate_sha256(bundle.tls_ca_der[0]) if bundle.tls_ca_der else b"",
@@ -278,7 +344,7 @@ class TrustService:
         return self._keyring
 
     def _active(self, site: str) -> HeldCommandKey:
-        keys = self._known.command_keys
+        keys = self._active_keys
         now_ms = self._clock.now_ms()
         key_id = rules.signing_key_id(((key_id, held.key) for key_id, held in keys.items()), site=site, now_ms=now_ms)
         if key_id is None:
@@ -287,112 +353,41 @@ class TrustService:
             )
         return keys[key_id]
 
-    def _create_cluster(self, tx: Transaction) -> str:
-        found = store.cluster(tx.conn, self.cluster_name)
-        if found is not None:
-            return found.cluster_id
-        others = store.cluster_names(tx.conn)
-        if others:
-            raise TrustSetupError(
-                f"this database belongs to cluster {', '.join(others)}: name that one, or use another database"
-            )
-        row = store.ClusterRow(_new_id("c"), _new_id("i"), self.cluster_name, self._clock.now_ms())
-        row = replace(row, mac=self._cluster_mac.compute(*row.authority_fields()))
-        store.insert_cluster(tx.conn, row)
-        detail = {"name": row.name, "installation_id": row.installation_id}
-        self._audit.append(tx, AuditKind.CLUSTER_CREATED, actor="server", subject=row.cluster_id, detail=detail)
-        return row.cluster_id
-
-    def _load(self, tx: Transaction) -> Keyring:
-        return load_keyring(tx, self._vault, self._audit, cluster_id=self.cluster_id, now_ms=self._clock.now_ms())
-
-    def _newest(self, conn: Connection, authority: Signer) -> tuple[TrustState | None, bytes]:
-        row = store.newest_bundle(conn, self.cluster_id)
-        if row is None:
-            return None, b""
-        try:
-            signed = trust_pb2.Signed.FromString(row.signed)
-            return trust.first(
-                signed, cluster_id=self.cluster_id, authority_key=authority.public_key
-            ), row.content_sha256
-        except TrustError as error:
-            raise TrustSetupError(
-                f"the newest trust bundle in the database does not verify ({error.detail}):"
-                " restore the table trust_bundles from a backup"
-            ) from error
+    def _read(self, tx: Transaction) -> tuple[Keyring, Published | None]:
+        """Keys and newest bundle as they are in the database, under the cluster's lock."""
+        keyring = load_keyring(
+            tx,
+            self._vault,
+            self._audit,
+            cluster_id=self.cluster_id,
+            now_ms=self._clock.now_ms(),
+            told=self._told_refused,
+        )
+        newest = bundles.newest(tx.conn, self.cluster_id, keyring.authority)
+        before = dict(newest.state.command_keys) if newest is not None else {}
+        if self._keyring is not None:  # as a rule newer than the bundle, and it names keys that bundles do not
+            before |= {key_id: held.key for key_id, held in self._keyring.command_keys.items()}
+        now_ms = self._clock.now_ms()
+        return revoke_what_stepped_back(tx, self._vault, self._audit, keyring, before, now_ms), newest
 
     async def _refresh(self, above: int = 0) -> None:
-        """Take what another replica published; publish when it is due, or when the number has to pass `above`."""
-        offer = self._offer
-        if offer is None:
-            return
-        known = self._known
+        """Take what another replica changed; publish when it is due, or when the number has to pass `above`."""
+        if self._offer is not None:
+            await self.change_keys(lambda *_: None, above=above)
 
-        def work(tx: Transaction) -> TrustState:
-            store.authority(tx.conn, self.cluster_id, lock=True)
-            newest, held_sha256 = self._newest(tx.conn, known.authority)
-            now_ms = self._clock.now_ms()
-            content = self._content(offer, self.people.kept_for_bundle(tx, self.cluster_id))
-            if newest is not None and newest.number > above:
-                stale = rules.needs_new_bundle(
-                    held_sha256=held_sha256, expires_at_ms=newest.expires_at_ms, content=content, now_ms=now_ms
-                )
-                if not stale:
-                    return newest
-            number = max(newest.number if newest else 0, above) + 1
-            return self._publish(tx, content, number, now_ms)
-
-        bundle = await self._database.write(work)
-        if self._bundle is None or bundle.version != self._bundle.version:
+    def _adopt(self, keyring: Keyring, bundle: TrustState | None) -> None:
+        """What was committed is in force here: keys and bundle at once, so that no stream is sent a statement before
+        the bundle that its key stands in."""
+        news = set(keyring.refused) - self._told_refused
+        if news:
+            self._told_refused |= news
+            log.error("command_keys_quarantined", key_ids=sorted(news))
+        self._keyring = keyring
+        self._active_keys = {
+            key_id: held
+            for key_id, held in keyring.command_keys.items()
+            if held.key.phase == trust_pb2.KEY_PHASE_ACTIVE
+        }
+        if bundle is not None and (self._bundle is None or bundle.version != self._bundle.version):
             self._bundle = bundle
             self._wakeup.wake_nowait([TOPIC])
-
-    def _publish(self, tx: Transaction, content: rules.BundleContent, number: int, now_ms: int) -> TrustState:
-        authority = self._known.authority
-        statement = rules.bundle_statement(
-            content, number=number, now_ms=now_ms, sign=lambda raw: authority.sign(Domain.KEY_CERTIFICATE, raw)
-        )
-        signed = authority.sign(Domain.TRUST_BUNDLE, statement.SerializeToString(deterministic=True))
-        store.insert_bundle(
-            tx.conn,
-            store.BundleRow(
-                cluster_id=self.cluster_id,
-                generation=content.generation,
-                number=number,
-                signed=signed.SerializeToString(),
-                content_sha256=rules.content_sha256(content),
-                expires_at_ms=statement.expires_at_ms,
-            ),
-        )
-        self._audit.append(
-            tx,
-            AuditKind.BUNDLE_PUBLISHED,
-            actor="server",
-            subject=self.cluster_id,
-            detail={
-                "generation": content.generation,
-                "number": number,
-                "endpoints": list(content.endpoints),
-                "expires_at_ms": statement.expires_at_ms,
-            },
-        )
-        return trust.first(signed, cluster_id=self.cluster_id, authority_key=authority.public_key)
-
-    def _content(
-        self, offer: tuple[tuple[str, ...], tuple[bytes, ...]], people: trust_pb2.TrustBundleStatement
-    ) -> rules.BundleContent:
-        known = self._known
-        endpoints, tls_ca_der = offer
-        return rules.BundleContent(
-            cluster_id=self.cluster_id,
-            generation=known.generation,
-            authority_key=known.authority.public_key,
-            command_keys=[held.key for held in known.command_keys.values()],
-            endpoints=endpoints,
-            tls_ca_der=tls_ca_der,
-            people=people,
-        )
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"

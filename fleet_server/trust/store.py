@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from fleet_server.database.engine import for_update, sql
 from fleet_server.database.schema import clusters, command_keys, trust_bundles
@@ -38,7 +38,11 @@ class AuthorityRow:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CommandKeyRow:
-    """A command key; its private key is sealed, and `mac` covers every other field."""
+    """A command key; its private key is sealed, and `mac` covers every other field.
+
+    `since_ms` is when it came into its phase; `first_generation` and `first_number` are the version of the first bundle
+    that certifies it.
+    """
 
     key_id: bytes
     cluster_id: str
@@ -49,6 +53,9 @@ class CommandKeyRow:
     not_before_ms: int
     verify_until_ms: int
     created_at_ms: int
+    since_ms: int
+    first_generation: int
+    first_number: int
     mac: bytes
 
     def authority_fields(self) -> tuple[bytes | str | int, ...]:
@@ -63,6 +70,9 @@ class CommandKeyRow:
             self.not_before_ms,
             self.verify_until_ms,
             self.created_at_ms,
+            self.since_ms,
+            self.first_generation,
+            self.first_number,
         )
 
 
@@ -127,7 +137,8 @@ def authority(conn: Connection, cluster_id: str, *, lock: bool = False) -> Autho
 
 def keys(conn: Connection, cluster_id: str) -> list[CommandKeyRow]:
     """All command keys of a cluster, oldest first, as they stand: MACs are not checked here."""
-    ordered = command_keys.c.created_at_ms, command_keys.c.key_id
+    key = command_keys.c
+    ordered = key.created_at_ms, key.first_generation, key.first_number, key.key_id
     found = conn.execute(select(command_keys).where(command_keys.c.cluster_id == cluster_id).order_by(*ordered))
     return [CommandKeyRow(*row) for row in found]
 
@@ -137,6 +148,17 @@ def insert_key(conn: Connection, row: CommandKeyRow) -> None:
     names = [column.name for column in command_keys.columns]
     values = (*row.authority_fields(), row.mac)
     conn.execute(insert(command_keys).values(dict(zip(names, values, strict=True))))
+
+
+def save_key(conn: Connection, row: CommandKeyRow) -> None:
+    """Write the phase of a command key, and what came with it, under its new MAC."""
+    values = {
+        "phase": row.phase,
+        "verify_until_ms": row.verify_until_ms,
+        "since_ms": row.since_ms,
+        "mac": row.mac,
+    }
+    conn.execute(update(command_keys).where(command_keys.c.key_id == row.key_id).values(values))
 
 
 def newest_bundle(conn: Connection, cluster_id: str) -> BundleRow | None:
@@ -158,6 +180,13 @@ def generation_steps(conn: Connection, cluster_id: str) -> list[BundleRow]:
     )
     found = conn.exec_driver_sql(sql(conn, text), (cluster_id,))
     return [BundleRow(row[0], row[1], row[2], bytes(row[3]), bytes(row[4]), row[5]) for row in found]
+
+
+def bundle_versions(conn: Connection, cluster_id: str) -> list[tuple[int, int]]:
+    """(generation, number) of every bundle that was published, ascending."""
+    version = trust_bundles.c.generation, trust_bundles.c.number
+    found = conn.execute(select(*version).where(trust_bundles.c.cluster_id == cluster_id).order_by(*version))
+    return [(row[0], row[1]) for row in found]
 
 
 def insert_bundle(conn: Connection, row: BundleRow) -> None:

@@ -2439,6 +2439,8 @@ class CommandKeyView(_message.Message):
     NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
     VERIFY_UNTIL_MS_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     key_id: _builtins.bytes
     """16 bytes."""
     phase: _trust_pb2.KeyPhase.ValueType
@@ -2451,6 +2453,10 @@ class CommandKeyView(_message.Message):
     """Unix milliseconds; 0 means no end yet."""
     created_at_ms: _builtins.int
     """Unix milliseconds."""
+    since_ms: _builtins.int
+    """When it came into its phase, Unix milliseconds."""
+    nodes: _builtins.int
+    """Nodes that hold a bundle with it; 0 once the newest bundle names it no more."""
     def __init__(
         self,
         *,
@@ -2460,10 +2466,12 @@ class CommandKeyView(_message.Message):
         not_before_ms: _builtins.int = ...,
         verify_until_ms: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
+        since_ms: _builtins.int = ...,
+        nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "key_id", b"key_id", "not_before_ms", b"not_before_ms", "phase", b"phase", "site", b"site", "verify_until_ms", b"verify_until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "key_id", b"key_id", "nodes", b"nodes", "not_before_ms", b"not_before_ms", "phase", b"phase", "since_ms", b"since_ms", "site", b"site", "verify_until_ms", b"verify_until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3141,3 +3149,312 @@ class CloseApprovalResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseApprovalResponse: _TypeAlias = CloseApprovalResponse  # noqa: Y015
+
+@_typing.final
+class KeyRollout(_message.Message):
+    """KeyRollout says how many nodes know a PREPARED key. Asked for are the ACTIVE nodes of its scope that are online or were
+    seen within a day.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
+    HOLDING_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.bytes
+    """16 bytes."""
+    site: _builtins.str
+    """Site; empty means all."""
+    asked: _builtins.int
+    """Nodes that are asked for."""
+    holding: _builtins.int
+    """Those among them that hold a bundle with the key."""
+    away: _builtins.int
+    """Other nodes of the scope that do not hold one; they get it when they connect."""
+    complete: _builtins.bool
+    """Whether it may be activated."""
+    @_builtins.property
+    def lacking(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of a few nodes that are asked for and lack it."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.bytes = ...,
+        site: _builtins.str = ...,
+        asked: _builtins.int = ...,
+        holding: _builtins.int = ...,
+        away: _builtins.int = ...,
+        lacking: _abc.Iterable[_builtins.str] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "away", b"away", "complete", b"complete", "holding", b"holding", "key_id", b"key_id", "lacking", b"lacking", "site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRollout: _TypeAlias = KeyRollout  # noqa: Y015
+
+@_typing.final
+class PrepareKeyRequest(_message.Message):
+    """PrepareKeyRequest names the scope."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    """Site; empty means all."""
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareKeyRequest: _TypeAlias = PrepareKeyRequest  # noqa: Y015
+
+@_typing.final
+class PrepareKeyResponse(_message.Message):
+    """PrepareKeyResponse shows the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___CommandKeyView:
+        """The key, PREPARED."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___CommandKeyView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareKeyResponse: _TypeAlias = PrepareKeyResponse  # noqa: Y015
+
+@_typing.final
+class ActivateKeyRequest(_message.Message):
+    """ActivateKeyRequest names the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OVERRIDE_REASON_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its id in hexadecimal, or the first 8 digits or more."""
+    override_reason: _builtins.str
+    """Why it may not wait until every node knows it; empty when it may."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        override_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "override_reason", b"override_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateKeyRequest: _TypeAlias = ActivateKeyRequest  # noqa: Y015
+
+@_typing.final
+class ActivateKeyResponse(_message.Message):
+    """ActivateKeyResponse shows the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___CommandKeyView:
+        """The key, ACTIVE."""
+
+    @_builtins.property
+    def rollout(self) -> Global___KeyRollout:
+        """How far it had come."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___CommandKeyView | None = ...,
+        rollout: Global___KeyRollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateKeyResponse: _TypeAlias = ActivateKeyResponse  # noqa: Y015
+
+@_typing.final
+class RetireKeyRequest(_message.Message):
+    """RetireKeyRequest names the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERIFY_FOR_S_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its id in hexadecimal, or the first 8 digits or more."""
+    verify_for_s: _builtins.int
+    """Seconds from now that it still verifies, at most 30 days; 0 means a day."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        verify_for_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "verify_for_s", b"verify_for_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireKeyRequest: _TypeAlias = RetireKeyRequest  # noqa: Y015
+
+@_typing.final
+class RetireKeyResponse(_message.Message):
+    """RetireKeyResponse shows the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___CommandKeyView:
+        """The key, RETIRED."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___CommandKeyView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireKeyResponse: _TypeAlias = RetireKeyResponse  # noqa: Y015
+
+@_typing.final
+class RevokeKeyRequest(_message.Message):
+    """RevokeKeyRequest names the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STOP_COMMANDS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its id in hexadecimal, or the first 8 digits or more."""
+    reason: _builtins.str
+    """Why; audited."""
+    stop_commands: _builtins.bool
+    """Revoke it although nothing takes its place: commands wait until a key is activated."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        stop_commands: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "reason", b"reason", "stop_commands", b"stop_commands"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeKeyRequest: _TypeAlias = RevokeKeyRequest  # noqa: Y015
+
+@_typing.final
+class RevokeKeyResponse(_message.Message):
+    """RevokeKeyResponse shows the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___CommandKeyView:
+        """The key, REVOKED."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___CommandKeyView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
+
+@_typing.final
+class GetKeyRolloutRequest(_message.Message):
+    """GetKeyRolloutRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyRolloutRequest: _TypeAlias = GetKeyRolloutRequest  # noqa: Y015
+
+@_typing.final
+class GetKeyRolloutResponse(_message.Message):
+    """GetKeyRolloutResponse shows PREPARED keys and who holds which bundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_VERSION_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundle_version(self) -> _session_pb2.BundleVersion:
+        """Bundle in force."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleHolders]:
+        """Who holds what."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyRollout]:
+        """One for each PREPARED key."""
+
+    def __init__(
+        self,
+        *,
+        bundle_version: _session_pb2.BundleVersion | None = ...,
+        holders: _abc.Iterable[Global___BundleHolders] | None = ...,
+        keys: _abc.Iterable[Global___KeyRollout] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "holders", b"holders", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyRolloutResponse: _TypeAlias = GetKeyRolloutResponse  # noqa: Y015

@@ -220,6 +220,31 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalResponse.FromString,
                 _registered_method=True)
+        self.PrepareKey = channel.unary_unary(
+                '/fleet.v1.Admin/PrepareKey',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.PrepareKeyRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.PrepareKeyResponse.FromString,
+                _registered_method=True)
+        self.ActivateKey = channel.unary_unary(
+                '/fleet.v1.Admin/ActivateKey',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ActivateKeyRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ActivateKeyResponse.FromString,
+                _registered_method=True)
+        self.RetireKey = channel.unary_unary(
+                '/fleet.v1.Admin/RetireKey',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RetireKeyRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RetireKeyResponse.FromString,
+                _registered_method=True)
+        self.RevokeKey = channel.unary_unary(
+                '/fleet.v1.Admin/RevokeKey',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
+                _registered_method=True)
+        self.GetKeyRollout = channel.unary_unary(
+                '/fleet.v1.Admin/GetKeyRollout',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -485,6 +510,41 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareKey(self, request, context):
+        """PrepareKey makes the next command key of a scope; nodes learn it, and nothing is signed with it yet (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateKey(self, request, context):
+        """ActivateKey signs with a PREPARED key from now on, and retires the one before it (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireKey(self, request, context):
+        """RetireKey lets a command key sign nothing new, and verify for a while (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeKey(self, request, context):
+        """RevokeKey lets a command key verify nothing any more, at once (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKeyRollout(self, request, context):
+        """GetKeyRollout shows how far PREPARED keys have come (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -672,6 +732,31 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.CloseApproval,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.CloseApprovalResponse.SerializeToString,
+            ),
+            'PrepareKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareKey,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.PrepareKeyRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.PrepareKeyResponse.SerializeToString,
+            ),
+            'ActivateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateKey,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ActivateKeyRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ActivateKeyResponse.SerializeToString,
+            ),
+            'RetireKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireKey,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RetireKeyRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RetireKeyResponse.SerializeToString,
+            ),
+            'RevokeKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeKey,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeKeyRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'GetKeyRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeyRollout,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1674,6 +1759,141 @@ class Admin:
             '/fleet.v1.Admin/CloseApproval',
             fleet_dot_v1_dot_admin__pb2.CloseApprovalRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.CloseApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/PrepareKey',
+            fleet_dot_v1_dot_admin__pb2.PrepareKeyRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.PrepareKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ActivateKey',
+            fleet_dot_v1_dot_admin__pb2.ActivateKeyRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ActivateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RetireKey',
+            fleet_dot_v1_dot_admin__pb2.RetireKeyRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RetireKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RevokeKey',
+            fleet_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeyRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/GetKeyRollout',
+            fleet_dot_v1_dot_admin__pb2.GetKeyRolloutRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.GetKeyRolloutResponse.FromString,
             options,
             channel_credentials,
             insecure,

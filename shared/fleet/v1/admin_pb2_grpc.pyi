@@ -107,6 +107,16 @@ class AdminStub:
     """SignApproval adds a signature; with the last one that is needed the commands are issued (operator)."""
     CloseApproval: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseApprovalRequest, _admin_pb2.CloseApprovalResponse]
     """CloseApproval rejects a waiting command, or withdraws one's own (operator)."""
+    PrepareKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PrepareKeyRequest, _admin_pb2.PrepareKeyResponse]
+    """PrepareKey makes the next command key of a scope; nodes learn it, and nothing is signed with it yet (owner)."""
+    ActivateKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ActivateKeyRequest, _admin_pb2.ActivateKeyResponse]
+    """ActivateKey signs with a PREPARED key from now on, and retires the one before it (owner)."""
+    RetireKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RetireKeyRequest, _admin_pb2.RetireKeyResponse]
+    """RetireKey lets a command key sign nothing new, and verify for a while (owner)."""
+    RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]
+    """RevokeKey lets a command key verify nothing any more, at once (owner)."""
+    GetKeyRollout: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetKeyRolloutRequest, _admin_pb2.GetKeyRolloutResponse]
+    """GetKeyRollout shows how far PREPARED keys have come (viewer)."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -187,6 +197,16 @@ class AdminAsyncStub(AdminStub):
     """SignApproval adds a signature; with the last one that is needed the commands are issued (operator)."""
     CloseApproval: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseApprovalRequest, _admin_pb2.CloseApprovalResponse]  # type: ignore[assignment]
     """CloseApproval rejects a waiting command, or withdraws one's own (operator)."""
+    PrepareKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.PrepareKeyRequest, _admin_pb2.PrepareKeyResponse]  # type: ignore[assignment]
+    """PrepareKey makes the next command key of a scope; nodes learn it, and nothing is signed with it yet (owner)."""
+    ActivateKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.ActivateKeyRequest, _admin_pb2.ActivateKeyResponse]  # type: ignore[assignment]
+    """ActivateKey signs with a PREPARED key from now on, and retires the one before it (owner)."""
+    RetireKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RetireKeyRequest, _admin_pb2.RetireKeyResponse]  # type: ignore[assignment]
+    """RetireKey lets a command key sign nothing new, and verify for a while (owner)."""
+    RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]  # type: ignore[assignment]
+    """RevokeKey lets a command key verify nothing any more, at once (owner)."""
+    GetKeyRollout: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetKeyRolloutRequest, _admin_pb2.GetKeyRolloutResponse]  # type: ignore[assignment]
+    """GetKeyRollout shows how far PREPARED keys have come (viewer)."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Admin is the operators' service. Every call names the least role that may make it."""
@@ -486,5 +506,45 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.CloseApprovalResponse, _abc.Awaitable[_admin_pb2.CloseApprovalResponse]]:
         """CloseApproval rejects a waiting command, or withdraws one's own (operator)."""
+
+    @_abc_1.abstractmethod
+    def PrepareKey(
+        self,
+        request: _admin_pb2.PrepareKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PrepareKeyResponse, _abc.Awaitable[_admin_pb2.PrepareKeyResponse]]:
+        """PrepareKey makes the next command key of a scope; nodes learn it, and nothing is signed with it yet (owner)."""
+
+    @_abc_1.abstractmethod
+    def ActivateKey(
+        self,
+        request: _admin_pb2.ActivateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ActivateKeyResponse, _abc.Awaitable[_admin_pb2.ActivateKeyResponse]]:
+        """ActivateKey signs with a PREPARED key from now on, and retires the one before it (owner)."""
+
+    @_abc_1.abstractmethod
+    def RetireKey(
+        self,
+        request: _admin_pb2.RetireKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RetireKeyResponse, _abc.Awaitable[_admin_pb2.RetireKeyResponse]]:
+        """RetireKey lets a command key sign nothing new, and verify for a while (owner)."""
+
+    @_abc_1.abstractmethod
+    def RevokeKey(
+        self,
+        request: _admin_pb2.RevokeKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_pb2.RevokeKeyResponse]]:
+        """RevokeKey lets a command key verify nothing any more, at once (owner)."""
+
+    @_abc_1.abstractmethod
+    def GetKeyRollout(
+        self,
+        request: _admin_pb2.GetKeyRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetKeyRolloutResponse, _abc.Awaitable[_admin_pb2.GetKeyRolloutResponse]]:
+        """GetKeyRollout shows how far PREPARED keys have come (viewer)."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

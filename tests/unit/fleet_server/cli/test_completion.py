@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import admin_pb2, enrollment_pb2, gateway_pb2
+from fleet.v1 import admin_pb2, enrollment_pb2, gateway_pb2, trust_pb2
 from tests.unit.fleet_server.cli.conftest import Fleetctl
 from tests.unit.fleet_server.cli.made import node
 
@@ -28,6 +28,12 @@ def fleet(ctl: Fleetctl) -> Fleetctl:
         "GetNode": admin_pb2.GetNodeResponse(node=node(1), drivers=[driver]),
         "ListOperators": admin_pb2.ListOperatorsResponse(
             operators=[admin_pb2.OperatorView(name="ada"), admin_pb2.OperatorView(name="gone", revoked_at_ms=1)]
+        ),
+        "ListKeys": admin_pb2.ListKeysResponse(
+            command_keys=[
+                admin_pb2.CommandKeyView(key_id=b"\x3f" * 16, phase=trust_pb2.KEY_PHASE_PREPARED),
+                admin_pb2.CommandKeyView(key_id=b"\x3e" * 16, phase=trust_pb2.KEY_PHASE_REVOKED),
+            ]
         ),
         "ListReplicas": admin_pb2.ListReplicasResponse(replicas=[admin_pb2.ReplicaView(replica_id="replica-a")]),
         "ListJoinTokens": admin_pb2.ListJoinTokensResponse(
@@ -55,6 +61,7 @@ def fleet(ctl: Fleetctl) -> Fleetctl:
         ("fleetctl run press-1 host.", ["host.info", "host.processes"]),
         ("fleetctl run press-1 ", ["exec.run", "host.info", "host.processes", "press-2"]),
         ("fleetctl operators revoke ", ["ada"]),
+        ("fleetctl keys activate 3", ["3f" * 16]),
         ("fleetctl drain replica re", ["replica-a"]),
         ("fleetctl join-token revoke jt", ["jt_1"]),
         ("fleetctl enrollments approve ", ["oven-9"]),

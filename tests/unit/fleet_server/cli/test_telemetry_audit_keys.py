@@ -270,3 +270,72 @@ def test_keys_say_whether_the_authority_is_the_pinned_one(ctl: Fleetctl) -> None
     assert "NOT the one pinned" in ctl.run("keys", "list").stdout
     ctl.log_in(authority_key=b"")
     assert "not pinned" in ctl.run("keys", "list").stdout
+
+
+KEY = admin_pb2.CommandKeyView(
+    key_id=b"\x3f" * 16, phase=trust_pb2.KEY_PHASE_ACTIVE, site="berlin", since_ms=NOW_MS, nodes=7
+)
+
+
+def test_keys_say_since_when_until_when_and_on_how_many_nodes(ctl: Fleetctl) -> None:
+    retired = admin_pb2.CommandKeyView(
+        key_id=b"\x01" * 16, phase=trust_pb2.KEY_PHASE_RETIRED, since_ms=NOW_MS, verify_until_ms=NOW_MS + 1000
+    )
+    revoked = admin_pb2.CommandKeyView(key_id=b"\x02" * 16, phase=trust_pb2.KEY_PHASE_REVOKED, since_ms=NOW_MS)
+    ctl.fake.answers["ListKeys"] = admin_pb2.ListKeysResponse(command_keys=[retired, KEY, revoked])
+    rows = [line.split() for line in ctl.run("keys", "list").stdout.splitlines() if line[:2] in ("01", "3f", "02")]
+    assert [row[1:3] + row[-1:] for row in rows] == [
+        ["RETIRED", "all", "0"],
+        ["ACTIVE", "berlin", "7"],
+        ["REVOKED", "all", "0"],
+    ]
+    assert [row[5:-1] for row in rows][1:] == [["no", "end", "yet"], ["nothing", "verifies"]]
+    assert ctl.json("keys", "list")["command_keys"][1]["nodes"] == 7
+
+
+def test_a_rollout_names_what_lacks_and_says_what_is_ready(ctl: Fleetctl) -> None:
+    version = session_pb2.BundleVersion(generation=1, number=4)
+    half = admin_pb2.KeyRollout(key_id=b"\x3f" * 16, asked=9, holding=7, away=2, lacking=["press-1", "press-2"])
+    done = admin_pb2.KeyRollout(key_id=b"\x40" * 16, site="berlin", asked=3, holding=3, complete=True)
+    answer = admin_pb2.GetKeyRolloutResponse(
+        bundle_version=version, holders=[admin_pb2.BundleHolders(version=version, nodes=10)], keys=[half, done]
+    )
+    ctl.fake.answers["GetKeyRollout"] = answer
+    result = ctl.run("keys", "rollout")
+    for part in ("7 of 9", "press-1, press-2", "3 of 3", "berlin", "1.4"):
+        assert part in result.stdout
+    assert "fleetctl keys activate 40404040" in result.stderr
+    assert "3f3f3f3f" not in result.stderr
+    assert [key["complete"] for key in ctl.json("keys", "rollout")["keys"]] == [False, True]
+    ctl.fake.answers["GetKeyRollout"] = admin_pb2.GetKeyRolloutResponse(bundle_version=version)
+    assert "`fleetctl keys prepare`" in ctl.run("keys", "rollout").stderr
+
+
+def test_steps_of_a_rotation_send_what_was_said(ctl: Fleetctl) -> None:
+    ctl.fake.answers |= {
+        "PrepareKey": admin_pb2.PrepareKeyResponse(key=KEY),
+        "ActivateKey": admin_pb2.ActivateKeyResponse(key=KEY, rollout=admin_pb2.KeyRollout(asked=9, holding=7)),
+        "RetireKey": admin_pb2.RetireKeyResponse(key=KEY),
+        "RevokeKey": admin_pb2.RevokeKeyResponse(key=KEY),
+    }
+    assert "fleetctl keys rollout" in ctl.run("keys", "prepare", "--site", "berlin").stderr
+    assert ctl.fake.requests("PrepareKey")[0].site == "berlin"
+    assert "7 of 9 nodes" in ctl.run("keys", "activate", "3f3f3f3f", "--override", "press-1 is scrap").stderr
+    assert ctl.run("keys", "activate", "3f3f3f3f").exit_code == 0
+    assert [asked.override_reason for asked in ctl.fake.requests("ActivateKey")] == ["press-1 is scrap", ""]
+    assert ctl.run("keys", "activate", "3f3f3f3f", "--override", " ").exit_code == 2
+    assert ctl.run("keys", "retire", "3f3f3f3f", "--verify-for", "1h").exit_code == 0
+    assert ctl.fake.requests("RetireKey")[0].verify_for_s == 3600
+    assert ctl.run("keys", "revoke", "3f3f3f3f", "--yes").exit_code == 2, "a reason is asked for"
+    assert ctl.run("keys", "revoke", "3f3f3f3f", "--reason", "leaked").exit_code == 2, "nobody is there to confirm"
+    assert ctl.run("keys", "revoke", "3f3f3f3f", "--reason", "leaked", "--yes", "--stop-commands").exit_code == 0
+    (asked,) = ctl.fake.requests("RevokeKey")
+    assert (asked.key, asked.reason, asked.stop_commands) == ("3f3f3f3f", "leaked", True)
+    assert ctl.json("keys", "prepare")["key"]["phase"] == "ACTIVE"
+
+
+def test_a_refused_activation_shows_the_servers_numbers(ctl: Fleetctl) -> None:
+    ctl.fake.answers["ActivateKey"] = Refusal(Reason.CONFLICT, "7 of 9 nodes hold it: wait, or use --override")
+    result = ctl.run("keys", "activate", "3f3f3f3f")
+    assert result.exit_code == 3
+    assert "7 of 9 nodes" in result.stderr

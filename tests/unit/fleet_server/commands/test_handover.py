@@ -23,7 +23,7 @@ class WaitingLane:
     def key_for(self, epoch: int, first_seq: int, count: int) -> bytes | None:
         return KEY_ID if (epoch, first_seq) == (self.epoch, self.next_seq) else None
 
-    def take(self, commands: Sequence[PendingCommand]) -> None:
+    def take(self, commands: Sequence[PendingCommand], key_id: bytes | None) -> None:
         self.taken.extend(commands)
         self.next_seq += len(commands)
 

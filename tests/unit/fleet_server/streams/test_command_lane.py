@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -44,14 +44,18 @@ class Room:
     queue: list[Pending] = field(default_factory=list)
     start: int = 0
     claims: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    while_claiming: Callable[[], object] = int
 
     async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, **_: object) -> int:
         return self.start
 
     async def claim_pending(
-        self, node_id: str, epoch: int, *, after_seq: int, limit: int, **_: object
+        self, node_id: str, epoch: int, *, after_seq: int, limit: int, key_id: bytes, **_: object
     ) -> list[Pending]:
         self.claims.append((after_seq, limit))
+        self.keys.append(key_id)
+        self.while_claiming()
         return [command for command in self.queue if command.seq > after_seq][:limit]
 
     async def pending_cancels(self, node_id: str, epoch: int) -> list[object]:
@@ -70,6 +74,7 @@ class Bench:
     sent: list[command_pb2.CommandStatement]
     frames: list[gateway_pb2.ServerControl]
     clock: MockClock
+    signers: list[Signer]
 
     async def settle(self) -> None:
         for _ in range(30):
@@ -83,11 +88,11 @@ class Bench:
 
 
 def _bench(clock: MockClock, seqs: Sequence[int], *, max_in_flight: int = 64, start: int = 0) -> Bench:
-    signer = Signer.generate()
+    signers = [Signer.generate()]
     trust = SimpleNamespace(
         cluster_id="c",
-        command_key_id=lambda site: signer.key_id,
-        sign_command_statement=lambda domain, statement, site: signer.sign(Domain(domain), statement),
+        command_key_id=lambda site: signers[-1].key_id,
+        sign_command_statement=lambda domain, statement, site: signers[-1].sign(Domain(domain), statement),
     )
     claim = SimpleNamespace(
         node=SimpleNamespace(node_id="n", site=""),
@@ -113,7 +118,7 @@ def _bench(clock: MockClock, seqs: Sequence[int], *, max_in_flight: int = 64, st
         send=send,
         failed=pytest.fail,
     )
-    return Bench(lane, room, sent, frames, clock)
+    return Bench(lane, room, sent, frames, clock, signers)
 
 
 async def test_statements_chain_and_hold_at_most_32(clock: MockClock) -> None:
@@ -222,7 +227,7 @@ async def test_a_lane_that_waits_sends_what_it_is_handed_at_once(clock: MockCloc
     await bench.settle()
     bench.lane.answered([1])
     assert bench.lane.key_for(3, 2, 2) is not None
-    bench.lane.take([Pending(2), Pending(3)])  # type: ignore[list-item]
+    bench.lane.take([Pending(2), Pending(3)], bench.signers[-1].key_id)  # type: ignore[list-item]
     assert [(statement.prev_seq, len(statement.commands)) for statement in bench.sent] == [(0, 1), (1, 2)]
     assert bench.lane.key_for(3, 4, 1) is not None
 
@@ -246,7 +251,7 @@ async def test_a_lane_that_moved_on_claims_what_it_was_handed(clock: MockClock) 
     bench.lane.wake()
     await bench.settle()
     bench.room.queue += [Pending(2), Pending(3)]
-    bench.lane.take([Pending(3)])  # type: ignore[list-item]
+    bench.lane.take([Pending(3)], bench.signers[-1].key_id)  # type: ignore[list-item]
     await bench.settle()
     assert [[each.monotonic_seq for each in statement.commands] for statement in bench.sent] == [[1], [2, 3]]
 
@@ -257,9 +262,49 @@ async def test_a_held_lane_keeps_what_it_was_handed_until_it_is_let_go(clock: Mo
     await bench.settle()
     bench.lane.hold(True)
     bench.room.queue.append(Pending(2))
-    bench.lane.take([Pending(2)])  # type: ignore[list-item]
+    bench.lane.take([Pending(2)], bench.signers[-1].key_id)  # type: ignore[list-item]
     await bench.settle()
     assert len(bench.sent) == 1
     bench.lane.hold(False)
     await bench.settle()
     assert [[each.monotonic_seq for each in statement.commands] for statement in bench.sent] == [[1], [2]]
+
+
+async def test_commands_are_marked_with_the_key_that_signs_them_also_when_keys_rotate_meanwhile(
+    clock: MockClock,
+) -> None:
+    bench = _bench(clock, [1, 2])
+    rotated = Signer.generate()
+
+    def rotate() -> None:
+        if bench.signers[-1] is not rotated:
+            bench.signers.append(rotated)
+
+    bench.room.while_claiming = rotate
+    bench.lane.wake()
+    await bench.settle()
+    assert bench.room.keys == [bench.signers[0].key_id, rotated.key_id]
+    (frame,) = bench.frames
+    assert frame.commands.signed.signatures[0].key_id == rotated.key_id
+
+    bench.room.queue.append(Pending(3))
+    bench.lane.take([Pending(3)], bench.signers[0].key_id)  # type: ignore[list-item]
+    assert len(bench.frames) == 1, "it was marked with a key that signs no more: it is claimed again"
+    await bench.settle()
+    assert bench.room.keys[-1] == bench.frames[-1].commands.signed.signatures[0].key_id == rotated.key_id
+
+
+async def test_a_stream_outlives_any_number_of_revoked_keys(clock: MockClock) -> None:
+    """Each makes what is in flight worthless once; a node that takes what it is sent again counts as sound."""
+    bench = _bench(clock, range(1, 21))
+    bench.room.queue = []
+    for seq in range(1, 21):
+        bench.room.queue.append(Pending(seq))
+        bench.lane.wake()
+        await bench.settle()
+        bench.refuse(-1, "KEY_REVOKED", last_accepted=seq - 1)
+        await bench.settle()
+        assert bench.sent[-1].commands[0].monotonic_seq == seq
+        bench.lane.answered([seq])
+    assert len(bench.sent) == 40
+    assert not bench.lane.held

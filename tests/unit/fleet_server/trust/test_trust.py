@@ -185,7 +185,16 @@ async def test_a_node_that_holds_a_forgotten_bundle_lifts_the_number_but_not_wit
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("phase", 1), ("site", "berlin"), ("verify_until_ms", 2**50), ("not_before_ms", 0), ("created_at_ms", 1)],
+    [
+        ("phase", 1),
+        ("site", "berlin"),
+        ("verify_until_ms", 2**50),
+        ("not_before_ms", 0),
+        ("created_at_ms", 1),
+        ("since_ms", 1),
+        ("first_generation", 7),
+        ("first_number", 7),
+    ],
 )
 async def test_an_edited_command_key_is_refused_at_load(
     trust: TrustService, database: Database, clock: MockClock, column: str, value: object
@@ -204,7 +213,7 @@ async def test_a_command_key_that_was_written_into_the_database_signs_nothing(
     await edit(
         database,
         "INSERT INTO command_keys SELECT ?, cluster_id, site, public_key, sealed_private, phase, not_before_ms + 1,"
-        " verify_until_ms, created_at_ms + 1, mac FROM command_keys",
+        " verify_until_ms, created_at_ms + 1, since_ms, first_generation, first_number, mac FROM command_keys",
         planted,
     )
     again = make(database, clock)
@@ -294,6 +303,6 @@ async def test_before_the_first_bundle_callers_are_told_to_wait(database: Databa
 async def test_what_operators_see_holds_no_private_part(trust: TrustService) -> None:
     view = await trust.keys_view()
     assert view.authority_key == trust.authority.public_key
-    assert [key_id for key_id, _, _ in view.command_keys] == [trust.command_key_id("")]
+    assert [record.key_id for record in trust.command_keys()] == [trust.command_key_id("")]
     assert view.bundle_version == (1, 1)
-    assert trust.authority.private_bytes().hex() not in repr(view)
+    assert trust.authority.private_bytes().hex() not in repr((view, trust.command_keys()))

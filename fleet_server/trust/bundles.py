@@ -1,0 +1,136 @@
+"""Trust bundles between the keyring and the database: the newest one, verified, and the next one, published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fleet import trust
+from fleet.envelope import Domain, Signer
+from fleet.trust import TrustError, TrustState
+from fleet.v1 import trust_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.service import AuditService
+from fleet_server.database.engine import Connection
+from fleet_server.database.writer import Transaction
+from fleet_server.trust import phases, rules, store
+from fleet_server.trust.keyring import Keyring, TrustSetupError
+
+
+class Offer(NamedTuple):
+    """What a replica wants nodes to be offered.
+
+    Args:
+        endpoints: gateway endpoints, ``host:port``, preferred first.
+        tls_ca_der: accepted TLS CAs.
+    """
+
+    endpoints: Sequence[str]
+    tls_ca_der: Sequence[bytes]
+
+
+class Published(NamedTuple):
+    """A bundle as it was published, and the digest of what stands in it."""
+
+    state: TrustState
+    content_sha256: bytes
+
+
+def newest(conn: Connection, cluster_id: str, authority: Signer) -> Published | None:
+    """The newest bundle; None before the first.
+
+    Raises:
+        TrustSetupError: it does not verify under the authority.
+    """
+    row = store.newest_bundle(conn, cluster_id)
+    if row is None:
+        return None
+    try:
+        signed = trust_pb2.Signed.FromString(row.signed)
+        state = trust.first(signed, cluster_id=cluster_id, authority_key=authority.public_key)
+    except TrustError as error:
+        raise TrustSetupError(
+            f"the newest trust bundle in the database does not verify ({error.detail}):"
+            " restore the table trust_bundles from a backup"
+        ) from error
+    return Published(state, row.content_sha256)
+
+
+class BundlePress:
+    """Publishes the bundles of a cluster.
+
+    Args:
+        people: `people(tx, cluster_id)`: what owners signed, as a bundle is to carry it.
+    """
+
+    def __init__(
+        self, audit: AuditService, people: Callable[[Transaction, str], trust_pb2.TrustBundleStatement]
+    ) -> None:
+        self._audit = audit
+        self._people = people
+
+    def renew(
+        self,
+        tx: Transaction,
+        cluster_id: str,
+        keyring: Keyring,
+        before: Published | None,
+        offer: Offer,
+        *,
+        now_ms: int,
+        above: int,
+    ) -> TrustState:
+        """The bundle in force: `before`, or the next number when its content changed, half of its life is over, or
+        `above` has to be passed. The caller holds the cluster's lock."""
+        content = rules.BundleContent(
+            cluster_id=cluster_id,
+            generation=keyring.generation,
+            authority_key=keyring.authority.public_key,
+            command_keys=phases.certified(keyring.records, now_ms),
+            endpoints=offer.endpoints,
+            tls_ca_der=offer.tls_ca_der,
+            people=self._people(tx, cluster_id),
+        )
+        number = 0 if before is None else before.state.number
+        if before is not None and number > above:
+            stale = rules.needs_new_bundle(
+                held_sha256=before.content_sha256,
+                expires_at_ms=before.state.expires_at_ms,
+                content=content,
+                now_ms=now_ms,
+            )
+            if not stale:
+                return before.state
+        return self._publish(tx, keyring.authority, content, max(number, above) + 1, now_ms)
+
+    def _publish(
+        self, tx: Transaction, authority: Signer, content: rules.BundleContent, number: int, now_ms: int
+    ) -> TrustState:
+        statement = rules.bundle_statement(
+            content, number=number, now_ms=now_ms, sign=lambda raw: authority.sign(Domain.KEY_CERTIFICATE, raw)
+        )
+        signed = authority.sign(Domain.TRUST_BUNDLE, statement.SerializeToString(deterministic=True))
+        store.insert_bundle(
+            tx.conn,
+            store.BundleRow(
+                cluster_id=content.cluster_id,
+                generation=content.generation,
+                number=number,
+                signed=signed.SerializeToString(),
+                content_sha256=rules.content_sha256(content),
+                expires_at_ms=statement.expires_at_ms,
+            ),
+        )
+        self._audit.append(
+            tx,
+            AuditKind.BUNDLE_PUBLISHED,
+            actor="server",
+            subject=content.cluster_id,
+            detail={
+                "generation": content.generation,
+                "number": number,
+                "endpoints": list(content.endpoints),
+                "expires_at_ms": statement.expires_at_ms,
+            },
+        )
+        return trust.first(signed, cluster_id=content.cluster_id, authority_key=authority.public_key)
