@@ -153,11 +153,12 @@ async def open_room(database: Database, clock: Clock, **settings: Any) -> Room:
     nodes.count_open_with(commands.open_counts)
     room = Room(database, clock, wakeup, audit, nodes, metrics, commands)
     await room.tamper(
-        "INSERT INTO clusters (cluster_id, installation_id, name, created_at_ms) VALUES (?, ?, ?, ?)",
+        "INSERT INTO clusters (cluster_id, installation_id, name, created_at_ms, mac) VALUES (?, ?, ?, ?, ?)",
         CLUSTER,
         "i1",
         "main",
         1,
+        b"",
     )
     await commands.load()
     return room
