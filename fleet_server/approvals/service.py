@@ -69,7 +69,8 @@ class ApprovalService:
         self._told: set[str] = set()
 
     async def propose(self, actor: str, request: admin_pb2.ProposeCommandRequest) -> Outcome:
-        """Take a command with its signed intent, and issue it if the signatures suffice.
+        """Take a command with its signed intent, and issue it if the signatures suffice. The same again, once it was
+        issued, answers what was issued.
 
         Raises:
             Refusal: INVALID_ARGUMENT, INTENT_REFUSED, QUEUE_FULL; as `CommandService.issue` once it is issued.
@@ -193,7 +194,7 @@ class ApprovalService:
         return _taken(await self._database.write(work))
 
     async def _issue_approved(self, approval: Approval) -> Outcome:
-        if approval.state is not ApprovalState.APPROVED:
+        if approval.state not in (ApprovalState.APPROVED, ApprovalState.ISSUED):
             return approval, None
         request = admin_pb2.IssueCommandsRequest(
             selector=admin_pb2.Selector(patterns=[target.node_id for target in approval.statement.targets]),
@@ -204,10 +205,12 @@ class ApprovalService:
         try:
             issue = await self._commands.issue(approval.created_by, request)
         except Refusal as refusal:
-            if refusal.reason is Reason.UNAVAILABLE:
+            if refusal.reason is Reason.UNAVAILABLE or approval.state is ApprovalState.ISSUED:
                 raise  # `run` tries again
             await self._end(replace(approval, state=ApprovalState.REJECTED, closed_by="server", reason=refusal.detail))
             raise
+        if approval.state is ApprovalState.ISSUED:
+            return approval, issue
         issued = replace(approval, state=ApprovalState.ISSUED, issue_id=issue.issue_id)
         await self._end(issued)
         return issued, issue

@@ -95,12 +95,20 @@ def _command_keys(admin: Admin, _incomplete: str) -> Iterable[str]:
     return [key.key_id.hex() for key in answer.command_keys if key.phase != trust_pb2.KEY_PHASE_REVOKED]
 
 
+def _approvals(admin: Admin, _incomplete: str) -> Iterable[str]:
+    from fleet.v1 import admin_pb2
+
+    answer = admin.call(admin.stub.ListApprovals, admin_pb2.ListApprovalsRequest(), timeout_s=_TIMEOUT_S)
+    return [approval.approval_id for approval in answer.approvals]
+
+
 node = _of_server(_nodes)
 operator = _of_server(_operators)
 replica = _of_server(_replicas)
 join_token = _of_server(_join_tokens)
 enrollment = _of_server(_enrollments)
 command_key = _of_server(_command_keys)
+approval = _of_server(_approvals)
 
 
 def context(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

@@ -49,13 +49,15 @@ class Failure(click.ClickException):
     Args:
         message: what is wrong. May quote the server: it is cleaned of control characters when shown.
         hint: what to do next.
+        reason: of the server's refusal (docs/protocol.md, "Refusals"); empty when it was none.
     """
 
     exit_code = ExitCode.FAILED
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.reason = reason
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write both sentences to stderr."""
@@ -116,6 +118,9 @@ _HINTS = {
     "ALREADY_DECIDED": "see what stands: `fleetctl enrollments list --state all`",
     "QUEUE_FULL": "wait until the nodes have worked off what is queued: `fleetctl commands list --open`",
     "DRAINING": "another replica will answer in a moment: run it again",
+    "INTENT_REQUIRED": "`fleetctl run` signs with your key: make one with `fleetctl operator keygen`, then enroll it",
+    "INTENT_REFUSED": "see who may sign: `fleetctl operator list`, and what is asked for: `fleetctl policy show`",
+    "OWNER_STATEMENT_REFUSED": "see who the owner is: `fleetctl owner show`",
     "QUARANTINED": "a record failed its integrity check: look at `fleetctl audit tail`",
 }
 
@@ -167,7 +172,7 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
         hint = ""  # the server's own sentence says it already
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None:
         hint = f"try again in {refusal.retry_after_s:.0f} s" + (f"; {hint}" if hint else "")
-    return Refused(details or code.name, hint=hint)
+    return Refused(details or code.name, hint=hint, reason=str(refusal.reason))
 
 
 def _commands(text: str) -> set[str]:

@@ -133,9 +133,7 @@ def _open_token(token: enrollment_pb2.JoinToken, context: Context) -> enrollment
 def _add_owner_pin(token: enrollment_pb2.JoinToken, context: Context) -> None:
     # Only the operator's own profile may pin an owner: the server cannot vouch for its own owner (docs/protocol.md,
     # "Enrollment").
-    import hashlib
-
-    token.owner_pin = hashlib.sha256(context.owner_key).digest() if context.owner_key else b""
+    token.owner_pin = context.owner_pin
 
 
 def _say_what_it_trusts(invocation: Invocation, statement: enrollment_pb2.JoinTokenStatement, owner_pin: bytes) -> None:

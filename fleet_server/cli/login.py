@@ -40,9 +40,19 @@ _ROLE_COLOURS = {"owner": "magenta", "release": "blue", "operator": "green", "vi
     help="SHA-256 of that CA, as `fleet-server init` and `fleetctl keys list` show it; the CA itself is then fetched.",
 )
 @click.option("--token-file", type=click.Path(), metavar="FILE", help="File that holds the operator's token.")
+@click.option(
+    "--owner-pin",
+    metavar="SHA256",
+    help="SHA-256 of the owner's public key, as `fleetctl owner show` prints it to the owner: never ask the server.",
+)
 @click.pass_obj
 def login(
-    invocation: Invocation, server: str, ca_file: str | None, ca_fingerprint: str | None, token_file: str | None
+    invocation: Invocation,
+    server: str,
+    ca_file: str | None,
+    ca_fingerprint: str | None,
+    token_file: str | None,
+    owner_pin: str | None,
 ) -> None:
     """Remember a server and who you are to it.
 
@@ -58,11 +68,12 @@ def login(
     name = invocation.context_name or os.environ.get("FLEETCTL_CONTEXT") or DEFAULT_CONTEXT
     known = file.load().contexts.get(name)
     address = parse_server(server)
+    pin = _parsed_pin(owner_pin)
     ca_pem = trusted_root(invocation, address, ca_file, ca_fingerprint)
     context = Context(name=name, server=address, ca_pem=ca_pem, token=_read_token(invocation, token_file))
     with Admin(context, say=invocation.say, sleep=invocation.sleep) as admin:
         me = admin.call(admin.stub.WhoAmI, admin_pb2.WhoAmIRequest())
-    context = replace(context, cluster_id=me.cluster_id, authority_key=me.authority_key)
+    context = replace(context, cluster_id=me.cluster_id, authority_key=me.authority_key, owner_pin=pin)
     if known is not None:
         context = _carry_over(invocation, known, context)
     file.update(lambda profile: profile.with_context(context, make_current=True))
@@ -127,6 +138,17 @@ def trusted_root(invocation: Invocation, server: str, ca_file: str | None, pin: 
     return shown.pem
 
 
+def _parsed_pin(text: str | None) -> bytes:
+    if text is None:
+        return b""
+    from fleet.people import parse_pin
+
+    try:
+        return parse_pin(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--owner-pin") from error
+
+
 def _read_token(invocation: Invocation, token_file: str | None) -> str:
     from fleet_server.cli.profile import MAX_TOKEN_BYTES, clean_token, read_token_file, token_of_environment
 
@@ -143,7 +165,13 @@ def _carry_over(invocation: Invocation, known: Context, context: Context) -> Con
     """Keep what was remembered of the same cluster; another authority under the same name is asked about first."""
     same = known.cluster_id == context.cluster_id and hmac.compare_digest(known.authority_key, context.authority_key)
     if same:
-        return replace(context, owner_key=known.owner_key, checkpoint=known.checkpoint)
+        return replace(
+            context,
+            owner_pin=context.owner_pin or known.owner_pin,
+            owner_key_file=known.owner_key_file,
+            key_file=known.key_file,
+            checkpoint=known.checkpoint,
+        )
     invocation.confirm(
         f"Context {known.name!r} was pinned to cluster {known.cluster_id}; "
         f"this server is cluster {context.cluster_id} or has another authority key. Replace the pins?",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fleet.audit_chain import CheckpointMark
 from fleet.identity import PrivateFileError, private_folder, read_private, write_private
@@ -25,7 +26,17 @@ MAX_TOKEN_BYTES = 4096
 _JOIN_TOKEN_BEGINS = "fjt1."
 _MAX_PROFILE_BYTES = 1 << 20
 _PROFILE_KEYS = ("current", "contexts")
-_CONTEXT_KEYS = ("server", "ca_pem", "token", "cluster_id", "authority_key", "owner_key", "checkpoint")
+_CONTEXT_KEYS = (
+    "server",
+    "ca_pem",
+    "token",
+    "cluster_id",
+    "authority_key",
+    "owner_pin",
+    "owner_key_file",
+    "key_file",
+    "checkpoint",
+)
 _REPAIR = "repair it, or move the file away and run `fleetctl login SERVER`"
 _ELSEWHERE = "see that this user may read and write there, or name another file in FLEETCTL_PROFILE"
 
@@ -34,7 +45,8 @@ _ELSEWHERE = "see that this user may read and write there, or name another file 
 class Context:
     """One server as this person knows it.
 
-    `authority_key` and `owner_key` are raw Ed25519 public keys; empty when not known. The token never prints.
+    `authority_key` is a raw Ed25519 public key, `owner_pin` the SHA-256 of the owner's; empty when not known. The token
+    never prints. `owner_key_file` and `key_file` are where the owner's and one's own private key lie.
     """
 
     name: str
@@ -43,7 +55,9 @@ class Context:
     token: str = field(repr=False)
     cluster_id: str = ""
     authority_key: bytes = b""
-    owner_key: bytes = b""
+    owner_pin: bytes = b""
+    owner_key_file: str = ""
+    key_file: str = ""
     checkpoint: CheckpointMark | None = None
 
 
@@ -123,6 +137,17 @@ class ProfileFile:
         except OSError as error:
             raise BadProfile(f"cannot write {self.path}: {error.strerror}", hint=_ELSEWHERE) from error
         return profile
+
+    def remember(self, context_name: str, **changes: Any) -> None:
+        """Change fields of a context; nothing happens when the context is not in the profile."""
+
+        def change(profile: Profile) -> Profile:
+            context = profile.contexts.get(context_name)
+            if context is None:
+                return profile
+            return profile.with_context(replace(context, **changes), make_current=False)
+
+        self.update(change)
 
     def remember_checkpoint(self, context_name: str, mark: CheckpointMark) -> None:
         """Keep `mark` unless a newer one is there already."""
@@ -310,7 +335,9 @@ def _parse_context(name: str, table: Mapping[str, object], where: str) -> Contex
         token=_text(table, "token", where),
         cluster_id=_text(table, "cluster_id", where, ""),
         authority_key=_hex(table, "authority_key", where),
-        owner_key=_hex(table, "owner_key", where),
+        owner_pin=_hex(table, "owner_pin", where),
+        owner_key_file=_text(table, "owner_key_file", where, ""),
+        key_file=_text(table, "key_file", where, ""),
         checkpoint=checkpoint,
     )
 
@@ -362,7 +389,9 @@ def _columns(context: Context) -> list[tuple[str, str]]:
         ("token", context.token),
         ("cluster_id", context.cluster_id),
         ("authority_key", context.authority_key.hex()),
-        ("owner_key", context.owner_key.hex()),
+        ("owner_pin", context.owner_pin.hex()),
+        ("owner_key_file", context.owner_key_file),
+        ("key_file", context.key_file),
     ]
 
 

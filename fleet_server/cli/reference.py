@@ -36,6 +36,18 @@ JSON_OF_VERB = {
     "operators create": "CreateOperatorResponse",
     "operators list": "array of OperatorView",
     "operators revoke": "OperatorView",
+    "operator keygen": "`{file, public_key, sha256}`",
+    "operator enroll": "OperatorKeyView",
+    "operator list": "array of OperatorKeyView, each with `grants`: array of `{name, role, not_after}`",
+    "operator show": "`{file, public_key, sha256}`",
+    "operator grant": "array of `{operator, role, public_key, not_after}`",
+    "operator revoke-grant": "array of `{operator, role, public_key, not_after}`",
+    "owner init": "`{generation, public_key, owner_pin}`",
+    "owner show": "`{generation, public_key, owner_pin}`",
+    "owner rotate": "`{generation, public_key, owner_pin}`",
+    "policy show": "`{version, issued_at, not_after, rules: array of {actions, people, roles}}`",
+    "policy set": "as `policy show`",
+    "policy sign": "as `policy show`",
     "join-token create": "JoinTokenView, and `token` with the text",
     "join-token list": "array of JoinTokenView",
     "join-token revoke": "JoinTokenView",
@@ -52,6 +64,12 @@ JSON_OF_VERB = {
     "nodes label": "array of NodeView",
     "run": "`{issue_id, commands: array of CommandView, refused: array of RefusedTarget}`; "
     "with --no-wait IssueCommandsResponse",
+    "approve": "as `approvals show`",
+    "approvals list": "array of what `approvals show` gives",
+    "approvals show": "ApprovalView, with `action`, `arguments` and `targets` (array of `{name, node_id, "
+    "fingerprint}`) in place of `command` and `node_names`",
+    "approvals reject": "as `approvals show`",
+    "approvals withdraw": "as `approvals show`",
     "commands list": "array of CommandView",
     "commands show": "CommandView",
     "commands cancel": "array of CommandView",
@@ -88,6 +106,8 @@ _MESSAGES: tuple[Any, ...] = (
     admin_pb2.WhoAmIResponse,
     admin_pb2.CreateOperatorResponse,
     admin_pb2.OperatorView,
+    admin_pb2.OperatorKeyView,
+    admin_pb2.ApprovalView,
     admin_pb2.JoinTokenView,
     admin_pb2.EnrollmentView,
     admin_pb2.NodeView,
@@ -140,8 +160,9 @@ names of nodes, actions, operators and tokens, once `fleetctl completion` has be
 _PROFILE = """## Profile and environment
 
 `fleetctl login` writes `~/.config/fleetctl/profile.toml` (0600; a looser file is refused with the `chmod` to run). It
-holds one context for each server: address, CA, token, cluster id and authority key as pinned at login, the owner's
-public key when there is one (`owner_key`, hex), and the newest audit checkpoint that `audit verify` saw.
+holds one context for each server: address, CA, token, cluster id and authority key as pinned at login, the SHA-256 of
+the owner's public key (`owner_pin`), where your own and the owner's key file lie (`key_file`, `owner_key_file`), and
+the newest audit checkpoint that `audit verify` saw.
 A key that fleetctl does not know is refused: a misspelt pin would be no pin.
 
 | variable | meaning |

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -13,6 +14,9 @@ from fleet_server.cli import commands, complete, failures
 from fleet_server.cli.failures import Failed, Refused, Unreachable
 from fleet_server.cli.grammar import Duration, Verb, typed_arguments
 from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.passphrase import passphrase_file_option
+from fleet_server.cli.people import key_option, own_key_file
+from fleet_server.cli.protected import Signing
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled
 
@@ -52,6 +56,10 @@ class Run(Verb):
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every outcome is known.")
 @click.option("--timeout", type=Duration(), help="Wait no longer than this; the commands go on.")
 @click.option("--idempotency-key", metavar="TEXT", help="Say it again with the same key and it is issued once.")
+@click.option("--sign-within", type=Duration(), default="1h", show_default=True, help="Protected: time to sign it.")
+@click.option("--yes", is_flag=True, help="Protected: sign without asking.")
+@key_option
+@passphrase_file_option
 @click.pass_obj
 def run(
     invocation: Invocation,
@@ -63,12 +71,19 @@ def run(
     wait: bool,
     timeout: int | None,
     idempotency_key: str | None,
+    sign_within: int,
+    yes: bool,
+    key_file: Path | None,
+    passphrase_file: Path | None,
 ) -> None:
     """Issue ACTION to the nodes that TARGETS mean, and wait for every outcome.
 
     TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`; `fleetctl nodes show NODE` lists
     the actions of a node and their arguments. Ends with 0 when it succeeded on every node, with 1 when it did not on
     some, and with 3 when nothing was issued. Ctrl-C ends the waiting, not the commands.
+
+    A protected action needs people's signatures: exactly what will run where is shown, and signed with your key. When
+    the policy asks for more people it waits for them; they sign it with `fleetctl approve`.
     """
     import uuid
 
@@ -87,13 +102,22 @@ def run(
         summary_only=wait,
     )
     with invocation.connect() as admin:
-        issue = _issue(admin, request)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            issue = _issue(admin, request)
+        except Refused as refused:
+            if refused.reason != "INTENT_REQUIRED":
+                raise
+            signing = Signing(own_key_file(admin.context, key_file), passphrase_file, sign_within, yes, wait, deadline)
+            signed = signing.issue(invocation, admin, request)
+            if signed is None:
+                return
+            issue = signed
         if not issue.issued_count:
             _emit_refused(invocation, issue)
         if not wait:
             _emit_issued(invocation, issue)
             return
-        deadline = None if timeout is None else time.monotonic() + timeout
         waiting = _Waiting(invocation, admin, issue, deadline)
         outcomes = waiting.wait_outcomes(action)
     _emit_outcomes(invocation, issue, outcomes)

@@ -40,6 +40,7 @@ _STATE_COLOURS: Mapping[str, str] = {
     "EXPIRED": "yellow",
     "FAILED": "red",
     "INTERRUPTED": "magenta",
+    "ISSUED": "green",
     "LOST": "red",
     "PENDING": "yellow",
     "PREPARED": "cyan",
@@ -58,6 +59,7 @@ _STATE_COLOURS: Mapping[str, str] = {
     "SUCCEEDED": "green",
     "SUSPENDED": "yellow",
     "USED": "yellow",
+    "WITHDRAWN": "yellow",
 }
 
 

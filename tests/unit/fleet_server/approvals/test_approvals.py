@@ -61,8 +61,9 @@ async def test_proposing_twice_is_proposing_once(plant: Plant) -> None:
     node = await plant.add_node("n1")
     proposal = plant.proposal(plant.intent(node), plant.ada)
     await plant.approvals.propose("ada", proposal)
-    again, nothing = await plant.approvals.propose("ada", proposal)
-    assert (again.state, nothing) == (ApprovalState.ISSUED, None)
+    again, issued = await plant.approvals.propose("ada", proposal)
+    assert issued is not None
+    assert (again.state, issued.issued_count, issued.repeated_request) == (ApprovalState.ISSUED, 1, True)
     assert len(await plant.claim(node)) == 1
 
 

@@ -154,10 +154,10 @@ def test_what_is_no_address_is_wrong_usage(fresh: Fleetctl, server: str) -> None
 
 def test_logging_in_again_keeps_what_was_remembered(ctl: Fleetctl) -> None:
     mark = CheckpointMark(9, b"\x01" * 32)
-    ctl.log_in(checkpoint=mark, owner_key=b"\x02" * 32)
+    ctl.log_in(checkpoint=mark, owner_pin=b"\x02" * 32)
     assert ctl.run("login", ctl.server, "--ca-file", ctl.ca_file, stdin="fop1.new").exit_code == 0
     context = ctl.profile.load().contexts["default"]
-    assert (context.token, context.checkpoint, context.owner_key) == ("fop1.new", mark, b"\x02" * 32)
+    assert (context.token, context.checkpoint, context.owner_pin) == ("fop1.new", mark, b"\x02" * 32)
 
 
 def test_another_authority_behind_the_same_name_is_asked_about(ctl: Fleetctl) -> None:

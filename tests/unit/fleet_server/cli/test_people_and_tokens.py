@@ -156,9 +156,9 @@ def test_the_owner_pin_comes_from_the_profile_alone(ctl: Fleetctl) -> None:
     forged.token.owner_pin = b"\x66" * 32
     ctl.fake.answers["CreateJoinToken"] = forged
     assert parse_token(ctl.run("join-token", "create").stdout).owner_pin == b""
-    ctl.log_in(owner_key=b"\x11" * 32)
+    ctl.log_in(owner_pin=b"\x11" * 32)
     pin = parse_token(ctl.run("join-token", "create").stdout).owner_pin
-    assert pin == hashlib.sha256(b"\x11" * 32).digest()
+    assert pin == b"\x11" * 32
 
 
 @pytest.mark.parametrize(

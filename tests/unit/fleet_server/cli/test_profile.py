@@ -30,7 +30,7 @@ def profiles(draw: st.DrawFn) -> Profile:
             token=draw(texts.filter(bool)),
             cluster_id=draw(texts),
             authority_key=draw(keys),
-            owner_key=draw(keys),
+            owner_pin=draw(keys),
             checkpoint=draw(marks),
         )
         for name in names
