@@ -192,7 +192,7 @@ def _read_token(source: str) -> str:
 def _say_fingerprint(fingerprint: str, owner_pin: bytes) -> None:
     click.echo("\nFingerprint of this node's keys; approve only what shows the same:\n")
     click.echo(f"    {click.style(fingerprint, bold=True)}\n")
-    pin = owner_pin.hex() if owner_pin else "none: the join token carries no owner key"
+    pin = owner_pin.hex() if owner_pin else "none: protected actions are refused until `fleet-node owner pin`"
     click.echo(f"Owner key pinned: {pin}\n")
 
 

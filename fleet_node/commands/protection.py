@@ -6,7 +6,7 @@ that the node holds does. The server has no say in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fleet.clock import Clock, ServerTime
@@ -70,13 +70,23 @@ class Protection:
     Args:
         verifier: see there.
         used: the node's memory of intents; what becomes durable is added to it by the ledger.
+        refused: told the verdict of each command that may not run.
     """
 
-    def __init__(self, verifier: Verifier, used: UsedIntents, *, clock: Clock, server_time: ServerTime) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        used: UsedIntents,
+        *,
+        clock: Clock,
+        server_time: ServerTime,
+        refused: Callable[[IntentVerdict], None],
+    ) -> None:
         self._verifier = verifier
         self._used = used
         self._clock = clock
         self._server_time = server_time
+        self._refused = refused
         self._people = verifier.people.people
         self._protected: dict[str, bool] = {}
 
@@ -113,6 +123,7 @@ class Protection:
         )
         intent = judgement.intent
         if not judgement.passes or intent is None:
+            self._refused(judgement.verdict)
             log.warning(
                 "protected_command_refused",
                 reason=judgement.verdict.value,

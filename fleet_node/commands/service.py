@@ -78,7 +78,13 @@ class CommandService:
         recovered = journal.start()
         self._intake = Intake(
             offers=registry,
-            protection=Protection(verifier or Verifier(), recovered.used, clock=clock, server_time=server_time),
+            protection=Protection(
+                verifier or Verifier(),
+                recovered.used,
+                clock=clock,
+                server_time=server_time,
+                refused=lambda verdict: metrics.intent_refusals.labels(verdict.value).inc(),
+            ),
             trust=self._trust_state,
             site=site,
             server_time=server_time,

@@ -72,6 +72,11 @@ class CommandMetrics:
             "Whole statements refused, by reason. Anything here deserves a look.",
             labels=("reason",),
         )
+        self.intent_refusals = registry.counters(
+            "fleet_node_protected_refusals_total",
+            "Commands of protected actions refused for what people signed or did not sign, by reason.",
+            labels=("reason",),
+        )
         self.commit_duration = registry.histogram(
             "fleet_node_journal_commit_seconds",
             "Time of one journal commit, to the disk.",

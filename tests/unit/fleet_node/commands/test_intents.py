@@ -84,6 +84,7 @@ async def refused(node: TestNode, command: command_pb2.Command) -> str:
     report = await node.wait_reported(command, "REJECTED")
     assert report.error
     assert command.command_id not in node.probe.runs
+    assert node.metrics.intent_refusals.labels(report.reason).value >= 1
     return str(report.reason)
 
 
