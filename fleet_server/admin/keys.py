@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fleet.tls import certificate_sha256
 from fleet.v1 import admin_pb2, session_pb2
 from fleet_server.admin.access import Caller
 from fleet_server.nodes.service import NodeService
@@ -23,16 +24,16 @@ class KeysApi:
 
     async def list_keys(self, _: Caller, __: admin_pb2.ListKeysRequest) -> admin_pb2.ListKeysResponse:
         """Authority, command keys, and how many nodes hold which bundle."""
-        view = await self._trust.keys_view()
+        trust, bundle = self._trust, self._trust.bundle
         return admin_pb2.ListKeysResponse(
-            cluster_id=view.cluster_id,
-            authority_key=view.authority_key,
-            authority_generation=view.authority_generation,
+            cluster_id=trust.cluster_id,
+            authority_key=trust.authority.public_key,
+            authority_generation=trust.authority_generation,
             command_keys=[_key_view(used.record, used.nodes) for used in await self._rotation.in_use()],
-            bundle_version=_version(view.bundle_version),
-            bundle_expires_at_ms=view.bundle_expires_at_ms,
+            bundle_version=_version(bundle.version),
+            bundle_expires_at_ms=bundle.expires_at_ms,
             holders=_holders(await self._nodes.bundle_holders()),
-            tls_ca_sha256=view.tls_ca_sha256,
+            tls_ca_sha256=certificate_sha256(bundle.tls_ca_der[0]) if bundle.tls_ca_der else b"",
         )
 
     async def prepare(self, caller: Caller, request: admin_pb2.PrepareKeyRequest) -> admin_pb2.PrepareKeyResponse:

@@ -13,6 +13,7 @@ from fleet.v1 import admin_pb2, command_pb2
 from fleet_server import bootstrap
 from fleet_server.nodes import poll
 from tests.integration.installation import Installation, Template, free_ports, server_settings
+from tests.integration.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
@@ -68,3 +69,39 @@ async def test_a_drain_reaches_a_stream_on_the_other_replica(replicas: tuple[Ins
     answers = [answer async for answer in there.owner.follow("DrainNodes", request)]
     assert answers[-1].done
     assert (await there.owner.node("n-1")).drain_state == "DRAINED"
+
+
+async def test_keys_rotate_on_both_replicas_and_a_revoked_one_signs_on_neither(
+    replicas: tuple[Installation, Installation],
+) -> None:
+    here, there = replicas
+    nodes = [await here.add_node("n-1"), await there.add_node("n-2")]
+
+    async def run_everywhere() -> set[bytes]:
+        views = [*await here.owner.run("n-1"), *await there.owner.run("n-2")]
+        assert {view.state for view in views} == {command_pb2.COMMAND_STATE_SUCCEEDED}
+        return {view.key_id for view in views}
+
+    async def prepare(at: Installation) -> bytes:
+        return (await at.owner.ask("PrepareKey", admin_pb2.PrepareKeyRequest())).key.key_id
+
+    first = await prepare(here)
+
+    async def complete() -> bool:
+        answer = await there.owner.ask("GetKeyRollout", admin_pb2.GetKeyRolloutRequest())
+        return [(key.key_id, key.asked, key.complete) for key in answer.keys] == [(first, 2, True)]
+
+    await eventually(complete, "both nodes hold the key")
+    both = [each.owner.ask("ActivateKey", admin_pb2.ActivateKeyRequest(key=first.hex())) for each in replicas]
+    answers = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(answer).__name__ for answer in answers) == ["ActivateKeyResponse", "Refusal"]
+    await eventually(
+        lambda: {each.server.trust.command_key_id("") for each in replicas} == {first}, "both replicas sign with it"
+    )
+    assert await run_everywhere() == {first}
+
+    second = await prepare(there)
+    await there.owner.ask("RevokeKey", admin_pb2.RevokeKeyRequest(key=first.hex(), reason="leaked"))
+    await eventually(lambda: here.server.trust.command_key_id("") == second, "the other replica has heard of it")
+    assert await run_everywhere() == {second}
+    assert [node.link.streams_opened for node in nodes] == [1, 1]

@@ -215,6 +215,29 @@ async def test_drivers_written_around_the_server_speak_for_nobody(world: World) 
     assert await fresh.drivers(node.node_id) == ()
 
 
+async def test_a_rollout_asks_for_active_nodes_that_are_there_or_were_lately(world: World, clock: MockClock) -> None:
+    for name, site, number in (("a", "berlin", 3), ("b", "berlin", 4), ("c", "paris", 3), ("d", "paris", 3)):
+        node = await make(world, name, site=site)
+        body = hello_body(bundle_version=session_pb2.BundleVersion(generation=1, number=number))
+        await world.database.write(lambda tx, node=node, body=body: world.nodes.save_profile(tx, node.node_id, body))
+        epoch = await open_stream(world, node.node_id)
+        if name == "d":
+            await world.nodes.close_stream(node.node_id, epoch)
+    await make(world, "never-seen", site="berlin")
+    clock.step_wall(3600)
+    await world.nodes.set_state("ada", ["c"], "SUSPENDED", "odd readings")
+
+    async def held(site: str, seen_since_ms: int) -> list[tuple[tuple[int, int], int, int, str]]:
+        return await world.database.read(lambda conn: world.nodes.bundle_holdings(conn, site, seen_since_ms))
+
+    now_ms = clock.now_ms()
+    assert await held("", now_ms) == [((0, 0), 1, 0, ""), ((1, 3), 3, 1, "a"), ((1, 4), 1, 1, "b")]
+    assert await held("", now_ms - 3_600_000) == [((0, 0), 1, 0, ""), ((1, 3), 3, 2, "a"), ((1, 4), 1, 1, "b")]
+    assert await held("paris", now_ms) == [((1, 3), 2, 0, "")]
+    await world.nodes.set_state("ada", ["a"], "REVOKED", "stolen")
+    assert await held("berlin", now_ms) == [((0, 0), 1, 0, ""), ((1, 4), 1, 1, "b")]
+
+
 async def test_bundle_holders(world: World) -> None:
     a, b = await make(world, "a"), await make(world, "b")
     version = session_pb2.BundleVersion(generation=1, number=3)

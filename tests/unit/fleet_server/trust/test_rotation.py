@@ -259,6 +259,22 @@ async def test_another_replica_follows_within_a_second(one: Replica, database: D
     watching.cancel()
 
 
+async def test_replicas_that_offer_different_endpoints_do_not_answer_each_other_without_end(
+    one: Replica, database: Database, clock: MockClock
+) -> None:
+    other = make(database, clock, writer="r-2")
+    await other.load()
+    await other.publish_bundle(["other.example:7443"], [CA])
+    watching = [asyncio.create_task(each.run_watch()) for each in (one.trust, other)]
+    for _ in range(6):
+        await clock.wait_sleepers(2)
+        await clock.advance(WATCH_INTERVAL_S)
+    await clock.wait_sleepers(2)
+    assert one.trust.bundle.version == other.bundle.version == (1, 2)
+    for each in watching:
+        each.cancel()
+
+
 async def test_a_node_that_comes_from_another_replica_brings_the_news(
     one: Replica, database: Database, clock: MockClock
 ) -> None:
