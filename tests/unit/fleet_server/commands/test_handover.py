@@ -128,3 +128,17 @@ async def test_a_watcher_sees_what_a_reader_would_without_a_read(room: Room) -> 
     ]
     assert views[-1] == await room.commands.get(issued.issued[0].command_id)
     await watch.aclose()  # type: ignore[attr-defined]
+
+
+async def test_what_is_signed_again_with_another_key_is_on_record_with_that_one(room: Room) -> None:
+    """Keys rotated after the lane was handed it: it is claimed again, also in what is kept in hand."""
+    node_id, _ = await waiting_lane(room)
+    issued = await room.commands.issue("alice", order("n1", count=2))
+    other = bytes(15) + b"\x07"
+    again = await room.claim(node_id, key_id=other)
+    assert [each.seq for each in again] == [1, 2]
+    assert {view.key_id for view in await room.views(issued.issue_id)} == {other}
+    remembered = room.commands._announcer.in_hand.sent(node_id)
+    assert {row.key_id for row in remembered.values()} <= {other}
+    await room.commands.record_reports(node_id, [report(again[0], wire.COMMAND_STATE_SUCCEEDED)])
+    assert {view.key_id for view in await room.views(issued.issue_id)} == {other}
