@@ -15,10 +15,12 @@ import asyncio
 import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fleet.backoff import BackoffPolicy
 from fleet.clock import Clock, ServerTime, SystemClock
+from fleet.errors import Refusal
 from fleet.identity import NodeKeys
 from fleet.logs import get_logger
 from fleet.metrics import Registry
@@ -35,6 +37,7 @@ from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.enrollment.owner_pin import pinned_owner
 from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.credentials import Credentials, RotationPinnedError
 from fleet_node.link.link import Link, LinkState
 from fleet_node.link.people_store import PeopleStore
 from fleet_node.link.ratchet import Ratchet
@@ -137,6 +140,9 @@ class Node:
             metrics=self.metrics.telemetry,
             interval_s=settings.telemetry_interval_s or membership.telemetry_interval_s,
         )
+        credentials = Credentials(
+            parts.folder, membership, parts.keys, server_time=server_time, pinned=bool(settings.fingerprint)
+        )
         self.commands = CommandService(
             journal=open_journal(
                 parts.folder.journal, membership.node_id, commit_duration=self.metrics.commands.commit_duration
@@ -152,11 +158,12 @@ class Node:
                 max_in_flight=settings.max_in_flight or membership.max_in_flight,
                 stop_grace_s=_STOP_GRACE_S,
             ),
-            verifier=Verifier(membership.node_id, parts.keys.fingerprint, people, settings.protected),
+            verifier=Verifier(
+                membership.node_id, lambda: credentials.preferred_keys.fingerprint, people, settings.protected
+            ),
         )
         self.link = Link(
-            membership=membership,
-            keys=parts.keys,
+            credentials=credentials,
             ports=Ports(
                 commands=self.commands,
                 telemetry=self.telemetry,
@@ -179,7 +186,14 @@ class Node:
         self._listener = MetricsListener(registry, healthz=_alive, readyz=self._ready) if parts.alone else None
         self._control = ControlServer(
             parts.folder.control_socket,
-            {"status": self._status, "copy_journal": self._copy_journal, "owner": self._read_owner_pin},
+            {
+                "status": self._status,
+                "copy_journal": self._copy_journal,
+                "owner": self._read_owner_pin,
+                "rotate-identity": partial(self._rotate, identity=True, sealing_key=False),
+                "rotate-sealing": partial(self._rotate, identity=False, sealing_key=True),
+                "rotate-keys": partial(self._rotate, identity=True, sealing_key=True),
+            },
         )
         self._folder = parts.folder
         self._live = LiveSources(
@@ -188,6 +202,7 @@ class Node:
             clock=self._clock,
             server_time=server_time,
             link=self.link.live_status,
+            credentials=self.link.credentials,
             trust=self.trust,
             drivers=parts.drivers,
             metrics=self.metrics,
@@ -296,6 +311,13 @@ class Node:
         pin = pinned_owner(self._parts.folder.owner_pin, self._parts.membership)
         await self.trust.pin_owner(pin)
         return {"owner_pin": pin.hex()}
+
+    async def _rotate(self, *, identity: bool, sealing_key: bool) -> dict[str, Any]:
+        try:
+            await self.link.rotate_keys(identity=identity, sealing_key=sealing_key)
+        except (Refusal, RotationPinnedError, OSError) as error:
+            return {"begun": False, "why": error.detail if isinstance(error, Refusal) else str(error)}
+        return {"begun": True, "why": ""}
 
     def _show_link(self) -> None:
         self.link.live_status()

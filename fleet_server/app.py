@@ -155,7 +155,8 @@ class Server:
             accepted_leaves=lambda: self.certificates.accepted_leaves() | settings.terminator_leaves(),
             session_ttl_ms=settings.session_ttl_s * 1000,
         )
-        self.nodes.on_revoke(self.sessions.revoke_api_keys)
+        self.nodes.on_revoke(self.sessions.rotations.revoke_api_keys)
+        self.nodes.show_rotating_with(self.sessions.rotations.open)
         self.rotation = KeyRotation(self.trust, self.nodes.bundle_holdings, days=settings.command_key_rotation_days)
         self.enrollment = EnrollmentService(
             database=self.database,
@@ -166,7 +167,7 @@ class Server:
             trust=self.trust,
             nodes=self.nodes,
             admission=self.sessions.admission,
-            issue_api_key=self.sessions.issue_api_key,
+            issue_api_key=self.sessions.rotations.issue_api_key,
         )
         self.commands = CommandService(
             database=self.database,

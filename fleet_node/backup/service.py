@@ -27,7 +27,7 @@ from fleet_node.enrollment.folder import StateFolder
 JOURNAL = "journal.db"
 MANIFEST = "backup.json"
 NEEDED = ("identity.key", "sealing.key", "membership.json", "bundle.bin", JOURNAL)
-OPTIONAL = ("ratchet.bin", "owner.pin", "people.json")
+OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", "people.json")
 
 CopyJournal = Callable[[Path], None]
 """Writes a copy of the journal to a path at which nothing is."""

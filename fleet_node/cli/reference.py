@@ -41,6 +41,7 @@ ends with the process. Never copy it to a second machine: both would be the same
 | `identity.key`, `sealing.key` | private keys, made by `enroll` |
 | `enrollment.json` | an enrollment that waits for an operator's decision |
 | `membership.json` | cluster, node id, api_key, pinned authority and owner key |
+| `rotation.json` | a new api_key or new keys, until the gateway was met with them; then they replace the others |
 | `bundle.bin` | the signed trust bundle in force, and the links to it from the pinned authority |
 | `owner.pin` | the owner that `fleet-node owner pin` pinned; it goes before the one of the join token |
 | `people.json` | owners, roles and policy, verified under the pin, and the latest time at which an owner signed |

@@ -10,6 +10,7 @@ VERBS = {
     "enroll": Lazy("fleet_node.cli.enroll:enroll", "Join a cluster with a join token."),
     "run": Lazy("fleet_node.cli.run:run", "Hold the stream to the gateway and run signed commands."),
     "status": Lazy("fleet_node.cli.status:status", "Show what this node is and what its daemon does."),
+    "rotate-keys": Lazy("fleet_node.cli.rotate_keys:rotate_keys", "Replace this node's own keys."),
     "doctor": Lazy("fleet_node.cli.doctor:doctor", "Find out why this node does not connect, and what to do."),
     "owner": Lazy("fleet_node.cli.owner:owner", "Show or pin the owner whose policy protected actions obey."),
     "backup": Lazy("fleet_node.cli.backup:backup", "Put this node into one encrypted file."),

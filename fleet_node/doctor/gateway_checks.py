@@ -12,12 +12,12 @@ import grpc
 from fleet import trust as trust_rules
 from fleet.clock import Clock, ServerTime
 from fleet.errors import Reason, Refusal
-from fleet.identity import NodeKeys
+from fleet.secrets import Secret
 from fleet.trust import TrustState
 from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_node.doctor.finding import Finding, fail, ok, warn
-from fleet_node.enrollment.membership import Membership
 from fleet_node.link.caller import GatewayCaller, open_caller
+from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.handshake import Session, handshake
 from fleet_node.status.view import what_to_do
 
@@ -64,8 +64,7 @@ class LookOnlyTrust:
 class Identity:
     """Who knocks."""
 
-    membership: Membership
-    keys: NodeKeys
+    credentials: Credentials
     trust: LookOnlyTrust
 
 
@@ -78,19 +77,19 @@ class Met:
 
     caller: GatewayCaller
     session: Session
+    api_key: Secret[str]
 
 
 async def meet(endpoint: str, who: Identity, clock: Clock) -> tuple[list[Finding], Met | None]:
     """Authenticate to one gateway and let it authenticate itself; opens no stream."""
     server_time = ServerTime(clock)
+    shown = who.credentials.first()
     try:
-        caller = await open_caller((endpoint,), who.trust.state.tls_ca_der or (who.membership.tls_ca_der,))
+        caller = await open_caller((endpoint,), who.trust.state.tls_ca_der or (shown.membership.tls_ca_der,))
     except Refusal as refusal:
         return [_refused("handshake", refusal, endpoint)], None
     try:
-        session = await handshake(
-            caller, membership=who.membership, keys=who.keys, trust=who.trust, server_time=server_time
-        )
+        shown, session = await _shake_hands(caller, who, shown, server_time)
     except BaseException as error:
         await caller.close()
         if not isinstance(error, Refusal):
@@ -102,17 +101,33 @@ async def meet(endpoint: str, who: Identity, clock: Clock) -> tuple[list[Finding
         ok("handshake", "both sides proved who they are", endpoint=endpoint),
         _check_clock(server_time.offset_ms(), endpoint),
     ]
-    return findings, Met(caller, session)
+    return findings, Met(caller, session, shown.membership.api_key)
 
 
-async def check_stream(met: Met, membership: Membership) -> Finding:
+async def _shake_hands(
+    caller: GatewayCaller, who: Identity, shown: Shown, server_time: ServerTime
+) -> tuple[Shown, Session]:
+    """With whichever credentials the server knows: a rotation may be under way."""
+    while True:
+        try:
+            return shown, await handshake(
+                caller, membership=shown.membership, keys=shown.keys, trust=who.trust, server_time=server_time
+            )
+        except Refusal as refusal:
+            another = who.credentials.after_refusal(shown, refusal.reason)
+            if another is None:
+                raise
+            shown = another
+
+
+async def check_stream(met: Met) -> Finding:
     """Whether streams pass both ways: open one, send a frame that is no hello, and hear that said.
 
     A hello would take the node's place: its stream would get the newest epoch, and end the one of a daemon that runs on
     another machine with the same keys. Before it nothing is claimed (docs/protocol.md, "Session").
     """
     endpoint = met.caller.endpoint
-    call = met.caller.connect(met.session.metadata(membership.api_key))
+    call = met.caller.connect(met.session.metadata(met.api_key))
     try:
         async with asyncio.timeout(_STREAM_TIMEOUT_S):
             await call.write(gateway_pb2.NodeFrame())

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fleet.clock import Clock
+from fleet.clock import Clock, ServerTime
 from fleet.identity import PrivateFileError, load_node_keys
 from fleet_node.config import Settings
 from fleet_node.doctor import folder_checks, gateway_checks, way_checks
@@ -15,6 +15,7 @@ from fleet_node.doctor.gateway_checks import Identity, LookOnlyTrust
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import FolderLockedError, StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, MembershipError, load_membership, load_pending
+from fleet_node.link.credentials import Credentials
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
 from fleet_node.status.view import what_to_do
 
@@ -141,10 +142,11 @@ class Doctor:
             state = BundleFile(
                 folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key
             ).load()
+            credentials = Credentials(folder, membership, keys, server_time=ServerTime(self._patient.clock))
         except (PrivateFileError, MembershipError):
             yield skip("handshake", "keys or trust bundle are not usable")
             return
-        who = Identity(membership, keys, LookOnlyTrust(state))
+        who = Identity(credentials, LookOnlyTrust(state))
         for endpoint in self._settings.endpoints or state.endpoints or membership.endpoints:
             passed = True
             async for finding in way_checks.check_way(endpoint, state.tls_ca_der or (membership.tls_ca_der,)):
@@ -161,7 +163,7 @@ class Doctor:
         if met is None:
             return
         try:
-            yield await gateway_checks.check_stream(met, who.membership)
+            yield await gateway_checks.check_stream(met)
         finally:
             await met.caller.close()
 

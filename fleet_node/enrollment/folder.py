@@ -6,6 +6,7 @@
 | enrollment.json | an enrollment that waits for the operator's decision |
 | membership.json | cluster, node id, api_key: what the bootstrap gave, 0600 |
 | ratchet.bin | what the last welcome handed on: shows that no second machine is this node, 0600 |
+| rotation.json | credentials that are to replace those in force, 0600, until the server was met with them |
 | bundle.bin | the signed trust bundle in force, with the links to it from the pinned authority |
 | owner.pin | the owner that a person pinned here, if one did |
 | people.json | owners, roles and policy as verified under the pin |
@@ -52,6 +53,11 @@ class StateFolder:
     def membership(self) -> Path:
         """The membership."""
         return self.path / "membership.json"
+
+    @property
+    def rotation(self) -> Path:
+        """Credentials that are to replace those in force."""
+        return self.path / "rotation.json"
 
     @property
     def bundle(self) -> Path:

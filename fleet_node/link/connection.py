@@ -23,12 +23,11 @@ from fleet.channel import ChannelError, node_end
 from fleet.clock import Clock, ServerTime
 from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
-from fleet.identity import NodeKeys
 from fleet.sequence import StreamContext
 from fleet.v1 import gateway_pb2, session_pb2
-from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller
+from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.frames import encode_reports
 from fleet_node.link.handshake import Session
 from fleet_node.link.inbox import Inbox
@@ -76,8 +75,8 @@ class Connection:
         *,
         caller: GatewayCaller,
         session: Session,
-        membership: Membership,
-        keys: NodeKeys,
+        shown: Shown,
+        credentials: Credentials,
         ports: Ports,
         about: SelfDescription,
         clock: Clock,
@@ -90,8 +89,9 @@ class Connection:
         self.goaway: asyncio.Future[gateway_pb2.ControlGoaway] = asyncio.get_running_loop().create_future()
         self.renewing = False  # the goaway is this node's own
         self._session = session
-        self._membership = membership
-        self._keys = keys
+        self._shown = shown
+        self._membership = shown.membership
+        self._credentials = credentials
         self._ports = ports
         self._about = about
         self._clock = clock
@@ -106,7 +106,7 @@ class Connection:
         self._commands: CommandStream | None = None
         self._inbox: Inbox | None = None
         self._telemetry: TelemetryStream | None = None
-        self._call = caller.connect(session.metadata(membership.api_key))
+        self._call = caller.connect(session.metadata(shown.membership.api_key))
 
     async def open(self, takeover_of: str) -> None:
         """Say hello and wait for the welcome.
@@ -127,7 +127,14 @@ class Connection:
         self._heard_at = self._clock.monotonic()
         context = StreamContext(self._membership.cluster_id, self._membership.node_id, binding)
         self._commands = self._ports.commands.opened(context, self.welcome, self)
-        self._inbox = Inbox(self._commands, self._ports.trust, answer=self.send_control, failed=self._end)
+        self._inbox = Inbox(
+            self._commands,
+            self._ports.trust,
+            self._credentials,
+            answer=self.send_control,
+            renew=self.renew,
+            failed=self._end,
+        )
         self._telemetry = self._ports.telemetry.opened(self.welcome.max_telemetry_bytes or 65536, self)
 
     async def run(self) -> Refusal | None:
@@ -208,7 +215,7 @@ class Connection:
             takeover_of=takeover_of,
             hello_sha256=hashlib.sha256(body).digest(),
         ).SerializeToString()
-        proof = self._keys.identity.sign(Domain.STREAM, statement)
+        proof = self._shown.keys.identity.sign(Domain.STREAM, statement)
         return gateway_pb2.Hello(proof=proof, body=body), hashlib.sha256(statement).digest()
 
     def _open_welcome(self, frame: gateway_pb2.ServerFrame) -> gateway_pb2.Welcome:
@@ -291,7 +298,7 @@ class Connection:
         control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
         self._heard_at = self._clock.monotonic()
         kind = control.WhichOneof("body")
-        if kind in ("commands", "cancel", "trust_bundle", "floor"):
+        if kind in ("commands", "cancel", "trust_bundle", "floor", "api_key", "rotate_keys", "node_keys"):
             self._take_signed(control, len(frame.control.body))
         elif kind == "result_ack":
             self._ports.commands.acked(control.result_ack.report_no)
@@ -311,7 +318,7 @@ class Connection:
             self._ending = Refusal(
                 Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL, control.error.detail
             )
-        # config, lease, api_key and audit_ack belong to capabilities that this node does not have yet: a newer
+        # config, lease and audit_ack belong to capabilities that this node does not have yet: a newer
         # server may send them, and waits for an answer that says so.
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
@@ -336,7 +343,7 @@ class Connection:
 
     def _answer_reauth(self, reauth: gateway_pb2.Reauth) -> None:
         statement = session_pb2.ReauthStatement(challenge=reauth.challenge, stream_id=self.welcome.stream_id)
-        proof = self._keys.identity.sign(Domain.REAUTH, statement.SerializeToString())
+        proof = self._credentials.preferred_keys.identity.sign(Domain.REAUTH, statement.SerializeToString())
         self.send_control(gateway_pb2.NodeControl(reauth_proof=proof))
 
     async def _watch(self) -> None:

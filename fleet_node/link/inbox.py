@@ -2,8 +2,8 @@
 
 Mental model
     The reader never waits for the journal, so signed frames queue here. Statements go through one worker in the order
-    of the wire; cancels and trust bundles through another, since a cancel must get past statements that wait for room.
-    A statement waits for the bundles that came before it. What waits is bounded, and a fault of a worker ends the
+    of the wire; cancels, bundles and credentials through another, since a cancel must get past statements that wait for
+    room. A statement waits for the bundles that came before it. What waits is bounded, and a fault of a worker ends the
     stream: one that lived on would be deaf.
 """
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
+from fleet_node.link.credentials import Credentials
 from fleet_node.link.ports import CommandStream, TrustPort
 
 log = get_logger(__name__)
@@ -38,7 +39,9 @@ class Inbox:
     Args:
         commands: takes statements and cancels.
         trust: takes trust bundles.
+        credentials: takes new credentials, and orders to make them.
         answer: sends a control frame.
+        renew: has a new stream take over.
         failed: ends the stream.
     """
 
@@ -46,13 +49,17 @@ class Inbox:
         self,
         commands: CommandStream,
         trust: TrustPort,
+        credentials: Credentials,
         *,
         answer: Callable[[gateway_pb2.NodeControl], None],
+        renew: Callable[[], None],
         failed: Callable[[Refusal], None],
     ) -> None:
         self._commands = commands
         self._trust = trust
+        self._credentials = credentials
         self._answer = answer
+        self._renew = renew
         self._failed = failed
         self._statements: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._orders: asyncio.Queue[_Waiting | None] = asyncio.Queue()
@@ -61,7 +68,7 @@ class Inbox:
         self._closed = False
 
     def put_nowait(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
-        """Queue a frame with commands, a cancel, a floor or trust bundles.
+        """Queue a frame with commands, a cancel, a floor, trust bundles, or about credentials.
 
         Args:
             control: as it came.
@@ -72,11 +79,11 @@ class Inbox:
             self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))
         elif control.HasField("commands"):
             self._statements.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
-        elif control.HasField("cancel") or control.HasField("floor"):
-            self._orders.put_nowait(_Waiting(control, size_bytes, None))
-        else:
+        elif control.HasField("trust_bundle"):
             self._bundle_judged = asyncio.Event()
             self._orders.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
+        else:
+            self._orders.put_nowait(_Waiting(control, size_bytes, None))
 
     def start(self) -> set[asyncio.Task[None]]:
         """Start the workers. They end after `close`, once what they are at is done."""
@@ -103,8 +110,10 @@ class Inbox:
                 await self._take_bundles(waiting.control.trust_bundle, waiting.judged)
             elif not self._closed and waiting.control.HasField("floor"):
                 await self._commands.floor_frame(waiting.control.floor)
-            elif not self._closed:
+            elif not self._closed and waiting.control.HasField("cancel"):
                 await self._commands.cancel_frame(waiting.control.cancel)
+            elif not self._closed:
+                await self._take_credentials(waiting.control)
             self._waiting_bytes -= waiting.size_bytes
 
     async def _take_bundles(self, chain: gateway_pb2.TrustBundles, judged: asyncio.Event) -> None:
@@ -113,6 +122,13 @@ class Inbox:
         finally:
             judged.set()  # also when it failed: a statement that waits for it would outlive the stream
         self._answer(gateway_pb2.NodeControl(bundle_applied=applied))
+
+    async def _take_credentials(self, control: gateway_pb2.ServerControl) -> None:
+        taken = await self._credentials.take(control)
+        if taken.answer is not None:
+            self._answer(taken.answer)
+        if taken.renew:
+            self._renew()
 
     async def _loudly(self, work: Coroutine[None, None, None]) -> None:
         try:

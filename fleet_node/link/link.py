@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from fleet.backoff import Backoff, BackoffPolicy, full_jitter_s
 from fleet.clock import Clock, ServerTime
 from fleet.errors import Advice, Reason, Refusal, advice
-from fleet.identity import NodeKeys
 from fleet.logs import get_logger
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller, LeafCache, open_caller
 from fleet_node.link.connection import Connection, Ports, SelfDescription
+from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.handshake import handshake
 from fleet_node.observability.metrics import LinkMetrics
 
@@ -65,14 +65,14 @@ class Link:
     """See the module's mental model.
 
     Args:
+        credentials: what this node shows of itself.
         endpoints: overrides those of the signed bundle; empty uses the bundle's.
     """
 
     def __init__(
         self,
         *,
-        membership: Membership,
-        keys: NodeKeys,
+        credentials: Credentials,
         ports: Ports,
         about: SelfDescription,
         clock: Clock,
@@ -82,8 +82,7 @@ class Link:
         endpoints: tuple[str, ...] = (),
     ) -> None:
         self.status = LinkStatus(since_ms=clock.now_ms())
-        self._membership = membership
-        self._keys = keys
+        self.credentials = credentials
         self._ports = ports
         self._about = about
         self._clock = clock
@@ -136,19 +135,53 @@ class Link:
         self._note_welcome(connection)
         return connection
 
+    @property
+    def _membership(self) -> Membership:
+        return self.credentials.first().membership
+
+    async def rotate_keys(self, *, identity: bool, sealing_key: bool) -> None:
+        """Replace this node's own keys over the live stream; `credentials.rotating` tells when it is done.
+
+        Raises:
+            Refusal: UNAVAILABLE when there is no live stream.
+            RotationPinnedError, OSError: see `Credentials.begin`.
+        """
+        if self._current is None:
+            raise Refusal(Reason.UNAVAILABLE, "there is no stream to rotate the keys over: try again once it is live")
+        statement = await self.credentials.begin(identity=identity, sealing_key=sealing_key)
+        if self._current is not None:
+            self._current.send_control(statement)  # a stream that opens meanwhile says it by itself
+
     async def _open_stream(self, caller: GatewayCaller, takeover_of: str) -> Connection:
+        """Open a stream with whichever credentials the server knows."""
+        shown = self.credentials.first()
+        while True:
+            try:
+                connection = await self._open_stream_as(shown, caller, takeover_of)
+            except Refusal as refusal:
+                another = self.credentials.after_refusal(shown, refusal.reason)
+                if another is None:
+                    raise
+                log.info("other_credentials_tried", reason=str(refusal.reason))
+                shown = another
+                continue
+            for control in await self.credentials.welcomed(shown):
+                connection.send_control(control)
+            return connection
+
+    async def _open_stream_as(self, shown: Shown, caller: GatewayCaller, takeover_of: str) -> Connection:
         session = await handshake(
             caller,
-            membership=self._membership,
-            keys=self._keys,
+            membership=shown.membership,
+            keys=shown.keys,
             trust=self._ports.trust,
             server_time=self._server_time,
         )
         connection = Connection(
             caller=caller,
             session=session,
-            membership=self._membership,
-            keys=self._keys,
+            shown=shown,
+            credentials=self.credentials,
             ports=self._ports,
             about=self._about,
             clock=self._clock,
@@ -244,7 +277,10 @@ class Link:
 
     async def _stay_away(self, refusal: Refusal, event: str) -> None:
         self._note_refusal(refusal)
-        delay_s = self._backoff.next_delay_s(rules.stay_away_s(refusal.reason, refusal.retry_after_s))
+        asked_s = refusal.retry_after_s
+        if refusal.reason is Reason.BAD_PROOF and "keys" in self.credentials.rotating:
+            asked_s = asked_s or 0.0  # the server may have taken the new keys under this stream: those are next
+        delay_s = self._backoff.next_delay_s(rules.stay_away_s(refusal.reason, asked_s))
         level = log.error if advice(refusal.reason) is Advice.STOP else log.warning
         level(event, reason=str(refusal.reason), detail=refusal.detail, retry_in_s=round(delay_s, 2))
         await self._pause(delay_s)

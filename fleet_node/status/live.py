@@ -9,6 +9,7 @@ from typing import Any
 
 from fleet.clock import Clock, ServerTime
 from fleet_node.drivers.registry import DriverRegistry
+from fleet_node.link.credentials import Credentials
 from fleet_node.link.link import LinkStatus
 from fleet_node.link.ports import TrustPort
 from fleet_node.observability.metrics import NodeMetrics
@@ -29,6 +30,7 @@ class LiveSources:
     clock: Clock
     server_time: ServerTime
     link: Callable[[], LinkStatus]
+    credentials: Credentials
     trust: TrustPort
     drivers: DriverRegistry
     metrics: NodeMetrics
@@ -51,6 +53,7 @@ def live_status(sources: LiveSources) -> Mapping[str, Any]:
             "expires_at_ms": trust.expires_at_ms,
             "fresh": trust.fresh(sources.server_time.now_ms()),
         },
+        "credentials": {"fingerprint": sources.credentials.fingerprint, "rotating": sources.credentials.rotating},
         "commands": {
             "running": int(metrics.commands.running.value),
             "journal_rows": int(metrics.commands.journal_rows.value),

@@ -31,6 +31,9 @@ _BY_ADVICE = {
 }
 
 
+_CREDENTIALS = {"api_key": "api_key", "keys": "keys of its own"}
+
+
 def what_to_do(reason: str) -> str:
     """The next step after a refusal with this reason; empty for no refusal."""
     if not reason:
@@ -89,6 +92,8 @@ def _daemon(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     if link["last_refusal"]:
         yield "last refusal", f"{link['last_refusal']}: {link['last_detail']}"
         yield "what to do", what_to_do(link["last_refusal"])
+    if rotating := live["credentials"]["rotating"]:
+        yield "credentials", f"new {' and '.join(map(_CREDENTIALS.__getitem__, rotating))} on the way to being used"
     yield "commands", _commands(commands)
     yield "telemetry", _telemetry(telemetry)
     yield "drivers", ", ".join(live["drivers"]) or "none"

@@ -1,4 +1,4 @@
-"""Admin calls about nodes: list, watch, suspend, label, drain."""
+"""Admin calls about nodes: list, watch, suspend, rotate, label, drain."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fleet_server.admin.views import node_view
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.nodes.record import DrainState, NodeRecord
 from fleet_server.nodes.service import NodeService
+from fleet_server.sessions.rotating import RotationService
+from fleet_server.sessions.rotations import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +29,9 @@ _LIVENESS_POLL_S = 5.0
 class NodesApi:
     """Nodes as operators see them."""
 
-    def __init__(self, nodes: NodeService, wakeup: Wakeup, clock: Clock) -> None:
+    def __init__(self, nodes: NodeService, rotations: RotationService, wakeup: Wakeup, clock: Clock) -> None:
         self._nodes = nodes
+        self._rotations = rotations
         self._wakeup = wakeup
         self._clock = clock
 
@@ -69,6 +72,24 @@ class NodesApi:
         """Let quarantined nodes back in."""
         changed = await self._nodes.adopt(caller.name, request.selector.patterns, request.reason)
         return admin_pb2.AdoptNodesResponse(nodes=map(node_view, changed))
+
+    async def rotate(self, caller: Caller, request: admin_pb2.RotateNodesRequest) -> admin_pb2.RotateNodesResponse:
+        """Order new credentials."""
+        wanted = Wanted(0)
+        for asked, flag in (
+            (request.api_key, Wanted.API_KEY),
+            (request.identity, Wanted.IDENTITY),
+            (request.sealing, Wanted.SEALING),
+        ):
+            wanted |= flag if asked else Wanted(0)
+        done = await self._rotations.rotate(caller.name, request.selector.patterns, wanted, request.overlap_s)
+        refused = [
+            admin_pb2.RefusedTarget(
+                node_id=node.node_id, node_name=node.name, reason=str(refusal.reason), detail=refusal.detail
+            )
+            for node, refusal in done.refused
+        ]
+        return admin_pb2.RotateNodesResponse(nodes=map(node_view, done.nodes), refused=refused)
 
     async def label(self, caller: Caller, request: admin_pb2.LabelNodesRequest) -> admin_pb2.LabelNodesResponse:
         """Set and remove operator labels."""

@@ -25,6 +25,7 @@ from fleet_server.installation.service import InstallationService
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.service import ReplicaService
+from fleet_server.sessions.service import SessionService
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService
@@ -42,6 +43,7 @@ class Services(Protocol):
     installation: InstallationService
     rotation: KeyRotation
     nodes: NodeService
+    sessions: SessionService
     enrollment: EnrollmentService
     commands: CommandService
     approvals: ApprovalService
@@ -55,7 +57,7 @@ def admin_rooms(server: Services) -> AdminRooms:
     return AdminRooms(
         operators=OperatorsApi(server.operators, server.trust, server.installation, server.replica_id),
         enrollment=EnrollmentApi(server.enrollment, server.clock),
-        nodes=NodesApi(server.nodes, server.wakeup, server.clock),
+        nodes=NodesApi(server.nodes, server.sessions.rotations, server.wakeup, server.clock),
         commands=CommandsApi(server.commands, server.metrics.streams.refusals),
         replicas=ReplicasApi(server.replicas, server.clock),
         telemetry=TelemetryApi(server.telemetry),

@@ -79,6 +79,7 @@ class Admin:
             "SetNodeState": rooms.nodes.set_state,
             "AdoptNodes": rooms.nodes.adopt,
             "LabelNodes": rooms.nodes.label,
+            "RotateNodes": rooms.nodes.rotate,
             "ResumeNodes": rooms.nodes.resume,
             "IssueCommands": rooms.commands.issue,
             "ListCommands": rooms.commands.list_commands,

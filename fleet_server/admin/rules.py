@@ -44,6 +44,7 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "SetNodeState": Role.OPERATOR,
     "AdoptNodes": Role.RELEASE,
     "LabelNodes": Role.OPERATOR,
+    "RotateNodes": Role.OPERATOR,
     "IssueCommands": Role.OPERATOR,
     "ListCommands": Role.VIEWER,
     "GetCommand": Role.VIEWER,

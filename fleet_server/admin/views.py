@@ -44,6 +44,7 @@ def node_view(node: NodeRecord) -> admin_pb2.NodeView:
         drain_state=node.drain_state,
         bundle_version=session_pb2.BundleVersion(generation=node.bundle_generation, number=node.bundle_number),
         state_reason=node.state_reason,
+        rotating=node.rotating,
     )
 
 

@@ -46,6 +46,7 @@ class AuditKind(StrEnum):
     ENROLLMENT_QUARANTINED = "enrollment.quarantined"
     API_KEY_ISSUED = "api_key.issued"
     API_KEY_REVOKED = "api_key.revoked"
+    API_KEY_REPLACED = "api_key.replaced"
     API_KEY_QUARANTINED = "api_key.quarantined"
     # Nodes
     NODE_STATE_CHANGED = "node.state_changed"
@@ -58,6 +59,9 @@ class AuditKind(StrEnum):
     NODE_DRAINED = "node.drained"
     NODE_RESUMED = "node.resumed"
     NODE_BUNDLE_REFUSED = "node.bundle_refused"
+    NODE_ROTATION_ORDERED = "node.rotation_ordered"
+    NODE_ROTATION_REFUSED = "node.rotation_refused"
+    NODE_KEYS_REPLACED = "node.keys_replaced"
     # Sessions and streams
     SESSION_REFUSED = "session.refused"
     SESSION_RENEWED = "session.renewed"

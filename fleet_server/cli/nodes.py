@@ -10,6 +10,7 @@ import click
 from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.node_credentials import rotate
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import (
     Styled,
@@ -56,7 +57,7 @@ _CHANGE_COLUMNS = [
 
 @click.group(cls=Noun)
 def nodes() -> None:
-    """List, watch, label, suspend, adopt and revoke nodes.
+    """List, watch, label, suspend, rotate, adopt and revoke nodes.
 
     TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`; a node is meant if any of them
     matches.
@@ -146,6 +147,9 @@ def revoke(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: b
     """Put nodes out for good: to come back they must enroll again."""
     invocation.confirm(f"Revoke {' '.join(targets)} for good?", assumed=yes)
     _set_state(invocation, targets, "REVOKED", reason)
+
+
+nodes.add_command(rotate)
 
 
 @nodes.command("adopt", example="fleetctl nodes adopt press-7 --reason 'restored from the image of Monday' --yes")
@@ -332,6 +336,7 @@ def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:
         ("labels", labels_text(node.labels.items()) or "-"),
         ("reported", reported or "-"),
         ("fingerprint", show_fingerprint(node.fingerprint)),
+        *([("rotating", Styled(", ".join(node.rotating), "yellow"))] if node.rotating else []),
         ("version", node.version or "-"),
         ("round trip", duration(node.rtt_us / 1e6) if node.rtt_us else "-"),
         ("clock", _clock(node)),

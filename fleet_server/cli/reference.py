@@ -61,6 +61,7 @@ JSON_OF_VERB = {
     "nodes resume": "array of NodeView",
     "nodes revoke": "array of NodeView",
     "nodes adopt": "array of NodeView",
+    "nodes rotate": "RotateNodesResponse",
     "nodes label": "array of NodeView",
     "run": "`{issue_id, commands: array of CommandView, refused: array of RefusedTarget}`; "
     "with --no-wait IssueCommandsResponse",

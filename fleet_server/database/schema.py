@@ -223,6 +223,20 @@ node_ratchets = Table(
     Column("mac", LargeBinary, nullable=False),
 )
 
+credential_rotations = Table(
+    "credential_rotations",
+    metadata,
+    Column("node_id", ForeignKey("nodes.node_id"), primary_key=True),
+    Column("wanted", Integer, nullable=False),
+    Column("old_until_ms", BigInteger, nullable=False),
+    Column("ordered_by", String(63), nullable=False),
+    Column("ordered_at_ms", BigInteger, nullable=False),
+    Column("new_key_sha256", LargeBinary(32), nullable=False),
+    Column("sealed_api_key", LargeBinary, nullable=False),
+    Column("keys_issued_at_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,

@@ -31,6 +31,7 @@ from fleet_server.nodes.store import NodeStore, RowMac
 log = get_logger(__name__)
 
 OpenCounts = Callable[[Connection, Sequence[str]], Mapping[str, int]]
+Rotating = Callable[[Connection], Mapping[str, tuple[str, ...]]]
 _PAGE = 1000
 
 
@@ -54,6 +55,7 @@ class NodeDirectory:
         self._tampered: deque[str] = deque(maxlen=10_000)
         self._told: set[str] = set()
         self._open_counts: OpenCounts = _no_open_counts
+        self._rotating: Rotating = _nothing_rotating
         self.decisions = 0
         """Decisions about nodes that were committed here, or found to have been elsewhere: who read a row before one
         has to read it again."""
@@ -66,6 +68,10 @@ class NodeDirectory:
     def count_open_with(self, open_counts: OpenCounts) -> None:
         """Let the commands room say how many commands wait or run on each node."""
         self._open_counts = open_counts
+
+    def show_rotating_with(self, rotating: Rotating) -> None:
+        """Let the sessions room say which credentials of which nodes are being replaced."""
+        self._rotating = rotating
 
     def load(self, conn: Connection, node_id: str) -> NodeRecord | None:
         """One node, its MAC checked; a row that fails is QUARANTINED in the answer. Any thread."""
@@ -210,9 +216,15 @@ class NodeDirectory:
         return self._counted(conn, self._store.by_refs(conn, [node.node_id for node in nodes]))
 
     def _counted(self, conn: Connection, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
-        counts = self._open_counts(conn, [node.node_id for node in nodes]) if nodes else {}
+        if not nodes:
+            return []
+        counts = self._open_counts(conn, [node.node_id for node in nodes])
+        rotating = self._rotating(conn)
         return [
-            replace(node, open_commands=counts[node.node_id]) if counts.get(node.node_id) else node for node in nodes
+            replace(node, open_commands=counts.get(node.node_id, 0), rotating=rotating.get(node.node_id, ()))
+            if node.node_id in counts or node.node_id in rotating
+            else node
+            for node in nodes
         ]
 
     def _views(self, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
@@ -245,6 +257,10 @@ class NodeDirectory:
     def _wake(self, tx: Transaction, topics: Iterable[str]) -> None:
         woken = list(topics)
         tx.after_commit(lambda: self._wakeup.wake_nowait(woken))
+
+
+def _nothing_rotating(_conn: Connection) -> Mapping[str, tuple[str, ...]]:
+    return {}
 
 
 def _no_open_counts(_conn: Connection, _node_ids: Sequence[str]) -> Mapping[str, int]:

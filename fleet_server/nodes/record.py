@@ -68,6 +68,7 @@ class NodeRecord:
     bundle_number: int = 0
     config_version: int = 0
     open_commands: int = 0
+    rotating: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> bytes:

@@ -51,10 +51,10 @@ class NodeService(NodePresence):
         super().__init__(
             database=database, clock=clock, wakeup=wakeup, audit=audit, row_mac=row_mac, replica_id=replica_id
         )
-        self._on_revoke: list[Callable[[Transaction, str], None]] = []
+        self._on_revoke: list[Callable[[Transaction, str], object]] = []
         self._on_adopt: list[Callable[[Transaction, str], None]] = []
 
-    def on_revoke(self, hook: Callable[[Transaction, str], None]) -> None:
+    def on_revoke(self, hook: Callable[[Transaction, str], object]) -> None:
         """Run `hook(tx, node_id)` in the transaction that revokes a node: its credentials end with it."""
         self._on_revoke.append(hook)
 
@@ -201,6 +201,32 @@ class NodeService(NodePresence):
             return self._again(tx.conn, nodes)
 
         return self._views(await self._database.write(work))
+
+    def replace_keys(
+        self, tx: Transaction, node: NodeRecord, identity_key: bytes, sealing_key: bytes
+    ) -> Refusal | None:
+        """Know a node by other keys from now on; its id, name, history and seq stay. The caller audits it.
+
+        Returns:
+            CONFLICT when the keys are another node's, or the row was changed at this moment; nothing is written then.
+        """
+        holder = self._store.holder_of_key(tx.conn, identity_key)
+        if holder not in (None, node.name):
+            return Refusal(Reason.CONFLICT, f"these keys belong to node {holder!r} already")
+        changed = replace(node, identity_key=identity_key, sealing_key=sealing_key)
+        if not self._store.update_authority(tx.conn, [(node, changed)]):
+            return Refusal(Reason.CONFLICT, "somebody else changed this node at the same moment: try again")
+        return None
+
+    def tell_decided(self, tx: Transaction, node_ids: Sequence[str]) -> None:
+        """Something was decided about nodes that their streams, on any replica, have to hear of."""
+        self._wake_decided(tx, node_ids)
+
+    async def again(self, node_ids: Sequence[str]) -> list[NodeRecord]:
+        """Nodes as they stand now, by name."""
+        return self._views(
+            await self._database.read(lambda conn: self._counted(conn, self._store.by_refs(conn, node_ids)))
+        )
 
     # -- drain ------------------------------------------------------------------------------------------------------
     async def request_drain(

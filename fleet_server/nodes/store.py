@@ -117,7 +117,7 @@ class NodeStore:
         return row is not None and row[0] == record.mac
 
     def update_authority(self, conn: Connection, changed: Sequence[tuple[NodeRecord, NodeRecord]]) -> bool:
-        """Write new labels and states with new MACs.
+        """Write new keys, labels and states with new MACs.
 
         Args:
             changed: (as read, as it shall be) pairs.
@@ -127,12 +127,13 @@ class NodeStore:
         """
         text = sql(
             conn,
-            "UPDATE nodes SET labels = ?, state = ?, state_reason = ?, mac = ? WHERE node_id = ? AND mac = ?",
+            "UPDATE nodes SET identity_key = ?, sealing_key = ?, labels = ?, state = ?, state_reason = ?, mac = ?"
+            " WHERE node_id = ? AND mac = ?",
         )
         rows = []
         for before, after in changed:
-            labels, state, reason, *_, mac = self._authority_row(after)[6:]
-            rows.append((labels, state, reason, mac, before.node_id, before.mac))
+            identity, sealing, labels, state, reason, *_, mac = self._authority_row(after)[4:]
+            rows.append((identity, sealing, labels, state, reason, mac, before.node_id, before.mac))
         return not rows or conn.exec_driver_sql(text, rows).rowcount == len(rows)
 
     def note_decided(self, conn: Connection, node_ids: Sequence[str], now_ms: int) -> None:

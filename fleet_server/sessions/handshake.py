@@ -18,21 +18,20 @@ from fleet.clock import Clock
 from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
 from fleet.v1 import session_pb2, trust_pb2
-from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
-from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
-from fleet_server.sessions.credentials import API_KEY_SECRET_BYTES, CHALLENGE_TTL_MS, ChallengePurpose, Credentials
+from fleet_server.sessions.credentials import CHALLENGE_TTL_MS, ChallengePurpose, Credentials
 from fleet_server.sessions.hello import check_protocol_version
 from fleet_server.sessions.ratchet import Ratchets
 from fleet_server.sessions.refusals import RefusalLog
+from fleet_server.sessions.rotating import RotationService
 from fleet_server.sessions.standing import Standings, refuse_unless_active
-from fleet_server.sessions.store import ApiKeyStore, SessionRow
+from fleet_server.sessions.store import ApiKeyStore, RotationStore, SessionRow
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 
@@ -74,7 +73,7 @@ class Answered:
 
 
 class HandshakeService:
-    """Issues api_keys and turns them, with a node's signature, into session tokens.
+    """Turns api_keys, with a node's signature, into session tokens.
 
     Args:
         accepted_leaves: SHA-256 of each TLS leaf that is this server's: current, previous, and those of terminators
@@ -111,28 +110,21 @@ class HandshakeService:
             challenge_key=secrets.derive("handshake-challenge"),
             token_key=secrets.derive("session-token"),
         )
-        self._api_keys = ApiKeyStore(secrets.row_mac("api_keys"))
-        self._standings = Standings(self._api_keys, nodes)
+        api_keys = ApiKeyStore(secrets.row_mac("api_keys"))
+        rotations = RotationStore(secrets.row_mac("credential_rotations"))
+        self.rotations = RotationService(
+            database=database,
+            clock=clock,
+            audit=audit,
+            nodes=nodes,
+            api_keys=api_keys,
+            store=rotations,
+            api_key_text=self._credentials.api_key_text,
+        )
+        self._standings = Standings(api_keys, rotations, nodes, clock)
         self._ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
         self._refusals = RefusalLog(database, audit, self._standings.tampered)
         self._answered = Answered()
-
-    # -- api_keys -----------------------------------------------------------------------------------------------------
-    def issue_api_key(self, tx: Transaction, node_id: str) -> str:
-        """A new api_key for a node: its text, of which only a digest is kept."""
-        secret = os.urandom(API_KEY_SECRET_BYTES)
-        digest = hashlib.sha256(secret).digest()
-        self._api_keys.insert(tx.conn, digest, node_id, self._clock.now_ms())
-        detail = {"key_sha256": digest.hex()}
-        self._audit.append(tx, AuditKind.API_KEY_ISSUED, actor="server", subject=f"node:{node_id}", detail=detail)
-        return self._credentials.api_key_text(secret)
-
-    def revoke_api_keys(self, tx: Transaction, node_id: str) -> None:
-        """End every api_key of a node."""
-        count = self._api_keys.revoke_of_node(tx.conn, node_id, self._clock.now_ms())
-        if count:
-            subject = f"node:{node_id}"
-            self._audit.append(tx, AuditKind.API_KEY_REVOKED, actor="server", subject=subject, detail={"keys": count})
 
     # -- handshake ----------------------------------------------------------------------------------------------------
     async def begin(

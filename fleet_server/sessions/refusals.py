@@ -13,7 +13,7 @@ from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
-from fleet_server.sessions.store import ApiKeyRow
+from fleet_server.sessions.rotations import ApiKeyRow
 
 MAX_NAMES = 32
 """Nodes named for one address, rpc and reason: names are a caller's own words, and further ones count as others."""

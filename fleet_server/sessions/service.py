@@ -21,7 +21,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from fleet.channel import FrameKeys
 from fleet.clock import Clock
@@ -39,12 +38,14 @@ from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
+from fleet_server.sessions.claim import StreamClaim, StreamSession
 from fleet_server.sessions.credentials import (
     ChallengePurpose,
 )
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
 from fleet_server.sessions.ratchet import TamperedRatchetError, Turn
+from fleet_server.sessions.rotations import Rotation
 from fleet_server.sessions.standing import open_session, refuse_unless_active
 from fleet_server.sessions.store import SessionRow
 from fleet_server.trust.secrets import SealError, Secrets
@@ -60,49 +61,6 @@ _FOREIGN_RATCHET = "another machine with its keys has connected since, or this o
 _NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
 _TAMPERED_RATCHET = "the record of its ratchet was changed outside the server"
 EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class StreamSession:
-    """The session under a stream, for as long as that lives: what a renewal needs, and no more."""
-
-    node_id: str
-    epoch: int
-    token_sha256: bytes
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class StreamClaim:
-    """What a node won with its hello. Holds frame keys, so it prints nothing.
-
-    Args:
-        node: as it stood when the stream was claimed.
-        epoch: of this stream; a higher one supersedes it.
-        frame_keys: of the handshake.
-        binding: SHA-256 of the stream proof's statement; statements name it, so they are worthless on any other stream.
-        hello_body: checked.
-        session_expires_at_ms: Unix milliseconds.
-        token_sha256: of the session's token.
-        takeover_of: stream id that this one takes over; empty if none.
-        decisions: `NodeService.decisions` as it was before the node's row was read.
-        turn: of its ratchet.
-    """
-
-    node: NodeRecord
-    epoch: int
-    frame_keys: FrameKeys
-    binding: bytes
-    hello_body: gateway_pb2.HelloBody
-    session_expires_at_ms: int
-    token_sha256: bytes
-    takeover_of: str
-    decisions: int
-    turn: Turn
-
-    @property
-    def session(self) -> StreamSession:
-        """What a stream keeps of this; the hello, with all that a node can do, need not stay."""
-        return StreamSession(self.node.node_id, self.epoch, self.token_sha256)
 
 
 class SessionService(HandshakeService):
@@ -207,7 +165,15 @@ class SessionService(HandshakeService):
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
         taken = await self._database.write(
             lambda tx: self._take_stream(
-                tx, digest, row, node, body, ratchet=said.ratchet, stream_id=stream_id, replica_id=replica_id
+                tx,
+                digest,
+                row,
+                node,
+                body,
+                standing.rotation,
+                ratchet=said.ratchet,
+                stream_id=stream_id,
+                replica_id=replica_id,
             )
         )
         if isinstance(taken, Refusal):
@@ -224,6 +190,7 @@ class SessionService(HandshakeService):
             takeover_of=said.takeover_of[:MAX_ID_CHARS],
             decisions=decisions,
             turn=turn,
+            orders=() if standing.rotation is None else standing.rotation.orders(shown_sha256=digest),
         )
 
     def _take_stream(
@@ -233,6 +200,7 @@ class SessionService(HandshakeService):
         row: SessionRow,
         node: NodeRecord,
         body: gateway_pb2.HelloBody,
+        rotation: Rotation | None,
         *,
         ratchet: bytes,
         stream_id: str,
@@ -255,6 +223,7 @@ class SessionService(HandshakeService):
             last_accepted_seq=body.last_accepted_seq,
         )
         store.claim(tx.conn, row.token_sha256, epoch)
+        self.rotations.api_key_used(tx, rotation, node.node_id, digest)
         self._nodes.save_profile(tx, node.node_id, body)
         detail: Mapping[str, JSON] = {
             "stream": stream_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet_server.database.engine import Connection
@@ -12,7 +13,8 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
 from fleet_server.nodes.service import NodeService
 from fleet_server.sessions import proofs, store
-from fleet_server.sessions.store import ApiKeyRow, ApiKeyStore, SessionRow
+from fleet_server.sessions.rotations import ApiKeyRow, Rotation
+from fleet_server.sessions.store import ApiKeyStore, RotationStore, SessionRow
 
 log = get_logger(__name__)
 
@@ -24,13 +26,16 @@ class Standing:
     key: ApiKeyRow | None
     node: NodeRecord | None
     session: SessionRow | None
+    rotation: Rotation | None
 
 
 class Standings:
     """Reads and judges. Calls may come from any thread."""
 
-    def __init__(self, api_keys: ApiKeyStore, nodes: NodeService) -> None:
+    def __init__(self, api_keys: ApiKeyStore, rotations: RotationStore, nodes: NodeService, clock: Clock) -> None:
         self._api_keys = api_keys
+        self._rotations = rotations
+        self._clock = clock
         self._nodes = nodes
         self._told: set[bytes] = set()
         self.tampered: deque[ApiKeyRow] = deque(maxlen=10_000)
@@ -40,8 +45,10 @@ class Standings:
         """What stands in the database."""
         key = self._api_keys.by_digest(conn, key_sha256)
         node = self._nodes.load(conn, key.node_id) if key is not None and key.intact else None
-        session = None if token_sha256 is None else store.session(conn, token_sha256)
-        return Standing(key, node, session)
+        if token_sha256 is None:
+            return Standing(key, node, None, None)
+        rotation = None if node is None else self._rotations.of_node(conn, node.node_id)
+        return Standing(key, node, store.session(conn, token_sha256), rotation)
 
     def node_of(self, standing: Standing, node_id: str) -> NodeRecord:
         """The node that the api_key belongs to, whatever its state.
@@ -67,9 +74,9 @@ class Standings:
                 Reason.UNKNOWN_CREDENTIAL,
                 "this api_key belongs to another node: restore the membership file of this one",
             )
-        if key.revoked_at_ms:
+        if key.ended(self._clock.now_ms()):
             raise refuse_inactive(node) or Refusal(
-                Reason.REVOKED, "this api_key was revoked: enroll the node with a new join token"
+                Reason.REVOKED, "this api_key has ended: the node holds a newer one, or enrolls with a new join token"
             )
         return node
 
@@ -80,7 +87,8 @@ class Standings:
             Refusal: UNAVAILABLE; the next attempt is told the decision.
         """
         key = self._api_keys.by_digest(conn, key_sha256)
-        if key is None or not key.intact or key.revoked_at_ms or not self._nodes.as_read(conn, node):
+        ended = key is not None and key.ended(self._clock.now_ms())
+        if key is None or not key.intact or ended or not self._nodes.as_read(conn, node):
             raise Refusal(Reason.UNAVAILABLE, "the node's record was changed at this moment: connect again")
 
     def _note(self, key: ApiKeyRow) -> None:

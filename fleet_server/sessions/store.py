@@ -1,22 +1,18 @@
-"""SQL over `api_keys` and `sessions`."""
+"""SQL over `api_keys`, `credential_rotations` and `sessions`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.database.engine import Connection, for_update, octets, sql
+from fleet_server.database.statements import fetch
+from fleet_server.sessions.rotations import ApiKeyRow, Rotation, Wanted
 from fleet_server.trust.secrets import RowMac
 
-
-@dataclass(frozen=True, slots=True)
-class ApiKeyRow:
-    """One api_key. `intact` is False when the row was changed outside the server: it opens nothing then."""
-
-    key_sha256: bytes
-    node_id: str
-    created_at_ms: int
-    revoked_at_ms: int
-    intact: bool
+_ROTATION = (
+    "node_id, wanted, old_until_ms, ordered_by, ordered_at_ms, new_key_sha256, sealed_api_key, keys_issued_at_ms"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,25 +46,90 @@ class ApiKeyStore:
             return None
         return ApiKeyRow(key_sha256, row[0], row[1], row[2], self._verifies(key_sha256, tuple(row)))
 
-    def revoke_of_node(self, conn: Connection, node_id: str, now_ms: int) -> int:
-        """End every key of a node; how many there were. A tampered row gets no new MAC and opens nothing as it is."""
+    def live_of_node(self, conn: Connection, node_id: str, now_ms: int) -> list[ApiKeyRow]:
+        """Keys of a node that have not ended, oldest first. A tampered row is left out: it opens nothing as it is."""
         text = (
-            "SELECT key_sha256, created_at_ms, revoked_at_ms, mac FROM api_keys WHERE node_id = ? AND revoked_at_ms = 0"
+            "SELECT key_sha256, created_at_ms, revoked_at_ms, mac FROM api_keys"
+            " WHERE node_id = ? AND (revoked_at_ms = 0 OR revoked_at_ms > ?) ORDER BY created_at_ms"
         )
-        rows = conn.exec_driver_sql(sql(conn, text), (node_id,)).all()
-        revoked = [
-            (now_ms, self._mac.compute(row[0], node_id, row[1], now_ms), row[0])
-            for row in rows
-            if self._verifies(row[0], (node_id, *row[1:]))
+        rows = [
+            ApiKeyRow(bytes(row[0]), node_id, row[1], row[2], self._verifies(row[0], (node_id, *row[1:])))
+            for row in conn.exec_driver_sql(sql(conn, text), (node_id, now_ms))
         ]
-        if revoked:
+        return [row for row in rows if row.intact]
+
+    def end(self, conn: Connection, keys: Sequence[ApiKeyRow], at_ms: int) -> int:
+        """Let keys end at a time, now or later; one that ends earlier anyway keeps its end. How many were changed."""
+        ending = [
+            (at_ms, self._mac.compute(key.key_sha256, key.node_id, key.created_at_ms, at_ms), key.key_sha256)
+            for key in keys
+            if not key.revoked_at_ms or key.revoked_at_ms > at_ms
+        ]
+        if ending:
             text = "UPDATE api_keys SET revoked_at_ms = ?, mac = ? WHERE key_sha256 = ?"
-            conn.exec_driver_sql(sql(conn, text), revoked)
-        return len(revoked)
+            conn.exec_driver_sql(sql(conn, text), ending)
+        return len(ending)
 
     def _verifies(self, key_sha256: bytes, row: tuple[str, int, int, bytes]) -> bool:
         node_id, created_at_ms, revoked_at_ms, mac = row
         return self._mac.verify(mac, key_sha256, node_id, created_at_ms, revoked_at_ms)
+
+
+class RotationStore:
+    """Rows of `credential_rotations`, one a node at most, covered by a MAC whole."""
+
+    def __init__(self, mac: RowMac) -> None:
+        self._mac = mac
+
+    def of_node(self, conn: Connection, node_id: str, *, lock: bool = False) -> Rotation:
+        """What is ordered for a node; nothing when there is no row."""
+        text = f"SELECT {_ROTATION}, mac FROM credential_rotations WHERE node_id = ?"  # noqa: S608 - constants
+        found = fetch(conn, text + (for_update(conn) if lock else ""), (node_id,))
+        if not found:
+            return Rotation(node_id)
+        *fields, mac = found[0]
+        if not self._mac.verify(octets(mac), *fields[:5], octets(fields[5]), octets(fields[6]), fields[7]):
+            return Rotation(node_id, intact=False)
+        return Rotation(
+            node_id=node_id,
+            wanted=Wanted(fields[1]),
+            old_until_ms=fields[2],
+            ordered_by=fields[3],
+            ordered_at_ms=fields[4],
+            new_key_sha256=octets(fields[5]),
+            sealed_api_key=octets(fields[6]),
+            keys_issued_at_ms=fields[7],
+        )
+
+    def save(self, conn: Connection, rotation: Rotation) -> None:
+        """Write a node's row."""
+        fields = (
+            rotation.node_id,
+            int(rotation.wanted),
+            rotation.old_until_ms,
+            rotation.ordered_by,
+            rotation.ordered_at_ms,
+            rotation.new_key_sha256,
+            rotation.sealed_api_key,
+            rotation.keys_issued_at_ms,
+        )
+        text = (
+            f"INSERT INTO credential_rotations ({_ROTATION}, mac) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+            " ON CONFLICT (node_id) DO UPDATE SET wanted = excluded.wanted, old_until_ms = excluded.old_until_ms,"
+            " ordered_by = excluded.ordered_by, ordered_at_ms = excluded.ordered_at_ms,"
+            " new_key_sha256 = excluded.new_key_sha256, sealed_api_key = excluded.sealed_api_key,"
+            " keys_issued_at_ms = excluded.keys_issued_at_ms, mac = excluded.mac"
+        )
+        conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))
+
+    def delete(self, conn: Connection, node_id: str) -> None:
+        """Nothing is ordered for this node any more."""
+        conn.exec_driver_sql(sql(conn, "DELETE FROM credential_rotations WHERE node_id = ?"), (node_id,))
+
+    def open(self, conn: Connection) -> dict[str, Wanted]:
+        """Node id -> what is not done yet, of nodes for which something is not. Shown, not acted upon: no MAC."""
+        found = fetch(conn, "SELECT node_id, wanted FROM credential_rotations WHERE wanted <> 0")
+        return {node_id: Wanted(wanted) for node_id, wanted in found if 0 < wanted < 8}
 
 
 def insert_session(conn: Connection, row: SessionRow) -> bool:

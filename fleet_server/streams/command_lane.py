@@ -21,7 +21,7 @@ from fleet.sequence import MAX_COMMANDS_PER_STATEMENT, StatementReason
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_server.commands.service import CommandService, PendingCommand
 from fleet_server.observability.metrics import CommandMetrics
-from fleet_server.sessions.service import StreamClaim
+from fleet_server.sessions.claim import StreamClaim
 from fleet_server.streams import rules
 from fleet_server.streams.pump import Pump
 from fleet_server.trust.service import TrustService

@@ -8,7 +8,7 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
-from fleet_server.sessions.service import StreamClaim
+from fleet_server.sessions.claim import StreamClaim
 from fleet_server.streams.command_lane import CommandLane
 
 _REMOVED = {

@@ -22,7 +22,7 @@ from fleet.logs import get_logger
 from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.boundary import Boundary, Context, RequestReader, peer_address, read_message, require_tls13
 from fleet_server.enrollment.service import EnrollmentService
-from fleet_server.sessions.service import StreamClaim
+from fleet_server.sessions.claim import StreamClaim
 from fleet_server.streams import frames
 from fleet_server.streams.frames import BadFrame, FrameLimits
 from fleet_server.streams.registry import StreamRegistry

@@ -25,7 +25,8 @@ from fleet_server.boundary import incident
 from fleet_server.commands.service import CommandService
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
-from fleet_server.sessions.service import SessionService, StreamClaim
+from fleet_server.sessions.claim import StreamClaim
+from fleet_server.sessions.service import SessionService
 from fleet_server.streams import frames, rules
 from fleet_server.streams.command_lane import CommandLane
 from fleet_server.streams.frames import BadFrame
@@ -92,6 +93,7 @@ class Stream:
         self._outbox = Outbox()
         self._ending: Refusal | None = None
         self._ended = False
+        self._orders = claim.orders
         self._accepted_seq = claim.hello_body.last_accepted_seq
         self._clock_offset_ms = 0
         self._floor: trust_pb2.Signed | None = None
@@ -138,6 +140,8 @@ class Stream:
             self.send(gateway_pb2.ServerControl(floor=self._floor))
             self._floor = None
         self.membership.start()
+        for order in self._orders:
+            self.send(order)
         self.commands.wake()
         self.commands.wake_cancels()
         try:
@@ -220,7 +224,19 @@ class Stream:
 
     def refresh_membership(self) -> None:
         """Something about the node changed: read its row again."""
-        self._notices.put(self.membership.refresh)
+        self._notices.put(self._refresh_membership)
+
+    async def _refresh_membership(self) -> None:
+        await self.membership.refresh()
+        orders = await self._rooms.sessions.rotations.orders(self.node_id)
+        if orders != self._orders:
+            self._orders = orders
+            for order in orders:
+                self.send(order)
+
+    async def _take_keys(self, statement: trust_pb2.Signed) -> None:
+        taken = await self._rooms.sessions.rotations.take_keys(self.node_id, statement)
+        self.send(gateway_pb2.ServerControl(node_keys=taken))
 
     async def _read(self) -> None:
         try:
@@ -283,10 +299,14 @@ class Stream:
         elif kind == "bundle_applied":
             self.pulse.bundle_version = control.bundle_applied.version
             self._notices.put(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
+        elif kind == "node_key_rotation":
+            self._notices.put(lambda: self._take_keys(control.node_key_rotation))
+        elif kind == "rotation_answer":
+            self._notices.put(lambda: rooms.sessions.rotations.answered(self.node_id, control.rotation_answer))
         elif kind == "goodbye":
             self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
-        # route_health, config_applied, lease_ack, audit and node_key_rotation belong to rooms that this server does
+        # route_health, config_applied, lease_ack and audit belong to rooms that this server does
         # not have: nothing that it sends asks for them, and a newer node may volunteer them.
 
     def _take_reports(self, reports: command_pb2.ReportList, size_bytes: int) -> None:

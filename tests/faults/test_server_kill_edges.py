@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.identity import load_node_keys
 from fleet.v1 import admin_pb2, command_pb2
 from tests.fakes.process import Processes
 from tests.faults.mortal_server import EDGES, MortalServer
@@ -139,3 +140,28 @@ async def test_an_enrollment(mortal: MortalServer, edge: str) -> None:
     assert sorted(node.node_id for node in listed.nodes) == sorted(node.node_id for node in newcomers)
     (joined,) = (await mortal.owner.ask("ListJoinTokens", admin_pb2.ListJoinTokensRequest())).join_tokens
     assert joined.uses == len(newcomers)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_rotation_of_all_credentials(mortal: MortalServer, edge: str) -> None:
+    node = await mortal.add_node("n-1")
+    commands: list[bytes] = []
+
+    async def ready(number: int) -> None:
+        await mortal.owner.wait_node("n-1", lambda view: view.online and not view.rotating)
+        (view,) = await mortal.owner.run("n-1")
+        assert view.state == SUCCEEDED
+        commands.append(view.command_id)
+
+    async def rotate(number: int) -> None:
+        former = load_node_keys(node.folder.path).fingerprint
+        selector = admin_pb2.Selector(patterns=["n-1"])
+        request = admin_pb2.RotateNodesRequest(selector=selector, api_key=True, identity=True, sealing=True)
+        await eventually(lambda: mortal.owner.ask("RotateNodes", request), "the rotation is ordered")
+        await mortal.owner.wait_node(
+            "n-1", lambda view: view.online and not view.rotating and view.fingerprint != former
+        )
+        await eventually(lambda: not node.folder.rotation.exists(), "the node has settled")
+
+    assert await killed_at_every_commit(mortal, edge, ready, rotate) >= 4  # order, keys, session, stream
+    assert_each_ran_once(node, commands)

@@ -71,6 +71,10 @@ class NodeProcess(RunningNode):
         self.process: RunningProcess | None = None
         self.config = self.settings.state_dir.parent / "node.toml"
 
+    def program(self) -> Sequence[str | Path]:
+        """What is started."""
+        return [BIN / "fleet-node"]
+
     async def start(self, *, wait_live: bool = True) -> None:
         """Start the daemon; returns once it holds its stream."""
         settings = self.settings
@@ -85,7 +89,7 @@ class NodeProcess(RunningNode):
         for name, table in settings.driver_tables.items():
             lines += [f"[drivers.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         self.config.write_text("\n".join(lines) + "\n")
-        self.process = self._processes.start([BIN / "fleet-node", "run", "--config", self.config], name=self.name)
+        self.process = self._processes.start([*self.program(), "run", "--config", self.config], name=self.name)
         if wait_live:
             await asyncio.to_thread(self.process.wait_line, "stream_welcomed")
 

@@ -845,6 +845,7 @@ class NodeView(_message.Message):
     DRAIN_STATE_FIELD_NUMBER: _builtins.int
     BUNDLE_VERSION_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
+    ROTATING_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     name: _builtins.str
@@ -893,6 +894,10 @@ class NodeView(_message.Message):
     def bundle_version(self) -> _session_pb2.BundleVersion:
         """Bundle that the node holds."""
 
+    @_builtins.property
+    def rotating(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Credentials whose rotation was ordered and is not done: api, identity, sealing."""
+
     def __init__(
         self,
         *,
@@ -917,10 +922,11 @@ class NodeView(_message.Message):
         drain_state: _builtins.str = ...,
         bundle_version: _session_pb2.BundleVersion | None = ...,
         state_reason: _builtins.str = ...,
+        rotating: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "clock_offset_ms", b"clock_offset_ms", "drain_state", b"drain_state", "enrolled_at_ms", b"enrolled_at_ms", "fingerprint", b"fingerprint", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_seen_ms", b"last_seen_ms", "last_seq", b"last_seq", "name", b"name", "node_id", b"node_id", "online", b"online", "open_commands", b"open_commands", "replica_id", b"replica_id", "reported_labels", b"reported_labels", "rtt_us", b"rtt_us", "site", b"site", "state", b"state", "state_reason", b"state_reason", "stream_epoch", b"stream_epoch", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "clock_offset_ms", b"clock_offset_ms", "drain_state", b"drain_state", "enrolled_at_ms", b"enrolled_at_ms", "fingerprint", b"fingerprint", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_seen_ms", b"last_seen_ms", "last_seq", b"last_seq", "name", b"name", "node_id", b"node_id", "online", b"online", "open_commands", b"open_commands", "replica_id", b"replica_id", "reported_labels", b"reported_labels", "rotating", b"rotating", "rtt_us", b"rtt_us", "site", b"site", "state", b"state", "state_reason", b"state_reason", "stream_epoch", b"stream_epoch", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1271,6 +1277,76 @@ class LabelNodesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LabelNodesResponse: _TypeAlias = LabelNodesResponse  # noqa: Y015
+
+@_typing.final
+class RotateNodesRequest(_message.Message):
+    """RotateNodesRequest orders new credentials."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    API_KEY_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    SEALING_FIELD_NUMBER: _builtins.int
+    OVERLAP_S_FIELD_NUMBER: _builtins.int
+    api_key: _builtins.bool
+    """A new api_key, made by the server."""
+    identity: _builtins.bool
+    """A new identity key, made by the node."""
+    sealing: _builtins.bool
+    """A new sealing key, made by the node."""
+    overlap_s: _builtins.int
+    """Seconds from now for which the former api_key stays good, at least until the node has used the new one."""
+    @_builtins.property
+    def selector(self) -> Global___Selector:
+        """Targets."""
+
+    def __init__(
+        self,
+        *,
+        selector: Global___Selector | None = ...,
+        api_key: _builtins.bool = ...,
+        identity: _builtins.bool = ...,
+        sealing: _builtins.bool = ...,
+        overlap_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selector", b"selector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "identity", b"identity", "overlap_s", b"overlap_s", "sealing", b"sealing", "selector", b"selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateNodesRequest: _TypeAlias = RotateNodesRequest  # noqa: Y015
+
+@_typing.final
+class RotateNodesResponse(_message.Message):
+    """RotateNodesResponse shows what was ordered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeView]:
+        """Nodes with an order."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedTarget]:
+        """Nodes that were not ordered anything."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeView] | None = ...,
+        refused: _abc.Iterable[Global___RefusedTarget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateNodesResponse: _TypeAlias = RotateNodesResponse  # noqa: Y015
 
 @_typing.final
 class CommandSpec(_message.Message):

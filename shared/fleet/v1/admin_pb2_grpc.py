@@ -110,6 +110,11 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.LabelNodesResponse.FromString,
                 _registered_method=True)
+        self.RotateNodes = channel.unary_unary(
+                '/fleet.v1.Admin/RotateNodes',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RotateNodesRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RotateNodesResponse.FromString,
+                _registered_method=True)
         self.IssueCommands = channel.unary_unary(
                 '/fleet.v1.Admin/IssueCommands',
                 request_serializer=fleet_dot_v1_dot_admin__pb2.IssueCommandsRequest.SerializeToString,
@@ -351,6 +356,13 @@ class AdminServicer:
 
     def LabelNodes(self, request, context):
         """LabelNodes sets and removes operator labels (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateNodes(self, request, context):
+        """RotateNodes has nodes replace their credentials (operator).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -622,6 +634,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.LabelNodes,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.LabelNodesResponse.SerializeToString,
+            ),
+            'RotateNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateNodes,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RotateNodesRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RotateNodesResponse.SerializeToString,
             ),
             'IssueCommands': grpc.unary_unary_rpc_method_handler(
                     servicer.IssueCommands,
@@ -1165,6 +1182,33 @@ class Admin:
             '/fleet.v1.Admin/LabelNodes',
             fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.LabelNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RotateNodes',
+            fleet_dot_v1_dot_admin__pb2.RotateNodesRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RotateNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,8 @@ class AdminStub:
     """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
     LabelNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]
     """LabelNodes sets and removes operator labels (operator)."""
+    RotateNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateNodesRequest, _admin_pb2.RotateNodesResponse]
+    """RotateNodes has nodes replace their credentials (operator)."""
     IssueCommands: _grpc.UnaryUnaryMultiCallable[_admin_pb2.IssueCommandsRequest, _admin_pb2.IssueCommandsResponse]
     """IssueCommands issues one or more commands to every target (operator)."""
     ListCommands: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListCommandsRequest, _admin_pb2.ListCommandsResponse]
@@ -153,6 +155,8 @@ class AdminAsyncStub(AdminStub):
     """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
     LabelNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]  # type: ignore[assignment]
     """LabelNodes sets and removes operator labels (operator)."""
+    RotateNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateNodesRequest, _admin_pb2.RotateNodesResponse]  # type: ignore[assignment]
+    """RotateNodes has nodes replace their credentials (operator)."""
     IssueCommands: _aio.UnaryUnaryMultiCallable[_admin_pb2.IssueCommandsRequest, _admin_pb2.IssueCommandsResponse]  # type: ignore[assignment]
     """IssueCommands issues one or more commands to every target (operator)."""
     ListCommands: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListCommandsRequest, _admin_pb2.ListCommandsResponse]  # type: ignore[assignment]
@@ -330,6 +334,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.LabelNodesResponse, _abc.Awaitable[_admin_pb2.LabelNodesResponse]]:
         """LabelNodes sets and removes operator labels (operator)."""
+
+    @_abc_1.abstractmethod
+    def RotateNodes(
+        self,
+        request: _admin_pb2.RotateNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RotateNodesResponse, _abc.Awaitable[_admin_pb2.RotateNodesResponse]]:
+        """RotateNodes has nodes replace their credentials (operator)."""
 
     @_abc_1.abstractmethod
     def IssueCommands(

@@ -73,6 +73,30 @@ GOAWAY_REASON_SHUTDOWN: GoawayReason.ValueType  # 8
 """The installation shuts down for good."""
 Global___GoawayReason: _TypeAlias = GoawayReason  # noqa: Y015
 
+class _RotationSubject:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RotationSubjectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RotationSubject.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROTATION_SUBJECT_UNSPECIFIED: _RotationSubject.ValueType  # 0
+    """Never sent."""
+    ROTATION_SUBJECT_API_KEY: _RotationSubject.ValueType  # 1
+    """The api_key."""
+    ROTATION_SUBJECT_NODE_KEYS: _RotationSubject.ValueType  # 2
+    """Identity or sealing key."""
+
+class RotationSubject(_RotationSubject, metaclass=_RotationSubjectEnumTypeWrapper):
+    """RotationSubject is what is rotated."""
+
+ROTATION_SUBJECT_UNSPECIFIED: RotationSubject.ValueType  # 0
+"""Never sent."""
+ROTATION_SUBJECT_API_KEY: RotationSubject.ValueType  # 1
+"""The api_key."""
+ROTATION_SUBJECT_NODE_KEYS: RotationSubject.ValueType  # 2
+"""Identity or sealing key."""
+Global___RotationSubject: _TypeAlias = RotationSubject  # noqa: Y015
+
 @_typing.final
 class ControlFrame(_message.Message):
     """ControlFrame is an authenticated body: HMAC-SHA256 over direction, counter and body under the stream's frame key."""
@@ -445,6 +469,7 @@ class NodeControl(_message.Message):
     GOODBYE_FIELD_NUMBER: _builtins.int
     BUNDLE_APPLIED_FIELD_NUMBER: _builtins.int
     NODE_KEY_ROTATION_FIELD_NUMBER: _builtins.int
+    ROTATION_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reports(self) -> _command_pb2.ReportList:
         """States of commands."""
@@ -501,6 +526,10 @@ class NodeControl(_message.Message):
     def node_key_rotation(self) -> _trust_pb2.Signed:
         """Signed NodeKeyRotationStatement."""
 
+    @_builtins.property
+    def rotation_answer(self) -> Global___RotationAnswer:
+        """What became of an order to rotate."""
+
     def __init__(
         self,
         *,
@@ -518,12 +547,13 @@ class NodeControl(_message.Message):
         goodbye: Global___Goodbye | None = ...,
         bundle_applied: Global___BundleApplied | None = ...,
         node_key_rotation: _trust_pb2.Signed | None = ...,
+        rotation_answer: Global___RotationAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "rotation_answer", b"rotation_answer", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "rotation_answer", b"rotation_answer", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["reports", "statement_refused", "command_refused", "cancel_result", "route_health", "pong", "reauth_proof", "drained", "config_applied", "lease_ack", "audit", "goodbye", "bundle_applied", "node_key_rotation"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["reports", "statement_refused", "command_refused", "cancel_result", "route_health", "pong", "reauth_proof", "drained", "config_applied", "lease_ack", "audit", "goodbye", "bundle_applied", "node_key_rotation", "rotation_answer"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -551,6 +581,8 @@ class ServerControl(_message.Message):
     API_KEY_FIELD_NUMBER: _builtins.int
     AUDIT_ACK_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
+    ROTATE_KEYS_FIELD_NUMBER: _builtins.int
+    NODE_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def commands(self) -> _command_pb2.CommandFrame:
         """Signed commands."""
@@ -615,6 +647,14 @@ class ServerControl(_message.Message):
     def welcome(self) -> Global___Welcome:
         """First frame of a stream, once."""
 
+    @_builtins.property
+    def rotate_keys(self) -> Global___RotateNodeKeys:
+        """Make new keys of the node's own."""
+
+    @_builtins.property
+    def node_keys(self) -> Global___NodeKeysTaken:
+        """Answer to a node_key_rotation."""
+
     def __init__(
         self,
         *,
@@ -634,12 +674,14 @@ class ServerControl(_message.Message):
         api_key: Global___ApiKeyRotation | None = ...,
         audit_ack: Global___AuditAck | None = ...,
         welcome: Global___Welcome | None = ...,
+        rotate_keys: Global___RotateNodeKeys | None = ...,
+        node_keys: Global___NodeKeysTaken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "node_keys", b"node_keys", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "rotate_keys", b"rotate_keys", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "node_keys", b"node_keys", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "rotate_keys", b"rotate_keys", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["commands", "cancel", "result_ack", "telemetry_ack", "goaway", "trust_bundle", "config", "lease", "floor", "ping", "reauth", "error", "drain", "api_key", "audit_ack", "welcome"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["commands", "cancel", "result_ack", "telemetry_ack", "goaway", "trust_bundle", "config", "lease", "floor", "ping", "reauth", "error", "drain", "api_key", "audit_ack", "welcome", "rotate_keys", "node_keys"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -968,6 +1010,92 @@ class ApiKeyRotation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApiKeyRotation: _TypeAlias = ApiKeyRotation  # noqa: Y015
+
+@_typing.final
+class RotationAnswer(_message.Message):
+    """RotationAnswer says that a new api_key is durable, or why an order to rotate is not followed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    subject: Global___RotationSubject.ValueType
+    """What was ordered."""
+    applied: _builtins.bool
+    """False when it was refused."""
+    reason: _builtins.str
+    """PINNED, CANNOT_OPEN or DISK when refused."""
+    def __init__(
+        self,
+        *,
+        subject: Global___RotationSubject.ValueType = ...,
+        applied: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "reason", b"reason", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotationAnswer: _TypeAlias = RotationAnswer  # noqa: Y015
+
+@_typing.final
+class RotateNodeKeys(_message.Message):
+    """RotateNodeKeys orders new keys; the node answers with a node_key_rotation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    SEALING_FIELD_NUMBER: _builtins.int
+    identity: _builtins.bool
+    """A new identity key."""
+    sealing: _builtins.bool
+    """A new sealing key."""
+    def __init__(
+        self,
+        *,
+        identity: _builtins.bool = ...,
+        sealing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "sealing", b"sealing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateNodeKeys: _TypeAlias = RotateNodeKeys  # noqa: Y015
+
+@_typing.final
+class NodeKeysTaken(_message.Message):
+    """NodeKeysTaken says which keys the server knows the node by now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.bytes
+    """20-byte fingerprint of the keys in force."""
+    taken: _builtins.bool
+    """False when the statement was refused."""
+    reason: _builtins.str
+    """Reason when refused."""
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.bytes = ...,
+        taken: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "reason", b"reason", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeKeysTaken: _TypeAlias = NodeKeysTaken  # noqa: Y015
 
 @_typing.final
 class AuditRow(_message.Message):

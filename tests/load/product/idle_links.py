@@ -19,6 +19,7 @@ from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, load_membership
 from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.credentials import Credentials
 from fleet_node.link.link import Link
 from fleet_node.link.ports import HelloCounters, Uplink
 from fleet_node.link.ratchet import Ratchet
@@ -91,13 +92,13 @@ class IdleLinks:
         feed = TelemetryFeed(samples, interval_s, self._acks, flood=flood)
         self._feeds.append(feed)
         clock = SystemClock()
+        server_time = ServerTime(clock)
         link = Link(
-            membership=membership,
-            keys=load_node_keys(folder.path),
+            credentials=Credentials(folder, membership, load_node_keys(folder.path), server_time=server_time),
             ports=Ports(NoCommands(), feed, TrustStore(bundle, metrics), Ratchet(folder.ratchet)),
             about=SelfDescription("load", {}, [], secrets.token_bytes(16)),
             clock=clock,
-            server_time=ServerTime(clock),
+            server_time=server_time,
             metrics=metrics,
         )
         self._links.append(link)

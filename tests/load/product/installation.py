@@ -201,7 +201,7 @@ async def _make_member(server: Server, path: Path, index: int) -> str:
                 sealing_key=keys.sealing_public,
                 labels={},
             ),
-            server.sessions.issue_api_key(tx, node.node_id),
+            server.sessions.rotations.issue_api_key(tx, node.node_id),
         )
     )
     folder = StateFolder(path)

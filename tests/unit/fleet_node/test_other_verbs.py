@@ -92,7 +92,7 @@ async def test_the_doctor_of_an_ill_node_is_exit_code_1(tmp_path: Path) -> None:
     assert second.startswith("       nmae (")
 
 
-@pytest.mark.parametrize("verb", ["enroll", "run", "status", "doctor", "version"])
+@pytest.mark.parametrize("verb", ["enroll", "run", "status", "rotate-keys", "doctor", "version"])
 def test_help_of_every_verb_has_an_example_and_the_exit_codes(verb: str) -> None:
     shown = CliRunner().invoke(cli, [verb, "--help"], prog_name="fleet-node")
     assert shown.exit_code == 0

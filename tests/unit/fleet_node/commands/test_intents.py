@@ -58,7 +58,7 @@ def persons() -> Persons:
 
 @pytest.fixture
 def verifier(persons: Persons) -> Verifier:
-    return Verifier(NODE, FINGERPRINT, persons, ("probe.gate", "probe.large"))
+    return Verifier(NODE, lambda: FINGERPRINT, persons, ("probe.gate", "probe.large"))
 
 
 @pytest_asyncio.fixture

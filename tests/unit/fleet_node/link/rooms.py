@@ -12,8 +12,10 @@ from fleet.identity import NodeKeys
 from fleet.metrics import Registry
 from fleet.sequence import StreamContext
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
+from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.credentials import Credentials
 from fleet_node.link.link import Link, LinkState
 from fleet_node.link.ports import HelloCounters, Uplink
 from fleet_node.link.ratchet import Ratchet
@@ -158,13 +160,15 @@ async def running_link(
     file.save(installation.trust_state())
     commands, telemetry, trust = FakeCommands(watch), FakeTelemetry(watch), TrustStore(file, metrics)
     keys = NodeKeys.generate()
+    server_time = ServerTime(clock)
     link = Link(
-        membership=installation.membership(),
-        keys=keys,
+        credentials=Credentials(
+            StateFolder(folder / "state"), installation.membership(), keys, server_time=server_time
+        ),
         ports=Ports(commands=commands, telemetry=telemetry, trust=trust, ratchet=Ratchet(folder / "ratchet.bin")),
         about=SelfDescription("1.2.3", {"rack": "b4"}, [], b"b" * 16),
         clock=clock,
-        server_time=ServerTime(clock),
+        server_time=server_time,
         metrics=metrics,
         backoff=backoff,
         endpoints=endpoints,

@@ -28,6 +28,7 @@ DAEMON: dict[str, Any] = {
     "started_at_ms": NOW_MS - 3_700_000,
     "link": LINK,
     "trust": {"generation": 1, "number": 2, "expires_at_ms": NOW_MS, "fresh": True},
+    "credentials": {"fingerprint": "AAAA", "rotating": []},
     "commands": {"running": 1, "journal_rows": 20, "reports_unacknowledged": 2, "drained": False},
     "telemetry": {"spool_bytes": 4096, "spool_batches": 3, "dropped_batches": 0},
     "drivers": ["host"],
@@ -92,10 +93,16 @@ def test_what_is_wrong_stands_out() -> None:
     commands = DAEMON["commands"] | {"drained": True}
     telemetry = DAEMON["telemetry"] | {"dropped_batches": 9}
     said = text(
-        daemon=DAEMON | {"driver_problems": [problem], "commands": commands, "telemetry": telemetry},
+        daemon=DAEMON
+        | {
+            "driver_problems": [problem],
+            "commands": commands,
+            "telemetry": telemetry,
+            "credentials": {"fingerprint": "AAAA", "rotating": ["api_key", "keys"]},
+        },
         bundle={"generation": 1, "number": 2, "expires_at_ms": NOW_MS - 1},
     )
-    for part in ("exec (BAD_SETTINGS): no path", "DRAINED", "9 dropped", "EXPIRED"):
+    for part in ("exec (BAD_SETTINGS): no path", "DRAINED", "9 dropped", "EXPIRED", "new api_key and keys of its own"):
         assert part in said
 
 

@@ -139,3 +139,31 @@ def test_a_label_is_not_set_and_removed_at_once(ctl: Fleetctl) -> None:
     result = ctl.run("nodes", "label", "press-1", "a=1", "a-")
     assert result.exit_code == 2
     assert ctl.fake.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ((), (True, False, False, 3600)),
+        (("--keys", "all", "--overlap", "0"), (True, True, True, 0)),
+        (("--keys", "identity", "--keys", "sealing", "--overlap", "5m"), (False, True, True, 300)),
+    ],
+)
+def test_rotating(ctl: Fleetctl, options: tuple[str, ...], asked: tuple[bool, bool, bool, int]) -> None:
+    ctl.fake.answers["RotateNodes"] = admin_pb2.RotateNodesResponse(nodes=[node(1, rotating=["api"])])
+    result = ctl.run("nodes", "rotate", "press-1", *options)
+    assert result.exit_code == 0
+    assert "Ordered for 1 node" in result.stderr
+    (request,) = ctl.fake.requests("RotateNodes")
+    assert (request.api_key, request.identity, request.sealing, request.overlap_s) == asked
+    ctl.fake.answers["GetNode"] = admin_pb2.GetNodeResponse(node=node(1, rotating=["api", "identity"]))
+    assert "api, identity" in ctl.run("nodes", "show", "press-1").stdout
+
+
+def test_rotating_what_some_refuse(ctl: Fleetctl) -> None:
+    target = admin_pb2.RefusedTarget(node_name="press-2", reason="CONFLICT", detail="a third one there is never")
+    ctl.fake.answers["RotateNodes"] = admin_pb2.RotateNodesResponse(nodes=[node(1)], refused=[target])
+    result = ctl.run("nodes", "rotate", "*")
+    assert result.exit_code == 1
+    assert "press-2: a third one there is never" in result.stderr
+    assert json.loads(ctl.run("nodes", "rotate", "*", "-o", "json").stdout)["refused"][0]["node_name"] == "press-2"

@@ -39,7 +39,7 @@ async def test_a_decision_overtakes_a_claim_between_its_checks_and_its_write(wor
         if overtaken_by == "suspend":
             await world.nodes.set_state("ada", [node.name], "SUSPENDED", "")
         else:
-            await write(lambda tx: world.sessions.revoke_api_keys(tx, node.node_id))
+            await write(lambda tx: world.sessions.rotations.revoke_api_keys(tx, node.node_id))
         return await write(work)  # type: ignore[arg-type]
 
     world.database.write = decide_first  # type: ignore[method-assign,assignment]

@@ -27,7 +27,8 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.sessions.admission import Admission, AdmissionPolicy
-from fleet_server.sessions.service import SessionService, StreamClaim
+from fleet_server.sessions.claim import StreamClaim
+from fleet_server.sessions.service import SessionService
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 from tests.fakes.clock import MockClock
@@ -75,7 +76,8 @@ class World:
             admission=self.admission,
             accepted_leaves=lambda: self.leaves,
         )
-        self.nodes.on_revoke(self.sessions.revoke_api_keys)
+        self.nodes.on_revoke(self.sessions.rotations.revoke_api_keys)
+        self.nodes.show_rotating_with(self.sessions.rotations.open)
         self.enrollment = EnrollmentService(
             database=database,
             clock=clock,
@@ -85,7 +87,7 @@ class World:
             trust=self.trust,
             nodes=self.nodes,
             admission=self.admission,
-            issue_api_key=self.sessions.issue_api_key,
+            issue_api_key=self.sessions.rotations.issue_api_key,
         )
 
     async def start(self) -> World:

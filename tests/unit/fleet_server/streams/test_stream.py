@@ -256,3 +256,27 @@ async def test_a_bug_in_a_room_ends_the_stream_with_an_incident_and_no_text(wire
     refusal = await wire.wait_refusal()
     assert refusal.reason is Reason.INTERNAL
     assert "hunter2" not in refusal.detail
+
+
+# -- credentials ------------------------------------------------------------------------------------------------------
+async def test_orders_are_said_once_on_a_stream_and_again_when_they_change(clock: MockClock) -> None:
+    wire = Wire(clock)
+    await wire.settle()
+    order = gateway_pb2.ServerControl(rotate_keys=gateway_pb2.RotateNodeKeys(identity=True))
+    wire.sessions.rotations.ordered = (order,)
+    for _ in range(2):
+        wire.stream.refresh_membership()
+        await wire.settle()
+    heard = [control for control in wire.heard() if control.HasField("rotate_keys")]
+    assert heard == [order]
+
+
+async def test_new_keys_are_answered_and_an_answer_is_recorded(clock: MockClock) -> None:
+    wire = Wire(clock)
+    await wire.settle()
+    statement = trust_pb2.Signed(statement=b"new keys")
+    answer = gateway_pb2.RotationAnswer(subject=gateway_pb2.ROTATION_SUBJECT_API_KEY, applied=True)
+    await wire.say(node_key_rotation=statement)
+    await wire.say(rotation_answer=answer)
+    assert wire.sessions.rotations.told == [statement, answer]
+    assert [control.node_keys.taken for control in wire.heard() if control.HasField("node_keys")] == [True]

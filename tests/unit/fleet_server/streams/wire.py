@@ -107,10 +107,29 @@ class FakeNodes:
 
 
 @dataclass
+class FakeRotations:
+    """What is ordered, and what the node said of it."""
+
+    ordered: tuple[gateway_pb2.ServerControl, ...] = ()
+    told: list[Any] = field(default_factory=list)
+
+    async def orders(self, node_id: str) -> tuple[gateway_pb2.ServerControl, ...]:
+        return self.ordered
+
+    async def take_keys(self, node_id: str, statement: trust_pb2.Signed) -> gateway_pb2.NodeKeysTaken:
+        self.told.append(statement)
+        return gateway_pb2.NodeKeysTaken(taken=True, fingerprint=b"f" * 20)
+
+    async def answered(self, node_id: str, answer: gateway_pb2.RotationAnswer) -> None:
+        self.told.append(answer)
+
+
+@dataclass
 class FakeSessions:
     """The sessions room: challenges, and what it answers to proofs."""
 
     answers: list[Refusal | int] = field(default_factory=list)
+    rotations: FakeRotations = field(default_factory=FakeRotations)
 
     def reauth_challenge(self, node_id: str, stream_id: str) -> bytes:
         return b"challenge"
@@ -185,6 +204,7 @@ class Wire:
             session_expires_at_ms=clock.now_ms() + 900_000,
             decisions=0,
             turn=Turn(b"r" * 32, 0, 0),
+            orders=(),
         )
         rooms = Rooms(
             commands=self.commands,  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""`fleetctl nodes rotate`: new credentials for nodes that stay what they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fleet_server.cli import complete
+from fleet_server.cli.failures import Failed
+from fleet_server.cli.grammar import Duration, Verb
+from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.terminal import counted
+
+_KINDS = ("api", "identity", "sealing", "all")
+
+
+class Overlap(Duration):
+    """As `Duration`, and 0."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Whole seconds, 0 among them."""
+        return 0 if value == "0" else super().convert(value, param, ctx)
+
+
+@click.command(
+    "rotate",
+    cls=Verb,
+    example="fleetctl nodes rotate rack=4\nfleetctl nodes rotate press-7 --keys all --overlap 0",
+)
+@click.argument("targets", nargs=-1, required=True, shell_complete=complete.node)
+@click.option(
+    "--keys",
+    "kinds",
+    type=click.Choice(_KINDS),
+    multiple=True,
+    default=("api",),
+    show_default=True,
+    help="What to replace; may be given more than once.",
+)
+@click.option(
+    "--overlap",
+    type=Overlap(),
+    default="1h",
+    show_default=True,
+    help="How long the former api_key stays good, and never less than until the new one was used (0: until then).",
+)
+@click.pass_obj
+def rotate(invocation: Invocation, targets: tuple[str, ...], kinds: tuple[str, ...], overlap: int) -> None:
+    """Replace credentials of nodes: the api_key, and the keys that nodes make themselves.
+
+    Name, history, labels and queue of a node stay. A node that is offline does it when it comes; `nodes show` tells
+    what is not done yet. New keys mean a new fingerprint: intents that name the old one become invalid.
+    """
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.nodes import COLUMNS, node_row
+    from fleet_server.cli.views import to_json
+
+    every = "all" in kinds
+    request = admin_pb2.RotateNodesRequest(
+        selector=admin_pb2.Selector(patterns=targets),
+        api_key=every or "api" in kinds,
+        identity=every or "identity" in kinds,
+        sealing=every or "sealing" in kinds,
+        overlap_s=overlap,
+    )
+    with invocation.connect() as admin:
+        answer = admin.call(admin.stub.RotateNodes, request)
+    if invocation.wants_json:
+        invocation.emit_json(to_json(answer))
+    else:
+        now_ms = invocation.now_ms()
+        invocation.emit_table(COLUMNS, [node_row(node, now_ms) for node in answer.nodes])
+    invocation.advise(
+        f"Ordered for {counted(len(answer.nodes), 'node')}. What is not done yet: `fleetctl nodes show NODE`"
+    )
+    if answer.refused:
+        first = answer.refused[0]
+        raise Failed(
+            f"{counted(len(answer.refused), 'node')} refused; {first.node_name}: {first.detail}",
+            hint="the others have their order: name those that are left once this is settled",
+        )

@@ -1,0 +1,55 @@
+"""What a node wins with its hello, and what stays of it while the stream lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleet.channel import FrameKeys
+from fleet.v1 import gateway_pb2
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.sessions.ratchet import Turn
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class StreamSession:
+    """The session under a stream, for as long as that lives: what a renewal needs, and no more."""
+
+    node_id: str
+    epoch: int
+    token_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class StreamClaim:
+    """What a node won with its hello. Holds frame keys, so it prints nothing.
+
+    Args:
+        node: as it stood when the stream was claimed.
+        epoch: of this stream; a higher one supersedes it.
+        frame_keys: of the handshake.
+        binding: SHA-256 of the stream proof's statement; statements name it, so they are worthless on any other stream.
+        hello_body: checked.
+        session_expires_at_ms: Unix milliseconds.
+        token_sha256: of the session's token.
+        takeover_of: stream id that this one takes over; empty if none.
+        decisions: `NodeService.decisions` as it was before the node's row was read.
+        turn: of its ratchet.
+        orders: what to say about credentials that are to be replaced.
+    """
+
+    node: NodeRecord
+    epoch: int
+    frame_keys: FrameKeys
+    binding: bytes
+    hello_body: gateway_pb2.HelloBody
+    session_expires_at_ms: int
+    token_sha256: bytes
+    takeover_of: str
+    decisions: int
+    turn: Turn
+    orders: tuple[gateway_pb2.ServerControl, ...] = ()
+
+    @property
+    def session(self) -> StreamSession:
+        """What a stream keeps of this; the hello, with all that a node can do, need not stay."""
+        return StreamSession(self.node.node_id, self.epoch, self.token_sha256)
