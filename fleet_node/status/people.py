@@ -55,13 +55,13 @@ def missing(said: Mapping[str, Any], now_ms: int) -> tuple[str, str]:
     if not said["generation"]:
         return (
             f"pinned {said['pin']}; the owner has signed nothing that reached this node: protected actions are refused",
-            "the owner signs with fleetctl; it comes with the next trust bundle. If another owner signed: pin that one",
+            "`fleetctl owner init`; it comes with the next trust bundle. If the pin is another owner's: --replace it",
         )
     if not said["policy_version"]:
-        return "no policy of this owner: protected actions are refused", "the owner signs a policy with fleetctl"
+        return "no policy of this owner: protected actions are refused", "the owner runs `fleetctl policy set`"
     if now_ms >= said["policy_expires_at_ms"]:
         ended = f"policy {said['policy_version']} expired {_date(said['policy_expires_at_ms'])}"
-        return f"{ended}: protected actions are refused", "the owner signs the next version with fleetctl"
+        return f"{ended}: protected actions are refused", "the owner runs `fleetctl policy sign`"
     return "", ""
 
 

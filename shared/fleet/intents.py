@@ -53,10 +53,10 @@ class IntentVerdict(StrEnum):
 SENTENCES = {
     IntentVerdict.PASS: "enough people signed exactly this",
     IntentVerdict.NO_OWNER_PIN: "this node has no owner pin, so it can verify no person: run `fleet-node owner pin`",
-    IntentVerdict.NO_POLICY: "no policy of the owner in force has reached this node: the owner signs one with fleetctl",
+    IntentVerdict.NO_POLICY: "no policy of the owner in force has come here yet: the owner runs `fleetctl policy set`",
     IntentVerdict.POLICY_NOT_YET_VALID: "the policy was issued by a clock that is ahead of all others: sign it again",
-    IntentVerdict.POLICY_EXPIRED: "the policy has expired, or a clock is ahead: the owner signs the next version",
-    IntentVerdict.NO_RULE: "no rule of the policy names this action: the owner adds one",
+    IntentVerdict.POLICY_EXPIRED: "the policy has expired, or a clock is ahead: the owner runs `fleetctl policy sign`",
+    IntentVerdict.NO_RULE: "no rule of the policy names this action: the owner adds one, `fleetctl policy set`",
     IntentVerdict.INTENT_MISSING: "it needs people's signed intent, and came without one: order it with `fleetctl run`",
     IntentVerdict.WRONG_SIGNER: "nobody to whom the owner granted a role signed the intent",
     IntentVerdict.BAD_SIGNATURE: "a signature does not verify: the intent was changed after it was signed",
@@ -69,7 +69,7 @@ SENTENCES = {
     IntentVerdict.INTENT_EXPIRED: "the intent has expired, or a clock is ahead: sign a new one",
     IntentVerdict.INTENT_BEFORE_RESTORE: "the intent is older than the node's last restore or adoption: sign a new one",
     IntentVerdict.INTENT_REPLAYED: "the intent was used before, and is good for one command on each node",
-    IntentVerdict.GRANT_EXPIRED: "too few signers are left, because roles have expired: the owner grants them again",
+    IntentVerdict.GRANT_EXPIRED: "too few signers are left, because roles have expired: `fleetctl operator grant`",
     IntentVerdict.NOT_ENOUGH_SIGNERS: "too few people in the right roles signed the intent: see `fleetctl approve`",
 }
 """What each verdict means, and what to do."""
