@@ -221,6 +221,7 @@ class Server:
         )
         self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)
         self.installation.make_owners_with(self.operators.make_owner)
+        self.trust.people.expect_first_owner(self.installation.first_owner_key)
 
     async def run(self) -> int:
         """Serve until a signal or a drain request; the exit code.

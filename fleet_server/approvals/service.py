@@ -73,7 +73,8 @@ class ApprovalService:
         issued, answers what was issued.
 
         Raises:
-            Refusal: INVALID_ARGUMENT, INTENT_REFUSED, QUEUE_FULL; as `CommandService.issue` once it is issued.
+            Refusal: INVALID_ARGUMENT, INTENT_REFUSED, QUEUE_FULL; as `CommandService.issue`, or a node's own reason
+                when no node would take it.
         """
         now_ms = self._clock.now_ms()
         wanted = rules.propose(request, cluster_id=self._trust.cluster_id, actor=actor, now_ms=now_ms)
@@ -89,6 +90,9 @@ class ApprovalService:
                 approval = rules.settle(wanted, people, now_ms)
             except Refusal as refusal:
                 return refusal
+            pointless = self._commands.refuse(tx.conn, _request(wanted))
+            if pointless is not None:  # before people take the trouble to sign it
+                return pointless
             self._store.insert(tx.conn, approval)
             self._tell(tx, AuditKind.APPROVAL_REQUESTED, actor, approval, people)
             return approval
@@ -196,14 +200,8 @@ class ApprovalService:
     async def _issue_approved(self, approval: Approval) -> Outcome:
         if approval.state not in (ApprovalState.APPROVED, ApprovalState.ISSUED):
             return approval, None
-        request = admin_pb2.IssueCommandsRequest(
-            selector=admin_pb2.Selector(patterns=[target.node_id for target in approval.statement.targets]),
-            commands=[approval.spec],
-            ttl_s=approval.ttl_s,
-            idempotency_key=f"approval/{approval.approval_id}",
-        )
         try:
-            issue = await self._commands.issue(approval.created_by, request)
+            issue = await self._commands.issue(approval.created_by, _request(approval))
         except Refusal as refusal:
             if refusal.reason is Reason.UNAVAILABLE or approval.state is ApprovalState.ISSUED:
                 raise  # `run` tries again
@@ -244,6 +242,15 @@ class ApprovalService:
             self._audit.append(
                 tx, AuditKind.APPROVAL_QUARANTINED, actor="server", subject=approval.approval_id, detail={}
             )
+
+
+def _request(approval: Approval) -> admin_pb2.IssueCommandsRequest:
+    return admin_pb2.IssueCommandsRequest(
+        selector=admin_pb2.Selector(patterns=[target.node_id for target in approval.statement.targets]),
+        commands=[approval.spec],
+        ttl_s=approval.ttl_s,
+        idempotency_key=f"approval/{approval.approval_id}",
+    )
 
 
 def _view(approval: Approval, people: People, names: Mapping[str, str], now_ms: int) -> admin_pb2.ApprovalView:

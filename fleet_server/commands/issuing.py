@@ -103,6 +103,41 @@ class Issuing:
             earlier = store.find_issue(conn, actor, order.idempotency_key)
             if earlier is not None:
                 return self._repeat(conn, earlier, order)
+        meant = self._meant(conn, order)
+        if isinstance(meant, Refusal):
+            return meant
+        accepted, refused = meant
+        issue = self._draw_up(actor, order, accepted, refused)
+        first_seqs = self._take_seqs(tx, issue, repair=repair)
+        runs = self._runs(issue, first_seqs)
+        rows = [row for run in runs for row in run.rows]
+        store.insert_issue(conn, issue.row)
+        insert_runs(conn, issue.row.issue_id, first_seqs, len(order.specs))
+        store.insert_commands(conn, rows)
+        self._audit(tx, issue, first_seqs)
+        self._authorities.put(issue.authority)
+        self._announcer.announce_issued(tx, issue.row.issue_id, runs)
+        handed = sum(len(run.rows) for run in runs if run.rows[0].state == SENT)
+        if handed:
+            tx.after_commit(lambda: self._observe_sent(issue, handed))
+        return _answer(issue, rows, order)
+
+    def refuse(self, conn: Connection, request: admin_pb2.IssueCommandsRequest) -> Refusal | None:
+        """Why issuing a request now would give nothing to anybody. See `CommandService.refuse`."""
+        try:
+            meant = self._meant(conn, rules.check_request(request))
+        except Refusal as refusal:
+            return refusal
+        if isinstance(meant, Refusal):
+            return meant
+        accepted, refused = meant
+        if accepted:
+            return None
+        node, why = refused[0]
+        return Refusal(why.reason, f"{node.name}: {why.detail}")
+
+    def _meant(self, conn: Connection, order: Order) -> tuple[list[NodeRecord], Refused] | Refusal:
+        """Nodes that can take an order, and those that cannot."""
         try:
             targets = self._rooms.nodes.resolve(conn, order.patterns)
         except Refusal as refusal:
@@ -122,23 +157,7 @@ class Issuing:
         if unfit is not None:
             return unfit
         accepted, refused = self._sort(actions, targets, order)
-        too_many = rules.check_volume(len(order.specs), len(accepted))
-        if too_many is not None:
-            return too_many
-        issue = self._draw_up(actor, order, accepted, refused)
-        first_seqs = self._take_seqs(tx, issue, repair=repair)
-        runs = self._runs(issue, first_seqs)
-        rows = [row for run in runs for row in run.rows]
-        store.insert_issue(conn, issue.row)
-        insert_runs(conn, issue.row.issue_id, first_seqs, len(order.specs))
-        store.insert_commands(conn, rows)
-        self._audit(tx, issue, first_seqs)
-        self._authorities.put(issue.authority)
-        self._announcer.announce_issued(tx, issue.row.issue_id, runs)
-        handed = sum(len(run.rows) for run in runs if run.rows[0].state == SENT)
-        if handed:
-            tx.after_commit(lambda: self._observe_sent(issue, handed))
-        return _answer(issue, rows, order)
+        return rules.check_volume(len(order.specs), len(accepted)) or (accepted, refused)
 
     def _sort(
         self, actions: NodeActions, targets: Sequence[NodeRecord], order: Order

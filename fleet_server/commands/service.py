@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from fleet.clock import Clock
+from fleet.errors import Refusal
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.audit.service import AuditService
 from fleet_server.commands.authority import Authorities
@@ -127,6 +128,11 @@ class CommandService:
                 when forged rows keep standing in the way; UNAVAILABLE while the database is away. Nothing was issued.
         """
         return await self._issuing.issue(actor, request)
+
+    def refuse(self, conn: Connection, request: admin_pb2.IssueCommandsRequest) -> Refusal | None:
+        """Why issuing a request now would give nothing to anybody; None when some target takes it. On the writer's
+        thread."""
+        return self._issuing.refuse(conn, request)
 
     async def cancel(
         self, actor: str, command_ids: Sequence[bytes] = (), issue_id: str = ""

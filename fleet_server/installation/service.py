@@ -130,6 +130,10 @@ class InstallationService:
             " and import it with `fleetctl installation activate FILE`"
         )
 
+    def first_owner_key(self) -> bytes:
+        """Raw public key that the product root named; empty without strict mode."""
+        return self._authority.manifest.first_owner_key if self.strict and self._authority is not None else b""
+
     def require_active(self) -> None:
         """Check that the installation serves.
 

@@ -2,7 +2,8 @@
 
 The server stores and shows, and puts what owners signed into the trust bundle; nodes judge it against their own pin,
 with no trust in the server. What it checks on the way in are the same pure rules (`fleet.people`), so that whoever
-signs hears at once what a node would refuse. The first owner is whoever uploads one first with the role owner.
+signs hears at once what a node would refuse. The first owner is the one of the activation manifest; without strict
+mode, whom somebody with the role owner names first.
 """
 
 from __future__ import annotations
@@ -60,8 +61,13 @@ class ClusterPeople:
         self._bundle = bundle
         self._publish = publish
         self._store = PeopleStore(secrets.row_mac("operator_keys"), secrets.row_mac("cluster_people"))
+        self._first_owner_key: Callable[[], bytes] = bytes
         self._told = False
         self._in_force: tuple[tuple[int, int], People] | None = None
+
+    def expect_first_owner(self, key: Callable[[], bytes]) -> None:
+        """Take nobody as the first owner but who holds that raw public key; empty for whoever comes first."""
+        self._first_owner_key = key
 
     # -- operators' keys -----------------------------------------------------------------------------------------------
     async def enroll_key(self, operator: str, public_key: bytes) -> OperatorKeyRow:
@@ -165,7 +171,12 @@ class ClusterPeople:
     def _take(self, held: People, request: admin_pb2.PutOwnerStatementRequest) -> People:
         kind = request.WhichOneof("statement")
         if not held.pin and kind == "owner":
-            held = People(held.cluster_id, _pin_of([request.owner]))
+            pin, expected = _pin_of([request.owner]), self._first_owner_key()
+            if expected and pin != people.owner_pin(expected):
+                raise Refusal(
+                    Reason.OWNER_STATEMENT_REFUSED, "the activation manifest names another key as the first owner's"
+                )
+            held = People(held.cluster_id, pin)
         taken, refused = people.take(
             held,
             owners=[request.owner] if kind == "owner" else (),

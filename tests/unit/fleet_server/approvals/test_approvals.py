@@ -106,6 +106,17 @@ async def test_an_intent_that_no_node_would_take_is_refused_at_once(plant: Plant
     assert await plant.approvals.listed(everything=True) == []
 
 
+async def test_nobody_is_asked_to_sign_what_no_node_would_take(plant: Plant) -> None:
+    await plant.settle_people()
+    node, other = await plant.add_node("n1"), await plant.add_node("n2", action="press.start")
+    with pytest.raises(Refusal, match="UNKNOWN_ACTION: n2"):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(other), plant.ada))
+    await plant.approvals.propose("ada", plant.proposal(plant.intent(node, other), plant.ada))
+    await plant.nodes.set_state("owner", ["n1"], "SUSPENDED", "repair")
+    with pytest.raises(Refusal, match="SUSPENDED"):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+
+
 async def test_signatures_that_do_not_count_are_refused_and_change_nothing(plant: Plant) -> None:
     await plant.settle_people()
     node = await plant.add_node("n1")

@@ -33,6 +33,15 @@ async def test_nodes_get_what_the_owner_signed_with_a_new_bundle(plant: Plant) -
     assert (await plant.kinds()).count("owner_statement.accepted") == 4
 
 
+async def test_the_first_owner_is_whom_the_activation_names(plant: Plant) -> None:
+    plant.trust.people.expect_first_owner(lambda: plant.ada.public_key)
+    with pytest.raises(Refusal, match="activation manifest"):
+        await plant.name_owner()
+    plant.trust.people.expect_first_owner(lambda: plant.owner.public_key)
+    await plant.name_owner()
+    assert len(carried(plant).owners) == 1
+
+
 async def test_only_the_owner_in_force_is_listened_to(plant: Plant) -> None:
     with pytest.raises(Refusal) as nobody:
         await plant.put(policy=plant.policy())
