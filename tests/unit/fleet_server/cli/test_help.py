@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.unit.fleet_server.cli.conftest import Fleetctl
 HEAVY = ("grpc", "google", "rich", "cryptography", "plotext", "fleet.v1", "asyncio", "sqlalchemy", "pydantic")
 VERBS = [pytest.param(words, verb, id=words.replace(" ", "-")) for words, verb, _ in reference.verbs()]
 ROOT = Path(__file__).parents[4]
+OPERATIONS = ROOT / "docs" / "operations"
 
 
 def modules_after(*args: str) -> set[str]:
@@ -71,24 +73,39 @@ def test_every_verb_has_an_example_and_exit_codes(ctl: Fleetctl, words: str, ver
     assert (verb.help or "").strip()
 
 
-@pytest.mark.parametrize(("words", "verb"), VERBS)
-def test_every_example_parses(words: str, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def parse(line: str) -> click.Command:
+    """Read a command line as far as its options and arguments go; nothing is run."""
     import shlex
 
     from fleet_server.cli.root import fleetctl
 
+    args = shlex.split(line.split(" > ", maxsplit=1)[0], comments=True)
+    context, command = click.Context(fleetctl, info_name=args.pop(0)), fleetctl
+    while isinstance(command, click.Group):
+        found = command.get_command(context, args.pop(0))
+        assert found is not None, line
+        command = found
+    command.make_context(line, args, parent=context)
+    return command
+
+
+@pytest.mark.parametrize(("words", "verb"), VERBS)
+def test_every_example_parses(words: str, verb: Verb) -> None:
     for line in verb.example.splitlines():
-        args = shlex.split(line.split(" > ")[0])[1:]
-        context = click.Context(fleetctl, info_name="fleetctl")
-        command: click.Command = fleetctl
-        for word in words.split():
-            assert isinstance(command, click.Group)
-            found = command.get_command(context, word)
-            assert found is not None
-            command = found
-            assert args.pop(0) == word
-        assert command is verb
-        command.make_context(words, args, parent=context)
+        assert line.startswith(f"fleetctl {words}")
+        assert parse(line) is verb
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in OPERATIONS.glob("*.md")))
+def test_every_command_of_the_how_to_pages_parses(page: str) -> None:
+    text = (OPERATIONS / page).read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("fleetctl ")]
+    for line in lines:
+        try:
+            parse(line)
+        except click.BadParameter as error:  # a page may write `...` for a value, and may leave none out
+            assert not isinstance(error, click.MissingParameter), line
 
 
 def test_output_may_stand_anywhere(ctl: Fleetctl) -> None:
