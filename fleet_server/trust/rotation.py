@@ -154,8 +154,7 @@ class KeyRotation:
         held_now = self._trust.bundle.command_keys
 
         def query(conn: Connection) -> list[KeyInUse]:
-            published = store.bundle_versions(conn, self._trust.cluster_id)
-            holdings = self._held(conn, "", 0)
+            published, holdings = self._held(conn, "", 0)
             return [
                 KeyInUse(record, _holders(record, published, holdings) if record.key_id in held_now else 0)
                 for record in records
@@ -233,12 +232,13 @@ class KeyRotation:
             self._audit.append(tx, _KIND_OF[change.phase], actor=actor, subject=record.key_id.hex(), detail=said)
 
     def _measure(self, conn: Connection, record: KeyRecord) -> Rollout:
-        published = store.bundle_versions(conn, self._trust.cluster_id)
-        seen_since_ms = self._clock.now_ms() - rollout.SEEN_LATELY_MS
-        return rollout.measure(record, published, self._held(conn, record.key.site, seen_since_ms))
+        published, holdings = self._held(conn, record.key.site, self._clock.now_ms() - rollout.SEEN_LATELY_MS)
+        return rollout.measure(record, published, holdings)
 
-    def _held(self, conn: Connection, site: str, seen_since_ms: int) -> list[BundleHolding]:
-        return [BundleHolding(*held) for held in self._holdings(conn, site, seen_since_ms)]
+    def _held(self, conn: Connection, site: str, seen_since_ms: int) -> tuple[list[Version], list[BundleHolding]]:
+        """What nodes hold, and which of it this cluster published."""
+        holdings = [BundleHolding(*held) for held in self._holdings(conn, site, seen_since_ms)]
+        return store.published(conn, self._trust.cluster_id, [held.version for held in holdings]), holdings
 
     def _records(self) -> tuple[KeyRecord, ...]:
         return self._trust.command_keys()

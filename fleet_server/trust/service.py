@@ -292,10 +292,10 @@ class TrustService:
         while True:
             await self._clock.sleep(WATCH_INTERVAL_S)
             try:
-                newest = await self._database.read(lambda conn: store.newest_bundle(conn, self.cluster_id))
+                newest = await self._database.read(lambda conn: store.newest_version(conn, self.cluster_id))
             except Refusal:
                 continue  # the database is away, which others say
-            if newest is not None and (newest.generation, newest.number) != self.bundle.version:
+            if newest is not None and newest != self.bundle.version:
                 await _or_say(self._take_up())
 
     def command_keys(self) -> tuple[KeyRecord, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select, update
 
 from fleet_server.database.engine import for_update, sql
 from fleet_server.database.schema import clusters, command_keys, trust_bundles
+
+_CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +185,24 @@ def generation_steps(conn: Connection, cluster_id: str) -> list[BundleRow]:
     return [BundleRow(row[0], row[1], row[2], bytes(row[3]), bytes(row[4]), row[5]) for row in found]
 
 
-def bundle_versions(conn: Connection, cluster_id: str) -> list[tuple[int, int]]:
-    """(generation, number) of every bundle that was published, ascending."""
+def newest_version(conn: Connection, cluster_id: str) -> tuple[int, int] | None:
+    """(generation, number) of the newest bundle."""
     version = trust_bundles.c.generation, trust_bundles.c.number
-    found = conn.execute(select(*version).where(trust_bundles.c.cluster_id == cluster_id).order_by(*version))
-    return [(row[0], row[1]) for row in found]
+    newest = select(*version).where(trust_bundles.c.cluster_id == cluster_id).order_by(*(c.desc() for c in version))
+    row = conn.execute(newest.limit(1)).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def published(conn: Connection, cluster_id: str, versions: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of `versions` that are bundles of the cluster."""
+    columns = trust_bundles.c.generation, trust_bundles.c.number
+    numbers = sorted({number for _, number in versions})
+    found: set[tuple[int, int]] = set()
+    for start in range(0, len(numbers), _CHUNK):
+        chunk = trust_bundles.c.number.in_(numbers[start : start + _CHUNK])
+        rows = conn.execute(select(*columns).where(trust_bundles.c.cluster_id == cluster_id, chunk))
+        found |= {(row[0], row[1]) for row in rows}
+    return sorted(found.intersection(versions))
 
 
 def insert_bundle(conn: Connection, row: BundleRow) -> None:
