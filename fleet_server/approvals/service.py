@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -32,7 +33,9 @@ from fleet_server.trust.service import TrustService
 log = get_logger(__name__)
 
 MAX_LISTED = 1000
+MAX_LISTED_BYTES = 3 * 1024 * 1024  # gRPC clients take messages of 4 MiB
 FINISH_INTERVAL_S = 10.0
+_ENTRY_BYTES = 2048  # of names and times, at the least
 
 Outcome = tuple[Approval, admin_pb2.IssueCommandsResponse | None]
 _Change = Callable[[Transaction, Approval, People, int], Approval]
@@ -146,13 +149,15 @@ class ApprovalService:
         return view
 
     async def listed(self, *, everything: bool) -> list[admin_pb2.ApprovalView]:
-        """Those that wait, or all of them; at most 1000, newest first."""
+        """Those that wait, or all of them; at most 1000 and 3 MiB of them, newest first."""
         now_ms = self._clock.now_ms()
 
         def query(conn: Connection) -> list[admin_pb2.ApprovalView]:
             if everything:
-                return self._views(conn, self._store.newest(conn, MAX_LISTED))
-            return self._views(conn, self._store.waiting(conn, ApprovalState.PENDING, now_ms, MAX_LISTED))
+                found = self._store.newest(conn, MAX_LISTED)
+            else:
+                found = self._store.waiting(conn, ApprovalState.PENDING, now_ms, MAX_LISTED)
+            return self._views(conn, _that_fit(found))
 
         return await self._database.read(query)
 
@@ -242,6 +247,11 @@ class ApprovalService:
             self._audit.append(
                 tx, AuditKind.APPROVAL_QUARANTINED, actor="server", subject=approval.approval_id, detail={}
             )
+
+
+def _that_fit(approvals: Sequence[Approval]) -> list[Approval]:
+    sizes = accumulate(len(each.arguments) + len(each.intent) + _ENTRY_BYTES for each in approvals)
+    return [each for each, size in zip(approvals, sizes, strict=True) if size <= MAX_LISTED_BYTES]
 
 
 def _request(approval: Approval) -> admin_pb2.IssueCommandsRequest:

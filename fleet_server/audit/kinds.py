@@ -28,6 +28,7 @@ class AuditKind(StrEnum):
     OPERATOR_REFUSED = "operator.refused"
     OPERATOR_CALLED = "operator.called"
     OPERATOR_KEY_ENROLLED = "operator.key_enrolled"
+    OPERATOR_KEY_QUARANTINED = "operator.key_quarantined"
     # What people sign
     OWNER_STATEMENT_ACCEPTED = "owner_statement.accepted"
     OWNER_STATEMENTS_QUARANTINED = "owner_statement.quarantined"
@@ -92,6 +93,7 @@ TABLE_OF_QUARANTINE = {
     AuditKind.API_KEY_QUARANTINED: "api_keys",
     AuditKind.NODE_QUARANTINED: "nodes",
     AuditKind.COMMAND_QUARANTINED: "commands",
+    AuditKind.OPERATOR_KEY_QUARANTINED: "operator_keys",
     AuditKind.OWNER_STATEMENTS_QUARANTINED: "cluster_people",
     AuditKind.APPROVAL_QUARANTINED: "approvals",
 }

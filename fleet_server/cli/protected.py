@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleet_server.cli.failures import Failed, Refused
+from fleet_server.cli.failures import Failed, Refused, Unreachable
 from fleet_server.cli.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ class Signing:
             within_s=self.within_s,
             yes=self.yes,
         )
-        proposed = admin.call(admin.stub.ProposeCommand, proposal)
+        try:
+            proposed = admin.call(admin.stub.ProposeCommand, proposal)
+        except Unreachable as failure:
+            failure.hint += "; whether it waits or was issued is not known: `fleetctl approvals list --all`"
+            raise
         if proposed.HasField("issue"):
             return proposed.issue
         approvals.say_waiting(invocation, proposed.approval)

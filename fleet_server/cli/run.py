@@ -108,6 +108,10 @@ def run(
         except Refused as refused:
             if refused.reason != "INTENT_REQUIRED":
                 raise
+            if idempotency_key is not None:
+                raise click.UsageError(
+                    f"{action} is protected, and what is signed is good once by itself: leave --idempotency-key out"
+                ) from None
             signing = Signing(own_key_file(admin.context, key_file), passphrase_file, sign_within, yes, wait, deadline)
             signed = signing.issue(invocation, admin, request)
             if signed is None:

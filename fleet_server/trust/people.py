@@ -9,6 +9,7 @@ mode, whom somebody with the role owner names first.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -31,6 +32,7 @@ from fleet_server.trust.secrets import Secrets
 log = get_logger(__name__)
 
 MAX_KEYS_PER_OPERATOR = 8
+_MAX_REMEMBERED = 4096
 
 
 class ClusterPeople:
@@ -63,7 +65,9 @@ class ClusterPeople:
         self._store = PeopleStore(secrets.row_mac("operator_keys"), secrets.row_mac("cluster_people"))
         self._first_owner_key: Callable[[], bytes] = bytes
         self._told = False
+        self._told_keys: set[str] = set()
         self._in_force: tuple[tuple[int, int], People] | None = None
+        self._covered: dict[str, bool] = {}
 
     def expect_first_owner(self, key: Callable[[], bytes]) -> None:
         """Take nobody as the first owner but who holds that raw public key; empty for whoever comes first."""
@@ -84,7 +88,7 @@ class ClusterPeople:
         row = OperatorKeyRow(key_id, self._bundle().cluster_id, operator, public_key, self._clock.now_ms())
 
         def work(tx: Transaction) -> OperatorKeyRow | Refusal:
-            own = [each for each in self._store.keys(tx.conn, row.cluster_id) if each.operator == operator]
+            own = [each for each in self._store.keys(tx.conn, row.cluster_id)[0] if each.operator == operator]
             standing = next((each for each in own if each.key_id == key_id), None)
             if standing is not None:
                 return standing
@@ -100,8 +104,17 @@ class ClusterPeople:
         return _or_raise(await self._database.write(work))
 
     async def keys(self) -> list[OperatorKeyRow]:
-        """Every enrolled key, by operator, oldest first."""
-        return await self._database.read(lambda conn: self._store.keys(conn, self._bundle().cluster_id))
+        """Every enrolled key, by operator, oldest first. A row that was changed around the server is left out, and the
+        audit tells it once."""
+        found, tampered = await self._database.read(lambda conn: self._store.keys(conn, self._bundle().cluster_id))
+        for key_id in sorted(tampered - self._told_keys):
+            self._told_keys.add(key_id)
+            log.error("operator_key_tampered", key_id=key_id)
+            await self._database.write(partial(self._tell_tampered, key_id))
+        return found
+
+    def _tell_tampered(self, key_id: str, tx: Transaction) -> None:
+        self._audit.append(tx, AuditKind.OPERATOR_KEY_QUARANTINED, actor="server", subject=key_id, detail={})
 
     # -- what owners signed --------------------------------------------------------------------------------------------
     async def put(self, actor: str, request: admin_pb2.PutOwnerStatementRequest) -> None:
@@ -144,8 +157,13 @@ class ClusterPeople:
         bundle = self._bundle()
         if self._in_force is None or self._in_force[0] != bundle.version:
             said = trust_pb2.TrustBundleStatement.FromString(bundle.signed.statement)
-            self._in_force = (bundle.version, verified(bundle.cluster_id, said))
-        return self._in_force[1].protects(action)
+            self._in_force, self._covered = (bundle.version, verified(bundle.cluster_id, said)), {}
+        covers = self._covered.get(action)
+        if covers is None:
+            if len(self._covered) >= _MAX_REMEMBERED:
+                self._covered = {}
+            covers = self._covered[action] = self._in_force[1].protects(action)
+        return covers
 
     async def kept(self) -> trust_pb2.TrustBundleStatement:
         """What owners signed: `owners`, `policy` and `role_grants`."""

@@ -48,14 +48,20 @@ class PeopleStore:
         row = conn.exec_driver_sql(sql(conn, "SELECT operator FROM operator_keys WHERE key_id = ?"), (key_id,)).first()
         return None if row is None else str(row[0])
 
-    def keys(self, conn: Connection, cluster_id: str) -> list[OperatorKeyRow]:
-        """Every key whose row is whole, by operator, oldest first."""
+    def keys(self, conn: Connection, cluster_id: str) -> tuple[list[OperatorKeyRow], set[str]]:
+        """Every key whose row is whole, by operator, oldest first; and the key ids of rows that are not."""
         text = (
             f"SELECT {_KEY_COLUMNS}, mac FROM operator_keys WHERE cluster_id = ?"  # noqa: S608 - constants
             " ORDER BY operator, enrolled_at_ms, key_id"
         )
-        rows = conn.exec_driver_sql(sql(conn, text), (cluster_id,))
-        return [OperatorKeyRow(*fields) for *fields, mac in rows if self._key_mac.verify(mac, *fields)]
+        found: list[OperatorKeyRow] = []
+        tampered: set[str] = set()
+        for *fields, mac in conn.exec_driver_sql(sql(conn, text), (cluster_id,)):
+            if self._key_mac.verify(mac, *fields):
+                found.append(OperatorKeyRow(*fields))
+            else:
+                tampered.add(bytes(fields[0]).hex())
+        return found, tampered
 
     def put_people(self, conn: Connection, cluster_id: str, kept: trust_pb2.TrustBundleStatement) -> None:
         """Store what owners signed, in place of what stood."""

@@ -9,6 +9,7 @@ from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.intents import Order, judge_intent
 from fleet.v1 import admin_pb2, command_pb2, trust_pb2
+from fleet_server.approvals import service
 from fleet_server.approvals.rules import ApprovalState
 from tests.unit.fleet_server.approvals.plant import ACTION, ARGUMENTS, Plant
 
@@ -115,6 +116,15 @@ async def test_nobody_is_asked_to_sign_what_no_node_would_take(plant: Plant) -> 
     await plant.nodes.set_state("owner", ["n1"], "SUSPENDED", "repair")
     with pytest.raises(Refusal, match="SUSPENDED"):
         await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+
+
+async def test_a_list_of_approvals_fits_one_message(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    for _ in range(3):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    monkeypatch.setattr(service, "MAX_LISTED_BYTES", 2 * 2600)
+    assert len(await plant.approvals.listed(everything=True)) == 2
 
 
 async def test_signatures_that_do_not_count_are_refused_and_change_nothing(plant: Plant) -> None:

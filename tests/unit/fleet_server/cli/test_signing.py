@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from fleet import people_signing
@@ -266,6 +267,21 @@ def test_run_without_a_key_says_how_to_get_one(desk: Desk) -> None:
     desk.ctl.fake.answers["IssueCommands"] = Refusal(Reason.INTENT_REQUIRED, "press.stop is protected")
     result = desk.run("run", "n-1", "press.stop")
     assert (result.exit_code, "operator keygen" in result.stderr) == (2, True)
+
+
+def test_run_takes_no_idempotency_key_for_what_is_signed(desk: Desk) -> None:
+    desk.ctl.fake.answers["IssueCommands"] = Refusal(Reason.INTENT_REQUIRED, "press.stop is protected")
+    result = desk.run("run", "n-1", "press.stop", "--idempotency-key", "monday", "--yes")
+    assert (result.exit_code, "good once by itself" in result.stderr) == (2, True)
+
+
+def test_whether_a_proposal_arrived_can_be_looked_up(desk: Desk) -> None:
+    fake = desk.ctl.fake
+    fake.answers["IssueCommands"] = Refusal(Reason.INTENT_REQUIRED, "press.stop is protected")
+    fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=NODES)
+    fake.answers["ProposeCommand"] = grpc.StatusCode.UNAVAILABLE
+    result = desk.run("run", "n-1", "press.stop", "--yes")
+    assert (result.exit_code, "fleetctl approvals list --all" in result.stderr) == (4, True)
 
 
 def test_run_ends_when_somebody_rejects(desk: Desk) -> None:

@@ -113,4 +113,6 @@ async def test_a_key_is_one_persons(plant: Plant) -> None:
             await plant.trust.people.enroll_key("bob", bad)
     await plant.tamper("UPDATE operator_keys SET operator = ?", "bob")
     assert await plant.trust.people.keys() == []
+    assert await plant.trust.people.keys() == []
+    assert (await plant.kinds()).count("operator.key_quarantined") == 1
     assert (await plant.kinds()).count("operator.key_enrolled") == 1
