@@ -169,6 +169,7 @@ class Server:
             admission=self.sessions.admission,
             issue_api_key=self.sessions.rotations.issue_api_key,
         )
+        self.nodes.on_revoke(self.enrollment.checklist_of)
         self.commands = CommandService(
             database=self.database,
             clock=clock,

@@ -11,7 +11,7 @@ from fleet.clock import Clock
 from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller
 from fleet_server.admin.paging import page_size
-from fleet_server.admin.views import node_view
+from fleet_server.admin.views import checklist_view, node_view
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.nodes.record import DrainState, NodeRecord
 from fleet_server.nodes.service import NodeService
@@ -72,6 +72,16 @@ class NodesApi:
         """Let quarantined nodes back in."""
         changed = await self._nodes.adopt(caller.name, request.selector.patterns, request.reason)
         return admin_pb2.AdoptNodesResponse(nodes=map(node_view, changed))
+
+    async def checklist(self, _: Caller, request: admin_pb2.GetChecklistRequest) -> admin_pb2.GetChecklistResponse:
+        """What is left to do for a revoked node."""
+        node, items = await self._nodes.checklist(request.node)
+        return admin_pb2.GetChecklistResponse(node=node_view(node), items=map(checklist_view, items))
+
+    async def tick(self, caller: Caller, request: admin_pb2.TickChecklistRequest) -> admin_pb2.TickChecklistResponse:
+        """An item of it is done."""
+        node, items = await self._nodes.tick(caller.name, request.node, request.item, request.note)
+        return admin_pb2.TickChecklistResponse(node=node_view(node), items=map(checklist_view, items))
 
     async def rotate(self, caller: Caller, request: admin_pb2.RotateNodesRequest) -> admin_pb2.RotateNodesResponse:
         """Order new credentials."""

@@ -80,6 +80,8 @@ class Admin:
             "AdoptNodes": rooms.nodes.adopt,
             "LabelNodes": rooms.nodes.label,
             "RotateNodes": rooms.nodes.rotate,
+            "GetChecklist": rooms.nodes.checklist,
+            "TickChecklist": rooms.nodes.tick,
             "ResumeNodes": rooms.nodes.resume,
             "IssueCommands": rooms.commands.issue,
             "ListCommands": rooms.commands.list_commands,

@@ -45,6 +45,8 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "AdoptNodes": Role.RELEASE,
     "LabelNodes": Role.OPERATOR,
     "RotateNodes": Role.OPERATOR,
+    "GetChecklist": Role.VIEWER,
+    "TickChecklist": Role.OPERATOR,
     "IssueCommands": Role.OPERATOR,
     "ListCommands": Role.VIEWER,
     "GetCommand": Role.VIEWER,

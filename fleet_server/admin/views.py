@@ -5,6 +5,7 @@ from __future__ import annotations
 from fleet.v1 import admin_pb2, session_pb2
 from fleet_server.admin.store import Operator
 from fleet_server.enrollment.rules import EnrollmentRecord, JoinTokenRecord
+from fleet_server.nodes.checklist import ChecklistItem
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.replicas.rules import ReplicaRecord
 
@@ -45,6 +46,14 @@ def node_view(node: NodeRecord) -> admin_pb2.NodeView:
         bundle_version=session_pb2.BundleVersion(generation=node.bundle_generation, number=node.bundle_number),
         state_reason=node.state_reason,
         rotating=node.rotating,
+        checklist_open=node.checklist_open,
+    )
+
+
+def checklist_view(item: ChecklistItem) -> admin_pb2.ChecklistItem:
+    """One item of a revoked node's checklist."""
+    return admin_pb2.ChecklistItem(
+        item=item.item, detail=item.detail, done_at_ms=item.done_at_ms, done_by=item.done_by, note=item.note
     )
 
 

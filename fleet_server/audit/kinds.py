@@ -63,6 +63,7 @@ class AuditKind(StrEnum):
     NODE_ROTATION_ORDERED = "node.rotation_ordered"
     NODE_ROTATION_REFUSED = "node.rotation_refused"
     NODE_KEYS_REPLACED = "node.keys_replaced"
+    NODE_CHECKLIST_TICKED = "node.checklist_ticked"
     # Sessions and streams
     SESSION_REFUSED = "session.refused"
     SESSION_RENEWED = "session.renewed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.node_credentials import rotate
+from fleet_server.cli.node_credentials import checklist, rotate
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import (
     Styled,
@@ -84,6 +85,7 @@ def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
     emit_nodes(invocation, found)
     if found:
         invocation.advise(f"{counted(len(found), 'node')}, {sum(map(_takes_part, found))} online")
+        _remind(invocation, found)
     elif targets:
         invocation.advise("No node matches. All that there are: `fleetctl nodes list`")
     else:
@@ -146,10 +148,11 @@ def resume(invocation: Invocation, targets: tuple[str, ...], reason: str) -> Non
 def revoke(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: bool) -> None:
     """Put nodes out for good: to come back they must enroll again."""
     invocation.confirm(f"Revoke {' '.join(targets)} for good?", assumed=yes)
-    _set_state(invocation, targets, "REVOKED", reason)
+    _remind(invocation, _set_state(invocation, targets, "REVOKED", reason))
 
 
 nodes.add_command(rotate)
+nodes.add_command(checklist)
 
 
 @nodes.command("adopt", example="fleetctl nodes adopt press-7 --reason 'restored from the image of Monday' --yes")
@@ -196,6 +199,17 @@ def emit_nodes(invocation: Invocation, found: list[admin_pb2.NodeView]) -> None:
     invocation.emit_list(found, COLUMNS, lambda node: node_row(node, now_ms))
 
 
+def _remind(invocation: Invocation, found: list[admin_pb2.NodeView]) -> None:
+    """Of revoked nodes for which something is left to do."""
+    left = [node.name for node in found if node.checklist_open]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        invocation.advise(
+            f"Something is left to do for {', '.join(left[:3])}{more}, revoked:"
+            f" `fleetctl nodes checklist {shlex.quote(left[0])}`"
+        )
+
+
 def node_row(node: admin_pb2.NodeView, now_ms: int) -> list[Cell]:
     """A node as a row of `COLUMNS`."""
     from fleet_server.cli.views import labels_text
@@ -215,13 +229,15 @@ def node_row(node: admin_pb2.NodeView, now_ms: int) -> list[Cell]:
     ]
 
 
-def _set_state(invocation: Invocation, targets: tuple[str, ...], state: str, reason: str) -> None:
+def _set_state(invocation: Invocation, targets: tuple[str, ...], state: str, reason: str) -> list[admin_pb2.NodeView]:
     from fleet.v1 import admin_pb2
 
     request = admin_pb2.SetNodeStateRequest(selector=admin_pb2.Selector(patterns=targets), state=state, reason=reason)
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.SetNodeState, request)
-    emit_nodes(invocation, list(answer.nodes))
+    changed = list(answer.nodes)
+    emit_nodes(invocation, changed)
+    return changed
 
 
 def _follow(invocation: Invocation, changes: Changes) -> None:
@@ -320,6 +336,11 @@ def _stream(node: admin_pb2.NodeView) -> Styled:
     return Styled(stream, "green") if _takes_part(node) else Styled(f"{stream}, about to be closed", "yellow")
 
 
+def _left(node: admin_pb2.NodeView) -> Styled:
+    what = f"{counted(node.checklist_open, 'item')}: `fleetctl nodes checklist {shlex.quote(node.name)}`"
+    return Styled(what, "yellow")
+
+
 def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:
     from fleet.identity import show_fingerprint
     from fleet_server.cli.views import labels_text, moment_text
@@ -330,6 +351,7 @@ def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:
         ("id", node.node_id),
         ("state", _state(node)),
         *([("reason", node.state_reason)] if node.state_reason else []),
+        *([("left to do", _left(node))] if node.checklist_open else []),
         ("stream", _stream(node)),
         ("last seen", age(node.last_seen_ms, now_ms) + " ago" if node.last_seen_ms else "never"),
         ("site", node.site or "-"),

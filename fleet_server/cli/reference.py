@@ -62,6 +62,7 @@ JSON_OF_VERB = {
     "nodes revoke": "array of NodeView",
     "nodes adopt": "array of NodeView",
     "nodes rotate": "RotateNodesResponse",
+    "nodes checklist": "GetChecklistResponse; with `--done` TickChecklistResponse",
     "nodes label": "array of NodeView",
     "run": "`{issue_id, commands: array of CommandView, refused: array of RefusedTarget}`; "
     "with --no-wait IssueCommandsResponse",

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from fleet_server.database import people_schema  # noqa: F401 - puts its tables into the same list
+from fleet_server.database import credential_schema, people_schema  # noqa: F401 - put their tables into the same list
 from fleet_server.database.columns import Position, metadata
 from fleet_server.database.columns import id_column as _id
 
@@ -220,20 +220,6 @@ node_ratchets = Table(
     Column("any_once", Integer, nullable=False),
     Column("seq_floor", BigInteger, nullable=False),
     Column("floor_at_ms", BigInteger, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
-)
-
-credential_rotations = Table(
-    "credential_rotations",
-    metadata,
-    Column("node_id", ForeignKey("nodes.node_id"), primary_key=True),
-    Column("wanted", Integer, nullable=False),
-    Column("old_until_ms", BigInteger, nullable=False),
-    Column("ordered_by", String(63), nullable=False),
-    Column("ordered_at_ms", BigInteger, nullable=False),
-    Column("new_key_sha256", LargeBinary(32), nullable=False),
-    Column("sealed_api_key", LargeBinary, nullable=False),
-    Column("keys_issued_at_ms", BigInteger, nullable=False),
     Column("mac", LargeBinary, nullable=False),
 )
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from fleet.errors import Reason, Refusal
 from fleet.identity import fingerprint
 from fleet.v1 import enrollment_pb2
+from fleet_server.nodes.checklist import SERVER, ChecklistItem
 
 DEFAULT_TTL_S = 3600
 MAX_TTL_S = 30 * 24 * 3600
@@ -216,6 +217,20 @@ _REFUSED_TOKENS: Mapping[TokenState, tuple[Reason, str]] = {
         "this join token has expired: make a new one with `fleetctl join-token create` and run enroll again",
     ),
 }
+
+
+def token_item(token: JoinTokenRecord, now_ms: int) -> ChecklistItem:
+    """What is to be done about the token with which a revoked node joined: nothing, when it lets nobody in any more."""
+    state = token.state(now_ms)
+    if state is not TokenState.ACTIVE:
+        detail = f"join token {token.token_id}, which let the node in, is {state} and lets in nobody any more"
+        return ChecklistItem("join-token", detail, now_ms, SERVER)
+    left = token.max_uses - token.uses
+    return ChecklistItem(
+        "join-token",
+        f"join token {token.token_id}, which let the node in, still lets in {left} more: revoke it"
+        f" (`fleetctl join-token revoke {token.token_id}`) unless you are sure that the machine does not hold it",
+    )
 
 
 def refuse_decision(record: EnrollmentRecord, claimed_fingerprint: bytes) -> Refusal | None:

@@ -31,6 +31,7 @@ from fleet_server.enrollment import rules
 from fleet_server.enrollment.rules import EnrollmentRecord, JoinTokenRecord
 from fleet_server.enrollment.store import EnrollmentStore, TokenStore
 from fleet_server.enrollment.tokens import MAX_PAGE, JoinTokens
+from fleet_server.nodes.checklist import ChecklistItem
 from fleet_server.nodes.rules import checked_name
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import EnrollmentMetrics
@@ -222,6 +223,12 @@ class EnrollmentService(JoinTokens):
             poll_interval_s=self._settings.poll_interval_s,
             reason=record.reason,
         )
+
+    def checklist_of(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:
+        """What a revocation leaves to do about the join token that let the node in."""
+        token_id = self._enrollments.token_of_node(tx.conn, node_id)
+        token = None if token_id is None else self._tokens.by_id(tx.conn, token_id)
+        return [] if token is None else [rules.token_item(token, self._clock.now_ms())]
 
     # -- decisions ----------------------------------------------------------------------------------------------------
     async def list(

@@ -124,6 +124,11 @@ class EnrollmentStore:
         row = conn.exec_driver_sql(sql(conn, text), (token_id, identity_key, sealing_key)).first()
         return None if row is None else self._record(tuple(row))
 
+    def token_of_node(self, conn: Connection, node_id: str) -> str | None:
+        """Id of the token with which a node joined."""
+        row = conn.exec_driver_sql(sql(conn, "SELECT token_id FROM enrollments WHERE node_id = ?"), (node_id,)).first()
+        return None if row is None else str(row[0])
+
     def page(self, conn: Connection, state: int, before: tuple[int, str], limit: int) -> list[EnrollmentRecord]:
         """Requests in a state (0: in any), newest first."""
         text = (

@@ -21,6 +21,7 @@ from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import selectors
+from fleet_server.nodes.checklists import ChecklistStore
 from fleet_server.nodes.liveness import Liveness
 from fleet_server.nodes.poll import DecisionPoll
 from fleet_server.nodes.profiles import ProfileStore
@@ -51,6 +52,7 @@ class NodeDirectory:
         self._audit = audit
         self._store = NodeStore(row_mac)
         self._profiles = ProfileStore()
+        self._checklists = ChecklistStore()
         self._liveness = Liveness()
         self._tampered: deque[str] = deque(maxlen=10_000)
         self._told: set[str] = set()
@@ -219,10 +221,15 @@ class NodeDirectory:
         if not nodes:
             return []
         counts = self._open_counts(conn, [node.node_id for node in nodes])
-        rotating = self._rotating(conn)
+        rotating, left = self._rotating(conn), self._checklists.open_counts(conn)
         return [
-            replace(node, open_commands=counts.get(node.node_id, 0), rotating=rotating.get(node.node_id, ()))
-            if node.node_id in counts or node.node_id in rotating
+            replace(
+                node,
+                open_commands=counts.get(node.node_id, 0),
+                rotating=rotating.get(node.node_id, ()),
+                checklist_open=left.get(node.node_id, 0),
+            )
+            if node.node_id in counts or node.node_id in rotating or node.node_id in left
             else node
             for node in nodes
         ]

@@ -69,6 +69,7 @@ class NodeRecord:
     config_version: int = 0
     open_commands: int = 0
     rotating: tuple[str, ...] = ()
+    checklist_open: int = 0
 
     @property
     def fingerprint(self) -> bytes:

@@ -23,11 +23,13 @@ from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import rules, selectors
+from fleet_server.nodes.checklist import ChecklistItem, checked_tick, general_items
 from fleet_server.nodes.presence import NodePresence
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 from fleet_server.nodes.store import RowMac
 
 _SUBJECTS_PER_ROW = 5000
+OnRevoke = Callable[[Transaction, str], Sequence[ChecklistItem]]
 
 
 class NodeService(NodePresence):
@@ -51,11 +53,12 @@ class NodeService(NodePresence):
         super().__init__(
             database=database, clock=clock, wakeup=wakeup, audit=audit, row_mac=row_mac, replica_id=replica_id
         )
-        self._on_revoke: list[Callable[[Transaction, str], object]] = []
+        self._on_revoke: list[OnRevoke] = []
         self._on_adopt: list[Callable[[Transaction, str], None]] = []
 
-    def on_revoke(self, hook: Callable[[Transaction, str], object]) -> None:
-        """Run `hook(tx, node_id)` in the transaction that revokes a node: its credentials end with it."""
+    def on_revoke(self, hook: OnRevoke) -> None:
+        """Run `hook(tx, node_id)` in the transaction that revokes a node: its credentials end with it. What it did, and
+        what is left to do, goes onto the node's checklist."""
         self._on_revoke.append(hook)
 
     def on_adopt(self, hook: Callable[[Transaction, str], None]) -> None:
@@ -135,12 +138,45 @@ class NodeService(NodePresence):
             self._save(tx, changed)
             if wanted is NodeState.REVOKED:
                 for node in able:
-                    for hook in self._on_revoke:
-                        hook(tx, node.node_id)
+                    self._revoked(tx, node.node_id)
             self._tell(tx, AuditKind.NODE_STATE_CHANGED, actor, able, {"state": wanted.value, "reason": reason})
             return self._again(tx.conn, nodes)
 
         return self._views(await self._database.write(work))
+
+    def _revoked(self, tx: Transaction, node_id: str) -> None:
+        items = [item for hook in self._on_revoke for item in hook(tx, node_id)]
+        self._checklists.add(tx.conn, node_id, [*items, *general_items(self._clock.now_ms())])
+
+    async def checklist(self, ref: str) -> tuple[NodeRecord, list[ChecklistItem]]:
+        """A node by name or id, and what is done and left to do since it was revoked; nothing for any other node.
+
+        Raises:
+            Refusal: NOT_FOUND.
+        """
+        node = await self.get(ref)
+        return node, await self._database.read(lambda conn: self._checklists.of_node(conn, node.node_id))
+
+    async def tick(self, actor: str, ref: str, item: str, note: str) -> tuple[NodeRecord, list[ChecklistItem]]:
+        """Say that an item of a revoked node's checklist is done. One that was done before stays as it was.
+
+        Raises:
+            Refusal: NOT_FOUND, INVALID_ARGUMENT.
+        """
+        node = await self.get(ref)
+
+        def work(tx: Transaction) -> list[ChecklistItem]:
+            checked_tick(self._checklists.of_node(tx.conn, node.node_id), item, note)
+            now_ms = self._clock.now_ms()
+            if self._checklists.tick(tx.conn, node.node_id, item, done_by=actor, note=note, now_ms=now_ms):
+                detail: Mapping[str, JSON] = {"item": item, "note": note}
+                subject = f"node:{node.node_id}"
+                self._audit.append(tx, AuditKind.NODE_CHECKLIST_TICKED, actor=actor, subject=subject, detail=detail)
+                self._wake(tx, ["nodes"])
+            return self._checklists.of_node(tx.conn, node.node_id)
+
+        items = await self._database.write(work)
+        return await self.get(node.node_id), items
 
     async def adopt(self, actor: str, patterns: Sequence[str], reason: str) -> list[NodeRecord]:
         """Let quarantined nodes back in, each with the machine that comes next.

@@ -26,10 +26,11 @@ from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
+from fleet_server.nodes.checklist import SERVER, ChecklistItem
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
 from fleet_server.nodes.service import NodeService
-from fleet_server.sessions import rotations
+from fleet_server.sessions import rotations, store
 from fleet_server.sessions.credentials import API_KEY_SECRET_BYTES
 from fleet_server.sessions.rotations import KEYS, Rotation, Wanted
 from fleet_server.sessions.store import ApiKeyStore, RotationStore
@@ -85,14 +86,18 @@ class RotationService:
         text, _ = self._issue(tx, node_id)
         return text
 
-    def revoke_api_keys(self, tx: Transaction, node_id: str) -> int:
-        """End every api_key of a node, and whatever was ordered for it; how many there were."""
+    def revoke_api_keys(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:
+        """End every api_key and session of a node, and whatever was ordered for it; what was done."""
         now_ms = self._clock.now_ms()
         count = self._api_keys.end(tx.conn, self._api_keys.live_of_node(tx.conn, node_id, now_ms), now_ms)
         self._store.delete(tx.conn, node_id)
         if count:
             self._tell(tx, AuditKind.API_KEY_REVOKED, "server", node_id, {"keys": count})
-        return count
+        sessions = store.delete_of_node(tx.conn, node_id)
+        return (
+            ChecklistItem("api-keys", f"api_keys of the node: {count} ended with the revocation", now_ms, SERVER),
+            ChecklistItem("sessions", f"sessions: {sessions} ended, and its stream is closed", now_ms, SERVER),
+        )
 
     # -- orders -------------------------------------------------------------------------------------------------------
     async def rotate(self, actor: str, patterns: Sequence[str], wanted: Wanted, overlap_s: int) -> Ordered:

@@ -162,6 +162,11 @@ def extend(conn: Connection, token_sha256: bytes, epoch: int, expires_at_ms: int
     return conn.exec_driver_sql(sql(conn, text), (expires_at_ms, token_sha256, epoch)).rowcount == 1
 
 
+def delete_of_node(conn: Connection, node_id: str) -> int:
+    """Delete the sessions of a node; how many there were."""
+    return conn.exec_driver_sql(sql(conn, "DELETE FROM sessions WHERE node_id = ?"), (node_id,)).rowcount
+
+
 def delete_expired(conn: Connection, before_ms: int) -> int:
     """Delete sessions that ended before a time."""
     text = "DELETE FROM sessions WHERE expires_at_ms < ?"

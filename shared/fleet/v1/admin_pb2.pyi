@@ -846,6 +846,7 @@ class NodeView(_message.Message):
     BUNDLE_VERSION_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     ROTATING_FIELD_NUMBER: _builtins.int
+    CHECKLIST_OPEN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     name: _builtins.str
@@ -882,6 +883,8 @@ class NodeView(_message.Message):
     """NONE, DRAINING or DRAINED."""
     state_reason: _builtins.str
     """Reason of the state, by the operator who set it."""
+    checklist_open: _builtins.int
+    """Items of a revoked node's checklist that are open."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Operator labels."""
@@ -923,10 +926,11 @@ class NodeView(_message.Message):
         bundle_version: _session_pb2.BundleVersion | None = ...,
         state_reason: _builtins.str = ...,
         rotating: _abc.Iterable[_builtins.str] | None = ...,
+        checklist_open: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "clock_offset_ms", b"clock_offset_ms", "drain_state", b"drain_state", "enrolled_at_ms", b"enrolled_at_ms", "fingerprint", b"fingerprint", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_seen_ms", b"last_seen_ms", "last_seq", b"last_seq", "name", b"name", "node_id", b"node_id", "online", b"online", "open_commands", b"open_commands", "replica_id", b"replica_id", "reported_labels", b"reported_labels", "rotating", b"rotating", "rtt_us", b"rtt_us", "site", b"site", "state", b"state", "state_reason", b"state_reason", "stream_epoch", b"stream_epoch", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "checklist_open", b"checklist_open", "clock_offset_ms", b"clock_offset_ms", "drain_state", b"drain_state", "enrolled_at_ms", b"enrolled_at_ms", "fingerprint", b"fingerprint", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_seen_ms", b"last_seen_ms", "last_seq", b"last_seq", "name", b"name", "node_id", b"node_id", "online", b"online", "open_commands", b"open_commands", "replica_id", b"replica_id", "reported_labels", b"reported_labels", "rotating", b"rotating", "rtt_us", b"rtt_us", "site", b"site", "state", b"state", "state_reason", b"state_reason", "stream_epoch", b"stream_epoch", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1277,6 +1281,156 @@ class LabelNodesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LabelNodesResponse: _TypeAlias = LabelNodesResponse  # noqa: Y015
+
+@_typing.final
+class ChecklistItem(_message.Message):
+    """ChecklistItem is one thing that a revocation leaves to do, or did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    DONE_AT_MS_FIELD_NUMBER: _builtins.int
+    DONE_BY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """Word."""
+    detail: _builtins.str
+    """What it is about."""
+    done_at_ms: _builtins.int
+    """Unix milliseconds; 0 while it is open."""
+    done_by: _builtins.str
+    """Who says so; `server` for what the revocation did itself."""
+    note: _builtins.str
+    """What that person wrote beside it."""
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        done_at_ms: _builtins.int = ...,
+        done_by: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "done_at_ms", b"done_at_ms", "done_by", b"done_by", "item", b"item", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChecklistItem: _TypeAlias = ChecklistItem  # noqa: Y015
+
+@_typing.final
+class GetChecklistRequest(_message.Message):
+    """GetChecklistRequest names a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Id or name."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChecklistRequest: _TypeAlias = GetChecklistRequest  # noqa: Y015
+
+@_typing.final
+class GetChecklistResponse(_message.Message):
+    """GetChecklistResponse shows its checklist; empty for a node that was not revoked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___NodeView:
+        """The node."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChecklistItem]:
+        """Items in order."""
+
+    def __init__(
+        self,
+        *,
+        node: Global___NodeView | None = ...,
+        items: _abc.Iterable[Global___ChecklistItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChecklistResponse: _TypeAlias = GetChecklistResponse  # noqa: Y015
+
+@_typing.final
+class TickChecklistRequest(_message.Message):
+    """TickChecklistRequest says that an item is done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Id or name."""
+    item: _builtins.str
+    """Item."""
+    note: _builtins.str
+    """What was done, or why nothing had to be."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        item: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "node", b"node", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TickChecklistRequest: _TypeAlias = TickChecklistRequest  # noqa: Y015
+
+@_typing.final
+class TickChecklistResponse(_message.Message):
+    """TickChecklistResponse shows what stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___NodeView:
+        """The node."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChecklistItem]:
+        """Items in order."""
+
+    def __init__(
+        self,
+        *,
+        node: Global___NodeView | None = ...,
+        items: _abc.Iterable[Global___ChecklistItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TickChecklistResponse: _TypeAlias = TickChecklistResponse  # noqa: Y015
 
 @_typing.final
 class RotateNodesRequest(_message.Message):

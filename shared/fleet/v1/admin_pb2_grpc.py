@@ -110,6 +110,16 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.LabelNodesResponse.FromString,
                 _registered_method=True)
+        self.GetChecklist = channel.unary_unary(
+                '/fleet.v1.Admin/GetChecklist',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.GetChecklistRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.GetChecklistResponse.FromString,
+                _registered_method=True)
+        self.TickChecklist = channel.unary_unary(
+                '/fleet.v1.Admin/TickChecklist',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.TickChecklistRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.TickChecklistResponse.FromString,
+                _registered_method=True)
         self.RotateNodes = channel.unary_unary(
                 '/fleet.v1.Admin/RotateNodes',
                 request_serializer=fleet_dot_v1_dot_admin__pb2.RotateNodesRequest.SerializeToString,
@@ -356,6 +366,20 @@ class AdminServicer:
 
     def LabelNodes(self, request, context):
         """LabelNodes sets and removes operator labels (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetChecklist(self, request, context):
+        """GetChecklist shows what is left to do for a revoked node (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TickChecklist(self, request, context):
+        """TickChecklist says that an item of it is done (operator).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -634,6 +658,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.LabelNodes,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.LabelNodesResponse.SerializeToString,
+            ),
+            'GetChecklist': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChecklist,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.GetChecklistRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.GetChecklistResponse.SerializeToString,
+            ),
+            'TickChecklist': grpc.unary_unary_rpc_method_handler(
+                    servicer.TickChecklist,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.TickChecklistRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.TickChecklistResponse.SerializeToString,
             ),
             'RotateNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateNodes,
@@ -1182,6 +1216,60 @@ class Admin:
             '/fleet.v1.Admin/LabelNodes',
             fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.LabelNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChecklist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/GetChecklist',
+            fleet_dot_v1_dot_admin__pb2.GetChecklistRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.GetChecklistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TickChecklist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/TickChecklist',
+            fleet_dot_v1_dot_admin__pb2.TickChecklistRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.TickChecklistResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,10 @@ class AdminStub:
     """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
     LabelNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]
     """LabelNodes sets and removes operator labels (operator)."""
+    GetChecklist: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetChecklistRequest, _admin_pb2.GetChecklistResponse]
+    """GetChecklist shows what is left to do for a revoked node (viewer)."""
+    TickChecklist: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TickChecklistRequest, _admin_pb2.TickChecklistResponse]
+    """TickChecklist says that an item of it is done (operator)."""
     RotateNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateNodesRequest, _admin_pb2.RotateNodesResponse]
     """RotateNodes has nodes replace their credentials (operator)."""
     IssueCommands: _grpc.UnaryUnaryMultiCallable[_admin_pb2.IssueCommandsRequest, _admin_pb2.IssueCommandsResponse]
@@ -155,6 +159,10 @@ class AdminAsyncStub(AdminStub):
     """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
     LabelNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]  # type: ignore[assignment]
     """LabelNodes sets and removes operator labels (operator)."""
+    GetChecklist: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetChecklistRequest, _admin_pb2.GetChecklistResponse]  # type: ignore[assignment]
+    """GetChecklist shows what is left to do for a revoked node (viewer)."""
+    TickChecklist: _aio.UnaryUnaryMultiCallable[_admin_pb2.TickChecklistRequest, _admin_pb2.TickChecklistResponse]  # type: ignore[assignment]
+    """TickChecklist says that an item of it is done (operator)."""
     RotateNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateNodesRequest, _admin_pb2.RotateNodesResponse]  # type: ignore[assignment]
     """RotateNodes has nodes replace their credentials (operator)."""
     IssueCommands: _aio.UnaryUnaryMultiCallable[_admin_pb2.IssueCommandsRequest, _admin_pb2.IssueCommandsResponse]  # type: ignore[assignment]
@@ -334,6 +342,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.LabelNodesResponse, _abc.Awaitable[_admin_pb2.LabelNodesResponse]]:
         """LabelNodes sets and removes operator labels (operator)."""
+
+    @_abc_1.abstractmethod
+    def GetChecklist(
+        self,
+        request: _admin_pb2.GetChecklistRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetChecklistResponse, _abc.Awaitable[_admin_pb2.GetChecklistResponse]]:
+        """GetChecklist shows what is left to do for a revoked node (viewer)."""
+
+    @_abc_1.abstractmethod
+    def TickChecklist(
+        self,
+        request: _admin_pb2.TickChecklistRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.TickChecklistResponse, _abc.Awaitable[_admin_pb2.TickChecklistResponse]]:
+        """TickChecklist says that an item of it is done (operator)."""
 
     @_abc_1.abstractmethod
     def RotateNodes(

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from fleet_server.database.migrations import credential_tables
+
 revision = "0001"
 down_revision = None
 
@@ -338,20 +340,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_node_ratchets_node_id")),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_ratchets")),
     )
-    op.create_table(
-        "credential_rotations",
-        sa.Column("node_id", sa.String(length=64), nullable=False),
-        sa.Column("wanted", sa.Integer(), nullable=False),
-        sa.Column("old_until_ms", sa.BigInteger(), nullable=False),
-        sa.Column("ordered_by", sa.String(length=63), nullable=False),
-        sa.Column("ordered_at_ms", sa.BigInteger(), nullable=False),
-        sa.Column("new_key_sha256", sa.LargeBinary(length=32), nullable=False),
-        sa.Column("sealed_api_key", sa.LargeBinary(), nullable=False),
-        sa.Column("keys_issued_at_ms", sa.BigInteger(), nullable=False),
-        sa.Column("mac", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_credential_rotations_node_id")),
-        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_credential_rotations")),
-    )
+    credential_tables.create()
     op.create_table(
         "enrollments",
         sa.Column("enrollment_id", sa.String(length=64), nullable=False),

@@ -167,3 +167,35 @@ def test_rotating_what_some_refuse(ctl: Fleetctl) -> None:
     assert result.exit_code == 1
     assert "press-2: a third one there is never" in result.stderr
     assert json.loads(ctl.run("nodes", "rotate", "*", "-o", "json").stdout)["refused"][0]["node_name"] == "press-2"
+
+
+OPEN = admin_pb2.ChecklistItem(item="host-secrets", detail="what the machine could read")
+DONE = admin_pb2.ChecklistItem(item="api-keys", detail="2 ended", done_at_ms=NOW_MS, done_by="server")
+
+
+def test_a_checklist_shows_what_is_open_and_how_to_tick_it(ctl: Fleetctl) -> None:
+    revoked = node(1, state="REVOKED", checklist_open=1)
+    ctl.fake.answers["GetChecklist"] = admin_pb2.GetChecklistResponse(node=revoked, items=[DONE, OPEN])
+    result = ctl.run("nodes", "checklist", "press-1")
+    assert "host-secrets" in result.stdout
+    assert "fleetctl nodes checklist press-1 --done host-secrets --note TEXT" in result.stderr
+
+    ticked = admin_pb2.TickChecklistResponse(node=node(1), items=[DONE])
+    ctl.fake.answers["TickChecklist"] = ticked
+    result = ctl.run("nodes", "checklist", "press-1", "--done", "host-secrets", "--note", "changed")
+    assert "Nothing is left to do" in result.stderr
+    (request,) = ctl.fake.requests("TickChecklist")
+    assert (request.item, request.note) == ("host-secrets", "changed")
+    assert ctl.json("nodes", "checklist", "press-1")["items"][1]["item"] == "host-secrets"
+    assert ctl.run("nodes", "checklist", "press-1", "--done", "host-secrets").exit_code == 2
+
+
+def test_lists_remind_of_what_is_left_to_do(ctl: Fleetctl) -> None:
+    revoked = node(1, state="REVOKED", checklist_open=2)
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=[revoked, node(2)])
+    ctl.fake.answers["GetNode"] = admin_pb2.GetNodeResponse(node=revoked)
+    ctl.fake.answers["SetNodeState"] = admin_pb2.SetNodeStateResponse(nodes=[revoked])
+    reminder = "fleetctl nodes checklist press-1"
+    assert reminder in ctl.run("nodes", "list").stderr
+    assert reminder in ctl.run("nodes", "show", "press-1").stdout
+    assert reminder in ctl.run("nodes", "revoke", "press-1", "--reason", "stolen", "--yes").stderr

@@ -121,7 +121,7 @@ async def test_decisions_are_counted_once_they_stand(world: World) -> None:
 async def test_revoked_is_final_and_told_to_whoever_holds_credentials(world: World) -> None:
     node = await make(world, "web-1")
     revoked: list[str] = []
-    world.nodes.on_revoke(lambda _, node_id: revoked.append(node_id))
+    world.nodes.on_revoke(lambda _, node_id: revoked.append(node_id) or ())  # type: ignore[func-returns-value]
     await world.nodes.set_state("ada", ["web-1"], "REVOKED", "sold")
     assert revoked == [node.node_id]
     assert await refused(world.nodes.set_state("ada", ["web-1"], "ACTIVE", "")) is Reason.CONFLICT

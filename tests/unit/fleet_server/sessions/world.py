@@ -89,6 +89,7 @@ class World:
             admission=self.admission,
             issue_api_key=self.sessions.rotations.issue_api_key,
         )
+        self.nodes.on_revoke(self.enrollment.checklist_of)
 
     async def start(self) -> World:
         await self.trust.create_cluster()

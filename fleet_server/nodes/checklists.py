@@ -1,0 +1,45 @@
+"""SQL over `revocation_items`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fleet_server.database.engine import Connection, sql
+from fleet_server.database.statements import fetch, insert_many
+from fleet_server.nodes.checklist import ChecklistItem
+
+
+class ChecklistStore:
+    """Checklists of revoked nodes. They confer nothing, so no MAC covers them; the audit has every tick."""
+
+    def add(self, conn: Connection, node_id: str, items: Sequence[ChecklistItem]) -> None:
+        """A node's list, as it begins."""
+        rows = [
+            (node_id, position, item.item, item.detail, item.done_at_ms, item.done_by, item.note)
+            for position, item in enumerate(items)
+        ]
+        insert_many(
+            conn,
+            "INSERT INTO revocation_items (node_id, position, item, detail, done_at_ms, done_by, note)",
+            rows,
+        )
+
+    def of_node(self, conn: Connection, node_id: str) -> list[ChecklistItem]:
+        """A node's list in its order; empty for one that was not revoked."""
+        text = (
+            "SELECT item, detail, done_at_ms, done_by, note FROM revocation_items WHERE node_id = ? ORDER BY position"
+        )
+        return [ChecklistItem(*row) for row in fetch(conn, text, (node_id,))]
+
+    def tick(self, conn: Connection, node_id: str, item: str, *, done_by: str, note: str, now_ms: int) -> bool:
+        """It is done; False when it was already."""
+        text = (
+            "UPDATE revocation_items SET done_at_ms = ?, done_by = ?, note = ?"
+            " WHERE node_id = ? AND item = ? AND done_at_ms = 0"
+        )
+        return conn.exec_driver_sql(sql(conn, text), (now_ms, done_by, note, node_id, item)).rowcount == 1
+
+    def open_counts(self, conn: Connection) -> dict[str, int]:
+        """Node id -> items that are open, of nodes that have any."""
+        text = "SELECT node_id, count(*) FROM revocation_items WHERE done_at_ms = 0 GROUP BY node_id"
+        return {node_id: int(count) for node_id, count in fetch(conn, text)}
