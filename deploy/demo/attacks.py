@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from deploy.demo.admin import AdminClient
 from deploy.demo.installation import NODES, WAIT_S, Installation
+from deploy.demo.people import ACTION
 from deploy.demo.runlog import read_runs
 from deploy.demo.stage import Stage
 from deploy.demo.stolen import steal_trust
@@ -115,6 +116,7 @@ async def _attack(here: Installation, rogue: RogueGateway, other_node_id: str) -
         here.start_node(_VICTIM, {"FLEET_NODE_ENDPOINTS": rogue.endpoint})
         stream = await rogue.wait_stream(1, WAIT_S)
         captured = await _genuine_and_replayed(stream, attack)
+        await _without_people(stream, attack)
         for what, reason, send in _WRONGS:
             order = command(_NOOP, stream.sent_seq + 1)
             send(stream, order, other_node_id)
@@ -160,6 +162,15 @@ async def _genuine_and_replayed(stream: RogueStream, attack: _Attack) -> trust_p
     return captured
 
 
+async def _without_people(stream: RogueStream, attack: _Attack) -> None:
+    """The keys of the server sign for this node and stream; people did not."""
+    order = command(ACTION, stream.sent_seq + 1, arguments=b'{"program": "kernel"}')
+    stream.send_statement([order])
+    report = await stream.wait_report(order)
+    stream.sent_seq = order.monotonic_seq
+    attack.note("a protected action that no person signed", "INTENT_MISSING", report.reason, report.error, order)
+
+
 def _tampered(stream: RogueStream, order: command_pb2.Command, _: str) -> None:
     true = stream.trust.command_key.sign(Domain.COMMAND, stream.statement([order]).SerializeToString())
 
@@ -203,6 +214,11 @@ _WRONGS: tuple[tuple[str, str, Callable[[RogueStream, command_pb2.Command, str],
 
 def _go_home(stage: Stage, here: Installation, admin: AdminClient, last_seq: int) -> None:
     here.start_node(_VICTIM)
+    here.wait(lambda: admin.nodes()[_VICTIM].state == "QUARANTINED", f"{_VICTIM} to be set aside")
+    stage.check(True, "its own server finds that it was elsewhere: the ratchet is not the one that it handed on")
+    adopt = ["nodes", "adopt", _VICTIM, "--reason", "it was lured away, and is back"]
+    stage.command("fleetctl", *adopt)
+    here.fleetctl(*adopt, "--yes")
     here.wait(lambda: _VICTIM in admin.online(), f"{_VICTIM} back at its own server")
     issued = admin.issue(_VICTIM, admin_pb2.CommandSpec(action=_NOOP)).issued[0]
     here.wait(lambda: admin.state(issued.command_id) == "SUCCEEDED", "a command after coming home")

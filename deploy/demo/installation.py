@@ -151,13 +151,23 @@ class Installation:
         self.nodes.pop(node).kill()
 
     # -- fleetctl ---------------------------------------------------------------------------------------------------
-    def fleetctl(self, *arguments: str, expect: int = 0) -> Any:
+    def fleet_node(self, *arguments: str) -> str:
+        """Run a verb of fleet-node to its end; what it printed."""
+        return self._program("fleet-node", *arguments).stdout
+
+    def fleetctl(self, *arguments: str, expect: int = 0, profile: Path | None = None) -> Any:
         """Run fleetctl; the JSON that it printed, or None when it printed nothing.
+
+        Args:
+            arguments: of fleetctl.
+            expect: exit code.
+            profile: of another person than the first owner.
 
         Raises:
             Broken: it ended with another code than `expect`.
         """
-        answer = self._program("fleetctl", *arguments, "--output", "json", expect=expect)
+        env = {"FLEETCTL_PROFILE": str(profile)} if profile is not None else {}
+        answer = self._program("fleetctl", *arguments, "--output", "json", expect=expect, env=env)
         return json.loads(answer.stdout) if answer.stdout.strip() else None
 
     def fleetctl_lines(self, *arguments: str) -> list[Any]:
@@ -227,10 +237,12 @@ class Installation:
             stdin=stdin,
         )
 
-    def _program(self, program: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    def _program(
+        self, program: str, *arguments: str, expect: int = 0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         answer = subprocess.run(
             [str(self._bin / program), *arguments],
-            env={**os.environ, **self._environment()},
+            env={**os.environ, **self._environment(), **(env or {})},
             cwd=self.root,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from deploy.demo import attacks, faults, joining, working
+from deploy.demo import attacks, faults, joining, people, working
 from deploy.demo.admin import AdminClient
 from deploy.demo.installation import Installation
 from deploy.demo.stage import Stage
@@ -92,8 +92,13 @@ def _steps(stage: Stage, here: Installation) -> None:
         ):
             working.commands(stage, here, admin)
         with stage.step(
+            "People sign",
+            "What a policy protects runs only with the signatures of people, which nodes verify without the server.",
+        ):
+            people.cosign(stage, here, admin)
+        with stage.step(
             "A server in the wrong hands",
-            "It has every key: what it signs anew does run. What it alters, repeats, withholds or redirects does not.",
+            "It has every key. What it alters, repeats, withholds, redirects, or has no person's signature for, fails.",
         ):
             attacks.wrong_hands(stage, here, admin)
         with stage.step(
@@ -120,7 +125,7 @@ def _stay(stage: Stage, here: Installation) -> None:
     lines = [
         "nodes watch",
         "run 'press-*' host.info",
-        "run line=2 exec.run --arg program=kernel",
+        "run line=2 host.processes",
         "commands list --limit 10",
         "telemetry history oven-1 --series host.cpu.percent",
         "drain node press-2",

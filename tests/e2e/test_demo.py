@@ -48,7 +48,16 @@ def test_every_step_holds(processes: Processes, tmp_path: Path) -> None:
     assert int(issued.group(1)) > 0
     assert "✓ lost: 0" in printed
     assert "✓ run twice: 0" in printed
-    for reason in ("BAD_SIGNATURE", "WRONG_NODE", "WRONG_STREAM", "SEQ_CONFLICT", "GAP", "QUARANTINED", "INTERRUPTED"):
+    for reason in (
+        "BAD_SIGNATURE",
+        "WRONG_NODE",
+        "WRONG_STREAM",
+        "SEQ_CONFLICT",
+        "GAP",
+        "QUARANTINED",
+        "INTERRUPTED",
+        "INTENT_MISSING",
+    ):
         assert reason in printed
 
     secrets = [(state / name).read_text().strip() for name in ("owner.token", "join.token", "server/secret.key")]
