@@ -12,6 +12,7 @@ from fleet.v1 import admin_pb2
 from tests.fakes.tls import FakeAuthority
 from tests.integration.command_line import Fleetctl
 from tests.integration.installation import Installation
+from tests.integration.waiting import eventually
 
 
 @pytest.fixture
@@ -36,6 +37,30 @@ async def test_an_operators_day(installation: Installation, fleetctl: Fleetctl) 
     assert (code, "SIMULATED" in out) == (1, True), (out, err)
     code, out, err = await fleetctl("keys", "list")
     assert code == 0, err
+
+
+async def test_a_command_key_is_rotated_and_the_old_one_revoked(installation: Installation, fleetctl: Fleetctl) -> None:
+    await installation.add_node("n-1")
+    before = installation.server.trust.command_key_id("").hex()
+    code, out, err = await fleetctl("keys", "prepare", "--output", "json")
+    assert code == 0, err
+    key = json.loads(out)["key"]["key_id"]
+
+    async def complete() -> bool:
+        _, out, _ = await fleetctl("keys", "rollout", "--output", "json")
+        return [(each["holding"], each["complete"]) for each in json.loads(out)["keys"]] == [(1, True)]
+
+    await eventually(complete, "the node holds the key")
+    code, out, err = await fleetctl("keys", "activate", key[:8])
+    assert (code, "ACTIVE" in out, "1 of 1 node" in err) == (0, True, True), (out, err)
+    code, out, err = await fleetctl("keys", "revoke", key, "--reason", "leaked", "--yes")
+    assert (code, "--stop-commands" in err) == (3, True), (out, err)
+    code, out, err = await fleetctl("keys", "revoke", before[:8], "--reason", "leaked", "--yes")
+    assert (code, "REVOKED" in out) == (0, True), (out, err)
+    code, out, err = await fleetctl("run", "n-1", "simulated.noop")
+    assert code == 0, (out, err)
+    code, out, err = await fleetctl("keys", "list")
+    assert all(word in out for word in (before, "REVOKED", key, "ACTIVE")), (out, err)
 
 
 async def test_the_audit_verifies_until_somebody_touches_it(installation: Installation, fleetctl: Fleetctl) -> None:

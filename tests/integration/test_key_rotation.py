@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2, gateway_pb2, trust_pb2
 from tests.fakes.rogue import FINAL_STATES, RogueGateway, command
-from tests.integration.installation import Installation, assert_each_ran_once
+from tests.integration.installation import Installation, Template, assert_each_ran_once
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -234,6 +235,28 @@ async def test_a_sites_key_signs_for_its_nodes_alone(installation: Installation)
     await installation.owner.ask("RetireKey", admin_pb2.RetireKeyRequest(key=berlin_key.hex()))
     views = await installation.owner.run("*")
     assert {(view.state, view.key_id) for view in views} == {(SUCCEEDED, cluster_key)}
+
+
+async def test_the_schedule_rotates_by_itself(tmp_path: Path, template: Template) -> None:
+    async with Installation(tmp_path, template, command_key_rotation_days=2) as installation:
+        node = await installation.add_node("n-1")
+        rotation, used = installation.server.rotation, []
+        for _ in range(2):
+            used.append(installation.server.trust.command_key_id(""))
+            await rotation.rotate_due()
+            assert await rollout(installation) == [], "too early"
+            installation.clock.step_wall(DAY_S)  # sessions end, and the node comes back by itself
+            await rotation.rotate_due()
+            await node.wait_live(node.link.streams_opened)
+            await wait_everywhere(installation)
+            installation.clock.step_wall(DAY_S)
+            await rotation.rotate_due()
+        used.append(installation.server.trust.command_key_id(""))
+        assert len(set(used)) == 3
+        (view,) = await installation.owner.run("n-1")
+        assert (view.state, view.key_id) == (SUCCEEDED, used[-1])
+        actors = {entry.actor for entry in await installation.owner.audit("key.prepared", "key.activated")}
+        assert actors == {"schedule"}
 
 
 async def test_only_an_owner_changes_keys(installation: Installation) -> None:
