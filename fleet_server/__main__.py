@@ -10,16 +10,14 @@ import hashlib
 import json
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fleet.prose import write_example
-from fleet_server.cli.grammar import Listing
+from fleet_server.verbs import BadSetup, Program, Refused, Verb
 
 # Everything heavy is imported by the verb that needs it: help is there at once.
 if TYPE_CHECKING:
@@ -28,127 +26,6 @@ if TYPE_CHECKING:
 _SHOWN_DIFFERENCES = 3
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-_EXIT_CODES = (
-    ("0", "done"),
-    ("1", "the server failed while it ran"),
-    ("2", "wrong usage, settings or files"),
-    ("3", "refused"),
-    ("4", "the database does not answer"),
-)
-
-
-class Ending(click.ClickException):
-    """A verb ends badly; the message says why and what to do."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Write it to standard error, further lines under the first."""
-        first, *further = self.message.splitlines() or [""]
-        click.echo(f"error: {first}", file=file or sys.stderr)
-        for line in further:
-            click.echo(f"       {line}", file=file or sys.stderr)
-
-
-class BadSetup(Ending):
-    """Wrong usage, settings or files."""
-
-    exit_code = 2
-
-
-class Refused(Ending):
-    """What was asked for is not done."""
-
-    exit_code = 3
-
-
-class Unreachable(Ending):
-    """The database does not answer."""
-
-    exit_code = 4
-
-
-def _ending_of(error: Exception) -> Ending | None:
-    """What a known error ends with; None for a fault of this program."""
-    from fleet.errors import Reason, Refusal
-    from fleet.identity import PrivateFileError
-    from fleet_server import bootstrap
-    from fleet_server.certificates import CertificateError
-    from fleet_server.config import ConfigError
-    from fleet_server.database.dialects import DatabaseUrlError
-    from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError
-    from fleet_server.trust.secrets import SecretKeyError
-    from fleet_server.trust.service import TrustSetupError
-
-    if isinstance(error, Refusal):
-        return (Unreachable if error.reason is Reason.UNAVAILABLE else Refused)(error.detail)
-    endings: tuple[tuple[type[Exception], type[Ending]], ...] = (
-        (ConfigError, BadSetup),
-        (DatabaseUrlError, BadSetup),
-        (SecretKeyError, BadSetup),
-        (PrivateFileError, BadSetup),
-        (CertificateError, BadSetup),
-        (DatabaseUnreachableError, Unreachable),
-        (bootstrap.NotInitialisedError, Refused),
-        (bootstrap.AlreadyRunningError, Refused),
-        (SchemaError, Refused),
-        (TrustSetupError, Refused),
-    )
-    return next((ending(str(error)) for kind, ending in endings if isinstance(error, kind)), None)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Known errors become one sentence and a code; all others are faults of this program and show where."""
-    try:
-        yield
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise
-    except Exception as error:
-        ending = _ending_of(error)
-        if ending is None:
-            raise
-        raise ending from error
-
-
-class Verb(click.Command):
-    """A command whose help ends with an example and the exit codes, and whose errors are explained."""
-
-    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._example = example
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
-        with _explained():
-            return super().invoke(ctx)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example and the exit codes."""
-        write_example(formatter, self._example)
-        _write_exit_codes(formatter)
-
-
-class Program(Listing):
-    """`fleet-server` itself: its output may go to a pipe that closes or a disk that is full."""
-
-    group_class = Listing
-
-    def main(self, *args: Any, **extra: Any) -> Any:
-        """Run and end the process."""
-        from fleet.standard_streams import carry_output
-
-        with carry_output():
-            return super().main(*args, **extra)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the first steps and the exit codes."""
-        write_example(formatter, "fleet-server init --owner ada --owner-token-file owner.token\nfleet-server run")
-        _write_exit_codes(formatter)
-
-
-def _write_exit_codes(formatter: click.HelpFormatter) -> None:
-    with formatter.section("Exit codes"):
-        formatter.write_dl(list(_EXIT_CODES))
 
 
 def _settings_options(function: Function) -> Function:
@@ -385,6 +262,81 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
             "restore the database from a backup, or undo what was changed in it by hand"
         )
     click.echo(f"schema revision {report.wanted}: current, and every table as it should be")
+
+
+@main.group()
+def secrets() -> None:
+    """The secret encryption key, under which private keys rest and rows are marked."""
+
+
+@secrets.command(cls=Verb, example="fleet-server secrets rekey --new-key-file /etc/fleet/new.key")
+@click.option(
+    "--new-key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="0600 file with the new key. Without it the settings hold the new key, and the previous one.",
+)
+@_settings_options
+def rekey(new_key_file: Path | None, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Put everything under a new secret encryption key, while servers run that hold both.
+
+    It may be stopped and run again at any time. docs/operations/rekey.md has every step.
+    """
+    import asyncio
+
+    from fleet.clock import SystemClock
+    from fleet_server import bootstrap, rekeying
+    from fleet_server.observability import logging as server_logging
+    from fleet_server.trust.secrets import read_key_file
+
+    settings = _load(file, data_dir, pairs).settings
+    server_logging.configure("warning")
+    bootstrap.require_schema(settings)
+    new, old = bootstrap.master_key(settings), bootstrap.previous_master_key(settings)
+    if new_key_file is not None:
+        new, old = read_key_file(new_key_file), new
+    if old is None:
+        raise BadSetup(
+            "there is one secret encryption key only: name the new one with --new-key-file, or set"
+            " secret_encryption_key_previous_file to the one before"
+        )
+    change = rekeying.Change(settings.resolved_database_url(), old=old, new=new, clock=SystemClock(), say=_say)
+    outcome = asyncio.run(change.run())
+    click.echo(f"{outcome.done} rows are under the new key now; nothing needs the old one any more")
+    if outcome.refused:
+        shown = "\n".join(outcome.refused[:_SHOWN_DIFFERENCES])
+        raise Refused(
+            f"{len(outcome.refused)} rows verify under neither key and were left: they were changed around the"
+            f" server, which refuses them as well\n{shown}"
+        )
+
+
+@secrets.command("status", cls=Verb, example="fleet-server secrets status")
+@_settings_options
+def secrets_status(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Show which key writes, by its id, whether a change is going on, and what each replica holds."""
+    import asyncio
+    from datetime import UTC, datetime
+
+    from fleet_server import bootstrap, rekeying
+
+    settings = _load(file, data_dir, pairs).settings
+    bootstrap.require_schema(settings)
+    found = asyncio.run(rekeying.standing(settings.resolved_database_url()))
+    held = bootstrap.load_secrets(settings).box.key_ids
+    click.echo(f"writes under  {found.key_id}")
+    click.echo(f"settings hold {', '.join(key_id.hex() for key_id in held)}")
+    if found.change is None:
+        click.echo("never changed")
+    else:
+        begun, ended = (datetime.fromtimestamp(each / 1000, UTC).isoformat(timespec="seconds") for each in found.change)
+        click.echo(f"changed       {begun}, {f'done {ended}' if found.change[1] else 'going on, or stopped halfway'}")
+    for replica_id, keys in found.replicas:
+        click.echo(f"replica       {replica_id} holds {keys or 'nothing that is known'}")
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
 
 
 @main.command(cls=Verb, example="fleet-server version")

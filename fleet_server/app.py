@@ -53,6 +53,7 @@ from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.rpc import Gateway
 from fleet_server.streams.stream import Rooms
 from fleet_server.telemetry.service import TelemetryService
+from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
@@ -116,13 +117,14 @@ class Server:
             wakeup=self.wakeup,
             cluster_name=self.settings.cluster_name,
         )
+        self.master_keys = MasterKeys(database=self.database, secrets=self._secrets, clock=self.clock)
         self.installation = InstallationService(
             database=self.database,
             clock=self.clock,
             audit=self.audit,
             strict=self.settings.is_strict,
             root_key=self.settings.root_key(),
-            challenge_key=self._secrets.derive("owner-challenge"),
+            challenge_key=lambda: self._secrets.derive("owner-challenge"),
             bucket=TokenBucket(_STRANGERS_PER_S, _STRANGERS_BURST, self.clock.monotonic()),
         )
         self.nodes = NodeService(
@@ -219,6 +221,7 @@ class Server:
             streams=lambda: len(self.streams),
             admission_per_s=lambda: self.sessions.admission.rate_per_s,
             on_lost=self.nodes.forget_streams,
+            secret_keys=lambda: self._secrets.key_ids,
         )
         self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)
         self.installation.make_owners_with(self.operators.make_owner)
@@ -233,6 +236,7 @@ class Server:
         stopping = StopRequest()
         self.database.start()
         try:
+            await self.master_keys.load()
             await self.trust.load()
             await self.installation.load(self.trust.installation_id, self.trust.cluster_id)
             self.build_rooms()
@@ -318,6 +322,7 @@ class Server:
                 "refusal-audit": self.sessions.run_audit(),
                 "call-audit": self.operators.run(),
                 "trust": self.trust.run(),
+                "secret-keys": self.master_keys.run(),
                 "approvals": self.approvals.run(),
                 "installation": self.installation.run(),
                 "trust-watch": self.trust.run_watch(),

@@ -28,6 +28,7 @@ from fleet_server.database.dialects import dialect_of, parse_url
 from fleet_server.database.engine import Database
 from fleet_server.database.migrate import SchemaError, SchemaReport, SchemaState
 from fleet_server.database.wakeup import Wakeup
+from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.secrets import (
     KEY_FILE_NAME,
     SecretKeyError,
@@ -99,10 +100,10 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
             wakeup=wakeup,
             cluster_name=settings.cluster_name,
         )
-        operators = OperatorService(database=database, clock=clock, audit=audit, secrets=secrets)
         database.start()
         try:
             try:
+                await MasterKeys(database=database, secrets=secrets, clock=clock).load()
                 await trust.create_cluster()
                 await trust.load()
             except TrustSetupError:
@@ -110,6 +111,7 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
                     made_key_file.unlink()  # it opens nothing here, and would hide that the right one is missing
                 raise
             await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der])
+            operators = OperatorService(database=database, clock=clock, audit=audit, secrets=secrets)
             token = None if settings.is_strict else await _create_owner(operators, owner)
             await audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
         finally:
@@ -134,15 +136,37 @@ def load_secrets(settings: Settings) -> Secrets:
     Raises:
         SecretKeyError: there is no key, or it cannot be used.
     """
+    return Secrets(master_key(settings), previous_master_key(settings))
+
+
+def previous_master_key(settings: Settings) -> Secret[bytes] | None:
+    """The master key before, while it is being replaced.
+
+    Raises:
+        SecretKeyError: it cannot be used.
+    """
+    configured = settings.secret_encryption_key_previous.get_secret_value()
+    if configured:
+        return parse_master_key(Secret(configured), "FLEET_SECRET_ENCRYPTION_KEY_PREVIOUS")
+    path = settings.secret_encryption_key_previous_file
+    return None if path is None else read_key_file(path)
+
+
+def master_key(settings: Settings) -> Secret[bytes]:
+    """The master key.
+
+    Raises:
+        SecretKeyError: there is none, or it cannot be used.
+    """
     configured = settings.secret_encryption_key.get_secret_value()
     if configured:
-        return Secrets(parse_master_key(Secret(configured), "FLEET_SECRET_ENCRYPTION_KEY"))
+        return parse_master_key(Secret(configured), "FLEET_SECRET_ENCRYPTION_KEY")
     path = settings.secret_encryption_key_file or settings.data_dir / KEY_FILE_NAME
     if not path.exists() and settings.secret_encryption_key_file is None:
         raise SecretKeyError(
             f"there is no secret encryption key: run `fleet-server init`, or restore {path} from a backup"
         )
-    return Secrets(read_key_file(path))
+    return read_key_file(path)
 
 
 def open_tls(settings: Settings, clock: Clock) -> ServerCertificates:

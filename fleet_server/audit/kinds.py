@@ -13,6 +13,8 @@ class AuditKind(StrEnum):
     INSTALLATION_ACTIVATED = "installation.activated"
     OWNER_CLAIMED = "installation.owner_claimed"
     PLATFORM_GRANT_IMPORTED = "platform_grant.imported"
+    SECRETS_REKEY_STARTED = "secrets.rekey_started"
+    SECRETS_REKEYED = "secrets.rekeyed"
     AUTHORITY_CREATED = "authority.created"
     KEY_CREATED = "key.created"
     KEY_PREPARED = "key.prepared"

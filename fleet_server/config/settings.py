@@ -162,6 +162,13 @@ class Settings(BaseSettings):
         None, description="File, mode 0600, that holds the secret encryption key."
     )
 
+    secret_encryption_key_previous: SecretStr = Field(
+        SecretStr(""),
+        description="The key before, while `fleet-server secrets rekey` replaces it: it opens and verifies as well."
+        " See [rekey.md](operations/rekey.md).",
+    )
+    secret_encryption_key_previous_file: Path | None = Field(None, description="File, mode 0600, that holds it.")
+
     heartbeat_interval_s: float = Field(
         15.0,
         ge=1,
@@ -226,6 +233,11 @@ class Settings(BaseSettings):
     def _production_is_explicit(self) -> Self:
         if self.secret_encryption_key.get_secret_value() and self.secret_encryption_key_file is not None:
             raise ValueError("secret_encryption_key and secret_encryption_key_file are both set: keep one of them")
+        previous_file = self.secret_encryption_key_previous_file
+        if self.secret_encryption_key_previous.get_secret_value() and previous_file is not None:
+            raise ValueError(
+                "secret_encryption_key_previous and secret_encryption_key_previous_file are both set: keep one of them"
+            )
         if self.mode == "production":
             if not self.secret_encryption_key.get_secret_value() and self.secret_encryption_key_file is None:
                 raise ValueError(

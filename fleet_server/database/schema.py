@@ -22,7 +22,11 @@ from sqlalchemy import (
     text,
 )
 
-from fleet_server.database import credential_schema, people_schema  # noqa: F401 - put their tables into the same list
+from fleet_server.database import (  # noqa: F401 - put their tables into the same list
+    credential_schema,
+    installation_schema,
+    people_schema,
+)
 from fleet_server.database.columns import Position, metadata
 from fleet_server.database.columns import id_column as _id
 
@@ -76,25 +80,6 @@ trust_bundles = Table(
     Column("signed", LargeBinary, nullable=False),
     Column("content_sha256", LargeBinary, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
-)
-
-# -- installation: only what is signed in these rows counts ---------------------------------------
-installation_authority = Table(
-    "installation_authority",
-    metadata,
-    Column("installation_id", _id(), primary_key=True),
-    Column("manifest", LargeBinary, nullable=False),
-    Column("activated_at_ms", BigInteger, nullable=False),
-    Column("claim", LargeBinary, nullable=False),
-)
-
-platform_role_grants = Table(
-    "platform_role_grants",
-    metadata,
-    Column("grant_sha256", LargeBinary(32), primary_key=True),
-    Column("installation_id", _id(), nullable=False),
-    Column("signed", LargeBinary, nullable=False),
-    Column("imported_at_ms", BigInteger, nullable=False),
 )
 
 # -- admin: who may call ---------------------------------------------------------------------------
@@ -343,6 +328,7 @@ replicas = Table(
     Column("drain_requested_at_ms", BigInteger, nullable=False, server_default="0"),
     Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
     Column("drain_reason", Integer, nullable=False, server_default="0"),
+    Column("secret_keys", String(64), nullable=False, server_default=""),
 )
 
 # -- audit -----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class InstallationService:
     Args:
         strict: whether a manifest is needed.
         root_key: the pinned product root, raw; empty for none.
-        challenge_key: 32 bytes, the same on every replica.
+        challenge_key: gives 32 bytes, the same on every replica; asked once the database was read.
         bucket: bounds calls without credentials.
     """
 
@@ -93,7 +93,7 @@ class InstallationService:
         audit: AuditService,
         strict: bool,
         root_key: bytes,
-        challenge_key: bytes,
+        challenge_key: Callable[[], bytes],
         bucket: Bucket,
     ) -> None:
         self._database = database
@@ -212,7 +212,7 @@ class InstallationService:
                 raise Refusal(Reason.NOT_ACTIVATED, self.waits_for or "no activation manifest was imported here")
             claim = rules.verify_claim(signed, manifest=held.manifest, installation_id=self._installation_id)
             now_ms = self._clock.now_ms()
-            rules.check_claim(claim, held.claim, challenge_key=self._challenge_key, now_ms=now_ms)
+            rules.check_claim(claim, held.claim, challenge_key=self._challenge_key(), now_ms=now_ms)
             token = make_owner(tx, claim.operator_id, claim.operator_name)
             store.put_claim(tx.conn, self._installation_id, signed.SerializeToString())
             self._audit.append(
@@ -291,7 +291,7 @@ class InstallationService:
             root_key=self._root_key,
             authority=self._authority,
             waits_for=self.waits_for,
-            challenge=rules.make_challenge(self._challenge_key, self._clock.now_ms(), os.urandom(_NONCE_BYTES)),
+            challenge=rules.make_challenge(self._challenge_key(), self._clock.now_ms(), os.urandom(_NONCE_BYTES)),
             grants=tuple(grants),
         )
 

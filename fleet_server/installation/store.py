@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select, update
 
 from fleet_server.database.engine import Connection, for_update, sql
-from fleet_server.database.schema import installation_authority, platform_role_grants
+from fleet_server.database.installation_schema import installation_authority, platform_role_grants
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ class DrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord:
-    """One server process. Times are Unix milliseconds; `admission_per_s` handshakes that it admits per second."""
+    """One server process. Times are Unix milliseconds; `admission_per_s` handshakes that it admits per second;
+    `secret_keys` ids of the secret encryption keys that it holds, the one that writes first."""
 
     replica_id: str
     version: str
@@ -54,6 +55,7 @@ class ReplicaRecord:
     started_at_ms: int
     heartbeat_at_ms: int
     drain: DrainRequest | None
+    secret_keys: str = ""
 
 
 class HeartbeatWatch:

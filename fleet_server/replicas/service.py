@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -31,6 +31,7 @@ class ReplicaService:
         version: software version.
         streams: live streams now.
         admission_per_s: handshakes that this replica admits per second now.
+        secret_keys: ids of the secret encryption keys that this process holds, the one that writes first.
         on_lost: `on_lost(tx, replica_id)` runs in the transaction that finds a replica gone, or forgets what an
             earlier process of the
             same id left behind: its nodes are offline.
@@ -48,6 +49,7 @@ class ReplicaService:
         streams: Callable[[], int],
         admission_per_s: Callable[[], float],
         on_lost: Callable[[Transaction, str], object],
+        secret_keys: Callable[[], Sequence[bytes]] = tuple,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -58,6 +60,7 @@ class ReplicaService:
         self._streams = streams
         self._admission_per_s = admission_per_s
         self._on_lost = on_lost
+        self._secret_keys = secret_keys
         self._state = ReplicaState.STARTING
         self._watch = HeartbeatWatch()
         self._drain: DrainRequest | None = None
@@ -68,7 +71,7 @@ class ReplicaService:
         """Write this process's row, and clear away what an earlier process of the same id left."""
 
         def work(tx: Transaction) -> None:
-            store.register(tx.conn, self.replica_id, self._version, self._clock.now_ms())
+            store.register(tx.conn, self.replica_id, self._version, self._key_words(), self._clock.now_ms())
             self._on_lost(tx, self.replica_id)
             self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, {"version": self._version})
 
@@ -202,8 +205,12 @@ class ReplicaService:
             state=self._state,
             streams=self._streams(),
             admission_per_s=self._admission_per_s(),
+            secret_keys=self._key_words(),
             now_ms=self._clock.now_ms(),
         )
+
+    def _key_words(self) -> str:
+        return ",".join(key_id.hex() for key_id in self._secret_keys())
 
     def _known(self, conn: Connection, replica_id: str) -> ReplicaRecord:
         replica = store.by_id(conn, replica_id)
@@ -215,3 +222,8 @@ class ReplicaService:
 
     def _tell(self, tx: Transaction, kind: AuditKind, actor: str, replica_id: str, detail: Mapping[str, JSON]) -> None:
         self._audit.append(tx, kind, actor=actor, subject=f"replica:{replica_id}", detail=detail)
+
+
+async def all_replicas(database: Database) -> list[ReplicaRecord]:
+    """All replicas, for a process that is none."""
+    return await database.read(store.every)

@@ -3,6 +3,10 @@
 One 32-byte master key, given by `FLEET_SECRET_ENCRYPTION_KEY`, its `_FILE` form, or the data folder of a development
 server. Nothing uses it directly: HKDF-SHA256 (RFC 5869) derives a key for each purpose, so that no two uses can be
 played against each other.
+
+While the master key is being changed there are two. Both open and verify; one of them writes, the same on every replica
+(`master_keys`). Keys behind what left the server (tokens, api_keys, ids) outlive the master key: their root is sealed
+under the new one, or every node and operator would need new credentials.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import binascii
 import hashlib
 import hmac
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -84,24 +89,44 @@ def make_key_file(path: Path) -> Secret[bytes]:
     return Secret(raw)
 
 
+class Turn:
+    """Which of the keys that are held writes; shared by everything that comes from one `Secrets`."""
+
+    __slots__ = ("writes",)
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+
 class SecretBox:
     """AES-256-GCM for what rests in the database; key id and row id are associated data, so no value serves in
     another row.
+
+    Of several keys all open, by the id in front of what was sealed; the one whose turn it is seals.
 
     Each sealing draws a fresh key (HMAC-SHA256 of a random salt): random nonces under one key would run out on a busy
     server.
     Layout: format (1 byte), key id (8), salt (16), nonce (12), ciphertext and tag.
     """
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._key_id = hashlib.sha256(_INFO + b"key-id\x00" + key).digest()[:_KEY_ID_BYTES]
+    def __init__(self, *keys: bytes, turn: Turn | None = None) -> None:
+        self._keys = {hashlib.sha256(_INFO + b"key-id\x00" + key).digest()[:_KEY_ID_BYTES]: key for key in keys}
+        self._key_ids = tuple(self._keys)
+        self._turn = turn or Turn()
+
+    @property
+    def key_ids(self) -> tuple[bytes, ...]:
+        """Ids of the keys that open, as they stand in what was sealed."""
+        return self._key_ids
 
     def seal(self, plaintext: bytes, *, row: str) -> bytes:
         """Seal `plaintext` for `row`, such as ``command_keys/<key id>``."""
         fresh = os.urandom(_SALT_BYTES + _NONCE_BYTES)
-        header = _FORMAT + self._key_id + fresh
-        return header + self._cipher(fresh).encrypt(fresh[_SALT_BYTES:], plaintext, header + row.encode())
+        key_id = self._key_ids[self._turn.writes]
+        header = _FORMAT + key_id + fresh
+        return header + _cipher(self._keys[key_id], fresh).encrypt(
+            fresh[_SALT_BYTES:], plaintext, header + row.encode()
+        )
 
     def unseal(self, sealed: bytes, *, row: str) -> bytes:
         """Open what `seal` made for the same row.
@@ -112,19 +137,22 @@ class SecretBox:
         if len(sealed) < _HEADER_BYTES or sealed[:1] != _FORMAT:
             raise SealError(f"{row} does not hold a sealed value: restore the row from a backup")
         header = sealed[:_HEADER_BYTES]
-        if not hmac.compare_digest(header[1 : 1 + _KEY_ID_BYTES], self._key_id):
+        key = self._keys.get(sealed_under(sealed))
+        if key is None:
             raise SealError(
                 f"{row} was sealed under another secret encryption key:"
                 " start the server with the FLEET_SECRET_ENCRYPTION_KEY that this database was made with"
             )
         fresh = header[1 + _KEY_ID_BYTES :]
         try:
-            return self._cipher(fresh).decrypt(fresh[_SALT_BYTES:], sealed[_HEADER_BYTES:], header + row.encode())
+            return _cipher(key, fresh).decrypt(fresh[_SALT_BYTES:], sealed[_HEADER_BYTES:], header + row.encode())
         except InvalidTag:
             raise SealError(f"{row} was changed since it was sealed: restore the row from a backup") from None
 
-    def _cipher(self, fresh: bytes) -> AESGCM:
-        return AESGCM(hmac.digest(self._key, fresh[:_SALT_BYTES], "sha256"))
+
+def sealed_under(sealed: bytes) -> bytes:
+    """Id of the key under which something was sealed; it is not proven here."""
+    return sealed[len(_FORMAT) : len(_FORMAT) + _KEY_ID_BYTES]
 
 
 class RowMac:
@@ -136,16 +164,19 @@ class RowMac:
     Args:
         key: key that all tables share.
         table: table name.
+        others: keys under which a row verifies as well.
+        turn: which of them all marks.
     """
 
-    __slots__ = ("_mac",)
+    __slots__ = ("_macs", "_turn")
 
-    def __init__(self, key: bytes, table: str) -> None:
-        self._mac = HmacSha256(_expand(key, b"row-mac/" + table.encode()))
+    def __init__(self, key: bytes, table: str, others: Sequence[bytes] = (), turn: Turn | None = None) -> None:
+        self._macs = [HmacSha256(_expand(each, b"row-mac/" + table.encode())) for each in (key, *others)]
+        self._turn = turn or Turn()
 
     def compute(self, *fields: bytes | str | int) -> bytes:
         """32 bytes over `fields`, in order; raises as `frame_fields`."""
-        return self._mac.digest(frame_fields(*fields))
+        return self.compute_framed(frame_fields(*fields))
 
     def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
         """Whether `mac` is `compute(*fields)`; constant time. False, too, for fields that the server never writes:
@@ -157,33 +188,61 @@ class RowMac:
 
     def compute_framed(self, framed: bytes) -> bytes:
         """`compute`, for who has framed the fields already."""
-        return self._mac.digest(framed)
+        return self._macs[self._turn.writes].digest(framed)
 
     def verify_framed(self, mac: bytes, framed: bytes) -> bool:
         """`verify`, for who has framed the fields already."""
-        return hmac.compare_digest(mac, self._mac.digest(framed))
+        return any(hmac.compare_digest(mac, each.digest(framed)) for each in self._macs)
 
 
 class Secrets:
     """Everything derived from the master key.
 
     Args:
-        master: 32 bytes.
+        master: 32 bytes; writes unless `write_under` says otherwise.
+        previous: the key that is being replaced, while it is.
     """
 
-    def __init__(self, master: Secret[bytes]) -> None:
+    def __init__(self, master: Secret[bytes], previous: Secret[bytes] | None = None) -> None:
         # HKDF-Extract with a fixed salt; all that follows is HKDF-Expand.
-        self._root = hmac.digest(_INFO + b"extract", master.reveal(), "sha256")
-        self.box = SecretBox(self.derive("seal"))
-        self._row_key = self.derive("row-mac")
+        masters = [each.reveal() for each in (master, previous) if each is not None]
+        self._roots = [hmac.digest(_INFO + b"extract", each, "sha256") for each in dict.fromkeys(masters)]
+        self._turn = Turn()
+        self.box = SecretBox(*(_expand(root, b"seal") for root in self._roots), turn=self._turn)
+        self._row_keys = [_expand(root, b"row-mac") for root in self._roots]
+        self._token_root: bytes | None = None
+
+    @property
+    def key_ids(self) -> tuple[bytes, ...]:
+        """Ids of the master keys that are held, 8 bytes each, the one that writes first."""
+        ids = self.box.key_ids
+        return (ids[self._turn.writes], *ids[: self._turn.writes], *ids[self._turn.writes + 1 :])
+
+    def write_under(self, key_id: bytes) -> bool:
+        """Seal and mark under that key from now on; False when it is not held."""
+        if key_id not in self.box.key_ids:
+            return False
+        self._turn.writes = self.box.key_ids.index(key_id)
+        return True
 
     def row_mac(self, table: str) -> RowMac:
         """The MAC of one table."""
-        return RowMac(self._row_key, table)
+        first, *others = self._row_keys
+        return RowMac(first, table, others, self._turn)
+
+    @property
+    def token_root(self) -> bytes:
+        """What `derive` derives from: the master key's own until another was adopted."""
+        return self._token_root or _expand(self._roots[self._turn.writes], b"token-root")
+
+    def adopt_token_root(self, root: bytes) -> None:
+        """Derive from the root that outlived a change of the master key."""
+        self._token_root = root
 
     def derive(self, purpose: str) -> bytes:
-        """32 bytes for `purpose`: the same on every replica, unrelated to those of any other purpose."""
-        return _expand(self._root, purpose.encode())
+        """32 bytes for `purpose`: the same on every replica, unrelated to those of any other purpose, and the same
+        after a change of the master key. On a running server ask once the database's root was adopted."""
+        return _expand(self.token_root, purpose.encode())
 
     def __repr__(self) -> str:
         return "Secrets([secret])"
@@ -208,6 +267,10 @@ def frame_fields(*fields: bytes | str | int) -> bytes:
             raise TypeError(f"a row's MAC covers no {type(field).__name__}")
         parts += (tag, len(content).to_bytes(4, "big"), content)
     return b"".join(parts)
+
+
+def _cipher(key: bytes, fresh: bytes) -> AESGCM:
+    return AESGCM(hmac.digest(key, fresh[:_SALT_BYTES], "sha256"))
 
 
 def _expand(key: bytes, purpose: bytes) -> bytes:

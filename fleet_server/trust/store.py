@@ -154,8 +154,10 @@ def insert_key(conn: Connection, row: CommandKeyRow) -> None:
 
 
 def save_key(conn: Connection, row: CommandKeyRow) -> None:
-    """Write the phase of a command key, and what came with it, under its new MAC."""
+    """Write the phase of a command key, and what came with it, under its new MAC; the seal with it, which the MAC
+    covers, and which a change of the secret encryption key may have replaced since the row was read."""
     values = {
+        "sealed_private": row.sealed_private,
         "phase": row.phase,
         "verify_until_ms": row.verify_until_ms,
         "since_ms": row.since_ms,

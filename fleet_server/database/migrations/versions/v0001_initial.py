@@ -147,6 +147,20 @@ def upgrade() -> None:
     op.create_index("ix_approvals_created", "approvals", ["created_at_ms"], unique=False)
     op.create_index("ix_approvals_state", "approvals", ["state", "expires_at_ms"], unique=False)
     op.create_table(
+        "secret_key_state",
+        sa.Column("name", sa.String(length=16), nullable=False),
+        sa.Column("key_id", sa.LargeBinary(length=8), nullable=False),
+        sa.Column("changed_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("done_at_ms", sa.BigInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_secret_key_state")),
+    )
+    op.create_table(
+        "sealed_secrets",
+        sa.Column("name", sa.String(length=16), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_sealed_secrets")),
+    )
+    op.create_table(
         "installation_authority",
         sa.Column("installation_id", sa.String(length=64), nullable=False),
         sa.Column("manifest", sa.LargeBinary(), nullable=False),
@@ -187,6 +201,7 @@ def upgrade() -> None:
         sa.Column("drain_requested_at_ms", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("drain_deadline_ms", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("drain_reason", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("secret_keys", sa.String(length=64), server_default="", nullable=False),
         sa.PrimaryKeyConstraint("replica_id", name=op.f("pk_replicas")),
     )
     op.create_table(

@@ -49,7 +49,7 @@ class Parts:
             audit=self.audit,
             strict=True,
             root_key=root_key,
-            challenge_key=SECRETS.derive("owner-challenge"),
+            challenge_key=lambda: SECRETS.derive("owner-challenge"),
             bucket=TokenBucket(1.0, burst, clock.monotonic()),
         )
         self.service.make_owners_with(self.operators.make_owner)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from fleet.secrets import Secret
 from fleet_server.trust.secrets import (
-    RowMac,
     SealError,
     SecretKeyError,
     Secrets,
@@ -83,7 +82,6 @@ def test_a_row_mac_takes_no_other_type_for_a_number(field: object) -> None:
 def test_derived_keys_are_stable_and_unrelated() -> None:
     assert Secrets(MASTER).derive("challenge") == secrets.derive("challenge")
     assert len({secrets.derive(purpose) for purpose in ("challenge", "api-key", "seal", "row-mac")}) == 4
-    assert RowMac(secrets.derive("row-mac"), "nodes").compute("x") == secrets.row_mac("nodes").compute("x")
 
 
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])

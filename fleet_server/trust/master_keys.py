@@ -1,0 +1,126 @@
+"""Which secret encryption key writes: the database says it, so that all replicas agree while the key is changed.
+
+Mental model
+    Before the first change nothing stands in the database, and the key under which the cluster's authority is sealed
+    is the one that writes.
+    A change names the new key here, in one transaction with the root of what outlives the key (see `secrets`). Every
+    replica holds both keys, looks here every second or two, and tells in its heartbeat what it holds and writes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, insert, select, update
+
+from fleet.clock import Clock
+from fleet.errors import Refusal
+from fleet.logs import get_logger
+from fleet_server.database.engine import Connection, Database
+from fleet_server.database.installation_schema import sealed_secrets, secret_key_state
+from fleet_server.database.schema import cluster_authorities
+from fleet_server.trust.keyring import TrustSetupError
+from fleet_server.trust.secrets import SealError, Secrets, sealed_under
+
+log = get_logger(__name__)
+
+LOOK_INTERVAL_S = 1.0
+TOKEN_ROOT = "token-root"
+_STATE = "writing"
+
+
+class MasterKeys:
+    """Keeps `secrets` as the database says.
+
+    Args:
+        secrets: what this process holds.
+    """
+
+    def __init__(self, *, database: Database, secrets: Secrets, clock: Clock) -> None:
+        self._database = database
+        self._secrets = secrets
+        self._clock = clock
+
+    async def load(self) -> None:
+        """Take the writing key and the root of what outlives it; before anything is derived, sealed or verified.
+
+        Raises:
+            TrustSetupError: this process does not hold the key that writes.
+            Refusal: the database is away.
+        """
+        await self._database.read(self._take)
+
+    async def run(self) -> None:
+        """Follow a change, until cancelled."""
+        while True:
+            await self._clock.sleep(LOOK_INTERVAL_S)
+            try:
+                await self.load()
+            except (Refusal, TrustSetupError) as error:
+                log.warning("secret_key_look_failed", error=str(error))
+
+    def _take(self, conn: Connection) -> None:
+        key_id = writing_key_id(conn)
+        if key_id is None:
+            return  # a database that is being made
+        before = self._secrets.key_ids[0]
+        if not self._secrets.write_under(key_id):
+            raise TrustSetupError(
+                "this database is kept under another secret encryption key: start the server with the"
+                " FLEET_SECRET_ENCRYPTION_KEY that it was made with, or that `fleet-server secrets rekey` was given"
+            )
+        if before != key_id:
+            log.info("secret_key_writes", key_id=key_id.hex())
+        root = read_token_root(conn, self._secrets)
+        if root is not None:
+            self._secrets.adopt_token_root(root)
+
+
+def writing_key_id(conn: Connection) -> bytes | None:
+    """Id of the key that writes; None in a database that is being made."""
+    row = conn.execute(select(secret_key_state.c.key_id)).fetchone()
+    return bytes(row[0]) if row is not None else _first_key_id(conn)
+
+
+def last_change(conn: Connection) -> tuple[int, int] | None:
+    """When the newest change began and ended, Unix milliseconds, 0 while it has not; None when there was none."""
+    row = conn.execute(select(secret_key_state.c.changed_at_ms, secret_key_state.c.done_at_ms)).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def begin_change(conn: Connection, old: Secrets, new: Secrets, now_ms: int) -> None:
+    """Let `new` write from now on, and seal what outlives the key under it."""
+    root = read_token_root(conn, old) or old.token_root
+    conn.execute(delete(sealed_secrets).where(sealed_secrets.c.name == TOKEN_ROOT))
+    sealed = new.box.seal(root, row=_place(TOKEN_ROOT))
+    conn.execute(insert(sealed_secrets).values(name=TOKEN_ROOT, sealed=sealed))
+    conn.execute(delete(secret_key_state))
+    conn.execute(insert(secret_key_state).values(name=_STATE, key_id=new.key_ids[0], changed_at_ms=now_ms))
+
+
+def end_change(conn: Connection, now_ms: int) -> None:
+    """Note that nothing is left under the key before."""
+    conn.execute(update(secret_key_state).values(done_at_ms=now_ms))
+
+
+def read_token_root(conn: Connection, secrets: Secrets) -> bytes | None:
+    """The root that outlived earlier keys; None when there was no other key yet.
+
+    Raises:
+        TrustSetupError: it does not open.
+    """
+    row = conn.execute(select(sealed_secrets.c.sealed).where(sealed_secrets.c.name == TOKEN_ROOT)).fetchone()
+    if row is None:
+        return None
+    try:
+        return secrets.box.unseal(bytes(row[0]), row=_place(TOKEN_ROOT))
+    except SealError as error:
+        raise TrustSetupError(str(error)) from error
+
+
+def _first_key_id(conn: Connection) -> bytes | None:
+    ordered = select(cluster_authorities.c.sealed_private).order_by(cluster_authorities.c.generation).limit(1)
+    row = conn.execute(ordered).fetchone()
+    return None if row is None else sealed_under(bytes(row[0]))
+
+
+def _place(name: str) -> str:
+    return f"sealed_secrets/{name}"
