@@ -68,17 +68,17 @@ class OperatorService:
         self._told_refusals: set[tuple[str, str]] = set()
         self._told: set[str] = set()
 
-    async def authorise(self, token: str, method: str) -> Caller:
-        """Who holds `token`, once they may call `method`; the call is counted for the audit.
+    async def authorise(self, token: str, method: str, request: object = None) -> Caller:
+        """Who holds `token`, once they may call `method` with this request; the call is counted for the audit.
 
         Raises:
             Refusal: UNAUTHENTICATED or PERMISSION_DENIED.
         """
-        caller = await self.check(token, method)
+        caller = await self.check(token, method, request)
         self._calls[caller.name, method] += 1
         return caller
 
-    async def check(self, token: str, method: str) -> Caller:
+    async def check(self, token: str, method: str, request: object = None) -> Caller:
         """Who holds `token`, once they may call `method`. For a call that goes on: each of its answers is asked for.
 
         Raises:
@@ -86,7 +86,7 @@ class OperatorService:
         """
         operator = await self._authenticate(token)
         try:
-            rules.authorise(operator.role, rules.NEEDED_ROLE[method], method)
+            rules.authorise(operator.role, rules.needed_role(method, request), method)
         except Refusal:
             await self._tell_refused(operator.name, method)
             raise

@@ -159,7 +159,7 @@ class Admin:
         self._require_active()
         if isinstance(request, Refusal):
             raise request
-        caller = await self._access.authorise(_bearer(context), name)
+        caller = await self._access.authorise(_bearer(context), name, request)
         check_texts(request)
         return caller
 

@@ -77,6 +77,17 @@ NEEDED_ROLE: Mapping[str, Role] = {
 }
 
 
+def needed_role(method: str, request: object = None) -> Role:
+    """The least role that may make a call. To put a node out for good takes more than to suspend it.
+
+    Args:
+        request: as it came, where the role depends on it.
+    """
+    if method == "SetNodeState" and getattr(request, "state", "") == "REVOKED":
+        return Role.RELEASE
+    return NEEDED_ROLE[method]
+
+
 def parse_role(word: str) -> Role:
     """Role by its word.
 

@@ -54,6 +54,19 @@ async def test_a_role_may_do_what_lower_ones_may_and_no_more(access: OperatorSer
                 assert refusal.metadata["needed_role"] == needed.word
 
 
+async def test_to_revoke_a_node_takes_more_than_to_suspend_it(access: OperatorService) -> None:
+    tokens = {role: (await access.create("init", role.word, role.word))[1].reveal() for role in Role}
+    for state in ("SUSPENDED", "ACTIVE", "REVOKED"):
+        request = admin_pb2.SetNodeStateRequest(state=state)
+        if state == "REVOKED":
+            with pytest.raises(Refusal) as refused:
+                await access.authorise(tokens[Role.OPERATOR], "SetNodeState", request)
+            assert refused.value.metadata["needed_role"] == "release"
+            await access.authorise(tokens[Role.RELEASE], "SetNodeState", request)
+        else:
+            await access.authorise(tokens[Role.OPERATOR], "SetNodeState", request)
+
+
 @pytest.mark.parametrize("token", ["", "fop1.", "fop1.AAAA", "nonsense", "fop1." + "x" * 500])
 async def test_strangers_are_unauthenticated(access: OperatorService, token: str) -> None:
     refusal = await _refused(access, token, "WhoAmI")
