@@ -51,6 +51,7 @@ class AuditKind(StrEnum):
     API_KEY_REVOKED = "api_key.revoked"
     API_KEY_REPLACED = "api_key.replaced"
     API_KEY_QUARANTINED = "api_key.quarantined"
+    ROTATION_QUARANTINED = "rotation.quarantined"
     # Nodes
     NODE_STATE_CHANGED = "node.state_changed"
     NODE_LABELLED = "node.labelled"
@@ -94,6 +95,7 @@ TABLE_OF_QUARANTINE = {
     AuditKind.JOIN_TOKEN_QUARANTINED: "join_tokens",
     AuditKind.ENROLLMENT_QUARANTINED: "enrollments",
     AuditKind.API_KEY_QUARANTINED: "api_keys",
+    AuditKind.ROTATION_QUARANTINED: "credential_rotations",
     AuditKind.NODE_QUARANTINED: "nodes",
     AuditKind.COMMAND_QUARANTINED: "commands",
     AuditKind.OPERATOR_KEY_QUARANTINED: "operator_keys",

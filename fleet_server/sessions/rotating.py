@@ -79,6 +79,7 @@ class RotationService:
         self._api_keys = api_keys
         self._store = store
         self._api_key_text = api_key_text
+        self._told_tampered: set[str] = set()
 
     # -- api_keys -----------------------------------------------------------------------------------------------------
     def issue_api_key(self, tx: Transaction, node_id: str) -> str:
@@ -154,6 +155,8 @@ class RotationService:
         live = self._api_keys.live_of_node(tx.conn, node.node_id, now_ms)
         decided = rotations.order(held, node, live, wanted=wanted, overlap_ms=overlap_ms, actor=actor, now_ms=now_ms)
         if isinstance(decided, Refusal):
+            if not held.intact:
+                self._tell_tampered(tx, node.node_id)
             return decided
         if Wanted.API_KEY in wanted and not overlap_ms and not held.new_key_sha256:
             self._api_keys.end(tx.conn, live[:-1], now_ms)  # a former one, for there is never a third
@@ -172,6 +175,8 @@ class RotationService:
         Args:
             rotation: as read before; a node without an order costs no query.
         """
+        if rotation is not None and not rotation.intact:
+            self._tell_tampered(tx, node_id)
         if rotation is None or rotation.new_key_sha256 != key_sha256:
             return
         rotation = self._store.of_node(tx.conn, node_id, lock=True)
@@ -297,6 +302,13 @@ class RotationService:
         self._api_keys.insert(tx.conn, digest, node_id, self._clock.now_ms())
         self._tell(tx, AuditKind.API_KEY_ISSUED, "server", node_id, {"key_sha256": digest.hex()})
         return self._api_key_text(secret), digest
+
+    def _tell_tampered(self, tx: Transaction, node_id: str) -> None:
+        if node_id not in self._told_tampered:
+            self._told_tampered.add(node_id)
+            log.error("rotation_row_tampered", node_id=node_id)
+            detail = {"table": "credential_rotations", "row": node_id}
+            self._tell(tx, AuditKind.ROTATION_QUARANTINED, "server", node_id, detail)
 
     def _tell(self, tx: Transaction, kind: AuditKind, actor: str, node_id: str, detail: Mapping[str, JSON]) -> None:
         self._audit.append(tx, kind, actor=actor, subject=f"node:{node_id}", detail=detail)

@@ -174,3 +174,21 @@ async def test_people_lose_roles_and_owners_change(crew: Crew) -> None:
     await ok(bob, "approvals", "reject", approval_id, "--reason", "not now")
     code, _, err = await ada("approve", approval_id, "--yes", *crew.passphrase)
     assert (code, "REJECTED" in err) == (3, True)
+
+
+async def test_what_was_signed_for_a_nodes_former_keys_is_void_and_for_the_new_ones_it_counts(crew: Crew) -> None:
+    node, owner = crew.nodes[0], crew.installation.owner
+    before = await owner.node("n-1")
+    former = await crew.propose("n-1")
+    request = admin_pb2.RotateNodesRequest(selector=admin_pb2.Selector(patterns=["n-1"]), identity=True, sealing=True)
+    await owner.ask("RotateNodes", request)
+    await owner.wait_node("n-1", lambda view: view.online and view.fingerprint != before.fingerprint)
+    await owner.wait_node("n-1", lambda view: not view.rotating)
+
+    code, _, err = await crew.operators["bob"]("approve", former[:12], "--yes", *crew.passphrase)
+    assert code != 0, err
+    assert not node.runs()
+
+    fresh = await crew.propose("n-1")
+    await ok(crew.operators["bob"], "approve", fresh[:12], "--yes", *crew.passphrase)
+    assert sum(node.runs().values()) == 1

@@ -274,3 +274,4 @@ async def test_a_row_that_was_changed_around_the_server_orders_nothing(world: Wo
     assert await refused(rotate(world, Wanted.API_KEY)) is Reason.QUARANTINED
     assert await opens(node, new)
     assert await opens(node, node.api_key), "nothing that the row says ends a key"
+    assert (await world.audited()).count("rotation.quarantined") == 1
