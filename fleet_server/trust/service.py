@@ -10,7 +10,7 @@ Mental model
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from fleet.clock import Clock
@@ -269,7 +269,7 @@ class TrustService:
                 result = change(tx, keyring, (keyring.generation, number))
             except Refusal as refusal:  # raised from here it would roll back the whole group
                 return refusal
-            keyring, newest = self._read(tx)
+            keyring, newest = self._read(tx, keyring.refused)
             now_ms = self._clock.now_ms()
             bundle = self._press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=above)
             tx.after_commit(lambda: self._adopt(keyring, bundle))
@@ -318,15 +318,19 @@ class TrustService:
             )
         return keys[key_id]
 
-    def _read(self, tx: Transaction) -> tuple[Keyring, Published | None]:
-        """Keys and newest bundle as they are in the database, under the cluster's lock."""
+    def _read(self, tx: Transaction, refused: Iterable[str] = ()) -> tuple[Keyring, Published | None]:
+        """Keys and newest bundle as they are in the database, under the cluster's lock.
+
+        Args:
+            refused: keys whose refusal this transaction audits already.
+        """
         keyring = load_keyring(
             tx,
             self._vault,
             self._audit,
             cluster_id=self.cluster_id,
             now_ms=self._clock.now_ms(),
-            told=self._told_refused,
+            told=self._told_refused.union(refused),
         )
         newest = bundles.newest(tx.conn, self.cluster_id, keyring.authority)
         before = dict(newest.state.command_keys) if newest is not None else {}

@@ -309,6 +309,21 @@ async def test_a_row_that_was_put_back_around_the_server_is_used_for_nothing(
     assert "key.quarantined" in [kind for kind, _, _ in await audited(one)]
 
 
+async def test_a_row_that_is_edited_under_a_running_server_is_dropped_and_audited_once(
+    one: Replica, database: Database
+) -> None:
+    made = await one.rotation.prepare("ada", "berlin")
+    await edit(database, "UPDATE command_keys SET phase = ? WHERE key_id = ?", ACTIVE, made.key_id)
+    for _ in range(3):
+        await one.trust.publish_bundle(ENDPOINTS, [CA])
+    assert made.key_id not in one.trust.bundle.command_keys
+    assert one.trust.command_key_id("berlin") == one.trust.command_key_id("")
+    assert [kind for kind, _, _ in await audited(one)].count("key.quarantined") == 1
+    with pytest.raises(Refusal) as gone:
+        await one.rotation.revoke("ada", made.key_id.hex(), reason="leaked", stop_commands=False)
+    assert gone.value.reason is Reason.NOT_FOUND
+
+
 async def test_rows_that_do_not_verify_later_stop_no_server(one: Replica, database: Database, clock: MockClock) -> None:
     await edit(database, "UPDATE cluster_authorities SET public_key = ?", bytes(32))
     running = asyncio.create_task(one.trust.run())
