@@ -73,6 +73,7 @@ def approve(
     chosen_labels = dict(key_value(label, option="--label") for label in labels)
     with invocation.connect() as admin:
         found = _find(admin, enrollment)
+        _say_authority(invocation, admin)
         compared = _compare(invocation, found, fingerprint, yes)
         request = admin_pb2.DecideEnrollmentRequest(
             enrollment_id=found.enrollment_id, approve=True, fingerprint=compared, name=name, labels=chosen_labels
@@ -140,6 +141,19 @@ def _none_of_that_name(admin: Admin, wanted: str) -> Refused:
         f"{wanted!r} does not wait: {decided[0].decided_by or 'its join token'} decided {word}",
         hint="see what stands: `fleetctl enrollments list --state all`",
     )
+
+
+def _say_authority(invocation: Invocation, admin: Admin) -> None:
+    """Which authority's word the node takes: the one pinned at login, or else the one that the server names."""
+    import hashlib
+
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.views import grouped_hex
+
+    pinned = admin.context.authority_key
+    key = pinned or admin.call(admin.stub.WhoAmI, admin_pb2.WhoAmIRequest()).authority_key
+    source = "pinned at login" if pinned else "as this server says; log in to pin it"
+    invocation.say_fields([("authority", f"SHA-256 {grouped_hex(hashlib.sha256(key).digest())} ({source})")])
 
 
 def _compare(

@@ -15,6 +15,7 @@ from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
 from fleet.identity import show_fingerprint
 from fleet.v1 import admin_pb2, enrollment_pb2
+from fleet_server.cli.views import grouped_hex
 from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
 
 FINGERPRINT = bytes(range(20))
@@ -210,6 +211,7 @@ def test_approving_shows_the_fingerprint_and_asks(ctl: Fleetctl) -> None:
     result = ctl.run("enrollments", "approve", "press-7", "--label", "line=2", stdin="y\n", person=True)
     assert result.exit_code == 0, result.output
     assert show_fingerprint(FINGERPRINT) in result.stdout
+    assert grouped_hex(hashlib.sha256(AUTHORITY.public_key).digest()) in " ".join(result.stderr.split())
     request = ctl.fake.requests("DecideEnrollment")[0]
     assert (request.enrollment_id, request.approve, request.fingerprint) == ("en_1", True, FINGERPRINT)
     assert dict(request.labels) == {"line": "2"}
