@@ -131,11 +131,13 @@ def judge(approval: Approval, people: People, now_ms: int) -> Judgement:
 
 
 def settle(approval: Approval, people: People, now_ms: int) -> Approval:
-    """APPROVED once enough people signed; PENDING while too few did.
+    """APPROVED once enough people signed, and then for good; PENDING while too few did.
 
     Raises:
         Refusal: INTENT_REFUSED: no further signature would make it good.
     """
+    if approval.state is ApprovalState.APPROVED:
+        return approval
     judgement = judge(approval, people, now_ms)
     if judgement.passes:
         left_s = max(1, (approval.expires_at_ms - now_ms) // 1000)
@@ -146,11 +148,14 @@ def settle(approval: Approval, people: People, now_ms: int) -> Approval:
 
 
 def sign(approval: Approval, signatures: Sequence[trust_pb2.Signature], people: People, now_ms: int) -> Approval:
-    """With further signatures over the very same bytes; the same ones again change nothing.
+    """With further signatures over the very same bytes; the same ones again change nothing. One that is APPROVED stays
+    as it is: what is issued under its idempotency key must be the same whoever issues it.
 
     Raises:
         Refusal: ALREADY_DECIDED, or INTENT_REFUSED for a signature that adds nobody.
     """
+    if approval.shown_state(now_ms) is ApprovalState.APPROVED:
+        return approval
     refuse_decided(approval, now_ms)
     signed = approval.signed
     for signature in signatures:
@@ -193,7 +198,7 @@ def refuse_decided(approval: Approval, now_ms: int) -> None:
     state = approval.shown_state(now_ms)
     if state is ApprovalState.QUARANTINED:
         raise Refusal(Reason.QUARANTINED, "this approval was changed around the server: it is used for nothing")
-    if state not in (ApprovalState.PENDING, ApprovalState.APPROVED):
+    if state is not ApprovalState.PENDING:
         raise Refusal(Reason.ALREADY_DECIDED, f"it is {state} already: see `fleetctl approvals show`")
 
 

@@ -85,6 +85,10 @@ class Plant:
         await self.put(role_grant=self.grant("bob", self.bob))
         await self.put(policy=self.policy(required))
 
+    async def another_replica(self) -> ApprovalService:
+        """The same rooms in another process, as far as what each keeps in memory goes."""
+        return (await _rooms(self.database, self.clock, "r2")).approvals
+
     # -- nodes and intents -------------------------------------------------------------------------------------------
     async def add_node(self, name: str, *, protected: bool = True, action: str = ACTION) -> NodeRecord:
         descriptor = gateway_pb2.ActionDescriptor(action=action, arguments_schema=b"{}", protected=protected)
@@ -149,8 +153,13 @@ class Plant:
 
 
 async def build(database: Database, clock: MockClock) -> Plant:
+    """A new cluster."""
+    return await _rooms(database, clock, "r1")
+
+
+async def _rooms(database: Database, clock: MockClock, replica_id: str) -> Plant:
     wakeup, metrics = Wakeup(), ServerMetrics(Registry())
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r1")
+    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=replica_id)
     trust = TrustService(
         database=database, secrets=SECRETS, clock=clock, audit=audit, wakeup=wakeup, cluster_name="main"
     )
@@ -163,7 +172,7 @@ async def build(database: Database, clock: MockClock) -> Plant:
         wakeup=wakeup,
         audit=audit,
         row_mac=SECRETS.row_mac("nodes"),
-        replica_id="r1",
+        replica_id=replica_id,
     )
     commands = CommandService(
         database=database,

@@ -1,5 +1,6 @@
 """Protected commands wait for people's signatures, and are issued once, as signed, or never."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,48 @@ async def test_what_was_approved_and_not_issued_is_issued_by_whoever_comes_after
     await plant.approvals.finish()
     (view,) = await plant.approvals.listed(everything=True)
     assert (view.state, len(await plant.claim(node))) == ("ISSUED", 1)
+
+
+async def test_of_many_who_sign_at_once_on_two_replicas_all_see_it_issued_once(plant: Plant) -> None:
+    others = {name: Signer.generate() for name in ("cleo", "dan", "eve")}
+    await plant.settle_people()
+    for name, key in others.items():
+        await plant.put(role_grant=plant.grant(name, key))
+    node = await plant.add_node("n1")
+    replica = await plant.another_replica()
+    for _ in range(3):
+        approval, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+        view = await plant.approvals.get(approval.approval_id)
+        rooms = (plant.approvals, replica, plant.approvals)
+        signing = [
+            room.sign(name, view.approval_id, plant.signature(view, key))
+            for room, (name, key) in zip(rooms, others.items(), strict=True)
+        ]
+        outcomes = await asyncio.gather(*signing, return_exceptions=True)
+        issued = [each for each in outcomes if not isinstance(each, BaseException)]
+        late = [each for each in outcomes if isinstance(each, Refusal)]
+        assert len(issued) + len(late) == len(others)
+        assert {each.reason for each in late} <= {Reason.ALREADY_DECIDED}
+        assert {answer.issue_id for _, answer in issued if answer is not None} == {
+            (await plant.approvals.get(view.approval_id)).issue_id
+        }
+    assert len(await plant.claim(node)) == 3
+
+
+async def test_what_is_approved_is_not_rejected_any_more(plant: Plant) -> None:
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    real, plant.commands._issuing.issue = plant.commands._issuing.issue, _away  # type: ignore[method-assign]
+    proposal = plant.proposal(plant.intent(node), plant.ada)
+    with pytest.raises(Refusal, match="UNAVAILABLE"):
+        await plant.approvals.propose("ada", proposal)
+    plant.commands._issuing.issue = real  # type: ignore[method-assign]
+    (view,) = await plant.approvals.listed(everything=True)
+    with pytest.raises(Refusal, match="APPROVED already"):
+        await plant.approvals.close("bob", view.approval_id, withdraw=False, reason="no")
+    done, issued = await plant.approvals.sign("bob", view.approval_id, plant.signature(view, plant.bob))
+    assert issued is not None
+    assert (done.state, issued.issued_count) == (ApprovalState.ISSUED, 1)
 
 
 async def _away(*_: Any) -> Any:
