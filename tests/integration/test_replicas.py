@@ -105,3 +105,21 @@ async def test_keys_rotate_on_both_replicas_and_a_revoked_one_signs_on_neither(
     await eventually(lambda: here.server.trust.command_key_id("") == second, "the other replica has heard of it")
     assert await run_everywhere() == {second}
     assert [node.link.streams_opened for node in nodes] == [1, 1]
+
+
+async def test_a_rotation_ordered_at_one_replica_is_done_over_a_stream_at_the_other(
+    replicas: tuple[Installation, Installation],
+) -> None:
+    here, there = replicas
+    node = await here.add_node("n-1")
+    before = await there.owner.node("n-1")
+    selector = admin_pb2.Selector(patterns=["n-1"])
+    request = admin_pb2.RotateNodesRequest(selector=selector, api_key=True, identity=True, sealing=True)
+    await there.owner.ask("RotateNodes", request)
+    after = await there.owner.wait_node(
+        "n-1", lambda view: view.online and not view.rotating and view.fingerprint != before.fingerprint
+    )
+    assert (after.node_id, after.replica_id) == (before.node_id, "replica-a")
+    (view,) = await here.owner.run("n-1")
+    assert view.state == command_pb2.COMMAND_STATE_SUCCEEDED
+    assert node.link.last_refusal == ""
