@@ -264,6 +264,28 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
     click.echo(f"schema revision {report.wanted}: current, and every table as it should be")
 
 
+@db.command(cls=Verb, example="fleet-server db restored --reason 'disk of the primary failed'")
+@click.option("--reason", required=True, help="Reason for the audit.")
+@_settings_options
+def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
+    """Say that the database was restored from a backup: nodes, which are ahead of it, are not taken for clones.
+
+    Run it once after the restore. Servers may run already; nodes that they set aside meanwhile need
+    `fleetctl nodes adopt`.
+    """
+    import asyncio
+
+    from fleet.clock import SystemClock
+    from fleet_server import bootstrap
+    from fleet_server.restored import note_restored
+
+    settings = _load(file, data_dir, pairs).settings
+    bootstrap.require_schema(settings)
+    secrets = bootstrap.load_secrets(settings)
+    count = asyncio.run(note_restored(settings.resolved_database_url(), secrets, SystemClock(), reason))
+    click.echo(f"{count} nodes may come as they are, once")
+
+
 @main.group()
 def secrets() -> None:
     """The secret encryption key, under which private keys rest and rows are marked."""

@@ -57,6 +57,7 @@ class AuditKind(StrEnum):
     NODE_LABELLED = "node.labelled"
     NODE_ACTIONS_CHANGED = "node.actions_changed"
     NODE_QUARANTINED = "node.quarantined"
+    DATABASE_RESTORED = "database.restored"
     NODE_RATCHET_FOREIGN = "node.ratchet_foreign"
     NODE_ADOPTED = "node.adopted"
     NODE_DRAIN_REQUESTED = "node.drain_requested"

@@ -135,6 +135,14 @@ class Ratchets:
         floor = max(row.seq_floor, seq_floor)
         self._save(conn, replace(row, any_once=1, seq_floor=floor, floor_at_ms=now_ms))
 
+    def expect_any(self, conn: Connection, node_id: str) -> None:
+        """The node's next hello may show anything, once, and its floor stays: the database went back in time."""
+        try:
+            row = self._load(conn, node_id) or _Row(node_id)
+        except TamperedRatchetError:
+            return  # stays for a person to adopt
+        self._save(conn, replace(row, any_once=1))
+
     def _load(self, conn: Connection, node_id: str) -> _Row | None:
         text = (
             "SELECT confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, mac FROM node_ratchets"
