@@ -39,6 +39,7 @@ from fleet_node.enrollment.owner_pin import pinned_owner
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.credentials import Credentials, RotationPinnedError
 from fleet_node.link.link import Link, LinkState
+from fleet_node.link.mutual_tls import open_mutual_tls
 from fleet_node.link.people_store import PeopleStore
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
@@ -169,6 +170,9 @@ class Node:
                 telemetry=self.telemetry,
                 trust=self.trust,
                 ratchet=Ratchet(parts.folder.ratchet),
+                mutual_tls=open_mutual_tls(
+                    settings.mtls_endpoints, parts.folder.client_certificate, membership.node_id, self._clock
+                ),
             ),
             about=SelfDescription(
                 software_version=software_version(),

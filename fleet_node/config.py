@@ -110,6 +110,12 @@ class Settings:
             shown="the bundle's",
         ),
     )
+    mtls_endpoints: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            values.endpoints(), "gateways' mTLS listeners, used once a certificate came over the other endpoints"
+        ),
+    )
     authority_key: bytes = field(
         default=b"",
         metadata=_about(

@@ -300,6 +300,10 @@ class Server:
             host, port = listeners.split_listen(settings.metrics_listen)
             log.info("metrics_listening", address=f"{host}:{await metrics.start(host, port)}")
             stack.push_async_callback(metrics.close)
+        if settings.mtls_listen:
+            credentials = self.certificates.credentials(self.sessions.certificates.offer())
+            mtls = listeners.bind(gateway_server, settings.mtls_listen, credentials, "mtls_listen")
+            log.info("mtls_listening", address=mtls.address)
         gateway = await listeners.start(
             gateway_server, settings.gateway_listen, self.certificates.credentials(), "gateway_listen"
         )

@@ -141,6 +141,12 @@ def peer_address(context: Context) -> str:
     return host.strip("[]")
 
 
+def peer_certificate(context: Context) -> bytes:
+    """The client certificate (PEM) that TLS verified; empty on a listener that asks for none."""
+    shown: tuple[bytes, ...] = tuple(context.auth_context().get("x509_pem_cert", ()))
+    return shown[0] if shown else b""
+
+
 def require_tls13(context: Context) -> None:
     """gRPC has no setting for TLS 1.3 only, so each call checks (docs/protocol.md, "Listeners").
 

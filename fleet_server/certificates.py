@@ -78,8 +78,12 @@ class ServerCertificates:
             accepted.add(certificate_sha256(previous))
         return frozenset(accepted)
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Credentials for one listener; they follow every renewal. The CA is shown too, for `fleetctl login` to pin."""
+    def credentials(self, client_ca_pem: bytes | None = None) -> grpc.ServerCredentials:
+        """Credentials for one listener; they follow every renewal. The CA is shown too, for `fleetctl login` to pin.
+
+        Args:
+            client_ca_pem: every caller has to show a certificate of this CA; None asks for none.
+        """
         served = self._leaves.current
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -88,10 +92,11 @@ class ServerCertificates:
             if current is served:
                 return None  # gRPC keeps what it has
             served = current
-            return self._configuration(current)
+            return self._configuration(current, client_ca_pem)
 
         # The stubs do not know that the fetcher may answer None.
-        return grpc.dynamic_ssl_server_credentials(self._configuration(served), fetch, False)  # type: ignore[arg-type]
+        first, mutual = self._configuration(served, client_ca_pem), client_ca_pem is not None
+        return grpc.dynamic_ssl_server_credentials(first, fetch, mutual)  # type: ignore[arg-type]
 
     def renew(self) -> bool:
         """Take up a leaf that was put into the folder, or make one when the current one is due; whether there is a
@@ -121,9 +126,9 @@ class ServerCertificates:
             if renewed:
                 log.info("certificate_renewed", until=self._leaves.current.not_after.isoformat())
 
-    def _configuration(self, leaf: CertifiedKey) -> grpc.ServerCertificateConfiguration:
+    def _configuration(self, leaf: CertifiedKey, client_ca_pem: bytes | None) -> grpc.ServerCertificateConfiguration:
         chain_pem = leaf.certificate_pem + self._ca.certificate_pem
-        return grpc.ssl_server_certificate_configuration([(leaf.private_key_pem, chain_pem)])
+        return grpc.ssl_server_certificate_configuration([(leaf.private_key_pem, chain_pem)], client_ca_pem)
 
     def _now(self) -> dt.datetime:
         return _utc(self._clock)

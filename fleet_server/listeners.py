@@ -81,8 +81,8 @@ def split_listen(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def start(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials, setting: str) -> Listener:
-    """Bind and start.
+def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials, setting: str) -> Listener:
+    """Give a server a port; it serves once it is started.
 
     Raises:
         ListenError: the port is taken or the address is not ours.
@@ -97,5 +97,11 @@ async def start(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCr
         ) from error
     if bound == 0:
         raise ListenError(f"cannot listen on {shown} ({setting}): choose another address")
-    await server.start()
     return Listener(server, host, bound)
+
+
+async def start(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials, setting: str) -> Listener:
+    """Bind and start; raises as `bind`."""
+    listener = bind(server, listen, credentials, setting)
+    await server.start()
+    return listener

@@ -23,6 +23,7 @@ _PRIVATE_FILES = (
     "membership.json",
     "enrollment.json",
     "bundle.bin",
+    "client.pem",
     "owner.pin",
     "people.json",
 )

@@ -8,6 +8,7 @@
 | ratchet.bin | what the last welcome handed on: shows that no second machine is this node, 0600 |
 | rotation.json | credentials that are to replace those in force, 0600, until the server was met with them |
 | bundle.bin | the signed trust bundle in force, with the links to it from the pinned authority |
+| client.pem | certificate and key for the mTLS listener, if it has one configured; 0600 |
 | owner.pin | the owner that a person pinned here, if one did |
 | people.json | owners, roles and policy as verified under the pin |
 | journal.db, spool.db | commands and telemetry |
@@ -68,6 +69,11 @@ class StateFolder:
     def ratchet(self) -> Path:
         """The ratchet's newest value."""
         return self.path / "ratchet.bin"
+
+    @property
+    def client_certificate(self) -> Path:
+        """Certificate and key for the mTLS listener."""
+        return self.path / "client.pem"
 
     @property
     def owner_pin(self) -> Path:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 import ssl
 from collections.abc import Awaitable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -32,13 +34,26 @@ T = TypeVar("T")
 Stream = grpc.aio.StreamStreamCall[gateway_pb2.NodeFrame, gateway_pb2.ServerFrame]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class ClientCertificate:
+    """What an mTLS listener is shown.
+
+    Args:
+        path: PEM file of certificate and key, which `ssl` takes nothing else than.
+    """
+
+    path: Path
+    certificate_pem: bytes
+    key_pem: bytes
+
+
 class LeafCache:
     """Leaf certificates by endpoint, so that a reconnect costs one TLS connection and not two."""
 
     def __init__(self) -> None:
         self._leaves: dict[str, bytes] = {}
 
-    async def get(self, endpoint: str, ca_der: Sequence[bytes]) -> bytes:
+    async def get(self, endpoint: str, ca_der: Sequence[bytes], client: Path | None = None) -> bytes:
         """DER of the endpoint's leaf, verified under `ca_der`.
 
         Raises:
@@ -46,7 +61,7 @@ class LeafCache:
         """
         leaf = self._leaves.get(endpoint)
         if leaf is None:
-            leaf = await _fetch(endpoint, ca_der)
+            leaf = await _fetch(endpoint, ca_der, client)
             self._leaves[endpoint] = leaf
         return leaf
 
@@ -58,12 +73,16 @@ class LeafCache:
 class GatewayCaller:
     """The Gateway service over one connection. Every failure is raised as a `Refusal`."""
 
-    def __init__(self, endpoint: str, leaf_der: bytes, leaves: LeafCache) -> None:
+    def __init__(
+        self, endpoint: str, leaf_der: bytes, leaves: LeafCache, certificate: ClientCertificate | None = None
+    ) -> None:
         self.endpoint = endpoint
+        self.certified = certificate is not None
         self.leaf_sha256 = tls.certificate_sha256(leaf_der)
         self._leaves = leaves
         self._ends: dict[Stream, grpc.aio.AioRpcError] = {}
-        credentials = grpc.ssl_channel_credentials(tls.der_to_pem(leaf_der))
+        shown = (None, None) if certificate is None else (certificate.key_pem, certificate.certificate_pem)
+        credentials = grpc.ssl_channel_credentials(tls.der_to_pem(leaf_der), *shown)
         self._channel = grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
@@ -136,9 +155,15 @@ def _at_once(answer: Coroutine[Any, None, T]) -> T:
 
 
 async def open_caller(
-    endpoints: Sequence[str], ca_der: Sequence[bytes], leaves: LeafCache | None = None
+    endpoints: Sequence[str],
+    ca_der: Sequence[bytes],
+    leaves: LeafCache | None = None,
+    certificate: ClientCertificate | None = None,
 ) -> GatewayCaller:
     """Connect to the first endpoint that shows a good certificate, in random order so that a fleet spreads.
+
+    Args:
+        certificate: of this node, for endpoints that want one.
 
     Raises:
         Refusal: none answered; the reason is that of the last one.
@@ -147,15 +172,16 @@ async def open_caller(
     failure = Refusal(Reason.UNAVAILABLE, "no gateway endpoint is known")
     for endpoint in random.sample(list(endpoints), len(endpoints)):
         try:
-            return GatewayCaller(endpoint, await leaves.get(endpoint, ca_der), leaves)
+            leaf = await leaves.get(endpoint, ca_der, certificate.path if certificate is not None else None)
+            return GatewayCaller(endpoint, leaf, leaves, certificate)
         except Refusal as refusal:
             failure = refusal
     raise failure
 
 
-async def _fetch(endpoint: str, ca_der: Sequence[bytes]) -> bytes:
+async def _fetch(endpoint: str, ca_der: Sequence[bytes], client: Path | None) -> bytes:
     try:
-        return await tls.fetch_leaf(endpoint, ca_der, _LEAF_TIMEOUT_S)
+        return await tls.fetch_leaf(endpoint, ca_der, _LEAF_TIMEOUT_S, client)
     except ssl.SSLCertVerificationError as error:
         raise Refusal(
             Reason.WRONG_CERTIFICATE,

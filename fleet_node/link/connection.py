@@ -31,6 +31,7 @@ from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.frames import encode_reports
 from fleet_node.link.handshake import Session
 from fleet_node.link.inbox import Inbox
+from fleet_node.link.mutual_tls import MutualTls
 from fleet_node.link.ports import CommandPort, CommandStream, TelemetryPort, TelemetryStream, TrustPort
 from fleet_node.link.ratchet import Ratchet
 
@@ -47,6 +48,7 @@ class Ports:
     telemetry: TelemetryPort
     trust: TrustPort
     ratchet: Ratchet
+    mutual_tls: MutualTls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Connection:
             failed=self._end,
         )
         self._telemetry = self._ports.telemetry.opened(self.welcome.max_telemetry_bytes or 65536, self)
+        self._ask_certificate()
 
     async def run(self) -> Refusal | None:
         """Serve the stream until it ends; why it ended, or None when both sides wanted it.
@@ -306,8 +309,8 @@ class Connection:
             self._ports.telemetry.acked(control.telemetry_ack.batch_seq)
         elif kind == "ping":
             self._answer_ping(control.ping)
-        elif kind == "reauth":
-            self._answer_reauth(control.reauth)
+        elif kind in ("reauth", "certificate"):
+            self._take_credential(control)
         elif kind == "drain":
             self._ports.commands.drain(control.drain)
         elif kind == "goaway":
@@ -318,8 +321,8 @@ class Connection:
             self._ending = Refusal(
                 Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL, control.error.detail
             )
-        # config, lease and audit_ack belong to capabilities that this node does not have yet: a newer
-        # server may send them, and waits for an answer that says so.
+        # config, lease and audit_ack belong to capabilities that this node does not have yet: a newer server may send
+        # them, and waits for an answer that says so.
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
         if control.commands.reports_acked:
@@ -333,13 +336,23 @@ class Connection:
         self.heard.offset_ms = self._server_time.offset_ms()
         if ping.interval_ms:
             self.welcome.heartbeat_interval_ms = ping.interval_ms
-        self.send_control(
-            gateway_pb2.NodeControl(
-                pong=gateway_pb2.Pong(
-                    number=ping.number, server_time_ms=ping.server_time_ms, node_time_ms=self._clock.now_ms()
-                )
-            )
-        )
+        now_ms = self._clock.now_ms()
+        pong = gateway_pb2.Pong(number=ping.number, server_time_ms=ping.server_time_ms, node_time_ms=now_ms)
+        self.send_control(gateway_pb2.NodeControl(pong=pong))
+        self._ask_certificate()
+
+    def _take_credential(self, control: gateway_pb2.ServerControl) -> None:
+        mutual_tls = self._ports.mutual_tls
+        if control.HasField("reauth"):
+            self._answer_reauth(control.reauth)
+        elif mutual_tls is not None and mutual_tls.take(control.certificate):
+            self.renew()
+
+    def _ask_certificate(self) -> None:
+        mutual_tls = self._ports.mutual_tls
+        request = mutual_tls.request(certified=self.caller.certified) if mutual_tls is not None else None
+        if request is not None:
+            self.send_control(gateway_pb2.NodeControl(certificate_request=request))
 
     def _answer_reauth(self, reauth: gateway_pb2.Reauth) -> None:
         statement = session_pb2.ReauthStatement(challenge=reauth.challenge, stream_id=self.welcome.stream_id)

@@ -18,6 +18,7 @@ _WHAT_TO_DO = {
     Reason.UNKNOWN_CREDENTIAL: "the server does not know this api_key: was the node revoked, or the server restored?",
     Reason.BAD_PROOF: "a proof did not verify: `fleet-node doctor` tells whose",
     Reason.WRONG_CERTIFICATE: "something in between may open TLS: `fleet-node doctor` shows the certificate",
+    Reason.CLIENT_CERTIFICATE: "the node gets another certificate by itself, over `endpoints`: let it reach those",
     Reason.CLOCK_SKEW: "set this machine's clock (NTP)",
     Reason.CLONE_DETECTED: "two machines use this node's keys: stop one, and enroll it with its own state folder",
     Reason.PROTOCOL_TOO_OLD: "install a newer fleet-node",

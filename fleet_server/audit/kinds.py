@@ -52,6 +52,7 @@ class AuditKind(StrEnum):
     API_KEY_REPLACED = "api_key.replaced"
     API_KEY_QUARANTINED = "api_key.quarantined"
     ROTATION_QUARANTINED = "rotation.quarantined"
+    NODE_CERTIFICATE_ISSUED = "node_certificate.issued"
     # Nodes
     NODE_STATE_CHANGED = "node.state_changed"
     NODE_LABELLED = "node.labelled"

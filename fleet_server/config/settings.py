@@ -128,6 +128,11 @@ class Settings(BaseSettings):
 
     # Nodes come from everywhere; everyone else is let in deliberately.
     gateway_listen: Listen = Field("0.0.0.0:7443", description="Where nodes connect.")
+    mtls_listen: Annotated[str, AfterValidator(lambda value: value and _listen_address(value))] = Field(
+        "",
+        description="Where nodes connect that hold a client certificate, beside `gateway_listen`, which they still need"
+        " to enroll and for their first one. Empty: nowhere.",
+    )
     admin_listen: Listen = Field("127.0.0.1:7444", description="Where operators (`fleetctl`) connect.")
     metrics_listen: OptionalListen = Field(
         "127.0.0.1:9464", description="Where Prometheus scrapes; `off` for no metrics."

@@ -141,7 +141,12 @@ MARKED_TABLES = (
             "keys_issued_at_ms",
         ),
     ),
-    MarkedTable("sessions", ("token_sha256",), sealed="sealed_frame_keys", place="sessions/{token_sha256}/{node_id}"),
+    MarkedTable(
+        "sessions",
+        ("token_sha256",),
+        sealed="sealed_frame_keys",
+        place="sessions/{token_sha256}/{node_id}/{client_certificate_sha256}",
+    ),
     MarkedTable(
         "approvals",
         ("approval_id",),

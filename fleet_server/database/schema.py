@@ -216,6 +216,7 @@ sessions = Table(
     Column("sealed_frame_keys", LargeBinary, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False, index=True),
     Column("claimed_epoch", BigInteger, nullable=False, server_default="0"),
+    Column("client_certificate_sha256", LargeBinary, nullable=False),
 )
 
 # -- commands --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
+from fleet_server.sessions.client_certificates import NodeCertificates, client_certificate
 from fleet_server.sessions.credentials import CHALLENGE_TTL_MS, ChallengePurpose, Credentials
 from fleet_server.sessions.hello import check_protocol_version
 from fleet_server.sessions.ratchet import Ratchets
@@ -125,6 +126,7 @@ class HandshakeService:
         self._ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
         self._refusals = RefusalLog(database, audit, self._standings.tampered)
         self._answered = Answered()
+        self.certificates = NodeCertificates(database=database, clock=clock, audit=audit, secrets=secrets)
 
     # -- handshake ----------------------------------------------------------------------------------------------------
     async def begin(
@@ -154,20 +156,23 @@ class HandshakeService:
         )
 
     async def complete(
-        self, request: session_pb2.CompleteHandshakeRequest, address: str
+        self, request: session_pb2.CompleteHandshakeRequest, address: str, certificate_pem: bytes = b""
     ) -> session_pb2.CompleteHandshakeResponse:
         """Exchange signed statements and hand out a session token.
 
+        Args:
+            certificate_pem: of the caller, verified by TLS; the session is good over it alone. Empty on the listener
+                that asks for none.
+
         Raises:
-            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CHALLENGE_EXPIRED, WRONG_CERTIFICATE, WRONG_CLUSTER,
-            PROTOCOL_TOO_OLD, or the
-                state of the node.
+            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CHALLENGE_EXPIRED, WRONG_CERTIFICATE, CLIENT_CERTIFICATE,
+                WRONG_CLUSTER, PROTOCOL_TOO_OLD, or the state of the node.
         """
         started_s = self._clock.monotonic()
         digest = self._genuine("CompleteHandshake", request.api_key, address)
         said = proofs.parse(session_pb2.HandshakeStatement, request.signed)
         try:
-            response = await self._complete(digest, request.signed, said)
+            response = await self._complete(digest, request.signed, said, certificate_pem)
         except Refusal as refusal:
             self._metrics.handshakes.labels(str(refusal.reason)).inc()
             self._refusals.note("CompleteHandshake", said.node_id, address, refusal)
@@ -177,7 +182,7 @@ class HandshakeService:
         return response
 
     async def _complete(
-        self, digest: bytes, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement
+        self, digest: bytes, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement, certificate_pem: bytes
     ) -> session_pb2.CompleteHandshakeResponse:
         # Nothing of `said` counts before the signature below verifies; these checks only refuse, and spare the query.
         now_ms = self._clock.now_ms()
@@ -193,13 +198,14 @@ class HandshakeService:
             # After the signature: a stranger must not be able to use up somebody else's challenge.
             self._answered.note(said.challenge, expires_ms, self._clock.now_ms())
             refuse_unless_active(node)
-            response, row = self._answer(signed, said, node)
+            bound = client_certificate(certificate_pem, node.node_id, now_ms)
+            response, row = self._answer(signed, said, node, bound)
         if not await self._database.write(lambda tx: store.insert_session(tx.conn, row)):
             raise proofs.answered_already()  # on another replica, or before this one restarted
         return response
 
     def _answer(
-        self, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement, node: NodeRecord
+        self, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement, node: NodeRecord, bound: bytes
     ) -> tuple[session_pb2.CompleteHandshakeResponse, SessionRow]:
         token = self._credentials.session_token(said.challenge)
         token_sha256 = hashlib.sha256(token).digest()
@@ -216,11 +222,11 @@ class HandshakeService:
             frame_keys = derive_frame_keys(share, said.x25519_share, signed.statement, statement)
         except ChannelError as error:
             raise Refusal(Reason.BAD_PROOF, "the X25519 share is not usable: begin the handshake again") from error
-        sealed = self._box.seal(frame_keys.pack(), row=session_row(token_sha256, node.node_id))
+        sealed = self._box.seal(frame_keys.pack(), row=session_row(token_sha256, node.node_id, bound))
         answer = self._trust.authority.sign(Domain.HANDSHAKE_SERVER, statement)
         return (
             session_pb2.CompleteHandshakeResponse(signed=answer, session_token=token),
-            SessionRow(token_sha256, node.node_id, sealed, now_ms + self._session_ttl_ms, 0),
+            SessionRow(token_sha256, node.node_id, sealed, now_ms + self._session_ttl_ms, 0, bound),
         )
 
     def _genuine(self, rpc: str, api_key: str, address: str) -> bytes:
@@ -245,8 +251,8 @@ class HandshakeService:
             )
 
 
-def session_row(token_sha256: bytes, node_id: str) -> str:
-    """What a session's frame keys are sealed for; the node is part of it, so a row moved to another node opens no
-    more.
+def session_row(token_sha256: bytes, node_id: str, client_certificate_sha256: bytes) -> str:
+    """What a session's frame keys are sealed for; the node is part of it, and the client certificate: a row moved to
+    another node, or to another certificate, opens no more.
     """
-    return f"sessions/{token_sha256.hex()}/{node_id}"
+    return f"sessions/{token_sha256.hex()}/{node_id}/{client_certificate_sha256.hex()}"

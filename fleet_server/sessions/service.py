@@ -39,9 +39,8 @@ from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
 from fleet_server.sessions.claim import StreamClaim, StreamSession
-from fleet_server.sessions.credentials import (
-    ChallengePurpose,
-)
+from fleet_server.sessions.client_certificates import check_binding
+from fleet_server.sessions.credentials import ChallengePurpose
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
 from fleet_server.sessions.ratchet import TamperedRatchetError, Turn
@@ -121,17 +120,26 @@ class SessionService(HandshakeService):
                 del self._waiting_hellos[digest]
 
     async def claim(
-        self, api_key: str, token: bytes, hello: gateway_pb2.Hello, address: str, *, stream_id: str, replica_id: str
+        self,
+        api_key: str,
+        token: bytes,
+        hello: gateway_pb2.Hello,
+        address: str,
+        *,
+        stream_id: str,
+        replica_id: str,
+        certificate_pem: bytes = b"",
     ) -> StreamClaim:
-        """Turn a session into a stream: once, and only for whoever holds the node's identity key.
+        """Turn a session into a stream: once, only for whoever holds the node's identity key, and only over the client
+        certificate that it was made over.
 
         Raises:
-            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, SESSION_EXPIRED, TOKEN_USED, MALFORMED, or the state of the node.
+            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CLIENT_CERTIFICATE, SESSION_EXPIRED, TOKEN_USED, MALFORMED or state.
         """
         digest = self._credentials.api_key_digest(api_key)
         said = proofs.parse(session_pb2.StreamStatement, hello.proof)
         try:
-            return await self._claim(digest, token, hello, said, stream_id=stream_id, replica_id=replica_id)
+            return await self._claim(digest, token, hello, said, certificate_pem, stream_id, replica_id)
         except Refusal as refusal:
             self._refusals.note("Connect", said.node_id, address, refusal)
             raise
@@ -142,7 +150,7 @@ class SessionService(HandshakeService):
         token: bytes,
         hello: gateway_pb2.Hello,
         said: session_pb2.StreamStatement,
-        *,
+        certificate_pem: bytes,
         stream_id: str,
         replica_id: str,
     ) -> StreamClaim:
@@ -160,6 +168,7 @@ class SessionService(HandshakeService):
         with self.admission.measured("claim"):
             proofs.verify(hello.proof, Domain.STREAM, node.identity_key)
             refuse_unless_active(node)
+            check_binding(row, certificate_pem, self._clock.now_ms())
             frame_keys = self._open_frame_keys(row)
             body = self._hellos.parse(hello.body)
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
@@ -351,9 +360,8 @@ class SessionService(HandshakeService):
 
     def _open_frame_keys(self, row: SessionRow) -> FrameKeys:
         try:
-            return FrameKeys.unpack(
-                self._box.unseal(row.sealed_frame_keys, row=session_row(row.token_sha256, row.node_id))
-            )
+            sealed_for = session_row(row.token_sha256, row.node_id, row.client_certificate_sha256)
+            return FrameKeys.unpack(self._box.unseal(row.sealed_frame_keys, row=sealed_for))
         except (SealError, ValueError) as error:
             log.error("session_row_tampered", node_id=row.node_id)
             raise Refusal(

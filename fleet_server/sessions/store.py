@@ -17,13 +17,15 @@ _ROTATION = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SessionRow:
-    """One session. `claimed_epoch` 0 means that no stream took it yet."""
+    """One session. `claimed_epoch` 0 means that no stream took it yet; `client_certificate_sha256` is empty on the
+    listener that asks for none."""
 
     token_sha256: bytes
     node_id: str
     sealed_frame_keys: bytes
     expires_at_ms: int
     claimed_epoch: int
+    client_certificate_sha256: bytes = b""
 
 
 class ApiKeyStore:
@@ -135,19 +137,24 @@ class RotationStore:
 def insert_session(conn: Connection, row: SessionRow) -> bool:
     """Add a session; False when its token is there already."""
     text = (
-        "INSERT INTO sessions (token_sha256, node_id, sealed_frame_keys, expires_at_ms, claimed_epoch)"
-        " VALUES (?, ?, ?, ?, 0) ON CONFLICT DO NOTHING"
+        "INSERT INTO sessions"
+        " (token_sha256, node_id, sealed_frame_keys, expires_at_ms, claimed_epoch, client_certificate_sha256)"
+        " VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT DO NOTHING"
     )
-    fields = (row.token_sha256, row.node_id, row.sealed_frame_keys, row.expires_at_ms)
+    bound = row.client_certificate_sha256
+    fields = (row.token_sha256, row.node_id, row.sealed_frame_keys, row.expires_at_ms, bound)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
 def session(conn: Connection, token_sha256: bytes, *, lock: bool = False) -> SessionRow | None:
     """The session of a token; with `lock` nobody else claims it until this transaction ends."""
-    text = "SELECT node_id, sealed_frame_keys, expires_at_ms, claimed_epoch FROM sessions WHERE token_sha256 = ?"
+    text = (
+        "SELECT node_id, sealed_frame_keys, expires_at_ms, claimed_epoch, client_certificate_sha256"
+        " FROM sessions WHERE token_sha256 = ?"
+    )
     suffix = for_update(conn) if lock else ""
     row = conn.exec_driver_sql(sql(conn, text + suffix), (token_sha256,)).first()
-    return None if row is None else SessionRow(token_sha256, row[0], bytes(row[1]), row[2], row[3])
+    return None if row is None else SessionRow(token_sha256, row[0], bytes(row[1]), row[2], row[3], bytes(row[4]))
 
 
 def claim(conn: Connection, token_sha256: bytes, epoch: int) -> None:

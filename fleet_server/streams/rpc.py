@@ -20,7 +20,15 @@ from google.protobuf.message import Message
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import enrollment_pb2, gateway_pb2, session_pb2, trust_pb2
-from fleet_server.boundary import Boundary, Context, RequestReader, peer_address, read_message, require_tls13
+from fleet_server.boundary import (
+    Boundary,
+    Context,
+    RequestReader,
+    peer_address,
+    peer_certificate,
+    read_message,
+    require_tls13,
+)
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.sessions.claim import StreamClaim
 from fleet_server.streams import frames
@@ -78,13 +86,13 @@ class Gateway:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Enroll": self._unary("Enroll", enrollment_pb2.EnrollRequest, enrollment.enroll),
+                "Enroll": self._unary("Enroll", enrollment_pb2.EnrollRequest, enrollment.enroll, strangers=True),
                 "GetBootstrap": self._unary(
-                    "GetBootstrap", enrollment_pb2.GetBootstrapRequest, enrollment.get_bootstrap
+                    "GetBootstrap", enrollment_pb2.GetBootstrapRequest, enrollment.get_bootstrap, strangers=True
                 ),
                 "GetTrustChain": self._unary("GetTrustChain", trust_pb2.GetTrustChainRequest, self._trust_chain),
                 "BeginHandshake": self._unary("BeginHandshake", session_pb2.BeginHandshakeRequest, sessions.begin),
-                "CompleteHandshake": self._unary(
+                "CompleteHandshake": self._unary_certified(
                     "CompleteHandshake", session_pb2.CompleteHandshakeRequest, sessions.complete
                 ),
                 "Connect": grpc.stream_stream_rpc_method_handler(
@@ -100,7 +108,22 @@ class Gateway:
         self._draining = True
 
     def _unary(
-        self, name: str, request_type: type[Request], handle: Callable[[Request, str], Awaitable[Response]]
+        self,
+        name: str,
+        request_type: type[Request],
+        handle: Callable[[Request, str], Awaitable[Response]],
+        *,
+        strangers: bool = False,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        def certified(request: Request, address: str, certificate_pem: bytes) -> Awaitable[Response]:
+            if strangers and certificate_pem:
+                raise Refusal(Reason.NOT_FOUND, f"{name} is for machines without a certificate: use gateway_listen")
+            return handle(request, address)
+
+        return self._unary_certified(name, request_type, certified)
+
+    def _unary_certified(
+        self, name: str, request_type: type[Request], handle: Callable[[Request, str, bytes], Awaitable[Response]]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         async def run(context: Context) -> Response:
             require_tls13(context)
@@ -112,7 +135,7 @@ class Gateway:
                 raise self._rooms.sessions.admission.overloaded()
             self._unary_calls += 1
             try:
-                return await handle(request, peer_address(context))
+                return await handle(request, peer_address(context), peer_certificate(context))
             finally:
                 self._unary_calls -= 1
 
@@ -157,7 +180,15 @@ class Gateway:
         stream_id = secrets.token_hex(8)
         sessions = self._rooms.sessions
         claim = await self._hold(
-            sessions.claim(api_key, token, hello, address, stream_id=stream_id, replica_id=self._replica_id)
+            sessions.claim(
+                api_key,
+                token,
+                hello,
+                address,
+                stream_id=stream_id,
+                replica_id=self._replica_id,
+                certificate_pem=peer_certificate(context),
+            )
         )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
         return stream, self._welcome(stream, claim)

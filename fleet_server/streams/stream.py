@@ -40,6 +40,7 @@ from fleet_server.trust.service import TrustService
 
 log = get_logger(__name__)
 
+_CERTIFICATE_EVERY_S = 60.0
 _LAST_WRITE_S = 2.0  # a peer that stopped reading must not keep its node online; its transport is reaped later
 
 
@@ -124,6 +125,7 @@ class Stream:
         self._notices = NoticeLane(rooms.clock, self._failed)
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
+        self._certificate_from_s = 0.0  # monotonic: no certificate before
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
@@ -299,10 +301,8 @@ class Stream:
         elif kind == "bundle_applied":
             self.pulse.bundle_version = control.bundle_applied.version
             self._notices.put(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
-        elif kind == "node_key_rotation":
-            self._notices.put(lambda: self._take_keys(control.node_key_rotation))
-        elif kind == "rotation_answer":
-            self._notices.put(lambda: rooms.sessions.rotations.answered(self.node_id, control.rotation_answer))
+        elif kind in ("node_key_rotation", "rotation_answer", "certificate_request"):
+            self._notices.put(lambda: self._take_credential(control))
         elif kind == "goodbye":
             self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
@@ -347,6 +347,22 @@ class Stream:
             self.pulse.reauth_asked = False  # the session lasts a while yet, and the next beat asks again
             return
         self.pulse.session_renewed(expires_at_ms)
+
+    async def _take_credential(self, control: gateway_pb2.NodeControl) -> None:
+        if control.HasField("node_key_rotation"):
+            await self._take_keys(control.node_key_rotation)
+        elif control.HasField("rotation_answer"):
+            await self._rooms.sessions.rotations.answered(self.node_id, control.rotation_answer)
+        else:
+            await self._certify(control.certificate_request)
+
+    async def _certify(self, request: gateway_pb2.CertificateRequest) -> None:
+        now = self._rooms.clock.monotonic()
+        if now < self._certificate_from_s:
+            raise Refusal(Reason.MALFORMED, "a stream asks for a certificate once a minute at most: update the node")
+        self._certificate_from_s = now + _CERTIFICATE_EVERY_S
+        issued = await self._rooms.sessions.certificates.issue(self.node_id, request.public_key)
+        self.send(gateway_pb2.ServerControl(certificate=issued))
 
     def _send_bundle(self, held: session_pb2.BundleVersion) -> None:
         self.pulse.bundle_version = held

@@ -41,6 +41,7 @@ _CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.SESSION_EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
     Reason.TOKEN_USED: grpc.StatusCode.UNAUTHENTICATED,
     Reason.WRONG_CERTIFICATE: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.CLIENT_CERTIFICATE: grpc.StatusCode.UNAUTHENTICATED,
     Reason.CLOCK_SKEW: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.PROTOCOL_TOO_OLD: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,

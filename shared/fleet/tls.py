@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -54,14 +55,15 @@ class CertifiedKey:
         return x509.load_pem_x509_certificate(self.certificate_pem).not_valid_after_utc
 
 
-def make_ca(common_name: str, now: dt.datetime) -> CertifiedKey:
+def make_ca(common_name: str, now: dt.datetime, key: ec.EllipticCurvePrivateKey | None = None) -> CertifiedKey:
     """A self-signed CA that may sign leaves and nothing else.
 
     Args:
         common_name: shown to people.
         now: UTC.
+        key: P-256; a new one by default.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     builder = (
         _builder(name, name, now, CA_DAYS)
@@ -166,7 +168,9 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     return found["v6"] or found["name"], int(found["port"])
 
 
-async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -> bytes:
+async def fetch_leaf(
+    endpoint: str, ca_der: Iterable[bytes], timeout_s: float, client_certificate: Path | None = None
+) -> bytes:
     """Connect once and return the DER of the leaf that the server shows, after verifying it against the pinned CAs.
 
     Raises:
@@ -177,6 +181,8 @@ async def fetch_leaf(endpoint: str, ca_der: Iterable[bytes], timeout_s: float) -
     """
     host, port = split_endpoint(endpoint)
     context = client_context(ca_der)
+    if client_certificate is not None:
+        context.load_cert_chain(client_certificate)
     async with asyncio.timeout(timeout_s):
         _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
         try:

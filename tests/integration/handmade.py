@@ -20,6 +20,7 @@ from fleet import status, tls
 from fleet.channel import FrameKeys, derive_frame_keys, node_end
 from fleet.envelope import Domain, Signer
 from fleet.errors import Refusal
+from fleet.tls import CertifiedKey
 from fleet.v1 import command_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
 from tests.integration.installation import Installation, RunningNode
 
@@ -52,13 +53,17 @@ class HandmadeNode:
         installation: the server.
         node: enrolled, not running; whose files are used.
         endpoint: where to connect, the gateway unless given.
+        certificate: of the client; none unless given.
     """
 
-    def __init__(self, installation: Installation, node: RunningNode, endpoint: str = "") -> None:
+    def __init__(
+        self, installation: Installation, node: RunningNode, endpoint: str = "", certificate: CertifiedKey | None = None
+    ) -> None:
         self._endpoint = endpoint or installation.gateway
+        client = (certificate.private_key_pem, certificate.certificate_pem) if certificate is not None else ()
         self._channel = grpc.aio.secure_channel(
             self._endpoint,
-            grpc.ssl_channel_credentials(installation.ca_pem),
+            grpc.ssl_channel_credentials(installation.ca_pem, *client),
             options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)],
         )
         self.stub = gateway_pb2_grpc.GatewayStub(self._channel)

@@ -469,6 +469,7 @@ class NodeControl(_message.Message):
     GOODBYE_FIELD_NUMBER: _builtins.int
     BUNDLE_APPLIED_FIELD_NUMBER: _builtins.int
     NODE_KEY_ROTATION_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
     ROTATION_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reports(self) -> _command_pb2.ReportList:
@@ -527,6 +528,10 @@ class NodeControl(_message.Message):
         """Signed NodeKeyRotationStatement."""
 
     @_builtins.property
+    def certificate_request(self) -> Global___CertificateRequest:
+        """A key to certify for the mTLS listener."""
+
+    @_builtins.property
     def rotation_answer(self) -> Global___RotationAnswer:
         """What became of an order to rotate."""
 
@@ -547,13 +552,14 @@ class NodeControl(_message.Message):
         goodbye: Global___Goodbye | None = ...,
         bundle_applied: Global___BundleApplied | None = ...,
         node_key_rotation: _trust_pb2.Signed | None = ...,
+        certificate_request: Global___CertificateRequest | None = ...,
         rotation_answer: Global___RotationAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "rotation_answer", b"rotation_answer", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "certificate_request", b"certificate_request", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "rotation_answer", b"rotation_answer", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "rotation_answer", b"rotation_answer", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "body", b"body", "bundle_applied", b"bundle_applied", "cancel_result", b"cancel_result", "certificate_request", b"certificate_request", "command_refused", b"command_refused", "config_applied", b"config_applied", "drained", b"drained", "goodbye", b"goodbye", "lease_ack", b"lease_ack", "node_key_rotation", b"node_key_rotation", "pong", b"pong", "reauth_proof", b"reauth_proof", "reports", b"reports", "rotation_answer", b"rotation_answer", "route_health", b"route_health", "statement_refused", b"statement_refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["reports", "statement_refused", "command_refused", "cancel_result", "route_health", "pong", "reauth_proof", "drained", "config_applied", "lease_ack", "audit", "goodbye", "bundle_applied", "node_key_rotation", "rotation_answer"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["reports", "statement_refused", "command_refused", "cancel_result", "route_health", "pong", "reauth_proof", "drained", "config_applied", "lease_ack", "audit", "goodbye", "bundle_applied", "node_key_rotation", "certificate_request", "rotation_answer"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -581,6 +587,7 @@ class ServerControl(_message.Message):
     API_KEY_FIELD_NUMBER: _builtins.int
     AUDIT_ACK_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     ROTATE_KEYS_FIELD_NUMBER: _builtins.int
     NODE_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -648,6 +655,10 @@ class ServerControl(_message.Message):
         """First frame of a stream, once."""
 
     @_builtins.property
+    def certificate(self) -> Global___NodeCertificate:
+        """Answer to a certificate request."""
+
+    @_builtins.property
     def rotate_keys(self) -> Global___RotateNodeKeys:
         """Make new keys of the node's own."""
 
@@ -674,18 +685,71 @@ class ServerControl(_message.Message):
         api_key: Global___ApiKeyRotation | None = ...,
         audit_ack: Global___AuditAck | None = ...,
         welcome: Global___Welcome | None = ...,
+        certificate: Global___NodeCertificate | None = ...,
         rotate_keys: Global___RotateNodeKeys | None = ...,
         node_keys: Global___NodeKeysTaken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "node_keys", b"node_keys", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "rotate_keys", b"rotate_keys", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "certificate", b"certificate", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "node_keys", b"node_keys", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "rotate_keys", b"rotate_keys", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "node_keys", b"node_keys", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "rotate_keys", b"rotate_keys", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audit_ack", b"audit_ack", "body", b"body", "cancel", b"cancel", "certificate", b"certificate", "commands", b"commands", "config", b"config", "drain", b"drain", "error", b"error", "floor", b"floor", "goaway", b"goaway", "lease", b"lease", "node_keys", b"node_keys", "ping", b"ping", "reauth", b"reauth", "result_ack", b"result_ack", "rotate_keys", b"rotate_keys", "telemetry_ack", b"telemetry_ack", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["commands", "cancel", "result_ack", "telemetry_ack", "goaway", "trust_bundle", "config", "lease", "floor", "ping", "reauth", "error", "drain", "api_key", "audit_ack", "welcome", "rotate_keys", "node_keys"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["commands", "cancel", "result_ack", "telemetry_ack", "goaway", "trust_bundle", "config", "lease", "floor", "ping", "reauth", "error", "drain", "api_key", "audit_ack", "welcome", "certificate", "rotate_keys", "node_keys"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___ServerControl: _TypeAlias = ServerControl  # noqa: Y015
+
+@_typing.final
+class CertificateRequest(_message.Message):
+    """CertificateRequest asks for a client certificate for the mTLS listener. The subject is the stream's node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """DER SubjectPublicKeyInfo of an ECDSA P-256 key."""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertificateRequest: _TypeAlias = CertificateRequest  # noqa: Y015
+
+@_typing.final
+class NodeCertificate(_message.Message):
+    """NodeCertificate is a client certificate, or why there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """DER; empty when refused."""
+    reason: _builtins.str
+    """Reason when refused."""
+    detail: _builtins.str
+    """Sentence for a person when refused."""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "detail", b"detail", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCertificate: _TypeAlias = NodeCertificate  # noqa: Y015
 
 @_typing.final
 class TrustBundles(_message.Message):

@@ -105,6 +105,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "name": ("pump-2", "pump-2"),
     "labels": ("rack=b4, row=3", {"rack": "b4", "row": "3"}),
     "endpoints": ("a:1,b:2", ("a:1", "b:2")),
+    "mtls_endpoints": ("a:3,b:4", ("a:3", "b:4")),
     "authority_key": (KEY, bytes.fromhex(KEY)),
     "protected": ("exec.*,host.reboot", ("exec.*", "host.reboot")),
     "fingerprint": (MARK.lower(), parse_fingerprint(MARK)),

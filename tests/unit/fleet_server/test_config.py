@@ -122,6 +122,7 @@ def test_strict_mode_is_for_development_too_when_it_is_asked_for() -> None:
     [
         ({"admin_listen": "127.0.0.1:70000"}, "host:port"),
         ({"gateway_listen": "off"}, "host:port"),
+        ({"mtls_listen": "off"}, "host:port"),
         ({"cluster_name": "no spaces"}, "letters"),
         ({"tls_terminator_leaf_sha256": "abc"}, "64 hexadecimal"),
         ({"tls_hosts": "extra.example, köln.example"}, "xn--"),

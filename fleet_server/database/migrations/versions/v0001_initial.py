@@ -211,6 +211,7 @@ def upgrade() -> None:
         sa.Column("sealed_frame_keys", sa.LargeBinary(), nullable=False),
         sa.Column("expires_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("claimed_epoch", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("client_certificate_sha256", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("token_sha256", name=op.f("pk_sessions")),
     )
     op.create_index(op.f("ix_sessions_expires_at_ms"), "sessions", ["expires_at_ms"], unique=False)

@@ -192,15 +192,17 @@ class Node:
         statement = session_pb2.HandshakeStatement(**(fields | changes)).SerializeToString()
         return self.keys.identity.sign(Domain.HANDSHAKE, statement)
 
-    async def complete(self, proof: trust_pb2.Signed, api_key: str = "") -> session_pb2.CompleteHandshakeResponse:
+    async def complete(
+        self, proof: trust_pb2.Signed, api_key: str = "", certificate_pem: bytes = b""
+    ) -> session_pb2.CompleteHandshakeResponse:
         request = session_pb2.CompleteHandshakeRequest(api_key=api_key or self.api_key, signed=proof)
-        return await self.world.sessions.complete(request, ADDRESS)
+        return await self.world.sessions.complete(request, ADDRESS, certificate_pem)
 
-    async def handshake(self) -> tuple[bytes, FrameKeys]:
+    async def handshake(self, certificate_pem: bytes = b"") -> tuple[bytes, FrameKeys]:
         """Session token and frame keys, the server's answer verified as a node must."""
         share = X25519PrivateKey.generate()
         proof = self.prove(await self.begin(), share)
-        answer = await self.complete(proof)
+        answer = await self.complete(proof, certificate_pem=certificate_pem)
         authority = self.world.trust.authority.public_key
         raw = verify_one(answer.signed, domain=Domain.HANDSHAKE_SERVER, public_key=authority)
         said = session_pb2.HandshakeServerStatement.FromString(raw)
@@ -221,10 +223,22 @@ class Node:
         return gateway_pb2.Hello(proof=self.keys.identity.sign(Domain.STREAM, statement), body=raw)
 
     async def claim(
-        self, token: bytes, hello: gateway_pb2.Hello, *, stream_id: str = "s1", api_key: str = ""
+        self,
+        token: bytes,
+        hello: gateway_pb2.Hello,
+        *,
+        stream_id: str = "s1",
+        api_key: str = "",
+        certificate_pem: bytes = b"",
     ) -> StreamClaim:
         return await self.world.sessions.claim(
-            api_key or self.api_key, token, hello, ADDRESS, stream_id=stream_id, replica_id="r1"
+            api_key or self.api_key,
+            token,
+            hello,
+            ADDRESS,
+            stream_id=stream_id,
+            replica_id="r1",
+            certificate_pem=certificate_pem,
         )
 
     async def connect(self, body: gateway_pb2.HelloBody | None = None, stream_id: str = "s1") -> StreamClaim:
