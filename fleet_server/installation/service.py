@@ -36,7 +36,9 @@ from fleet_server.installation.rules import Claim, Grant, Manifest
 log = get_logger(__name__)
 
 LOOK_INTERVAL_S = 2.0
-"""Seconds until a replica notices what another one imported."""
+"""Seconds until a replica that waits for activation notices what another one imported."""
+LOOK_AGAIN_INTERVAL_S = 30.0
+"""Seconds between two looks of a replica that serves."""
 NODE_RETRY_S = 30.0
 _NONCE_BYTES = 16
 
@@ -146,7 +148,7 @@ class InstallationService:
     async def run(self) -> None:
         """Look what other replicas imported, until cancelled."""
         while True:
-            await self._clock.sleep(LOOK_INTERVAL_S)
+            await self._clock.sleep(LOOK_INTERVAL_S if self.waits_for else LOOK_AGAIN_INTERVAL_S)
             try:
                 await self._look()
             except Refusal as refusal:

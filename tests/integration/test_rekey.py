@@ -113,6 +113,9 @@ async def rekeyed(tmp_path: Path, made: tuple[Template, dict[str, Any]]) -> Asyn
         other = type(node)(tmp_path / "n-2", "n-2", running.clock, endpoints=(running.gateway,))
         await other.enrollment().apply(waiting, other.applicant)
         assert len(await running.owner.run("n-1", count=20)) == 20
+        await running.enroll("n-3")
+        away = admin_pb2.RotateNodesRequest(selector=admin_pb2.Selector(patterns=["n-3"]), api_key=True)
+        assert len((await running.owner.ask("RotateNodes", away)).nodes) == 1
         yield running
 
 
