@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from fleet import status
 from fleet.errors import Reason, Refusal
@@ -130,6 +133,21 @@ async def read_message(context: Context) -> Any | None:
 async def _done_within(seconds: float, task: asyncio.Task[Any]) -> bool:
     done, _ = await asyncio.wait({task}, timeout=seconds)
     return bool(done)
+
+
+def bounded_deserializer(method: MethodDescriptor, max_bytes: int) -> Callable[[bytes], Message | Refusal]:
+    """Parses requests of a method; what is too large is not looked at. Its handler raises the refusal."""
+    message_class = message_factory.GetMessageClass(method.input_type)
+
+    def deserialize(raw: bytes) -> Message | Refusal:
+        if len(raw) > max_bytes:
+            return Refusal(Reason.FRAME_TOO_LARGE, f"the request has {len(raw)} bytes; at most {max_bytes} are taken")
+        try:
+            return message_class.FromString(raw)
+        except DecodeError:
+            return Refusal(Reason.MALFORMED, f"the request is no {method.input_type.name}")
+
+    return deserialize
 
 
 def peer_address(context: Context) -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
@@ -27,7 +26,7 @@ from fleet_server.admin.replicas import ReplicasApi
 from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.texts import check_texts
 from fleet_server.admin.trail import TrailApi
-from fleet_server.boundary import Boundary, Context, require_tls13
+from fleet_server.boundary import Boundary, Context, bounded_deserializer, require_tls13
 
 SERVICE = "fleet.v1.Admin"
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -120,7 +119,7 @@ class Admin:
         return grpc.method_handlers_generic_handler(SERVICE, {m.name: self._handler(m) for m in methods})
 
     def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
-        deserialize = _deserializer(method)
+        deserialize = bounded_deserializer(method, MAX_REQUEST_BYTES)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream_handler(method.name, self._streams[method.name]),
@@ -169,22 +168,6 @@ def _bearer(context: Context) -> str:
         if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
             return value.removeprefix("Bearer ")
     raise Refusal(Reason.UNAUTHENTICATED, "an operator token is needed: run `fleetctl login`")
-
-
-def _deserializer(method: MethodDescriptor) -> Callable[[bytes], Message | Refusal]:
-    message_class = message_factory.GetMessageClass(method.input_type)
-
-    def deserialize(raw: bytes) -> Message | Refusal:
-        if len(raw) > MAX_REQUEST_BYTES:
-            return Refusal(
-                Reason.FRAME_TOO_LARGE, f"the request has {len(raw)} bytes; at most {MAX_REQUEST_BYTES} are taken"
-            )
-        try:
-            return message_class.FromString(raw)
-        except DecodeError:
-            return Refusal(Reason.MALFORMED, f"the request is no {method.input_type.name}")
-
-    return deserialize
 
 
 def _serialize(message: Message) -> bytes:

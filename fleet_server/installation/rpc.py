@@ -6,13 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from fleet.errors import Reason, Refusal
+from fleet.errors import Refusal
 from fleet.v1 import installation_pb2
-from fleet_server.boundary import Boundary, Context, RequestReader, require_tls13
+from fleet_server.boundary import Boundary, Context, RequestReader, bounded_deserializer, require_tls13
 from fleet_server.installation.rules import MAX_SIGNED_BYTES, Grant
 from fleet_server.installation.service import InstallationService, InstallationView
 
@@ -60,7 +59,7 @@ class InstallationApi:
 
         return grpc.stream_unary_rpc_method_handler(  # unary for the caller; see `RequestReader`
             handler,
-            request_deserializer=_deserializer(method),
+            request_deserializer=bounded_deserializer(method, MAX_SIGNED_BYTES),
             response_serializer=_serialize,
         )
 
@@ -107,22 +106,6 @@ def _grant_view(grant: Grant) -> installation_pb2.PlatformGrantView:
         issued_at_ms=grant.issued_at_ms,
         not_after_ms=grant.not_after_ms,
     )
-
-
-def _deserializer(method: MethodDescriptor) -> Callable[[bytes], Message | Refusal]:
-    message_class = message_factory.GetMessageClass(method.input_type)
-
-    def deserialize(raw: bytes) -> Message | Refusal:
-        if len(raw) > MAX_SIGNED_BYTES:
-            return Refusal(
-                Reason.FRAME_TOO_LARGE, f"the request has {len(raw)} bytes; at most {MAX_SIGNED_BYTES} are taken"
-            )
-        try:
-            return message_class.FromString(raw)
-        except DecodeError:
-            return Refusal(Reason.MALFORMED, f"the request is no {method.input_type.name}")
-
-    return deserialize
 
 
 def _serialize(message: Message) -> bytes:
