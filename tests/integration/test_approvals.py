@@ -1,6 +1,7 @@
 """People sign protected commands with fleetctl; a real node runs them once, and takes the server's word for nothing."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 
 from fleet.errors import Refusal
+from fleet.key_file import create_key_file, read_public_key
+from fleet.secrets import Secret
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import protection
 from tests.integration.command_line import Fleetctl
 from tests.integration.installation import Installation, RunningNode
 
 ACTION = "simulated.work"
+PASSPHRASE = "a passphrase of these tests"
 POLICY = """
 for = "30d"
 
@@ -24,6 +28,12 @@ actions = "simulated.work"
 people = 2
 roles = ["operator"]
 """
+
+
+def cheap_key(path: Path) -> str:
+    """A new key file whose passphrase costs little to try."""
+    create_key_file(path, lambda: Secret(PASSPHRASE), scrypt_cost=2**10)
+    return str(path)
 
 
 @dataclass
@@ -41,10 +51,10 @@ class Crew:
         return "--passphrase-file", str(self.folder / "passphrase")
 
     async def settle(self) -> None:
-        (self.folder / "passphrase").write_text("a passphrase of these tests\n")
+        (self.folder / "passphrase").write_text(PASSPHRASE + "\n")
         (self.folder / "passphrase").chmod(0o600)
         (self.folder / "policy.toml").write_text(POLICY)
-        key = str(self.folder / "owner.key")
+        key = cheap_key(self.folder / "owner.key")
         init = await ok(self.owner, "owner", "init", "--owner-key", key, *self.passphrase, "-o", "json")
         await asyncio.gather(*(self._join(name, json.loads(init)["owner_pin"]) for name in ("ada", "bob")))
         await ok(self.owner, "policy", "set", str(self.folder / "policy.toml"), *self.passphrase)
@@ -61,9 +71,8 @@ class Crew:
         folder.mkdir(mode=0o700)
         ctl = self.operators[name] = Fleetctl(self.installation, folder, token)
         await ctl.login("--owner-pin", owner_pin)
-        made = await ok(ctl, "operator", "keygen", *self.passphrase, "-o", "json")
-        await ok(ctl, "operator", "enroll")
-        sha256 = json.loads(made)["sha256"]
+        await ok(ctl, "operator", "enroll", "--key", cheap_key(folder / "operator.key"))
+        sha256 = hashlib.sha256(read_public_key(folder / "operator.key")).hexdigest()
         await ok(self.owner, "operator", "grant", name, "--fingerprint", sha256, *self.passphrase)
 
     async def propose(self, *targets: str, arg: str = "latency_ms:=1") -> str:
@@ -157,7 +166,7 @@ async def test_a_server_in_the_wrong_hands_makes_no_node_run_a_protected_action(
 
 async def test_people_lose_roles_and_owners_change(crew: Crew) -> None:
     ada, bob = crew.operators["ada"], crew.operators["bob"]
-    new = str(crew.folder / "owner-2.key")
+    new = cheap_key(crew.folder / "owner-2.key")
     words = ("owner", "rotate", "--new-key", new, "--new-passphrase-file", crew.passphrase[1], "--yes")
     await ok(crew.owner, *words, *crew.passphrase)
     newest = crew.installation.server.trust.bundle.version
