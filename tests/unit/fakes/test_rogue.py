@@ -21,9 +21,11 @@ from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.service import CommandService
 from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
+from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.caller import open_caller
 from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.credentials import Credentials
 from fleet_node.link.handshake import handshake
 from fleet_node.link.link import Link
 from fleet_node.link.ports import Uplink
@@ -77,13 +79,14 @@ class NodeInProcess:
         )
         self.about = SelfDescription("test", {}, registry.descriptors(), b"b" * 16)
         self.membership = installation.membership()
+        state = StateFolder(folder / "state")
+        self.credentials = Credentials(state, self.membership, self.keys, server_time=self.server_time)
 
     @asynccontextmanager
     async def linked(self, rogue: RogueGateway) -> AsyncIterator[Link]:
         """Keep a stream up to `rogue` as the daemon does."""
         link = Link(
-            membership=self.membership,
-            keys=self.keys,
+            credentials=self.credentials,
             ports=Ports(self.commands, SilentTelemetry(), self.trust, self.ratchet),
             about=self.about,
             clock=SystemClock(),
