@@ -25,6 +25,7 @@ from fleet.identity import NodeKeys
 from fleet.logs import get_logger
 from fleet.metrics import Registry
 from fleet.metrics_listener import Health, MetricsListener
+from fleet.node_audit import NodeAuditKind
 from fleet.process_metrics import ProcessMetrics
 from fleet.version import software_version
 from fleet_node.commands.execution import CommandLimits
@@ -162,6 +163,10 @@ class Node:
             verifier=Verifier(
                 membership.node_id, lambda: credentials.preferred_keys.fingerprint, people, settings.protected
             ),
+        )
+        self.trust.audited_by(self.commands)
+        self.commands.audit(
+            NodeAuditKind.PROCESS_STARTED, bundle=list(self.trust.state.version), version=software_version()
         )
         self.link = Link(
             credentials=credentials,

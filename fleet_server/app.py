@@ -25,6 +25,7 @@ from fleet_server.admin.rooms import admin_rooms
 from fleet_server.admin.rpc import SERVICE as ADMIN_SERVICE
 from fleet_server.admin.rpc import Admin
 from fleet_server.approvals.service import ApprovalService
+from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.audit.service import AuditService
 from fleet_server.boundary import Boundary
 from fleet_server.certificates import ServerCertificates
@@ -102,13 +103,11 @@ class Server:
             self.settings.resolved_database_url(), metrics=self.metrics.database, readers=self.settings.database_readers
         )
         self.registry.before_collect(self._measure_database)
+        metrics = self.metrics.audit
         self.audit = AuditService(
-            database=self.database,
-            clock=self.clock,
-            wakeup=self.wakeup,
-            writer=self.replica_id,
-            metrics=self.metrics.audit,
+            database=self.database, clock=self.clock, wakeup=self.wakeup, writer=self.replica_id, metrics=metrics
         )
+        self.node_audit = NodeAudit(self.database, self.clock, self.wakeup, self.audit, metrics)
         self.trust = TrustService(
             database=self.database,
             secrets=self._secrets,
@@ -260,6 +259,7 @@ class Server:
             sessions=self.sessions,
             telemetry=self.telemetry,
             trust=self.trust,
+            node_audit=self.node_audit,
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -14,6 +14,7 @@ from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import reports, rules
+from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Entry
 from fleet_node.commands.intake import Intake, Plan
 from fleet_node.commands.ledger import FIRST_RETRY_S, Ledger
@@ -167,18 +168,20 @@ class Execution:
             last_accepted_seq=plan.last_accepted_seq,
             consumed=plan.consumed,
             uses=[permit.use for permit in plan.permits.values()],
+            audited=plan.audited,
             done=done,
         )
 
-    async def cancel_waiting(self, run: Run) -> None:
-        """End a run that has no slot.
+    async def cancel_waiting(self, run: Run, audited: AuditEvent) -> None:
+        """End a run that has no slot; `audited` in the same commit.
 
         Raises:
             JournalUnavailableError: it waits on.
         """
         run.cause = StopCause.CANCELLED  # it must not start while the disk is written
         try:
-            await self._ledger.finish(reports.cancelled_unstarted(run.entry, self._server_time.now_ms()))
+            cancelled = reports.cancelled_unstarted(run.entry, self._server_time.now_ms())
+            await self._ledger.finish(cancelled, audited)
         except BaseException:
             run.cause = None
             self._pump()

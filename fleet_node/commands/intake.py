@@ -25,7 +25,8 @@ from fleet.sequence import (
 from fleet.trust import TrustState, verify_command_envelope
 from fleet.v1 import command_pb2, trust_pb2
 from fleet.v1.command_pb2 import CommandState
-from fleet_node.commands import reports
+from fleet_node.commands import audit_rows, reports
+from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.protection import Permit, Protection
 from fleet_node.commands.rules import (
@@ -84,6 +85,7 @@ class Plan:
         last_accepted_seq: where it stands afterwards.
         consumed: seqs whose tombstone has served.
         permits: by intent id, what lets protected actions among the runs do so.
+        audited: what the node's audit says of these permits.
     """
 
     last_accepted_seq: int
@@ -94,6 +96,7 @@ class Plan:
     refused: list[command_pb2.CommandRefused] = field(default_factory=list)
     consumed: list[int] = field(default_factory=list)
     permits: dict[bytes, Permit] = field(default_factory=dict)
+    audited: list[AuditEvent] = field(default_factory=list)
 
 
 class Intake:
@@ -281,6 +284,7 @@ class Intake:
 def _permit(permit: Permit, entry: Entry, plan: Plan) -> None:
     plan.permits[permit.use.intent_id] = permit
     entry.not_after_ms = min(entry.not_after_ms, permit.start_by_ms)
+    plan.audited.append(audit_rows.intent_used(entry, permit.use.intent_id, sorted(permit.people)))
     log.info(
         "intent_accepted",
         action=entry.action,

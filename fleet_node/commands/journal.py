@@ -23,10 +23,12 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleet.logs import get_logger
+from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError, Recovered
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class Journal:
         self._late: list[Callable[[], None]] = []
         self._queue: queue.SimpleQueue[list[_Commit | _Query] | None] = queue.SimpleQueue()
         self._acked_report_no = 0
+        self.audit_news = asyncio.Event()
+        """Set whenever something was handed in that the audit speaks of; whoever sends the audit clears it."""
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -92,7 +96,12 @@ class Journal:
         if self._closed:
             done(JournalUnavailableError(_CLOSED))
             return
+        self.audit_news.set()
         self._hand_in(_Commit(batch, done))
+
+    def audit_nowait(self, event: AuditEvent) -> None:
+        """Chain a row of the node's audit that belongs to no other batch."""
+        self.submit(Batch(audit=[event]), partial(_audited, event))
 
     def submit_late(self, submit: Callable[[], None]) -> None:
         """Call `submit` at the end of this turn of the event loop; what it submits goes over with all of this turn."""
@@ -212,6 +221,11 @@ def _settle(callbacks: list[Done], failure: JournalUnavailableError | None) -> N
             done(failure)
         except Exception:
             log.exception("journal_callback_failed")  # the others still have to hear
+
+
+def _audited(event: AuditEvent, failure: JournalUnavailableError | None) -> None:
+    if failure is not None:
+        log.error("audit_row_not_written", kind=event.kind.value, error=str(failure))
 
 
 def _resolve(future: asyncio.Future[Any], answer: object) -> None:

@@ -10,9 +10,10 @@ import os
 import sqlite3
 from pathlib import Path
 
+from fleet_node.commands.audit_log import AUDIT_SCHEMA, FIRST_STATE
 from fleet_node.commands.intent_rows import INTENTS_SCHEMA
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _FIRST_VERSION = 1
 CHECKPOINT_PAGES = 256
 """Pages in the write-ahead log before it is folded in and written over from its start: overwriting costs a disk less
@@ -42,6 +43,7 @@ CREATE TABLE counters (
     acked_report_no INTEGER NOT NULL
 );
 {INTENTS_SCHEMA}
+{AUDIT_SCHEMA}
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _START_OVER = (
@@ -76,6 +78,7 @@ def ensure_journal(path: Path, node_id: str) -> None:
     try:
         connection.executescript(_SCHEMA)
         connection.execute("INSERT INTO counters VALUES (1, ?, 0, 0, 0)", (node_id,))
+        connection.execute(FIRST_STATE)
     except sqlite3.DatabaseError as error:
         raise JournalDamagedError(
             path, f"the journal cannot be made ({error})", "Make room on its disk, then run `fleet-node enroll` again"

@@ -17,6 +17,7 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import reports
+from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.journal import Done, Journal
 from fleet_node.commands.outbox import Outbox
@@ -104,6 +105,7 @@ class Ledger:
         last_accepted_seq: int,
         consumed: Iterable[int],
         uses: Sequence[Use],
+        audited: Sequence[AuditEvent],
         done: Done,
     ) -> None:
         """Journal the commands of one statement, and number the reports of those that are told again.
@@ -116,6 +118,7 @@ class Ledger:
             last_accepted_seq: where it stands afterwards.
             consumed: seqs whose tombstone has served.
             uses: intents that these commands use up.
+            audited: what the audit says of these.
             done: called once it stands or with the reason why not, before this returns: a command that it starts and
                 that ends at once has made room when the next statement is judged, and its result shares that one's
                 commit.
@@ -133,6 +136,7 @@ class Ledger:
             changed=not_run,
             told_again=told_again,
             uses=uses,
+            audit=audited,
             last_accepted_seq=last_accepted_seq,
             last_report_no=self.last_report_no,
         )
@@ -152,8 +156,8 @@ class Ledger:
 
         await self._commit(batch, publish, done)
 
-    async def bury(self, seq: int, command_id: bytes) -> None:
-        """Journal a tombstone.
+    async def bury(self, seq: int, command_id: bytes, audited: AuditEvent) -> None:
+        """Journal a tombstone, and what the audit says of it.
 
         Raises:
             JournalUnavailableError: it does not stand.
@@ -164,10 +168,11 @@ class Ledger:
         def publish() -> None:
             self.tombstones[seq] = command_id
 
-        await self._commit(Batch(tombstones=[(seq, command_id)]), publish)
+        await self._commit(Batch(tombstones=[(seq, command_id)], audit=[audited]), publish)
 
-    async def raise_floor(self, seq: int, intents_after_ms: int) -> None:
-        """Everything up to `seq`, and every intent issued up to then, lies behind this node, whatever it knows of it.
+    async def raise_floor(self, seq: int, intents_after_ms: int, audited: AuditEvent) -> None:
+        """Everything up to `seq`, and every intent issued up to then, lies behind this node, whatever it knows of it;
+        `audited` in the same commit.
 
         Raises:
             JournalUnavailableError: it does not stand.
@@ -177,16 +182,17 @@ class Ledger:
             self.last_accepted_seq = max(self.last_accepted_seq, seq)
             self.used.issued_after_ms = max(self.used.issued_after_ms, intents_after_ms)
 
-        await self._commit(Batch(last_accepted_seq=seq, intents_after_ms=intents_after_ms), publish)
+        batch = Batch(last_accepted_seq=seq, intents_after_ms=intents_after_ms, audit=[audited])
+        await self._commit(batch, publish)
 
-    async def finish(self, change: Change) -> None:
-        """Journal an end that is wanted, not one that has happened; see `record`.
+    async def finish(self, change: Change, audited: AuditEvent) -> None:
+        """Journal an end that is wanted, not one that has happened, and what the audit says of it; see `record`.
 
         Raises:
             JournalUnavailableError: the command stands where it stood.
         """
         change.number(self._next_report_no())
-        batch = Batch(changed=[change], last_report_no=change.report_no)
+        batch = Batch(changed=[change], last_report_no=change.report_no, audit=[audited])
         change.entry.changing = True
         try:
             await self._commit(batch, lambda: self._publish([change]))

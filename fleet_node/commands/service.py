@@ -15,11 +15,13 @@ from pathlib import Path
 
 from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
+from fleet.node_audit import JSON, NodeAuditKind
 from fleet.sequence import StatementReason, StatementRefusal, StreamContext
 from fleet.trust import TrustState
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet.v1.command_pb2 import CancelOutcome, CommandState
-from fleet_node.commands import rules
+from fleet_node.commands import audit_rows, rules
+from fleet_node.commands.audit_sender import AuditSender
 from fleet_node.commands.drain import Drain
 from fleet_node.commands.execution import CommandLimits, Execution
 from fleet_node.commands.intake import Intake
@@ -34,6 +36,7 @@ from fleet_node.observability.metrics import CommandMetrics
 
 log = get_logger(__name__)
 
+_AUDITED_CHARS = 500
 MAX_BACKLOG = 16_384
 MAX_BACKLOG_BYTES = 128 * 1024 * 1024
 """Unacknowledged reports beyond which a node takes no more commands: its disk is not the server's queue. What it took
@@ -73,6 +76,7 @@ class CommandService:
     ) -> None:
         self._journal = journal
         self._trust = trust
+        self._server_time = server_time
         self._metrics = metrics
         self._limits = limits or CommandLimits()
         recovered = journal.start()
@@ -110,11 +114,16 @@ class CommandService:
         self._drain = Drain(
             clock=clock, metrics=metrics, overdue=lambda: self._execution.stop_all(StopCause.DRAIN_DEADLINE)
         )
+        self._audit_sender = AuditSender(journal=journal, clock=clock, metrics=metrics)
         self._stream: _Stream | None = None
         self._lock = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._welcomed = False
         self._closing = False
+
+    def audit(self, kind: NodeAuditKind, **detail: JSON) -> None:
+        """Record in the node's audit what no command of the journal says; durable with the journal's next commit."""
+        self._journal.audit_nowait(audit_rows.event(kind, self._server_time.now_ms(), detail))
 
     def hello(self) -> HelloCounters:
         """See `CommandPort`."""
@@ -130,13 +139,15 @@ class CommandService:
         """See `CommandPort`."""
         self._stream = _Stream(self, context, uplink)
         self._ledger.start_over()
-        self._drain.order(welcome.drained)
+        if self._drain.order(welcome.drained):
+            self.audit(NodeAuditKind.DRAIN_ORDERED if welcome.drained else NodeAuditKind.DRAIN_ENDED, deadline_ms=0)
         if not self._welcomed:
             self._welcomed = True
             self._execution.resume_journaled(self._left_unfinished)
             self._left_unfinished = []
         self._execution.hold(self._drain.draining or self._closing)
         self._tell_drain()
+        self._audit_sender.opened(uplink)
         uplink.wake()
         return self._stream
 
@@ -146,9 +157,16 @@ class CommandService:
         if not self._ledger.backlog:
             self._tell_drain()
 
+    def audit_acked(self, ack: gateway_pb2.AuditAck) -> None:
+        """See `CommandPort`."""
+        self._audit_sender.acked(ack)
+
     def drain(self, order: gateway_pb2.DrainNode) -> None:
         """See `CommandPort`."""
         news = self._drain.order(order.drain, deadline_s=order.deadline_ms / 1000)
+        if news:
+            kind = NodeAuditKind.DRAIN_ORDERED if order.drain else NodeAuditKind.DRAIN_ENDED
+            self.audit(kind, deadline_ms=order.deadline_ms)
         self._execution.hold(order.drain or self._closing or not self._welcomed)
         if news or order.drain:
             self._send_drained()
@@ -172,6 +190,8 @@ class CommandService:
             self._execution.stop_all(StopCause.NODE_SHUTDOWN)
         await self._execution.close()
         self._ledger.close()
+        self._audit_sender.close()
+        self.audit(NodeAuditKind.PROCESS_STOPPED, running=self._execution.busy)
         await self._journal.close()
 
     async def take_statement(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
@@ -212,19 +232,26 @@ class CommandService:
             try:
                 floor = self._intake.open_floor(signed, stream.context, last_accepted_seq)
                 if floor.seq_floor > last_accepted_seq or floor.intents_after_ms > self._ledger.used.issued_after_ms:
-                    await self._ledger.raise_floor(floor.seq_floor, floor.intents_after_ms)
+                    audited = audit_rows.floor(floor, last_accepted_seq, self._server_time.now_ms())
+                    await self._ledger.raise_floor(floor.seq_floor, floor.intents_after_ms, audited)
                     log.warning("seq_floor_raised", seq_floor=floor.seq_floor, last_accepted_seq=last_accepted_seq)
             except (StatementRefusal, JournalUnavailableError) as error:
                 log.error("floor_refused", detail=str(error))
+                self.audit(NodeAuditKind.FLOOR_REFUSED, detail=str(error)[:_AUDITED_CHARS])
 
     def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[bytes]:
         """Reports for `stream`, if it is the newest."""
         return self._ledger.take_reports(max_count, max_bytes) if stream is self._stream else []
 
+    def next_audit(self, stream: _Stream) -> bytes | None:
+        """Rows of the audit for `stream`, if it is the newest."""
+        return self._audit_sender.take() if stream is self._stream else None
+
     def closed(self, stream: _Stream) -> None:
         """`stream` has ended."""
         if stream is self._stream:
             self._stream = None
+            self._audit_sender.close()
 
     async def _journal_statement(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
         ledger = self._ledger
@@ -248,6 +275,12 @@ class CommandService:
             self._metrics.disk_full.inc(len(statement.commands))
             raise _unavailable(str(error)) from error
         for refused in plan.refused:
+            self.audit(
+                NodeAuditKind.COMMAND_REFUSED,
+                command_id=refused.command_id[:16].hex(),
+                reason=refused.reason,
+                seq=refused.monotonic_seq,
+            )
             stream.uplink.send_control(gateway_pb2.NodeControl(command_refused=refused))
 
     async def _cancel(self, cancel: command_pb2.CancelStatement) -> CancelOutcome.ValueType:
@@ -262,19 +295,36 @@ class CommandService:
             waits = run.phase is Phase.WAITING  # an idempotent one that was interrupted waits, journaled as RUNNING
             state = CommandState.COMMAND_STATE_ACCEPTED if waits else CommandState.COMMAND_STATE_RUNNING
         elif state is not None and state not in rules.FINAL_STATES:
-            return CancelOutcome.CANCEL_OUTCOME_ALREADY_FINISHED  # its result is on its way to the disk
+            outcome = CancelOutcome.CANCEL_OUTCOME_ALREADY_FINISHED  # its result is on its way to the disk
+            self._journal.audit_nowait(self._audited_cancel(cancel, outcome))
+            return outcome
         outcome = rules.cancel_outcome(state, accepted=accepted)
+        audited = self._audited_cancel(cancel, outcome)
         if outcome == CancelOutcome.CANCEL_OUTCOME_TOMBSTONED:
-            await self._ledger.bury(seq, cancel.command_id)
-        elif run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_STOPPING:
-            self._execution.ask_stop(run, StopCause.CANCELLED)
+            await self._ledger.bury(seq, cancel.command_id, audited)
         elif run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_CANCELLED:
-            await self._execution.cancel_waiting(run)
+            await self._execution.cancel_waiting(run, audited)
+        else:
+            self._journal.audit_nowait(audited)
+        if run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_STOPPING:
+            self._execution.ask_stop(run, StopCause.CANCELLED)
         return outcome
+
+    def _audited_cancel(
+        self, cancel: command_pb2.CancelStatement, outcome: CancelOutcome.ValueType
+    ) -> audit_rows.AuditEvent:
+        return audit_rows.cancel(cancel, outcome, self._server_time.now_ms())
 
     def _refuse(self, stream: _Stream, signed: trust_pb2.Signed, refusal: StatementRefusal) -> None:
         self._metrics.statement_refusals.labels(refusal.reason.value).inc()
         log.warning("statement_refused", reason=refusal.reason.value, detail=refusal.detail)
+        self.audit(
+            NodeAuditKind.STATEMENT_REFUSED,
+            detail=refusal.detail[:_AUDITED_CHARS],
+            key_id=signed.signatures[0].key_id[:16].hex() if signed.signatures else "",
+            reason=refusal.reason.value,
+            statement_sha256=hashlib.sha256(signed.statement).hexdigest(),
+        )
         generation, number = self._trust.state.version
         refused = command_pb2.StatementRefused(
             statement_sha256=hashlib.sha256(signed.statement).digest(),
@@ -336,6 +386,10 @@ class _Stream:
     ) -> list[bytes]:
         """See `CommandStream`."""
         return self._service.next_reports(self, max_count, max_bytes)
+
+    def next_audit(self) -> bytes | None:
+        """See `CommandStream`."""
+        return self._service.next_audit(self)
 
     def close(self) -> None:
         """See `CommandStream`."""

@@ -8,7 +8,8 @@ command.
 Each SQL statement lets go of the interpreter and has to get it back from the event loop, which costs more than writing
 a row does: so a commit writes many rows with one statement, new ones whole, and of changed ones what changes. And
 `counters` stand for what no row says any more: the usual commits, of one statement's commands or of their ends, are one
-SQL statement that needs no transaction around it, and write no page but those of their rows.
+SQL statement that needs no transaction around it, and write no page but those of their rows. The audit's rows about
+them follow with a later commit (`audit_log`).
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from fleet.logs import get_logger
-from fleet.v1 import command_pb2
+from fleet.v1 import command_pb2, gateway_pb2
 from fleet.v1.command_pb2 import CommandState
+from fleet_node.commands.audit_log import AuditLog
+from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
+from fleet_node.commands.entry_values import Values, accepted_values, changed_values, told_again_values
 from fleet_node.commands.intent_rows import refuse_intents_until, use_intents, used_intents
 from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.used_intents import Use, UsedIntents
 
 T = TypeVar("T")
-Values = tuple[int | str | bytearray, ...]
 Counters = tuple[int, int, int]  # last_accepted_seq, last_report_no, acked_report_no
 
 log = get_logger(__name__)
@@ -91,6 +94,7 @@ class Batch:
         intents_after_ms: intents issued up to then count for nothing, Unix milliseconds; 0 when this says nothing.
         last_accepted_seq: where it stands after this batch; 0 when the batch does not move it.
         last_report_no: highest report_no in this batch; 0 when it has none.
+        audit: what the node's audit says beside that.
     """
 
     accepted: Sequence[Entry] = ()
@@ -101,6 +105,7 @@ class Batch:
     intents_after_ms: int = 0
     last_accepted_seq: int = 0
     last_report_no: int = 0
+    audit: Sequence[AuditEvent] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,10 @@ class JournalStore:
         rows_seq, rows_report_no = self.connection.execute(_SAID_BY_ROWS).fetchone()
         self._counters = (max(last_accepted_seq, rows_seq), max(last_report_no, rows_report_no), acked_report_no)
         self._saved_acked = acked_report_no
+        self.audit = AuditLog(self.connection, node_id)
+        unsealed = (self.audit.sealed_seq, self.audit.sealed_report_no)
+        left = self._read("WHERE seq > ? OR report_no > ? ORDER BY seq", *unsealed)
+        self.audit.recovered(filter(_is_whole, left))
 
     def apply(self, batches: Sequence[Batch], acked_report_no: int) -> None:
         """Make `batches` durable in one transaction, in order, or none of them.
@@ -169,6 +178,7 @@ class JournalStore:
         tombstones = [tombstone for batch in batches for tombstone in batch.tombstones]
         uses = [use for batch in batches for use in batch.uses]
         intents_after_ms = max([batch.intents_after_ms for batch in batches], default=0)
+        events = [event for batch in batches for event in batch.audit]
         last_accepted_seq, last_report_no, acked = self._counters
         counters = (
             max([last_accepted_seq, *[batch.last_accepted_seq for batch in batches]]),
@@ -177,29 +187,59 @@ class JournalStore:
         )
         count = self.rows + len(accepted)
         size = self._bytes + sum([len(change.final_report) for change in changed])
-        rare = told_again or tombstones or uses or intents_after_ms
-        plain = not rare and not self._crowded(count, size, counters)
+        rare = events or told_again or tombstones or uses or intents_after_ms
+        # Before rows are forgotten, or numbered once more, the audit says what they say.
+        seal = bool(events or told_again) or self.audit.due or self._crowded(count, size, counters)
         try:
-            if plain and self._said_by(accepted, changed, counters):
-                self._write(_ACCEPT, accepted, _accepted_values)
-                self._write(_CHANGE, changed, _changed_values)
+            if not seal and not rare and self._said_by(accepted, changed, counters):
+                self._write(_ACCEPT, accepted, accepted_values)
+                self._write(_CHANGE, changed, changed_values)
             else:
                 with self._transaction(counters):
-                    self._write(_ACCEPT, accepted, _accepted_values)
+                    self._write(_ACCEPT, accepted, accepted_values)
                     if told_again:  # before what changes: it says how commands stood until now
-                        self.connection.executemany(_TELL_AGAIN, map(_told_again_values, told_again))
-                    self._write(_CHANGE, changed, _changed_values)
+                        self.connection.executemany(_TELL_AGAIN, map(told_again_values, told_again))
+                    self._write(_CHANGE, changed, changed_values)
                     if tombstones:
                         self._bury(tombstones)
                     if uses:
                         use_intents(self.connection, uses)
                     if intents_after_ms:
                         refuse_intents_until(self.connection, intents_after_ms)
+                    if seal:
+                        self.audit.seal(accepted, changed, events, last_seq=counters[0], last_report_no=counters[1])
                     count, size = self._trim(count, size, counters)
                 self._saved_acked = counters[2]
         except sqlite3.Error as error:
+            self.audit.lost(events)
             raise JournalUnavailableError(_unavailable(error)) from error
+        if seal:
+            self.audit.sealed()
+        else:
+            self.audit.durable(accepted, changed)
         self.rows, self._bytes, self._counters = count, size, counters
+
+    def next_audit(self, acked_number: int, after: int) -> list[gateway_pb2.AuditRow]:
+        """The audit's next rows; what has no row yet is chained first.
+
+        Args:
+            acked_number: the server has every row up to it.
+            after: number of the last row that is not wanted.
+
+        Raises:
+            JournalUnavailableError: they cannot be written or read.
+        """
+        audit = self.audit
+        audit.acked(acked_number)
+        try:
+            if audit.unsealed:
+                last_seq, last_report_no, _ = self._counters
+                with self._transaction(self._counters):
+                    audit.seal((), (), (), last_seq=last_seq, last_report_no=last_report_no)
+                audit.sealed()
+            return audit.after(after)
+        except sqlite3.Error as error:
+            raise JournalUnavailableError(_unavailable(error)) from error
 
     def recover(self) -> Recovered:
         """What the last process left.
@@ -352,35 +392,6 @@ def _is_whole(entry: Entry) -> bool:
         log.error("journaled_report_damaged", seq=entry.seq)
         return False
     return True
-
-
-# sqlite3 looks for an adapter of every bytes object that it binds, in vain and for longer than the row takes to write.
-# A bytearray it takes as it is.
-
-
-def _accepted_values(entry: Entry) -> Values:
-    return (
-        entry.seq,
-        bytearray(entry.command_id),
-        bytearray(entry.digest),
-        entry.actor,
-        entry.action,
-        bytearray(entry.arguments),
-        entry.not_after_ms,
-        entry.accepted_at_ms,
-        entry.state,
-        entry.report_no,
-        entry.started_at_ms,
-    )
-
-
-def _changed_values(change: Change) -> Values:
-    # The row keeps no arguments of what has ended: they may hold secrets, and nothing needs them any more.
-    return change.entry.seq, change.state, change.report_no, change.started_at_ms, bytearray(change.final_report)
-
-
-def _told_again_values(change: Change) -> Values:
-    return change.report_no, bytearray(change.final_report), change.entry.seq
 
 
 def _unavailable(error: sqlite3.Error) -> str:

@@ -3,7 +3,7 @@
 Mental model
     One reader task reads and never waits for the journal: pings are answered while a commit is under way. What the
     server signed goes through the inbox.
-    One writer pulls from lanes by priority: control, then reports, then telemetry, so that control never waits behind
+    One writer pulls from lanes by priority: control, reports, audit, telemetry, so that control never waits behind
     bulk. Only the writer seals frames, so counters grow in the order of the wire. The stream ends once, with the
     first reason; whatever was not acknowledged goes out again on the next stream.
 """
@@ -280,8 +280,9 @@ class Connection:
         return gateway_pb2.NodeFrame(telemetry=batch) if batch is not None else None
 
     def _next_reports(self) -> bytes | None:
-        reports = self._commands.next_reports() if self._commands is not None else []
-        return encode_reports(reports) if reports else None
+        if self._commands is not None and (reports := self._commands.next_reports()):
+            return encode_reports(reports)
+        return self._commands.next_audit() if self._commands is not None else None
 
     def _seal(self, control: bytes) -> gateway_pb2.NodeFrame:
         return gateway_pb2.NodeFrame(control=self._sealer.seal(control))
@@ -307,6 +308,8 @@ class Connection:
             self._ports.commands.acked(control.result_ack.report_no)
         elif kind == "telemetry_ack":
             self._ports.telemetry.acked(control.telemetry_ack.batch_seq)
+        elif kind == "audit_ack":
+            self._ports.commands.audit_acked(control.audit_ack)
         elif kind == "ping":
             self._answer_ping(control.ping)
         elif kind in ("reauth", "certificate"):
@@ -321,8 +324,6 @@ class Connection:
             self._ending = Refusal(
                 Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL, control.error.detail
             )
-        # config, lease and audit_ack belong to capabilities that this node does not have yet: a newer server may send
-        # them, and waits for an answer that says so.
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
         if control.commands.reports_acked:
@@ -332,12 +333,11 @@ class Connection:
 
     def _answer_ping(self, ping: gateway_pb2.Ping) -> None:
         self._server_time.observe(ping.server_time_ms)
-        self.heard.rtt_us = ping.last_rtt_us
-        self.heard.offset_ms = self._server_time.offset_ms()
+        self.heard.rtt_us, self.heard.offset_ms = ping.last_rtt_us, self._server_time.offset_ms()
         if ping.interval_ms:
             self.welcome.heartbeat_interval_ms = ping.interval_ms
-        now_ms = self._clock.now_ms()
-        pong = gateway_pb2.Pong(number=ping.number, server_time_ms=ping.server_time_ms, node_time_ms=now_ms)
+        pong = gateway_pb2.Pong(number=ping.number, server_time_ms=ping.server_time_ms)
+        pong.node_time_ms = self._clock.now_ms()
         self.send_control(gateway_pb2.NodeControl(pong=pong))
         self._ask_certificate()
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.node_audit import JSON, NodeAuditKind
 from fleet.people import People
 from fleet.sequence import StreamContext
 from fleet.trust import TrustState
@@ -93,6 +94,12 @@ class CommandStream(Protocol):
         """
         ...
 
+    def next_audit(self) -> bytes | None:
+        """The next rows of the node's audit chain as a serialised `NodeControl`, once the rows given out before are
+        acknowledged; None when there is nothing now, or a newer stream took over. The uplink is woken when there is
+        more."""
+        ...
+
     def close(self) -> None:
         """The stream has ended. What it gave out and nobody acknowledged goes out again on the next one."""
         ...
@@ -115,6 +122,10 @@ class CommandPort(Protocol):
 
     def acked(self, report_no: int) -> None:
         """The server committed every report up to `report_no`; from any stream of this node."""
+        ...
+
+    def audit_acked(self, ack: gateway_pb2.AuditAck) -> None:
+        """How far the server has the audit, and when it takes more; from any stream of this node."""
         ...
 
     def drain(self, order: gateway_pb2.DrainNode) -> None:
@@ -177,4 +188,12 @@ class PeoplePort(Protocol):
     def latest_signed_ms(self) -> int:
         """The latest time of issue of anything that owners signed and this node took, Unix milliseconds; it never goes
         back."""
+        ...
+
+
+class AuditPort(Protocol):
+    """The node's own audit."""
+
+    def audit(self, kind: NodeAuditKind, **detail: JSON) -> None:
+        """Append a row; it is durable soon after, and never lost silently."""
         ...

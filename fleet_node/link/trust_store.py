@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 from fleet import trust
 from fleet.logs import get_logger
+from fleet.node_audit import JSON, NodeAuditKind
 from fleet.trust import TrustState
 from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.people_store import PeopleStore
+from fleet_node.link.ports import AuditPort
 from fleet_node.observability.metrics import LinkMetrics
 
 log = get_logger(__name__)
@@ -30,6 +32,7 @@ class TrustStore:
         self._metrics = metrics
         self._people = people
         self._callbacks: list[Callable[[TrustState], None]] = []
+        self._audit = _unheard
         self._turn = asyncio.Lock()
         self._state = file.load()
         if people is not None:  # a process that was killed may have kept the bundle, and not yet what is in it
@@ -45,6 +48,10 @@ class TrustStore:
         """Call `callback` whenever another bundle is in force."""
         self._callbacks.append(callback)
 
+    def audited_by(self, audit: AuditPort) -> None:
+        """Tell `audit` of every bundle that is applied or refused."""
+        self._audit = audit.audit
+
     async def offer(self, bundles: Sequence[trust_pb2.Signed]) -> gateway_pb2.BundleApplied:
         """Judge a chain, oldest first; what to tell the server once the newest good one is durable."""
         async with self._turn:
@@ -56,8 +63,11 @@ class TrustStore:
                     await self._take_people(offered)
             except (trust.TrustError, OSError) as error:
                 reason = str(error.reason) if isinstance(error, trust.TrustError) else "DISK"
+                self._audit(NodeAuditKind.BUNDLE_REFUSED, held=list(self._state.version), reason=reason)
                 log.warning("trust_bundle_refused", reason=reason, detail=str(error))
                 return self._applied(applied=False, reason=f"{reason}: {error}")
+        if offered:
+            self._audit(NodeAuditKind.BUNDLE_APPLIED, version=list(self._state.version))
         self._show()
         for callback in self._callbacks:
             callback(self._state)
@@ -83,3 +93,7 @@ class TrustStore:
     def _show(self) -> None:
         self._metrics.bundle_generation.set(self._state.generation)
         self._metrics.bundle_number.set(self._state.number)
+
+
+def _unheard(kind: NodeAuditKind, **detail: JSON) -> None:
+    """Nobody keeps an audit yet."""

@@ -77,6 +77,9 @@ class CommandMetrics:
             "Commands of protected actions refused for what people signed or did not sign, by reason.",
             labels=("reason",),
         )
+        self.audit_sent = registry.counter(
+            "fleet_node_audit_rows_acknowledged_total", "Rows of the node's own audit that the server stored."
+        )
         self.commit_duration = registry.histogram(
             "fleet_node_journal_commit_seconds",
             "Time of one journal commit, to the disk.",

@@ -12,6 +12,7 @@ from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller
 from fleet_server.admin.paging import page_size
 from fleet_server.admin.views import checklist_view, node_view
+from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.nodes.record import DrainState, NodeRecord
 from fleet_server.nodes.service import NodeService
@@ -29,9 +30,12 @@ _LIVENESS_POLL_S = 5.0
 class NodesApi:
     """Nodes as operators see them."""
 
-    def __init__(self, nodes: NodeService, rotations: RotationService, wakeup: Wakeup, clock: Clock) -> None:
+    def __init__(
+        self, nodes: NodeService, rotations: RotationService, audit: NodeAudit, wakeup: Wakeup, clock: Clock
+    ) -> None:
         self._nodes = nodes
         self._rotations = rotations
+        self._audit = audit
         self._wakeup = wakeup
         self._clock = clock
 
@@ -46,7 +50,17 @@ class NodesApi:
     async def get(self, _: Caller, request: admin_pb2.GetNodeRequest) -> admin_pb2.GetNodeResponse:
         """One node with what it offers."""
         node = await self._nodes.get(request.node)
-        return admin_pb2.GetNodeResponse(node=node_view(node), drivers=await self._nodes.drivers(node.node_id))
+        number, standing = await self._audit.standing(node.node_id)
+        return admin_pb2.GetNodeResponse(
+            node=node_view(node),
+            drivers=await self._nodes.drivers(node.node_id),
+            audit=admin_pb2.NodeAuditView(
+                rows=number,
+                last_at_ms=standing.last_at_ms,
+                finding=standing.finding,
+                finding_at_ms=standing.finding_at_ms,
+            ),
+        )
 
     async def watch(
         self, _: Caller, request: admin_pb2.WatchNodesRequest

@@ -17,6 +17,7 @@ from fleet_server.admin.rpc import AdminRooms
 from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.trail import TrailApi
 from fleet_server.approvals.service import ApprovalService
+from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.audit.service import AuditService
 from fleet_server.commands.service import CommandService
 from fleet_server.database.wakeup import Wakeup
@@ -44,6 +45,7 @@ class Services(Protocol):
     rotation: KeyRotation
     nodes: NodeService
     sessions: SessionService
+    node_audit: NodeAudit
     enrollment: EnrollmentService
     commands: CommandService
     approvals: ApprovalService
@@ -57,7 +59,7 @@ def admin_rooms(server: Services) -> AdminRooms:
     return AdminRooms(
         operators=OperatorsApi(server.operators, server.trust, server.installation, server.replica_id),
         enrollment=EnrollmentApi(server.enrollment, server.clock),
-        nodes=NodesApi(server.nodes, server.sessions.rotations, server.wakeup, server.clock),
+        nodes=NodesApi(server.nodes, server.sessions.rotations, server.node_audit, server.wakeup, server.clock),
         commands=CommandsApi(server.commands, server.metrics.streams.refusals),
         replicas=ReplicasApi(server.replicas, server.clock),
         telemetry=TelemetryApi(server.telemetry),

@@ -69,6 +69,8 @@ class AuditKind(StrEnum):
     NODE_ROTATION_REFUSED = "node.rotation_refused"
     NODE_KEYS_REPLACED = "node.keys_replaced"
     NODE_CHECKLIST_TICKED = "node.checklist_ticked"
+    NODE_AUDIT_BROKEN = "node.audit_broken"
+    NODE_AUDIT_PAUSED = "node.audit_paused"
     # Sessions and streams
     SESSION_REFUSED = "session.refused"
     SESSION_RENEWED = "session.renewed"

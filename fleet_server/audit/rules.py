@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fleet.audit_chain import FIRST_PREVIOUS_HASH, row_hash
+from fleet.audit_chain import FIRST_PREVIOUS_HASH, WHOLE_CHECKPOINT_EVERY, row_hash
 from fleet.v1 import trust_pb2
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
@@ -116,23 +116,26 @@ def chain(head: Head, entries: Sequence[Entry]) -> tuple[list[AuditRow], Head]:
 
 
 def next_checkpoint(
-    *, cluster_id: str, previous: bytes, heads: Sequence[Head], now_ms: int
+    *, cluster_id: str, previous: bytes, heads: Sequence[Head], signed: Mapping[str, int], now_ms: int
 ) -> trust_pb2.AuditCheckpointStatement | None:
-    """The statement that is due, or None when no chain grew since the previous one.
+    """The statement that is due, or None when no chain grew since the previous ones.
 
     Args:
         cluster_id: whose audit it is.
         previous: statement bytes of the newest checkpoint; empty before the first.
         heads: newest row of every chain.
+        signed: newest number of each chain that a checkpoint named.
         now_ms: Unix milliseconds.
     """
     before = trust_pb2.AuditCheckpointStatement.FromString(previous)
+    grown = [head for head in heads if head.number != signed.get(head.writer, 0)]
+    if not grown:
+        return None
+    whole = (before.number + 1) % WHOLE_CHECKPOINT_EVERY == 0
     named = [
         trust_pb2.AuditHead(writer=head.writer, number=head.number, hash=head.hash)
-        for head in sorted(heads, key=lambda head: head.writer)
+        for head in sorted(heads if whole else grown, key=lambda head: head.writer)
     ]
-    if named == list(before.heads):
-        return None
     return trust_pb2.AuditCheckpointStatement(
         cluster_id=cluster_id,
         number=before.number + 1,

@@ -139,12 +139,14 @@ class AuditService:
                 cluster_id=cluster_id,
                 previous=previous,
                 heads=store.heads(tx.conn),
+                signed=store.signed_numbers(tx.conn),
                 now_ms=self._clock.now_ms(),
             )
             if due is None:
                 return False
             made = sign(due.SerializeToString(deterministic=True)).SerializeToString()
             store.insert_checkpoint(tx.conn, due.number, store.last_position(tx.conn), due.issued_at_ms, made)
+            store.note_signed(tx.conn, [(head.writer, head.number) for head in due.heads])
             tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
             return True
 
@@ -220,10 +222,7 @@ class AuditService:
 
     async def _has_news(self) -> bool:
         def query(conn: Connection) -> tuple[int, bool]:
-            number, signed = store.newest_checkpoint(conn)
-            statement = trust_pb2.AuditCheckpointStatement.FromString(trust_pb2.Signed.FromString(signed).statement)
-            signed_heads = {head.writer: head.number for head in statement.heads}
-            return number, signed_heads != {head.writer: head.number for head in store.heads(conn)}
+            return store.newest_checkpoint(conn)[0], store.any_grown(conn)
 
         newest, news = await self._database.read(query)
         if newest > self._seen_checkpoint:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from operator import attrgetter
 
 from sqlalchemy import Connection
 
+from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
 from fleet_server.database.engine import sql
 from fleet_server.database.statements import execute, execute_many, fetch
@@ -24,6 +26,20 @@ _WRITERS = (
     " WHERE found.writer IS NOT NULL) SELECT writer FROM found WHERE writer IS NOT NULL"
 )
 _stored = attrgetter(*_COLUMNS.split(", "))
+_GROWN = (
+    "SELECT 1 FROM audit_heads AS h LEFT JOIN audit_signed AS s ON s.writer = h.writer"
+    " WHERE s.number IS NULL OR s.number <> h.number LIMIT 1"
+)
+_SET_SIGNED = (
+    "INSERT INTO audit_signed (writer, number) VALUES (?, ?)"
+    " ON CONFLICT (writer) DO UPDATE SET number = excluded.number"
+)
+_STANDING = "last_at_ms, day, day_rows, day_bytes, paused_day, finding, finding_at_ms"
+_REPLACED = ", ".join(f"{column} = excluded.{column}" for column in _STANDING.split(", "))
+_SET_STANDING = (
+    f"INSERT INTO node_audits (node_id, {_STANDING}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+    f" ON CONFLICT (node_id) DO UPDATE SET {_REPLACED}"
+)
 _SET_HEAD = (
     "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
     " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash"
@@ -46,6 +62,38 @@ def insert(conn: Connection, rows: Sequence[AuditRow], new_head: Head) -> None:
     name."""
     execute_many(conn, _INSERT_ROW, list(map(_stored, rows)))
     execute(conn, _SET_HEAD, (new_head.writer, new_head.number, new_head.hash))
+
+
+def signed_numbers(conn: Connection) -> dict[str, int]:
+    """Newest number of each chain that a checkpoint named."""
+    return dict(fetch(conn, "SELECT writer, number FROM audit_signed"))
+
+
+def any_grown(conn: Connection) -> bool:
+    """Whether a chain has a row that no checkpoint covers."""
+    return bool(fetch(conn, _GROWN))
+
+
+def note_signed(conn: Connection, numbers: Sequence[tuple[str, int]]) -> None:
+    """A checkpoint named these writers at these numbers. Call it behind `insert_checkpoint`, which lets one in."""
+    execute_many(conn, _SET_SIGNED, numbers)
+
+
+def hashes(conn: Connection, writer: str, first: int, last: int) -> dict[int, bytes]:
+    """Hashes of one chain's rows by number, from `first` to `last`."""
+    text = "SELECT number, hash FROM audit_rows WHERE writer = ? AND number BETWEEN ? AND ?"
+    return {number: bytes(digest) for number, digest in fetch(conn, text, (writer, first, last))}
+
+
+def node_standing(conn: Connection, node_id: str) -> NodeStanding:
+    """What is known of a node's chain, beside its rows."""
+    found = fetch(conn, f"SELECT {_STANDING} FROM node_audits WHERE node_id = ?", (node_id,))  # noqa: S608 - constants
+    return NodeStanding(*found[0]) if found else NodeStanding()
+
+
+def set_node_standing(conn: Connection, node_id: str, standing: NodeStanding) -> None:
+    """Replace it."""
+    execute(conn, _SET_STANDING, (node_id, *astuple(standing)))
 
 
 def rows_of(conn: Connection, writer: str, number: int, limit: int) -> list[AuditRow]:

@@ -15,6 +15,7 @@ from fleet_server.cli.terminal import Styled, excerpt
 
 if TYPE_CHECKING:
     from fleet.audit_chain import ChainSummary, ChainVerifier
+    from fleet.audit_crosscheck import CrossCheckSummary
     from fleet.v1 import admin_pb2
     from fleet_server.cli.connection import Admin
     from fleet_server.cli.node_names import NodeNames
@@ -72,12 +73,14 @@ def tail(invocation: Invocation, lines: int, follow: bool) -> None:
 @click.option("--cluster", metavar="ID", help="Cluster id, when no login has pinned it.")
 @click.pass_obj
 def verify(invocation: Invocation, authority_key: str | None, cluster: str | None) -> None:
-    """Read the whole audit and check every hash, every link and every signed checkpoint on this machine.
+    """Read the whole audit, the nodes' own chains with it, and check every hash, every link and every signed
+    checkpoint on this machine. Then hold what each node says against what the server says of it, command by command.
 
     Checkpoints must be signed by the authority that was pinned at login, and the newest must not be older than the
     newest that you saw before: so not even the server can take back what it once showed you. Ends with 1 and the name
     of what is wrong:
-    CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK.
+    CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK;
+    between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE or NODE_ROW_MALFORMED.
     """
     from fleet.audit_chain import AuditFinding
 
@@ -85,7 +88,7 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
     verifier = _verifier(authority_key, cluster, invocation)
     try:
         with invocation.connect() as admin:
-            summary = _verify_export(invocation, admin, verifier)
+            summary, agreed = _verify_export(admin, verifier)
     except AuditFinding as finding:
         if invocation.wants_json:
             invocation.emit_json({"verified": False, "finding": finding.code, "message": str(finding)})
@@ -95,7 +98,7 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
         ) from finding
     if context.name and summary.newest is not None and not authority_key:
         invocation.profile_file().remember_checkpoint(context.name, summary.newest)
-    _emit_summary(invocation, summary)
+    _emit_summary(invocation, summary, agreed)
 
 
 @audit.command("export", example="fleetctl audit export > audit.jsonl")
@@ -148,11 +151,13 @@ def _verifier(authority_key: str | None, cluster: str | None, invocation: Invoca
     return ChainVerifier(cluster_id=cluster_id, authority_keys={key_id(pinned): pinned}, remembered=remembered)
 
 
-def _verify_export(invocation: Invocation, admin: Admin, verifier: ChainVerifier) -> ChainSummary:
+def _verify_export(admin: Admin, verifier: ChainVerifier) -> tuple[ChainSummary, CrossCheckSummary]:
+    from fleet.audit_crosscheck import CrossCheck
     from fleet.v1 import admin_pb2
     from fleet_server.cli.progress import Bar
 
     rows = 0
+    between = CrossCheck()
     with Bar("verifying rows", None) as bar:
         changes: Iterator[admin_pb2.ExportAuditResponse] = admin.stream(
             admin.stub.ExportAudit, admin_pb2.ExportAuditRequest()
@@ -160,14 +165,15 @@ def _verify_export(invocation: Invocation, admin: Admin, verifier: ChainVerifier
         for change in changes:
             for entry in change.entries:
                 verifier.add_row(entry)
+                between.add_row(entry)
             for checkpoint in change.checkpoints:
                 verifier.add_checkpoint(checkpoint)
             rows += len(change.entries)
             bar.show(rows)
-        return verifier.finish()
+        return verifier.finish(), between.finish()
 
 
-def _emit_summary(invocation: Invocation, summary: ChainSummary) -> None:
+def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCheckSummary) -> None:
     from fleet_server.cli.views import moment, moment_text
 
     newest = summary.newest
@@ -182,6 +188,10 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary) -> None:
                 "newest_checkpoint_sha256": newest.sha256.hex() if newest else None,
                 "newest_checkpoint_at": moment(summary.newest_at_ms),
                 "uncovered_rows": summary.uncovered_rows,
+                "agreed_commands": agreed.commands,
+                "awaited_commands": agreed.awaited,
+                "left_out_commands": agreed.left_out,
+                "broken_nodes": list(agreed.broken),
             }
         )
         return
@@ -192,8 +202,19 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary) -> None:
             ("rows", f"{summary.rows} by {summary.writers} writers"),
             ("checkpoints", f"{summary.checkpoints}, the newest is {signed}"),
             ("not signed yet", f"{summary.uncovered_rows} rows after the newest checkpoint"),
+            ("commands", _agreed_text(agreed)),
+            *([("broken nodes", Styled(_broken_text(agreed), "red"))] if agreed.broken else []),
         ]
     )
+
+
+def _agreed_text(agreed: CrossCheckSummary) -> str:
+    text = f"{agreed.commands} told alike by server and nodes from issue to end, {agreed.awaited} not told by both yet"
+    return f"{text}, {agreed.left_out} left out by nodes that said so" if agreed.left_out else text
+
+
+def _broken_text(agreed: CrossCheckSummary) -> str:
+    return f"{', '.join(agreed.broken)}: rows that did not continue their chain were refused; see `fleetctl nodes show`"
 
 
 def _shown_rows(entries: Iterable[admin_pb2.AuditEntry], names: NodeNames) -> list[list[Cell]]:

@@ -101,7 +101,7 @@ def show(invocation: Invocation, node: str) -> None:
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.GetNode, admin_pb2.GetNodeRequest(node=node))
-    invocation.emit_message(answer, _details(answer.node, invocation.now_ms()))
+    invocation.emit_message(answer, [*_details(answer.node, invocation.now_ms()), ("audit", _audit(answer.audit))])
     if not invocation.wants_json:
         from fleet_server.cli.actions import describe
 
@@ -339,6 +339,15 @@ def _stream(node: admin_pb2.NodeView) -> Styled:
 def _left(node: admin_pb2.NodeView) -> Styled:
     what = f"{counted(node.checklist_open, 'item')}: `fleetctl nodes checklist {shlex.quote(node.name)}`"
     return Styled(what, "yellow")
+
+
+def _audit(audit: admin_pb2.NodeAuditView) -> Cell:
+    from fleet_server.cli.views import moment_text
+
+    if audit.finding:
+        text = f"{audit.finding}, found {moment_text(audit.finding_at_ms)}: trust nothing that this node says"
+        return Styled(text, "red")
+    return f"{audit.rows} rows, the last {moment_text(audit.last_at_ms)}" if audit.rows else "nothing yet"
 
 
 def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:

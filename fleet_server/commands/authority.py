@@ -13,13 +13,14 @@ import hashlib
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from fleet.sequence import digest_of_alike
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import store
 from fleet_server.commands.ports import RowSeal
@@ -52,6 +53,10 @@ class Terms(NamedTuple):
     action: str
     arguments: bytes
     encoded: bytes
+
+    def digester(self) -> Callable[[bytes, int], bytes]:
+        """Digest of the command of these terms with an id and a seq, as its node will have it."""
+        return digest_of_alike(command_pb2.Command.FromString(self.encoded))
 
 
 @dataclass(frozen=True, slots=True)

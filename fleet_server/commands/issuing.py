@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +30,8 @@ from fleet_server.nodes.record import NodeActions, NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
 
 _RANDOM_ID_BYTES = 10
-_AUDITED_NODES = 1000
+_AUDITED_COMMANDS = 1024
+_AUDITED_REFUSALS = 1000
 _MAX_ATTEMPTS = 3
 
 Refused = list[tuple[NodeRecord, Objection]]
@@ -114,7 +115,7 @@ class Issuing:
         store.insert_issue(conn, issue.row)
         insert_runs(conn, issue.row.issue_id, first_seqs, len(order.specs))
         store.insert_commands(conn, rows)
-        self._audit(tx, issue, first_seqs)
+        self._audit(tx, issue, runs)
         self._authorities.put(issue.authority)
         self._announcer.announce_issued(tx, issue.row.issue_id, runs)
         handed = sum(len(run.rows) for run in runs if run.rows[0].state == SENT)
@@ -261,25 +262,28 @@ class Issuing:
     def _observe_sent(self, issue: _Issue, count: int) -> None:
         self._rooms.metrics.issue_to_sent.observe((self._rooms.clock.now_ms() - issue.row.issued_at_ms) / 1000, count)
 
-    def _audit(self, tx: Transaction, issue: _Issue, first_seqs: dict[str, int]) -> None:
+    def _audit(self, tx: Transaction, issue: _Issue, runs: Sequence[Run]) -> None:
         actions: dict[str, int] = {}
         for spec in issue.authority.specs:
             actions[spec.action] = actions.get(spec.action, 0) + 1
-        seqs = list(first_seqs.items())
-        count = len(issue.authority.specs)
         # One row for each batch of nodes: a single row may hold only so much.
-        for start in range(0, max(len(seqs), len(issue.refused), 1), _AUDITED_NODES):
+        nodes = max(1, _AUDITED_COMMANDS // len(issue.authority.specs))
+        digest = _digester(issue.authority, issue.row.not_after_ms)
+        for no in range(max(1, -(-len(runs) // nodes), -(-len(issue.refused) // _AUDITED_REFUSALS))):
+            some = runs[no * nodes :][:nodes]
+            refused = issue.refused[no * _AUDITED_REFUSALS :][:_AUDITED_REFUSALS]
             self._rooms.audit.append(
                 tx,
-                AuditKind.COMMAND_ISSUED if seqs else AuditKind.COMMAND_REFUSED,
+                AuditKind.COMMAND_ISSUED if runs else AuditKind.COMMAND_REFUSED,
                 actor=issue.row.actor,
                 subject=issue.row.issue_id,
                 detail={
                     "actions": dict(actions),
                     "authority_sha256": issue.authority.digest.hex(),
+                    "digests": {run.node_id: list(map(digest, run.rows)) for run in some},
                     "not_after_ms": issue.row.not_after_ms,
-                    "seqs": {node_id: [first, first + count - 1] for node_id, first in seqs[start:][:_AUDITED_NODES]},
-                    "refused": {node.node_id: str(why.reason) for node, why in issue.refused[start:][:_AUDITED_NODES]},
+                    "seqs": {run.node_id: [run.rows[0].seq, run.rows[-1].seq] for run in some},
+                    "refused": {node.node_id: str(why.reason) for node, why in refused},
                 },
             )
 
@@ -305,6 +309,12 @@ class Issuing:
                 for node_id, seq, command_id in keys
             )
         return answer
+
+
+def _digester(authority: Authority, not_after_ms: int) -> Callable[[NewRow], str]:
+    """Digest of each command as its node has it: what the node's own audit says is held against it."""
+    of_spec = [authority.terms(spec_no, not_after_ms).digester() for spec_no in range(len(authority.specs))]
+    return lambda row: of_spec[row.spec_no](row.command_id, row.seq).hex()
 
 
 _NEVER_SEEN = Objection(Reason.UNKNOWN_ACTION, "the node never connected, so what it can do is not known yet")

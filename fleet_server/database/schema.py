@@ -22,7 +22,8 @@ from sqlalchemy import (
     text,
 )
 
-from fleet_server.database import (  # noqa: F401 - put their tables into the same list
+from fleet_server.database import (  # noqa: F401 - tables of the same list
+    audit_schema,
     credential_schema,
     installation_schema,
     people_schema,

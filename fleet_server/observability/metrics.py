@@ -208,6 +208,30 @@ class AuditMetrics:
             labels=("table",),
         )
 
+        self.node_rows = registry.counter(
+            "fleet_server_node_audit_rows_total", "Rows of nodes' own audit chains that were stored."
+        )
+        self.node_findings = registry.counters(
+            "fleet_server_node_audit_findings_total",
+            "Nodes' audit chains that did not continue, by what was found. Anything here deserves a look.",
+            labels=("finding",),
+        )
+        self.node_pauses = registry.counter(
+            "fleet_server_node_audit_paused_total", "Nodes told to wait, once a day: they wrote more than a day's rows."
+        )
+
+    def node_rows_stored(self, rows: int) -> None:
+        """`rows` rows of a node were committed."""
+        self.node_rows.inc(rows)
+
+    def node_finding(self, finding: str) -> None:
+        """A node's chain was found broken."""
+        self.node_findings.labels(finding).inc()
+
+    def node_paused(self) -> None:
+        """A node was told to wait."""
+        self.node_pauses.inc()
+
     def appended(self, rows: int) -> None:
         """This replica committed `rows` rows."""
         self.rows.inc(rows)

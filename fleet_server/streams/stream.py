@@ -21,6 +21,7 @@ from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.boundary import incident
 from fleet_server.commands.service import CommandService
 from fleet_server.nodes.service import NodeService
@@ -28,6 +29,7 @@ from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.sessions.claim import StreamClaim
 from fleet_server.sessions.service import SessionService
 from fleet_server.streams import frames, rules
+from fleet_server.streams.audit_lane import AuditLane
 from fleet_server.streams.command_lane import CommandLane
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.membership import Membership
@@ -65,6 +67,7 @@ class Rooms:
     sessions: SessionService
     telemetry: TelemetryService
     trust: TrustService
+    node_audit: NodeAudit
     clock: Clock
     metrics: ServerMetrics
     held_reports: HeldReports = field(default_factory=HeldReports)
@@ -123,6 +126,7 @@ class Stream:
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, self._failed)
+        self._audit = AuditLane(self.node_id, rooms.node_audit, rooms.clock, send=self.send, failed=self._failed)
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._certificate_from_s = 0.0  # monotonic: no certificate before
@@ -301,12 +305,14 @@ class Stream:
         elif kind == "bundle_applied":
             self.pulse.bundle_version = control.bundle_applied.version
             self._notices.put(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
+        elif kind == "audit":
+            self._audit.put(control.audit)
         elif kind in ("node_key_rotation", "rotation_answer", "certificate_request"):
             self._notices.put(lambda: self._take_credential(control))
         elif kind == "goodbye":
             self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
-        # route_health, config_applied, lease_ack and audit belong to rooms that this server does
+        # route_health, config_applied and lease_ack belong to rooms that this server does
         # not have: nothing that it sends asks for them, and a newer node may volunteer them.
 
     def _take_reports(self, reports: command_pb2.ReportList, size_bytes: int) -> None:

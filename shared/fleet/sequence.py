@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -195,6 +195,21 @@ def command_digest(command: command_pb2.Command) -> bytes:
         intent,
     )
     return hashlib.sha256(b"".join(framed)).digest()
+
+
+def digest_of_alike(command: command_pb2.Command) -> Callable[[bytes, int], bytes]:
+    """`command_digest` of commands that differ from this one by their id and seq alone, which the result takes."""
+    actor, action = command.actor.encode(), command.action.encode()
+    actor_length = len(actor)
+    alike = actor + _TIMES_AND_LENGTH(8, command.issued_at_ms, 8, command.not_after_ms, len(action)) + action
+    for part in (command.arguments, command.intent.statement):
+        alike += _LENGTH(len(part)) + part
+
+    def digest(command_id: bytes, seq: int) -> bytes:
+        own = _DIGEST_DOMAIN + _LENGTH(len(command_id)) + command_id + _SEQ_AND_LENGTH(8, seq, actor_length)
+        return hashlib.sha256(own + alike).digest()
+
+    return digest
 
 
 def _check_addressee(cluster_id: str, node_id: str, stream_binding: bytes, context: StreamContext) -> None:

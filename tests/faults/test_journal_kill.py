@@ -2,7 +2,8 @@
 
 Must hold after the restart, when the server gives everything again: every command ends, none ran twice, and a command
 is INTERRUPTED exactly when its RUNNING was journaled and its result was not. An intent is used exactly when its
-command was accepted, and never by a second one.
+command was accepted, and never by a second one. The node's audit is one unbroken chain, and says of each command once
+what became of it.
 """
 
 import json
@@ -20,6 +21,7 @@ from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.rules import STATE_NAMES
 from fleet_node.commands.store import JournalStore, Recovered
 from tests.faults.journal_victim import CANCELLED_SEQ, REPLAYED_SEQ, STATEMENTS
+from tests.unit.fleet_node.commands.audit_reader import read_audit_of
 from tests.unit.fleet_node.commands.node import NODE
 
 RUNS = {seq for statement in STATEMENTS for seq, _, _ in statement} - {6, CANCELLED_SEQ, REPLAYED_SEQ}
@@ -95,6 +97,27 @@ def check(folder: Path, running: set[int], point: int) -> None:
     assert [seq for seq in runs if seq in ON_THE_ARM] == [seq for seq in ON_THE_ARM if seq in runs], where
 
 
+def check_audit(folder: Path, before: list[tuple[object, ...]], point: int) -> None:
+    """The chain is one, goes on from what was on the disk, and says of each command once what the server was told."""
+    states = {int(seq): state for seq, state in json.loads((folder / "states.json").read_text()).items()}
+    audit = read_audit_of(folder / "journal.db", NODE)
+    where = f"killed at point {point}: {audit.kinds()}"
+    assert audit_on_disk(folder)[: len(before)] == before, where
+    assert set(audit.accepted) == set(states), where
+    assert audit.ended == states, where
+    assert set(audit.times_ended.values()) == {1}, where
+    assert "command.cancel" in audit.kinds(), where
+
+
+def audit_on_disk(folder: Path) -> list[tuple[object, ...]]:
+    """Rows as they stand, nothing chained on the way."""
+    store = JournalStore(folder / "journal.db", NODE)
+    try:
+        return list(store.connection.execute("SELECT * FROM audit ORDER BY number"))
+    finally:
+        store.close()
+
+
 def test_kill_at_every_journal_write(zygote: Zygote, tmp_path: Path) -> None:
     found = Counter[str]()
     for point in range(1, MAX_POINTS):
@@ -104,6 +127,7 @@ def test_kill_at_every_journal_write(zygote: Zygote, tmp_path: Path) -> None:
         exit_code = zygote.live(folder, kill_at=point)
         if exit_code == 0:
             check(folder, set(), point)
+            check_audit(folder, [], point)
             break
         assert exit_code == -signal.SIGKILL
         kept = journaled(folder)
@@ -112,10 +136,12 @@ def test_kill_at_every_journal_write(zygote: Zygote, tmp_path: Path) -> None:
         assert {use.seq for use in kept.used} == accepted, f"killed at point {point}"
         running = {entry.seq for entry in left if entry.state == CommandState.COMMAND_STATE_RUNNING}
         found.update(STATE_NAMES[entry.state] for entry in left)
+        before = audit_on_disk(folder)
 
         assert zygote.live(folder) == 0
 
         check(folder, running, point)
+        check_audit(folder, before, point)
     else:
         pytest.fail(f"the victim still found writes after {MAX_POINTS} points")
     assert point > 20, "too few points: the victim writes no journal"

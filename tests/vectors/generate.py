@@ -16,6 +16,7 @@ from fleet import audit_chain, jointoken
 from fleet.channel import derive_frame_keys, node_end, server_end
 from fleet.envelope import signing_input
 from fleet.identity import show_fingerprint
+from fleet.node_audit import NodeAuditKind, encode_detail, node_row_hash
 from fleet.sequence import command_digest
 from fleet.v1 import command_pb2, enrollment_pb2, gateway_pb2
 from tests.vectors import cast, connecting, joining, keys, ordering, story
@@ -159,7 +160,7 @@ def digests() -> dict[str, Any]:
 
 
 def audit() -> dict[str, Any]:
-    """The file audit.json: two rows of one chain."""
+    """The file audit.json: two rows of a replica's chain, and three of a node's as it sends them."""
     rows: list[dict[str, Any]] = []
     previous = audit_chain.FIRST_PREVIOUS_HASH
     for number, (kind, detail) in enumerate(
@@ -176,7 +177,33 @@ def audit() -> dict[str, Any]:
         hashed = audit_chain.row_hash(previous_hash=previous, detail=detail, **row)
         rows.append(row | {"detail": detail.decode(), "previous_hash": previous.hex(), "hash": hashed.hex()})
         previous = hashed
-    return {"rows": rows}
+    return {"rows": rows, "node_rows": _node_rows()}
+
+
+def _node_rows() -> list[dict[str, Any]]:
+    commands = {
+        "action": "machine.restart",
+        "actor": "anna",
+        "digests": [hashlib.sha256(b"some command").hexdigest()],
+        "seqs": [41],
+    }
+    said: tuple[tuple[NodeAuditKind, dict[str, Any]], ...] = (
+        (NodeAuditKind.PROCESS_STARTED, {"bundle": [1, 7], "version": "1.0.0"}),
+        (NodeAuditKind.COMMAND_ACCEPTED, {"commands": [commands]}),
+        (NodeAuditKind.COMMAND_ENDED, {"results": [{"reason": "", "seqs": [41], "state": "SUCCEEDED"}]}),
+    )
+    rows: list[dict[str, Any]] = []
+    previous = audit_chain.FIRST_PREVIOUS_HASH
+    for number, (kind, detail) in enumerate(said, start=1):
+        row = gateway_pb2.AuditRow(
+            number=number, at_ms=cast.NOW_MS + number, kind=kind.value, detail=encode_detail(detail)
+        )
+        row.hash = node_row_hash(cast.NODE, previous, row)
+        fields = {"number": number, "at_ms": row.at_ms, "kind": row.kind, "detail": row.detail.decode()}
+        hashes = {"previous_hash": previous.hex(), "hash": row.hash.hex()}
+        rows.append({"node_id": cast.NODE, **fields, **hashes, "audit_row": row.SerializeToString().hex()})
+        previous = row.hash
+    return rows
 
 
 def files() -> dict[str, str]:

@@ -302,6 +302,26 @@ def test_audit_rows() -> None:
     assert bytes(32) == audit_chain.FIRST_PREVIOUS_HASH
 
 
+def test_rows_of_a_node() -> None:
+    previous = bytes(32)
+    for row in load("audit.json")["node_rows"]:
+        assert row["previous_hash"] == previous.hex()
+        columns = prefixed(
+            b"node:" + row["node_id"].encode(),
+            row["number"].to_bytes(8, "big"),
+            row["at_ms"].to_bytes(8, "big"),
+            row["kind"].encode(),
+            b"node:" + row["node_id"].encode(),
+            row["node_id"].encode(),
+            row["detail"].encode(),
+        )
+        previous = hashlib.sha256(b"fleet.v1/audit-row\x00" + previous + columns).digest()
+        assert row["hash"] == previous.hex()
+        sent = gateway_pb2.AuditRow.FromString(bytes.fromhex(row["audit_row"]))
+        assert (sent.number, sent.at_ms, sent.kind) == (row["number"], row["at_ms"], row["kind"])
+        assert (sent.detail.decode(), sent.hash) == (row["detail"], previous)
+
+
 def test_signatures_verify_with_nothing_but_the_public_key() -> None:
     poll = STATEMENTS["bootstrap-poll"]
     signature = poll["signatures"][0]

@@ -1024,6 +1024,7 @@ class GetNodeResponse(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     DRIVERS_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> Global___NodeView:
         """The node."""
@@ -1032,19 +1033,58 @@ class GetNodeResponse(_message.Message):
     def drivers(self) -> _containers.RepeatedCompositeFieldContainer[_gateway_pb2.DriverDescriptor]:
         """Drivers and actions that it offers."""
 
+    @_builtins.property
+    def audit(self) -> Global___NodeAuditView:
+        """Its own audit chain."""
+
     def __init__(
         self,
         *,
         node: Global___NodeView | None = ...,
         drivers: _abc.Iterable[_gateway_pb2.DriverDescriptor] | None = ...,
+        audit: Global___NodeAuditView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drivers", b"drivers", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "drivers", b"drivers", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetNodeResponse: _TypeAlias = GetNodeResponse  # noqa: Y015
+
+@_typing.final
+class NodeAuditView(_message.Message):
+    """NodeAuditView is what the server holds of a node's own audit chain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    LAST_AT_MS_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    FINDING_AT_MS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Number of its newest row here."""
+    last_at_ms: _builtins.int
+    """Unix milliseconds at which rows came last; 0 if never."""
+    finding: _builtins.str
+    """What was found wrong with the chain, and where; empty if nothing was."""
+    finding_at_ms: _builtins.int
+    """Unix milliseconds at which it was found."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        last_at_ms: _builtins.int = ...,
+        finding: _builtins.str = ...,
+        finding_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "finding_at_ms", b"finding_at_ms", "last_at_ms", b"last_at_ms", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeAuditView: _TypeAlias = NodeAuditView  # noqa: Y015
 
 @_typing.final
 class WatchNodesRequest(_message.Message):

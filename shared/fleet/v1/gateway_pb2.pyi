@@ -1175,13 +1175,13 @@ class AuditRow(_message.Message):
     number: _builtins.int
     """Number in the chain, from 1."""
     at_ms: _builtins.int
-    """Unix milliseconds on the node."""
+    """Server time as the node knows it, Unix milliseconds."""
     kind: _builtins.str
     """Subject and action, such as "command.accepted"."""
     detail: _builtins.bytes
     """JSON object in UTF-8."""
     hash: _builtins.bytes
-    """SHA-256 of the previous row's hash and this row."""
+    """SHA-256 over the previous row's hash and this row."""
     def __init__(
         self,
         *,
@@ -1225,21 +1225,29 @@ Global___AuditRows: _TypeAlias = AuditRows  # noqa: Y015
 
 @_typing.final
 class AuditAck(_message.Message):
-    """AuditAck is cumulative."""
+    """AuditAck is cumulative: the node goes on after `number`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Highest number committed."""
+    paused: _builtins.str
+    """Why the server takes no more for now; empty when it does: OVER_QUOTA or CHAIN_BROKEN."""
+    retry_after_ms: _builtins.int
+    """Milliseconds until the node may send more; 0 means at once."""
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
+        paused: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "paused", b"paused", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -130,6 +130,12 @@ class NoCommands:
         """None."""
         return []
 
+    def next_audit(self) -> None:
+        """None."""
+
+    def audit_acked(self, ack: Any) -> None:
+        """Nothing was sent."""
+
     def acked(self, report_no: int) -> None:
         """Nothing to trim."""
 

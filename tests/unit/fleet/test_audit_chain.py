@@ -116,7 +116,6 @@ def test_every_finding_has_its_name() -> None:
         ("REORDERED", [a[0], a[0]], None),
         ("TRUNCATED", [a[0], a[1], signed], None),
         ("TRUNCATED", [*a, signed, checkpoint(2, a[1], previous=signed)], None),
-        ("TRUNCATED", [*a, signed, checkpoint(2, previous=signed)], None),
         ("CHECKPOINT_MISMATCH", [*a, signed, checkpoint(3, a[3], previous=signed)], None),
         ("CHECKPOINT_MISMATCH", [*a, signed, checkpoint(2, a[3], previous=other)], None),
         ("CHECKPOINT_MISMATCH", [*a, checkpoint(1, a[0], a[1])], None),
@@ -130,6 +129,18 @@ def test_every_finding_has_its_name() -> None:
         with pytest.raises(AuditFinding) as caught:
             read(*items, remembered=seen)
         assert caught.value.code == code, str(caught.value)
+
+
+def test_a_checkpoint_names_what_grew_and_a_whole_one_names_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = chain("a", 1), chain("b", 3)
+    first = checkpoint(1, a[0], b[0])
+    second = checkpoint(2, b[1], previous=first)
+    assert read(*a, *b[:2], first, second).uncovered_rows == 0
+
+    monkeypatch.setattr(audit_chain, "WHOLE_CHECKPOINT_EVERY", 3)
+    with pytest.raises(audit_chain.ChainTruncated, match="no longer names the chain of a"):
+        read(*a, *b, first, second, checkpoint(3, b[2], previous=second))
+    assert read(*a, *b, first, second, checkpoint(3, a[0], b[2], previous=second)).uncovered_rows == 0
 
 
 def test_a_gap_is_told_before_rows_pile_up() -> None:

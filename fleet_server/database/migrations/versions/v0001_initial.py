@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from fleet_server.database.migrations import credential_tables
+from fleet_server.database.migrations import audit_tables, credential_tables
 
 revision = "0001"
 down_revision = None
@@ -356,6 +356,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_node_ratchets_node_id")),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_ratchets")),
     )
+    audit_tables.create()
     credential_tables.create()
     op.create_table(
         "enrollments",

@@ -38,6 +38,8 @@ class FakeCommands:
         self.acks: list[int] = []
         self.drains: list[bool] = []
         self.ready: list[bytes] = []
+        self.audit: gateway_pb2.AuditRows | None = None
+        self.audit_acks: list[gateway_pb2.AuditAck] = []
         self.closed = 0
         self.uplink: Uplink | None = None
         self.room = asyncio.Event()
@@ -65,6 +67,14 @@ class FakeCommands:
     def next_reports(self, max_count: int = 0, max_bytes: int = 0) -> list[bytes]:
         taken, self.ready = self.ready, []
         return taken
+
+    def next_audit(self) -> bytes | None:
+        audit, self.audit = self.audit, None
+        return None if audit is None else gateway_pb2.NodeControl(audit=audit).SerializeToString()
+
+    def audit_acked(self, ack: gateway_pb2.AuditAck) -> None:
+        self.audit_acks.append(ack)
+        self.watch.changed()
 
     def acked(self, report_no: int) -> None:
         self.acks.append(report_no)

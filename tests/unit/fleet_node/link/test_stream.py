@@ -69,6 +69,23 @@ async def test_frames_go_out_by_lane_and_acknowledgements_reach_their_room(
         assert (node.commands.acks, node.telemetry.acks, node.commands.drains) == ([10, 12], [6], [True])
 
 
+async def test_the_audit_goes_out_behind_reports_and_its_acknowledgement_comes_back(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    async with running_link(installation, tmp_path) as node:
+        stream = await gateway.wait_stream()
+        await node.wait(lambda: node.commands.contexts)
+        node.commands.audit = gateway_pb2.AuditRows(rows=[gateway_pb2.AuditRow(number=3)])
+        node.commands.report(10)
+        await stream.wait_control("reports")
+        sent = await stream.wait_control("audit")
+        assert [row.number for row in sent.audit.rows] == [3]
+
+        await stream.send(gateway_pb2.ServerControl(audit_ack=gateway_pb2.AuditAck(number=3)))
+
+        await node.wait(lambda: [ack.number for ack in node.commands.audit_acks] == [3])
+
+
 async def test_statements_keep_their_order(
     installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
 ) -> None:

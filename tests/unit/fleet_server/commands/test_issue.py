@@ -107,7 +107,7 @@ async def test_arguments_that_no_node_could_read_are_told_the_same_way(room: Roo
 
 
 async def test_every_node_that_is_refused_stands_in_the_audit(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(issuing, "_AUDITED_NODES", 2)
+    monkeypatch.setattr(issuing, "_AUDITED_REFUSALS", 2)
     for number in range(7):
         await room.add_node(f"n{number}", actions=["host.set"] if number == 0 else ["other.action"])
     answer = await room.commands.issue("alice", order("*"))

@@ -250,6 +250,12 @@ async def test_telemetry_goes_to_its_room_and_its_ack_comes_back(wire: Wire) -> 
     assert [control.telemetry_ack.batch_seq for control in wire.heard()] == [41]
 
 
+async def test_a_nodes_audit_goes_to_its_room_and_its_ack_comes_back(wire: Wire) -> None:
+    wire.node_audit.answers = [gateway_pb2.AuditAck(number=1)]
+    await wire.say(audit=gateway_pb2.AuditRows(rows=[gateway_pb2.AuditRow(number=1)]))
+    assert [control.audit_ack.number for control in wire.heard()] == [1]
+
+
 async def test_a_bug_in_a_room_ends_the_stream_with_an_incident_and_no_text(wire: Wire) -> None:
     wire.commands.away = [RuntimeError("password=hunter2")]  # type: ignore[list-item]
     await wire.say(reports=_reports(1))

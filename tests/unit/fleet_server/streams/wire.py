@@ -160,6 +160,20 @@ class FakeTelemetry:
         self.closed += 1
 
 
+@dataclass
+class FakeNodeAudit:
+    """Nodes' audits: keeps frames, and answers as told."""
+
+    frames: list[tuple[list[gateway_pb2.AuditRow], bool]] = field(default_factory=list)
+    answers: list[gateway_pb2.AuditAck] = field(default_factory=list)
+
+    async def take(
+        self, node_id: str, sent: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False
+    ) -> gateway_pb2.AuditAck:
+        self.frames.append((list(sent), sent_back))
+        return self.answers.pop(0)
+
+
 class Wire:
     """A running stream, and the node's end of it."""
 
@@ -183,6 +197,7 @@ class Wire:
         self.commands = FakeCommands(unreconciled=list(unreconciled))
         self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()
         self.sessions = FakeSessions()
+        self.node_audit = FakeNodeAudit()
         signer = Signer.generate()
         self.trust = SimpleNamespace(
             cluster_id="c",
@@ -212,6 +227,7 @@ class Wire:
             sessions=self.sessions,  # type: ignore[arg-type]
             telemetry=self.telemetry,  # type: ignore[arg-type]
             trust=self.trust,  # type: ignore[arg-type]
+            node_audit=self.node_audit,  # type: ignore[arg-type]
             clock=clock,
             metrics=self.metrics,
             held_reports=held_reports or HeldReports(),

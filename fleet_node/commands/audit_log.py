@@ -1,0 +1,233 @@
+"""The node's audit chain in its journal: rows, head, what the server has, and what was left out.
+
+Mental model
+    What the journal says of a command is durable with the commit that says it; the row about it is made of that,
+    and chained with a later commit, at the latest when 512 commands wait for theirs. Nothing is lost in between: the
+    entries keep it, and a process that starts finds those that are above the two numbers that the last row reached
+    (`sealed_seq` for acceptances, `sealed_report_no` for ends). So a commit of one statement stays one SQL statement.
+    Whatever has no entry of its own (refusals, cancels, bundles, drains, starts) is chained in the commit that brings
+    it.
+    A row is on the disk before it is sent: what the server once saw never becomes another row.
+    Acknowledged rows are forgotten beyond a tail. While the server takes none, rows are kept up to a bound; beyond it
+    they are counted instead of chained, and the first row afterwards is a gap that says how many of which kind.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from fleet.audit_chain import FIRST_PREVIOUS_HASH
+from fleet.node_audit import MAX_FRAME_BYTES, MAX_ROWS_PER_FRAME, ROW_BYTES, NodeAuditKind, encode_detail, node_row_hash
+from fleet.v1 import command_pb2, gateway_pb2
+from fleet_node.commands import audit_rows
+from fleet_node.commands.audit_rows import AuditEvent
+from fleet_node.commands.entry import Change, Entry
+
+MAX_UNSEALED = 512
+MAX_UNSEALED_BYTES = 1024 * 1024
+MAX_UNACKED_BYTES = 32 * 1024 * 1024
+KEEP_ROWS = 256
+
+AUDIT_SCHEMA = """
+CREATE TABLE audit (
+    number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, kind TEXT NOT NULL, detail BLOB NOT NULL, hash BLOB NOT NULL
+);
+CREATE TABLE audit_state (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    number INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    sealed_seq INTEGER NOT NULL,
+    sealed_report_no INTEGER NOT NULL,
+    acked_number INTEGER NOT NULL,
+    dropped TEXT NOT NULL
+);
+"""
+FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}')"
+_INSERT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?)"
+_AFTER = "SELECT number, at_ms, kind, detail, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?"
+_UNACKED_BYTES = f"SELECT coalesce(sum(length(detail) + {ROW_BYTES}), 0) FROM audit WHERE number > ?"  # noqa: S608
+_LOST = "not_written"  # what a gap calls events whose commit failed
+_SET_STATE = (
+    "UPDATE audit_state SET number = ?, hash = ?, sealed_seq = ?, sealed_report_no = ?, acked_number = ?, dropped = ?"
+)
+
+
+class AuditLog:
+    """The chain of one journal. Blocking, on the journal's thread; calls that write run inside its transaction.
+
+    Args:
+        connection: the journal's.
+        node_id: whose chain it is.
+        max_unacked_bytes: rows kept while the server takes none.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, node_id: str, *, max_unacked_bytes: int = MAX_UNACKED_BYTES
+    ) -> None:
+        self._connection = connection
+        self._node_id = node_id
+        self._max_unacked_bytes = max_unacked_bytes
+        state = connection.execute(
+            "SELECT number, hash, sealed_seq, sealed_report_no, acked_number, dropped FROM audit_state"
+        ).fetchone()
+        self.number: int = state[0]
+        self._hash: bytes = state[1] or FIRST_PREVIOUS_HASH
+        self.sealed_seq: int = state[2]
+        self.sealed_report_no: int = state[3]
+        self.acked_number: int = state[4]
+        self._dropped: dict[str, int] = json.loads(state[5])
+        self._unacked_bytes = self._count_unacked()
+        self._accepted: list[Entry] = []
+        self._ended: list[command_pb2.Report] = []
+        self._unsealed_bytes = 0
+        self._lost = 0
+        self._draft = _Draft(0, b"", 0, {}, dropping=False)
+
+    @property
+    def unsealed(self) -> int:
+        """Acceptances and ends that are durable and have no row yet."""
+        return len(self._accepted) + len(self._ended)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next commit has to take them along."""
+        return self.unsealed >= MAX_UNSEALED or self._unsealed_bytes >= MAX_UNSEALED_BYTES
+
+    def recovered(self, entries: Iterable[Entry]) -> None:
+        """What the last process made durable and did not seal; entries above either sealed number, in seq order."""
+        for entry in entries:
+            if entry.accepted_at_ms and entry.seq > self.sealed_seq:
+                self._accepted.append(entry)
+            if entry.final_report and entry.report_no > self.sealed_report_no:
+                self._ended.append(command_pb2.Report.FromString(entry.final_report))
+
+    def durable(self, accepted: Sequence[Entry], changed: Sequence[Change]) -> None:
+        """These were committed without rows of their own; their rows follow."""
+        self._accepted += _accepted(accepted)
+        self._unsealed_bytes += sum([len(entry.arguments) for entry in accepted])
+        for change in changed:
+            if change.report is not None:
+                self._ended.append(change.report)
+                self._unsealed_bytes += len(change.final_report)
+
+    def lost(self, events: Sequence[AuditEvent]) -> None:
+        """A commit that failed held these: the next gap counts them."""
+        self._lost += sum(event.items for event in events)
+
+    def acked(self, number: int) -> None:
+        """The server has every row up to `number`; written down with the next seal."""
+        number = min(number, self.number)
+        if number > self.acked_number:
+            self.acked_number = number
+            self._unacked_bytes = self._count_unacked()
+
+    def seal(
+        self,
+        accepted: Sequence[Entry],
+        changed: Sequence[Change],
+        events: Sequence[AuditEvent],
+        *,
+        last_seq: int,
+        last_report_no: int,
+    ) -> None:
+        """Write rows about all that waits, then about what this transaction holds; `sealed` once it is committed.
+
+        Args:
+            accepted: by this transaction.
+            changed: by this transaction.
+            events: of this transaction.
+            last_seq: highest seq accepted, this transaction included.
+            last_report_no: highest report_no given out, this transaction included.
+        """
+        ended = [change.report for change in changed if change.report is not None]
+        rows = [
+            *audit_rows.accepted([*self._accepted, *_accepted(accepted)]),
+            *audit_rows.ended([*self._ended, *ended]),
+            *events,
+        ]
+        dropping = any(kind != _LOST for kind in self._dropped)
+        draft = self._draft = _Draft(self.number, self._hash, self._unacked_bytes, dict(self._dropped), dropping)
+        if self._lost:
+            draft.dropped[_LOST] = draft.dropped.get(_LOST, 0) + self._lost
+        for row in rows:
+            self._chain(draft, row)
+        self._connection.executemany(_INSERT, draft.rows)
+        forget = min(self.acked_number, draft.number - KEEP_ROWS)
+        if forget > 0:
+            self._connection.execute("DELETE FROM audit WHERE number <= ?", (forget,))
+        draft.sealed_seq, draft.sealed_report_no = last_seq, last_report_no
+        self._connection.execute(
+            _SET_STATE,
+            (draft.number, draft.hash, last_seq, last_report_no, self.acked_number, json.dumps(draft.dropped)),
+        )
+
+    def sealed(self) -> None:
+        """The transaction of the last `seal` is durable."""
+        draft = self._draft
+        self.number, self._hash, self._dropped = draft.number, draft.hash, draft.dropped
+        self.sealed_seq, self.sealed_report_no = draft.sealed_seq, draft.sealed_report_no
+        self._unacked_bytes = draft.unacked_bytes
+        self._accepted, self._ended, self._unsealed_bytes, self._lost = [], [], 0, 0
+
+    def after(self, number: int) -> list[gateway_pb2.AuditRow]:
+        """The next rows after `number`, as many as one frame takes; those that are forgotten are passed over."""
+        rows: list[gateway_pb2.AuditRow] = []
+        size = 0
+        for row in self._connection.execute(_AFTER, (number, MAX_ROWS_PER_FRAME)):
+            size += len(row[3]) + ROW_BYTES
+            if rows and size > MAX_FRAME_BYTES:
+                break
+            rows.append(gateway_pb2.AuditRow(number=row[0], at_ms=row[1], kind=row[2], detail=row[3], hash=row[4]))
+        return rows
+
+    def _count_unacked(self) -> int:
+        # Few are left after an acknowledgement; counting them with each seal would read all that waits.
+        return int(self._connection.execute(_UNACKED_BYTES, (self.acked_number,)).fetchone()[0])
+
+    def _chain(self, draft: _Draft, event: AuditEvent) -> None:
+        size = len(event.detail) + ROW_BYTES
+        if draft.dropping and draft.unacked_bytes <= self._max_unacked_bytes // 2:
+            draft.dropping = False
+        if draft.dropping or draft.unacked_bytes + size > self._max_unacked_bytes:
+            draft.dropping = True
+            draft.drop(event)
+            return
+        if draft.dropped:
+            gap = encode_detail(draft.dropped)
+            draft.dropped = {}
+            self._append(draft, AuditEvent(NodeAuditKind.AUDIT_GAP, event.at_ms, gap))
+        self._append(draft, event)
+
+    def _append(self, draft: _Draft, event: AuditEvent) -> None:
+        row = gateway_pb2.AuditRow(
+            number=draft.number + 1, at_ms=event.at_ms, kind=event.kind.value, detail=event.detail
+        )
+        draft.number = row.number
+        draft.hash = node_row_hash(self._node_id, draft.hash, row)
+        draft.unacked_bytes += len(event.detail) + ROW_BYTES
+        draft.rows.append((row.number, row.at_ms, row.kind, event.detail, draft.hash))
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The chain as it stands once a transaction is committed; `dropped` counts what it leaves out, by kind."""
+
+    number: int
+    hash: bytes
+    unacked_bytes: int
+    dropped: dict[str, int]
+    dropping: bool
+    rows: list[tuple[int, int, str, bytes, bytes]] = field(default_factory=list)
+    sealed_seq: int = 0
+    sealed_report_no: int = 0
+
+    def drop(self, event: AuditEvent) -> None:
+        """Count it instead."""
+        self.dropped[event.kind.value] = self.dropped.get(event.kind.value, 0) + event.items
+
+
+def _accepted(entries: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.accepted_at_ms]  # what is too far away never was

@@ -1,0 +1,30 @@
+"""Tables about the chains of the audit (room audit). Part of `schema`, and to be read like it."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, String, Table
+
+from fleet_server.database.columns import id_column as _id
+from fleet_server.database.columns import metadata
+
+# Newest number of each chain that a checkpoint has signed: so the next one names only chains that grew.
+audit_signed = Table(
+    "audit_signed",
+    metadata,
+    Column("writer", _id(), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+# What the server makes of each node's own chain.
+node_audits = Table(
+    "node_audits",
+    metadata,
+    Column("node_id", _id(), primary_key=True),
+    Column("last_at_ms", BigInteger, nullable=False),
+    Column("day", BigInteger, nullable=False),
+    Column("day_rows", BigInteger, nullable=False),
+    Column("day_bytes", BigInteger, nullable=False),
+    Column("paused_day", BigInteger, nullable=False),
+    Column("finding", String(300), nullable=False),
+    Column("finding_at_ms", BigInteger, nullable=False),
+)

@@ -1,0 +1,61 @@
+"""Rows of a node's own audit: stored frame by frame, acknowledged after their commit.
+
+An honest node sends the next frame after the acknowledgement of the last one. Of one that does not, a few frames wait;
+the rest is dropped, and comes again because nobody acknowledges it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fleet.clock import Clock
+from fleet.v1 import gateway_pb2
+from fleet_server.audit.node_audit import NodeAudit
+from fleet_server.streams.pump import Pump
+
+MAX_WAITING = 2
+
+
+class AuditLane:
+    """Stores one stream's audit frames in order.
+
+    Args:
+        send: queues a control frame.
+        failed: told when a frame cannot be stored; the stream ends then.
+    """
+
+    __slots__ = ("_audit", "_node_id", "_pump", "_send", "_sent_back", "_waiting")
+
+    def __init__(
+        self,
+        node_id: str,
+        audit: NodeAudit,
+        clock: Clock,
+        *,
+        send: Callable[[gateway_pb2.ServerControl], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._node_id = node_id
+        self._audit = audit
+        self._send = send
+        self._waiting: list[gateway_pb2.AuditRows] = []
+        self._sent_back = False
+        self._pump = Pump(self._store, clock, failed)
+
+    def put(self, rows: gateway_pb2.AuditRows) -> None:
+        """Queue a frame, unless too many wait already."""
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(rows)
+            self._pump.kick()
+
+    async def wait_idle(self) -> None:
+        """Return once no commit is under way."""
+        await self._pump.wait_idle()
+
+    async def _store(self) -> None:
+        while self._waiting:
+            rows = self._waiting[0].rows
+            ack = await self._audit.take(self._node_id, rows, sent_back=self._sent_back)
+            del self._waiting[0]
+            self._sent_back = bool(rows) and ack.number < rows[-1].number
+            self._send(gateway_pb2.ServerControl(audit_ack=ack))

@@ -1,0 +1,261 @@
+"""Hold what nodes say in their own chains against what the server says of them.
+
+The server's chain names each command that it issued, by the digest that its node must have, and each state that the
+node reported. The node's chain names each command that it accepted, by its digest, and how each ended. Both stand under
+the same checkpoints, and neither side writes the other's.
+
+    server: command.issued    digest  <->  digest   command.accepted :node
+    server: command.reported  state   <->  state    command.ended    :node
+
+A node may be behind: it sends its rows after its reports, and an offline one sends none. What it has not said yet is
+counted as awaited; it is a finding once the node has said something later. A node whose disk was full says in a gap
+how many rows it left out; so many may be missing, and are counted.
+
+Pure: verified rows come in as arguments, findings are raised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleet.audit_chain import AuditFinding, ChainRow
+from fleet.node_audit import NodeAuditKind, node_of
+
+GRACE_MS = 600_000
+"""A node's rows about what it reported come within seconds; one that speaks of later and not of it has left it out."""
+
+_FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED"})
+_TOO_FAR = "SEQ_TOO_FAR"  # journaled as refused, and never accepted
+
+
+class NeverIssued(AuditFinding):
+    """A node ran a command that the server never issued, or the server's audit lost that it did."""
+
+    code = "NEVER_ISSUED"
+
+
+class DigestDiffers(AuditFinding):
+    """A node accepted another command than the server issued at that seq."""
+
+    code = "DIGEST_DIFFERS"
+
+
+class OutcomeDiffers(AuditFinding):
+    """Node and server tell a different end of a command."""
+
+    code = "OUTCOME_DIFFERS"
+
+
+class MissingOnNode(AuditFinding):
+    """The server says that a node accepted or ended a command, and the node's chain passes over it."""
+
+    code = "MISSING_ON_NODE"
+
+
+class NodeRowMalformed(AuditFinding):
+    """A row of a node's chain says nothing that a node says."""
+
+    code = "NODE_ROW_MALFORMED"
+
+
+@dataclass(frozen=True, slots=True)
+class CrossCheckSummary:
+    """What agreed.
+
+    Args:
+        nodes: nodes that commands were issued to, or that have a chain.
+        commands: of which both sides say the same, from issue to end.
+        awaited: that one side has told the end of, and the other not yet.
+        left_out: that stand in a gap which the node declared.
+        broken: nodes whose rows the server refused at some time, because they did not continue their chain.
+    """
+
+    nodes: int
+    commands: int
+    awaited: int
+    left_out: int
+    broken: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Command:
+    """What is known of one command. It is forgotten once both sides said all."""
+
+    issued: str = ""
+    accepted: str = ""
+    too_far: bool = False
+    reported: str = ""
+    reported_at_ms: int = 0
+    ended: str = ""
+
+
+@dataclass(slots=True)
+class _Node:
+    commands: dict[int, _Command] = field(default_factory=dict)
+    agreed: int = 0
+    last_accepted: int = 0
+    last_at_ms: int = 0
+    left_out: int = 0
+
+
+class CrossCheck:
+    """Take the verified rows of all chains, in any order that keeps each chain's own; then `finish`.
+
+    Memory grows with commands that are not settled, not with the audit.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Node] = {}
+        self._broken: dict[str, None] = {}
+        self._findings: dict[str, AuditFinding] = {}
+
+    def add_row(self, row: ChainRow) -> None:
+        """Take the next row. What it shows to be wrong is kept for `finish`: whether the chains are whole matters more,
+        and one node that lies must not keep anybody from hearing that."""
+        node_id = node_of(row.writer)
+        if node_id is not None:
+            self._add_node_row(node_id, row)
+        elif row.kind == "command.issued":
+            detail = json.loads(row.detail)
+            for node, digests in detail.get("digests", {}).items():
+                first = detail["seqs"][node][0]
+                for seq, digest in enumerate(digests, first):
+                    self._note(node, seq, "issued", digest)
+        elif row.kind == "command.reported":
+            for node, states in json.loads(row.detail).get("nodes", {}).items():
+                for state, seqs in states.items():
+                    for seq in seqs:
+                        self._note(node, seq, "reported", state, row.at_ms)
+        elif row.kind == "node.audit_broken":
+            self._broken[node_of(row.subject) or row.subject] = None
+
+    def finish(self) -> CrossCheckSummary:
+        """Say that nothing more comes.
+
+        Raises:
+            NeverIssued, DigestDiffers, OutcomeDiffers, MissingOnNode, NodeRowMalformed: the first that was found; the
+                message says of how many nodes more something was.
+        """
+        awaited = left_out = 0
+        for node_id, node in self._nodes.items():
+            if node_id in self._findings:
+                continue
+            missing = 0
+            for seq, command in sorted(node.commands.items()):
+                name = f"seq {seq} of node {node_id}"
+                if (command.accepted or command.ended) and not command.issued:
+                    text = f"the node has {name} in its chain, and the server never issued it"
+                    self._findings[node_id] = NeverIssued(text)
+                    break
+                if _passed_over(node, seq, command):
+                    missing += 1
+                elif bool(command.ended) != _final(command) or (command.reported and not command.accepted):
+                    awaited += 1
+                if missing > node.left_out:
+                    text = f"the server says {command.reported} of {name}, and the node's own chain passes over it"
+                    self._findings[node_id] = MissingOnNode(text)
+                    break
+            left_out += missing
+        self._raise_first()
+        return CrossCheckSummary(
+            nodes=len(self._nodes),
+            commands=sum(node.agreed for node in self._nodes.values()),
+            awaited=awaited,
+            left_out=left_out,
+            broken=tuple(self._broken),
+        )
+
+    def _find(self, node_id: str, finding: AuditFinding) -> None:
+        self._findings.setdefault(node_id, finding)
+
+    def _raise_first(self) -> None:
+        for first in self._findings.values():
+            more = len(self._findings) - 1
+            raise type(first)(f"{first}; and of {more} nodes more" if more else str(first))
+
+    def _add_node_row(self, node_id: str, row: ChainRow) -> None:
+        node = self._nodes.setdefault(node_id, _Node())
+        node.last_at_ms = max(node.last_at_ms, row.at_ms)
+        try:
+            if row.kind == NodeAuditKind.COMMAND_ACCEPTED:
+                for seq, digest in _accepted(json.loads(row.detail)):
+                    node.last_accepted = max(node.last_accepted, seq)
+                    self._note(node_id, seq, "accepted", digest)
+            elif row.kind == NodeAuditKind.COMMAND_ENDED:
+                for seq, state, reason in _ended(json.loads(row.detail)):
+                    if reason == _TOO_FAR:
+                        node.commands.setdefault(seq, _Command()).too_far = True
+                    self._note(node_id, seq, "ended", state)
+            elif row.kind == NodeAuditKind.AUDIT_GAP:
+                node.left_out += sum(_count(number) for number in _object(json.loads(row.detail)).values())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self._find(node_id, NodeRowMalformed(f"row {row.number} of {row.writer}: {error}"))
+
+    def _note(self, node_id: str, seq: int, said: str, what: str, at_ms: int = 0) -> None:
+        node = self._nodes.setdefault(node_id, _Node())
+        command = node.commands.setdefault(seq, _Command())
+        setattr(command, said, what)
+        if at_ms:
+            command.reported_at_ms = at_ms
+        name = f"seq {seq} of node {node_id}"
+        if command.issued and command.accepted and command.issued != command.accepted:
+            self._find(node_id, DigestDiffers(f"the node accepted {name} as another command than the server issued"))
+        if _final(command) and command.ended and command.ended != command.reported:
+            text = f"the server says {command.reported} of {name}, the node says {command.ended}"
+            self._find(node_id, OutcomeDiffers(text))
+        if command.issued and (command.accepted or command.too_far) and _final(command) and command.ended:
+            del node.commands[seq]
+            node.agreed += 1
+
+
+def _passed_over(node: _Node, seq: int, command: _Command) -> bool:
+    """Whether the node has said something later, and not what the server was told of this one."""
+    if not command.reported:
+        return False
+    late = command.reported_at_ms + GRACE_MS < node.last_at_ms
+    if not command.accepted and not command.too_far:
+        return late or seq < node.last_accepted
+    return late and _final(command) and not command.ended
+
+
+def _final(command: _Command) -> bool:
+    return command.reported in _FINAL_STATES
+
+
+def _accepted(detail: Any) -> Iterator[tuple[int, str]]:
+    for alike in _object(detail)["commands"]:
+        for seq, digest in zip(_list(alike["seqs"]), _list(alike["digests"]), strict=True):
+            yield _count(seq), _text(digest)
+
+
+def _ended(detail: Any) -> Iterator[tuple[int, str, str]]:
+    for alike in _object(detail)["results"]:
+        for seq in _list(alike["seqs"]):
+            yield _count(seq), _text(alike["state"]), str(alike["reason"])
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("an object was expected")
+    return value
+
+
+def _list(value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise TypeError("a list was expected")
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("a number was expected")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("a text was expected")
+    return value

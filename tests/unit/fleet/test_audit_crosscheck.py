@@ -1,0 +1,116 @@
+"""What node and server say of each other: each way in which they may differ has its name, and lag is none of them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from fleet.audit_chain import AuditFinding
+from fleet.audit_crosscheck import GRACE_MS, CrossCheck, CrossCheckSummary
+from fleet.v1 import admin_pb2
+
+NODE = "n-1"
+D1, D2, D3 = ("1" * 64, "2" * 64, "3" * 64)
+
+
+def row(writer: str, kind: str, detail: Any, at_ms: int = 1000, subject: str = "") -> admin_pb2.AuditEntry:
+    raw = detail if isinstance(detail, bytes) else json.dumps(detail).encode()
+    return admin_pb2.AuditEntry(writer=writer, number=1, at_ms=at_ms, kind=kind, subject=subject, detail=raw)
+
+
+def issued(first: int, *digests: str) -> admin_pb2.AuditEntry:
+    seqs = {NODE: [first, first + len(digests) - 1]}
+    return row("r-1", "command.issued", {"digests": {NODE: digests}, "seqs": seqs})
+
+
+def reported(at_ms: int = 1000, **states: list[int]) -> admin_pb2.AuditEntry:
+    return row("r-1", "command.reported", {"nodes": {NODE: states}}, at_ms)
+
+
+def accepted(seqs: list[int], *digests: str, at_ms: int = 1000) -> admin_pb2.AuditEntry:
+    alike = {"action": "a.b", "actor": "ada", "digests": digests, "seqs": seqs}
+    return row(f"node:{NODE}", "command.accepted", {"commands": [alike]}, at_ms)
+
+
+def ended(state: str, *seqs: int, reason: str = "", at_ms: int = 1000) -> admin_pb2.AuditEntry:
+    return row(f"node:{NODE}", "command.ended", {"results": [{"reason": reason, "seqs": seqs, "state": state}]}, at_ms)
+
+
+def later() -> admin_pb2.AuditEntry:
+    return row(f"node:{NODE}", "drain.ordered", {}, 1001 + GRACE_MS)
+
+
+def gap(items: int) -> admin_pb2.AuditEntry:
+    return row(f"node:{NODE}", "audit.gap", {"command.accepted": items})
+
+
+def check(*rows: admin_pb2.AuditEntry) -> CrossCheckSummary:
+    between = CrossCheck()
+    for one in rows:
+        between.add_row(one)
+    return between.finish()
+
+
+def test_what_both_say_agrees_in_any_order() -> None:
+    rows = [issued(1, D1, D2), reported(SUCCEEDED=[1], FAILED=[2]), accepted([1, 2], D1, D2)]
+    rows += [ended("SUCCEEDED", 1), ended("FAILED", 2), later()]
+
+    for turn in range(len(rows)):
+        assert check(*rows[turn:], *rows[:turn]) == CrossCheckSummary(1, 2, 0, 0, ())
+
+
+def test_every_finding_has_its_name() -> None:
+    both = [issued(1, D1, D2), accepted([1, 2], D1, D2)]
+    cases: list[tuple[str, list[admin_pb2.AuditEntry]]] = [
+        ("NEVER_ISSUED", [accepted([1], D1)]),
+        ("NEVER_ISSUED", [issued(1, D1), accepted([1, 2], D1, D2)]),
+        ("NEVER_ISSUED", [issued(1, D1), ended("SUCCEEDED", 3)]),
+        ("NEVER_ISSUED", [*both, reported(SUCCEEDED=[1]), ended("SUCCEEDED", 1), accepted([1], D1)]),
+        ("DIGEST_DIFFERS", [issued(1, D1), accepted([1], D2)]),
+        ("OUTCOME_DIFFERS", [*both, reported(SUCCEEDED=[1]), ended("FAILED", 1)]),
+        ("OUTCOME_DIFFERS", [*both, ended("FAILED", 1), reported(SUCCEEDED=[1])]),
+        ("MISSING_ON_NODE", [issued(1, D1, D2), reported(SUCCEEDED=[1, 2]), accepted([2], D2)]),
+        ("MISSING_ON_NODE", [issued(1, D1), reported(RUNNING=[1]), later()]),
+        ("MISSING_ON_NODE", [*both, reported(SUCCEEDED=[1]), later()]),
+        ("MISSING_ON_NODE", [issued(1, D1, D2), reported(SUCCEEDED=[1, 2]), gap(1), later()]),
+        ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", b"{")]),
+        ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", b"[" * 60_000)]),
+        ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", {"commands": [{"seqs": [1], "digests": []}]})]),
+        ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.ended", {"results": "all"})]),
+        ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "audit.gap", {"command.accepted": -1})]),
+    ]
+    for code, rows in cases:
+        with pytest.raises(AuditFinding) as caught:
+            check(*rows)
+        assert caught.value.code == code, f"{code}: {caught.value}"
+
+
+def test_one_finding_hides_no_other() -> None:
+    other = admin_pb2.AuditEntry()
+    other.CopyFrom(accepted([1], D1))
+    other.writer = "node:n-2"
+    with pytest.raises(AuditFinding, match="and of 1 nodes more"):
+        check(accepted([1], D1), other)
+
+
+def test_lag_is_no_finding() -> None:
+    assert check(issued(1, D1)).awaited == 0
+    assert check(issued(1, D1), reported(RUNNING=[1])).awaited == 1
+    assert check(issued(1, D1), reported(SUCCEEDED=[1])).awaited == 1
+    assert check(issued(1, D1), reported(SUCCEEDED=[1]), accepted([1], D1)).awaited == 1
+    assert check(issued(1, D1), accepted([1], D1), ended("SUCCEEDED", 1)).awaited == 1
+    assert check(issued(1, D1, D2), reported(SUCCEEDED=[2]), accepted([1], D1)).awaited == 1
+
+
+def test_a_declared_gap_excuses_as_many_as_it_counts() -> None:
+    assert check(issued(1, D1, D2), reported(SUCCEEDED=[1, 2]), gap(2), later()).left_out == 2
+
+
+def test_what_was_too_far_away_was_never_accepted() -> None:
+    rows = [issued(9, D1), reported(REJECTED=[9]), ended("REJECTED", 9, reason="SEQ_TOO_FAR"), later()]
+    assert check(*rows) == CrossCheckSummary(1, 1, 0, 0, ())
+
+
+def test_a_node_whose_rows_were_refused_is_named() -> None:
+    broken = row("r-1", "node.audit_broken", {"finding": "CHANGED"}, subject=f"node:{NODE}")
+    assert check(broken, broken).broken == (NODE,)

@@ -1,0 +1,196 @@
+"""Nodes' own chains on the server: what is stored, what is found, what is paused, on a real database."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from fleet.audit_chain import FIRST_PREVIOUS_HASH, ChainVerifier
+from fleet.envelope import Domain, Signer
+from fleet.metrics import Registry
+from fleet.node_audit import MAX_DETAIL_BYTES, MAX_ROWS_PER_FRAME, node_row_hash
+from fleet.v1 import gateway_pb2, trust_pb2
+from fleet_server.audit import node_rules
+from fleet_server.audit.node_audit import NodeAudit
+from fleet_server.audit.node_rules import DAY_MS
+from fleet_server.audit.service import AuditService
+from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.observability.metrics import ServerMetrics
+from tests.fakes.clock import MockClock
+
+CLUSTER, NODE = "c-1", "n-1"
+authority = Signer.generate()
+
+
+class Chain:
+    """A node's chain as it writes it."""
+
+    def __init__(self, node_id: str = NODE) -> None:
+        self._node_id = node_id
+        self._previous = FIRST_PREVIOUS_HASH
+        self.rows: list[gateway_pb2.AuditRow] = []
+
+    def grow(self, count: int = 1, *, kind: str = "drain.ordered", detail: bytes = b"{}") -> "Chain":
+        for _ in range(count):
+            row = gateway_pb2.AuditRow(number=len(self.rows) + 1, at_ms=5, kind=kind, detail=detail)
+            self._previous = row.hash = node_row_hash(self._node_id, self._previous, row)
+            self.rows.append(row)
+        return self
+
+    def fork(self, number: int) -> "Chain":
+        """Another chain that has the first rows in common."""
+        other = Chain(self._node_id)
+        other.rows = self.rows[:number]
+        other._previous = other.rows[-1].hash if other.rows else FIRST_PREVIOUS_HASH
+        return other
+
+
+class Desk:
+    """The room, and what it wrote into the server's own chain."""
+
+    def __init__(self, database: Database, clock: MockClock) -> None:
+        wakeup = Wakeup()
+        self.clock = clock
+        self.metrics = ServerMetrics(Registry()).audit
+        self.audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r-1")
+        self.room = NodeAudit(database, clock, wakeup, self.audit, self.metrics)
+
+    async def take(self, rows: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False) -> tuple[int, str]:
+        ack = await self.room.take(NODE, rows, sent_back=sent_back)
+        return ack.number, ack.paused
+
+    async def told(self, kind: str) -> list[dict[str, object]]:
+        pages = [page async for page in self.audit.export()]
+        return [json.loads(row.detail) for page in pages for row in page.rows if row.kind == kind]
+
+    async def verified_rows(self) -> int:
+        def sign(statement: bytes) -> trust_pb2.Signed:
+            return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
+
+        await self.audit.checkpoint(sign, CLUSTER)
+        verifier = ChainVerifier(cluster_id=CLUSTER, authority_keys={authority.key_id: authority.public_key})
+        async for page in self.audit.export():
+            for row in page.rows:
+                verifier.add_row(row)
+            for checkpoint in page.checkpoints:
+                verifier.add_checkpoint(checkpoint)
+        summary = verifier.finish()
+        assert summary.uncovered_rows == 0
+        return summary.rows
+
+
+@pytest.fixture
+def desk(database: Database, clock: MockClock) -> Desk:
+    return Desk(database, clock)
+
+
+async def test_rows_are_stored_once_and_stand_under_the_checkpoints(desk: Desk) -> None:
+    chain = Chain().grow(5)
+    assert await desk.take(chain.rows[:3]) == (3, "")
+    assert await desk.take(chain.rows[:3]) == (3, "")
+    assert await desk.take(chain.rows[1:]) == (5, "")
+    assert await desk.take([]) == (5, "")
+
+    assert await desk.verified_rows() == 5
+    assert desk.metrics.node_rows.value == 5
+    number, standing = await desk.room.standing(NODE)
+    assert (number, standing.last_at_ms, standing.finding) == (5, desk.clock.now_ms(), "")
+
+
+async def test_every_lie_is_found_named_and_stored_nowhere(desk: Desk) -> None:
+    chain = Chain().grow(3)
+    await desk.take(chain.rows)
+    ahead = Chain().grow(5).rows[4:]
+    forked = chain.fork(1).grow(3, kind="drain.ended").rows
+    unlinked = gateway_pb2.AuditRow()
+    unlinked.CopyFrom(Chain().grow(4).rows[3])
+    unlinked.detail = b'{"another":1}'
+    elsewhere = Chain("n-2").grow(4).rows[3:]
+    odd = chain.fork(3).grow(kind="a\nb").rows[3:]
+    large = chain.fork(3).grow(detail=b"x" * (MAX_DETAIL_BYTES + 1)).rows[3:]
+    many = Chain().grow(MAX_ROWS_PER_FRAME + 1).rows
+    lies = [
+        ("REMOVED: row 5 follows row 3", ahead),
+        ("CHANGED: row 2 came again and is another one", forked),
+        ("BROKEN_LINK: row 4 was not hashed behind row 3 as it is stored", [unlinked]),
+        ("BROKEN_LINK: row 4 was not hashed behind row 3 as it is stored", elsewhere),
+        ("MALFORMED: row 4 is no audit row", odd),
+        ("MALFORMED: row 4 is no audit row", large),
+        (f"MALFORMED: {MAX_ROWS_PER_FRAME + 1} rows in one frame", many),
+    ]
+    for finding, rows in lies:
+        assert await desk.take(rows, sent_back=True) == (3, "CHAIN_BROKEN"), finding
+        assert (await desk.room.standing(NODE))[1].finding == finding
+
+    told = [f"{one['finding']}: {one['detail']}" for one in await desk.told("node.audit_broken")]
+    assert told == list(dict.fromkeys(finding for finding, _ in lies))
+    assert await desk.take(chain.grow().rows[3:]) == (4, ""), "what continues the chain is taken all the same"
+    assert (await desk.room.standing(NODE))[1].finding, "what was found stays"
+    assert await desk.verified_rows() == 4 + len(told)
+
+
+async def test_rows_before_the_lie_are_kept(desk: Desk) -> None:
+    chain = Chain().grow(4)
+    chain.rows[3].hash = bytes(32)
+
+    assert await desk.take(chain.rows) == (3, "CHAIN_BROKEN")
+
+
+async def test_the_same_finding_is_told_once(desk: Desk) -> None:
+    lie = Chain().grow(2).rows[1:]
+    for _ in range(3):
+        await desk.take(lie, sent_back=True)
+
+    assert len(await desk.told("node.audit_broken")) == 1
+
+
+async def test_a_gap_is_a_finding_only_when_the_node_knows_where_the_chain_ends(desk: Desk) -> None:
+    chain = Chain().grow(4)
+    await desk.take(chain.rows[:2])
+
+    assert await desk.take(chain.rows[3:]) == (2, ""), "a restored database knows less than it acknowledged"
+    assert await desk.take(chain.rows[2:], sent_back=True) == (4, "")
+    assert await desk.told("node.audit_broken") == []
+
+
+async def test_a_node_cannot_fill_the_database(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_rules, "MAX_ROWS_A_DAY", 4)
+    chain = Chain().grow(6)
+    assert await desk.take(chain.rows[:4]) == (4, "")
+
+    ack = await desk.room.take(NODE, chain.rows[4:])
+
+    assert (ack.number, ack.paused) == (4, "OVER_QUOTA")
+    assert 0 < ack.retry_after_ms <= 3_600_000
+    assert await desk.take(chain.rows[4:]) == (4, "OVER_QUOTA")
+    assert await desk.told("node.audit_paused") == [{"bytes": 4 * (2 + 128), "rows": 4}]
+    await desk.clock.advance(DAY_MS / 1000)
+    assert await desk.take(chain.rows[4:]) == (6, "")
+
+
+async def test_bytes_are_bounded_like_rows(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_rules, "MAX_BYTES_A_DAY", 1000)
+    chain = Chain().grow(3, detail=b"x" * 300)
+
+    assert await desk.take(chain.rows[:2]) == (2, "")
+    assert await desk.take(chain.rows[2:]) == (2, "OVER_QUOTA")
+
+
+async def test_checkpoints_name_the_chains_that_grew(desk: Desk) -> None:
+    def sign(statement: bytes) -> trust_pb2.Signed:
+        return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
+
+    await desk.room.take("n-1", Chain("n-1").grow().rows)
+    await desk.room.take("n-2", Chain("n-2").grow().rows)
+    await desk.audit.checkpoint(sign, CLUSTER)
+    await desk.room.take("n-2", Chain("n-2").grow(2).rows)
+    await desk.audit.checkpoint(sign, CLUSTER)
+    assert not await desk.audit.checkpoint(sign, CLUSTER)
+
+    signed = [one async for page in desk.audit.export() for one in page.checkpoints]
+    named = [
+        [(head.writer, head.number) for head in trust_pb2.AuditCheckpointStatement.FromString(one.statement).heads]
+        for one in signed
+    ]
+    assert named == [[("node:n-1", 1), ("node:n-2", 1)], [("node:n-2", 2)]]
