@@ -14,14 +14,14 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from fleet import envelope, jointoken, sealing, trust
+from fleet import envelope, jointoken, sealing, trust, trust_chain
 from fleet.backoff import Backoff, BackoffPolicy
 from fleet.clock import Clock
 from fleet.envelope import Domain, EnvelopeError
 from fleet.errors import Advice, Refusal, advice
 from fleet.identity import NodeKeys, has_node_keys, load_node_keys, store_node_keys
 from fleet.secrets import Secret
-from fleet.v1 import enrollment_pb2, trust_pb2
+from fleet.v1 import enrollment_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import (
     BundleFile,
@@ -166,7 +166,7 @@ class EnrollmentService:
             while True:
                 answer = await self._ask(line, lambda caller: caller.get_bootstrap(_poll(pending, keys)))
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_APPROVED:
-                    return self._become_member(pending, keys, answer.bootstrap)
+                    return self._become_member(pending, keys, answer)
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_REJECTED:
                     # Nobody signed this: whoever terminates TLS could say it. So the enrollment stands, and asking
                     # again asks the same; a new token begins another.
@@ -204,11 +204,21 @@ class EnrollmentService:
                 self._retrying(refusal, delay_s)
                 await self._clock.sleep(delay_s)
 
-    def _become_member(self, pending: PendingEnrollment, keys: NodeKeys, signed: trust_pb2.Signed) -> Membership:
+    def _become_member(
+        self, pending: PendingEnrollment, keys: NodeKeys, answer: enrollment_pb2.GetBootstrapResponse
+    ) -> Membership:
         try:
-            raw = envelope.verify_one(signed, domain=Domain.BOOTSTRAP, public_key=pending.authority_key)
-        except EnvelopeError as error:
-            raise EnrollmentError("the bootstrap is not signed by the authority that the join token pinned") from error
+            # From the token's authority on: it may have been rotated since the token was made.
+            links = trust_chain.from_pin(
+                answer.bundle_chain, cluster_id=pending.cluster_id, authority_key=pending.authority_key
+            )
+            signers = trust_chain.authorities(links)
+            raw = envelope.verify(answer.bootstrap, domain=Domain.BOOTSTRAP, keys=signers)
+        except (trust.TrustError, EnvelopeError) as error:
+            raise EnrollmentError(
+                "the bootstrap is not signed by the authority that the join token pinned, or one that followed it"
+                f" ({error})"
+            ) from error
         try:
             said = enrollment_pb2.BootstrapStatement.FromString(raw)
         except DecodeError as error:
@@ -220,7 +230,7 @@ class EnrollmentService:
         info = sealing.sealing_info(sealing.Purpose.API_KEY, said.cluster_id, said.node_id, keys.fingerprint)
         try:
             api_key = sealing.unseal(said.sealed_api_key, keys.sealing, info).decode()
-            bundle = trust.first(said.trust_bundle, cluster_id=said.cluster_id, authority_key=pending.authority_key)
+            links += trust.steps(links[-1], [said.trust_bundle])
         except (sealing.SealingError, trust.TrustError, UnicodeDecodeError) as error:
             raise EnrollmentError(f"the bootstrap is signed, but what it holds is not good: {error}") from error
         membership = Membership(
@@ -228,7 +238,7 @@ class EnrollmentService:
             node_id=said.node_id,
             name=said.name,
             site=said.site,
-            endpoints=bundle.endpoints or pending.endpoints,
+            endpoints=links[-1].endpoints or pending.endpoints,
             tls_ca_der=pending.tls_ca_der,
             authority_key=pending.authority_key,
             owner_pin=pending.owner_pin,
@@ -238,7 +248,7 @@ class EnrollmentService:
             labels=pending.labels,
         )
         BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(
-            bundle
+            *links
         )
         self._joining(membership.node_id)
         save_membership(self._folder.membership, membership)

@@ -18,7 +18,7 @@ import grpc
 from fleet import status, tls
 from fleet.errors import Reason, Refusal
 from fleet.transport import FIXED_WINDOW
-from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2
+from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
 
 _CALL_TIMEOUT_S = 10.0
 _LEAF_TIMEOUT_S = 5.0
@@ -103,6 +103,10 @@ class GatewayCaller:
     ) -> session_pb2.CompleteHandshakeResponse:
         """Answer the challenge."""
         return await self._checked(self._stub.CompleteHandshake(request, timeout=_CALL_TIMEOUT_S))
+
+    async def get_trust_chain(self, request: trust_pb2.GetTrustChainRequest) -> trust_pb2.GetTrustChainResponse:
+        """Ask for the bundles after the one that is held."""
+        return await self._checked(self._stub.GetTrustChain(request, timeout=_CALL_TIMEOUT_S))
 
     def connect(self, metadata: tuple[tuple[str, str], ...]) -> Stream:
         """Open the stream; it must be finished or cancelled (grpc/grpc#43462)."""

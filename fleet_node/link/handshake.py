@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -80,6 +81,13 @@ async def handshake(
     ).SerializeToString()
     proof = keys.identity.sign(Domain.HANDSHAKE, statement)
     answer = await caller.complete_handshake(session_pb2.CompleteHandshakeRequest(api_key=api_key, signed=proof))
+    if not _is_signed(answer, trust.state.authority_key):  # the authority may have been rotated in between
+        generation, number = trust.state.version
+        asked = trust_pb2.GetTrustChainRequest(
+            cluster_id=membership.cluster_id, from_generation=generation, from_number=number
+        )
+        with contextlib.suppress(Refusal):  # without a chain the answer proves nothing, and that is said below
+            await trust.offer((await caller.get_trust_chain(asked)).bundles)
     said = _verify_server(answer, proof, trust.state.authority_key)
     server_time.observe(said.server_time_ms)
     try:
@@ -87,6 +95,14 @@ async def handshake(
     except ChannelError as error:
         raise _not_proven(str(error)) from error
     return Session(Secret(answer.session_token), said.session_token_sha256, frame_keys, said.expires_at_ms)
+
+
+def _is_signed(answer: session_pb2.CompleteHandshakeResponse, authority_key: bytes) -> bool:
+    try:
+        envelope.verify_one(answer.signed, domain=Domain.HANDSHAKE_SERVER, public_key=authority_key)
+    except EnvelopeError:
+        return False
+    return True
 
 
 def _verify_server(

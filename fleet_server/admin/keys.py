@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from fleet.tls import certificate_sha256
@@ -12,14 +13,18 @@ from fleet_server.trust.phases import KeyRecord
 from fleet_server.trust.rollout import Rollout
 from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService
+from fleet_server.trust.succession import AuthorityRecord, AuthorityRotation
 
 
 class KeysApi:
     """Keys as operators see and rotate them. Never a private part."""
 
-    def __init__(self, trust: TrustService, rotation: KeyRotation, nodes: NodeService) -> None:
+    def __init__(
+        self, trust: TrustService, rotation: KeyRotation, succession: AuthorityRotation, nodes: NodeService
+    ) -> None:
         self._trust = trust
         self._rotation = rotation
+        self._succession = succession
         self._nodes = nodes
 
     async def list_keys(self, _: Caller, __: admin_pb2.ListKeysRequest) -> admin_pb2.ListKeysResponse:
@@ -66,6 +71,39 @@ class KeysApi:
             holders=_holders(await self._nodes.bundle_holders()),
             keys=map(_rollout_view, rollouts),
         )
+
+    async def list_authorities(
+        self, _: Caller, __: admin_pb2.ListAuthoritiesRequest
+    ) -> admin_pb2.ListAuthoritiesResponse:
+        """Every authority that the cluster had, and the chain that proves who followed whom."""
+        found = await self._succession.succession()
+        holders = await self._nodes.bundle_holders()
+        nodes: Counter[int] = Counter()
+        for (generation, _number), count in holders.items():
+            nodes[generation] += count
+        return admin_pb2.ListAuthoritiesResponse(
+            cluster_id=self._trust.cluster_id,
+            authorities=[_authority_view(record, nodes[record.generation]) for record in found.records],
+            chain=found.chain,
+        )
+
+    async def rotate_authority(
+        self, caller: Caller, request: admin_pb2.RotateAuthorityRequest
+    ) -> admin_pb2.RotateAuthorityResponse:
+        """Let a new authority follow the one in force."""
+        record = await self._succession.rotate(
+            caller.name, from_generation=request.from_generation, reason=request.reason
+        )
+        return admin_pb2.RotateAuthorityResponse(authority=_authority_view(record))
+
+
+def _authority_view(record: AuthorityRecord, nodes: int = 0) -> admin_pb2.AuthorityView:
+    return admin_pb2.AuthorityView(
+        generation=record.generation,
+        public_key=record.public_key,
+        created_at_ms=record.created_at_ms,
+        nodes=nodes,
+    )
 
 
 def _key_view(record: KeyRecord, nodes: int = 0) -> admin_pb2.CommandKeyView:

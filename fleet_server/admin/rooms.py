@@ -30,6 +30,7 @@ from fleet_server.sessions.service import SessionService
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService
+from fleet_server.trust.succession import AuthorityRotation
 
 
 class Services(Protocol):
@@ -65,5 +66,5 @@ def admin_rooms(server: Services) -> AdminRooms:
         telemetry=TelemetryApi(server.telemetry),
         trail=TrailApi(server.audit),
         approvals=ApprovalsApi(server.trust, server.approvals),
-        keys=KeysApi(server.trust, server.rotation, server.nodes),
+        keys=KeysApi(server.trust, server.rotation, AuthorityRotation(server.trust), server.nodes),
     )

@@ -104,6 +104,8 @@ class Admin:
             "RetireKey": rooms.keys.retire,
             "RevokeKey": rooms.keys.revoke,
             "GetKeyRollout": rooms.keys.rollout,
+            "ListAuthorities": rooms.keys.list_authorities,
+            "RotateAuthority": rooms.keys.rotate_authority,
         }
         self._streams: Mapping[str, StreamHandler] = {
             "WatchNodes": rooms.nodes.watch,

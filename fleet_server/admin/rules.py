@@ -74,6 +74,8 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "RetireKey": Role.OWNER,
     "RevokeKey": Role.OWNER,
     "GetKeyRollout": Role.VIEWER,
+    "ListAuthorities": Role.VIEWER,
+    "RotateAuthority": Role.OWNER,
 }
 
 

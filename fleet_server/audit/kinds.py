@@ -16,6 +16,7 @@ class AuditKind(StrEnum):
     SECRETS_REKEY_STARTED = "secrets.rekey_started"
     SECRETS_REKEYED = "secrets.rekeyed"
     AUTHORITY_CREATED = "authority.created"
+    AUTHORITY_ROTATED = "authority.rotated"
     KEY_CREATED = "key.created"
     KEY_PREPARED = "key.prepared"
     KEY_ACTIVATED = "key.activated"

@@ -36,7 +36,9 @@ CHECKPOINT_INTERVAL_S = 1.0
 PAGE_ROWS = 500
 _LAST_POSITION = 2**63 - 1  # a request's number may be larger than any that a database holds
 
-SignCheckpoint = Callable[[bytes], trust_pb2.Signed]
+SignCheckpoint = Callable[[Connection, bytes], trust_pb2.Signed | None]
+"""`sign(conn, statement)` wraps statement bytes under the domain ``audit-checkpoint`` with the authority's key; None
+when `conn` shows a newer authority than this replica knows: no authority signs a checkpoint after its successor did."""
 
 
 class AuditMetrics(Protocol):
@@ -129,7 +131,8 @@ class AuditService:
             tx.after_commit(partial(self._metrics.row_quarantined, table))
 
     async def checkpoint(self, sign: SignCheckpoint, cluster_id: str) -> bool:
-        """Sign a checkpoint when a chain grew. False when there was nothing new, or another replica was faster."""
+        """Sign a checkpoint when a chain grew. False when there was nothing new, this replica may not sign now, or
+        another one was faster."""
 
         def work(tx: Transaction) -> bool:
             # The newest checkpoint is read before the heads: so no head goes back behind what it signed.
@@ -144,8 +147,12 @@ class AuditService:
             )
             if due is None:
                 return False
-            made = sign(due.SerializeToString(deterministic=True)).SerializeToString()
-            store.insert_checkpoint(tx.conn, due.number, store.last_position(tx.conn), due.issued_at_ms, made)
+            # The signer looks at the authorities after the newest checkpoint was read: see `SignCheckpoint`.
+            made = sign(tx.conn, due.SerializeToString(deterministic=True))
+            if made is None:
+                return False
+            raw = made.SerializeToString()
+            store.insert_checkpoint(tx.conn, due.number, store.last_position(tx.conn), due.issued_at_ms, raw)
             store.note_signed(tx.conn, [(head.writer, head.number) for head in due.heads])
             tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
             return True
@@ -162,7 +169,7 @@ class AuditService:
         later.
 
         Args:
-            sign: wraps statement bytes under the domain ``audit-checkpoint`` with the authority's key.
+            sign: see `SignCheckpoint`.
             cluster_id: whose audit it is.
         """
         while True:

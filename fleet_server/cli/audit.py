@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
     from fleet_server.cli.connection import Admin
     from fleet_server.cli.node_names import NodeNames
+    from fleet_server.cli.profile import Context
 
 _COLUMNS = [
     Column("TIME"),
@@ -69,25 +70,26 @@ def tail(invocation: Invocation, lines: int, follow: bool) -> None:
 
 
 @audit.command("verify", example="fleetctl audit verify")
-@click.option("--authority-key", metavar="HEX", help="Raw public key of the authority, when no login has pinned it.")
+@click.option("--authority-key", metavar="HEX", help="Raw public key of the first authority, if no login pinned it.")
 @click.option("--cluster", metavar="ID", help="Cluster id, when no login has pinned it.")
 @click.pass_obj
 def verify(invocation: Invocation, authority_key: str | None, cluster: str | None) -> None:
     """Read the whole audit, the nodes' own chains with it, and check every hash, every link and every signed
     checkpoint on this machine. Then hold what each node says against what the server says of it, command by command.
 
-    Checkpoints must be signed by the authority that was pinned at login, and the newest must not be older than the
-    newest that you saw before: so not even the server can take back what it once showed you. Ends with 1 and the name
-    of what is wrong:
+    Checkpoints must be signed by the authority that was pinned at login, or one that followed it, and the newest must
+    not be older than the newest that you saw before: so not even the server can take back what it once showed you. Ends
+    with 1 and the name of what is wrong:
     CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK;
     between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE or NODE_ROW_MALFORMED.
     """
     from fleet.audit_chain import AuditFinding
 
     context = invocation.context()
-    verifier = _verifier(authority_key, cluster, invocation)
+    pinned, cluster_id = _pins(authority_key, cluster, context)
     try:
         with invocation.connect() as admin:
+            verifier = _verifier(invocation, admin, pinned, cluster_id)
             summary, agreed = _verify_export(admin, verifier)
     except AuditFinding as finding:
         if invocation.wants_json:
@@ -130,12 +132,8 @@ def _rows(admin: Admin, request: admin_pb2.ExportAuditRequest) -> Iterator[admin
             request.last, request.after = 0, change.entries[-1].position
 
 
-def _verifier(authority_key: str | None, cluster: str | None, invocation: Invocation) -> ChainVerifier:
-    from fleet.audit_chain import ChainVerifier
-    from fleet.envelope import key_id
-
-    context = invocation.context()
-    pinned, cluster_id, remembered = context.authority_key, cluster or context.cluster_id, context.checkpoint
+def _pins(authority_key: str | None, cluster: str | None, context: Context) -> tuple[bytes, str]:
+    pinned, cluster_id = context.authority_key, cluster or context.cluster_id
     if authority_key is not None:
         try:
             pinned = bytes.fromhex(authority_key)
@@ -148,7 +146,20 @@ def _verifier(authority_key: str | None, cluster: str | None, invocation: Invoca
             "no authority is pinned to verify against",
             hint="run `fleetctl login`, or give --authority-key and --cluster from a source other than this server",
         )
-    return ChainVerifier(cluster_id=cluster_id, authority_keys={key_id(pinned): pinned}, remembered=remembered)
+    return pinned, cluster_id
+
+
+def _verifier(invocation: Invocation, admin: Admin, pinned: bytes, cluster_id: str) -> ChainVerifier:
+    from fleet.audit_chain import ChainVerifier
+    from fleet.envelope import key_id
+    from fleet_server.cli.authority_chain import followed
+
+    keys = followed(invocation, admin, authority_key=pinned, cluster_id=cluster_id)
+    return ChainVerifier(
+        cluster_id=cluster_id,
+        authority_keys={key_id(key): key for key in keys},
+        remembered=admin.context.checkpoint,
+    )
 
 
 def _verify_export(admin: Admin, verifier: ChainVerifier) -> tuple[ChainSummary, CrossCheckSummary]:

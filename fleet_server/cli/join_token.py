@@ -16,6 +16,7 @@ from fleet_server.cli.terminal import state_cell
 
 if TYPE_CHECKING:
     from fleet.v1 import admin_pb2, enrollment_pb2
+    from fleet_server.cli.connection import Admin
     from fleet_server.cli.profile import Context
 
 TEXT_PREFIX = "fjt1."
@@ -58,7 +59,7 @@ def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve:
     request = admin_pb2.CreateJoinTokenRequest(site=site, ttl_s=ttl, max_uses=uses, auto_approve=auto_approve)
     with invocation.connect() as admin:
         made = admin.call(admin.stub.CreateJoinToken, request)
-    statement = _open_token(made.token, admin.context)
+        statement = _open_token(made.token, admin.context, _authority_in_force(invocation, admin, made.token))
     _add_owner_pin(made.token, admin.context)
     text = token_text(made.token)
     emit_secret(invocation, made.join_token, secret_field="token", secret=text, output_file=output_file)
@@ -101,11 +102,25 @@ def token_text(token: enrollment_pb2.JoinToken) -> str:
     return TEXT_PREFIX + base64.urlsafe_b64encode(token.SerializeToString()).decode().rstrip("=")
 
 
-def _open_token(token: enrollment_pb2.JoinToken, context: Context) -> enrollment_pb2.JoinTokenStatement:
+def _authority_in_force(invocation: Invocation, admin: Admin, token: enrollment_pb2.JoinToken) -> bytes:
+    """The authority that must have signed the token, as far as the profile knows one: after a rotation the newest that
+    provably followed the pinned one."""
+    from fleet.envelope import key_id
+    from fleet_server.cli.authority_chain import followed
+
+    known = admin.context.newest_authority or admin.context.authority_key
+    if not known or key_id(known) in {signature.key_id for signature in token.signed.signatures}:
+        return known
+    return followed(invocation, admin)[-1]
+
+
+def _open_token(
+    token: enrollment_pb2.JoinToken, context: Context, authority_key: bytes
+) -> enrollment_pb2.JoinTokenStatement:
     """What the token says. A server that was replaced must not send new nodes to trust another authority.
 
     Raises:
-        Refused: not signed by the authority that the profile pinned, or for another cluster.
+        Refused: not signed by the authority that the profile pinned or one that followed it, or for another cluster.
     """
     from google.protobuf.message import DecodeError
 
@@ -113,18 +128,17 @@ def _open_token(token: enrollment_pb2.JoinToken, context: Context) -> enrollment
     from fleet.v1 import enrollment_pb2
     from fleet_server.cli.failures import Refused
 
-    pinned = context.authority_key
     try:
-        if pinned:
-            verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=pinned)
+        if authority_key:
+            verify_one(token.signed, domain=Domain.JOIN_TOKEN, public_key=authority_key)
         statement = enrollment_pb2.JoinTokenStatement.FromString(token.signed.statement)
     except (EnvelopeError, DecodeError):
         statement = None
     if statement is None or (
-        pinned and (statement.authority_key, statement.cluster_id) != (pinned, context.cluster_id)
+        authority_key and (statement.authority_key, statement.cluster_id) != (authority_key, context.cluster_id)
     ):
         raise Refused(
-            "the join token is not signed by the authority that was pinned at login",
+            "the join token is not signed by the authority that was pinned at login, or one that followed it",
             hint="do not use it: ask the server's owner whether the authority changed, then `fleetctl login` again",
         )
     return statement

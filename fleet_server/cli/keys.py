@@ -14,12 +14,11 @@ from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from google.protobuf.message import Message
 
     from fleet.v1 import admin_pb2, session_pb2
-    from fleet_server.cli.profile import Context
 
 _KEY_COLUMNS = [
     Column("COMMAND KEY"),
@@ -52,10 +51,13 @@ def keys() -> None:
 def list_keys(invocation: Invocation) -> None:
     """Show the cluster's keys and who holds which bundle. Never a private part."""
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.authority_chain import followed_if_proven
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.ListKeys, admin_pb2.ListKeysRequest())
-    invocation.emit_message(answer, _cluster_fields(answer, admin.context))
+        pinned = admin.context.authority_key
+        keys = followed_if_proven(invocation, admin) if pinned and pinned != answer.authority_key else [pinned]
+    invocation.emit_message(answer, _cluster_fields(answer, keys))
     if invocation.wants_json:
         return
     invocation.emit_text("")
@@ -180,15 +182,17 @@ def _emit_key(invocation: Invocation, answer: Message, key: admin_pb2.CommandKey
     invocation.emit_message(answer, zip(labels, _key_row(key), strict=False))
 
 
-def _cluster_fields(answer: admin_pb2.ListKeysResponse, context: Context) -> list[tuple[str, Cell]]:
+def _cluster_fields(answer: admin_pb2.ListKeysResponse, keys: Sequence[bytes]) -> list[tuple[str, Cell]]:
     import hashlib
 
     from fleet_server.cli.views import grouped_hex, moment_text
 
-    if not context.authority_key:
+    if not keys[0]:
         pinned = Styled("not pinned (log in to pin it)", "yellow")
-    elif context.authority_key == answer.authority_key:
+    elif keys[0] == answer.authority_key:
         pinned = Styled("the one pinned at login", "green")
+    elif keys[-1] == answer.authority_key:
+        pinned = Styled("follows the one pinned at login", "green")
     else:
         pinned = Styled("NOT the one pinned at login", "red", bold=True)
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 import sys
 from dataclasses import replace
@@ -16,7 +15,10 @@ from fleet_server.cli.tables import Cell
 from fleet_server.cli.terminal import Styled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.connection import Admin
     from fleet_server.cli.profile import Context
 
 _ROLE_COLOURS = {"owner": "magenta", "release": "blue", "operator": "green", "viewer": "cyan"}
@@ -61,6 +63,7 @@ def login(
     command line, where other users of this machine would see it.
     """
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.authority_chain import first_of, proven
     from fleet_server.cli.connection import Admin
     from fleet_server.cli.profile import DEFAULT_CONTEXT, Context, parse_server
 
@@ -73,9 +76,17 @@ def login(
     context = Context(name=name, server=address, ca_pem=ca_pem, token=_read_token(invocation, token_file))
     with Admin(context, say=invocation.say, sleep=invocation.sleep) as admin:
         me = admin.call(admin.stub.WhoAmI, admin_pb2.WhoAmIRequest())
-    context = replace(context, cluster_id=me.cluster_id, authority_key=me.authority_key, owner_pin=pin)
+        chain = admin.call(admin.stub.ListAuthorities, admin_pb2.ListAuthoritiesRequest()).chain
+    keys = proven(chain, first_of(chain), me.cluster_id)  # the first one verifies the oldest checkpoints, too
+    context = replace(
+        context,
+        cluster_id=me.cluster_id,
+        authority_key=keys[0],
+        newest_authority=keys[-1] if len(keys) > 1 else b"",
+        owner_pin=pin,
+    )
     if known is not None:
-        context = _carry_over(invocation, known, context)
+        context = _carry_over(invocation, known, context, keys)
     file.update(lambda profile: profile.with_context(context, make_current=True))
     invocation.say(f"Logged in to {me.cluster_name or me.cluster_id} at {address} as {me.operator} ({me.role}).")
     invocation.emit_message(me, _identity_fields(me, context))
@@ -107,7 +118,7 @@ def whoami(invocation: Invocation) -> None:
 
     with invocation.connect() as admin:
         me = admin.call(admin.stub.WhoAmI, admin_pb2.WhoAmIRequest())
-    _warn_of_other_authority(invocation, admin.context, me)
+        _warn_of_other_authority(invocation, admin, me)
     invocation.emit_message(me, _identity_fields(me, admin.context))
 
 
@@ -161,10 +172,10 @@ def _read_token(invocation: Invocation, token_file: str | None) -> str:
     return clean_token(sys.stdin.read(MAX_TOKEN_BYTES + 1), "standard input")
 
 
-def _carry_over(invocation: Invocation, known: Context, context: Context) -> Context:
+def _carry_over(invocation: Invocation, known: Context, context: Context, keys: Sequence[bytes]) -> Context:
     """Keep what was remembered of the same cluster; another authority under the same name is asked about first."""
-    same = known.cluster_id == context.cluster_id and hmac.compare_digest(known.authority_key, context.authority_key)
-    if same:
+    same = known.cluster_id == context.cluster_id and known.authority_key == context.authority_key
+    if same and (not known.newest_authority or known.newest_authority in keys):
         return replace(
             context,
             owner_pin=context.owner_pin or known.owner_pin,
@@ -181,9 +192,17 @@ def _carry_over(invocation: Invocation, known: Context, context: Context) -> Con
     return context
 
 
-def _warn_of_other_authority(invocation: Invocation, context: Context, me: admin_pb2.WhoAmIResponse) -> None:
-    if context.authority_key and not hmac.compare_digest(context.authority_key, me.authority_key):
-        invocation.say("warning: the server names another authority key than the one pinned at login: ask its owner")
+def _warn_of_other_authority(invocation: Invocation, admin: Admin, me: admin_pb2.WhoAmIResponse) -> None:
+    from fleet_server.cli.authority_chain import followed_if_proven
+
+    context = admin.context
+    if not context.authority_key or me.authority_key == (context.newest_authority or context.authority_key):
+        return
+    if me.authority_key not in followed_if_proven(invocation, admin):
+        invocation.say(
+            "warning: the server names another authority key than the one pinned at login, and does not prove that it"
+            " follows that: ask its owner"
+        )
 
 
 def _identity_fields(me: admin_pb2.WhoAmIResponse, context: Context) -> list[tuple[str, Cell]]:

@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,6 @@ MAX_TOKEN_BYTES = 4096
 _JOIN_TOKEN_BEGINS = "fjt1."
 _MAX_PROFILE_BYTES = 1 << 20
 _PROFILE_KEYS = ("current", "contexts")
-_CONTEXT_KEYS = (
-    "server",
-    "ca_pem",
-    "token",
-    "cluster_id",
-    "authority_key",
-    "owner_pin",
-    "owner_key_file",
-    "key_file",
-    "checkpoint",
-)
 _REPAIR = "repair it, or move the file away and run `fleetctl login SERVER`"
 _ELSEWHERE = "see that this user may read and write there, or name another file in FLEETCTL_PROFILE"
 
@@ -45,7 +34,8 @@ _ELSEWHERE = "see that this user may read and write there, or name another file 
 class Context:
     """One server as this person knows it.
 
-    `authority_key` is a raw Ed25519 public key, `owner_pin` the SHA-256 of the owner's; empty when not known. The token
+    `authority_key` is the raw Ed25519 public key of the cluster's first authority, `newest_authority` of the newest
+    that was seen to follow it; `owner_pin` the SHA-256 of the owner's; empty when not known. The token
     never prints. `owner_key_file` and `key_file` are where the owner's and one's own private key lie.
     """
 
@@ -59,6 +49,10 @@ class Context:
     owner_key_file: str = ""
     key_file: str = ""
     checkpoint: CheckpointMark | None = None
+    newest_authority: bytes = b""
+
+
+_CONTEXT_KEYS = tuple(known.name for known in fields(Context) if known.name != "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +329,7 @@ def _parse_context(name: str, table: Mapping[str, object], where: str) -> Contex
         token=_text(table, "token", where),
         cluster_id=_text(table, "cluster_id", where, ""),
         authority_key=_hex(table, "authority_key", where),
+        newest_authority=_hex(table, "newest_authority", where),
         owner_pin=_hex(table, "owner_pin", where),
         owner_key_file=_text(table, "owner_key_file", where, ""),
         key_file=_text(table, "key_file", where, ""),
@@ -389,6 +384,7 @@ def _columns(context: Context) -> list[tuple[str, str]]:
         ("token", context.token),
         ("cluster_id", context.cluster_id),
         ("authority_key", context.authority_key.hex()),
+        ("newest_authority", context.newest_authority.hex()),
         ("owner_pin", context.owner_pin.hex()),
         ("owner_key_file", context.owner_key_file),
         ("key_file", context.key_file),

@@ -222,6 +222,7 @@ class EnrollmentService(JoinTokens):
             bootstrap=trust_pb2.Signed.FromString(record.bootstrap) if record.state == APPROVED else None,
             poll_interval_s=self._settings.poll_interval_s,
             reason=record.reason,
+            bundle_chain=self._trust.bundle_chain_from(0, 0) if record.state == APPROVED else (),
         )
 
     def checklist_of(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:

@@ -135,7 +135,8 @@ class HandshakeService:
         """Answer an api_key with a challenge, and with the bundles that the node lacks. Reads no table.
 
         Raises:
-            Refusal: UNKNOWN_CREDENTIAL, MALFORMED, PROTOCOL_TOO_OLD, or OVERLOADED with a delay.
+            Refusal: UNKNOWN_CREDENTIAL, MALFORMED, PROTOCOL_TOO_OLD, or OVERLOADED with a delay; UNAVAILABLE when the
+                node trusts an authority that this replica does not know yet.
         """
         digest = self._genuine("BeginHandshake", request.api_key, address)
         check_protocol_version(request.protocol_version)
@@ -150,6 +151,7 @@ class HandshakeService:
                 expires_at_ms=self._clock.now_ms() + CHALLENGE_TTL_MS,
             )
             held = request.bundle_version
+            self._check_generation(held.generation)
             chain = self._trust.bundle_chain_from(held.generation, held.number)
         return session_pb2.BeginHandshakeResponse(
             challenge=challenge, valid_for_ms=CHALLENGE_TTL_MS, bundle_chain=chain
@@ -236,6 +238,14 @@ class HandshakeService:
             self._metrics.handshakes.labels(str(Reason.UNKNOWN_CREDENTIAL)).inc()
             self.admission.charge_garbage(rpc, address)
             raise
+
+    def _check_generation(self, held: int) -> None:
+        if held > self._trust.authority_generation:
+            raise Refusal(
+                Reason.UNAVAILABLE,
+                f"the node trusts the authority of generation {held}, which this replica does not know yet: it learns"
+                " of it within a second or two; if it does not, the database was restored from before that rotation",
+            )
 
     def _check_statement(self, said: session_pb2.HandshakeStatement) -> None:
         if said.cluster_id != self._trust.cluster_id:

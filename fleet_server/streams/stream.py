@@ -100,11 +100,7 @@ class Stream:
         self._orders = claim.orders
         self._accepted_seq = claim.hello_body.last_accepted_seq
         self._clock_offset_ms = 0
-        self._floor: trust_pb2.Signed | None = None
-        if claim.turn.floor_at_ms:  # it was adopted once: what lies behind it is told on every stream
-            self._floor = rooms.trust.sign_floor(
-                self.node_id, seq_floor=claim.turn.seq_floor, intents_after_ms=claim.turn.floor_at_ms
-            )
+        self._turn = claim.turn
         self.pulse = Pulse(claim.session_expires_at_ms, claim.hello_body.bundle_version)
         self.commands = CommandLane(
             claim=claim,
@@ -142,9 +138,11 @@ class Stream:
         self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
         self._send_bundle(self.pulse.bundle_version)
-        if self._floor is not None:
-            self.send(gateway_pb2.ServerControl(floor=self._floor))
-            self._floor = None
+        if self._turn.floor_at_ms:  # it was adopted once: what lies behind it is told on every stream
+            floor = self._rooms.trust.sign_floor(  # by the authority of the bundle that was just sent
+                self.node_id, seq_floor=self._turn.seq_floor, intents_after_ms=self._turn.floor_at_ms
+            )
+            self.send(gateway_pb2.ServerControl(floor=floor))
         self.membership.start()
         for order in self._orders:
             self.send(order)

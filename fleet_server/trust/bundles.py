@@ -82,15 +82,7 @@ class BundlePress:
     ) -> TrustState:
         """The bundle in force: `before`, or the next number when its content changed, half of its life is over, or
         `above` has to be passed. The caller holds the cluster's lock."""
-        content = rules.BundleContent(
-            cluster_id=cluster_id,
-            generation=keyring.generation,
-            authority_key=keyring.authority.public_key,
-            command_keys=phases.certified(keyring.records, now_ms),
-            endpoints=offer.endpoints,
-            tls_ca_der=offer.tls_ca_der,
-            people=self._people(tx, cluster_id),
-        )
+        content = self._content(tx, cluster_id, keyring, keyring.generation, keyring.authority, offer, now_ms)
         number = 0 if before is None else before.state.number
         if before is not None and number > above:
             stale = rules.needs_new_bundle(
@@ -103,13 +95,50 @@ class BundlePress:
                 return before.state
         return self._publish(tx, keyring.authority, content, max(number, above) + 1, now_ms)
 
+    def open_generation(
+        self, tx: Transaction, cluster_id: str, keyring: Keyring, successor: Signer, offer: Offer, *, now_ms: int
+    ) -> TrustState:
+        """The first bundle of the generation after the keyring's: of the successor, and signed by the authority before
+        it, too. The caller holds the cluster's lock."""
+        content = self._content(tx, cluster_id, keyring, keyring.generation + 1, successor, offer, now_ms)
+        return self._publish(tx, successor, content, 1, now_ms, before=keyring.authority)
+
+    def _content(
+        self,
+        tx: Transaction,
+        cluster_id: str,
+        keyring: Keyring,
+        generation: int,
+        authority: Signer,
+        offer: Offer,
+        now_ms: int,
+    ) -> rules.BundleContent:
+        return rules.BundleContent(
+            cluster_id=cluster_id,
+            generation=generation,
+            authority_key=authority.public_key,
+            command_keys=phases.certified(keyring.records, now_ms),
+            endpoints=offer.endpoints,
+            tls_ca_der=offer.tls_ca_der,
+            people=self._people(tx, cluster_id),
+        )
+
     def _publish(
-        self, tx: Transaction, authority: Signer, content: rules.BundleContent, number: int, now_ms: int
+        self,
+        tx: Transaction,
+        authority: Signer,
+        content: rules.BundleContent,
+        number: int,
+        now_ms: int,
+        *,
+        before: Signer | None = None,
     ) -> TrustState:
         statement = rules.bundle_statement(
             content, number=number, now_ms=now_ms, sign=lambda raw: authority.sign(Domain.KEY_CERTIFICATE, raw)
         )
         signed = authority.sign(Domain.TRUST_BUNDLE, statement.SerializeToString(deterministic=True))
+        if before is not None:
+            before.add(signed, Domain.TRUST_BUNDLE)
         store.insert_bundle(
             tx.conn,
             store.BundleRow(

@@ -26,7 +26,7 @@ class TrustSetupError(Exception):
 class Keyring:
     """Opened keys.
 
-    `steps` holds the first bundle of each later generation; `refused` the ids of command keys whose rows were changed
+    `steps` holds the first bundle of each generation; `refused` the ids of command keys whose rows were changed
     around the server.
     """
 
@@ -77,6 +77,19 @@ def load_keyring(
         steps=tuple((step.generation, trust_pb2.Signed.FromString(step.signed)) for step in steps),
         refused=tuple(bad.key_id.hex() for bad in refused),
     )
+
+
+def check_not_older(keyring: Keyring, before: Keyring | None) -> None:
+    """Refuse rows of a generation before the one that is in use.
+
+    Raises:
+        TrustSetupError: the newest authority was taken away around the server.
+    """
+    if before is not None and keyring.generation < before.generation:
+        raise TrustSetupError(
+            f"the authority of generation {before.generation} is gone from the table cluster_authorities, and nodes"
+            " trust no other: restore the table from a backup; stop every replica before you restore a database"
+        )
 
 
 def revoke_what_stepped_back(

@@ -117,8 +117,8 @@ def read_token_root(conn: Connection, secrets: Secrets) -> bytes | None:
 
 
 def _first_key_id(conn: Connection) -> bytes | None:
-    ordered = select(cluster_authorities.c.sealed_private).order_by(cluster_authorities.c.generation).limit(1)
-    row = conn.execute(ordered).fetchone()
+    newest = cluster_authorities.c.generation.desc()  # of those before it nothing private is kept
+    row = conn.execute(select(cluster_authorities.c.sealed_private).order_by(newest).limit(1)).fetchone()
     return None if row is None else sealed_under(bytes(row[0]))
 
 

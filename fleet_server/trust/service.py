@@ -20,13 +20,13 @@ from fleet.logs import get_logger
 from fleet.trust import TrustState
 from fleet.v1 import trust_pb2
 from fleet_server.audit.service import AuditService
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import bundles, rules, store
 from fleet_server.trust.bundles import BundlePress, Offer, Published
 from fleet_server.trust.clusters import create_cluster
-from fleet_server.trust.keyring import Keyring, TrustSetupError, load_keyring, revoke_what_stepped_back
+from fleet_server.trust.keyring import Keyring, TrustSetupError, check_not_older, load_keyring, revoke_what_stepped_back
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
 from fleet_server.trust.parts import TrustParts
 from fleet_server.trust.people import ClusterPeople
@@ -88,8 +88,8 @@ class TrustService:
         self._keyring: Keyring | None = None
         self._active_keys: dict[bytes, HeldCommandKey] = {}
         self._bundle: TrustState | None = None
-        self._offer: Offer | None = None
-        self._press = BundlePress(audit, self.people.kept_for_bundle)
+        self.offer: Offer | None = None
+        self.press = BundlePress(audit, self.people.kept_for_bundle)
         self._told_refused: set[str] = set()
         self._raised_at: float | None = None
 
@@ -159,9 +159,13 @@ class TrustService:
             raise Refusal(Reason.UNAVAILABLE, "the server has published no trust bundle yet: try again in a moment")
         return self._bundle
 
-    def sign_checkpoint(self, statement: bytes) -> trust_pb2.Signed:
-        """Sign an audit checkpoint with the authority."""
-        return self.authority.sign(Domain.AUDIT_CHECKPOINT, statement)
+    def sign_checkpoint(self, conn: Connection, statement: bytes) -> trust_pb2.Signed | None:
+        """Sign an audit checkpoint with the authority; None when another one followed it and is not known here yet,
+        for no authority signs a checkpoint after its successor did."""
+        known, newest = self._known, store.authority(conn, self.cluster_id)
+        if newest is None or newest.generation != known.generation:
+            return None
+        return known.authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
     def sign_floor(self, node_id: str, *, seq_floor: int, intents_after_ms: int) -> trust_pb2.Signed:
         """Sign what lies behind an adopted node, with the authority."""
@@ -221,7 +225,7 @@ class TrustService:
                 "this server's TLS CA is not the one that the cluster's nodes trust:"
                 " copy the folder tls from another replica's data folder, or restore it from a backup"
             )
-        self._offer = Offer(tuple(endpoints), tuple(tls_ca_der))
+        self.offer = Offer(tuple(endpoints), tuple(tls_ca_der))
         await self._refresh()
 
     async def note_held_bundle(self, generation: int, number: int) -> None:
@@ -258,7 +262,7 @@ class TrustService:
             Refusal: what `change` refused; UNAVAILABLE before the first bundle, or when the database is away.
             SealError, TrustSetupError: rows of authority or bundles do not verify; nothing was changed.
         """
-        offer = self._offer
+        offer = self.offer
         if offer is None:
             raise Refusal(Reason.UNAVAILABLE, "the server has published no trust bundle yet: try again in a moment")
 
@@ -271,7 +275,7 @@ class TrustService:
                 return refusal
             keyring, newest = self._read(tx, keyring.refused)
             now_ms = self._clock.now_ms()
-            bundle = self._press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=above)
+            bundle = self.press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=above)
             tx.after_commit(lambda: self._adopt(keyring, bundle))
             return result
 
@@ -333,6 +337,7 @@ class TrustService:
             told=self._told_refused.union(refused),
         )
         newest = bundles.newest(tx.conn, self.cluster_id, keyring.authority)
+        check_not_older(keyring, self._keyring)
         before = dict(newest.state.command_keys) if newest is not None else {}
         if self._keyring is not None:  # as a rule newer than the bundle, and it names keys that bundles do not
             before |= {key_id: held.key for key_id, held in self._keyring.command_keys.items()}
@@ -341,7 +346,7 @@ class TrustService:
 
     async def _refresh(self, above: int = 0) -> None:
         """Take what another replica changed; publish when it is due, or when the number has to pass `above`."""
-        if self._offer is not None:
+        if self.offer is not None:
             await self.change_keys(lambda *_: None, above=above)
 
     async def _take_up(self) -> None:

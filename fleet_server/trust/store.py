@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, select, update
 
 from fleet_server.database.engine import for_update, sql
-from fleet_server.database.schema import clusters, command_keys, trust_bundles
+from fleet_server.database.schema import cluster_authorities, clusters, command_keys, trust_bundles
 
 _CHUNK = 500
 
@@ -130,12 +130,30 @@ def insert_authority_once(conn: Connection, row: AuthorityRow) -> bool:
 def authority(conn: Connection, cluster_id: str, *, lock: bool = False) -> AuthorityRow | None:
     """The newest authority. With `lock`, whoever else changes keys or bundles of the cluster waits for this
     transaction."""
+    if lock:  # one row for all generations: who waited for the newest one would not see the one that came after it
+        first = "SELECT generation FROM cluster_authorities WHERE cluster_id = ? AND generation = 1"
+        conn.exec_driver_sql(sql(conn, first + for_update(conn)), (cluster_id,)).fetchall()
     text = (
         "SELECT cluster_id, generation, public_key, sealed_private, created_at_ms FROM cluster_authorities"
         " WHERE cluster_id = ? ORDER BY generation DESC LIMIT 1"
     )
-    row = conn.exec_driver_sql(sql(conn, text + (for_update(conn) if lock else "")), (cluster_id,)).fetchone()
+    row = conn.exec_driver_sql(sql(conn, text), (cluster_id,)).fetchone()
     return None if row is None else AuthorityRow(row[0], row[1], bytes(row[2]), bytes(row[3]), row[4])
+
+
+def authority_generations(conn: Connection, cluster_id: str) -> list[tuple[int, bytes, int]]:
+    """(generation, public key, made at) of every authority, oldest first."""
+    column = cluster_authorities.c
+    shown = select(column.generation, column.public_key, column.created_at_ms)
+    found = conn.execute(shown.where(column.cluster_id == cluster_id).order_by(column.generation))
+    return [(row[0], bytes(row[1]), row[2]) for row in found]
+
+
+def forget_private(conn: Connection, cluster_id: str, generation: int) -> None:
+    """Keep no private key of an authority that another one follows."""
+    column = cluster_authorities.c
+    where = (column.cluster_id == cluster_id) & (column.generation == generation)
+    conn.execute(update(cluster_authorities).where(where).values(sealed_private=b""))
 
 
 def keys(conn: Connection, cluster_id: str) -> list[CommandKeyRow]:
@@ -175,11 +193,11 @@ def newest_bundle(conn: Connection, cluster_id: str) -> BundleRow | None:
 
 
 def generation_steps(conn: Connection, cluster_id: str) -> list[BundleRow]:
-    """The first bundle of each generation after the first, ascending: the links that old and new authority both
+    """The first bundle of each generation, ascending: from the second on, links that old and new authority both
     signed."""
     text = (
         "SELECT cluster_id, generation, number, signed, content_sha256, expires_at_ms FROM trust_bundles AS b"
-        " WHERE cluster_id = ? AND generation > 1 AND number ="
+        " WHERE cluster_id = ? AND number ="
         " (SELECT MIN(number) FROM trust_bundles WHERE cluster_id = b.cluster_id AND generation = b.generation)"
         " ORDER BY generation"
     )

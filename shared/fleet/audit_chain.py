@@ -18,6 +18,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -221,16 +222,12 @@ class ChainVerifier:
 
     Args:
         cluster_id: cluster whose checkpoints count.
-        authority_keys: key id -> raw Ed25519 public key of the authorities that the reader pinned.
+        authority_keys: key id -> raw public key: the pinned authority, then each successor; none signs after the next.
         remembered: newest checkpoint that the reader saw before; None on first use.
     """
 
     def __init__(
-        self,
-        *,
-        cluster_id: str,
-        authority_keys: Mapping[bytes, bytes],
-        remembered: CheckpointMark | None = None,
+        self, *, cluster_id: str, authority_keys: Mapping[bytes, bytes], remembered: CheckpointMark | None = None
     ) -> None:
         self._cluster_id = cluster_id
         self._authority_keys = authority_keys
@@ -333,6 +330,8 @@ class ChainVerifier:
         try:
             raw = verify(signed, domain=Domain.AUDIT_CHECKPOINT, keys=self._authority_keys)
             statement = trust_pb2.AuditCheckpointStatement.FromString(raw)
+            named = {signature.key_id for signature in signed.signatures}
+            self._authority_keys = dict(dropwhile(lambda known: known[0] not in named, self._authority_keys.items()))
         except (EnvelopeError, DecodeError) as error:
             after = self._newest.number if self._newest else 0
             raise CheckpointBadSignature(f"the checkpoint after number {after}: {error}") from error

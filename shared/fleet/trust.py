@@ -136,8 +136,8 @@ def steps(current: TrustState, chain: Iterable[trust_pb2.Signed]) -> Iterator[Tr
         TrustError: a link does not follow.
     """
     for signed in chain:
-        claimed = _parse_bundle(signed.statement)  # not verified: good for passing a link over, for nothing else
-        if (claimed.generation, claimed.number) > current.version:
+        said = claimed(signed)
+        if (said.generation, said.number) > current.version:
             current = advance(current, signed)
             yield current
 
@@ -313,9 +313,14 @@ def _step_number(
     return _state(statement, signed, current.cluster_id)
 
 
-def _parse_bundle(raw: bytes) -> trust_pb2.TrustBundleStatement:
+def claimed(signed: trust_pb2.Signed) -> trust_pb2.TrustBundleStatement:
+    """What a bundle says, not verified: good for passing a link over, for nothing else.
+
+    Raises:
+        TrustError: MALFORMED.
+    """
     try:
-        return trust_pb2.TrustBundleStatement.FromString(raw)
+        return trust_pb2.TrustBundleStatement.FromString(signed.statement)
     except DecodeError as error:
         raise TrustError(TrustReason.MALFORMED, "not a trust bundle") from error
 
@@ -331,7 +336,7 @@ def _verify_bundle(signed: trust_pb2.Signed, authority_keys: list[bytes]) -> tru
             TrustReason.WRONG_SIGNER,
             "the bundle lacks the signature of an authority that must sign it",
         )
-    return _parse_bundle(signed.statement)
+    return claimed(signed)
 
 
 def _state(statement: trust_pb2.TrustBundleStatement, signed: trust_pb2.Signed, cluster_id: str) -> TrustState:

@@ -7,7 +7,7 @@ it. `FakeInstallation` holds the keys; several `FakeGateway`s may share one, as 
 import asyncio
 import datetime as dt
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -55,6 +55,16 @@ class FakeInstallation:
             endpoints=self.endpoints,
         )
         return (signer or self.authority).sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
+
+    def next_generation(self, successor: Signer, *, signers: Sequence[Signer]) -> trust_pb2.Signed:
+        """The first bundle of generation 2, signed by `signers`."""
+        statement = trust_pb2.TrustBundleStatement.FromString(self.bundle().statement)
+        statement.generation, statement.authority_key = 2, successor.public_key
+        del statement.command_keys[:]
+        signed = trust_pb2.Signed(statement=statement.SerializeToString())
+        for signer in signers:
+            signer.add(signed, Domain.TRUST_BUNDLE)
+        return signed
 
     def trust_state(self, number: int = 1) -> trust.TrustState:
         """The same, verified."""
@@ -201,6 +211,7 @@ class FakeGateway(ServedGateway[FakeStream]):
         """Keep calls open that the node has finished."""
         self.heartbeat_interval_ms = 60_000
         self.handshakes = 0
+        self.trust_chain: list[trust_pb2.Signed] = []
 
     async def start(self, leaf: tls.CertifiedKey | None = None, port: int = 0) -> None:
         """Listen on a free port, and make the endpoint known to the installation."""
@@ -220,6 +231,7 @@ class FakeGateway(ServedGateway[FakeStream]):
         self.bootstrap = lambda: enrollment_pb2.GetBootstrapResponse(
             state=enrollment_pb2.ENROLLMENT_STATE_APPROVED,
             bootstrap=self.installation.bootstrap("en_1", self.enrollments[-1], **said),
+            bundle_chain=self.bundle_chain or [self.installation.bundle()],
         )
 
     async def Enroll(self, request: enrollment_pb2.EnrollRequest, context: Any) -> enrollment_pb2.EnrollResponse:
@@ -245,6 +257,12 @@ class FakeGateway(ServedGateway[FakeStream]):
         return session_pb2.BeginHandshakeResponse(
             challenge=secrets.token_bytes(64), valid_for_ms=30_000, bundle_chain=self.bundle_chain
         )
+
+    async def GetTrustChain(
+        self, request: trust_pb2.GetTrustChainRequest, context: Any
+    ) -> trust_pb2.GetTrustChainResponse:
+        await self._maybe_refuse("GetTrustChain", context)
+        return trust_pb2.GetTrustChainResponse(bundles=self.trust_chain)
 
     async def CompleteHandshake(
         self, request: session_pb2.CompleteHandshakeRequest, context: Any

@@ -260,6 +260,16 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutResponse.FromString,
                 _registered_method=True)
+        self.ListAuthorities = channel.unary_unary(
+                '/fleet.v1.Admin/ListAuthorities',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ListAuthoritiesRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ListAuthoritiesResponse.FromString,
+                _registered_method=True)
+        self.RotateAuthority = channel.unary_unary(
+                '/fleet.v1.Admin/RotateAuthority',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -581,6 +591,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuthorities(self, request, context):
+        """ListAuthorities shows every authority that the cluster had, and the chain that proves who followed whom (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAuthority(self, request, context):
+        """RotateAuthority lets a new authority follow the one in force (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -808,6 +832,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetKeyRollout,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.GetKeyRolloutResponse.SerializeToString,
+            ),
+            'ListAuthorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuthorities,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ListAuthoritiesRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ListAuthoritiesResponse.SerializeToString,
+            ),
+            'RotateAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAuthority,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2026,6 +2060,60 @@ class Admin:
             '/fleet.v1.Admin/GetKeyRollout',
             fleet_dot_v1_dot_admin__pb2.GetKeyRolloutRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.GetKeyRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuthorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListAuthorities',
+            fleet_dot_v1_dot_admin__pb2.ListAuthoritiesRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ListAuthoritiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RotateAuthority',
+            fleet_dot_v1_dot_admin__pb2.RotateAuthorityRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RotateAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,

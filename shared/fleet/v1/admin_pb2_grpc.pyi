@@ -123,6 +123,10 @@ class AdminStub:
     """RevokeKey lets a command key verify nothing any more, at once (owner)."""
     GetKeyRollout: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetKeyRolloutRequest, _admin_pb2.GetKeyRolloutResponse]
     """GetKeyRollout shows how far PREPARED keys have come (viewer)."""
+    ListAuthorities: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuthoritiesRequest, _admin_pb2.ListAuthoritiesResponse]
+    """ListAuthorities shows every authority that the cluster had, and the chain that proves who followed whom (viewer)."""
+    RotateAuthority: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateAuthorityRequest, _admin_pb2.RotateAuthorityResponse]
+    """RotateAuthority lets a new authority follow the one in force (owner)."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -219,6 +223,10 @@ class AdminAsyncStub(AdminStub):
     """RevokeKey lets a command key verify nothing any more, at once (owner)."""
     GetKeyRollout: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetKeyRolloutRequest, _admin_pb2.GetKeyRolloutResponse]  # type: ignore[assignment]
     """GetKeyRollout shows how far PREPARED keys have come (viewer)."""
+    ListAuthorities: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuthoritiesRequest, _admin_pb2.ListAuthoritiesResponse]  # type: ignore[assignment]
+    """ListAuthorities shows every authority that the cluster had, and the chain that proves who followed whom (viewer)."""
+    RotateAuthority: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateAuthorityRequest, _admin_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
+    """RotateAuthority lets a new authority follow the one in force (owner)."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Admin is the operators' service. Every call names the least role that may make it."""
@@ -582,5 +590,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetKeyRolloutResponse, _abc.Awaitable[_admin_pb2.GetKeyRolloutResponse]]:
         """GetKeyRollout shows how far PREPARED keys have come (viewer)."""
+
+    @_abc_1.abstractmethod
+    def ListAuthorities(
+        self,
+        request: _admin_pb2.ListAuthoritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuthoritiesResponse, _abc.Awaitable[_admin_pb2.ListAuthoritiesResponse]]:
+        """ListAuthorities shows every authority that the cluster had, and the chain that proves who followed whom (viewer)."""
+
+    @_abc_1.abstractmethod
+    def RotateAuthority(
+        self,
+        request: _admin_pb2.RotateAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RotateAuthorityResponse, _abc.Awaitable[_admin_pb2.RotateAuthorityResponse]]:
+        """RotateAuthority lets a new authority follow the one in force (owner)."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

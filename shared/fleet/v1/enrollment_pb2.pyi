@@ -330,6 +330,7 @@ class GetBootstrapResponse(_message.Message):
     BOOTSTRAP_FIELD_NUMBER: _builtins.int
     POLL_INTERVAL_S_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BUNDLE_CHAIN_FIELD_NUMBER: _builtins.int
     state: Global___EnrollmentState.ValueType
     """Where the enrollment stands."""
     poll_interval_s: _builtins.int
@@ -340,6 +341,12 @@ class GetBootstrapResponse(_message.Message):
     def bootstrap(self) -> _trust_pb2.Signed:
         """Signed BootstrapStatement when approved."""
 
+    @_builtins.property
+    def bundle_chain(self) -> _containers.RepeatedCompositeFieldContainer[_trust_pb2.Signed]:
+        """When approved: the first bundle of each generation, oldest first, then the newest. Leads from the authority that the
+        token names to the one that signed the bootstrap. Only signatures count.
+        """
+
     def __init__(
         self,
         *,
@@ -347,10 +354,11 @@ class GetBootstrapResponse(_message.Message):
         bootstrap: _trust_pb2.Signed | None = ...,
         poll_interval_s: _builtins.int = ...,
         reason: _builtins.str = ...,
+        bundle_chain: _abc.Iterable[_trust_pb2.Signed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "poll_interval_s", b"poll_interval_s", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "bundle_chain", b"bundle_chain", "poll_interval_s", b"poll_interval_s", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -288,3 +288,33 @@ async def test_what_fails_while_joining_leaves_the_enrollment_as_it_was(
 
 def _disk_full(_: str) -> None:
     raise OSError(28, "No space left on device")
+
+
+async def test_a_bootstrap_of_the_authority_that_followed_the_tokens_is_taken_with_the_chain(
+    installation: FakeInstallation, gateway: FakeGateway, folder: StateFolder
+) -> None:
+    desk, successor = Desk(folder), Signer.generate()
+    pending = await desk.service.apply(installation.join_token(), APPLICANT)
+    step = installation.next_generation(successor, signers=[installation.authority, successor])
+    gateway.bundle_chain = [installation.bundle(), step]
+    gateway.approve(signer=successor, trust_bundle=step)
+    membership = await desk.service.wait_decided(pending)
+    assert membership.authority_key == installation.authority.public_key
+    held = BundleFile(folder.bundle, cluster_id=CLUSTER, authority_key=membership.authority_key).load()
+    assert (held.generation, held.authority_key) == (2, successor.public_key)
+
+
+@pytest.mark.parametrize("missing", ["the old authority's signature", "the step", "the pinned authority's bundle"])
+async def test_a_bootstrap_without_a_whole_chain_from_the_token_is_refused(
+    installation: FakeInstallation, gateway: FakeGateway, folder: StateFolder, missing: str
+) -> None:
+    desk, successor = Desk(folder), Signer.generate()
+    pending = await desk.service.apply(installation.join_token(), APPLICANT)
+    signers = [successor] if missing.startswith("the old") else [installation.authority, successor]
+    step = installation.next_generation(successor, signers=signers)
+    chain = {"the step": [installation.bundle()], "the pinned authority's bundle": [step]}
+    gateway.bundle_chain = chain.get(missing, [installation.bundle(), step])
+    gateway.approve(signer=successor, trust_bundle=step)
+    with pytest.raises(EnrollmentError, match="not signed by the authority"):
+        await desk.service.wait_decided(pending)
+    assert load_membership(folder.membership) is None

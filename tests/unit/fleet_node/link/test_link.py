@@ -192,6 +192,31 @@ async def test_a_server_that_is_not_the_clusters_opens_no_stream(
         assert gateway.streams == []
 
 
+async def test_an_authority_that_was_rotated_during_the_handshake_is_followed(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    successor = Signer.generate()
+    step = installation.next_generation(successor, signers=[installation.authority, successor])
+    gateway.handshake_signer, gateway.trust_chain = successor, [step]
+    async with running_link(installation, tmp_path) as node:
+        await node.wait_state(LinkState.LIVE)
+        assert node.trust.state.authority_key == successor.public_key
+    assert gateway.handshakes == 1
+
+
+async def test_an_authority_that_only_says_that_it_follows_opens_no_stream(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    stranger = Signer.generate()
+    step = installation.next_generation(stranger, signers=[stranger])
+    gateway.handshake_signer, gateway.trust_chain = stranger, [step]
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        await node.wait_state(LinkState.WAITING)
+        assert node.link.status.last_refusal == "BAD_PROOF"
+        assert node.trust.state.generation == 1
+        assert gateway.streams == []
+
+
 async def test_the_handshake_brings_a_newer_bundle(
     installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
 ) -> None:

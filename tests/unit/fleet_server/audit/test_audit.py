@@ -26,7 +26,7 @@ CLUSTER = "c-1"
 authority = Signer.generate()
 
 
-def sign(statement: bytes) -> trust_pb2.Signed:
+def sign(_: Connection, statement: bytes) -> trust_pb2.Signed:
     return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
 

@@ -65,7 +65,7 @@ class Desk:
         return [json.loads(row.detail) for page in pages for row in page.rows if row.kind == kind]
 
     async def verified_rows(self) -> int:
-        def sign(statement: bytes) -> trust_pb2.Signed:
+        def sign(_: object, statement: bytes) -> trust_pb2.Signed:
             return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
         await self.audit.checkpoint(sign, CLUSTER)
@@ -178,7 +178,7 @@ async def test_bytes_are_bounded_like_rows(desk: Desk, monkeypatch: pytest.Monke
 
 
 async def test_checkpoints_name_the_chains_that_grew(desk: Desk) -> None:
-    def sign(statement: bytes) -> trust_pb2.Signed:
+    def sign(_: object, statement: bytes) -> trust_pb2.Signed:
         return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
     await desk.room.take("n-1", Chain("n-1").grow().rows)

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
-from fleet.envelope import Signer
-from fleet.v1 import admin_pb2
+from fleet.envelope import Domain, Signer
+from fleet.v1 import admin_pb2, trust_pb2
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.profile import Context, ProfileFile
 from fleet_server.cli.root import fleetctl
@@ -109,11 +109,29 @@ def ctl(fake_admin_server: tuple[FakeAdmin, int], tls_authority: FakeAuthority, 
     fake, port = fake_admin_server
     fake.reset()
     fake.answers["WhoAmI"] = whoami()
+    fake.answers["ListAuthorities"] = authorities(AUTHORITY)
     folder = tmp_path / "config"
     folder.mkdir(mode=0o700)
     made = Fleetctl(f"127.0.0.1:{port}", fake, folder, tls_authority.cert_pem)
     made.log_in()
     return made
+
+
+def authorities(*signers: Signer, cluster_id: str = "cluster-1") -> admin_pb2.ListAuthoritiesResponse:
+    """The answer of a cluster whose authority was rotated from each of `signers` to the next."""
+    answer = admin_pb2.ListAuthoritiesResponse(cluster_id=cluster_id)
+    for generation, signer in enumerate(signers, 1):
+        statement = trust_pb2.TrustBundleStatement(
+            cluster_id=cluster_id, generation=generation, number=1, authority_key=signer.public_key
+        )
+        bundle = signer.sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
+        if generation > 1:
+            signers[generation - 2].add(bundle, Domain.TRUST_BUNDLE)
+        answer.chain.append(bundle)
+        answer.authorities.add(
+            generation=generation, public_key=signer.public_key, created_at_ms=NOW_MS, nodes=generation
+        )
+    return answer
 
 
 def whoami(role: str = "owner", **changes: Any) -> admin_pb2.WhoAmIResponse:

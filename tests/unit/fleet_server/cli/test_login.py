@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from fleet.audit_chain import CheckpointMark
+from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet_server.cli.profile import ProfileFile
 from tests.fakes.tls import FakeAuthority
-from tests.unit.fleet_server.cli.conftest import AUTHORITY, TOKEN, Fleetctl, whoami
+from tests.unit.fleet_server.cli.conftest import AUTHORITY, TOKEN, Fleetctl, authorities, whoami
 from tests.unit.fleet_server.cli.fake_admin import FakeAdmin, serve
 
 
@@ -89,6 +90,7 @@ def test_a_server_that_shows_no_ca_is_pinned_by_its_own_certificate(
 ) -> None:
     fake = FakeAdmin()
     fake.answers["WhoAmI"] = whoami()
+    fake.answers["ListAuthorities"] = authorities(AUTHORITY)
     server, port = serve(fake, tls_authority.issue().server_credentials())
     try:
         result = fresh.run("login", f"127.0.0.1:{port}", stdin=f"y\n{TOKEN}\n", person=True)
@@ -162,19 +164,54 @@ def test_logging_in_again_keeps_what_was_remembered(ctl: Fleetctl) -> None:
 
 def test_another_authority_behind_the_same_name_is_asked_about(ctl: Fleetctl) -> None:
     ctl.log_in(checkpoint=CheckpointMark(9, b"\x01" * 32))
-    ctl.fake.answers["WhoAmI"] = whoami(authority_key=b"\x66" * 32)
+    other = Signer.generate()
+    ctl.fake.answers["WhoAmI"] = whoami(authority_key=other.public_key)
+    ctl.fake.answers["ListAuthorities"] = authorities(other)
     login = ("login", ctl.server, "--ca-file", ctl.ca_file)
     assert ctl.run(*login, stdin=TOKEN).exit_code == 2
     assert ctl.profile.load().contexts["default"].authority_key == AUTHORITY.public_key
     answered = ctl.run(*login, "--token-file", str(_token_file(ctl)), stdin="y\n", person=True)
     assert answered.exit_code == 0, answered.output
     context = ctl.profile.load().contexts["default"]
-    assert (context.authority_key, context.checkpoint) == (b"\x66" * 32, None)
+    assert (context.authority_key, context.checkpoint) == (other.public_key, None)
 
 
 def test_whoami_warns_of_another_authority(ctl: Fleetctl) -> None:
     ctl.fake.answers["WhoAmI"] = whoami(authority_key=b"\x66" * 32)
     assert "another authority key" in ctl.run("whoami").stderr
+
+
+def test_a_rotation_is_followed_and_never_gone_back_behind(ctl: Fleetctl) -> None:
+    second, other = Signer.generate(), Signer.generate()
+    ctl.log_in(checkpoint=CheckpointMark(9, b"\x01" * 32))
+    ctl.fake.answers["WhoAmI"] = whoami(authority_key=second.public_key)
+    ctl.fake.answers["ListAuthorities"] = authorities(AUTHORITY, second)
+    assert ctl.run("whoami").stderr == ""
+    seen = ctl.profile.load().contexts["default"]
+    assert (seen.authority_key, seen.newest_authority) == (AUTHORITY.public_key, second.public_key)
+    login = ("login", ctl.server, "--ca-file", ctl.ca_file)
+    assert ctl.run(*login, stdin=TOKEN).exit_code == 0, "the same cluster: nothing to ask"
+    kept = ctl.profile.load().contexts["default"]
+    assert (kept.authority_key, kept.newest_authority, kept.checkpoint) == (*_keys(AUTHORITY, second), seen.checkpoint)
+
+    ctl.fake.answers["WhoAmI"] = whoami(authority_key=other.public_key)
+    ctl.fake.answers["ListAuthorities"] = authorities(AUTHORITY, other)  # by whoever holds the first one's key
+    assert "does not prove" in ctl.run("whoami").stderr
+    assert ctl.run(*login, stdin=TOKEN).exit_code == 2
+    assert ctl.profile.load().contexts["default"] == kept
+
+
+def test_a_first_login_after_rotations_pins_the_first_authority(fresh: Fleetctl) -> None:
+    second = Signer.generate()
+    fresh.fake.answers["WhoAmI"] = whoami(authority_key=second.public_key)
+    fresh.fake.answers["ListAuthorities"] = authorities(AUTHORITY, second)
+    assert fresh.run("login", fresh.server, "--ca-file", fresh.ca_file, stdin=TOKEN).exit_code == 0
+    context = fresh.profile.load().contexts["default"]
+    assert [context.authority_key, context.newest_authority] == _keys(AUTHORITY, second)
+
+
+def _keys(*signers: Signer) -> list[bytes]:
+    return [signer.public_key for signer in signers]
 
 
 def test_contexts_are_kept_side_by_side(ctl: Fleetctl) -> None:
