@@ -11,7 +11,7 @@ class AuditKind(StrEnum):
     # Installation and keys
     CLUSTER_CREATED = "cluster.created"
     INSTALLATION_ACTIVATED = "installation.activated"
-    OWNER_CLAIMED = "installation.owner_claimed"
+    INSTALLATION_OWNER_CLAIMED = "installation.owner_claimed"
     PLATFORM_GRANT_IMPORTED = "platform_grant.imported"
     SECRETS_REKEY_STARTED = "secrets.rekey_started"
     SECRETS_REKEYED = "secrets.rekeyed"
@@ -34,7 +34,7 @@ class AuditKind(StrEnum):
     OPERATOR_KEY_QUARANTINED = "operator.key_quarantined"
     # What people sign
     OWNER_STATEMENT_ACCEPTED = "owner_statement.accepted"
-    OWNER_STATEMENTS_QUARANTINED = "owner_statement.quarantined"
+    OWNER_STATEMENT_QUARANTINED = "owner_statement.quarantined"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_SIGNED = "approval.signed"
     APPROVAL_CLOSED = "approval.closed"
@@ -104,7 +104,7 @@ TABLE_OF_QUARANTINE = {
     AuditKind.NODE_QUARANTINED: "nodes",
     AuditKind.COMMAND_QUARANTINED: "commands",
     AuditKind.OPERATOR_KEY_QUARANTINED: "operator_keys",
-    AuditKind.OWNER_STATEMENTS_QUARANTINED: "cluster_people",
+    AuditKind.OWNER_STATEMENT_QUARANTINED: "cluster_people",
     AuditKind.APPROVAL_QUARANTINED: "approvals",
 }
 """Kinds that tell of one row whose MAC did not fit, and the table that it stands in."""

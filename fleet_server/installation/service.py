@@ -219,7 +219,7 @@ class InstallationService:
             store.put_claim(tx.conn, self._installation_id, signed.SerializeToString())
             self._audit.append(
                 tx,
-                AuditKind.OWNER_CLAIMED,
+                AuditKind.INSTALLATION_OWNER_CLAIMED,
                 actor="first-owner",
                 subject=claim.operator_name,
                 detail={"operator_id": claim.operator_id, "again": held.claim is not None},

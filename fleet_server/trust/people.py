@@ -176,9 +176,7 @@ class ClusterPeople:
         if not intact and not self._told:
             self._told = True
             log.error("owner_statements_tampered")
-            self._audit.append(
-                tx, AuditKind.OWNER_STATEMENTS_QUARANTINED, actor="server", subject=cluster_id, detail={}
-            )
+            self._audit.append(tx, AuditKind.OWNER_STATEMENT_QUARANTINED, actor="server", subject=cluster_id, detail={})
         return kept
 
     def verified(self, conn: Connection) -> People:
