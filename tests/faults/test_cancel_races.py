@@ -107,7 +107,8 @@ async def test_a_cancel_is_repeated_until_it_is_answered(installation: Installat
             proxy.heal()
             await node.wait_live(streams)
             view = await installation.owner.command(command_id)
-            assert view.cancel_requested or view.state == CANCELLED
+            # It may have been answered by now, and its end not be reported yet.
+            assert view.state in (RUNNING, CANCELLED)
     proxy.heal()
 
     (view,) = await installation.owner.outcomes(issued.issue_id)
