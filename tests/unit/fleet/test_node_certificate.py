@@ -42,13 +42,15 @@ def test_a_certificate_names_its_node_and_key_and_makes_a_client_alone() -> None
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-@pytest.mark.parametrize("what", [b"", b"rubbish", KEY])
+@pytest.mark.parametrize("what", [b"", b"rubbish", KEY], ids=["nothing", "rubbish", "key"])
 def test_what_is_no_certificate_is_not_read(what: bytes) -> None:
     with pytest.raises(NodeCertificateError):
         node_certificate.read(what)
 
 
-@pytest.mark.parametrize("key", [b"", b"rubbish", KEY + bytes(200), KEY[:-1]])
+@pytest.mark.parametrize(
+    "key", [b"", b"rubbish", KEY + bytes(200), KEY[:-1]], ids=["nothing", "rubbish", "long", "cut"]
+)
 def test_what_is_no_p256_key_is_not_certified(key: bytes) -> None:
     with pytest.raises(NodeCertificateError):
         node_certificate.issue(CA, "n-1", key, NOW)

@@ -43,6 +43,7 @@ def test_without_one_nothing_is_bound_and_with_one_its_hash_is() -> None:
         (b"no certificate", "no X.509"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no X.509"),
     ],
+    ids=["foreign", "ended", "future", "authority", "text", "rubbish"],
 )
 def test_what_is_no_good_certificate_of_the_node_is_refused(shown: bytes, sentence: str) -> None:
     with pytest.raises(Refusal, match=sentence) as refusal:
@@ -59,6 +60,7 @@ def test_what_is_no_good_certificate_of_the_node_is_refused(shown: bytes, senten
         (sha256(ONE), FOREIGN, "another node's"),
         (sha256(ENDED), ENDED, "has ended"),
     ],
+    ids=["unbound", "none", "other", "foreign", "ended"],
 )
 def test_a_session_over_anything_else_is_refused(bound: bytes, shown: bytes, sentence: str) -> None:
     with pytest.raises(Refusal, match=sentence) as refusal:
@@ -66,7 +68,7 @@ def test_a_session_over_anything_else_is_refused(bound: bytes, shown: bytes, sen
     assert refusal.value.reason is Reason.CLIENT_CERTIFICATE
 
 
-@pytest.mark.parametrize("shown", [b"", ONE])
+@pytest.mark.parametrize("shown", [b"", ONE], ids=["none", "one"])
 def test_a_session_over_what_it_was_made_over_is_good(shown: bytes) -> None:
     bound = client_certificate(shown, "n-1", NOW_MS)
     check_binding(SessionRow(b"t", "n-1", b"", 0, 0, bound), shown, NOW_MS)
