@@ -219,6 +219,8 @@ def _go_home(stage: Stage, here: Installation, admin: AdminClient, last_seq: int
     adopt = ["nodes", "adopt", _VICTIM, "--reason", "it was lured away, and is back"]
     stage.command("fleetctl", *adopt)
     here.fleetctl(*adopt, "--yes")
+    here.stop_node(_VICTIM)
+    here.start_node(_VICTIM)  # it would ask again by itself, after a while
     here.wait(lambda: _VICTIM in admin.online(), f"{_VICTIM} back at its own server")
     issued = admin.issue(_VICTIM, admin_pb2.CommandSpec(action=_NOOP)).issued[0]
     here.wait(lambda: admin.state(issued.command_id) == "SUCCEEDED", "a command after coming home")

@@ -170,6 +170,10 @@ class Installation:
         answer = self._program("fleetctl", *arguments, "--output", "json", expect=expect, env=env)
         return json.loads(answer.stdout) if answer.stdout.strip() else None
 
+    def fleetctl_refused(self, *arguments: str) -> str:
+        """Run a verb of fleetctl that is meant to end with 1; what it says on standard error."""
+        return self._program("fleetctl", *arguments, "--output", "json", expect=1).stderr
+
     def fleetctl_lines(self, *arguments: str) -> list[Any]:
         """Run a verb of fleetctl that prints JSON Lines."""
         answer = self._program("fleetctl", *arguments, "--output", "json")
