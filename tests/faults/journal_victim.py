@@ -181,7 +181,8 @@ def main() -> None:
             asyncio.run(_live(Path(folder), int(kill_at)))
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        print("exit", os.waitstatus_to_exitcode(status), flush=True)
+        # A killed child may have left half a line of its log.
+        print("\nexit", os.waitstatus_to_exitcode(status), flush=True)
 
 
 async def _live(folder: Path, kill_at: int) -> None:
