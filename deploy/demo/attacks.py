@@ -215,7 +215,8 @@ _WRONGS: tuple[tuple[str, str, Callable[[RogueStream, command_pb2.Command, str],
 def _go_home(stage: Stage, here: Installation, admin: AdminClient, last_seq: int) -> None:
     here.start_node(_VICTIM)
     here.wait(lambda: admin.nodes()[_VICTIM].state == "QUARANTINED", f"{_VICTIM} to be set aside")
-    stage.check(True, "its own server finds that it was elsewhere: the ratchet is not the one that it handed on")
+    set_aside = admin.nodes()[_VICTIM].state == "QUARANTINED"
+    stage.check(set_aside, "its own server finds that it was elsewhere: the ratchet is not the one that it handed on")
     adopt = ["nodes", "adopt", _VICTIM, "--reason", "it was lured away, and is back"]
     stage.command("fleetctl", *adopt)
     here.fleetctl(*adopt, "--yes")
