@@ -42,7 +42,10 @@ def cosign(stage: Stage, here: Installation, admin: AdminClient) -> None:
     stage.command("fleetctl", "policy", "set", here.shown(policy), *signing)
     here.fleetctl("policy", "set", here.shown(policy), *signing)
     here.wait(lambda: _policy_everywhere(here), "the policy on every node")
-    stage.check(_policy_everywhere(here), "the policy is signed by the owner and in force on every node: exec.* needs 2 operators")
+    stage.check(
+        _policy_everywhere(here),
+        "the policy is signed by the owner and in force on every node: exec.* needs 2 operators",
+    )
     _ask_and_approve(stage, here, admin, signing)
 
 
