@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 
 from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import history, rules, store
 from fleet_server.commands.authority import Authorities, Authority
@@ -17,13 +18,17 @@ from fleet_server.commands.feed import Subscription
 from fleet_server.commands.history import FullRow
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
+from fleet_server.commands.run_rows import impossible
 from fleet_server.commands.store import Connection, Key
+
+log = get_logger(__name__)
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 _WATCH_PAGE = 1000
 _WATCH_BYTES = 1024 * 1024
 _MAX_TOKEN_CHARS = 512
+_MAX_NAMED = 10
 
 
 class Queries:
@@ -54,6 +59,8 @@ class Queries:
             if node_id:
                 rows, token = _page_of_node(conn, node_id, request, after, size)
             else:
+                if request.issue_id and not after:
+                    _name_impossible(conn, request.issue_id)
                 rows, token = _page_by_issue(conn, request, after, size)
             return admin_pb2.ListCommandsResponse(
                 commands=self._views(conn, rows, brief=False), next_page_token=_write_token(token)
@@ -118,6 +125,7 @@ class Queries:
                 Reason.NOT_FOUND, f"there is no issue {request.issue_id[:64]!r}: see `fleetctl commands list`"
             )
         open_keys.clear()
+        await self._rooms.database.read(lambda conn: _name_impossible(conn, request.issue_id))
         # So that `open` is right in the first answer already, whatever page it is.
         open_keys.update(await self._rooms.database.read(lambda conn: history.open_keys(conn, request.issue_id)))
         after: Key = ("", 0)
@@ -143,6 +151,13 @@ class Queries:
         authorities = self._authorities.load(conn, [row.issue_id for row in rows])
         names = self._names.of(conn, {row.node_id for row in rows})
         return [_view(row, names.get(row.node_id, ""), authorities.get(row.issue_id), brief=brief) for row in rows]
+
+
+def _name_impossible(conn: Connection, issue_id: str) -> None:
+    """Say which runs of an issue are passed over: its answers lack their commands."""
+    nodes = impossible(conn, issue_id)
+    if nodes:
+        log.error("command_run_tampered", issue_id=issue_id, nodes=nodes[:_MAX_NAMED], count=len(nodes))
 
 
 def _view(row: FullRow, node_name: str, authority: Authority | None, *, brief: bool) -> admin_pb2.CommandView:

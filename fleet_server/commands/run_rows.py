@@ -5,7 +5,8 @@ of all commands would say with an entry for each command.
 
 No MAC covers these rows, because nothing is signed or sent by them. They lead to commands, and only to those whose own
 row names the issue: a forged run shows nothing that is not there, a missing one only hides commands from views of their
-issue. Views of the node still show them, and they are delivered all the same.
+issue. Views of the node still show them, and they are delivered all the same. A run that no server could have written
+is passed over, and `impossible` names it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fleet_server.database.engine import Connection
-from fleet_server.database.statements import insert_many
+from fleet_server.database.statements import fetch, insert_many
 
+# No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
+_POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
+# CASE, because nothing else says what is evaluated first; NULL compares with nothing.
 _COMMANDS_OF_RUN = (
-    "c.node_id = r.node_id AND c.seq >= r.first_seq AND c.seq < r.first_seq + r.count AND c.issue_id = r.issue_id"
+    "c.node_id = r.node_id AND c.seq >= r.first_seq"
+    f" AND c.seq < CASE WHEN {_POSSIBLE} THEN r.first_seq + r.count END AND c.issue_id = r.issue_id"
 )
 
 
@@ -39,3 +44,9 @@ def of_issue(conn: Connection, *, open_only: bool = False) -> str:
     else:
         commands = f"commands c WHERE {condition} AND"
     return f"command_runs r CROSS JOIN {commands} r.issue_id = ?"
+
+
+def impossible(conn: Connection, issue_id: str) -> list[str]:
+    """Ids of the nodes whose run of this issue was written by somebody else than a server."""
+    text = f"SELECT r.node_id FROM command_runs r WHERE r.issue_id = ? AND NOT ({_POSSIBLE}) ORDER BY r.node_id"  # noqa: S608
+    return [node_id for (node_id,) in fetch(conn, text, (issue_id,))]

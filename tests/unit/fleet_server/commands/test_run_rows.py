@@ -78,6 +78,31 @@ async def test_a_run_written_by_hand_shows_no_command_of_another_issue(room: Roo
     assert [view.cancel_requested for view in await room.views(other.issue_id)] == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("first_seq", "count"),
+    [(2**63 - 1, 1), (2**63 - 1, 2**31 - 1), (-(2**63), -(2**31)), (1, -(2**31)), (0, 1), (2**62 + 1, 2**31 - 1)],
+)
+async def test_a_run_that_no_server_writes_is_named_and_hides_no_true_one(
+    room: Room, first_seq: int, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true, forged = await room.add_node("n1"), await room.add_node("n2")
+    issued = await room.commands.issue("alice", order("*", count=2))
+    await room.tamper(
+        "UPDATE command_runs SET first_seq = ?, count = ? WHERE node_id = ?", first_seq, count, forged.node_id
+    )
+    keys = [(true.node_id, 1), (true.node_id, 2)]
+    assert [(view.node_id, view.monotonic_seq) for view in await room.views(issued.issue_id)] == keys
+    told = capsys.readouterr().out
+    assert "command_run_tampered" in told
+    assert forged.node_id in told
+    for read in ("keys_of_issue", "open_keys"):
+        found = await room.database.read(lambda conn, read=read: READS[read](conn, issued.issue_id, ""))  # type: ignore[misc]
+        assert len(found) == 2
+    assert [view.monotonic_seq for view in await room.views_of_node("n2")] == [2, 1]
+    cancelled = await room.commands.cancel("alice", issue_id=issued.issue_id)
+    assert [(view.node_id, view.monotonic_seq) for view in cancelled] == keys
+
+
 async def test_a_run_that_is_missing_hides_commands_and_stops_none(room: Room) -> None:
     node = await room.add_node("n1")
     issued = await room.commands.issue("alice", order("n1", count=2))
