@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from fleet.channel import ChannelError, server_end
@@ -121,7 +122,7 @@ class Stream:
         )
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
-        self._notices = NoticeLane(rooms.clock, self._failed)
+        self._notices = NoticeLane(rooms.clock, rooms.held_reports, self._failed)
         self._audit = AuditLane(self.node_id, rooms.node_audit, rooms.clock, send=self.send, failed=self._failed)
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
@@ -287,26 +288,28 @@ class Stream:
         rooms = self._rooms
         if kind == "reports":
             self._take_reports(control.reports, size_bytes)
-        elif kind == "pong":
+            return
+        notice = partial(self._notices.put, size_bytes=size_bytes)
+        if kind == "pong":
             self._take_pong(control.pong)
         elif kind == "statement_refused":
-            self._take_statement_refused(control.statement_refused)
+            self._take_statement_refused(control.statement_refused, size_bytes)
         elif kind == "command_refused":
             self.commands.answered([control.command_refused.monotonic_seq])
-            self._notices.put(lambda: rooms.commands.record_command_refused(self.node_id, control.command_refused))
+            notice(lambda: rooms.commands.record_command_refused(self.node_id, control.command_refused))
         elif kind == "cancel_result":
-            self._notices.put(lambda: rooms.commands.record_cancel_result(self.node_id, control.cancel_result))
+            notice(lambda: rooms.commands.record_cancel_result(self.node_id, control.cancel_result))
         elif kind == "reauth_proof":
-            self._notices.put(lambda: self._reauth(control.reauth_proof))
+            notice(lambda: self._reauth(control.reauth_proof))
         elif kind == "drained":
-            self._notices.put(lambda: self.membership.drained(control.drained))
+            notice(lambda: self.membership.drained(control.drained))
         elif kind == "bundle_applied":
             self.pulse.bundle_version = control.bundle_applied.version
-            self._notices.put(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
+            notice(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
         elif kind == "audit":
             self._audit.put(control.audit)
         elif kind in ("node_key_rotation", "rotation_answer", "certificate_request"):
-            self._notices.put(lambda: self._take_credential(control))
+            notice(lambda: self._take_credential(control))
         elif kind == "goodbye":
             self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
@@ -323,10 +326,10 @@ class Stream:
         self.commands.answered(seqs)
         self._reports.put(reports, size_bytes)
 
-    def _take_statement_refused(self, refused: command_pb2.StatementRefused) -> None:
+    def _take_statement_refused(self, refused: command_pb2.StatementRefused, size_bytes: int) -> None:
         self._send_bundle(refused.bundle_version)
         self.commands.statement_refused(refused)
-        self._notices.put(lambda: self._rooms.commands.record_statement_refused(self.node_id, refused))
+        self._notices.put(lambda: self._rooms.commands.record_statement_refused(self.node_id, refused), size_bytes)
 
     def _take_pong(self, pong: gateway_pb2.Pong) -> None:
         clock = self._rooms.clock

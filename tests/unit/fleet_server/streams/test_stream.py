@@ -9,7 +9,8 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_server.streams import stream
 from fleet_server.streams.frames import BadFrame
-from fleet_server.streams.report_lane import MAX_WAITING
+from fleet_server.streams.notice_lane import MAX_WAITING_BYTES as MAX_NOTICE_BYTES
+from fleet_server.streams.report_lane import MAX_WAITING, HeldReports
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.wire import Wire
 
@@ -77,6 +78,56 @@ async def test_a_node_that_refuses_without_end_is_read_no_faster_than_it_is_reco
     await wire.settle()
     assert wire.transport.incoming.empty()
     assert not wire.running.done()
+
+
+async def test_large_notices_wait_in_a_bounded_number_of_bytes(wire: Wire) -> None:
+    """While the database is away a node could leave thirty frames here, of a MiB each."""
+    held = asyncio.Event()
+    wire.commands.record_statement_refused = lambda *_: held.wait()  # type: ignore[method-assign,assignment]
+    refused = command_pb2.StatementRefused(reason="GAP", detail="x" * MAX_NOTICE_BYTES)
+    for _ in range(10):
+        await wire.say(statement_refused=refused)
+    assert wire.transport.incoming.qsize() == 9
+    held.set()
+    while wire.transport.incoming.qsize():
+        await wire.settle()
+    await wire.say(statement_refused=command_pb2.StatementRefused(reason="GAP"))
+    assert not wire.running.done()
+
+
+async def test_large_notices_of_many_streams_count_with_the_reports_of_all(clock: MockClock) -> None:
+    shared = HeldReports(8 * 1024)
+    first, second = (Wire(clock, node_id=name, held_reports=shared) for name in ("n1", "n2"))
+    over = asyncio.Event()
+    for wire in (first, second):
+        await wire.settle()
+        wire.commands.record_statement_refused = lambda *_: over.wait()  # type: ignore[method-assign,assignment]
+    for size_bytes in (7000, 2000, 1):
+        await first.say(statement_refused=command_pb2.StatementRefused(reason="GAP", detail="x" * size_bytes))
+    assert first.transport.incoming.qsize() == 1
+    assert shared.held_bytes > 9000
+    await second.say(statement_refused=command_pb2.StatementRefused(reason="GAP"))
+    assert second.transport.incoming.empty()
+    over.set()
+    for wire in (first, second):
+        await wire.settle()
+        await wire.settle()
+        assert wire.transport.incoming.empty()
+    assert (shared.held_bytes, shared.holders) == (0, 0)
+
+
+async def test_a_notice_that_cannot_be_recorded_gives_back_what_it_held(clock: MockClock) -> None:
+    shared = HeldReports()
+    wire = Wire(clock, held_reports=shared)
+    await wire.settle()
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    wire.commands.record_statement_refused = fail  # type: ignore[method-assign,assignment]
+    await wire.say(statement_refused=command_pb2.StatementRefused(reason="GAP"))
+    assert (await wire.wait_refusal()).reason is Reason.INTERNAL
+    assert (shared.held_bytes, shared.holders) == (0, 0)
 
 
 @pytest.mark.parametrize("reason", [Reason.UNAVAILABLE, Reason.OVERLOADED, Reason.CHALLENGE_EXPIRED])
