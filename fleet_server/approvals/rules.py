@@ -204,9 +204,8 @@ def refuse_decided(approval: Approval, now_ms: int) -> None:
 
 def signer_names(approval: Approval, people: People) -> list[str]:
     """Names of those who signed, by their grants."""
-    by_key_id = {envelope.key_id(key): key for key, _ in people.grants}
-    keys = [by_key_id[each.key_id] for each in approval.signed.signatures if each.key_id in by_key_id]
-    return sorted({people.name_of(key) for key in keys})
+    keys = [people.keys_by_id.get(each.key_id) for each in approval.signed.signatures]
+    return sorted({people.name_of(key) for key in keys if key is not None})
 
 
 def _refused(detail: str) -> Refusal:

@@ -180,12 +180,11 @@ def _verified_signers(admin: Admin, signed: trust_pb2.Signed) -> str:
     if not admin.context.owner_pin:
         return ""
     people = verify_people(admin.context, load_statements(admin))
-    keys = {envelope.key_id(key): key for key, _ in people.grants}
     try:
-        signers = envelope.verified_signers(signed, domain=Domain.INTENT, keys=keys)
+        signers = envelope.verified_signers(signed, domain=Domain.INTENT, keys=people.keys_by_id)
     except EnvelopeError as error:
         raise Refused("do not sign: a signature on it is forged", hint="tell whoever runs the server") from error
-    return ", ".join(sorted({people.name_of(keys[each]) for each in signers}))
+    return ", ".join(sorted({people.name_of(people.keys_by_id[each]) for each in signers}))
 
 
 def _load(admin: Admin, *, everything: bool) -> list[admin_pb2.ApprovalView]:

@@ -8,7 +8,7 @@ nor use it twice, nor count a person twice (docs/protocol.md, "Intents").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -74,7 +74,8 @@ SENTENCES = {
 }
 """What each verdict means, and what to do."""
 
-_ENVELOPE = {"UNKNOWN_KEY": IntentVerdict.WRONG_SIGNER, "BAD_SIGNATURE": IntentVerdict.BAD_SIGNATURE}
+_Verified = tuple[trust_pb2.IntentStatement, frozenset[bytes]]
+_ENVELOPE = {"BAD_SIGNATURE": IntentVerdict.BAD_SIGNATURE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +160,10 @@ def judge_intent(
         return _refused(IntentVerdict.NO_RULE)
     if signed is None or not signed.statement:
         return _refused(IntentVerdict.INTENT_MISSING)
-    intent = verified_intent(people, signed)
-    if isinstance(intent, Judgement):
-        return intent
+    verified = _verified(people, signed)
+    if isinstance(verified, Judgement):
+        return verified
+    intent, signing = verified
     objection = _objection(intent, people, order, now_ms)
     if objection is None and intent.issued_at_ms <= issued_after_ms:
         objection = IntentVerdict.INTENT_BEFORE_RESTORE
@@ -169,20 +171,13 @@ def judge_intent(
         objection = IntentVerdict.INTENT_REPLAYED
     if objection is not None:
         return Judgement(objection, SENTENCES[objection], intent)
-    return _enough(people, signed, intent, rule, now_ms)
+    return _enough(people, signing, intent, rule, now_ms)
 
 
 def verified_intent(people: People, signed: trust_pb2.Signed) -> trust_pb2.IntentStatement | Judgement:
     """What an intent says, verified to be signed by somebody with a grant, expired or not, and whole; or why not."""
-    try:
-        envelope.verify(signed, domain=Domain.INTENT, keys=_keys(people))
-    except EnvelopeError as error:
-        return _refused(_ENVELOPE.get(error.reason, IntentVerdict.INTENT_MALFORMED))
-    try:
-        intent = read_intent(signed)
-    except ValueError as error:
-        return Judgement(IntentVerdict.INTENT_MALFORMED, f"the signed bytes are no intent: {error}")
-    return intent
+    verified = _verified(people, signed)
+    return verified if isinstance(verified, Judgement) else verified[0]
 
 
 def read_intent(signed: trust_pb2.Signed) -> trust_pb2.IntentStatement:
@@ -204,20 +199,33 @@ def read_intent(signed: trust_pb2.Signed) -> trust_pb2.IntentStatement:
     return intent
 
 
-def signers(people: People, signed: trust_pb2.Signed, rule: Rule, now_ms: int) -> Signers:
+def signers(people: People, signing: Iterable[bytes], rule: Rule, now_ms: int) -> Signers:
     """Who of those who signed counts for `rule`. Keys of one name are one person.
 
-    Raises:
-        EnvelopeError: a signature by a known key does not verify, or there are too many.
+    Args:
+        signing: key ids of `people` whose signatures verify.
     """
-    keys = _keys(people)
-    signing = [keys[one] for one in envelope.verified_signers(signed, domain=Domain.INTENT, keys=keys)]
-    grants = {key: [people.grants.get((key, role)) for role in rule.roles] for key in signing}
-    named = {key: people.name_of(key) for key in signing}
+    keys = [people.keys_by_id[one] for one in signing]
+    grants = {key: [people.grants.get((key, role)) for role in rule.roles] for key in keys}
+    named = {key: people.name_of(key) for key in keys}
     counting = {named[key] for key, held in grants.items() if any(grant and grant.counts(now_ms) for grant in held)}
     lapsed = {named[key] for key, held in grants.items() if any(held)} - counting
     others = set(named.values()) - counting - lapsed
     return Signers(frozenset(counting), frozenset(lapsed), frozenset(others))
+
+
+def _verified(people: People, signed: trust_pb2.Signed) -> _Verified | Judgement:
+    """An intent, and the key ids of those with a grant who signed it; or why it is none."""
+    try:
+        signing = envelope.verified_signers(signed, domain=Domain.INTENT, keys=people.keys_by_id)
+    except EnvelopeError as error:
+        return _refused(_ENVELOPE.get(error.reason, IntentVerdict.INTENT_MALFORMED))
+    if not signing:
+        return _refused(IntentVerdict.WRONG_SIGNER)
+    try:
+        return read_intent(signed), signing
+    except ValueError as error:
+        return Judgement(IntentVerdict.INTENT_MALFORMED, f"the signed bytes are no intent: {error}")
 
 
 def _policy_in_force(people: People, now_ms: int) -> Policy | Judgement:
@@ -250,9 +258,9 @@ def _objection(intent: trust_pb2.IntentStatement, people: People, order: Order, 
 
 
 def _enough(
-    people: People, signed: trust_pb2.Signed, intent: trust_pb2.IntentStatement, rule: Rule, now_ms: int
+    people: People, signing: frozenset[bytes], intent: trust_pb2.IntentStatement, rule: Rule, now_ms: int
 ) -> Judgement:
-    found = signers(people, signed, rule, now_ms)
+    found = signers(people, signing, rule, now_ms)
     count = len(found.counting)
     if count >= rule.required:
         return Judgement(IntentVerdict.PASS, SENTENCES[IntentVerdict.PASS], intent, found.counting)
@@ -261,10 +269,6 @@ def _enough(
     roles = ", ".join(sorted(rule.roles))
     detail = f"{SENTENCES[verdict]} ({count} of {rule.required} with a role of {roles})"
     return Judgement(verdict, detail, intent, found.counting)
-
-
-def _keys(people: People) -> dict[bytes, bytes]:
-    return {envelope.key_id(key): key for key, _ in people.grants}
 
 
 def _refused(verdict: IntentVerdict) -> Judgement:

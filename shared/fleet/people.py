@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 
 from google.protobuf.message import DecodeError
 
@@ -111,9 +112,11 @@ class Policy:
         return next((rule for rule in self.rules if glob_matches(rule.action_glob, action)), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class People:
     """What a verifier has verified. Begin with `People(cluster_id, pin)`, go on with `take` only.
+
+    Nothing of it changes, so what is derived from it is derived once.
 
     Args:
         cluster_id: whose people.
@@ -141,6 +144,11 @@ class People:
             return None
         return self.policy
 
+    @cached_property
+    def keys_by_id(self) -> Mapping[bytes, bytes]:
+        """Key id -> raw public key, of every key with a grant of the owner in force, expired or not."""
+        return {envelope.key_id(key): key for key, _ in self.grants}
+
     def protects(self, action: str) -> bool:
         """Whether the newest policy names the action. An expired one and a former owner's count, too: whoever withholds
         the next policy must not make an action free."""
@@ -148,7 +156,7 @@ class People:
 
     def name_of(self, operator_key: bytes) -> str:
         """Who holds a key, by its newest grant; empty for a stranger. Keys of one name are one person."""
-        grants = [grant for (key, _), grant in self.grants.items() if key == operator_key]
+        grants = [grant for role in Role if (grant := self.grants.get((operator_key, role))) is not None]
         return max(grants, key=lambda grant: (grant.issued_at_ms, grant.name)).name if grants else ""
 
     def issued_at_ms(self) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import people_signing
+from fleet import envelope, people_signing
 from fleet.envelope import MAX_SIGNATURES, Domain, Signer
 from fleet.intents import MAX_LIFETIME_MS, SENTENCES, IntentVerdict, Order, judge_intent, read_intent
 from fleet.people import CLOCK_SLACK_MS, People, take
@@ -191,6 +191,26 @@ def test_a_judgement_names_who_counted() -> None:
     assert judgement.people == {"ada", "ben"}
     refused = judge_intent(KNOWN, signed_by(ADA), ORDER, now_ms=NOW_MS)
     assert "(1 of 2 with a role of operator)" in refused.detail
+
+
+def test_keys_are_read_once_for_what_people_granted_and_again_for_what_they_grant_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, hashed, real = known(granted=[grant(ADA, "ada")]), [], envelope.key_id
+    monkeypatch.setattr(envelope, "key_id", lambda key: hashed.append(key) or real(key))  # type: ignore[func-returns-value]
+    wish = signed_by(ADA, BEN)
+    for _ in range(3):
+        judged = judge_intent(held, wish, ORDER, now_ms=NOW_MS)
+        assert judged.verdict is IntentVerdict.NOT_ENOUGH_SIGNERS
+    assert hashed == [ADA.public_key]
+    later, _ = take(held, grants=[grant(BEN, "ben")])
+    assert judge_intent(later, wish, ORDER, now_ms=NOW_MS).passes
+    taken_away = grant(BEN, "ben", issued_at_ms=NOW_MS - 1000, not_after_ms=NOW_MS - 1001)
+    ended, _ = take(later, grants=[taken_away])
+    assert not judge_intent(ended, wish, ORDER, now_ms=NOW_MS).passes
+    followed, _ = take(later, owners=[owner_statement(NEXT_OWNER, 2, OWNER)])
+    assert not followed.keys_by_id
+    assert judge_intent(later, wish, ORDER, now_ms=NOW_MS).passes
 
 
 def test_a_signature_more_changes_no_byte_of_the_statement() -> None:
