@@ -12,9 +12,7 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -22,19 +20,21 @@ from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet.v1 import trust_pb2
-from fleet_server.audit import rules, store
+from fleet_server.audit import reading, rules, store
 from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
-from fleet_server.audit.rules import JSON, AuditRow
+from fleet_server.audit.reading import AuditCursor, AuditPage
+from fleet_server.audit.rules import JSON
 from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
+
+__all__ = ["AuditCursor", "AuditPage", "AuditService"]
 
 log = get_logger(__name__)
 
 TOPIC = "audit"
 CHECKPOINT_INTERVAL_S = 1.0
 PAGE_ROWS = 500
-_LAST_POSITION = 2**63 - 1  # a request's number may be larger than any that a database holds
 
 SignCheckpoint = Callable[[Connection, bytes], trust_pb2.Signed | None]
 """`sign(conn, statement)` wraps statement bytes under the domain ``audit-checkpoint`` with the authority's key; None
@@ -55,31 +55,6 @@ class AuditMetrics(Protocol):
     def checkpointed(self, number: int) -> None:
         """`number` is the newest checkpoint of the cluster."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class AuditCursor:
-    """How far a reader is: the number in each chain, and the newest checkpoint it was given.
-
-    A position alone would not do: replicas commit side by side, and a row can become visible behind a later one.
-    """
-
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    checkpoint: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AuditPage:
-    """Rows in the order of storage, the checkpoints over them, and where to go on."""
-
-    rows: list[AuditRow]
-    checkpoints: list[trust_pb2.Signed]
-    cursor: AuditCursor
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing more is stored for now."""
-        return not self.rows and not self.checkpoints
 
 
 class AuditService:
@@ -180,23 +155,8 @@ class AuditService:
             await self._clock.sleep(CHECKPOINT_INTERVAL_S)
 
     async def page(self, cursor: AuditCursor, *, limit: int = PAGE_ROWS) -> AuditPage:
-        """The next rows and checkpoints after `cursor`; at most `limit` of each."""
-
-        def query(conn: Connection) -> AuditPage:
-            chains = (
-                store.rows_of(conn, writer, cursor.numbers.get(writer, 0), limit) for writer in store.writers(conn)
-            )
-            rows = sorted(itertools.chain.from_iterable(chains), key=lambda row: row.position)[:limit]
-            numbers = dict(cursor.numbers) | {row.writer: row.number for row in rows}
-            # At the end every checkpoint comes, also those over rows that are gone: so the reader sees that they are.
-            covered = rows[-1].position if len(rows) == limit else store.LAST_POSITION
-            signed = store.checkpoints_after(conn, cursor.checkpoint, covered, limit)
-            checkpoint = signed[-1][0] if signed else cursor.checkpoint
-            return AuditPage(
-                rows, [trust_pb2.Signed.FromString(raw) for _, raw in signed], AuditCursor(numbers, checkpoint)
-            )
-
-        return await self._database.read(query)
+        """The next rows and checkpoints after `cursor`; about `limit` of each."""
+        return await self._database.read(lambda conn: reading.read_page(conn, cursor, limit))
 
     async def export(self, *, after: int = 0, last: int = 0, follow: bool = False) -> AsyncIterator[AuditPage]:
         """Pages from `after` on, or of the `last` rows; with `follow` it goes on with what is written later, until
@@ -211,19 +171,18 @@ class AuditService:
                 cursor = page.cursor
                 if not page.empty:
                     yield page
-                elif not follow:
+                if page.more:
+                    continue
+                if not follow:
                     return
-                else:
-                    await news.wait()
+                await news.wait()
         finally:
             unsubscribe()
 
     async def _start(self, after: int, last: int) -> AuditCursor:
         def query(conn: Connection) -> AuditCursor:
-            position = store.position_before_last(conn, last) if last else min(after, _LAST_POSITION)
-            if position == 0:
-                return AuditCursor()
-            return AuditCursor(store.numbers_up_to(conn, position), store.newest_checkpoint_up_to(conn, position))
+            position = store.position_before_last(conn, last) if last else min(after, store.LAST_POSITION)
+            return reading.cursor_at(conn, position)
 
         return await self._database.read(query)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple
 from operator import attrgetter
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -13,22 +14,26 @@ from fleet_server.audit.rules import AuditRow, Head
 from fleet_server.database.engine import sql
 from fleet_server.database.statements import execute, execute_many, fetch
 
-LAST_POSITION = 2**63 - 1
+LAST_POSITION = 2**63 - 1  # and largest number: a column holds no more
 
 _HEAD = "SELECT writer, number, hash FROM audit_heads"
 _COLUMNS = "writer, number, at_ms, kind, actor, subject, detail, previous_hash, hash"
 _INSERT_ROW = f"INSERT INTO audit_rows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
-_SELECT_ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows WHERE writer = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
+_ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows"  # noqa: S608 - constants only
 # DISTINCT would read the whole index; this takes one step of it per writer.
 _WRITERS = (
     "WITH RECURSIVE found (writer) AS (SELECT MIN(writer) FROM audit_rows UNION ALL"
     " SELECT (SELECT MIN(writer) FROM audit_rows AS r WHERE r.writer > found.writer) FROM found"
-    " WHERE found.writer IS NOT NULL) SELECT writer FROM found WHERE writer IS NOT NULL"
+    " WHERE found.writer IS NOT NULL)"
 )
 _stored = attrgetter(*_COLUMNS.split(", "))
+_NUMBERS_UP_TO = (
+    f"{_WRITERS} SELECT writer, (SELECT number FROM audit_rows AS r WHERE r.writer = found.writer AND r.position <= ?"  # noqa: S608
+    " ORDER BY number DESC LIMIT 1) FROM found WHERE writer IS NOT NULL"
+)
 _GROWN = (
-    "SELECT 1 FROM audit_heads AS h LEFT JOIN audit_signed AS s ON s.writer = h.writer"
-    " WHERE s.number IS NULL OR s.number <> h.number LIMIT 1"
+    "SELECT h.writer, h.number FROM audit_heads AS h LEFT JOIN audit_signed AS s ON s.writer = h.writer"
+    " WHERE s.number IS NULL OR s.number <> h.number"
 )
 _SET_SIGNED = (
     "INSERT INTO audit_signed (writer, number) VALUES (?, ?)"
@@ -71,7 +76,12 @@ def signed_numbers(conn: Connection) -> dict[str, int]:
 
 def any_grown(conn: Connection) -> bool:
     """Whether a chain has a row that no checkpoint covers."""
-    return bool(fetch(conn, _GROWN))
+    return bool(fetch(conn, _GROWN + " LIMIT 1"))
+
+
+def grown(conn: Connection) -> list[tuple[str, int]]:
+    """Writer and newest number of each chain that has a row that no checkpoint covers."""
+    return [(writer, number) for writer, number in fetch(conn, _GROWN)]
 
 
 def note_signed(conn: Connection, numbers: Sequence[tuple[str, int]]) -> None:
@@ -96,9 +106,18 @@ def set_node_standing(conn: Connection, node_id: str, standing: NodeStanding) ->
     execute(conn, _SET_STANDING, (node_id, *astuple(standing)))
 
 
-def rows_of(conn: Connection, writer: str, number: int, limit: int) -> list[AuditRow]:
-    """Rows of one chain after `number`."""
-    found = conn.exec_driver_sql(sql(conn, _SELECT_ROWS), (writer, number, limit))
+def rows_after(conn: Connection, position: int, limit: int) -> list[AuditRow]:
+    """Rows in the order of storage, after a position."""
+    return _audit_rows(fetch(conn, f"{_ROWS} WHERE position > ? ORDER BY position LIMIT ?", (position, limit)))
+
+
+def rows_between(conn: Connection, writer: str, after: int, last: int, limit: int) -> list[AuditRow]:
+    """Rows of one chain by number, those after `after` up to `last`."""
+    text = f"{_ROWS} WHERE writer = ? AND number > ? AND number <= ? ORDER BY number LIMIT ?"
+    return _audit_rows(fetch(conn, text, (writer, after, last, limit)))
+
+
+def _audit_rows(found: Sequence[tuple[Any, ...]]) -> list[AuditRow]:
     return [
         AuditRow(
             position=row[0],
@@ -121,15 +140,9 @@ def last_position(conn: Connection) -> int:
     return int(conn.exec_driver_sql("SELECT COALESCE(MAX(position), 0) FROM audit_rows").scalar_one())
 
 
-def writers(conn: Connection) -> list[str]:
-    """Writers that have rows, whether or not their head is still there."""
-    return [row[0] for row in conn.exec_driver_sql(_WRITERS)]
-
-
 def numbers_up_to(conn: Connection, position: int) -> dict[str, int]:
     """Newest number of each chain among the rows up to `position`."""
-    text = sql(conn, "SELECT number FROM audit_rows WHERE writer = ? AND position <= ? ORDER BY number DESC LIMIT 1")
-    found = ((writer, conn.exec_driver_sql(text, (writer, position)).scalar()) for writer in writers(conn))
+    found = fetch(conn, _NUMBERS_UP_TO, (position,))
     return {writer: number for writer, number in found if number is not None}
 
 
