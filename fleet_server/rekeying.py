@@ -6,11 +6,13 @@ Mental model
     forged. Then the database names the new key, and every replica tells that it writes under it. From then on rows
     under the old key only become fewer. Walks over all tables seal and mark them anew, a small batch a transaction,
     until one whole walk finds nothing left.
-    Whatever is under the new key already is passed over, so being killed at any point costs a walk, and no more.
+    Whatever is under the new key already is passed over, so being killed at any point costs a walk, and no more. So do
+    two runs at once: each row is put under the new key by one of them, and each looks at all of them.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ _RETRY_S = 1.0
 _MAX_TRIES = 30
 _LOOK_S = 0.5
 _PATIENCE_S = LOST_AFTER_S + 5.0
-_WRITER = "rekey"
+_WRITER = "rekey-"
 _SHOWN_REFUSED = 100
 
 
@@ -80,7 +82,9 @@ class Change:
         self._clock = clock
         self._say = say
         self._database = Database(url, readers=1)
-        self._audit = AuditService(database=self._database, clock=clock, wakeup=Wakeup(), writer=_WRITER)
+        # A chain of its own: two runs at once, on two machines, must not both go on with one.
+        writer = _WRITER + os.urandom(4).hex()
+        self._audit = AuditService(database=self._database, clock=clock, wakeup=Wakeup(), writer=writer)
         self._walks: list[Walk] = [TableWalk(table, self._old, self._new) for table in MARKED_TABLES]
         self._walks.append(CommandWalk(self._old, self._new))
 
@@ -162,8 +166,8 @@ class Change:
         raise AssertionError("unreachable")
 
     def _begin(self, tx: Transaction) -> None:
-        master_keys.begin_change(tx.conn, self._old, self._new, self._clock.now_ms())
-        self._tell(tx, AuditKind.SECRETS_REKEY_STARTED, {"old": self._old.key_ids[0].hex()})
+        if master_keys.begin_change(tx.conn, self._old, self._new, self._clock.now_ms()):
+            self._tell(tx, AuditKind.SECRETS_REKEY_STARTED, {"old": self._old.key_ids[0].hex()})
 
     def _end(self, tx: Transaction, done: Counter[str], outcome: Outcome) -> None:
         master_keys.end_change(tx.conn, self._clock.now_ms())

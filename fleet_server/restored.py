@@ -7,6 +7,7 @@ else needs to be said: seqs and bundle numbers rise at each node's hello, and wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from fleet.clock import Clock
@@ -21,7 +22,7 @@ from fleet_server.nodes.service import NodeService
 from fleet_server.sessions.ratchet import Ratchets
 from fleet_server.trust.secrets import Secrets
 
-_WRITER = "restored"
+_WRITER = "restored-"
 _BATCH_NODES = 500
 
 
@@ -37,14 +38,15 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str) -
         Refusal: the database is away.
     """
     database, wakeup = Database(url, readers=1), Wakeup()
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=_WRITER)
+    writer = _WRITER + os.urandom(4).hex()  # its own chain: it may run twice at once, on two machines
+    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=writer)
     nodes = NodeService(
         database=database,
         clock=clock,
         wakeup=wakeup,
         audit=audit,
         row_mac=secrets.row_mac("nodes"),
-        replica_id=_WRITER,
+        replica_id=writer,
     )
     ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
     database.start()

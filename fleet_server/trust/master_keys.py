@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select, update
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet_server.database.engine import Connection, Database
+from fleet_server.database.engine import Connection, Database, for_update
 from fleet_server.database.installation_schema import sealed_secrets, secret_key_state
 from fleet_server.database.schema import cluster_authorities
 from fleet_server.trust.keyring import TrustSetupError
@@ -86,14 +86,29 @@ def last_change(conn: Connection) -> tuple[int, int] | None:
     return None if row is None else (row[0], row[1])
 
 
-def begin_change(conn: Connection, old: Secrets, new: Secrets, now_ms: int) -> None:
-    """Let `new` write from now on, and seal what outlives the key under it."""
+def begin_change(conn: Connection, old: Secrets, new: Secrets, now_ms: int) -> bool:
+    """Let `new` write from now on, and seal what outlives the key under it. False when another run did so meanwhile.
+
+    Raises:
+        TrustSetupError: another run named a third key meanwhile.
+    """
+    one_run_at_a_time = "SELECT cluster_id FROM clusters"
+    conn.exec_driver_sql(one_run_at_a_time + for_update(conn)).fetchall()
+    writing = writing_key_id(conn)
+    if writing == new.key_ids[0]:
+        return False
+    if writing != old.key_ids[0]:
+        raise TrustSetupError(
+            "another run changes to another secret encryption key at this moment: wait for its end, then name its new"
+            " key as the old one"
+        )
     root = read_token_root(conn, old) or old.token_root
     conn.execute(delete(sealed_secrets).where(sealed_secrets.c.name == TOKEN_ROOT))
     sealed = new.box.seal(root, row=_place(TOKEN_ROOT))
     conn.execute(insert(sealed_secrets).values(name=TOKEN_ROOT, sealed=sealed))
     conn.execute(delete(secret_key_state))
     conn.execute(insert(secret_key_state).values(name=_STATE, key_id=new.key_ids[0], changed_at_ms=now_ms))
+    return True
 
 
 def end_change(conn: Connection, now_ms: int) -> None:

@@ -20,6 +20,7 @@ from fleet_server.database.marked import MARKED_TABLES
 from fleet_server.database.schema import metadata
 from fleet_server.database.writer import Transaction
 from fleet_server.rekeying import Change
+from fleet_server.trust import master_keys
 from fleet_server.trust.keyring import TrustSetupError
 from fleet_server.trust.secrets import Secrets, make_key_file, read_key_file
 from tests.integration.installation import Installation, Template, server_settings
@@ -200,6 +201,31 @@ async def test_killed_in_the_middle_it_goes_on_and_the_server_serves_meanwhile(r
     await rekeyed.restart(secret_encryption_key_previous_file=None)
     await rekeyed.nodes["n-1"].wait_live(streams=2)
     assert succeeded(await rekeyed.owner.run("n-1")) == 1
+
+
+async def test_two_runs_at_once_do_the_work_once_and_each_writes_an_audit_chain_of_its_own(rekeyed: Rekeyed) -> None:
+    runs = [rekeyed.change().run() for _ in range(3)]
+    outcomes = await asyncio.gather(*runs)
+    new, old = read_key_file(rekeyed.new_file), read_key_file(rekeyed.old_file)
+    assert (await rekeyed.under(new))[1] == []
+    assert (await rekeyed.under(old))[0] == 0
+    assert [each.refused for each in outcomes] == [()] * 3
+    rows = await rekeyed.owner.audit("secrets.rekey_started", "secrets.rekeyed")
+    assert [row.kind for row in rows].count("secrets.rekey_started") == 1
+    ended = [row for row in rows if row.kind == "secrets.rekeyed"]
+    assert len({row.writer for row in ended}) == 3
+
+
+async def test_a_run_that_begins_beside_one_to_a_third_key_is_refused(rekeyed: Rekeyed) -> None:
+    old, new = (Secrets(read_key_file(each)) for each in (rekeyed.old_file, rekeyed.new_file))
+    await rekeyed.change().run()
+    database = Database(rekeyed.settings.resolved_database_url(), readers=1)
+    database.start()
+    # It looked before the other run began.
+    assert not await database.write(lambda tx: master_keys.begin_change(tx.conn, old, new, 1))
+    with pytest.raises(TrustSetupError, match="another run changes"):
+        await database.write(lambda tx: master_keys.begin_change(tx.conn, old, Secrets(Secret(os.urandom(32))), 1))
+    await database.close()
 
 
 async def test_what_a_server_marked_anew_with_its_old_seal_is_sealed_anew_too(rekeyed: Rekeyed) -> None:
