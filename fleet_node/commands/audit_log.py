@@ -2,7 +2,7 @@
 
 Mental model
     What the journal says of a command is durable with the commit that says it; the row about it is made of that,
-    and chained with a later commit, at the latest when 512 commands wait for theirs. Nothing is lost in between: the
+    and chained with a later commit, at the latest when 2048 of them wait for theirs. Nothing is lost in between: the
     entries keep it, and a process that starts finds those that are above the two numbers that the last row reached
     (`sealed_seq` for acceptances, `sealed_report_no` for ends). So a commit of one statement stays one SQL statement.
     Whatever has no entry of its own (refusals, cancels, bundles, drains, starts) is chained in the commit that brings
@@ -26,7 +26,7 @@ from fleet_node.commands import audit_rows
 from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
 
-MAX_UNSEALED = 512
+MAX_UNSEALED = 2048
 MAX_UNSEALED_BYTES = 1024 * 1024
 MAX_UNACKED_BYTES = 32 * 1024 * 1024
 KEEP_ROWS = 256

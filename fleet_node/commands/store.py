@@ -6,20 +6,18 @@ has, the report is kept as it is sent, in place of the arguments. `tombstones` a
 command.
 
 Each SQL statement lets go of the interpreter and has to get it back from the event loop, which costs more than writing
-a row does: so a commit writes many rows with one statement, new ones whole, and of changed ones what changes. And
-`counters` stand for what no row says any more: the usual commits, of one statement's commands or of their ends, are one
-SQL statement that needs no transaction around it, and write no page but those of their rows. The audit's rows about
-them follow with a later commit (`audit_log`).
+a row does: so a commit writes many rows with one statement (`entry_rows`). And `counters` stand for what no row says:
+the usual commits, of one statement's commands or of their ends, are one SQL statement that needs no transaction around
+it, and write no page but those of their rows. The audit's rows about them follow with a later commit (`audit_log`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -29,12 +27,11 @@ from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.audit_log import AuditLog
 from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
-from fleet_node.commands.entry_values import Values, accepted_values, changed_values, told_again_values
+from fleet_node.commands.entry_rows import is_one_statement, write_accepted, write_changed, write_told_again
 from fleet_node.commands.intent_rows import refuse_intents_until, use_intents, used_intents
 from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.used_intents import Use, UsedIntents
 
-T = TypeVar("T")
 Counters = tuple[int, int, int]  # last_accepted_seq, last_report_no, acked_report_no
 
 log = get_logger(__name__)
@@ -49,22 +46,6 @@ _ACK_SLACK = 256
 
 _UNFINISHED = f"({CommandState.COMMAND_STATE_ACCEPTED:d}, {CommandState.COMMAND_STATE_RUNNING:d})"
 
-
-def _texts(statement: str, row: str) -> dict[int, str]:
-    """`statement` for several numbers of rows; few, because each stays prepared."""
-    return {rows: statement.format(", ".join([row] * rows)) for rows in (32, 16, 8, 4, 2, 1)}
-
-
-# Replaces, because a seq that was too far away when it first came has a row already.
-_ACCEPT = _texts("INSERT OR REPLACE INTO entries VALUES {}", "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, x'')")
-# An update of many rows at once: what has not ended is never forgotten, so its row is there and nothing is inserted.
-_CHANGE = _texts(
-    "INSERT INTO entries VALUES {} ON CONFLICT (seq) DO UPDATE SET state = excluded.state,"
-    " report_no = excluded.report_no, started_at_ms = excluded.started_at_ms, report = excluded.report,"
-    " arguments = CASE excluded.report WHEN x'' THEN arguments ELSE x'' END",
-    "(?, x'', x'', '', '', x'', 0, 0, ?, ?, ?, ?)",
-)
-_TELL_AGAIN = "UPDATE entries SET report_no = ?, report = ? WHERE seq = ?"
 _COUNTERS = "UPDATE counters SET last_accepted_seq = ?, last_report_no = ?, acked_report_no = ?"
 # What was too far away was never accepted: its row says nothing of how far the node is.
 _SAID_BY_ROWS = (
@@ -192,14 +173,14 @@ class JournalStore:
         seal = bool(events or told_again) or self.audit.due or self._crowded(count, size, counters)
         try:
             if not seal and not rare and self._said_by(accepted, changed, counters):
-                self._write(_ACCEPT, accepted, accepted_values)
-                self._write(_CHANGE, changed, changed_values)
+                write_accepted(self.connection, accepted)
+                write_changed(self.connection, changed)
             else:
                 with self._transaction(counters):
-                    self._write(_ACCEPT, accepted, accepted_values)
+                    write_accepted(self.connection, accepted)
                     if told_again:  # before what changes: it says how commands stood until now
-                        self.connection.executemany(_TELL_AGAIN, map(told_again_values, told_again))
-                    self._write(_CHANGE, changed, changed_values)
+                        write_told_again(self.connection, told_again)
+                    write_changed(self.connection, changed)
                     if tombstones:
                         self._bury(tombstones)
                     if uses:
@@ -219,25 +200,35 @@ class JournalStore:
             self.audit.durable(accepted, changed)
         self.rows, self._bytes, self._counters = count, size, counters
 
+    def chain_audit(self) -> None:
+        """Write rows of the audit about what has none yet.
+
+        Raises:
+            JournalUnavailableError: they cannot be written.
+        """
+        if not self.audit.unsealed:
+            return
+        last_seq, last_report_no, _ = self._counters
+        try:
+            with self._transaction(self._counters):
+                self.audit.seal((), (), (), last_seq=last_seq, last_report_no=last_report_no)
+        except sqlite3.Error as error:
+            raise JournalUnavailableError(_unavailable(error)) from error
+        self.audit.sealed()
+
     def next_audit(self, acked_number: int, after: int) -> list[gateway_pb2.AuditRow]:
-        """The audit's next rows; what has no row yet is chained first.
+        """The audit's next rows that are chained.
 
         Args:
             acked_number: the server has every row up to it.
             after: number of the last row that is not wanted.
 
         Raises:
-            JournalUnavailableError: they cannot be written or read.
+            JournalUnavailableError: they cannot be read.
         """
-        audit = self.audit
-        audit.acked(acked_number)
         try:
-            if audit.unsealed:
-                last_seq, last_report_no, _ = self._counters
-                with self._transaction(self._counters):
-                    audit.seal((), (), (), last_seq=last_seq, last_report_no=last_report_no)
-                audit.sealed()
-            return audit.after(after)
+            self.audit.acked(acked_number)
+            return self.audit.after(after)
         except sqlite3.Error as error:
             raise JournalUnavailableError(_unavailable(error)) from error
 
@@ -315,7 +306,7 @@ class JournalStore:
 
     def _said_by(self, accepted: Sequence[Entry], changed: Sequence[Change], counters: Counters) -> bool:
         """Whether one statement writes these rows, and they say all that the counters would say."""
-        if bool(accepted) == bool(changed) or len(accepted or changed) not in _ACCEPT:
+        if bool(accepted) == bool(changed) or not is_one_statement(accepted or changed):
             return False
         last_accepted_seq, last_report_no, acked_report_no = counters
         if acked_report_no - self._saved_acked > _ACK_SLACK:
@@ -335,16 +326,6 @@ class JournalStore:
         finally:
             if self.connection.in_transaction:
                 execute("ROLLBACK")
-
-    def _write(self, texts: dict[int, str], items: Sequence[T], values: Callable[[T], Values]) -> None:
-        written = 0
-        for rows, text in texts.items():
-            while len(items) - written >= rows:
-                flat: list[int | str | bytearray] = []
-                for item in items[written : written + rows]:
-                    flat += values(item)
-                self.connection.execute(text, flat)
-                written += rows
 
     def _bury(self, tombstones: Sequence[tuple[int, bytes]]) -> None:
         self.connection.execute("DELETE FROM tombstones WHERE seq <= (SELECT last_accepted_seq FROM counters)")

@@ -32,6 +32,7 @@ def read_audit(store: JournalStore, node_id: str, *, after: int = 0) -> ReadAudi
     """Every row after `after`, hashes and numbers checked from row 1 on."""
     read = ReadAudit()
     previous = FIRST_PREVIOUS_HASH
+    store.chain_audit()
     while rows := store.next_audit(0, after):
         for row in rows:
             assert row.number == after + 1, f"row {row.number} follows row {after}"
