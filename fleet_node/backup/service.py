@@ -5,6 +5,10 @@ Mental model
     can, and then the ratchet tells (docs/protocol.md, "Ratchet"): unless nothing happened since the backup was made,
     the server sets the node aside until an operator has adopted it, and tells it its floor.
     The journal is copied as one moment saw it, by the process that owns it: the running daemon, or this one.
+    The daemon goes on meanwhile and may replace its files, several at a time. So they are read before the journal is
+    copied and once more after it, until both readings agree: then one moment saw all of them as they are in the
+    archive, and it is one that the node comes back from, for it could have been killed there. The ratchet is then the
+    one in force when the journal was copied: a newer one would vouch for a journal that knows less than the node did.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ JOURNAL = "journal.db"
 MANIFEST = "backup.json"
 NEEDED = ("identity.key", "sealing.key", "membership.json", "bundle.bin", JOURNAL)
 OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", "people.json")
+
+_READINGS = 6
+"""A rotation replaces files for some milliseconds; what changes as often as this is not a node at work."""
 
 CopyJournal = Callable[[Path], None]
 """Writes a copy of the journal to a path at which nothing is."""
@@ -65,26 +72,16 @@ def back_up(
     """Write the node's archive, 0600, whole or not at all; nothing is overwritten.
 
     Raises:
-        BackupError: there is something at the path, or a file of the node is missing.
+        BackupError: there is something at the path, or the node's files do not hold still.
         ArchiveError: the passphrase is too short.
         PrivateFileError: a file of the node cannot be read.
         OSError: the archive cannot be written.
     """
     if to.exists() or to.is_symlink():
         raise BackupError(f"{to} is there already: give another name, a backup is never overwritten")
-    copy = folder.path / f".journal-{secrets.token_hex(4)}.copy"
-    try:
-        copy_journal(copy)
-        copy.chmod(0o600)
-        journal = read_private(copy)
-    finally:
-        copy.unlink(missing_ok=True)
+    files = _as_one_moment_saw_them(folder, copy_journal)
     made_at_ms = clock.now_ms()
-    files = {MANIFEST: json.dumps({"node_id": node_id, "made_at_ms": made_at_ms}).encode(), JOURNAL: journal}
-    for name in (*NEEDED, *OPTIONAL):
-        path = folder.path / name
-        if name != JOURNAL and (name in NEEDED or path.exists()):
-            files[name] = read_private(path)
+    files[MANIFEST] = json.dumps({"node_id": node_id, "made_at_ms": made_at_ms}).encode()
     archive = seal(files, passphrase, cost=cost)
     write_private(to, archive)
     return Backup(node_id, made_at_ms, len(archive))
@@ -134,6 +131,37 @@ def restore(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return backup
+
+
+def _as_one_moment_saw_them(folder: StateFolder, copy_journal: CopyJournal) -> dict[str, bytes]:
+    files = _small_files(folder)
+    for _ in range(_READINGS):
+        journal = _copied_journal(folder, copy_journal)
+        before, files = files, _small_files(folder)
+        if files == before:
+            return {**files, JOURNAL: journal}
+    raise BackupError("the node keeps replacing its files: wait until `fleet-node status` shows it settled, try again")
+
+
+def _copied_journal(folder: StateFolder, copy_journal: CopyJournal) -> bytes:
+    copy = folder.path / f".journal-{secrets.token_hex(4)}.copy"
+    try:
+        copy_journal(copy)
+        copy.chmod(0o600)
+        return read_private(copy)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _small_files(folder: StateFolder) -> dict[str, bytes]:
+    files = {name: read_private(folder.path / name) for name in NEEDED if name != JOURNAL}
+    for name in OPTIONAL:
+        try:
+            files[name] = read_private(folder.path / name)
+        except PrivateFileError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return files
 
 
 __all__ = ["ArchiveError", "Backup", "BackupError", "PrivateFileError", "back_up", "restore"]
