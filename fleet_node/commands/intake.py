@@ -223,14 +223,8 @@ class Intake:
     ) -> None:
         seq, action, arguments = command.monotonic_seq, command.action, command.arguments
         checked = self._check(action, arguments) if seq > plan.last_accepted_seq else None
-        permit: Permit | None = None
-        if checked is not None and not isinstance(checked, Objection) and self._protection.protects(checked[0]):
-            judged = self._protection.judge(command, plan.permits)
-            if isinstance(judged, Objection):
-                checked = judged
-            else:
-                permit = judged
         objection = checked if isinstance(checked, Objection) else None
+        permit: Permit | None = None
         verdict = judge_command(
             command,
             last_accepted_seq=plan.last_accepted_seq,
@@ -239,6 +233,12 @@ class Intake:
             server_now_ms=now_ms,
             objection=None if objection is None else objection.reason,
         )
+        if verdict is Verdict.ACCEPT and isinstance(checked, tuple) and self._protection.protects(checked[0]):
+            judged = self._protection.judge(command, plan.permits)
+            if isinstance(judged, Objection):
+                verdict, objection = Verdict.REJECTED, judged
+            else:
+                permit = judged
         if verdict.advances:
             plan.last_accepted_seq = seq
         if verdict is Verdict.REPLAY and known is not None:
@@ -259,7 +259,7 @@ class Intake:
             _ACCEPTED,
         )
         plan.entries.append(entry)
-        if verdict is Verdict.ACCEPT and checked is not None and not isinstance(checked, Objection):
+        if verdict is Verdict.ACCEPT and isinstance(checked, tuple):
             driver_action, parsed = checked
             if permit is not None:
                 _permit(permit, entry, plan)

@@ -11,6 +11,7 @@ import pytest_asyncio
 from fleet.envelope import Domain
 from fleet.intents import IntentVerdict
 from fleet.people import People, take
+from fleet.sequence import MAX_SEQ_STEP
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.commands.protection import Verifier
 from fleet_node.commands.store import JournalStore
@@ -174,6 +175,19 @@ async def test_an_intent_is_not_used_up_by_a_command_that_did_not_get_in(node: T
     again = wished(node, signed=command.intent)
     await node.give(again)
     await node.wait_reported(again, "SUCCEEDED")
+
+
+async def test_people_are_asked_last_so_that_the_reason_is_the_right_one(node: TestNode) -> None:
+    late = node.command(SEALED, ttl_ms=1000)
+    far = node.command(SEALED, seq=MAX_SEQ_STEP + 9)
+    cancelled = node.command(SEALED, seq=2)
+    assert await node.cancel(cancelled) == command_pb2.CANCEL_OUTCOME_TOMBSTONED
+    await node.clock.advance(2)
+    await node.give(late, cancelled, far)
+    assert (await node.wait_reported(late, "EXPIRED")).reason == "EXPIRED"
+    assert (await node.wait_reported(cancelled, "CANCELLED")).reason == "CANCELLED"
+    assert (await node.wait_reported(far, "REJECTED")).reason == "SEQ_TOO_FAR"
+    assert node.metrics.intent_refusals.labels(IntentVerdict.INTENT_MISSING).value == 0
 
 
 @pytest.mark.parametrize("orderly", [True, False], ids=["stopped", "killed"])
