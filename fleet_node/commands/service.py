@@ -16,7 +16,7 @@ from pathlib import Path
 from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
 from fleet.node_audit import JSON, NodeAuditKind
-from fleet.sequence import StatementReason, StatementRefusal, StreamContext
+from fleet.sequence import MAX_DETAIL_CHARS, StatementReason, StatementRefusal, StreamContext
 from fleet.trust import TrustState
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet.v1.command_pb2 import CancelOutcome, CommandState
@@ -36,7 +36,6 @@ from fleet_node.observability.metrics import CommandMetrics
 
 log = get_logger(__name__)
 
-_AUDITED_CHARS = 500
 MAX_BACKLOG = 16_384
 MAX_BACKLOG_BYTES = 128 * 1024 * 1024
 """Unacknowledged reports beyond which a node takes no more commands: its disk is not the server's queue. What it took
@@ -237,7 +236,7 @@ class CommandService:
                     log.warning("seq_floor_raised", seq_floor=floor.seq_floor, last_accepted_seq=last_accepted_seq)
             except (StatementRefusal, JournalUnavailableError) as error:
                 log.error("floor_refused", detail=str(error))
-                self.audit(NodeAuditKind.FLOOR_REFUSED, detail=str(error)[:_AUDITED_CHARS])
+                self.audit(NodeAuditKind.FLOOR_REFUSED, detail=str(error)[:MAX_DETAIL_CHARS])
 
     def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[bytes]:
         """Reports for `stream`, if it is the newest."""
@@ -316,19 +315,20 @@ class CommandService:
         return audit_rows.cancel(cancel, outcome, self._server_time.now_ms())
 
     def _refuse(self, stream: _Stream, signed: trust_pb2.Signed, refusal: StatementRefusal) -> None:
+        key_id = signed.signatures[0].key_id[:16] if signed.signatures else b""
         self._metrics.statement_refusals.labels(refusal.reason.value).inc()
         log.warning("statement_refused", reason=refusal.reason.value, detail=refusal.detail)
         self.audit(
             NodeAuditKind.STATEMENT_REFUSED,
-            detail=refusal.detail[:_AUDITED_CHARS],
-            key_id=signed.signatures[0].key_id[:16].hex() if signed.signatures else "",
+            detail=refusal.detail,
+            key_id=key_id.hex(),
             reason=refusal.reason.value,
             statement_sha256=hashlib.sha256(signed.statement).hexdigest(),
         )
         generation, number = self._trust.state.version
         refused = command_pb2.StatementRefused(
             statement_sha256=hashlib.sha256(signed.statement).digest(),
-            key_id=signed.signatures[0].key_id if signed.signatures else b"",
+            key_id=key_id,
             reason=refusal.reason.value,
             last_accepted_seq=self._ledger.last_accepted_seq,
             bundle_version=session_pb2.BundleVersion(generation=generation, number=number),

@@ -16,6 +16,7 @@ from fleet.v1 import command_pb2, trust_pb2
 
 MAX_COMMANDS_PER_STATEMENT = 32
 MAX_SEQ_STEP = 2**32
+MAX_DETAIL_CHARS = 500
 _DIGEST_DOMAIN = b"fleet.v1/command-digest\x00"
 # A number's own length, the number, and the length of the field after it: once a command, so in one call each.
 _LENGTH = struct.Struct(">I").pack
@@ -63,9 +64,11 @@ _ADVANCING = frozenset({Verdict.ACCEPT, Verdict.EXPIRED, Verdict.REJECTED, Verdi
 
 
 class StatementRefusal(Exception):
-    """A whole statement is refused; no command's state changed."""
+    """A whole statement is refused; no command's state changed. `detail` is cut: it may quote what the other side made
+    as long as a frame."""
 
     def __init__(self, reason: StatementReason, detail: str) -> None:
+        detail = detail[:MAX_DETAIL_CHARS]
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from fleet import envelope
 from fleet.envelope import Domain, EnvelopeError
-from fleet.sequence import StatementReason, StatementRefusal
+from fleet.sequence import MAX_DETAIL_CHARS, StatementReason, StatementRefusal
 from fleet.v1 import enrollment_pb2, trust_pb2
 
 MAX_NUMBER_STEP = 2**20
@@ -43,9 +43,10 @@ class TrustReason(StrEnum):
 
 
 class TrustError(Exception):
-    """Something that claims trust does not have it."""
+    """Something that claims trust does not have it. `detail` is cut, as that of a `StatementRefusal`."""
 
     def __init__(self, reason: TrustReason, detail: str) -> None:
+        detail = detail[:MAX_DETAIL_CHARS]
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

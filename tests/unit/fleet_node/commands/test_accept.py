@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet.envelope import Domain, Signer
-from fleet.sequence import MAX_SEQ_STEP
+from fleet.sequence import MAX_DETAIL_CHARS, MAX_SEQ_STEP
 from fleet.v1 import command_pb2
 from tests.unit.fleet_node.commands.node import TestNode
 
@@ -91,6 +91,19 @@ async def test_forged_truncated_and_foreign_signatures_are_refused(node: TestNod
 
     assert reasons == ["BAD_SIGNATURE", "UNKNOWN_KEY", "BAD_SIGNATURE", "MALFORMED", "MALFORMED"]
     assert node.probe.runs == []
+
+
+async def test_what_a_refusal_quotes_is_cut_before_it_is_logged_audited_or_answered(
+    node: TestNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = node.frame(node.command(), node_id="\x01" * 100_000)
+    stranger = node.frame(node.command())
+    stranger.signed.signatures[0].key_id = b"k" * 100_000
+    for frame in (foreign, stranger):
+        await node.stream.command_frame(frame)
+        refused = await node.wait_control("statement_refused")
+        assert len(refused.SerializeToString()) < 2 * MAX_DETAIL_CHARS
+    assert len("".join(capsys.readouterr())) < 20 * MAX_DETAIL_CHARS
 
 
 async def test_an_older_streams_statement_is_ignored_once_a_newer_one_was_welcomed(node: TestNode) -> None:
