@@ -29,6 +29,7 @@ from fleet.node_audit import NodeAuditKind
 from fleet.process_metrics import ProcessMetrics
 from fleet.version import software_version
 from fleet_node.commands.execution import CommandLimits
+from fleet_node.commands.journal_copy import nothing_between
 from fleet_node.commands.opening import open_journal
 from fleet_node.commands.protection import Verifier
 from fleet_node.commands.service import CommandService
@@ -145,10 +146,11 @@ class Node:
         credentials = Credentials(
             parts.folder, membership, parts.keys, server_time=server_time, pinned=bool(settings.fingerprint)
         )
+        self._journal = open_journal(
+            parts.folder.journal, membership.node_id, commit_duration=self.metrics.commands.commit_duration
+        )
         self.commands = CommandService(
-            journal=open_journal(
-                parts.folder.journal, membership.node_id, commit_duration=self.metrics.commands.commit_duration
-            ),
+            journal=self._journal,
             registry=parts.drivers,
             trust=self.trust,
             site=membership.site,
@@ -312,7 +314,7 @@ class Node:
 
     async def _copy_journal(self) -> dict[str, Any]:
         path = self._folder.path / f".journal-{secrets.token_hex(8)}.copy"
-        await self.commands.copy_journal(path)
+        await self._journal.copy(path, nothing_between)
         return {"path": str(path)}
 
     async def _read_owner_pin(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ Mental model
     Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in
     their order.
     Acknowledgements ride along with a later commit: losing some only sends reports again.
+    A copy of the file is made in steps, and what was queued during a step is done after it: commands do not wait for
+    a backup.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleet.logs import get_logger
 from fleet_node.commands.audit_rows import AuditEvent
+from fleet_node.commands.journal_copy import Between
 from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError, Recovered
 
 if TYPE_CHECKING:
@@ -53,6 +58,16 @@ class _Query:
     future: asyncio.Future[Any]
 
 
+@dataclass(slots=True, eq=False)
+class _Copy:
+    path: Path
+    between: Between
+    future: asyncio.Future[None]
+
+
+_Item = _Commit | _Query | _Copy
+
+
 class Journal:
     """Group commit on one thread.
 
@@ -64,9 +79,11 @@ class Journal:
     def __init__(self, store: JournalStore, *, commit_duration: Histogram) -> None:
         self._store = store
         self._commit_duration = commit_duration
-        self._turn: list[_Commit | _Query] = []
+        self._turn: list[_Item] = []
         self._late: list[Callable[[], None]] = []
-        self._queue: queue.SimpleQueue[list[_Commit | _Query] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
+        self._copies: deque[_Copy] = deque()  # the thread's, and so is the next
+        self._ending = False
         self._acked_report_no = 0
         self.audit_news = asyncio.Event()
         """Set whenever something was handed in that the audit speaks of; whoever sends the audit clears it."""
@@ -120,6 +137,21 @@ class Journal:
         self._hand_in(_Query(ask, future))
         return await future
 
+    async def copy(self, path: Path, between: Between) -> None:
+        """Write into a new file what is durable at the end of this; commits go on meanwhile. Cancelling ends it.
+
+        Args:
+            between: told on the journal's thread how far it is.
+
+        Raises:
+            JournalUnavailableError: it cannot be read, the copy not be written, or the node shuts down.
+        """
+        if self._closed:
+            raise JournalUnavailableError(_CLOSED)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hand_in(_Copy(path, between, future))
+        await future
+
     def note_acked_nowait(self, report_no: int) -> None:
         """Everything up to `report_no` may be forgotten; written with a later commit, at the latest on `close`."""
         self._acked_report_no = max(self._acked_report_no, report_no)
@@ -135,7 +167,7 @@ class Journal:
         else:
             await asyncio.to_thread(self._thread.join)
 
-    def _hand_in(self, item: _Commit | _Query) -> None:
+    def _hand_in(self, item: _Item) -> None:
         self._await_end()
         self._turn.append(item)
 
@@ -155,30 +187,60 @@ class Journal:
             self._turn = []
 
     def _run(self) -> None:
-        ending = False
-        while not ending:
-            commits, queries, ending = self._take()
-            if commits:
-                self._commit(commits)
-            for query in queries:
-                self._answer(query)
+        while not self._ending:
+            self._serve(wait=True)
+            while self._copies and not self._ending:
+                self._copy(self._copies.popleft())
+        for copy in self._copies:
+            self._call(_reject, copy.future, JournalUnavailableError(_CLOSED))
         self._flush_acked()
         self._store.close()
 
-    def _take(self) -> tuple[list[_Commit], list[_Query], bool]:
+    def _serve(self, *, wait: bool) -> None:
+        """Do all that is queued.
+
+        Args:
+            wait: until something is.
+        """
+        commits, queries = self._take(wait)
+        if commits:
+            self._commit(commits)
+        for query in queries:
+            self._answer(query)
+
+    def _take(self, wait: bool) -> tuple[list[_Commit], list[_Query]]:
         commits: list[_Commit] = []
         queries: list[_Query] = []
-        while True:
+        while wait or not self._queue.empty():
+            wait = False
             turn = self._queue.get()
             if turn is None:
-                return commits, queries, True
+                self._ending = True
+                break
             for item in turn:
                 if isinstance(item, _Commit):
                     commits.append(item)
-                else:
+                elif isinstance(item, _Query):
                     queries.append(item)
-            if self._queue.empty():
-                return commits, queries, False
+                else:
+                    self._copies.append(item)
+        return commits, queries
+
+    def _copy(self, copy: _Copy) -> None:
+        def between(done: int, of: int) -> None:
+            copy.between(done, of)
+            self._serve(wait=False)
+            if self._ending or copy.future.cancelled():
+                raise JournalUnavailableError(_CLOSED)
+
+        if copy.future.cancelled():
+            return
+        try:
+            self._store.copy_to(copy.path, between)
+        except Exception as error:  # noqa: BLE001  belongs to the caller
+            self._call(_reject, copy.future, error)
+        else:
+            self._call(_resolve, copy.future, None)
 
     def _commit(self, commits: list[_Commit]) -> None:
         started = perf_counter()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from pathlib import Path
 
 from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
@@ -169,14 +168,6 @@ class CommandService:
         self._execution.hold(order.drain or self._closing or not self._welcomed)
         if news or order.drain:
             self._send_drained()
-
-    async def copy_journal(self, path: Path) -> None:
-        """Write a copy of the journal into a new file.
-
-        Raises:
-            JournalUnavailableError: it cannot be read, or the copy not be written.
-        """
-        await self._journal.query(lambda store: store.copy_to(path))
 
     async def close(self) -> None:
         """Stop what runs, within its grace, and close the journal. What does not end is left RUNNING in it."""

@@ -29,6 +29,7 @@ from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.entry_rows import is_one_statement, write_accepted, write_changed, write_told_again
 from fleet_node.commands.intent_rows import refuse_intents_until, use_intents, used_intents
+from fleet_node.commands.journal_copy import Between, copy_journal_into, nothing_between
 from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.used_intents import Use, UsedIntents
 
@@ -288,15 +289,15 @@ class JournalStore:
             raise JournalUnavailableError(_unavailable(error)) from error
         return [entry for entry in entries if entry.report_no in wanted and _is_whole(entry)]
 
-    def copy_to(self, path: Path) -> None:
-        """Write what is durable into a new file, as one moment saw it.
+    def copy_to(self, path: Path, between: Between = nothing_between) -> None:
+        """Write what is durable when this returns into a new file, 0600. What `between` raises ends it.
 
         Raises:
             JournalUnavailableError: it cannot be read, or the copy not be written.
         """
         try:
-            self.connection.execute("VACUUM INTO ?", (str(path),))
-        except sqlite3.Error as error:
+            copy_journal_into(self.connection, path, between)
+        except (sqlite3.Error, OSError) as error:
             raise JournalUnavailableError(_unavailable(error)) from error
 
     def close(self) -> None:
@@ -375,5 +376,5 @@ def _is_whole(entry: Entry) -> bool:
     return True
 
 
-def _unavailable(error: sqlite3.Error) -> str:
+def _unavailable(error: sqlite3.Error | OSError) -> str:
     return f"the node's journal cannot be used ({error}): make room on its disk, or make it writable again"
