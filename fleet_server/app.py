@@ -329,7 +329,7 @@ class Server:
                 "secret-keys": self.master_keys.run(),
                 "approvals": self.approvals.run(),
                 "installation": self.installation.run(),
-                "trust-watch": self.trust.run_watch(),
+                "trust-watch": self.trust.watch.run(),
                 "key-rotation": self.rotation.run(),
                 "certificates": self.certificates.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),

@@ -21,7 +21,7 @@ from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
 from fleet.identity import show_fingerprint
 from fleet.logs import get_logger
-from fleet.v1 import enrollment_pb2, trust_pb2
+from fleet.v1 import enrollment_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
@@ -40,6 +40,7 @@ from fleet_server.sessions.admission import Admission
 from fleet_server.sessions.hello import check_reported
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
+from fleet_server.trust.succession import chain_behind
 
 log = get_logger(__name__)
 
@@ -197,7 +198,8 @@ class EnrollmentService(JoinTokens):
         sealed to the node.
 
         Raises:
-            Refusal: MALFORMED, NOT_FOUND, BAD_PROOF or QUARANTINED.
+            Refusal: MALFORMED, NOT_FOUND, BAD_PROOF or QUARANTINED; UNAVAILABLE while this replica does not know the
+                authority that signed it.
         """
         said = proofs.parse(enrollment_pb2.BootstrapPollStatement, request.signed)
         if len(said.nonce) != 32:
@@ -217,13 +219,13 @@ class EnrollmentService(JoinTokens):
         except Refusal:
             self._admission.charge_garbage("GetBootstrap", address)
             raise
-        return enrollment_pb2.GetBootstrapResponse(
-            state=record.state,
-            bootstrap=trust_pb2.Signed.FromString(record.bootstrap) if record.state == APPROVED else None,
-            poll_interval_s=self._settings.poll_interval_s,
-            reason=record.reason,
-            bundle_chain=self._trust.bundle_chain_from(0, 0) if record.state == APPROVED else (),
+        answer = enrollment_pb2.GetBootstrapResponse(
+            state=record.state, poll_interval_s=self._settings.poll_interval_s, reason=record.reason
         )
+        if record.state == APPROVED:
+            answer.bootstrap.MergeFromString(record.bootstrap)
+            answer.bundle_chain.extend(await chain_behind(self._trust, answer.bootstrap))
+        return answer
 
     def checklist_of(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:
         """What a revocation leaves to do about the join token that let the node in."""

@@ -132,7 +132,8 @@ class HandshakeService:
     async def begin(
         self, request: session_pb2.BeginHandshakeRequest, address: str
     ) -> session_pb2.BeginHandshakeResponse:
-        """Answer an api_key with a challenge, and with the bundles that the node lacks. Reads no table.
+        """Answer an api_key with a challenge, and with the bundles that the node lacks. Reads no table, unless the node
+        knows a newer authority than this replica.
 
         Raises:
             Refusal: UNKNOWN_CREDENTIAL, MALFORMED, PROTOCOL_TOO_OLD, or OVERLOADED with a delay; UNAVAILABLE when the
@@ -143,6 +144,9 @@ class HandshakeService:
         if not 0 < len(request.node_id) <= MAX_ID_CHARS:
             raise Refusal(Reason.MALFORMED, "node_id is missing or too long")
         self.admission.admit_handshake(digest)
+        held = request.bundle_version
+        if held.generation > self._trust.authority_generation:
+            await self._trust.watch.look()
         with self.admission.measured("begin"):
             challenge = self._credentials.challenge(
                 ChallengePurpose.HANDSHAKE,
@@ -150,7 +154,6 @@ class HandshakeService:
                 nonce=os.urandom(NONCE_BYTES),
                 expires_at_ms=self._clock.now_ms() + CHALLENGE_TTL_MS,
             )
-            held = request.bundle_version
             self._check_generation(held.generation)
             chain = self._trust.bundle_chain_from(held.generation, held.number)
         return session_pb2.BeginHandshakeResponse(

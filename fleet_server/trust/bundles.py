@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from fleet import trust
-from fleet.envelope import Domain, Signer
+from fleet.envelope import Domain, Signer, key_id
 from fleet.trust import TrustError, TrustState
 from fleet.v1 import trust_pb2
 from fleet_server.audit.kinds import AuditKind
@@ -54,6 +54,11 @@ def newest(conn: Connection, cluster_id: str, authority: Signer) -> Published | 
             " restore the table trust_bundles from a backup"
         ) from error
     return Published(state, row.content_sha256)
+
+
+def authority_ids(chain: Iterable[trust_pb2.Signed]) -> set[bytes]:
+    """Key ids of the authorities that bundles of this server name."""
+    return {key_id(trust.claimed(signed).authority_key) for signed in chain}
 
 
 class BundlePress:

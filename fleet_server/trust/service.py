@@ -32,6 +32,7 @@ from fleet_server.trust.parts import TrustParts
 from fleet_server.trust.people import ClusterPeople
 from fleet_server.trust.phases import KeyRecord
 from fleet_server.trust.secrets import SealError, Secrets
+from fleet_server.trust.watch import BundleWatch
 
 __all__ = ["TrustService", "TrustSetupError"]
 
@@ -40,7 +41,6 @@ log = get_logger(__name__)
 T = TypeVar("T")
 TOPIC = "bundle"
 CHECK_INTERVAL_S = 60.0
-WATCH_INTERVAL_S = 0.5
 MAX_NUMBER_RAISE = 64  # an hour: the 2^20 that a node follows at once last two years, also against one in wrong hands
 RAISE_INTERVAL_S = 3600.0
 
@@ -92,6 +92,12 @@ class TrustService:
         self.press = BundlePress(audit, self.people.kept_for_bundle)
         self._told_refused: set[str] = set()
         self._raised_at: float | None = None
+        self.watch = BundleWatch(
+            clock=clock,
+            newest=lambda: database.read(lambda conn: store.newest_version(conn, self.cluster_id)),
+            known=lambda: self._bundle.version if self._bundle is not None else None,
+            take_up=lambda: _or_say(self._take_up()),
+        )
 
     async def create_cluster(self) -> str:
         """Make the cluster on a new installation and answer its id; the one that is there already otherwise.
@@ -289,18 +295,6 @@ class TrustService:
         while True:
             await self._clock.sleep(CHECK_INTERVAL_S)
             await _or_say(self._refresh())
-
-    async def run_watch(self) -> None:
-        """Look often whether another replica published a bundle, until cancelled: a key that it revoked signs nothing
-        here either."""
-        while True:
-            await self._clock.sleep(WATCH_INTERVAL_S)
-            try:
-                newest = await self._database.read(lambda conn: store.newest_version(conn, self.cluster_id))
-            except Refusal:
-                continue  # the database is away, which others say
-            if newest is not None and newest != self.bundle.version:
-                await _or_say(self._take_up())
 
     def command_keys(self) -> tuple[KeyRecord, ...]:
         """Every command key of the cluster, oldest first."""

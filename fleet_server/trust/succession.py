@@ -15,7 +15,7 @@ from fleet.v1 import trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.database.writer import Transaction
-from fleet_server.trust import phases, store
+from fleet_server.trust import bundles, phases, store
 from fleet_server.trust.keyring import Keyring
 from fleet_server.trust.service import TrustService
 
@@ -93,6 +93,26 @@ class AuthorityRotation:
         }
         self._audit.append(tx, AuditKind.AUTHORITY_ROTATED, actor=actor, subject=row.cluster_id, detail=detail)
         return AuthorityRecord(row.generation, row.public_key, row.created_at_ms)
+
+
+async def chain_behind(trust: TrustService, signed: trust_pb2.Signed) -> list[trust_pb2.Signed]:
+    """The whole chain, with the authority in it that signed something: one that is not known here yet may follow the
+    one that is, so the database is asked once more.
+
+    Raises:
+        Refusal: UNAVAILABLE, it does not know of that authority either.
+    """
+    signers = {signature.key_id for signature in signed.signatures}
+    if signers.isdisjoint(bundles.authority_ids(trust.bundle_chain_from(0, 0))):
+        await trust.watch.look()
+    chain = trust.bundle_chain_from(0, 0)
+    if signers.isdisjoint(bundles.authority_ids(chain)):
+        raise Refusal(
+            Reason.UNAVAILABLE,
+            "this replica does not know the authority that signed this yet: ask again in a second or two",
+            retry_after_s=1.0,
+        )
+    return chain
 
 
 def check_generation(current: int, expected: int) -> None:

@@ -6,13 +6,16 @@ import os
 
 import pytest
 
-from fleet.envelope import Domain, verify_one
+from fleet import trust_chain
+from fleet.envelope import Domain, verify, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.trust import verify_join_token
-from fleet.v1 import enrollment_pb2
+from fleet.v1 import enrollment_pb2, session_pb2
 from fleet_server.admin.views import enrollment_view
+from fleet_server.database.engine import Database
 from fleet_server.enrollment.rules import TokenState
+from fleet_server.trust.succession import AuthorityRotation
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import ADDRESS, Node, World, approve
 
@@ -61,6 +64,30 @@ async def test_the_same_request_again_burns_nothing(world: World, clock: MockClo
     assert (await node.enroll(token)).enrollment_id == first.enrollment_id
     [listed] = await world.enrollment.list_tokens()
     assert listed.uses == 1
+
+
+async def test_a_replica_that_has_not_heard_of_a_rotation_answers_a_chain_that_leads_to_the_bootstrap(
+    world: World, database: Database, clock: MockClock
+) -> None:
+    """One replica rotates the authority and approves; the next poll comes to another one, before its next look."""
+    other = await World(database, clock, replica_id="r2").start()
+    pinned = world.trust.authority.public_key
+    node = Node(world)
+    await node.enroll(await world.token())
+    await AuthorityRotation(world.trust).rotate("ada", from_generation=1, reason="yearly")
+    await approve(world, node)
+    node.world = other
+    answer = await node.poll()
+    links = trust_chain.from_pin(answer.bundle_chain, cluster_id=world.trust.cluster_id, authority_key=pinned)
+    raw = verify(answer.bootstrap, domain=Domain.BOOTSTRAP, keys=trust_chain.authorities(links))
+    assert enrollment_pb2.BootstrapStatement.FromString(raw).enrollment_id == node.enrollment_id
+    await node.fetch_bootstrap()
+    behind = await World(database, clock, replica_id="r3").start()
+    await AuthorityRotation(world.trust).rotate("ada", from_generation=2, reason="yearly")
+    held = session_pb2.BundleVersion(generation=3, number=1)
+    node.world = behind
+    assert await node.begin(bundle_version=held)
+    assert behind.trust.authority_generation == 3
 
 
 async def test_every_poll_gets_the_same_bootstrap(world: World) -> None:

@@ -17,7 +17,8 @@ from fleet_server.database.engine import Connection, Database
 from fleet_server.trust.phases import DAY_MS
 from fleet_server.trust.rollout import BundleHolding
 from fleet_server.trust.rotation import KeyRotation
-from fleet_server.trust.service import WATCH_INTERVAL_S, TrustService, TrustSetupError
+from fleet_server.trust.service import TrustService, TrustSetupError
+from fleet_server.trust.watch import WATCH_INTERVAL_S
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.trust.test_trust import CA, ENDPOINTS, edit, make
 
@@ -250,7 +251,7 @@ async def test_another_replica_follows_within_a_second(one: Replica, database: D
     other = await replica(database, clock, writer="r-2")
     made = await one.rotation.prepare("ada", "")
     await one.rotation.revoke("ada", one.trust.command_key_id("").hex(), reason="leaked", stop_commands=False)
-    watching = asyncio.create_task(other.trust.run_watch())
+    watching = asyncio.create_task(other.trust.watch.run())
     await clock.wait_sleepers(1)
     await clock.advance(WATCH_INTERVAL_S)
     await clock.wait_sleepers(1)
@@ -265,7 +266,7 @@ async def test_replicas_that_offer_different_endpoints_do_not_answer_each_other_
     other = make(database, clock, writer="r-2")
     await other.load()
     await other.publish_bundle(["other.example:7443"], [CA])
-    watching = [asyncio.create_task(each.run_watch()) for each in (one.trust, other)]
+    watching = [asyncio.create_task(each.watch.run()) for each in (one.trust, other)]
     for _ in range(6):
         await clock.wait_sleepers(2)
         await clock.advance(WATCH_INTERVAL_S)

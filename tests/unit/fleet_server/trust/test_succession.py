@@ -7,7 +7,7 @@ import pytest
 
 from fleet import trust as node_trust
 from fleet import trust_chain
-from fleet.envelope import Domain, key_id, verified_signers, verify_one
+from fleet.envelope import Domain, Signer, key_id, verified_signers, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.trust import TrustError
 from fleet_server.audit.kinds import AuditKind
@@ -16,8 +16,9 @@ from fleet_server.database.engine import Connection, Database
 from fleet_server.trust import store
 from fleet_server.trust.master_keys import writing_key_id
 from fleet_server.trust.secrets import SealError
-from fleet_server.trust.service import WATCH_INTERVAL_S, TrustService, TrustSetupError
-from fleet_server.trust.succession import AuthorityRotation
+from fleet_server.trust.service import TrustService, TrustSetupError
+from fleet_server.trust.succession import AuthorityRotation, chain_behind
+from fleet_server.trust.watch import LOOK_PAUSE_S, WATCH_INTERVAL_S, BundleWatch
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.trust.test_trust import CA, ENDPOINTS, SECRETS, edit, make
 
@@ -179,13 +180,58 @@ async def test_another_replica_follows_within_a_second_and_signs_no_checkpoint_b
     other = await replica(database, clock, writer="r-2")
     new = await rotate(trust)
     assert not await checkpoint(other), "no authority signs after its successor might have"
-    watching = asyncio.create_task(other.run_watch())
+    watching = asyncio.create_task(other.watch.run())
     await clock.wait_sleepers(1)
     await clock.advance(WATCH_INTERVAL_S)
     await clock.wait_sleepers(1)
     assert (other.authority.public_key, other.bundle.version) == (new, (2, 1))
     assert await checkpoint(other)
     watching.cancel()
+
+
+async def test_a_replica_that_is_asked_for_what_it_does_not_know_looks_at_once(
+    trust: TrustService, database: Database, clock: MockClock
+) -> None:
+    """Between a rotation and the next look of another replica; the clock stands still."""
+    other = await replica(database, clock, writer="r-2")
+    await rotate(trust)
+    bootstrap = trust.authority.sign(Domain.BOOTSTRAP, b"a bootstrap")
+    chain = await chain_behind(other, bootstrap)
+    assert trust_chain.from_pin(chain, cluster_id=trust.cluster_id, authority_key=trust.authority.public_key)
+    assert other.authority.public_key == trust.authority.public_key
+    stranger = Signer.generate().sign(Domain.BOOTSTRAP, b"a bootstrap")
+    asking = asyncio.create_task(chain_behind(other, stranger))
+    await clock.wait_sleepers(1)
+    await clock.advance(LOOK_PAUSE_S)
+    with pytest.raises(Refusal) as refused:
+        await asking
+    assert refused.value.reason is Reason.UNAVAILABLE
+    assert refused.value.retry_after_s
+
+
+async def test_many_who_ask_at_once_cost_two_looks_and_a_pause(clock: MockClock) -> None:
+    looks, taken = [], []
+    away = [Refusal(Reason.UNAVAILABLE, "away")]
+
+    async def newest() -> tuple[int, int]:
+        looks.append(clock.monotonic())
+        if away:
+            raise away.pop()
+        return (1, len(looks))
+
+    async def take_up() -> None:
+        taken.append(len(looks))
+
+    watch = BundleWatch(clock=clock, newest=newest, known=lambda: (1, 1), take_up=take_up)
+    await asyncio.gather(*(watch.look() for _ in range(50)))
+    assert len(looks) == 1, "the database is away, which refuses nobody"
+    asking = asyncio.gather(*(watch.look() for _ in range(50)))
+    await clock.wait_sleepers(1)
+    await clock.advance(LOOK_PAUSE_S)
+    await asking
+    assert len(looks) == 2
+    assert looks[1] - looks[0] >= LOOK_PAUSE_S
+    assert taken == [2]
 
 
 async def test_an_authority_that_was_taken_away_around_the_server_is_not_forgotten(
