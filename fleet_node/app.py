@@ -163,7 +163,11 @@ class Node:
                 stop_grace_s=_STOP_GRACE_S,
             ),
             verifier=Verifier(
-                membership.node_id, lambda: credentials.preferred_keys.fingerprint, people, settings.protected
+                node_id=membership.node_id,
+                name=membership.name,
+                fingerprint=lambda: credentials.preferred_keys.fingerprint,
+                people=people,
+                protected=settings.protected,
             ),
         )
         self.trust.audited_by(self.commands)

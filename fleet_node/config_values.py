@@ -12,12 +12,11 @@ from typing import Any, Generic, TypeVar
 
 from fleet.envelope import PUBLIC_KEY_BYTES
 from fleet.globs import is_glob
-from fleet.identity import parse_fingerprint
+from fleet.identity import NODE_NAME, parse_fingerprint
 from fleet.tls import split_endpoint
 
 T = TypeVar("T")
 
-_NODE_NAME = re.compile(r"[a-z0-9-]{1,63}")
 _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9._:/-]{0,63}")
 MAX_LABELS = 32
@@ -57,7 +56,7 @@ def folder() -> Kind[Path]:
 
 def node_name() -> Kind[str]:
     """A node's name (fleet.v1.EnrollStatement)."""
-    return Kind("1 to 63 characters of a-z, 0-9 and -", lambda v: _matching(v, _NODE_NAME), str, '"pump-house-3"')
+    return Kind("1 to 63 characters of a-z, 0-9 and -", lambda v: _matching(v, NODE_NAME), str, '"pump-house-3"')
 
 
 def labels() -> Kind[Mapping[str, str]]:

@@ -188,7 +188,6 @@ class Server:
             clock=clock,
             audit=self.audit,
             trust=self.trust,
-            nodes=self.nodes,
             commands=self.commands,
             row_mac=self._secrets.row_mac("approvals"),
         )

@@ -38,12 +38,14 @@ class Verifier:
 
     Args:
         node_id: this node.
+        name: what it was called at its enrollment.
         fingerprint: 20 bytes, over this node's keys as they are now: they may be replaced while it runs.
         people: what it verified of owner, policy and grants.
         protected: globs over action names from the node's configuration.
     """
 
     node_id: str = ""
+    name: str = ""
     fingerprint: Callable[[], bytes] = bytes
     people: PeoplePort = field(default_factory=NoPeople)
     protected: tuple[str, ...] = ()
@@ -110,7 +112,8 @@ class Protection:
             permits: by intent id, given to earlier commands of the same statement.
         """
         now_ms = self._now_ms()
-        order = Order(self._verifier.node_id, self._verifier.fingerprint(), command.action, command.arguments)
+        this = self._verifier
+        order = Order(this.node_id, this.name, this.fingerprint(), command.action, command.arguments)
         used = self._used if not permits else {*permits, *(use.intent_id for use in self._used)}
         signed = command.intent if command.HasField("intent") else None
         judgement = judge_intent(

@@ -126,7 +126,7 @@ def propose(request: admin_pb2.ProposeCommandRequest, *, cluster_id: str, actor:
 def judge(approval: Approval, people: People, now_ms: int) -> Judgement:
     """What a node that the intent names would say of it."""
     target = approval.statement.targets[0]
-    order = Order(target.node_id, target.fingerprint, approval.action, approval.arguments)
+    order = Order(target.node_id, target.name, target.fingerprint, approval.action, approval.arguments)
     return intents.judge_intent(people, approval.signed, order, now_ms=latest_ms([now_ms], people.issued_at_ms()))
 
 

@@ -8,7 +8,7 @@ Mental model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -26,7 +26,6 @@ from fleet_server.audit.service import AuditService
 from fleet_server.commands.service import CommandService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes.service import NodeService
 from fleet_server.trust.secrets import RowMac
 from fleet_server.trust.service import TrustService
 
@@ -58,7 +57,6 @@ class ApprovalService:
         clock: Clock,
         audit: AuditService,
         trust: TrustService,
-        nodes: NodeService,
         commands: CommandService,
         row_mac: RowMac,
     ) -> None:
@@ -66,7 +64,6 @@ class ApprovalService:
         self._clock = clock
         self._audit = audit
         self._trust = trust
-        self._nodes = nodes
         self._commands = commands
         self._store = ApprovalStore(row_mac)
         self._told: set[str] = set()
@@ -224,9 +221,7 @@ class ApprovalService:
 
     def _views(self, conn: Connection, approvals: Sequence[Approval]) -> list[admin_pb2.ApprovalView]:
         people, now_ms = self._trust.people.verified(conn), self._clock.now_ms()
-        targets = {target.node_id for each in approvals if each.intact for target in each.statement.targets}
-        names = self._nodes.names(conn, sorted(targets)) if targets else {}
-        return [_view(each, people, names, now_ms) for each in approvals]
+        return [_view(each, people, now_ms) for each in approvals]
 
     def _tell(
         self, tx: Transaction, kind: AuditKind, actor: str, approval: Approval, people: People, **more: JSON
@@ -263,7 +258,7 @@ def _request(approval: Approval) -> admin_pb2.IssueCommandsRequest:
     )
 
 
-def _view(approval: Approval, people: People, names: Mapping[str, str], now_ms: int) -> admin_pb2.ApprovalView:
+def _view(approval: Approval, people: People, now_ms: int) -> admin_pb2.ApprovalView:
     view = admin_pb2.ApprovalView(
         approval_id=approval.approval_id,
         state=str(approval.shown_state(now_ms)),
@@ -277,7 +272,6 @@ def _view(approval: Approval, people: People, names: Mapping[str, str], now_ms: 
     if not approval.intact:
         return view
     view.command.CopyFrom(approval.spec)
-    view.node_names.extend(names.get(target.node_id, "") for target in approval.statement.targets)
     view.signers.extend(rules.signer_names(approval, people))
     policy = people.policy_in_force
     rule = None if policy is None else policy.rule_for(approval.action)

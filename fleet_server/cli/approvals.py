@@ -65,7 +65,7 @@ def show(invocation: Invocation, approval_id: str) -> None:
         return
     _emit_fields(invocation, found)
     invocation.emit_text("")
-    intents.target_table(invocation, intent, found.node_names)
+    intents.target_table(invocation, intent)
 
 
 @approvals.command("reject", example="fleetctl approvals reject 4f1c --reason 'not during the shift'")
@@ -111,7 +111,7 @@ def approve(
                 f"it is {found.state} already", hint=f"see: `fleetctl approvals show {found.approval_id[:8]}`"
             )
         intent = intents.read(admin.context, found)
-        intents.show(invocation, intent, found.command.arguments, found.node_names)
+        intents.show(invocation, intent, found.command.arguments)
         invocation.say_fields(
             [("  signed by", _verified_signers(admin, found.command.intent) or "nobody whom we know")]
         )
@@ -201,7 +201,7 @@ def _row(approval: admin_pb2.ApprovalView) -> list[Cell]:
         approval.approval_id,
         state_cell(approval.state),
         approval.command.action,
-        str(len(approval.node_names)),
+        str(len(intents.stated(approval).targets)),
         f"{len(approval.signers)} of {approval.required}",
         approval.created_by,
         moment_text(approval.expires_at_ms),

@@ -1,13 +1,15 @@
 """Intents on a person's own machine: made from what the person was shown, and checked before a further signature.
 
-What the server says of an intent is not believed: what is shown is read from the very bytes that nodes judge.
+What the server says of an intent is not believed: what is shown is read from the very bytes that nodes judge. Names
+are among them: the server can give the id of another node for a name, and that node would refuse it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,13 +57,13 @@ def draw_up(
     now_ms = invocation.now_ms()
     intent = make_intent(
         admin.context.cluster_id,
-        [(node.node_id, node.fingerprint) for node in nodes],
+        nodes,
         action=spec.action,
         arguments=arguments,
         issued_at_ms=now_ms,
         not_after_ms=now_ms + within_s * 1000,
     )
-    show(invocation, intent, arguments, [node.name for node in nodes])
+    show(invocation, intent, arguments)
     invocation.confirm(f"Sign this for {counted(len(nodes), 'node')}?", assumed=yes)
     signed = sign_intent(open_key(invocation, key_file, passphrase_file), intent)
     proposal = admin_pb2.CommandSpec(action=spec.action, arguments=arguments, intent=signed)
@@ -90,7 +92,19 @@ def read(context: Context, approval: admin_pb2.ApprovalView) -> trust_pb2.Intent
     return intent
 
 
-def show(invocation: Invocation, intent: trust_pb2.IntentStatement, arguments: bytes, names: Sequence[str]) -> None:
+def stated(approval: admin_pb2.ApprovalView) -> trust_pb2.IntentStatement:
+    """What an approval's intent says, checked by nobody: to list it. Nothing, when it is no intent."""
+    from google.protobuf.message import DecodeError
+
+    from fleet.v1 import trust_pb2
+
+    try:
+        return trust_pb2.IntentStatement.FromString(approval.command.intent.statement)
+    except DecodeError:
+        return trust_pb2.IntentStatement()
+
+
+def show(invocation: Invocation, intent: trust_pb2.IntentStatement, arguments: bytes) -> None:
     """Exactly what will run, and where, to standard error."""
     from fleet_server.cli.views import moment_text
 
@@ -100,36 +114,37 @@ def show(invocation: Invocation, intent: trust_pb2.IntentStatement, arguments: b
             ("  arguments", arguments.decode("utf-8", "replace")),
             ("  SHA-256", intent.arguments_sha256.hex()),
             ("  until", moment_text(intent.not_after_ms)),
-            *(("  node" if no == 0 else "", text) for no, text in enumerate(_lines(intent, names))),
+            *(("  node" if no == 0 else "", text) for no, text in enumerate(_lines(intent))),
         ]
     )
 
 
-def target_table(invocation: Invocation, intent: trust_pb2.IntentStatement, names: Sequence[str]) -> None:
+def target_table(invocation: Invocation, intent: trust_pb2.IntentStatement) -> None:
     """The nodes as data."""
-    invocation.emit_table(_COLUMNS, _rows(intent, names))
+    invocation.emit_table(_COLUMNS, _rows(intent))
 
 
-def _rows(intent: trust_pb2.IntentStatement, names: Sequence[str]) -> Iterable[list[Cell]]:
+def _rows(intent: trust_pb2.IntentStatement) -> Iterable[list[Cell]]:
     from fleet.identity import show_fingerprint
 
-    for target, name in zip(intent.targets, _padded(names, len(intent.targets)), strict=True):
-        yield [Styled(name or "?", bold=True), show_fingerprint(target.fingerprint), target.node_id]
+    for target in intent.targets:
+        yield [Styled(target.name, bold=True), show_fingerprint(target.fingerprint), target.node_id]
 
 
-def _lines(intent: trust_pb2.IntentStatement, names: Sequence[str]) -> Iterable[str]:
+def _lines(intent: trust_pb2.IntentStatement) -> Iterable[str]:
     from fleet.identity import show_fingerprint
 
-    for target, name in zip(intent.targets, _padded(names, len(intent.targets)), strict=True):
-        yield f"{show_fingerprint(target.fingerprint)}  {name or target.node_id}"
+    for target in intent.targets:
+        yield f"{show_fingerprint(target.fingerprint)}  {target.name}  {target.node_id}"
 
 
-def _padded(names: Sequence[str], count: int) -> list[str]:
-    return [*names[:count], *[""] * (count - len(names))]
+def _targets(admin: Admin, selector: admin_pb2.Selector) -> list[trust_pb2.IntentTarget]:
+    """The nodes that are meant, as the server says.
 
-
-def _targets(admin: Admin, selector: admin_pb2.Selector) -> list[admin_pb2.NodeView]:
-    from fleet.v1 import admin_pb2
+    Raises:
+        Refused: there is none, or one of them is not what was asked for.
+    """
+    from fleet.v1 import admin_pb2, trust_pb2
 
     nodes = admin.pages(
         admin.stub.ListNodes,
@@ -139,7 +154,18 @@ def _targets(admin: Admin, selector: admin_pb2.Selector) -> list[admin_pb2.NodeV
     meant = [node for node in nodes if node.state != "REVOKED"]
     if not meant:
         raise Refused("no node is meant by these targets", hint="see which nodes there are: `fleetctl nodes list`")
-    return meant
+    for node in meant:
+        if not any(_may_mean(pattern, node) for pattern in selector.patterns):
+            raise _tampered(f"the server gives the node {node.name} ({node.node_id}), which nobody asked for")
+    return [
+        trust_pb2.IntentTarget(node_id=node.node_id, name=node.name, fingerprint=node.fingerprint) for node in meant
+    ]
+
+
+def _may_mean(pattern: str, node: admin_pb2.NodeView) -> bool:
+    """Whether a target pattern can mean a node, by its name and id. Which labels it has only the server knows."""
+    terms = [term.strip() for term in pattern.split(",")]
+    return all("=" in term or term == node.node_id or fnmatchcase(node.name, term) for term in terms)
 
 
 def _tampered(what: str) -> Refused:
@@ -152,15 +178,12 @@ def _tampered(what: str) -> Refused:
 def to_json(approval: admin_pb2.ApprovalView) -> dict[str, object]:
     """An approval as JSON, with what its intent says beside the bytes."""
     from fleet.identity import show_fingerprint
-    from fleet.v1 import trust_pb2
     from fleet_server.cli.views import to_json as whole
 
-    intent = trust_pb2.IntentStatement.FromString(approval.command.intent.statement)
-    names = _padded(list(approval.node_names), len(intent.targets))
     targets = [
-        {"name": name, "node_id": target.node_id, "fingerprint": show_fingerprint(target.fingerprint)}
-        for target, name in zip(intent.targets, names, strict=True)
+        {"name": target.name, "node_id": target.node_id, "fingerprint": show_fingerprint(target.fingerprint)}
+        for target in stated(approval).targets
     ]
     spec = approval.command
-    value = {key: each for key, each in whole(approval).items() if key not in ("command", "node_names")}
+    value = {key: each for key, each in whole(approval).items() if key != "command"}
     return {**value, "action": spec.action, "arguments": json.loads(spec.arguments or b"null"), "targets": targets}

@@ -69,7 +69,7 @@ JSON_OF_VERB = {
     "approve": "as `approvals show`",
     "approvals list": "array of what `approvals show` gives",
     "approvals show": "ApprovalView, with `action`, `arguments` and `targets` (array of `{name, node_id, "
-    "fingerprint}`) in place of `command` and `node_names`",
+    "fingerprint}`) in place of `command`",
     "approvals reject": "as `approvals show`",
     "approvals withdraw": "as `approvals show`",
     "commands list": "array of CommandView",

@@ -17,7 +17,7 @@ from fleet.v1 import trust_pb2
 from fleet_server.commands.rules import Spec
 from fleet_server.nodes.record import DriverSet, NodeRecord
 
-MAX_INTENT_BYTES = 32 * 1024  # some 500 nodes
+MAX_INTENT_BYTES = 32 * 1024  # some 400 nodes
 
 PolicyCovers = Callable[[str], bool]
 """Whether the owner's policy asks for signatures before an action of that name runs."""
@@ -62,11 +62,13 @@ def _wrong(spec: Spec, signed: trust_pb2.Signed, targets: Iterable[NodeRecord], 
         return "it is for other arguments"
     if now_ms > intent.not_after_ms:
         return "its time is over"
-    named = {target.node_id: target.fingerprint for target in intent.targets}
+    named = {target.node_id: target for target in intent.targets}
     for node in targets:
-        fingerprint = named.get(node.node_id)
-        if fingerprint is None:
+        target = named.get(node.node_id)
+        if target is None:
             return f"it does not name the node {node.name}"
-        if not hmac.compare_digest(fingerprint, node.fingerprint):
+        if target.name != node.name:
+            return f"it names the node {node.name} as {target.name!r}"
+        if not hmac.compare_digest(target.fingerprint, node.fingerprint):
             return f"it names another fingerprint for the node {node.name}"
     return ""

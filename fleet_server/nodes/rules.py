@@ -8,14 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fleet.errors import Reason, Refusal
+from fleet.identity import MAX_NODE_NAME_CHARS, NODE_NAME
 from fleet_server.nodes.record import NodeRecord, NodeState
 from fleet_server.nodes.selectors import SITE_KEY
 
-MAX_NAME_CHARS = 63
 MAX_LABELS = 64
 MAX_REASON_CHARS = 500
 MAX_SEQ = 2**62
-_NAME = re.compile(r"[a-z0-9-]{1,63}")
 _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9._:/-]{0,63}")
 _NEXT: Mapping[NodeState, frozenset[NodeState]] = {
@@ -110,14 +109,14 @@ def checked_name(text: str) -> str:
     Raises:
         Refusal: INVALID_ARGUMENT.
     """
-    if not _NAME.fullmatch(text):
-        raise _wrong(f"{text[:80]!r} is no node name: use 1 to {MAX_NAME_CHARS} characters of a-z, 0-9 and -")
+    if not NODE_NAME.fullmatch(text):
+        raise _wrong(f"{text[:80]!r} is no node name: use 1 to {MAX_NODE_NAME_CHARS} characters of a-z, 0-9 and -")
     return text
 
 
 def suffixed_name(name: str, suffix: str) -> str:
     """`name` with `suffix` behind it, cut so that it stays a name."""
-    return f"{name[: MAX_NAME_CHARS - len(suffix) - 1]}-{suffix}"
+    return f"{name[: MAX_NODE_NAME_CHARS - len(suffix) - 1]}-{suffix}"
 
 
 def changed_labels(current: Mapping[str, str], put: Mapping[str, str], remove: Sequence[str]) -> dict[str, str]:

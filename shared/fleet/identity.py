@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet.envelope import Signer
 
 FINGERPRINT_BYTES = 20
+MAX_NODE_NAME_CHARS = 63
+NODE_NAME = re.compile(rf"[a-z0-9-]{{1,{MAX_NODE_NAME_CHARS}}}")
 _FINGERPRINT_DOMAIN = b"fleet.v1/fingerprint\x00"
 _GROUP = 4
 

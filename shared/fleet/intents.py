@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from fleet import envelope
 from fleet.envelope import Domain, EnvelopeError
+from fleet.identity import NODE_NAME
 from fleet.people import CLOCK_SLACK_MS, People, Policy, Rule
 from fleet.v1 import trust_pb2
 
@@ -62,7 +63,7 @@ SENTENCES = {
     IntentVerdict.BAD_SIGNATURE: "a signature does not verify: the intent was changed after it was signed",
     IntentVerdict.INTENT_MALFORMED: "the signed bytes are no intent that can be judged",
     IntentVerdict.INTENT_WRONG_CLUSTER: "the intent is for another cluster",
-    IntentVerdict.INTENT_WRONG_TARGET: "the intent does not name this node with this fingerprint",
+    IntentVerdict.INTENT_WRONG_TARGET: "the intent does not name this node by its id, name and fingerprint",
     IntentVerdict.INTENT_WRONG_ACTION: "the intent is for another action",
     IntentVerdict.INTENT_WRONG_ARGUMENTS: "the intent is for other arguments",
     IntentVerdict.INTENT_NOT_YET_VALID: "the intent was issued by a clock that is ahead of all others: set that clock",
@@ -84,12 +85,14 @@ class Order:
 
     Args:
         node_id: the node that is to run it.
+        name: what that node was called at its enrollment: people know it by that, and not by its id.
         fingerprint: 20 bytes, over its keys.
         action: full name.
         arguments: exactly as sent.
     """
 
     node_id: str
+    name: str
     fingerprint: bytes
     action: str
     arguments: bytes
@@ -194,6 +197,8 @@ def read_intent(signed: trust_pb2.Signed) -> trust_pb2.IntentStatement:
         raise ValueError("its id or its digest has not the right length")
     if not intent.action or not 1 <= len(intent.targets) <= MAX_TARGETS:
         raise ValueError(f"it names no action, or not 1 to {MAX_TARGETS} nodes")
+    if not all(NODE_NAME.fullmatch(target.name) for target in intent.targets):
+        raise ValueError("it names a node without its name")
     if intent.issued_at_ms <= 0 or not 0 < intent.not_after_ms - intent.issued_at_ms <= MAX_LIFETIME_MS:
         raise ValueError("it ends before it begins, or lives longer than 30 days")
     return intent
@@ -244,7 +249,9 @@ def _policy_in_force(people: People, now_ms: int) -> Policy | Judgement:
 def _objection(intent: trust_pb2.IntentStatement, people: People, order: Order, now_ms: int) -> IntentVerdict | None:
     if intent.cluster_id != people.cluster_id:
         return IntentVerdict.INTENT_WRONG_CLUSTER
-    if (order.node_id, order.fingerprint) not in {(one.node_id, one.fingerprint) for one in intent.targets}:
+    if (order.node_id, order.name, order.fingerprint) not in {
+        (one.node_id, one.name, one.fingerprint) for one in intent.targets
+    }:
         return IntentVerdict.INTENT_WRONG_TARGET
     if intent.action != order.action:
         return IntentVerdict.INTENT_WRONG_ACTION

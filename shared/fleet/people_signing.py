@@ -58,7 +58,7 @@ def sign_policy(owner: Signer, statement: trust_pb2.PolicyStatement) -> trust_pb
 
 def make_intent(
     cluster_id: str,
-    targets: Iterable[tuple[str, bytes]],
+    targets: Iterable[trust_pb2.IntentTarget],
     *,
     action: str,
     arguments: bytes,
@@ -69,7 +69,7 @@ def make_intent(
 
     Args:
         cluster_id: where.
-        targets: node id and fingerprint of each node, as the person saw them.
+        targets: node id, name and fingerprint of each node, as the person saw them.
         action: full name.
         arguments: the bytes that will be sent: JSON that is written anew is another.
         issued_at_ms: Unix milliseconds, by the person's clock.
@@ -78,7 +78,7 @@ def make_intent(
     return trust_pb2.IntentStatement(
         intent_id=secrets.token_bytes(INTENT_ID_BYTES),
         cluster_id=cluster_id,
-        targets=[trust_pb2.IntentTarget(node_id=node_id, fingerprint=print_) for node_id, print_ in targets],
+        targets=targets,
         action=action,
         arguments_sha256=hashlib.sha256(arguments).digest(),
         issued_at_ms=issued_at_ms,

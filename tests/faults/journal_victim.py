@@ -113,7 +113,7 @@ class Life:
             server_time=server_time,
             metrics=metrics,
             limits=CommandLimits(concurrency=2),
-            verifier=Verifier(NODE, lambda: persons.FINGERPRINT, Persons()),
+            verifier=Verifier(NODE, persons.NAME, lambda: persons.FINGERPRINT, Persons()),
         )
         self._context = StreamContext(CLUSTER, NODE, os.urandom(32))
         self._uplink = RecordingUplink()

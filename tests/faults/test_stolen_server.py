@@ -71,10 +71,15 @@ class Theft:
         applied: gateway_pb2.BundleApplied = await self.stream.wait_control("bundle_applied")
         return applied
 
+    def target(self, **changes: Any) -> trust_pb2.IntentTarget:
+        """The node as people name it in an intent."""
+        fingerprint = load_node_keys(self.node.folder.path).fingerprint
+        said = {"node_id": self.node.node_id, "fingerprint": fingerprint, "name": "n-1"} | changes
+        return trust_pb2.IntentTarget(**said)
+
     def intent(self, action: str = WORK, arguments: bytes = ARGUMENTS, **changes: Any) -> trust_pb2.Signed:
         """What Ada and Ben both want of this node, unless they want something else."""
-        keys = load_node_keys(self.node.folder.path)
-        targets = changes.pop("targets", [(self.node.node_id, keys.fingerprint)])
+        targets = changes.pop("targets", [self.target()])
         people = changes.pop("people", (ADA, BEN))
         said = {"issued_at_ms": self.now_ms, "not_after_ms": self.now_ms + HOUR_MS} | changes
         statement = make_intent(self.cluster_id, targets, action=action, arguments=arguments, **said)
@@ -147,10 +152,10 @@ async def test_nothing_that_it_makes_up_counts(theft: Theft) -> None:
 
 
 async def test_it_changes_neither_targets_nor_action_nor_arguments(theft: Theft) -> None:
-    meant_for_another = theft.intent(targets=[("nd-other", bytes(20))])
+    meant_for_another = theft.intent(targets=[theft.target(node_id="nd-other", fingerprint=bytes(20))])
     assert await theft.refused(WORK, ARGUMENTS, meant_for_another) == IntentVerdict.INTENT_WRONG_TARGET
     widened = trust_pb2.IntentStatement.FromString(meant_for_another.statement)
-    widened.targets.add(node_id=theft.node.node_id, fingerprint=load_node_keys(theft.node.folder.path).fingerprint)
+    widened.targets.append(theft.target())
     spoilt = trust_pb2.Signed(statement=widened.SerializeToString(), signatures=meant_for_another.signatures)
     assert await theft.refused(WORK, ARGUMENTS, spoilt) == IntentVerdict.BAD_SIGNATURE
     approved = theft.intent()
@@ -159,6 +164,16 @@ async def test_it_changes_neither_targets_nor_action_nor_arguments(theft: Theft)
     other = theft.intent(NOOP)
     assert await theft.refused(WORK, ARGUMENTS, other) == IntentVerdict.INTENT_WRONG_ACTION
     assert (await theft.order(WORK, ARGUMENTS, approved)).state == SUCCEEDED  # none of it used the intent up
+
+
+async def test_it_gives_no_node_to_people_by_the_name_of_another(theft: Theft) -> None:
+    """Who ran `fleetctl run pump-1` was given this node's id and fingerprint, and signed what was shown."""
+    swapped = theft.intent(targets=[theft.target(name="pump-1")])
+    assert await theft.refused(WORK, ARGUMENTS, swapped) == IntentVerdict.INTENT_WRONG_TARGET
+    await theft.restart()
+    assert await theft.refused(WORK, ARGUMENTS, swapped) == IntentVerdict.INTENT_WRONG_TARGET
+    both = theft.intent(targets=[theft.target(name="pump-1"), theft.target(node_id="nd-other", fingerprint=bytes(20))])
+    assert await theft.refused(WORK, ARGUMENTS, both) == IntentVerdict.INTENT_WRONG_TARGET
 
 
 async def test_an_old_policy_and_a_withheld_one_free_nothing(theft: Theft) -> None:

@@ -16,6 +16,7 @@ HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
 CLUSTER = "cluster-1"
 NODE = "node-1"
+NAME = "press-1"
 FINGERPRINT = bytes(range(20))
 ACTION = "exec.run"
 ARGUMENTS = b'{"program":"valve","open":true}'
@@ -30,7 +31,7 @@ OWNER, NEXT_OWNER, THIRD_OWNER = person("owner"), person("next owner"), person("
 ADA, BEN, CLEO, DAN = person("ada"), person("ben"), person("cleo"), person("dan")
 STRANGER = person("stranger")
 PIN = people.owner_pin(OWNER.public_key)
-ORDER = Order(NODE, FINGERPRINT, ACTION, ARGUMENTS)
+ORDER = Order(NODE, NAME, FINGERPRINT, ACTION, ARGUMENTS)
 
 
 def owner_statement(
@@ -104,9 +105,14 @@ def known(*, granted: Iterable[trust_pb2.Signed] = GRANTS, ruled: trust_pb2.Sign
     return held
 
 
+def target(node_id: str = NODE, fingerprint: bytes = FINGERPRINT, name: str = NAME) -> trust_pb2.IntentTarget:
+    """A node of an intent."""
+    return trust_pb2.IntentTarget(node_id=node_id, fingerprint=fingerprint, name=name)
+
+
 def intent(
     *,
-    targets: Iterable[tuple[str, bytes]] = ((NODE, FINGERPRINT), ("node-2", bytes(20))),
+    targets: Iterable[trust_pb2.IntentTarget] = (target(), target("node-2", bytes(20), "press-2")),
     action: str = ACTION,
     arguments: bytes = ARGUMENTS,
     issued_at_ms: int = NOW_MS - 60_000,

@@ -25,6 +25,7 @@ from tests.properties.persons import (
     FINGERPRINT,
     GRANTS,
     HOUR_MS,
+    NAME,
     NEXT_OWNER,
     NODE,
     NOW_MS,
@@ -41,6 +42,7 @@ from tests.properties.persons import (
     policy,
     rule,
     signed_by,
+    target,
 )
 
 V = IntentVerdict
@@ -129,14 +131,19 @@ CASES = {
     "not a statement": Case(V.INTENT_MALFORMED, _raw(b"\xff")),
     "a short id": Case(V.INTENT_MALFORMED, _odd(intent_id=bytes(15))),
     "half a digest": Case(V.INTENT_MALFORMED, _odd(arguments_sha256=bytes(16))),
+    "a target without its name": Case(V.INTENT_MALFORMED, _raw(intent(targets=[target(name="")]).SerializeToString())),
+    "a target by a name that shows as another": Case(
+        V.INTENT_MALFORMED, _raw(intent(targets=[target(), target("node-2", name="press-1\n")]).SerializeToString())
+    ),
     "no action": Case(V.INTENT_MALFORMED, _odd(action="")),
     "ends before it begins": Case(V.INTENT_MALFORMED, _odd(not_after_ms=1)),
     "lives for ever": Case(V.INTENT_MALFORMED, _odd(not_after_ms=NOW_MS + MAX_LIFETIME_MS + DAY_MS)),
     "another cluster": Case(V.INTENT_WRONG_CLUSTER, both(cluster_id="cluster-2")),
-    "another node": Case(V.INTENT_WRONG_TARGET, both(targets=[("node-2", FINGERPRINT)])),
-    "this node with other keys": Case(V.INTENT_WRONG_TARGET, both(targets=[(NODE, bytes(20))])),
+    "another node": Case(V.INTENT_WRONG_TARGET, both(targets=[target("node-2")])),
+    "this node by another's name": Case(V.INTENT_WRONG_TARGET, both(targets=[target(name="press-2")])),
+    "this node with other keys": Case(V.INTENT_WRONG_TARGET, both(targets=[target(fingerprint=bytes(20))])),
     "id of one target, fingerprint of another": Case(
-        V.INTENT_WRONG_TARGET, both(targets=[(NODE, bytes(20)), ("node-2", FINGERPRINT)])
+        V.INTENT_WRONG_TARGET, both(targets=[target(fingerprint=bytes(20)), target("node-2")])
     ),
     "another action": Case(V.INTENT_WRONG_ACTION, both(action="exec.list")),
     "other arguments": Case(V.INTENT_WRONG_ARGUMENTS, both(arguments=b"{}")),
@@ -298,16 +305,17 @@ def test_no_changed_field_of_a_signed_intent_passes(data: st.DataObject, name: s
 
 @given(
     node_id=st.sampled_from([NODE, "node-2", "node-3"]),
+    name=st.sampled_from([NAME, "press-2", "press-3"]),
     fingerprint=st.sampled_from([FINGERPRINT, bytes(20), bytes(reversed(FINGERPRINT))]),
     action=st.sampled_from([ORDER.action, "exec.list"]),
     arguments=st.sampled_from([ORDER.arguments, b"{}"]),
     now_ms=st.integers(NOW_MS - DAY_MS, NOW_MS + 2 * HOUR_MS),
 )
 def test_an_intent_is_good_for_exactly_what_it_says(
-    node_id: str, fingerprint: bytes, action: str, arguments: bytes, now_ms: int
+    node_id: str, name: str, fingerprint: bytes, action: str, arguments: bytes, now_ms: int
 ) -> None:
-    order = Order(node_id, fingerprint, action, arguments)
-    meant = (node_id, fingerprint) in {(NODE, FINGERPRINT), ("node-2", bytes(20))}
+    order = Order(node_id, name, fingerprint, action, arguments)
+    meant = (node_id, name, fingerprint) in {(NODE, NAME, FINGERPRINT), ("node-2", "press-2", bytes(20))}
     meant = meant and (action, arguments) == (ORDER.action, ORDER.arguments)
     timely = NOW_MS - 60_000 - CLOCK_SLACK_MS <= now_ms < NOW_MS + HOUR_MS
     verdict = judge_intent(KNOWN, both(), order, now_ms=now_ms).verdict

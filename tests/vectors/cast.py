@@ -13,6 +13,7 @@ from tests.vectors.keys import fixed_bytes, signer
 NOW_MS = 1_900_000_000_000
 CLUSTER = "5f0c7d0e9a1b4c2d"
 NODE = "node-0001"
+NAME = "press-7"
 OTHER_NODE = "node-0002"
 STREAM = "stream-0001"
 API_KEY = "fak1.example-of-an-opaque-api-key"

@@ -10,7 +10,7 @@ from fleet.identity import fingerprint
 from fleet.sealing import Purpose, sealing_info
 from fleet.v1 import enrollment_pb2, trust_pb2
 from tests.vectors import hpke
-from tests.vectors.cast import API_KEY, CLUSTER, NODE, NOW_MS, TOKEN_SECRET, Statement
+from tests.vectors.cast import API_KEY, CLUSTER, NAME, NODE, NOW_MS, TOKEN_SECRET, Statement
 from tests.vectors.keys import exchange_key, exchange_public, fixed_bytes, signer
 
 
@@ -63,7 +63,7 @@ def enroll() -> Statement:
             cluster_id=CLUSTER,
             identity_key=signer("node-1").public_key,
             sealing_key=exchange_public("node-1-sealing"),
-            name="press-7",
+            name=NAME,
             labels={"os": "linux", "arch": "x86_64"},
             version="1.0.0",
         ),
@@ -154,7 +154,7 @@ def bootstrap() -> Statement:
             sealed_api_key=sealed_api_key(),
             trust_bundle=trust_bundle().signed(),
             parameters=enrollment_pb2.NodeParameters(telemetry_interval_s=10, max_in_flight=32),
-            name="press-7",
+            name=NAME,
             site="berlin",
         ),
     )

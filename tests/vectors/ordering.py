@@ -7,7 +7,7 @@ from functools import cache
 
 from fleet.envelope import Domain
 from fleet.v1 import command_pb2, trust_pb2
-from tests.vectors.cast import ARGUMENTS, CLUSTER, NODE, NOW_MS, Statement
+from tests.vectors.cast import ARGUMENTS, CLUSTER, NAME, NODE, NOW_MS, Statement
 from tests.vectors.connecting import stream_binding
 from tests.vectors.joining import node_fingerprint
 from tests.vectors.keys import fixed_bytes
@@ -22,7 +22,7 @@ def intent() -> Statement:
         trust_pb2.IntentStatement(
             intent_id=fixed_bytes("intent id", 16),
             cluster_id=CLUSTER,
-            targets=[trust_pb2.IntentTarget(node_id=NODE, fingerprint=node_fingerprint())],
+            targets=[trust_pb2.IntentTarget(node_id=NODE, fingerprint=node_fingerprint(), name=NAME)],
             action="host.processes",
             arguments_sha256=hashlib.sha256(ARGUMENTS).digest(),
             issued_at_ms=NOW_MS,

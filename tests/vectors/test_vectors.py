@@ -21,7 +21,7 @@ from fleet.intents import Order, judge_intent
 from fleet.sequence import StreamContext, check_cancel, check_statement, command_digest
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from tests.vectors import generate, hpke
-from tests.vectors.cast import CLUSTER, NODE
+from tests.vectors.cast import CLUSTER, NAME, NODE
 
 FOLDER = Path(__file__).parent
 
@@ -347,7 +347,7 @@ def test_the_intent_is_what_the_policy_asks_for() -> None:
     assert not refused
     command = command_pb2.CommandStatement.FromString(bytes.fromhex(STATEMENTS["command"]["statement"])).commands[1]
     fingerprint = identity.parse_fingerprint(TEXTS["fingerprint"]["text"])
-    order = Order(NODE, fingerprint, command.action, command.arguments)
+    order = Order(NODE, NAME, fingerprint, command.action, command.arguments)
     judgement = judge_intent(held, command.intent, order, now_ms=command.issued_at_ms)
     assert judgement.people == {"anna", "ben"}
     assert judgement.passes

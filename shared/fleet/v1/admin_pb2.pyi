@@ -3089,7 +3089,6 @@ class ApprovalView(_message.Message):
     APPROVAL_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
-    NODE_NAMES_FIELD_NUMBER: _builtins.int
     SIGNERS_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
@@ -3122,10 +3121,6 @@ class ApprovalView(_message.Message):
         """Action, arguments, and the intent with the signatures so far."""
 
     @_builtins.property
-    def node_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the intent's targets, in its order, as the server knows them; empty for a node that is gone."""
-
-    @_builtins.property
     def signers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the people who signed, by their grants."""
 
@@ -3139,7 +3134,6 @@ class ApprovalView(_message.Message):
         approval_id: _builtins.str = ...,
         state: _builtins.str = ...,
         command: Global___CommandSpec | None = ...,
-        node_names: _abc.Iterable[_builtins.str] | None = ...,
         signers: _abc.Iterable[_builtins.str] | None = ...,
         required: _builtins.int = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
@@ -3152,7 +3146,7 @@ class ApprovalView(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "closed_by", b"closed_by", "command", b"command", "created_at_ms", b"created_at_ms", "created_by", b"created_by", "expires_at_ms", b"expires_at_ms", "issue_id", b"issue_id", "node_names", b"node_names", "reason", b"reason", "required", b"required", "roles", b"roles", "signers", b"signers", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "closed_by", b"closed_by", "command", b"command", "created_at_ms", b"created_at_ms", "created_by", b"created_by", "expires_at_ms", b"expires_at_ms", "issue_id", b"issue_id", "reason", b"reason", "required", b"required", "roles", b"roles", "signers", b"signers", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

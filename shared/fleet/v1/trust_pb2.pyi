@@ -383,25 +383,29 @@ Global___PolicyStatement: _TypeAlias = PolicyStatement  # noqa: Y015
 
 @_typing.final
 class IntentTarget(_message.Message):
-    """IntentTarget is one node of an intent, named by id and by fingerprint."""
+    """IntentTarget is one node of an intent, as the people who sign it see it; the node compares all of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     fingerprint: _builtins.bytes
-    """20 bytes: the fingerprint that the person saw."""
+    """20 bytes."""
+    name: _builtins.str
+    """Name that the node was given at its enrollment."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         fingerprint: _builtins.bytes = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "name", b"name", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

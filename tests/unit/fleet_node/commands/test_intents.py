@@ -23,6 +23,7 @@ from tests.properties.persons import (
     DAY_MS,
     FINGERPRINT,
     HOUR_MS,
+    NAME,
     NEXT_OWNER,
     NODE,
     NOW_MS,
@@ -35,6 +36,7 @@ from tests.properties.persons import (
     policy,
     rule,
     signed_by,
+    target,
 )
 from tests.unit.fleet_node.commands.node import TestNode
 
@@ -59,7 +61,7 @@ def persons() -> Persons:
 
 @pytest.fixture
 def verifier(persons: Persons) -> Verifier:
-    return Verifier(NODE, lambda: FINGERPRINT, persons, ("probe.gate", "probe.large"))
+    return Verifier(NODE, NAME, lambda: FINGERPRINT, persons, ("probe.gate", "probe.large"))
 
 
 @pytest_asyncio.fixture
@@ -119,8 +121,9 @@ async def test_what_is_protected_and_has_no_rule_is_refused(node: TestNode) -> N
 CHANGED = {
     "other arguments": ({"arguments": b'{"value":1}'}, IntentVerdict.INTENT_WRONG_ARGUMENTS),
     "another action": ({"action": GATE}, IntentVerdict.INTENT_WRONG_ACTION),
-    "another node": ({"targets": [("node-9", FINGERPRINT)]}, IntentVerdict.INTENT_WRONG_TARGET),
-    "other keys": ({"targets": [(NODE, bytes(20))]}, IntentVerdict.INTENT_WRONG_TARGET),
+    "another node": ({"targets": [target("node-9")]}, IntentVerdict.INTENT_WRONG_TARGET),
+    "other keys": ({"targets": [target(fingerprint=bytes(20))]}, IntentVerdict.INTENT_WRONG_TARGET),
+    "another name": ({"targets": [target(name="press-2")]}, IntentVerdict.INTENT_WRONG_TARGET),
     "another cluster": ({"cluster_id": "cluster-9"}, IntentVerdict.INTENT_WRONG_CLUSTER),
     "too late": ({"not_after_ms": NOW_MS}, IntentVerdict.INTENT_EXPIRED),
 }

@@ -113,7 +113,10 @@ class Plant:
         now_ms = self.clock.now_ms()
         made = people_signing.make_intent(
             self.trust.cluster_id,
-            [(node.node_id, node.fingerprint) for node in nodes],
+            [
+                trust_pb2.IntentTarget(node_id=node.node_id, name=node.name, fingerprint=node.fingerprint)
+                for node in nodes
+            ],
             action=ACTION,
             arguments=ARGUMENTS,
             issued_at_ms=now_ms,
@@ -192,7 +195,6 @@ async def _rooms(database: Database, clock: MockClock, replica_id: str) -> Plant
         clock=clock,
         audit=audit,
         trust=trust,
-        nodes=nodes,
         commands=commands,
         row_mac=SECRETS.row_mac("approvals"),
     )

@@ -212,7 +212,7 @@ NODES = [
 def approval(desk: Desk, **changes: Any) -> admin_pb2.ApprovalView:
     statement = people_signing.make_intent(
         changes.pop("cluster_id", CLUSTER),
-        [(node.node_id, node.fingerprint) for node in NODES],
+        [trust_pb2.IntentTarget(node_id=node.node_id, name=node.name, fingerprint=node.fingerprint) for node in NODES],
         action="press.stop",
         arguments=ARGUMENTS,
         issued_at_ms=NOW_MS - 1000,
@@ -226,7 +226,6 @@ def approval(desk: Desk, **changes: Any) -> admin_pb2.ApprovalView:
         "approval_id": statement.intent_id.hex(),
         "state": "PENDING",
         "command": spec,
-        "node_names": ["n-1", "n-2"],
         "signers": ["ada"],
         "required": 2,
         "created_by": "ada",
@@ -253,13 +252,33 @@ def test_run_signs_one_intent_for_exactly_the_nodes_that_were_shown(desk: Desk) 
     (request,) = fake.requests("ProposeCommand")
     raw = verify_one(request.command.intent, domain=Domain.INTENT, public_key=desk.ada.public_key)
     intent = trust_pb2.IntentStatement.FromString(raw)
-    assert [(one.node_id, one.fingerprint) for one in intent.targets] == [
-        ("id-1", b"\x01" * 20),
-        ("id-2", b"\x02" * 20),
+    assert [(one.node_id, one.name, one.fingerprint) for one in intent.targets] == [
+        ("id-1", "n-1", b"\x01" * 20),
+        ("id-2", "n-2", b"\x02" * 20),
     ]
     assert (intent.cluster_id, intent.action) == (CLUSTER, "press.stop")
     assert intent.arguments_sha256 == hashlib.sha256(request.command.arguments).digest()
     assert intent.not_after_ms == NOW_MS + 3_600_000
+
+
+@pytest.mark.parametrize("pattern", ["n-1", "id-1", "n-[13]", "site=oslo, n-1"])
+def test_a_node_that_nobody_asked_for_is_not_signed_for(desk: Desk, pattern: str) -> None:
+    fake = desk.ctl.fake
+    fake.answers["IssueCommands"] = Refusal(Reason.INTENT_REQUIRED, "press.stop is protected")
+    fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=NODES)
+    result = desk.run("run", pattern, "press.stop", "--args-json", ARGUMENTS.decode(), "--no-wait", "--yes")
+    assert (result.exit_code, "do not sign" in result.stderr, "n-2" in result.stderr) == (3, True, True)
+    assert not fake.requests("ProposeCommand")
+
+
+@pytest.mark.parametrize("targets", ["*", "n-?", "id-1 n-2", "site=oslo", "n-*,line=2"])
+def test_what_fits_the_targets_is_signed_for(desk: Desk, targets: str) -> None:
+    fake = desk.ctl.fake
+    fake.answers["IssueCommands"] = Refusal(Reason.INTENT_REQUIRED, "press.stop is protected")
+    fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=NODES)
+    fake.answers["ProposeCommand"] = admin_pb2.ProposeCommandResponse(approval=approval(desk))
+    words = ("press.stop", "--args-json", ARGUMENTS.decode(), "--no-wait", "--yes")
+    assert desk.run("run", *targets.split(), *words).exit_code == 0
 
 
 def test_run_without_a_key_says_how_to_get_one(desk: Desk) -> None:
@@ -280,7 +299,7 @@ def test_whether_a_proposal_arrived_can_be_looked_up(desk: Desk) -> None:
     fake.answers["IssueCommands"] = Refusal(Reason.INTENT_REQUIRED, "press.stop is protected")
     fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(nodes=NODES)
     fake.answers["ProposeCommand"] = grpc.StatusCode.UNAVAILABLE
-    result = desk.run("run", "n-1", "press.stop", "--yes")
+    result = desk.run("run", "n-*", "press.stop", "--yes")
     assert (result.exit_code, "fleetctl approvals list --all" in result.stderr) == (4, True)
 
 
@@ -294,7 +313,7 @@ def test_run_ends_when_somebody_rejects(desk: Desk) -> None:
         admin_pb2.GetApprovalResponse(approval=waiting),
         admin_pb2.GetApprovalResponse(approval=rejected),
     ]
-    result = desk.run("run", "n-1", "press.stop", "--yes")
+    result = desk.run("run", "n-*", "press.stop", "--yes")
     assert (result.exit_code, "REJECTED by bob: not now" in result.stderr) == (3, True)
     assert desk.ctl.slept_s == [2.0]
 
