@@ -18,20 +18,23 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleet.clock import Clock
 from fleet.identity import PrivateFileError, private_folder, read_private, sync_folder, write_private
 from fleet.secrets import Secret
+from fleet_node.backup import rules
 from fleet_node.backup.archive import MAX_ARCHIVE_BYTES, SCRYPT_COST, ArchiveError, seal, unseal
-from fleet_node.commands.opening import refuse_older_intents
+from fleet_node.commands.opening import latest_used_intent_ms, refuse_older_intents
 from fleet_node.enrollment.folder import StateFolder
+from fleet_node.link.people_store import load_people
 
 JOURNAL = "journal.db"
+PEOPLE = "people.json"
 MANIFEST = "backup.json"
 NEEDED = ("identity.key", "sealing.key", "membership.json", "bundle.bin", JOURNAL)
-OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", "people.json")
+OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", PEOPLE)
 
 _READINGS = 6
 """A rotation replaces files for some milliseconds; what changes as often as this is not a node at work."""
@@ -52,11 +55,13 @@ class Backup:
         node_id: the node.
         made_at_ms: Unix milliseconds on the node.
         size_bytes: of the archive.
+        intents_after_ms: once it was restored: intents issued up to then count for nothing, Unix milliseconds.
     """
 
     node_id: str
     made_at_ms: int
     size_bytes: int
+    intents_after_ms: int = 0
 
 
 def back_up(
@@ -96,8 +101,9 @@ def restore(
         state_dir: must not exist, or be empty.
 
     Raises:
-        BackupError: the folder is in use, or the archive does not hold a whole node.
+        BackupError: the folder is in use, the archive does not hold a whole node, or the machine's clock is behind it.
         ArchiveError: it does not open.
+        MembershipError: what people signed cannot be read in it.
         JournalDamagedError, JournalUnavailableError: the journal in it cannot be used.
         PrivateFileError, OSError: it cannot be read, or the folder cannot be written.
     """
@@ -124,13 +130,23 @@ def restore(
         for name in (*NEEDED, *OPTIONAL):
             if name in files:
                 write_private(draft / name, files[name])
-        refuse_older_intents(draft / JOURNAL, backup.node_id, clock.now_ms())
+        backup = replace(backup, intents_after_ms=_intents_after_ms(draft, backup, clock.now_ms()))
+        refuse_older_intents(draft / JOURNAL, backup.node_id, backup.intents_after_ms)
         os.rename(draft, state_dir)  # takes the place of an empty folder
         sync_folder(state_dir.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return backup
+
+
+def _intents_after_ms(folder: Path, backup: Backup, now_ms: int) -> int:
+    used_ms = latest_used_intent_ms(folder / JOURNAL, backup.node_id)
+    _, peoples_ms = load_people(folder / PEOPLE, cluster_id="", pin=b"")
+    try:
+        return rules.intents_after_ms(now_ms=now_ms, made_at_ms=backup.made_at_ms, signed_ms=max(used_ms, peoples_ms))
+    except rules.ClockBehindError as error:
+        raise BackupError(str(error)) from error
 
 
 def _as_one_moment_saw_them(folder: StateFolder, copy_journal: CopyJournal) -> dict[str, bytes]:

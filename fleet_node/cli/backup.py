@@ -78,13 +78,19 @@ def restore(archive: Path, passphrase_file: Path | None, config: Path | None, st
     with told(settings.state_dir):
         from fleet.clock import SystemClock
         from fleet_node.backup import service
+        from fleet_node.backup.rules import shown
 
         passphrase = _passphrase(passphrase_file, new=False)
         try:
             made = service.restore(archive, settings.state_dir, passphrase, clock=SystemClock())
         except (service.BackupError, service.ArchiveError) as error:
             raise Failure(str(error), code=ExitCode.USAGE) from error
-    click.echo(f"Restored node {made.node_id} into {settings.state_dir}. Next: {again('run', config, state_dir)}")
+        until = shown(made.intents_after_ms)
+    click.echo(
+        f"Restored node {made.node_id} into {settings.state_dir}. Intents that people signed before {until} count for"
+        f" nothing here. If that is not ten minutes from now, set this machine's clock and restore again.\n"
+        f"Next: {again('run', config, state_dir)}"
+    )
 
 
 def _copier(folder: StateFolder, node_id: str) -> CopyJournal:

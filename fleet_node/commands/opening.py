@@ -20,6 +20,7 @@ __all__ = [
     "copy_journal",
     "ensure_journal",
     "inspect_journal",
+    "latest_used_intent_ms",
     "open_journal",
     "refuse_older_intents",
 ]
@@ -74,6 +75,21 @@ def refuse_older_intents(path: Path, node_id: str, issued_after_ms: int) -> None
     store = JournalStore(path, node_id)
     try:
         store.apply([Batch(intents_after_ms=issued_after_ms)], 0)
+    finally:
+        store.close()
+
+
+def latest_used_intent_ms(path: Path, node_id: str) -> int:
+    """The latest time of issue of any intent that was used, Unix milliseconds; 0 when none was. Only while no daemon
+    runs.
+
+    Raises:
+        JournalDamagedError: it cannot be used.
+        JournalUnavailableError: it cannot be read now.
+    """
+    store = JournalStore(path, node_id)
+    try:
+        return store.recover().used.latest_signed_ms
     finally:
         store.close()
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
+from fleet.people import CLOCK_SLACK_MS
 from fleet_server.database.engine import Connection, for_update, sql
 from fleet_server.trust.secrets import RowMac, SealError, SecretBox
 
@@ -77,7 +78,7 @@ class Turn(NamedTuple):
     Args:
         handed_on: for the welcome.
         seq_floor: every seq up to it lies behind the node; 0 without a floor.
-        floor_at_ms: when the node was adopted, Unix milliseconds; 0 if it never was.
+        floor_at_ms: intents issued up to then lie behind the node, too. Unix milliseconds; 0 if it never was adopted.
     """
 
     handed_on: bytes
@@ -133,7 +134,8 @@ class Ratchets:
         except TamperedRatchetError:
             row = _Row(node_id)  # a person decided: nothing of it counts any more
         floor = max(row.seq_floor, seq_floor)
-        self._save(conn, replace(row, any_once=1, seq_floor=floor, floor_at_ms=now_ms))
+        floor_at_ms = now_ms + CLOCK_SLACK_MS  # a person's clock may be ahead, and what it signed used already
+        self._save(conn, replace(row, any_once=1, seq_floor=floor, floor_at_ms=floor_at_ms))
 
     def expect_any(self, conn: Connection, node_id: str) -> None:
         """The node's next hello may show anything, once, and its floor stays: the database went back in time."""

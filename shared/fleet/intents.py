@@ -68,7 +68,7 @@ SENTENCES = {
     IntentVerdict.INTENT_WRONG_ARGUMENTS: "the intent is for other arguments",
     IntentVerdict.INTENT_NOT_YET_VALID: "the intent was issued by a clock that is ahead of all others: set that clock",
     IntentVerdict.INTENT_EXPIRED: "the intent has expired, or a clock is ahead: sign a new one",
-    IntentVerdict.INTENT_BEFORE_RESTORE: "the intent is older than the node's last restore or adoption: sign a new one",
+    IntentVerdict.INTENT_BEFORE_RESTORE: "the node was restored or adopted since, or up to 10 min before: sign anew",
     IntentVerdict.INTENT_REPLAYED: "the intent was used before, and is good for one command on each node",
     IntentVerdict.GRANT_EXPIRED: "too few signers are left, because roles have expired: `fleetctl operator grant`",
     IntentVerdict.NOT_ENOUGH_SIGNERS: "too few people in the right roles signed the intent: see `fleetctl approve`",

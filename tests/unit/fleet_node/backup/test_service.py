@@ -1,5 +1,6 @@
-"""What an archive holds is what one moment of the node saw, whatever the daemon replaces meanwhile."""
+"""What an archive holds is what one moment of the node saw, and a node that is restored from it uses nothing twice."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,11 +8,17 @@ import pytest
 
 from fleet.clock import SystemClock
 from fleet.identity import NodeKeys, load_node_keys, read_private, store_node_keys, write_private
+from fleet.intents import IntentVerdict, Judgement, judge_intent
+from fleet.people import CLOCK_SLACK_MS
 from fleet.secrets import Secret
 from fleet_node.backup import service
 from fleet_node.backup.archive import unseal
 from fleet_node.commands.opening import copy_journal, ensure_journal
+from fleet_node.commands.store import Batch, JournalStore
+from fleet_node.commands.used_intents import Use
 from fleet_node.enrollment.folder import StateFolder
+from tests.fakes.clock import MockClock
+from tests.properties.persons import ADA, BEN, HOUR_MS, NOW_MS, ORDER, intent, known, signed_by
 
 CHEAP = 2
 NODE = "node-1"
@@ -102,3 +109,77 @@ def test_a_node_that_does_not_hold_still_is_not_backed_up(folder: StateFolder) -
         back_up(folder, lambda: write_private(folder.ratchet, b"%d" % next(changes)))
     assert not (folder.path.parent / "node.backup").exists()
     assert not list(folder.path.glob("*.copy"))
+
+
+def used(folder: StateFolder, at_ms: int, *, issued_at_ms: int) -> Judgement:
+    """What becomes of an intent that is used on the old machine after the backup, and then comes to the restored one.
+
+    The backup is made at NOW_MS, and restored by a clock that says `at_ms`.
+    """
+    archive, restored = folder.path.parent / "used.backup", folder.path.parent / "restored"
+    service.back_up(
+        folder,
+        archive,
+        PASSPHRASE,
+        node_id=NODE,
+        copy_journal=lambda to: copy_journal(folder.journal, NODE, to),
+        clock=MockClock(NOW_MS),
+        cost=CHEAP,
+    )
+    service.restore(archive, restored, PASSPHRASE, clock=MockClock(at_ms), cost=CHEAP)
+    store = JournalStore(restored / "journal.db", NODE)
+    intents = store.recover().used
+    store.close()
+    wish = intent(issued_at_ms=issued_at_ms, not_after_ms=issued_at_ms + HOUR_MS)
+    return judge_intent(
+        known(),
+        signed_by(ADA, BEN, statement=wish),
+        ORDER,
+        now_ms=max(issued_at_ms, at_ms) + 120_000,
+        consumed=intents,
+        issued_after_ms=intents.issued_after_ms,
+    )
+
+
+MINUTE_MS = 60_000
+
+
+@pytest.mark.parametrize(
+    ("issued_ms", "verdict"),
+    [
+        (1000, IntentVerdict.INTENT_BEFORE_RESTORE),
+        (5 * MINUTE_MS, IntentVerdict.INTENT_BEFORE_RESTORE),
+        (2 * MINUTE_MS + CLOCK_SLACK_MS, IntentVerdict.INTENT_BEFORE_RESTORE),
+        (2 * MINUTE_MS + CLOCK_SLACK_MS + 1, IntentVerdict.PASS),
+    ],
+    ids=["before", "by a clock ahead", "by one as far ahead as may be", "after"],
+)
+def test_what_was_used_since_the_backup_is_used_no_second_time(
+    folder: StateFolder, issued_ms: int, verdict: IntentVerdict
+) -> None:
+    assert used(folder, NOW_MS + 2 * MINUTE_MS, issued_at_ms=NOW_MS + issued_ms).verdict is verdict
+
+
+def test_by_a_clock_that_is_behind_the_backup_nothing_is_restored(folder: StateFolder) -> None:
+    with pytest.raises(service.BackupError, match="set the clock"):
+        used(folder, 1000, issued_at_ms=NOW_MS)
+    assert not (folder.path.parent / "restored").exists()
+
+
+@pytest.mark.parametrize("where", ["people", "journal"])
+@pytest.mark.parametrize("ahead_ms", [CLOCK_SLACK_MS, CLOCK_SLACK_MS + 1])
+def test_nor_by_one_that_is_behind_what_people_had_signed(folder: StateFolder, where: str, ahead_ms: int) -> None:
+    signed_ms = NOW_MS + ahead_ms
+    if where == "people":
+        kept = {"format": 1, "owner_pin": "", "latest_signed_ms": signed_ms, "statements": ""}
+        write_private(folder.people, json.dumps(kept).encode())
+    else:
+        store = JournalStore(folder.journal, NODE)
+        store.apply([Batch(uses=[Use(b"i" * 16, 1, signed_ms, signed_ms + HOUR_MS)])], 0)
+        store.close()
+    if ahead_ms > CLOCK_SLACK_MS:
+        with pytest.raises(service.BackupError, match="set the clock"):
+            used(folder, NOW_MS, issued_at_ms=NOW_MS)
+    else:
+        judged = used(folder, NOW_MS, issued_at_ms=signed_ms + CLOCK_SLACK_MS)
+        assert judged.verdict is IntentVerdict.INTENT_BEFORE_RESTORE

@@ -3,6 +3,7 @@
 import pytest
 
 from fleet.errors import Reason, Refusal
+from fleet.people import CLOCK_SLACK_MS
 from fleet_server.database.engine import sql
 from fleet_server.nodes.record import NodeState
 from tests.unit.fleet_server.sessions.world import Node, World
@@ -58,7 +59,7 @@ async def test_an_adopted_node_is_whoever_comes_next_and_nobody_after(world: Wor
     assert adopted.state is NodeState.ACTIVE
     token, _ = await node.handshake()
     turn = (await node.claim(token, node.hello(token, ratchet=first))).turn
-    assert (turn.seq_floor, turn.floor_at_ms) == (7, world.clock.now_ms())
+    assert (turn.seq_floor, turn.floor_at_ms) == (7, world.clock.now_ms() + CLOCK_SLACK_MS)
     handed_on = turn.handed_on
     assert await shown(node, handed_on) != handed_on
     await quarantined(node, b"the other machine")
