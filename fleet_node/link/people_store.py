@@ -59,47 +59,60 @@ class PeopleStore:
         """See `PeoplePort`."""
         return self._latest_signed_ms
 
-    def take(self, states: Sequence[TrustState]) -> None:
-        """Take what is newer in verified bundles, oldest first; it counts at once."""
-        for state in states:
-            said = trust_pb2.TrustBundleStatement.FromString(state.signed.statement)
-            self._people, refused = rules.take(
-                self._people, owners=said.owners, policy=said.policy, grants=said.role_grants
-            )
-            for error in refused if self._people.pin else ():
-                log.warning("peoples_word_refused", reason=error.reason.value, detail=error.detail)
-        self._latest_signed_ms = self._latest()
+    def recall(self, state: TrustState) -> None:
+        """Take what is newer in the bundle that a process finds on the disk; the next `take` makes it durable."""
+        self._hold(*self._judged(self._people, [state]))
 
-    async def save(self) -> None:
-        """Make durable what is held. A disk that fails is tried again with the next bundle: until then the bundle's own
-        file holds what is new."""
-        held = (self._people, self._latest_signed_ms)
-        if held == self._saved:
-            return
-        try:
-            await asyncio.to_thread(write_private, self._path, _written(*held))
-        except OSError as error:
-            log.error("people_not_saved", error=str(error))
-        else:
-            self._saved = held
+    async def take(self, states: Sequence[TrustState]) -> None:
+        """Take what is newer in verified bundles, oldest first; it is durable before it counts.
 
-    def pin(self, pin: bytes, states: Sequence[TrustState]) -> None:
-        """Begin again with another pin; the one that is pinned already changes nothing.
+        A bundle is kept only after this: the next one replaces it and may say nothing of people, so that what only a
+        bundle holds can be made to be forgotten.
+
+        Raises:
+            OSError: it cannot be written; what was held before stands.
+        """
+        wanted = self._judged(self._people, states)
+        await self._save(*wanted)
+        self._hold(*wanted)
+
+    async def pin(self, pin: bytes, states: Sequence[TrustState]) -> None:
+        """Begin again with another pin; the one that is pinned already changes nothing. It counts also when it cannot
+        be written: a person has written the pin itself, and a restart goes by that.
 
         Args:
             pin: SHA-256 of the owner's public key.
             states: bundles in force, to take from.
         """
-        if pin != self._people.pin:
-            log.warning("owner_pinned", pin=pin.hex())
-            self._people = People(self._people.cluster_id, pin)
-            self.take(states)
+        if pin == self._people.pin:
+            return
+        log.warning("owner_pinned", pin=pin.hex())
+        self._hold(*self._judged(People(self._people.cluster_id, pin), states))
+        try:
+            await self._save(self._people, self._latest_signed_ms)
+        except OSError as error:
+            log.error("people_not_saved", error=str(error))
 
-    def _latest(self) -> int:
+    def _hold(self, people: People, latest_signed_ms: int) -> None:
+        self._people, self._latest_signed_ms = people, latest_signed_ms
+
+    def _judged(self, held: People, states: Sequence[TrustState]) -> tuple[People, int]:
+        """What is held after `states`, and the latest time that people signed."""
+        for state in states:
+            said = trust_pb2.TrustBundleStatement.FromString(state.signed.statement)
+            held, refused = rules.take(held, owners=said.owners, policy=said.policy, grants=said.role_grants)
+            for error in refused if held.pin else ():
+                log.warning("peoples_word_refused", reason=error.reason.value, detail=error.detail)
         now_ms = [self._server_time.now_ms(), self._clock.now_ms(), self._latest_signed_ms]
-        issued = self._people.issued_at_ms()
+        issued = held.issued_at_ms()
         believed = rules.latest_ms(now_ms, issued)
-        return max([self._latest_signed_ms, *[one for one in issued if one <= believed]])
+        return held, max([self._latest_signed_ms, *[one for one in issued if one <= believed]])
+
+    async def _save(self, people: People, latest_signed_ms: int) -> None:
+        held = (people, latest_signed_ms)
+        if held != self._saved:
+            await asyncio.to_thread(write_private, self._path, _written(*held))
+            self._saved = held
 
 
 def load_people(path: Path, *, cluster_id: str, pin: bytes) -> tuple[People, int]:

@@ -35,8 +35,8 @@ class TrustStore:
         self._audit = _unheard
         self._turn = asyncio.Lock()
         self._state = file.load()
-        if people is not None:  # a process that was killed may have kept the bundle, and not yet what is in it
-            people.take([self._state])
+        if people is not None:  # the file with people's words may have been moved away
+            people.recall(self._state)
         self._show()
 
     @property
@@ -58,9 +58,10 @@ class TrustStore:
             try:
                 offered = list(trust.steps(self._state, bundles))
                 if offered:
+                    if self._people is not None:
+                        await self._people.take(offered)
                     await asyncio.to_thread(self._file.save, *offered)
                     self._state = offered[-1]
-                    await self._take_people(offered)
             except (trust.TrustError, OSError) as error:
                 reason = str(error.reason) if isinstance(error, trust.TrustError) else "DISK"
                 self._audit(NodeAuditKind.BUNDLE_REFUSED, held=list(self._state.version), reason=reason)
@@ -77,13 +78,7 @@ class TrustStore:
         """Pin an owner from now on, and take what the bundle in force says of it."""
         if self._people is not None:
             async with self._turn:
-                self._people.pin(pin, [self._state])
-                await self._people.save()
-
-    async def _take_people(self, offered: Sequence[TrustState]) -> None:
-        if self._people is not None:
-            self._people.take(offered)
-            await self._people.save()
+                await self._people.pin(pin, [self._state])
 
     def _applied(self, *, applied: bool, reason: str) -> gateway_pb2.BundleApplied:
         generation, number = self._state.version

@@ -8,11 +8,13 @@ import pytest
 
 from fleet.clock import ServerTime
 from fleet.envelope import Domain
+from fleet.identity import write_private
 from fleet.metrics import Registry
 from fleet.people import CLOCK_SLACK_MS, owner_pin
-from fleet.v1 import trust_pb2
+from fleet.v1 import gateway_pb2, trust_pb2
 from fleet_node.enrollment.membership import BundleFile, MembershipError
 from fleet_node.enrollment.owner_pin import pin_owner, pinned_owner
+from fleet_node.link import people_store
 from fleet_node.link.people_store import PeopleStore, load_people
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import LinkMetrics
@@ -54,13 +56,19 @@ class Place:
         self.trust = TrustStore(self._file, LinkMetrics(Registry()), people)
         return people
 
-    async def offer(self, **said: object) -> None:
-        """The next bundle, with people's words in it."""
+    async def offer(self, **said: object) -> gateway_pb2.BundleApplied:
+        """The next bundle, with people's words in it; it is applied."""
+        applied = await self.offered(**said)
+        assert applied.applied
+        return applied
+
+    async def offered(self, **said: object) -> gateway_pb2.BundleApplied:
+        """The next bundle, with people's words in it; what the node says of it."""
         self._number += 1
         statement = trust_pb2.TrustBundleStatement.FromString(self._installation.bundle(self._number).statement)
         statement.MergeFrom(trust_pb2.TrustBundleStatement(**said))
         signed = self._installation.authority.sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
-        assert (await self.trust.offer([signed])).applied
+        return await self.trust.offer([signed])
 
 
 @pytest.fixture
@@ -83,21 +91,70 @@ async def test_what_was_verified_once_is_kept(place: Place) -> None:
     assert place.open().people == held
 
 
-async def test_a_process_that_was_killed_after_the_bundle_takes_it_when_it_starts(place: Place) -> None:
+async def test_what_was_moved_away_comes_again_from_the_bundle_in_force(place: Place) -> None:
     people = place.open()
     await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(cluster_id=CLUSTER))
-    place.path.unlink()  # as if it had not come so far
-    assert place.open().people == people.people
-
-
-async def test_a_disk_that_fails_is_tried_again(place: Place) -> None:
-    people = place.open()
-    place.path.mkdir()
-    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(cluster_id=CLUSTER))
-    assert people.people.policy_in_force is not None
-    place.path.rmdir()
+    place.path.unlink()
+    held = place.open().people
+    assert held == people.people
     await place.offer()
-    assert load_people(place.path, cluster_id=CLUSTER, pin=PIN)[0] == people.people
+    assert place.open().people == held
+
+
+async def test_a_bundle_is_refused_when_what_people_say_in_it_cannot_be_kept(place: Place) -> None:
+    people = place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(version=3, cluster_id=CLUSTER))
+    version, kept = place.trust.state.version, place.path.read_bytes()
+    place.path.unlink()
+    place.path.mkdir()
+    stricter = policy(rule(required=3), version=4, cluster_id=CLUSTER)
+    refused = await place.offered(policy=stricter)
+    assert (refused.applied, refused.reason.startswith("DISK")) == (False, True)
+    assert (place.trust.state.version, people.people.policy.version) == (version, 3)
+    place.path.rmdir()
+    write_private(place.path, kept)
+
+    await place.offer()  # the server does not say it again, and the node never took it
+    await place.offer(policy=stricter)
+
+    await place.offer()
+    assert place.open().people.policy.version == 4
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+async def test_killed_between_the_two_files_it_knows_what_people_said_and_takes_the_bundle_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(version=3, cluster_id=CLUSTER))
+    version = place.trust.state.version
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(BundleFile, "save", _killed)
+        await place.offered(policy=policy(rule(required=3), version=4, cluster_id=CLUSTER))
+    people = place.open()
+    assert (place.trust.state.version, people.people.policy.version) == (version, 4)
+    await place.offer()
+    assert place.open().people.policy.version == 4
+
+
+async def test_killed_before_the_first_file_it_knows_nothing_of_either(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(version=3, cluster_id=CLUSTER))
+    version = place.trust.state.version
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(people_store, "write_private", _killed)
+        await place.offered(policy=policy(rule(required=3), version=4, cluster_id=CLUSTER))
+    people = place.open()
+    assert (place.trust.state.version, people.people.policy.version) == (version, 3)
+
+
+def _killed(*_: object) -> None:
+    raise Killed
 
 
 async def test_the_latest_time_that_people_signed_never_goes_back(place: Place) -> None:
