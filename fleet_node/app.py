@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +30,6 @@ from fleet.node_audit import NodeAuditKind
 from fleet.process_metrics import ProcessMetrics
 from fleet.version import software_version
 from fleet_node.commands.execution import CommandLimits
-from fleet_node.commands.journal_copy import nothing_between
 from fleet_node.commands.opening import open_journal
 from fleet_node.commands.protection import Verifier
 from fleet_node.commands.service import CommandService
@@ -47,7 +47,7 @@ from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
 from fleet_node.status.live import LiveSources, live_status
-from fleet_node.status.server import ControlServer
+from fleet_node.status.server import ControlServer, Progress
 from fleet_node.telemetry.collector import Collector, OwnProcess
 from fleet_node.telemetry.service import TelemetryService
 from fleet_node.telemetry.spool import Spool
@@ -203,14 +203,13 @@ class Node:
             parts.folder.control_socket,
             {
                 "status": self._status,
-                "copy_journal": self._copy_journal,
                 "owner": self._read_owner_pin,
                 "rotate-identity": partial(self._rotate, identity=True, sealing_key=False),
                 "rotate-sealing": partial(self._rotate, identity=False, sealing_key=True),
                 "rotate-keys": partial(self._rotate, identity=True, sealing_key=True),
             },
+            {"copy_journal": self._copy_journal},
         )
-        self._folder = parts.folder
         self._live = LiveSources(
             version=software_version(),
             started_at_ms=self._clock.now_ms(),
@@ -316,9 +315,13 @@ class Node:
     async def _status(self) -> dict[str, Any]:
         return dict(live_status(self._live))
 
-    async def _copy_journal(self) -> dict[str, Any]:
-        path = self._folder.path / f".journal-{secrets.token_hex(8)}.copy"
-        await self._journal.copy(path, nothing_between)
+    async def _copy_journal(self, progress: Progress, afterwards: ExitStack) -> dict[str, Any]:
+        def between(done: int, of: int) -> None:
+            progress.done, progress.of = done, of
+
+        path = self._parts.folder.new_journal_copy()
+        afterwards.callback(path.unlink, missing_ok=True)
+        await self._journal.copy(path, between)
         return {"path": str(path)}
 
     async def _read_owner_pin(self) -> dict[str, Any]:

@@ -39,8 +39,8 @@ OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", PEOPLE)
 _READINGS = 6
 """A rotation replaces files for some milliseconds; what changes as often as this is not a node at work."""
 
-CopyJournal = Callable[[Path], None]
-"""Writes a copy of the journal to a path at which nothing is."""
+ReadJournal = Callable[[], bytes]
+"""The journal as a moment within the call saw it."""
 
 
 class BackupError(Exception):
@@ -70,7 +70,7 @@ def back_up(
     passphrase: Secret[str],
     *,
     node_id: str,
-    copy_journal: CopyJournal,
+    read_journal: ReadJournal,
     clock: Clock,
     cost: int = SCRYPT_COST,
 ) -> Backup:
@@ -84,7 +84,7 @@ def back_up(
     """
     if to.exists() or to.is_symlink():
         raise BackupError(f"{to} is there already: give another name, a backup is never overwritten")
-    files = _as_one_moment_saw_them(folder, copy_journal)
+    files = _as_one_moment_saw_them(folder, read_journal)
     made_at_ms = clock.now_ms()
     files[MANIFEST] = json.dumps({"node_id": node_id, "made_at_ms": made_at_ms}).encode()
     archive = seal(files, passphrase, cost=cost)
@@ -149,24 +149,14 @@ def _intents_after_ms(folder: Path, backup: Backup, now_ms: int) -> int:
         raise BackupError(str(error)) from error
 
 
-def _as_one_moment_saw_them(folder: StateFolder, copy_journal: CopyJournal) -> dict[str, bytes]:
+def _as_one_moment_saw_them(folder: StateFolder, read_journal: ReadJournal) -> dict[str, bytes]:
     files = _small_files(folder)
     for _ in range(_READINGS):
-        journal = _copied_journal(folder, copy_journal)
+        journal = read_journal()
         before, files = files, _small_files(folder)
         if files == before:
             return {**files, JOURNAL: journal}
     raise BackupError("the node keeps replacing its files: wait until `fleet-node status` shows it settled, try again")
-
-
-def _copied_journal(folder: StateFolder, copy_journal: CopyJournal) -> bytes:
-    copy = folder.path / f".journal-{secrets.token_hex(4)}.copy"
-    try:
-        copy_journal(copy)
-        copy.chmod(0o600)
-        return read_private(copy)
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def _small_files(folder: StateFolder) -> dict[str, bytes]:

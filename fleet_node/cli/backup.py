@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,7 @@ from fleet_node.cli.grammar import ExitCode, Failure, Verb, again, node_options,
 
 if TYPE_CHECKING:
     from fleet.secrets import Secret
-    from fleet_node.backup.service import CopyJournal
+    from fleet_node.backup.service import ReadJournal
     from fleet_node.enrollment.folder import StateFolder
 
 _passphrase_option = click.option(
@@ -54,7 +57,7 @@ def backup(archive: Path, passphrase_file: Path | None, config: Path | None, sta
                 archive,
                 passphrase,
                 node_id=membership.node_id,
-                copy_journal=_copier(folder, membership.node_id),
+                read_journal=_reader(folder, membership.node_id),
                 clock=SystemClock(),
             )
         except (service.BackupError, service.ArchiveError) as error:
@@ -93,30 +96,56 @@ def restore(archive: Path, passphrase_file: Path | None, config: Path | None, st
     )
 
 
-def _copier(folder: StateFolder, node_id: str) -> CopyJournal:
-    """How to copy the journal: the running daemon does it, or this process while it holds the folder."""
+def _reader(folder: StateFolder, node_id: str) -> ReadJournal:
+    """How to read the journal: the running daemon makes a copy, or this process while it holds the folder."""
+    from fleet.identity import read_private
     from fleet_node.commands.opening import copy_journal
     from fleet_node.enrollment.folder import FolderLockedError
-    from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
+    from fleet_node.status.client import DaemonAwayError, DaemonSilentError, asking
 
-    def copy(to: Path) -> None:
+    def read() -> bytes:
         try:
-            made = Path(ask(folder.control_socket, "copy_journal")["path"])
-            made.rename(to)
+            with _shown_progress() as show, asking(folder.control_socket, "copy_journal", show) as answer:
+                return read_private(Path(answer["path"]))
         except DaemonAwayError:
-            try:
-                folder.lock()
-                copy_journal(folder.journal, node_id, to)
-            except FolderLockedError as error:
-                raise Failure(
-                    "the daemon of this state folder does not answer", hint="wait until it is up, or stop it"
-                ) from error
-            finally:
-                folder.unlock()
+            return alone()
         except DaemonSilentError as error:
             raise Failure(str(error)) from error
 
-    return copy
+    def alone() -> bytes:
+        copy = folder.new_journal_copy()
+        try:
+            folder.lock()
+            with _shown_progress() as show:
+                copy_journal(folder.journal, node_id, copy, show)
+            return read_private(copy)
+        except FolderLockedError as error:
+            raise Failure(
+                "the daemon of this state folder does not answer", hint="wait until it is up, or stop it"
+            ) from error
+        finally:
+            copy.unlink(missing_ok=True)
+            folder.unlock()
+
+    return read
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[int, int], None]]:
+    """Shows a person how far the copy of the journal is."""
+    shown = False
+
+    def show(done: int, of: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty():
+            shown = True
+            click.echo(f"\rjournal: {done / 2**20:.0f} of {of / 2**20:.0f} MiB", nl=False, err=True)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            click.echo(err=True)
 
 
 def _passphrase(path: Path | None, *, new: bool) -> Secret[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet_node.commands.journal import Journal
+from fleet_node.commands.journal_copy import Between, nothing_between
 from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
 from fleet_node.commands.store import Batch, JournalStore, JournalUnavailableError
 
@@ -50,8 +51,11 @@ def open_journal(path: Path, node_id: str, *, commit_duration: Histogram) -> Jou
     return Journal(JournalStore(path, node_id), commit_duration=commit_duration)
 
 
-def copy_journal(path: Path, node_id: str, to: Path) -> None:
-    """Copy a journal as one moment saw it. Only while no daemon runs: the journal has one process.
+def copy_journal(path: Path, node_id: str, to: Path, between: Between = nothing_between) -> None:
+    """Copy a journal into a new file. Only while no daemon runs: the journal has one process.
+
+    Args:
+        between: told how many bytes are done, and of how many.
 
     Raises:
         JournalDamagedError: it cannot be used.
@@ -59,7 +63,7 @@ def copy_journal(path: Path, node_id: str, to: Path) -> None:
     """
     store = JournalStore(path, node_id)
     try:
-        store.copy_to(to)
+        store.copy_to(to, between)
     finally:
         store.close()
 

@@ -13,12 +13,14 @@
 | people.json | owners, roles and policy as verified under the pin |
 | journal.db, spool.db | commands and telemetry |
 | lock, control.sock | one process; live state for `fleet-node status` |
+| .journal-*.copy | the journal while a backup takes it; one that a killed process left is removed by the next |
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 
 from fleet.identity import PrivateFileError, private_folder
@@ -90,6 +92,10 @@ class StateFolder:
         """The command journal."""
         return self.path / "journal.db"
 
+    def new_journal_copy(self) -> Path:
+        """A name for a copy of the journal that goes into a backup. Its file does not outlast whoever makes it."""
+        return self.path / f".journal-{secrets.token_hex(8)}.copy"
+
     @property
     def spool(self) -> Path:
         """The telemetry spool."""
@@ -106,7 +112,7 @@ class StateFolder:
         return self._lock is not None
 
     def lock(self) -> None:
-        """Take the folder for this process until it ends.
+        """Take the folder for this process until it ends, and clear away what a killed one was in the middle of.
 
         Raises:
             FolderLockedError: another process has it.
@@ -123,6 +129,8 @@ class StateFolder:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         self._lock = descriptor
+        for left in self.path.glob(".journal-*.copy"):
+            left.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Give the folder back."""

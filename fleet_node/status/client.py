@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fleet_node.status.protocol import MAX_ANSWER_BYTES, TIMEOUT_S, socket_address
+
+Working = Callable[[int, int], None]
+
+
+def _unheeded(done: int, of: int) -> None:
+    pass
 
 
 class DaemonAwayError(Exception):
@@ -29,13 +37,40 @@ def ask(path: Path, question: str) -> dict[str, Any]:
         DaemonAwayError: nobody listens.
         DaemonSilentError: somebody does, and does not answer.
     """
+    with asking(path, question) as answer:
+        return answer
+
+
+@contextmanager
+def asking(path: Path, question: str, working: Working = _unheeded) -> Iterator[dict[str, Any]]:
+    """A question whose answer names what the daemon keeps for as long as the context lasts.
+
+    Args:
+        path: the control socket.
+        question: such as "copy_journal".
+        working: told about once a second how much is done, and of how much, until the answer is there.
+
+    Raises:
+        DaemonAwayError: nobody listens.
+        DaemonSilentError: somebody does, and does not answer.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        yield _answer(connection, path, question, working)
+
+
+def _answer(connection: socket.socket, path: Path, question: str, working: Working) -> dict[str, Any]:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(TIMEOUT_S)
-            with socket_address(path) as address:
-                connection.connect(address)
-            connection.sendall(json.dumps({"ask": question}).encode() + b"\n")
-            reply = _read_all(connection)
+        connection.settimeout(TIMEOUT_S)
+        with socket_address(path) as address:
+            connection.connect(address)
+        connection.sendall(json.dumps({"ask": question}).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            while True:
+                line = lines.readline(MAX_ANSWER_BYTES + 1)
+                progress = _progress(line)
+                if progress is None:
+                    return _parse(line)
+                working(*progress)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
         raise DaemonAwayError("no daemon runs on this state folder") from error
     except OSError as error:
@@ -43,16 +78,14 @@ def ask(path: Path, question: str) -> dict[str, Any]:
             f"the daemon does not answer on {path} ({error.strerror or 'no answer in time'}): look at its log, and "
             "restart it if it hangs"
         ) from error
-    return _parse(reply)
 
 
-def _read_all(connection: socket.socket) -> bytes:
-    received = bytearray()
-    while chunk := connection.recv(64 * 1024):
-        received += chunk
-        if len(received) > MAX_ANSWER_BYTES:
-            break
-    return bytes(received)
+def _progress(line: bytes) -> tuple[int, int] | None:
+    try:
+        said = json.loads(line)["working"]
+        return int(said["done"]), int(said["of"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _parse(reply: bytes) -> dict[str, Any]:

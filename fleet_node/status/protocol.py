@@ -1,7 +1,9 @@
-"""The control socket's protocol: one line of JSON each way, then the connection closes.
+"""The control socket's protocol: a line of JSON asks, a line answers, then the asker closes the connection.
 
-Request `{"ask": "status"}`, answer `{"ok": true, "answer": ...}` or `{"ok": false, "error": "..."}`. The socket stands
-in the node's state folder (0700) and is 0600 itself: it is as private as the node's keys, so nothing on it is signed.
+Request `{"ask": "status"}`, answer `{"ok": true, "answer": ...}` or `{"ok": false, "error": "..."}`. While a long
+answer is being made, lines `{"working": {"done": 3, "of": 8}}` go before it, one in `WORKING_EVERY_S` at least. What it
+names is the asker's until it closes the connection; an asker that closes early ends the work. The socket stands in the
+node's state folder (0700) and is 0600 itself: it is as private as the node's keys, so nothing on it is signed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from pathlib import Path
 MAX_REQUEST_BYTES = 4 * 1024
 MAX_ANSWER_BYTES = 256 * 1024
 TIMEOUT_S = 5.0
+"""For which either side waits for the next line of the other."""
+WORKING_EVERY_S = 1.0
+TAKEN_WITHIN_S = 300.0
+"""For which what a long answer names is kept for an asker that does not close the connection."""
 _MAX_ADDRESS_BYTES = 100
 """Less than the 108 bytes of sun_path (unix(7))."""
 

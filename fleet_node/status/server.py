@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fleet.logs import get_logger
-from fleet_node.status.protocol import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, TIMEOUT_S, socket_address
+from fleet_node.status.protocol import (
+    MAX_ANSWER_BYTES,
+    MAX_REQUEST_BYTES,
+    TAKEN_WITHIN_S,
+    TIMEOUT_S,
+    WORKING_EVERY_S,
+    socket_address,
+)
 
 log = get_logger(__name__)
 
 _MAX_CONNECTIONS = 8
 Answer = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a long answer is. Whoever makes it writes here, on any thread."""
+
+    done: int = 0
+    of: int = 0
+
+
+LongAnswer = Callable[[Progress, contextlib.ExitStack], Awaitable[Mapping[str, Any]]]
+"""Makes an answer that may take its time. It is cancelled when the asker goes away; what it registers on the stack is
+done in any case, once the asker has closed the connection."""
 
 
 class ControlServer:
@@ -26,11 +48,15 @@ class ControlServer:
     Args:
         path: the socket; one that a killed daemon left behind is replaced, since the caller holds the folder's lock.
         answers: what may be asked.
+        long_answers: what may be asked and takes longer than `TIMEOUT_S`, or is to be cleared away after it.
     """
 
-    def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
+    def __init__(
+        self, path: Path, answers: Mapping[str, Answer], long_answers: Mapping[str, LongAnswer] | None = None
+    ) -> None:
         self._path = path
         self._answers = answers
+        self._long_answers = long_answers or {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -74,9 +100,13 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                line = await reader.readline()
-                writer.write(await self._reply(line))
+            async with asyncio.timeout(TIMEOUT_S) as limit:
+                question = _question(await reader.readline())
+                if question in self._long_answers:
+                    limit.reschedule(None)
+                    await self._serve_long(self._long_answers[question], reader, writer)
+                    return
+                writer.write(await self._reply(question))
                 await writer.drain()
                 writer.write_eof()
                 await reader.read(1)  # until the asker has it all and closes
@@ -85,20 +115,57 @@ class ControlServer:
         finally:
             writer.transport.abort()
 
-    async def _reply(self, line: bytes) -> bytes:
-        try:
-            question = json.loads(line)["ask"]
-            answer = self._answers[question]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return _line({"ok": False, "error": f"ask one of {', '.join(sorted(self._answers))}"})
-        try:
-            reply = _line({"ok": True, "answer": await answer()})
-        except Exception:
-            log.exception("control_answer_failed")
-            return _line({"ok": False, "error": "the answer could not be made: see the node's log"})
-        if len(reply) > MAX_ANSWER_BYTES:
-            return _line({"ok": False, "error": "the answer is too long"})
-        return reply
+    async def _serve_long(self, make: LongAnswer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        progress = Progress()
+        with contextlib.ExitStack() as afterwards:
+            gone = asyncio.ensure_future(reader.read(1))
+            making = asyncio.ensure_future(_made(make(progress, afterwards)))
+            try:
+                while True:
+                    await asyncio.wait({making, gone}, timeout=WORKING_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                    if gone.done():
+                        return
+                    if making.done():
+                        break
+                    await _send(writer, _line({"working": {"done": progress.done, "of": progress.of}}))
+                await _send(writer, making.result())
+                await asyncio.wait({gone}, timeout=TAKEN_WITHIN_S)
+            finally:
+                making.cancel()
+                gone.cancel()
+                await asyncio.gather(making, gone, return_exceptions=True)
+
+    async def _reply(self, question: str) -> bytes:
+        answer = self._answers.get(question)
+        if answer is None:
+            known = sorted([*self._answers, *self._long_answers])
+            return _line({"ok": False, "error": f"ask one of {', '.join(known)}"})
+        return await _made(answer())
+
+
+def _question(line: bytes) -> str:
+    """Empty when it is none."""
+    try:
+        return str(json.loads(line)["ask"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+async def _made(answer: Awaitable[Mapping[str, Any]]) -> bytes:
+    try:
+        reply = _line({"ok": True, "answer": await answer})
+    except Exception:
+        log.exception("control_answer_failed")
+        return _line({"ok": False, "error": "the answer could not be made: see the node's log"})
+    if len(reply) > MAX_ANSWER_BYTES:
+        return _line({"ok": False, "error": "the answer is too long"})
+    return reply
+
+
+async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        writer.write(line)
+        await writer.drain()
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from fleet.people import CLOCK_SLACK_MS
 from fleet.secrets import Secret
 from fleet_node.backup import service
 from fleet_node.backup.archive import unseal
-from fleet_node.commands.opening import copy_journal, ensure_journal
+from fleet_node.commands.opening import ensure_journal
 from fleet_node.commands.store import Batch, JournalStore
 from fleet_node.commands.used_intents import Use
 from fleet_node.enrollment.folder import StateFolder
@@ -39,14 +39,15 @@ def folder(tmp_path: Path) -> StateFolder:
 
 
 def back_up(folder: StateFolder, meanwhile: Callable[[], None] = lambda: None) -> dict[str, bytes]:
-    """The files of an archive; `meanwhile` happens each time that the journal is copied."""
+    """The files of an archive; `meanwhile` happens each time that the journal is read."""
 
-    def copying(to: Path) -> None:
-        copy_journal(folder.journal, NODE, to)
+    def reading() -> bytes:
+        content = folder.journal.read_bytes()
         meanwhile()
+        return content
 
     archive = folder.path.parent / "node.backup"
-    service.back_up(folder, archive, PASSPHRASE, node_id=NODE, copy_journal=copying, clock=SystemClock(), cost=CHEAP)
+    service.back_up(folder, archive, PASSPHRASE, node_id=NODE, read_journal=reading, clock=SystemClock(), cost=CHEAP)
     return unseal(archive.read_bytes(), PASSPHRASE, cost=CHEAP)
 
 
@@ -78,7 +79,7 @@ def test_a_rotation_that_ends_while_files_are_read_tears_nothing(
     assert "rotation.json" not in files
 
 
-def test_what_is_replaced_while_the_journal_is_copied_is_in_the_archive(folder: StateFolder) -> None:
+def test_what_is_replaced_while_the_journal_is_read_is_in_the_archive(folder: StateFolder) -> None:
     def meanwhile() -> None:
         settle(folder)
         write_private(folder.membership, b"new api_key")
@@ -90,17 +91,17 @@ def test_what_is_replaced_while_the_journal_is_copied_is_in_the_archive(folder: 
 
 
 def test_a_journal_is_never_older_than_the_ratchet_beside_it(folder: StateFolder) -> None:
-    copies: Iterator[int] = iter(range(10))
+    readings: Iterator[int] = iter(range(10))
     taken = []
 
     def meanwhile() -> None:
-        number = next(copies)
+        number = next(readings)
         taken.append(number)
         if number < 2:
             write_private(folder.ratchet, b"ratchet %d" % number)
 
     assert back_up(folder, meanwhile)["ratchet.bin"] == b"ratchet 1"
-    assert taken == [0, 1, 2]  # and the journal is the one that was copied after it
+    assert taken == [0, 1, 2]  # and the journal is the one that was read after it
 
 
 def test_a_node_that_does_not_hold_still_is_not_backed_up(folder: StateFolder) -> None:
@@ -108,7 +109,6 @@ def test_a_node_that_does_not_hold_still_is_not_backed_up(folder: StateFolder) -
     with pytest.raises(service.BackupError, match="try again"):
         back_up(folder, lambda: write_private(folder.ratchet, b"%d" % next(changes)))
     assert not (folder.path.parent / "node.backup").exists()
-    assert not list(folder.path.glob("*.copy"))
 
 
 def used(folder: StateFolder, at_ms: int, *, issued_at_ms: int) -> Judgement:
@@ -122,7 +122,7 @@ def used(folder: StateFolder, at_ms: int, *, issued_at_ms: int) -> Judgement:
         archive,
         PASSPHRASE,
         node_id=NODE,
-        copy_journal=lambda to: copy_journal(folder.journal, NODE, to),
+        read_journal=folder.journal.read_bytes,
         clock=MockClock(NOW_MS),
         cost=CHEAP,
     )

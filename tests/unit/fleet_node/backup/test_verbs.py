@@ -64,9 +64,9 @@ async def test_a_running_daemon_copies_its_own_journal(
     await gateway.wait_stream()
     made = await back_up(member, tmp_path / "node.backup", passphrase)
     assert made.code == 0, made.err
-    assert not list(member.path.glob("*.copy"))
     process.terminate()
     assert (await end(process)).code == 0
+    assert not list(member.path.glob("*.copy"))
     restored = await restore(tmp_path / "node.backup", tmp_path / "moved", passphrase)
     assert restored.code == 0, restored.err
     assert (tmp_path / "moved" / "ratchet.bin").exists() == (member.path / "ratchet.bin").exists()

@@ -170,3 +170,11 @@ def test_one_process_a_state_folder(folder: StateFolder) -> None:
         holder.kill()
         holder.communicate()
         folder.unlock()
+
+
+def test_copies_of_a_journal_that_a_killed_process_left_are_cleared_away(folder: StateFolder) -> None:
+    folder.new_journal_copy().write_bytes(b"arguments of commands")
+    folder.journal.write_bytes(b"journal")
+    folder.lock()
+    assert [path.name for path in folder.path.iterdir() if "journal" in path.name] == ["journal.db"]
+    folder.unlock()

@@ -5,14 +5,15 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
+from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask, asking
 from fleet_node.status.protocol import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES
-from fleet_node.status.server import ControlServer
+from fleet_node.status.server import ControlServer, Progress
 
 
 async def well() -> Mapping[str, Any]:
@@ -32,6 +33,40 @@ async def path(tmp_path: Path) -> AsyncIterator[Path]:
     server = ControlServer(tmp_path / "control.sock", {"status": well, "ill": ill, "long": long})
     await server.start()
     yield tmp_path / "control.sock"
+    await server.close()
+
+
+class Copying:
+    """A long answer: names a file, which is made once `finish` is set."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.begun, self.finish, self.cleared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.cancelled = False
+
+    async def __call__(self, progress: Progress, afterwards: ExitStack) -> Mapping[str, Any]:
+        afterwards.callback(self._clear)
+        self.file.write_text("half")
+        progress.done, progress.of = 1, 2
+        self.begun.set()
+        try:
+            await self.finish.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return {"path": str(self.file)}
+
+    def _clear(self) -> None:
+        self.file.unlink()
+        self.cleared.set()
+
+
+@pytest.fixture
+async def copying(tmp_path: Path) -> AsyncIterator[Copying]:
+    copying = Copying(tmp_path / "copy")
+    server = ControlServer(tmp_path / "copying.sock", {"ill": ill}, {"copy": copying})
+    await server.start()
+    yield copying
     await server.close()
 
 
@@ -115,6 +150,63 @@ async def test_a_deep_state_folder_has_a_socket_too(tmp_path: Path) -> None:
     server = ControlServer(folder / "control.sock", {"status": well})
     await server.start()
     assert await asyncio.to_thread(ask, folder / "control.sock", "status") == {"well": True}
+    await server.close()
+
+
+async def test_a_long_answer_may_take_longer_than_the_daemon_may_be_silent(
+    copying: Copying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_node.status.server.TIMEOUT_S", 0.01)
+    monkeypatch.setattr("fleet_node.status.server.WORKING_EVERY_S", 0.01)
+    loop, told = asyncio.get_running_loop(), []
+
+    def working(done: int, of: int) -> None:
+        told.append((done, of))
+        if len(told) == 5:
+            loop.call_soon_threadsafe(copying.finish.set)
+
+    def asker() -> str:
+        with asking(copying.file.with_name("copying.sock"), "copy", working) as answer:
+            return Path(answer["path"]).read_text()
+
+    assert await asyncio.to_thread(asker) == "half"
+    assert set(told) == {(1, 2)}
+    await copying.cleared.wait()
+    assert not copying.cancelled
+
+
+async def test_a_long_answer_ends_when_its_asker_goes_away(copying: Copying) -> None:
+    _, writer = await asyncio.open_unix_connection(str(copying.file.with_name("copying.sock")))
+    writer.write(b'{"ask": "copy"}\n')
+    await copying.begun.wait()
+    writer.close()
+    await copying.cleared.wait()
+    assert copying.cancelled
+    assert not copying.file.exists()
+
+
+async def test_a_daemon_that_stops_clears_away_what_it_was_making(tmp_path: Path) -> None:
+    copying = Copying(tmp_path / "copy")
+    server = ControlServer(tmp_path / "copying.sock", {}, {"copy": copying})
+    await server.start()
+    asker = asyncio.create_task(asyncio.to_thread(ask, tmp_path / "copying.sock", "copy"))
+    await copying.begun.wait()
+    await server.close()
+    assert not copying.file.exists()
+    with pytest.raises(DaemonSilentError):
+        await asker
+
+
+async def test_a_long_answer_that_fails_tells_no_exception(tmp_path: Path) -> None:
+    async def failing(progress: Progress, afterwards: ExitStack) -> Mapping[str, Any]:
+        del progress, afterwards
+        raise RuntimeError("secret text")
+
+    server = ControlServer(tmp_path / "control.sock", {"status": well}, {"copy": failing})
+    await server.start()
+    with pytest.raises(DaemonSilentError, match="see the node's log") as caught:
+        await asyncio.to_thread(ask, tmp_path / "control.sock", "copy")
+    assert "secret text" not in str(caught.value)
     await server.close()
 
 
