@@ -155,6 +155,7 @@ class Server:
             ),
             accepted_leaves=lambda: self.certificates.accepted_leaves() | settings.terminator_leaves(),
             session_ttl_ms=settings.session_ttl_s * 1000,
+            rotations_per_day=settings.node_rotations_per_day,
         )
         self.nodes.on_revoke(self.sessions.rotations.revoke_api_keys)
         self.nodes.show_rotating_with(self.sessions.rotations.open)

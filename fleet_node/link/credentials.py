@@ -188,7 +188,7 @@ class Credentials:
             log.info("new_keys_taken", fingerprint=show_fingerprint(answer.fingerprint))
             return Taken(renew=True)
         if not answer.taken:
-            log.error("new_keys_refused", reason=answer.reason)
+            log.error("new_keys_refused", reason=answer.reason, retry_after_s=answer.retry_after_ms // 1000)
             try:
                 await self._save(replace(self._pending, keys=None))
             except OSError as error:

@@ -211,6 +211,13 @@ class Settings(BaseSettings):
         description="Days between two command keys: the next one is prepared a day ahead, and activated once every node"
         " that is online or was seen within a day knows it. 0 for rotation by hand.",
     )
+    node_rotations_per_day: int = Field(
+        24,
+        ge=1,
+        le=10_000,
+        description="How often a node may replace its own keys in 24 hours without an operator's order; refused"
+        " attempts count.",
+    )
     telemetry_retention_s: int = Field(
         7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
     )

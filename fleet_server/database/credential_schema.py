@@ -17,6 +17,9 @@ credential_rotations = Table(
     Column("new_key_sha256", LargeBinary(32), nullable=False),
     Column("sealed_api_key", LargeBinary, nullable=False),
     Column("keys_issued_at_ms", BigInteger, nullable=False),
+    # Outside the MAC: it confers nothing.
+    Column("asked_from_ms", BigInteger, nullable=False, server_default="0"),
+    Column("asked", Integer, nullable=False, server_default="0"),
     Column("mac", LargeBinary, nullable=False),
 )
 

@@ -80,6 +80,7 @@ class HandshakeService:
         accepted_leaves: SHA-256 of each TLS leaf that is this server's: current, previous, and those of terminators
             in its settings.
         session_ttl_ms: milliseconds that a session lives unless it is renewed.
+        rotations_per_day: see `RotationService`.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class HandshakeService:
         admission: Admission,
         accepted_leaves: Callable[[], frozenset[bytes]],
         session_ttl_ms: int = 15 * 60 * 1000,
+        rotations_per_day: int = 24,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -121,6 +123,7 @@ class HandshakeService:
             api_keys=api_keys,
             store=rotations,
             api_key_text=self._credentials.api_key_text,
+            asked_per_day=rotations_per_day,
         )
         self._standings = Standings(api_keys, rotations, nodes, clock)
         self._ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))

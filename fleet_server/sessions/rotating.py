@@ -59,6 +59,7 @@ class RotationService:
 
     Args:
         api_key_text: text of an api_key with this secret.
+        asked_per_day: how often a node may ask in 24 hours for what nobody ordered, or is refused.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RotationService:
         api_keys: ApiKeyStore,
         store: RotationStore,
         api_key_text: Callable[[bytes], str],
+        asked_per_day: int,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -79,6 +81,7 @@ class RotationService:
         self._api_keys = api_keys
         self._store = store
         self._api_key_text = api_key_text
+        self._asked_per_day = asked_per_day
         self._told_tampered: set[str] = set()
 
     # -- api_keys -----------------------------------------------------------------------------------------------------
@@ -99,6 +102,10 @@ class RotationService:
             ChecklistItem("api-keys", f"api_keys of the node: {count} ended with the revocation", now_ms, SERVER),
             ChecklistItem("sessions", f"sessions: {sessions} ended, and its stream is closed", now_ms, SERVER),
         )
+
+    def forget_ended(self, tx: Transaction, before_ms: int) -> int:
+        """Delete api_keys that ended before a time and that others follow; how many."""
+        return self._api_keys.delete_ended(tx.conn, before_ms)
 
     # -- orders -------------------------------------------------------------------------------------------------------
     async def rotate(self, actor: str, patterns: Sequence[str], wanted: Wanted, overlap_s: int) -> Ordered:
@@ -208,26 +215,52 @@ class RotationService:
         rotation = self._store.of_node(tx.conn, node_id, lock=True)
         node = self._nodes.load(tx.conn, node_id)
         if node is None or not rotation.intact:
-            return self._keys_refused(tx, node_id, "QUARANTINED")
+            self._tell_tampered(tx, node_id)
+            return gateway_pb2.NodeKeysTaken(taken=False, reason="QUARANTINED")
+        known = KnownKeys(node.cluster_id, node_id, node.identity_key, node.sealing_key, rotation.keys_issued_at_ms)
+        judged = self._judge(node, known, signed)
+        if judged is known:
+            return gateway_pb2.NodeKeysTaken(fingerprint=node.fingerprint, taken=True)
+        changed = node
+        if isinstance(judged, KnownKeys):
+            changed = replace(node, identity_key=judged.identity_key, sealing_key=judged.sealing_key)
+        done = _replaced(node, changed)
+        if not done or done & ~rotation.wanted:
+            rotation = rotation.ask(self._asked_per_day, self._clock.now_ms())
+            if rotation.asked > self._asked_per_day:
+                return self._over_budget(tx, rotation)
+        if isinstance(judged, KnownKeys):
+            conflict = self._nodes.replace_keys(tx, node, judged.identity_key, judged.sealing_key)
+            if conflict is None:
+                rotation = replace(rotation, keys_issued_at_ms=judged.last_issued_at_ms)
+                self._keys_replaced(tx, node, changed, done, rotation)
+                return gateway_pb2.NodeKeysTaken(fingerprint=changed.fingerprint, taken=True)
+            judged = str(conflict.reason)
+        self._store.save(tx.conn, rotation)
+        self._refused(tx, node_id, {"rotate": "keys", "by": "server", "reason": judged})
+        return gateway_pb2.NodeKeysTaken(taken=False, reason=judged)
+
+    def _judge(self, node: NodeRecord, known: KnownKeys, signed: trust_pb2.Signed) -> KnownKeys | str:
         refusal = refuse_inactive(node)
         if refusal is not None:
-            return self._keys_refused(tx, node_id, str(refusal.reason))
-        known = KnownKeys(node.cluster_id, node_id, node.identity_key, node.sealing_key, rotation.keys_issued_at_ms)
+            return str(refusal.reason)
         try:
-            judged = judge_rotation(signed, known, now_ms=self._clock.now_ms())
+            return judge_rotation(signed, known, now_ms=self._clock.now_ms())
         except NodeKeyError as error:
-            return self._keys_refused(tx, node_id, error.reason)
-        changed = replace(node, identity_key=judged.identity_key, sealing_key=judged.sealing_key)
-        if judged is not known:
-            conflict = self._nodes.replace_keys(tx, node, judged.identity_key, judged.sealing_key)
-            if conflict is not None:
-                return self._keys_refused(tx, node_id, str(conflict.reason))
-            self._keys_replaced(tx, node, changed, replace(rotation, keys_issued_at_ms=judged.last_issued_at_ms))
-        return gateway_pb2.NodeKeysTaken(fingerprint=changed.fingerprint, taken=True)
+            return error.reason
 
-    def _keys_replaced(self, tx: Transaction, node: NodeRecord, changed: NodeRecord, rotation: Rotation) -> None:
-        done = Wanted.IDENTITY if changed.identity_key != node.identity_key else Wanted(0)
-        done |= Wanted.SEALING if changed.sealing_key != node.sealing_key else Wanted(0)
+    def _over_budget(self, tx: Transaction, rotation: Rotation) -> gateway_pb2.NodeKeysTaken:
+        """Refused until the 24 hours are over; audited and written once in them."""
+        if self._store.of_node(tx.conn, rotation.node_id).asked != rotation.asked:
+            self._store.save(tx.conn, rotation)
+            detail = {"rotate": "keys", "by": "server", "reason": rotations.OVER_BUDGET}
+            self._refused(tx, rotation.node_id, detail)
+        wait_ms = rotation.asked_from_ms + rotations.ASKED_WINDOW_MS - self._clock.now_ms()
+        return gateway_pb2.NodeKeysTaken(taken=False, reason=rotations.OVER_BUDGET, retry_after_ms=wait_ms)
+
+    def _keys_replaced(
+        self, tx: Transaction, node: NodeRecord, changed: NodeRecord, done: Wanted, rotation: Rotation
+    ) -> None:
         rotation = self._without_offer(tx, replace(rotation, wanted=rotation.wanted & ~done))
         self._store.save(tx.conn, self._with_api_key(tx, rotation, changed))
         detail: Mapping[str, JSON] = {
@@ -237,11 +270,6 @@ class RotationService:
         }
         self._tell(tx, AuditKind.NODE_KEYS_REPLACED, f"node:{node.node_id}", node.node_id, detail)
         self._nodes.tell_decided(tx, [node.node_id])
-
-    def _keys_refused(self, tx: Transaction, node_id: str, reason: str) -> gateway_pb2.NodeKeysTaken:
-        detail = {"rotate": "keys", "by": "server", "reason": reason}
-        self._tell(tx, AuditKind.NODE_ROTATION_REFUSED, f"node:{node_id}", node_id, detail)
-        return gateway_pb2.NodeKeysTaken(taken=False, reason=reason)
 
     async def answered(self, node_id: str, answer: gateway_pb2.RotationAnswer) -> None:
         """A node stored its new api_key, or does not follow an order. One that it can never follow is off; any other
@@ -266,12 +294,13 @@ class RotationService:
                     rotation = self._without_offer(tx, rotation)
                 self._store.save(tx.conn, self._with_api_key(tx, rotation, node))
                 self._nodes.tell_decided(tx, [node_id])
-            detail: Mapping[str, JSON] = {
-                "rotate": "api_key" if subject is Wanted.API_KEY else "keys",
-                "by": "node",
-                "reason": reason,
-            }
-            self._tell(tx, AuditKind.NODE_ROTATION_REFUSED, f"node:{node_id}", node_id, detail)
+            else:
+                rotation = rotation.ask(self._asked_per_day, self._clock.now_ms())
+                if rotation.asked > self._asked_per_day:
+                    return  # it says this again and again: the audit has it
+                self._store.save(tx.conn, rotation)
+            rotate = "api_key" if subject is Wanted.API_KEY else "keys"
+            self._refused(tx, node_id, {"rotate": rotate, "by": "node", "reason": reason})
 
         await self._database.write(work)
 
@@ -303,6 +332,9 @@ class RotationService:
         self._tell(tx, AuditKind.API_KEY_ISSUED, "server", node_id, {"key_sha256": digest.hex()})
         return self._api_key_text(secret), digest
 
+    def _refused(self, tx: Transaction, node_id: str, detail: Mapping[str, JSON]) -> None:
+        self._tell(tx, AuditKind.NODE_ROTATION_REFUSED, f"node:{node_id}", node_id, detail)
+
     def _tell_tampered(self, tx: Transaction, node_id: str) -> None:
         if node_id not in self._told_tampered:
             self._told_tampered.add(node_id)
@@ -312,3 +344,9 @@ class RotationService:
 
     def _tell(self, tx: Transaction, kind: AuditKind, actor: str, node_id: str, detail: Mapping[str, JSON]) -> None:
         self._audit.append(tx, kind, actor=actor, subject=f"node:{node_id}", detail=detail)
+
+
+def _replaced(before: NodeRecord, after: NodeRecord) -> Wanted:
+    identity = Wanted.IDENTITY if after.identity_key != before.identity_key else rotations.NOTHING
+    sealing_key = Wanted.SEALING if after.sealing_key != before.sealing_key else rotations.NOTHING
+    return identity | sealing_key

@@ -17,6 +17,8 @@ from fleet_server.nodes.record import NodeRecord, NodeState
 from fleet_server.nodes.rules import refuse_inactive
 
 MAX_OVERLAP_S = 30 * 86_400
+ASKED_WINDOW_MS = 24 * 3_600_000
+OVER_BUDGET = "OVER_BUDGET"
 
 
 class Wanted(IntFlag):
@@ -63,6 +65,7 @@ class Rotation:
         new_key_sha256: digest of the api_key that is offered and was not used yet; empty when none is.
         sealed_api_key: that api_key, sealed to the node.
         keys_issued_at_ms: of the newest statement with which the node replaced its keys.
+        asked_from_ms: when the 24 hours began in which the node asked `asked` times for what nobody ordered.
         intact: False when the row was changed outside the server.
     """
 
@@ -74,12 +77,24 @@ class Rotation:
     new_key_sha256: bytes = b""
     sealed_api_key: bytes = b""
     keys_issued_at_ms: int = 0
+    asked_from_ms: int = 0
+    asked: int = 0
     intact: bool = True
 
     @property
     def needs_api_key(self) -> bool:
         """Whether an api_key has to be made now: it is wanted, and no keys are about to change under it."""
         return Wanted.API_KEY in self.wanted and not self.wanted & KEYS and not self.new_key_sha256
+
+    def ask(self, limit: int, now_ms: int) -> Rotation:
+        """After the node asked for something that nobody ordered, or that is refused.
+
+        Args:
+            limit: how often it may in 24 hours; once more is counted, and no further.
+        """
+        if not self.asked_from_ms <= now_ms < self.asked_from_ms + ASKED_WINDOW_MS:
+            return replace(self, asked_from_ms=now_ms, asked=1)
+        return replace(self, asked=min(self.asked, limit) + 1)
 
     def without_offer(self) -> Rotation:
         """The offered api_key is off."""

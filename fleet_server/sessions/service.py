@@ -60,6 +60,7 @@ _FOREIGN_RATCHET = "another machine with its keys has connected since, or this o
 _NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
 _TAMPERED_RATCHET = "the record of its ratchet was changed outside the server"
 EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
+ENDED_KEPT_MS = 24 * 3_600_000  # as long an api_key
 
 
 class SessionService(HandshakeService):
@@ -78,6 +79,7 @@ class SessionService(HandshakeService):
         admission: Admission,
         accepted_leaves: Callable[[], frozenset[bytes]],
         session_ttl_ms: int = 15 * 60 * 1000,
+        rotations_per_day: int = 24,
     ) -> None:
         super().__init__(
             database=database,
@@ -90,6 +92,7 @@ class SessionService(HandshakeService):
             admission=admission,
             accepted_leaves=accepted_leaves,
             session_ttl_ms=session_ttl_ms,
+            rotations_per_day=rotations_per_day,
         )
         self._hellos = HelloRules()
         self._waiting_hellos: Counter[bytes] = Counter()
@@ -331,13 +334,26 @@ class SessionService(HandshakeService):
         return expires_at_ms
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
+    async def clean_up(self) -> None:
+        """Delete sessions and api_keys that ended long ago.
+
+        Raises:
+            Refusal: the database is away.
+        """
+
+        def work(tx: Transaction) -> None:
+            now_ms = self._clock.now_ms()
+            store.delete_expired(tx.conn, now_ms - EXPIRED_KEPT_MS)
+            self.rotations.forget_ended(tx, now_ms - ENDED_KEPT_MS)
+
+        await self._database.write(work)
+
     async def run_cleanup(self) -> None:
-        """Delete sessions that ended long ago, until cancelled."""
+        """Clean up each minute, until cancelled."""
         while True:
             await self._clock.sleep(CLEANUP_INTERVAL_S)
-            before_ms = self._clock.now_ms() - EXPIRED_KEPT_MS
             try:
-                await self._database.write(lambda tx, before_ms=before_ms: store.delete_expired(tx.conn, before_ms))  # type: ignore[misc]
+                await self.clean_up()
             except Refusal as refusal:
                 log.warning("session_cleanup_failed", reason=str(refusal.reason))
 

@@ -13,6 +13,7 @@ from fleet_server.trust.secrets import RowMac
 _ROTATION = (
     "node_id, wanted, old_until_ms, ordered_by, ordered_at_ms, new_key_sha256, sealed_api_key, keys_issued_at_ms"
 )
+_ASKED = "asked_from_ms, asked"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -72,24 +73,32 @@ class ApiKeyStore:
             conn.exec_driver_sql(sql(conn, text), ending)
         return len(ending)
 
+    def delete_ended(self, conn: Connection, before_ms: int) -> int:
+        """Delete keys that ended before a time; each node's newest stays: it tells a revoked node that it is one."""
+        text = (
+            "DELETE FROM api_keys WHERE revoked_at_ms > 0 AND revoked_at_ms < ? AND created_at_ms <"
+            " (SELECT MAX(newest.created_at_ms) FROM api_keys AS newest WHERE newest.node_id = api_keys.node_id)"
+        )
+        return conn.exec_driver_sql(sql(conn, text), (before_ms,)).rowcount
+
     def _verifies(self, key_sha256: bytes, row: tuple[str, int, int, bytes]) -> bool:
         node_id, created_at_ms, revoked_at_ms, mac = row
         return self._mac.verify(mac, key_sha256, node_id, created_at_ms, revoked_at_ms)
 
 
 class RotationStore:
-    """Rows of `credential_rotations`, one a node at most, covered by a MAC whole."""
+    """Rows of `credential_rotations`, one a node at most, covered by a MAC but for how often the node asked."""
 
     def __init__(self, mac: RowMac) -> None:
         self._mac = mac
 
     def of_node(self, conn: Connection, node_id: str, *, lock: bool = False) -> Rotation:
         """What is ordered for a node; nothing when there is no row."""
-        text = f"SELECT {_ROTATION}, mac FROM credential_rotations WHERE node_id = ?"  # noqa: S608 - constants
+        text = f"SELECT {_ROTATION}, {_ASKED}, mac FROM credential_rotations WHERE node_id = ?"  # noqa: S608 - constants
         found = fetch(conn, text + (for_update(conn) if lock else ""), (node_id,))
         if not found:
             return Rotation(node_id)
-        *fields, mac = found[0]
+        *fields, asked_from_ms, asked, mac = found[0]
         if not self._mac.verify(octets(mac), *fields[:5], octets(fields[5]), octets(fields[6]), fields[7]):
             return Rotation(node_id, intact=False)
         return Rotation(
@@ -101,6 +110,8 @@ class RotationStore:
             new_key_sha256=octets(fields[5]),
             sealed_api_key=octets(fields[6]),
             keys_issued_at_ms=fields[7],
+            asked_from_ms=asked_from_ms,
+            asked=asked,
         )
 
     def save(self, conn: Connection, rotation: Rotation) -> None:
@@ -116,13 +127,16 @@ class RotationStore:
             rotation.keys_issued_at_ms,
         )
         text = (
-            f"INSERT INTO credential_rotations ({_ROTATION}, mac) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+            f"INSERT INTO credential_rotations ({_ROTATION}, {_ASKED}, mac)"  # noqa: S608 - constants
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (node_id) DO UPDATE SET wanted = excluded.wanted, old_until_ms = excluded.old_until_ms,"
             " ordered_by = excluded.ordered_by, ordered_at_ms = excluded.ordered_at_ms,"
             " new_key_sha256 = excluded.new_key_sha256, sealed_api_key = excluded.sealed_api_key,"
-            " keys_issued_at_ms = excluded.keys_issued_at_ms, mac = excluded.mac"
+            " keys_issued_at_ms = excluded.keys_issued_at_ms, asked_from_ms = excluded.asked_from_ms,"
+            " asked = excluded.asked, mac = excluded.mac"
         )
-        conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))
+        asked = rotation.asked_from_ms, rotation.asked
+        conn.exec_driver_sql(sql(conn, text), (*fields, *asked, self._mac.compute(*fields)))
 
     def delete(self, conn: Connection, node_id: str) -> None:
         """Nothing is ordered for this node any more."""

@@ -18,6 +18,8 @@ def create() -> None:
         sa.Column("new_key_sha256", sa.LargeBinary(length=32), nullable=False),
         sa.Column("sealed_api_key", sa.LargeBinary(), nullable=False),
         sa.Column("keys_issued_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("asked_from_ms", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("asked", sa.Integer(), server_default="0", nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_credential_rotations_node_id")),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_credential_rotations")),

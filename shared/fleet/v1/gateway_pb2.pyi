@@ -1140,22 +1140,26 @@ class NodeKeysTaken(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     TAKEN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.bytes
     """20-byte fingerprint of the keys in force."""
     taken: _builtins.bool
     """False when the statement was refused."""
     reason: _builtins.str
     """Reason when refused."""
+    retry_after_ms: _builtins.int
+    """Milliseconds after which the node may ask again, with OVER_BUDGET."""
     def __init__(
         self,
         *,
         fingerprint: _builtins.bytes = ...,
         taken: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "reason", b"reason", "taken", b"taken"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from fleet.v1 import gateway_pb2
 from fleet_server.nodes.record import NodeRecord, NodeState
 from fleet_server.sessions import rotations
 from fleet_server.sessions.rotations import KEYS, ApiKeyRow, Rotation, Wanted
+from fleet_server.sessions.service import ENDED_KEPT_MS
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import Node, World, refused
 
@@ -275,3 +276,89 @@ async def test_a_row_that_was_changed_around_the_server_orders_nothing(world: Wo
     assert await opens(node, new)
     assert await opens(node, node.api_key), "nothing that the row says ends a key"
     assert (await world.audited()).count("rotation.quarantined") == 1
+
+
+# -- how often a node may ask -----------------------------------------------------------------------------------------
+async def asks(world: World, node: Node, clock: MockClock, *, signer: NodeKeys | None = None) -> str:
+    """The node replaces its keys by itself; empty when that was taken, otherwise the reason."""
+    await clock.advance(0.01)
+    new = NodeKeys.generate()
+    statement = sign_rotation(
+        cluster_id=world.trust.cluster_id,
+        node_id=node.node_id,
+        old=signer or node.keys,
+        new=new,
+        issued_at_ms=clock.now_ms(),
+    )
+    answer = await world.sessions.rotations.take_keys(node.node_id, statement)
+    if answer.taken:
+        node.keys = new
+    else:
+        assert bool(answer.retry_after_ms) == (answer.reason == "OVER_BUDGET")
+        assert 0 <= answer.retry_after_ms <= 24 * HOUR_MS
+    return answer.reason
+
+
+async def test_a_node_replaces_its_keys_so_often_a_day_and_no_more(world: World, clock: MockClock) -> None:
+    world.sessions.rotations._asked_per_day = 4
+    node, other = await world.member(), await world.member("node-2")
+    stranger = NodeKeys.generate()
+    reasons = [
+        await asks(world, node, clock),
+        await asks(world, node, clock, signer=stranger),
+        await asks(world, node, clock),
+        await asks(world, node, clock),
+    ]
+    assert reasons == ["", "WRONG_SIGNER", "", ""]
+    before = await world.audited()
+    for signer in [None, stranger] * 5:
+        assert await asks(world, node, clock, signer=signer) == "OVER_BUDGET"
+    assert (await world.audited())[len(before) :] == ["node.rotation_refused"], "said once, not each time"
+    assert await asks(world, other, clock) == ""
+    await clock.advance(24 * 3600)
+    assert await asks(world, node, clock) == ""
+
+
+async def test_what_an_operator_ordered_is_taken_from_a_node_that_asked_too_often(
+    world: World, clock: MockClock
+) -> None:
+    world.sessions.rotations._asked_per_day = 1
+    node = await world.member()
+    assert await asks(world, node, clock) == ""
+    assert await asks(world, node, clock) == "OVER_BUDGET"
+    await rotate(world, KEYS)
+    assert await asks(world, node, clock, signer=NodeKeys.generate()) == "OVER_BUDGET"
+    assert await asks(world, node, clock) == ""
+    assert await asks(world, node, clock) == "OVER_BUDGET"
+
+
+async def test_what_a_node_refuses_again_and_again_is_audited_so_often_a_day(world: World, clock: MockClock) -> None:
+    world.sessions.rotations._asked_per_day = 3
+    node = await world.member()
+    await rotate(world, KEYS)
+    answer = gateway_pb2.RotationAnswer(subject=NODE_KEYS, applied=False, reason="DISK")
+    for _ in range(10):
+        await world.sessions.rotations.answered(node.node_id, answer)
+    assert (await world.audited()).count("node.rotation_refused") == 3
+    assert await asks(world, node, clock) == "", "the disk has room again"
+
+
+async def test_api_keys_that_ended_are_forgotten_after_a_day_but_for_the_newest_of_each_node(
+    world: World, clock: MockClock
+) -> None:
+    node, revoked = await world.member(), await world.member("node-2")
+    first = node.api_key
+    for _ in range(3):
+        await clock.advance(1)
+        await rotate(world, Wanted.API_KEY, overlap_s=0)
+        node.api_key = await offered(world, node)
+        assert await opens(node, node.api_key)
+    await world.nodes.set_state("ada", ["node-2"], "REVOKED", "stolen")
+    await world.sessions.clean_up()
+    assert await world.value("SELECT COUNT(*) FROM api_keys") == 5
+    assert not await opens(node, first), "told that it has ended"
+    await clock.advance(ENDED_KEPT_MS / 1000 + 1)
+    await world.sessions.clean_up()
+    assert await world.value("SELECT COUNT(*) FROM api_keys") == 2
+    assert await opens(node, node.api_key)
+    assert await refused(revoked.connect()) is Reason.REVOKED
