@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from fleet import people as rules
 from fleet.clock import Clock, ServerTime
+from fleet.former_policy import former_from_json
 from fleet.identity import PrivateFileError, read_private, write_private
 from fleet.logs import get_logger
 from fleet.people import People
@@ -32,7 +33,8 @@ class PeopleStore:
     """Implements `PeoplePort`.
 
     Args:
-        path: the file; one that is not there holds nothing, one about another pin is written over.
+        path: the file; one that is not there holds nothing, and of one about another pin only what its policy protects
+            counts.
         cluster_id: the node's cluster.
         pin: SHA-256 of the owner's public key; empty when none is pinned.
         clock: the node's own.
@@ -87,7 +89,7 @@ class PeopleStore:
         if pin == self._people.pin:
             return
         log.warning("owner_pinned", pin=pin.hex())
-        self._hold(*self._judged(People(self._people.cluster_id, pin), states))
+        self._hold(*self._judged(rules.repin(self._people, pin), states))
         try:
             await self._save(self._people, self._latest_signed_ms)
         except OSError as error:
@@ -127,16 +129,16 @@ def load_people(path: Path, *, cluster_id: str, pin: bytes) -> tuple[People, int
         found = json.loads(read_private(path))
         latest_signed_ms = int(found["latest_signed_ms"])
         kept = trust_pb2.TrustBundleStatement.FromString(base64.b64decode(found["statements"], validate=True))
+        former, kept_pin = former_from_json(found.get("former")), bytes.fromhex(found["owner_pin"])
         if found["format"] != _FORMAT:
             raise ValueError
-        if bytes.fromhex(found["owner_pin"]) != pin:
-            return People(cluster_id, pin), latest_signed_ms
     except (PrivateFileError, ValueError, KeyError, TypeError, DecodeError) as error:
         raise MembershipError(
-            f"{path} is damaged or of another version: restore it from a backup, or move it away and the next trust "
-            "bundle brings again what people signed"
+            f"{path} is damaged or of another version: restore it from a backup, or move it away, and the next trust "
+            "bundle brings again what people signed; until then nothing is protected that only the policy names"
         ) from error
-    return rules.restore(cluster_id, pin, kept), latest_signed_ms
+    people = rules.restore(cluster_id, kept_pin, kept, former)
+    return people if kept_pin == pin else rules.repin(people, pin), latest_signed_ms
 
 
 def _written(people: People, latest_signed_ms: int) -> bytes:
@@ -146,5 +148,6 @@ def _written(people: People, latest_signed_ms: int) -> bytes:
         "owner_pin": people.pin.hex(),
         "latest_signed_ms": latest_signed_ms,
         "statements": base64.b64encode(statements).decode(),
+        **({} if people.former is None else {"former": people.former.as_json()}),
     }
     return json.dumps(content, indent=2).encode()

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from fleet import envelope
 from fleet.envelope import Domain, EnvelopeError
+from fleet.former_policy import NOTHING_BEFORE, FormerPolicy
 from fleet.globs import glob_matches, is_glob
 from fleet.trust import OWNER_PIN_BYTES
 from fleet.v1 import trust_pb2
@@ -114,7 +115,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class People:
-    """What a verifier has verified. Begin with `People(cluster_id, pin)`, go on with `take` only.
+    """What a verifier has verified. Begin with `People(cluster_id, pin)`, go on with `take` and `repin` only.
 
     Nothing of it changes, so what is derived from it is derived once.
 
@@ -124,6 +125,7 @@ class People:
         owners: from the pinned one on, each signed by the one before it.
         policy: the newest; of the owner in force, or of one before when the owner in force has signed none yet.
         grants: the newest of each (key, role), all of the owner in force.
+        former: what stays protected of policies under earlier pins.
     """
 
     cluster_id: str
@@ -131,6 +133,7 @@ class People:
     owners: tuple[Owner, ...] = ()
     policy: Policy | None = None
     grants: Mapping[tuple[bytes, Role], Grant] = field(default_factory=dict)
+    former: FormerPolicy | None = None
 
     @property
     def owner(self) -> Owner | None:
@@ -150,8 +153,10 @@ class People:
         return {envelope.key_id(key): key for key, _ in self.grants}
 
     def protects(self, action: str) -> bool:
-        """Whether the newest policy names the action. An expired one and a former owner's count, too: whoever withholds
-        the next policy must not make an action free."""
+        """Whether the newest policy names the action. An expired one and a former owner's count, too, and those under
+        earlier pins: whoever withholds the next policy must not make an action free."""
+        if self.former is not None and self.former.protects(action):
+            return True
         return self.policy is not None and self.policy.rule_for(action) is not None
 
     def name_of(self, operator_key: bytes) -> str:
@@ -233,9 +238,21 @@ def take(
     return people, refused
 
 
-def restore(cluster_id: str, pin: bytes, kept: trust_pb2.TrustBundleStatement) -> People:
+def repin(held: People, pin: bytes) -> People:
+    """Begin again with another pin. What was protected stays so until the new owner's policy has come, and was issued
+    no earlier than the one that stood."""
+    former = held.former
+    if held.policy is not None:
+        globs = [rule.action_glob for rule in held.policy.rules]
+        former = (former or NOTHING_BEFORE).with_policy(globs, held.policy.issued_at_ms)
+    return People(held.cluster_id, pin, former=former)
+
+
+def restore(
+    cluster_id: str, pin: bytes, kept: trust_pb2.TrustBundleStatement, former: FormerPolicy | None = None
+) -> People:
     """What `kept_form` made, verified again from the pin on. What does not verify is left out."""
-    people = People(cluster_id, pin)
+    people = People(cluster_id, pin, former=former)
     for signed in kept.owners:  # a policy outlives its owner until the next one has signed another
         people, _ = take(people, owners=[signed], policy=kept.policy)
     return take(people, grants=kept.role_grants)[0]
@@ -324,7 +341,8 @@ def _take_policy(held: People, signed: trust_pb2.Signed) -> People:
             return held
         if step <= stood:
             raise PeopleError(PeopleReason.ROLLBACK, f"policy {said.version} does not follow {before.version}")
-    return replace(held, policy=policy)
+    former = None if held.former is None else held.former.after(policy.issued_at_ms)
+    return replace(held, policy=policy, former=former)
 
 
 def _take_grant(held: People, signed: trust_pb2.Signed) -> People:

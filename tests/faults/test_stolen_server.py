@@ -13,6 +13,7 @@ import pytest
 from fleet.envelope import Domain
 from fleet.identity import load_node_keys
 from fleet.intents import IntentVerdict
+from fleet.people import owner_pin
 from fleet.people_signing import make_intent
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.enrollment.owner_pin import pin_owner
@@ -186,6 +187,18 @@ async def test_an_old_policy_and_a_withheld_one_free_nothing(theft: Theft) -> No
     await theft.restart()
     assert await theft.refused(WORK, ARGUMENTS, theft.intent()) == IntentVerdict.NOT_ENOUGH_SIGNERS
     assert await theft.refused(WORK, ARGUMENTS) == IntentVerdict.INTENT_MISSING
+
+
+async def test_what_it_withholds_after_another_owner_is_pinned_frees_nothing(theft: Theft) -> None:
+    node = theft.node.node
+    assert node is not None
+    for pin in (owner_pin(STRANGER.public_key), PIN):
+        pin_owner(theft.node.folder.owner_pin, pin)
+        await node.trust.pin_owner(pin)
+        await theft.tell()
+        assert await theft.refused(WORK, ARGUMENTS) == IntentVerdict.NO_POLICY
+    await theft.restart()
+    assert await theft.refused(WORK, ARGUMENTS) == IntentVerdict.NO_POLICY
 
 
 async def test_a_role_that_was_taken_away_stays_away(theft: Theft) -> None:

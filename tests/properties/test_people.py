@@ -221,6 +221,38 @@ def test_a_new_owner_has_granted_nothing_and_ruled_nothing_but_what_was_protecte
     assert list(taken.grants) == [(ADA.public_key, Role.OPERATOR)]
 
 
+def _ruled_by(owner: Signer, globs: list[str], issued_at_ms: int) -> trust_pb2.Signed:
+    return policy(*[rule(glob) for glob in globs], owner=owner, issued_at_ms=issued_at_ms)
+
+
+GLOBS = st.lists(st.sampled_from(["exec.*", "exec.run", "valve.*", "*"]), min_size=1, max_size=3)
+
+
+@given(
+    before=st.tuples(GLOBS, st.integers(1, 9)),
+    after=st.lists(st.tuples(st.booleans(), GLOBS, st.integers(1, 9)), max_size=4),
+)
+def test_another_pin_frees_no_action_until_the_new_owner_has_ruled_later(
+    before: tuple[list[str], int], after: list[tuple[bool, list[str], int]]
+) -> None:
+    globs, issued_at_ms = before
+    held = take(PINNED, owners=[FIRST], policy=_ruled_by(OWNER, globs, issued_at_ms))[0]
+    held = people.repin(held, people.owner_pin(NEXT_OWNER.public_key))
+    assert (held.owner, held.policy) == (None, None)
+    may_end = False
+    for is_owner, more, at_ms in after:
+        owner = NEXT_OWNER if is_owner else OWNER
+        offered = owner_statement(NEXT_OWNER, 1), _ruled_by(owner, more, at_ms)
+        newer, _ = take(held, owners=offered[:1], policy=offered[1])
+        may_end = may_end or (newer.policy is not held.policy and at_ms >= issued_at_ms)
+        held = newer
+        again = people.restore(CLUSTER, held.pin, people.kept_form(held), held.former)
+        for action in ("exec.run", "exec.list", "valve.open"):
+            assert again.protects(action) == held.protects(action)
+            if any(glob_matches(glob, action) for glob in globs) and not may_end:
+                assert held.protects(action)
+
+
 def test_what_is_kept_is_verified_again() -> None:
     held, _ = take(known(), owners=[SECOND])
     for state in (PINNED, known(), held):

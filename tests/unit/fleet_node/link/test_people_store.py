@@ -192,6 +192,65 @@ async def test_another_pin_begins_again(place: Place) -> None:
     assert place.open(owner_pin(STRANGER.public_key)).people.owner is None
 
 
+async def test_another_pin_frees_nothing_while_the_server_withholds_the_next_policy(place: Place) -> None:
+    people = place.open()
+    first = policy(rule("valve.*"), version=3, cluster_id=CLUSTER)
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=first)
+    await place.offer()
+    for pin in (b"\x07" * 32, PIN):  # another owner's, and back again
+        await place.trust.pin_owner(pin)
+        assert people.people.policy_in_force is None
+        assert people.people.protects("valve.open")
+        assert not people.people.protects("pump.stop")
+        await place.offer()
+    assert place.open().people.protects("valve.open")
+    old = policy(rule("pump.*"), version=2, cluster_id=CLUSTER, issued_at_ms=NOW_MS - 30 * DAY_MS)
+    people = place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=old)
+    assert people.people.protects("valve.open")  # the owner replaced that one
+    later = policy(rule("pump.*"), version=4, cluster_id=CLUSTER, issued_at_ms=NOW_MS)
+    await place.offer(policy=later)
+    for held in (people.people, place.open().people):
+        assert (held.protects("valve.open"), held.protects("pump.stop")) == (False, True)
+
+
+async def test_another_pin_from_a_restart_on_frees_nothing(place: Place) -> None:
+    place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(rule("valve.*"), cluster_id=CLUSTER))
+    await place.offer()
+    other = owner_pin(NEXT_OWNER.public_key)
+    people = place.open(other)
+    await place.offer(owners=[owner_statement(NEXT_OWNER, 1, cluster_id=CLUSTER)])
+    for held in (people.people, place.open(other).people):
+        assert held.owner is not None
+        assert (held.policy_in_force, held.protects("valve.open")) == (None, True)
+
+
+async def test_a_pin_that_cannot_be_written_down_with_it_counts_and_frees_nothing(place: Place) -> None:
+    people = place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(rule("valve.*"), cluster_id=CLUSTER))
+    kept = place.path.read_bytes()
+    place.path.unlink()
+    place.path.mkdir()
+    await place.trust.pin_owner(b"\x07" * 32)
+    assert (people.people.pin, people.people.protects("valve.open")) == (b"\x07" * 32, True)
+    place.path.rmdir()
+    write_private(place.path, kept)
+    assert place.open(b"\x07" * 32).people.protects("valve.open")
+
+
+@pytest.mark.parametrize(
+    "former", ["7", '{"globs": 7, "issued_at_ms": 1}', '{"globs": ["A ?"], "issued_at_ms": 1}', '{"globs": []}']
+)
+async def test_a_damaged_memory_of_earlier_policies_is_no_empty_one(place: Place, former: str) -> None:
+    place.open()
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)])
+    text = place.path.read_text().rstrip().removesuffix("}")
+    place.path.write_text(text + f', "former": {former}}}')
+    with pytest.raises(MembershipError, match="damaged"):
+        place.open()
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 2}', b'{"format": 1, "owner_pin": 7}'])
 def test_a_damaged_file_says_so(place: Place, content: bytes) -> None:
     place.path.write_bytes(content)
