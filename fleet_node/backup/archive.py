@@ -20,6 +20,7 @@ from fleet.secrets import Secret
 
 MIN_PASSPHRASE_CHARS = 12
 MAX_ARCHIVE_BYTES = 256 * 1024 * 1024
+"""More than a journal grows to with all that it may hold unacknowledged; `seal` keeps to it as `unseal` does."""
 SCRYPT_COST = 2**17
 _MAGIC = b"fleet-node backup 1\n"
 _SALT_BYTES = 16
@@ -40,7 +41,7 @@ def seal(files: Mapping[str, bytes], passphrase: Secret[str], *, cost: int = SCR
         cost: scrypt's N; less only in tests.
 
     Raises:
-        ArchiveError: the passphrase is too short.
+        ArchiveError: the passphrase is too short, or the files are too large to be restored.
     """
     if len(passphrase.reveal()) < MIN_PASSPHRASE_CHARS:
         raise ArchiveError(f"the passphrase is too short: take at least {MIN_PASSPHRASE_CHARS} characters")
@@ -51,15 +52,23 @@ def seal(files: Mapping[str, bytes], passphrase: Secret[str], *, cost: int = SCR
             entry.size, entry.mode = len(content), 0o600
             tar.addfile(entry, io.BytesIO(content))
     header = _MAGIC + os.urandom(_SALT_BYTES + _NONCE_BYTES)
-    return header + _cipher(header, passphrase, cost).encrypt(_nonce(header), packed.getvalue(), header)
+    archive = header + _cipher(header, passphrase, cost).encrypt(_nonce(header), packed.getvalue(), header)
+    if len(archive) > MAX_ARCHIVE_BYTES:
+        raise ArchiveError(
+            f"the backup would take {len(archive)} bytes, and {MAX_ARCHIVE_BYTES} is what `restore` takes: let the node "
+            "reach its gateway, so that it may forget what it has reported, and try again"
+        )
+    return archive
 
 
 def unseal(archive: bytes, passphrase: Secret[str], *, cost: int = SCRYPT_COST) -> dict[str, bytes]:
     """The files of an archive by name.
 
     Raises:
-        ArchiveError: it is no archive, was changed, or the passphrase is another.
+        ArchiveError: it is no archive, was changed, is too large, or the passphrase is another.
     """
+    if len(archive) > MAX_ARCHIVE_BYTES:
+        raise ArchiveError("this is larger than any backup of a node")
     if not archive.startswith(_MAGIC) or len(archive) < _HEADER_BYTES:
         raise ArchiveError("this is no backup of a fleet node, or one of another version")
     header = archive[:_HEADER_BYTES]

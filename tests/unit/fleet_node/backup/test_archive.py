@@ -1,10 +1,13 @@
 """What goes into an archive comes out of it under the same passphrase, and nothing comes out otherwise."""
 
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.secrets import Secret
+from fleet_node.backup import archive
 from fleet_node.backup.archive import MIN_PASSPHRASE_CHARS, ArchiveError, seal, unseal
 
 CHEAP = 2
@@ -21,27 +24,37 @@ def test_files_come_back_as_they_were(files: dict[str, bytes]) -> None:
 @given(st.integers(0, 10_000), st.integers(1, 255))
 @settings(max_examples=50)
 def test_no_byte_can_be_changed(place: int, change: int) -> None:
-    archive = bytearray(seal({"identity.key": b"k" * 32}, PASSPHRASE, cost=CHEAP))
-    archive[place % len(archive)] ^= change
+    whole = bytearray(seal({"identity.key": b"k" * 32}, PASSPHRASE, cost=CHEAP))
+    whole[place % len(whole)] ^= change
     with pytest.raises(ArchiveError):
-        unseal(bytes(archive), PASSPHRASE, cost=CHEAP)
+        unseal(bytes(whole), PASSPHRASE, cost=CHEAP)
 
 
-@pytest.mark.parametrize("archive", [b"", b"fleet-node backup 1\n", b"PK\x03\x04" + bytes(100)])
-def test_what_is_no_archive_is_named_so(archive: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"fleet-node backup 1\n", b"PK\x03\x04" + bytes(100)])
+def test_what_is_no_archive_is_named_so(content: bytes) -> None:
     with pytest.raises(ArchiveError, match="no backup"):
-        unseal(archive, PASSPHRASE, cost=CHEAP)
+        unseal(content, PASSPHRASE, cost=CHEAP)
 
 
 def test_another_passphrase_opens_nothing() -> None:
-    archive = seal({"identity.key": b"k" * 32}, PASSPHRASE, cost=CHEAP)
+    whole = seal({"identity.key": b"k" * 32}, PASSPHRASE, cost=CHEAP)
     with pytest.raises(ArchiveError, match="passphrase"):
-        unseal(archive, Secret("correct horse batterY"), cost=CHEAP)
+        unseal(whole, Secret("correct horse batterY"), cost=CHEAP)
 
 
 def test_a_short_passphrase_is_refused() -> None:
     with pytest.raises(ArchiveError, match=str(MIN_PASSPHRASE_CHARS)):
         seal({}, Secret("x" * (MIN_PASSPHRASE_CHARS - 1)), cost=CHEAP)
+
+
+def test_what_could_not_be_restored_is_not_backed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"journal.db": os.urandom(1000)}
+    whole = seal(files, PASSPHRASE, cost=CHEAP)
+    monkeypatch.setattr(archive, "MAX_ARCHIVE_BYTES", 1000)
+    with pytest.raises(ArchiveError, match="reach its gateway"):
+        seal(files, PASSPHRASE, cost=CHEAP)
+    with pytest.raises(ArchiveError, match="larger"):
+        unseal(whole, PASSPHRASE, cost=CHEAP)
 
 
 def test_two_archives_of_one_node_have_nothing_in_common() -> None:
