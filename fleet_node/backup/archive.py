@@ -55,7 +55,7 @@ def seal(files: Mapping[str, bytes], passphrase: Secret[str], *, cost: int = SCR
     archive = header + _cipher(header, passphrase, cost).encrypt(_nonce(header), packed.getvalue(), header)
     if len(archive) > MAX_ARCHIVE_BYTES:
         raise ArchiveError(
-            f"the backup would take {len(archive)} bytes, and {MAX_ARCHIVE_BYTES} is what `restore` takes: let the node "
+            f"the backup would take {len(archive)} bytes, while `restore` takes {MAX_ARCHIVE_BYTES}: let the node "
             "reach its gateway, so that it may forget what it has reported, and try again"
         )
     return archive
