@@ -227,6 +227,9 @@ class Execution:
                 if now_ms > run.entry.not_after_ms:
                     self._runner.withdraw(run)
                     self._ledger.record(reports.expired(run.entry, now_ms))
+                elif (objection := self._intake.objection(run)) is not None:
+                    self._runner.withdraw(run)
+                    self._ledger.record(reports.not_permitted(run.entry, objection, now_ms))
                 else:
                     starting.append(run)
         if starting:  # RUNNING is journaled first

@@ -205,6 +205,10 @@ class Intake:
         """Whether a journaled command may still run, as far as people are concerned."""
         return not isinstance(self._protection.resume(action, entry.seq), Objection)
 
+    def objection(self, run: Run) -> Objection | None:
+        """Why a command whose turn has come may not start."""
+        return self._protection.start(run.action, run.entry.seq)
+
     def _verified(self, signed: trust_pb2.Signed, domain: Domain, message: type[MessageT]) -> MessageT:
         now_ms = self._server_time.now_ms()
         statement = verify_command_envelope(self._trust(), signed, domain, site=self._site, now_ms=now_ms)

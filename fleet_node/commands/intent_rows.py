@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import astuple
 
 from fleet_node.commands.used_intents import Use, UsedIntents
 
@@ -12,7 +13,8 @@ CREATE TABLE intents (
     intent_id BLOB PRIMARY KEY,
     seq INTEGER NOT NULL,
     issued_at_ms INTEGER NOT NULL,
-    not_after_ms INTEGER NOT NULL
+    not_after_ms INTEGER NOT NULL,
+    signing BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE intent_times (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -29,8 +31,7 @@ def use_intents(connection: sqlite3.Connection, uses: Sequence[Use]) -> None:
     Raises:
         sqlite3.Error: nothing of the transaction may stand.
     """
-    rows = [(use.intent_id, use.seq, use.issued_at_ms, use.not_after_ms) for use in uses]
-    connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?)", rows)
+    connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?)", map(astuple, uses))
     latest_ms = max(use.issued_at_ms for use in uses)
     connection.execute("UPDATE intent_times SET latest_signed_ms = max(latest_signed_ms, ?)", (latest_ms,))
     connection.execute("DELETE FROM intents WHERE not_after_ms <= (SELECT latest_signed_ms FROM intent_times)")
@@ -52,5 +53,5 @@ def used_intents(connection: sqlite3.Connection) -> UsedIntents:
         sqlite3.Error: it cannot be read.
     """
     times = connection.execute("SELECT latest_signed_ms, issued_after_ms FROM intent_times").fetchone()
-    rows = connection.execute("SELECT intent_id, seq, issued_at_ms, not_after_ms FROM intents")
+    rows = connection.execute("SELECT intent_id, seq, issued_at_ms, not_after_ms, signing FROM intents")
     return UsedIntents([Use(*row) for row in rows], *times)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fleet.clock import Clock, ServerTime
 from fleet.globs import glob_matches
-from fleet.intents import SENTENCES, IntentVerdict, Order, judge_intent
+from fleet.intents import SENTENCES, IntentVerdict, Order, judge_again, judge_intent
 from fleet.logs import get_logger
 from fleet.people import People
 from fleet.v1 import command_pb2
@@ -136,20 +136,36 @@ class Protection:
                 command_id=command.command_id.hex(),
                 intent_id="" if intent is None else intent.intent_id.hex(),
             )
-            return Objection(judgement.verdict.value, f"{command.action} is protected: {judgement.detail}")
-        use = Use(intent.intent_id, command.monotonic_seq, intent.issued_at_ms, intent.not_after_ms)
+            return _objection(command.action, judgement.verdict, judgement.detail)
+        signing = b"".join(sorted(judgement.signing))
+        use = Use(intent.intent_id, command.monotonic_seq, intent.issued_at_ms, intent.not_after_ms, signing)
         return Permit(use, self._start_by_ms(use, now_ms), judgement.people)
 
     def resume(self, action: Action, seq: int) -> int | Objection:
         """Until when a journaled command may start in this process, in server time, or why it may not: the intent that
-        let it in must have been used by it, and must not have ended."""
+        let it in must have been used by it, and must not have ended, and those who signed it must still have their
+        roles."""
         if not self.protects(action):
             return _NO_END_MS
         use, now_ms = self._used.of(seq), self._now_ms()
-        if use is not None and now_ms < use.not_after_ms:
-            return self._start_by_ms(use, now_ms)
-        verdict = IntentVerdict.INTENT_MISSING if use is None else IntentVerdict.INTENT_EXPIRED
-        return Objection(verdict.value, f"{action.name} is protected: {SENTENCES[verdict]}")
+        if use is None or now_ms >= use.not_after_ms:
+            verdict = IntentVerdict.INTENT_MISSING if use is None else IntentVerdict.INTENT_EXPIRED
+            return _objection(action.name, verdict, SENTENCES[verdict])
+        judgement = judge_again(self._verifier.people.people, use.key_ids, action.name, now_ms=now_ms)
+        if not judgement.passes:
+            return _objection(action.name, judgement.verdict, judgement.detail)
+        return self._start_by_ms(use, now_ms)
+
+    def start(self, action: Action, seq: int) -> Objection | None:
+        """Why a command whose turn has come may not start: people may have signed something else while it waited."""
+        if not self.protects(action):
+            return None
+        answer = self.resume(action, seq)
+        if not isinstance(answer, Objection):
+            return None
+        self._refused(IntentVerdict(answer.reason))
+        log.warning("waiting_command_refused", reason=answer.reason, detail=answer.detail, seq=seq)
+        return answer
 
     def _start_by_ms(self, use: Use, now_ms: int) -> int:
         # The server may be behind, or hold the node drained for as long as it likes: the intent goes on ending.
@@ -162,3 +178,7 @@ class Protection:
             self._verifier.people.latest_signed_ms,
             self._used.latest_signed_ms,
         )
+
+
+def _objection(action: str, verdict: IntentVerdict, detail: str) -> Objection:
+    return Objection(verdict.value, f"{action} is protected: {detail}")

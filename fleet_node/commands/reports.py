@@ -45,6 +45,13 @@ def expired(entry: Entry, now_ms: int) -> Change:
     )
 
 
+def not_permitted(entry: Entry, objection: Objection, now_ms: int) -> Change:
+    """What people signed while it waited does not let it start."""
+    return _not_started(
+        entry, CommandState.COMMAND_STATE_REJECTED, now_ms, objection.reason, f"it could not start: {objection.detail}"
+    )
+
+
 def cancelled_unstarted(entry: Entry, now_ms: int) -> Change:
     """A cancel came before its turn."""
     return _not_started(
@@ -92,7 +99,10 @@ def ended(run: Run, outcome: Outcome | None, now_ms: int) -> Change:
 
 def _not_started(entry: Entry, state: CommandState.ValueType, now_ms: int, reason: str, error: str) -> Change:
     if entry.state == _RUNNING:  # idempotent: it ran before a restart and waited to run again
-        state, error = CommandState.COMMAND_STATE_INTERRUPTED, f"{error} again; how its earlier run ended is unknown"
+        state, error = (
+            CommandState.COMMAND_STATE_INTERRUPTED,
+            f"{error}; it was to run again, and how its earlier run ended is unknown",
+        )
     return _final(entry, state, now_ms, reason, error)
 
 

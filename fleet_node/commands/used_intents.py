@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from fleet.envelope import KEY_ID_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -16,12 +18,19 @@ class Use:
         seq: of the command that used it.
         issued_at_ms: when the people who signed it said it was.
         not_after_ms: when the intent ends.
+        signing: key ids of those who signed it, 16 bytes each, one after the other.
     """
 
     intent_id: bytes
     seq: int
     issued_at_ms: int
     not_after_ms: int
+    signing: bytes = b""
+
+    @property
+    def key_ids(self) -> frozenset[bytes]:
+        """Who signed it."""
+        return frozenset(self.signing[at : at + KEY_ID_BYTES] for at in range(0, len(self.signing), KEY_ID_BYTES))
 
 
 class UsedIntents:

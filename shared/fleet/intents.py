@@ -107,12 +107,14 @@ class Judgement:
         detail: a sentence for a person, with the numbers.
         intent: as verified; None when the verdict fell before that.
         people: names of those who signed and count.
+        signing: key ids of everybody with a grant who signed, for `judge_again`.
     """
 
     verdict: IntentVerdict
     detail: str
     intent: trust_pb2.IntentStatement | None = None
     people: frozenset[str] = frozenset()
+    signing: frozenset[bytes] = frozenset()
 
     @property
     def passes(self) -> bool:
@@ -175,6 +177,24 @@ def judge_intent(
     if objection is not None:
         return Judgement(objection, SENTENCES[objection], intent)
     return _enough(people, signing, intent, rule, now_ms)
+
+
+def judge_again(people: People, signing: frozenset[bytes], action: str, *, now_ms: int) -> Judgement:
+    """Decide whether those who signed an intent that passed before still let its action run.
+
+    Args:
+        people: as they are now.
+        signing: from the judgement that passed.
+        action: full name.
+        now_ms: as for `judge_intent`.
+    """
+    policy = _policy_in_force(people, now_ms)
+    if isinstance(policy, Judgement):
+        return policy
+    rule = policy.rule_for(action)
+    if rule is None:
+        return _refused(IntentVerdict.NO_RULE)
+    return _enough(people, signing & people.keys_by_id.keys(), None, rule, now_ms)
 
 
 def verified_intent(people: People, signed: trust_pb2.Signed) -> trust_pb2.IntentStatement | Judgement:
@@ -265,12 +285,12 @@ def _objection(intent: trust_pb2.IntentStatement, people: People, order: Order, 
 
 
 def _enough(
-    people: People, signing: frozenset[bytes], intent: trust_pb2.IntentStatement, rule: Rule, now_ms: int
+    people: People, signing: frozenset[bytes], intent: trust_pb2.IntentStatement | None, rule: Rule, now_ms: int
 ) -> Judgement:
     found = signers(people, signing, rule, now_ms)
     count = len(found.counting)
     if count >= rule.required:
-        return Judgement(IntentVerdict.PASS, SENTENCES[IntentVerdict.PASS], intent, found.counting)
+        return Judgement(IntentVerdict.PASS, SENTENCES[IntentVerdict.PASS], intent, found.counting, signing)
     lapsed = count + len(found.lapsed) >= rule.required
     verdict = IntentVerdict.GRANT_EXPIRED if lapsed else IntentVerdict.NOT_ENOUGH_SIGNERS
     roles = ", ".join(sorted(rule.roles))
