@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from fleet.clock import ServerTime
+from fleet.command_trust import verify_command_envelope
 from fleet.envelope import Domain, EnvelopeError, verify_one
 from fleet.logs import get_logger
 from fleet.sequence import (
@@ -22,7 +23,7 @@ from fleet.sequence import (
     command_digest,
     judge_command,
 )
-from fleet.trust import TrustState, verify_command_envelope
+from fleet.trust import TrustState
 from fleet.v1 import command_pb2, trust_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import audit_rows, reports

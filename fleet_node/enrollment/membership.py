@@ -15,7 +15,7 @@ from fleet import trust
 from fleet.identity import PrivateFileError, read_private, write_private
 from fleet.secrets import Secret
 from fleet.trust import TrustState
-from fleet.v1 import gateway_pb2, trust_pb2
+from fleet.v1 import trust_pb2
 
 _FORMAT = 1
 
@@ -151,8 +151,9 @@ def load_membership(path: Path) -> Membership | None:
 
 
 class BundleFile:
-    """The trust bundle in force, on disk, with the links that lead to it from the pinned authority. Whoever can change
-    the file gains nothing: every link is verified when it is read.
+    """The trust bundle in force, on disk, with the links that lead to it from the pinned authority, and the command
+    keys that any bundle so far has revoked. Whoever can change the file makes no bundle: every link is verified when
+    it is read.
 
     Args:
         path: where it is kept.
@@ -173,10 +174,15 @@ class BundleFile:
             MembershipError: missing, damaged, or not of the pinned authority or its successors.
         """
         try:
-            stored = gateway_pb2.TrustBundles.FromString(read_private(self._path)).bundles
-            pinned = stored[0] if stored else trust_pb2.Signed()
-            first = trust.first(pinned, cluster_id=self._cluster_id, authority_key=self._authority_key)
-            links = [first, *trust.steps(first, stored[1:])]
+            stored = trust_pb2.HeldTrust.FromString(read_private(self._path))
+            pinned = stored.links[0] if stored.links else trust_pb2.Signed()
+            first = trust.first(
+                pinned,
+                cluster_id=self._cluster_id,
+                authority_key=self._authority_key,
+                revoked=stored.revoked_key_ids,
+            )
+            links = [first, *trust.steps(first, stored.links[1:])]
         except (PrivateFileError, DecodeError, trust.TrustError) as error:
             raise MembershipError(
                 f"{self._path} holds no trust bundle of the pinned authority ({error}): restore the state folder, "
@@ -197,8 +203,8 @@ class BundleFile:
         links = self._links
         for state in states:
             links = trust.kept_links(links, state)
-        chain = gateway_pb2.TrustBundles(bundles=[state.signed for state in links])
-        write_private(self._path, chain.SerializeToString())
+        held = trust_pb2.HeldTrust(links=[state.signed for state in links], revoked_key_ids=sorted(links[-1].revoked))
+        write_private(self._path, held.SerializeToString())
         self._links = links
 
 

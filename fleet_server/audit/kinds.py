@@ -24,6 +24,7 @@ class AuditKind(StrEnum):
     KEY_REVOKED = "key.revoked"
     KEY_QUARANTINED = "key.quarantined"
     BUNDLE_PUBLISHED = "bundle.published"
+    BUNDLE_BEHIND = "bundle.behind"
     # Operators
     OPERATOR_CREATED = "operator.created"
     OPERATOR_REVOKED = "operator.revoked"

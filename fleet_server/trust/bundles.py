@@ -108,6 +108,11 @@ class BundlePress:
         content = self._content(tx, cluster_id, keyring, keyring.generation + 1, successor, offer, now_ms)
         return self._publish(tx, successor, content, 1, now_ms, before=keyring.authority)
 
+    def tell_behind(self, tx: Transaction, cluster_id: str, held: tuple[int, int], newest: TrustState) -> None:
+        """Audit that a node holds a bundle newer than any here: the database went back, or the node lies."""
+        versions = {"held": list(held), "newest": list(newest.version)}
+        self._audit.append(tx, AuditKind.BUNDLE_BEHIND, actor="server", subject=cluster_id, detail=versions)
+
     def _content(
         self,
         tx: Transaction,

@@ -248,13 +248,14 @@ class TrustService:
         newest = self.bundle
         if (generation, number) <= newest.version:
             return
+        log.error("node_holds_newer_bundle", generation=generation, number=number, newest=newest.number)
         due = self._raised_at is None or now - self._raised_at >= RAISE_INTERVAL_S
         above = rules.number_to_pass(newest, generation, number, max_step=MAX_NUMBER_RAISE)
-        if not due or above is None:
-            log.error("node_holds_newer_bundle", generation=generation, number=number, newest=newest.number)
+        if not due or above is None or self.offer is None:
             return
         self._raised_at = now
-        await self._refresh(above=above)
+        held = (generation, number)
+        await self.change_keys(lambda tx, *_: self.press.tell_behind(tx, self.cluster_id, held, newest), above=above)
 
     async def change_keys(self, change: Callable[[Transaction, Keyring, tuple[int, int]], T], *, above: int = 0) -> T:
         """Change keys under the cluster's lock, and publish what nodes have to know of it in the same transaction.

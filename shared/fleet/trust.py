@@ -3,8 +3,8 @@
 A node holds one verified bundle. The only way to another one is `advance`: a higher number of the same generation
 signed by the same authority, or the next generation signed by the old authority and the new one. Everything else is
 refused with the name of the attack that it would be. Signer classes are kept apart by construction: authorities
-verify bundles and certificates, command keys verify commands and cancels, and the two are never looked up in the same
-map (docs/protocol.md, "Trust").
+verify bundles and certificates, command keys verify commands and cancels (`fleet.command_trust`), and the two are never
+looked up in the same map (docs/protocol.md, "Trust").
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from google.protobuf.message import DecodeError
 
 from fleet import envelope
 from fleet.envelope import Domain, EnvelopeError
-from fleet.sequence import MAX_DETAIL_CHARS, StatementReason, StatementRefusal
+from fleet.sequence import MAX_DETAIL_CHARS
 from fleet.v1 import enrollment_pb2, trust_pb2
 
 MAX_NUMBER_STEP = 2**20
 MAX_COMMAND_KEYS = 64
+MAX_REVOKED_KEYS = 4096
+"""Revoked command keys that a node remembers; no more are taken then, and those of the bundle in force still count."""
 TOKEN_SECRET_BYTES = 32
 OWNER_PIN_BYTES = 32
 BUNDLE_LIFETIME_MS = 7 * 24 * 3600 * 1000
 BUNDLE_GRACE_S = 24 * 3600
-_COMMAND_KEY_DOMAINS = frozenset({Domain.COMMAND, Domain.CANCEL})
-_VERIFYING_PHASES = frozenset({trust_pb2.KEY_PHASE_PREPARED, trust_pb2.KEY_PHASE_ACTIVE, trust_pb2.KEY_PHASE_RETIRED})
 
 
 class TrustReason(StrEnum):
@@ -66,7 +66,11 @@ class CommandKey:
 
 @dataclass(frozen=True, slots=True)
 class TrustState:
-    """A verified bundle, ready to use. Build it with `first` or `advance` only."""
+    """A verified bundle, ready to use. Build it with `first` or `advance` only.
+
+    `revoked` are the ids of command keys that this bundle or one before it revoked. A server whose database went back
+    certifies such a key as good once more; whoever stole it must gain nothing by that.
+    """
 
     cluster_id: str
     generation: int
@@ -78,6 +82,7 @@ class TrustState:
     expires_at_ms: int
     grace_s: int
     signed: trust_pb2.Signed
+    revoked: frozenset[bytes] = frozenset()
 
     @property
     def version(self) -> tuple[int, int]:
@@ -90,8 +95,13 @@ class TrustState:
         return now_ms < self.expires_at_ms + self.grace_s * 1000
 
 
-def first(signed: trust_pb2.Signed, *, cluster_id: str, authority_key: bytes) -> TrustState:
+def first(
+    signed: trust_pb2.Signed, *, cluster_id: str, authority_key: bytes, revoked: Iterable[bytes] = ()
+) -> TrustState:
     """Take the first bundle under a pinned authority key.
+
+    Args:
+        revoked: ids of command keys that are known to be revoked.
 
     Raises:
         TrustError: not signed by the pinned key, for another cluster, or malformed.
@@ -102,7 +112,7 @@ def first(signed: trust_pb2.Signed, *, cluster_id: str, authority_key: bytes) ->
             TrustReason.WRONG_SIGNER,
             "the bundle names another authority than the one that is pinned",
         )
-    return _state(statement, signed, cluster_id)
+    return _state(statement, signed, cluster_id, frozenset(revoked))
 
 
 def advance(current: TrustState, signed: trust_pb2.Signed) -> TrustState:
@@ -169,87 +179,6 @@ def kept_links(held: Sequence[TrustState], newer: TrustState) -> list[TrustState
     return [*held, newer]
 
 
-def command_signer(state: TrustState, key_id: bytes, *, site: str, now_ms: int) -> bytes:
-    """Raw public key of a command key that may sign for `site` now.
-
-    Raises:
-        StatementRefusal: unknown, revoked, not yet or no longer valid, for another site, or the bundle itself is out
-        of date.
-    """
-    if not state.fresh(now_ms):
-        raise StatementRefusal(
-            StatementReason.BUNDLE_EXPIRED,
-            "the trust bundle has expired and none newer came: commands are refused",
-        )
-    key = state.command_keys.get(key_id)
-    if key is None:
-        raise StatementRefusal(
-            StatementReason.UNKNOWN_KEY,
-            f"key {key_id.hex()} is no command key of bundle {state.version}",
-        )
-    if key.phase == trust_pb2.KEY_PHASE_REVOKED:
-        raise StatementRefusal(StatementReason.KEY_REVOKED, f"command key {key_id.hex()} is revoked")
-    if key.phase not in _VERIFYING_PHASES:  # a phase of a later version may mean anything: it verifies nothing here
-        raise StatementRefusal(StatementReason.UNKNOWN_KEY, f"command key {key_id.hex()} is in no phase known here")
-    if key.phase == trust_pb2.KEY_PHASE_RETIRED and not key.verify_until_ms:
-        raise StatementRefusal(
-            StatementReason.KEY_EXPIRED,
-            f"command key {key_id.hex()} is retired, and its certificate names no end",
-        )
-    if now_ms < key.not_before_ms:
-        raise StatementRefusal(
-            StatementReason.KEY_NOT_YET_VALID,
-            f"command key {key_id.hex()} is not valid yet",
-        )
-    if key.verify_until_ms and now_ms >= key.verify_until_ms:
-        raise StatementRefusal(
-            StatementReason.KEY_EXPIRED,
-            f"command key {key_id.hex()} verifies nothing any more",
-        )
-    if key.site and key.site != site:
-        raise StatementRefusal(
-            StatementReason.WRONG_SITE,
-            f"command key {key_id.hex()} is for site {key.site!r} only",
-        )
-    return key.public_key
-
-
-def verify_command_envelope(
-    state: TrustState,
-    signed: trust_pb2.Signed,
-    domain: Domain,
-    *,
-    site: str,
-    now_ms: int,
-) -> bytes:
-    """Verify a command or cancel envelope and return its statement bytes.
-
-    Args:
-        state: bundle in force.
-        signed: as received.
-        domain: COMMAND or CANCEL.
-        site: the node's own site.
-        now_ms: server time, Unix milliseconds.
-
-    Raises:
-        StatementRefusal: exactly one signature by a command key that may sign now is needed.
-        ValueError: another domain: a command key vouches for nothing else.
-    """
-    if domain not in _COMMAND_KEY_DOMAINS:
-        raise ValueError(f"a command key signs no {domain}")
-    if len(signed.signatures) != 1:
-        raise StatementRefusal(
-            StatementReason.MALFORMED,
-            f"{len(signed.signatures)} signatures; exactly one is needed",
-        )
-    key_id = signed.signatures[0].key_id
-    public_key = command_signer(state, key_id, site=site, now_ms=now_ms)
-    try:
-        return envelope.verify(signed, domain=domain, keys={key_id: public_key})
-    except EnvelopeError as error:
-        raise StatementRefusal(StatementReason(error.reason), error.detail) from error
-
-
 def verify_join_token(
     token: enrollment_pb2.JoinToken,
 ) -> enrollment_pb2.JoinTokenStatement:
@@ -286,7 +215,7 @@ def _step_generation(
             TrustReason.FAST_FORWARD,
             f"generation {statement.generation} begins with number {statement.number}, more than 2^20",
         )
-    return _state(statement, signed, current.cluster_id)
+    return _state(statement, signed, current.cluster_id, current.revoked)
 
 
 def _step_number(
@@ -311,7 +240,7 @@ def _step_number(
             TrustReason.FAST_FORWARD,
             f"number {statement.number} is more than 2^20 ahead of {current.number}",
         )
-    return _state(statement, signed, current.cluster_id)
+    return _state(statement, signed, current.cluster_id, current.revoked)
 
 
 def claimed(signed: trust_pb2.Signed) -> trust_pb2.TrustBundleStatement:
@@ -340,7 +269,9 @@ def _verify_bundle(signed: trust_pb2.Signed, authority_keys: list[bytes]) -> tru
     return claimed(signed)
 
 
-def _state(statement: trust_pb2.TrustBundleStatement, signed: trust_pb2.Signed, cluster_id: str) -> TrustState:
+def _state(
+    statement: trust_pb2.TrustBundleStatement, signed: trust_pb2.Signed, cluster_id: str, revoked: frozenset[bytes]
+) -> TrustState:
     if statement.cluster_id != cluster_id:
         raise TrustError(
             TrustReason.WRONG_CLUSTER,
@@ -365,7 +296,14 @@ def _state(statement: trust_pb2.TrustBundleStatement, signed: trust_pb2.Signed, 
         expires_at_ms=statement.expires_at_ms,
         grace_s=statement.grace_s,
         signed=signed,
+        revoked=_revoked(revoked, command_keys),
     )
+
+
+def _revoked(before: frozenset[bytes], command_keys: Mapping[bytes, CommandKey]) -> frozenset[bytes]:
+    if len(before) >= MAX_REVOKED_KEYS:  # a stolen authority may revoke keys without end: it pushes out no true one
+        return before
+    return before | {key_id for key_id, key in command_keys.items() if key.phase == trust_pb2.KEY_PHASE_REVOKED}
 
 
 def _certified(certificate: trust_pb2.Signed, authority_key: bytes, cluster_id: str) -> tuple[bytes, CommandKey]:

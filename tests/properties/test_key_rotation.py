@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import trust
+from fleet import command_trust
 from fleet.envelope import key_id
 from fleet.errors import Refusal
 from fleet.sequence import StatementReason, StatementRefusal
@@ -81,7 +81,7 @@ class Fleet:
 
     def verifies(self, state: TrustState, signer: bytes, site: str) -> StatementReason | None:
         try:
-            trust.command_signer(state, signer, site=site, now_ms=self.now_ms)
+            command_trust.command_signer(state, signer, site=site, now_ms=self.now_ms)
         except StatementRefusal as refusal:
             return refusal.reason
         return None

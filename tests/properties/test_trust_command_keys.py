@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from fleet import trust
+from fleet import command_trust, trust
 from fleet.envelope import Domain, Signer
 from fleet.sequence import StatementReason, StatementRefusal
 from fleet.trust import TrustState
@@ -45,7 +45,7 @@ def bundle_with(**fields: object) -> TrustState:
 
 
 def open_command(state: TrustState, signed: trust_pb2.Signed, now_ms: int = NOW_MS) -> bytes:
-    return trust.verify_command_envelope(state, signed, Domain.COMMAND, site="berlin", now_ms=now_ms)
+    return command_trust.verify_command_envelope(state, signed, Domain.COMMAND, site="berlin", now_ms=now_ms)
 
 
 @pytest.mark.parametrize("fields", BELIEVED.values(), ids=BELIEVED.keys())
@@ -59,6 +59,48 @@ def test_command_keys_that_are_not_believed(fields: dict[str, object], reason: S
     with pytest.raises(StatementRefusal) as caught:
         open_command(bundle_with(**fields), COMMAND_KEY.sign(Domain.COMMAND, b"statement"))
     assert caught.value.reason is reason
+
+
+def step(state: TrustState, number: int, generation: int = 2, **fields: object) -> TrustState:
+    authority = AUTHORITIES[generation]
+    signers = (authority,) if generation == state.generation else (AUTHORITIES[generation - 1], authority)
+    certificates = (certificate(authority, **fields),) if fields else ()
+    offer = Offer(generation=generation, number=number, authority=authority, signers=signers, certificates=certificates)
+    return trust.advance(state, offer.signed())
+
+
+REVOKED = {"phase": trust_pb2.KEY_PHASE_REVOKED}
+GOOD = {"phase": trust_pb2.KEY_PHASE_ACTIVE}
+AFTER_REVOCATION = {
+    "certified again at once": [(12, 2, GOOD)],
+    "left out, then certified again": [(12, 2, {}), (13, 2, GOOD)],
+    "certified by the next authority": [(1, 3, GOOD)],
+    "left out by one authority, certified by the next": [(12, 2, {}), (1, 3, {}), (2, 3, GOOD)],
+}
+
+
+@pytest.mark.parametrize("later", AFTER_REVOCATION.values(), ids=AFTER_REVOCATION.keys())
+def test_no_bundle_makes_a_revoked_key_good_again(later: list[tuple[int, int, dict[str, object]]]) -> None:
+    state = bundle_with(**REVOKED)
+    for number, generation, fields in later:
+        state = step(state, number, generation, **fields)
+    with pytest.raises(StatementRefusal) as caught:
+        open_command(state, signed_by(COMMAND_KEY))
+    assert caught.value.reason is StatementReason.KEY_REVOKED
+
+
+def test_revocations_without_end_push_no_true_one_out() -> None:
+    known = [COMMAND_KEY.key_id, *(number.to_bytes(16, "big") for number in range(trust.MAX_REVOKED_KEYS))]
+    offer = Offer(certificates=(certificate(AUTHORITIES[2], key=OTHER_COMMAND_KEY.public_key, **REVOKED),))
+    state = trust.first(offer.signed(), cluster_id=CLUSTER, authority_key=AUTHORITIES[2].public_key, revoked=known)
+    with pytest.raises(StatementRefusal) as caught:
+        open_command(state, signed_by(OTHER_COMMAND_KEY))
+    assert caught.value.reason is StatementReason.KEY_REVOKED
+    assert len(state.revoked) == len(known)
+    state = step(state, 12, **GOOD)
+    with pytest.raises(StatementRefusal) as caught:
+        open_command(state, signed_by(COMMAND_KEY))
+    assert caught.value.reason is StatementReason.KEY_REVOKED
 
 
 def signed_by(*signers: Signer, domain: Domain = Domain.COMMAND) -> trust_pb2.Signed:
@@ -103,6 +145,6 @@ def test_a_withheld_bundle_stops_commands_after_its_grace() -> None:
 @pytest.mark.parametrize("domain", sorted(set(Domain) - {Domain.COMMAND, Domain.CANCEL}))
 def test_a_command_key_vouches_for_commands_and_cancels_only(domain: Domain) -> None:
     with pytest.raises(ValueError, match="signs no"):
-        trust.verify_command_envelope(
+        command_trust.verify_command_envelope(
             bundle_with(), signed_by(COMMAND_KEY, domain=domain), domain, site="", now_ms=NOW_MS
         )

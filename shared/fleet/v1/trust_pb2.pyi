@@ -772,3 +772,33 @@ class GetTrustChainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTrustChainResponse: _TypeAlias = GetTrustChainResponse  # noqa: Y015
+
+@_typing.final
+class HeldTrust(_message.Message):
+    """HeldTrust is what a node keeps of its trust on its own disk; no peer ever sends it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    REVOKED_KEY_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signed]:
+        """Bundles that lead from the pinned authority to the one in force, in ascending order."""
+
+    @_builtins.property
+    def revoked_key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Key ids of command keys that a bundle has revoked: no later bundle makes them good again."""
+
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[Global___Signed] | None = ...,
+        revoked_key_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "revoked_key_ids", b"revoked_key_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldTrust: _TypeAlias = HeldTrust  # noqa: Y015

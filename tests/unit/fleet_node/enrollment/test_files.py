@@ -1,5 +1,6 @@
 """The state folder and its files: modes, damage, the lock."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from fleet import trust
 from fleet.envelope import Domain, Signer
 from fleet.identity import PrivateFileError
-from fleet.v1 import gateway_pb2, trust_pb2
+from fleet.v1 import trust_pb2
 from fleet_node.enrollment.folder import FolderLockedError, StateFolder
 from fleet_node.enrollment.membership import (
     BundleFile,
@@ -90,6 +91,17 @@ def test_a_bundle_is_verified_when_it_is_read(installation: FakeInstallation, tm
         file.load()
 
 
+def test_a_revoked_key_is_remembered_when_a_later_bundle_is_all_that_is_kept(
+    installation: FakeInstallation, tmp_path: Path
+) -> None:
+    file = BundleFile(tmp_path / "bundle.bin", cluster_id=CLUSTER, authority_key=installation.authority.public_key)
+    key = b"k" * 16
+    file.save(dataclasses.replace(installation.trust_state(3), revoked=frozenset({key})))
+    file.save(trust.advance(file.load(), installation.bundle(4)))
+    assert file.load().number == 4
+    assert file.load().revoked == {key}
+
+
 def test_a_bundle_of_later_authorities_is_verified_through_every_one_of_them(
     installation: FakeInstallation, tmp_path: Path
 ) -> None:
@@ -110,12 +122,12 @@ def test_a_bundle_of_later_authorities_is_verified_through_every_one_of_them(
         file.save(*taken)
         state = BundleFile(path, cluster_id=CLUSTER, authority_key=pin).load()  # as after a restart
         assert state == taken[-1]
-        sizes.append(len(gateway_pb2.TrustBundles.FromString(path.read_bytes()).bundles))
+        sizes.append(len(trust_pb2.HeldTrust.FromString(path.read_bytes()).links))
     assert sizes == [2, 3, 3, 4]  # the step of each authority, and the newest
     with pytest.raises(MembershipError):
         BundleFile(path, cluster_id=CLUSTER, authority_key=authorities[1].public_key).load()
-    chain = gateway_pb2.TrustBundles.FromString(path.read_bytes())
-    del chain.bundles[1]
+    chain = trust_pb2.HeldTrust.FromString(path.read_bytes())
+    del chain.links[1]
     path.write_bytes(chain.SerializeToString())
     with pytest.raises(MembershipError, match="holds no trust bundle of the pinned authority"):
         file.load()

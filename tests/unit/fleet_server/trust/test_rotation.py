@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from fleet import command_trust
 from fleet import trust as node_trust
 from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
@@ -65,13 +66,13 @@ async def one(database: Database, clock: MockClock) -> Replica:
     return await replica(database, clock)
 
 
-async def audited(one: Replica) -> list[tuple[str, str, dict[str, object]]]:
+async def audited(one: Replica, kinds: str = "key.") -> list[tuple[str, str, dict[str, object]]]:
     rows = (await one.trust._audit.page(AuditCursor())).rows
-    return [(row.kind, row.actor, json.loads(row.detail)) for row in rows if row.kind.startswith("key.")]
+    return [(row.kind, row.actor, json.loads(row.detail)) for row in rows if row.kind.startswith(kinds)]
 
 
 def verify(state: TrustState, signed: trust_pb2.Signed, clock: MockClock, site: str = "") -> bytes:
-    return node_trust.verify_command_envelope(state, signed, Domain.COMMAND, site=site, now_ms=clock.now_ms())
+    return command_trust.verify_command_envelope(state, signed, Domain.COMMAND, site=site, now_ms=clock.now_ms())
 
 
 async def test_a_rotation_from_the_first_step_to_the_last(one: Replica, clock: MockClock) -> None:
@@ -308,6 +309,33 @@ async def test_a_row_that_was_put_back_around_the_server_is_used_for_nothing(
         assert each.trust.command_key_id("") == made.key_id
         assert each.trust.bundle.command_keys[revoked].phase == REVOKED
     assert "key.quarantined" in [kind for kind, _, _ in await audited(one)]
+
+
+async def test_a_revoked_key_stays_revoked_at_nodes_when_all_of_the_database_goes_back(
+    one: Replica, database: Database, clock: MockClock
+) -> None:
+    """Rows of keys and bundles from before the revocation, and every replica started anew: a restore, honest or not."""
+    stolen = one.trust.command_key_id("")
+    thief = one.trust._active_keys[stolen].signer
+    row = await database.read(lambda conn: tuple(conn.exec_driver_sql("SELECT * FROM command_keys").one()))
+    await one.rotation.prepare("ada", "")
+    await one.rotation.revoke("ada", stolen.hex(), reason="stolen", stop_commands=False)
+    node = one.trust.bundle
+    forged = thief.sign(Domain.COMMAND, b"forged")
+
+    await edit(database, "DELETE FROM trust_bundles WHERE number > 1")
+    await edit(database, "DELETE FROM command_keys")
+    await edit(database, f"INSERT INTO command_keys VALUES ({', '.join('?' * len(row))})", *row)
+    again = await replica(database, clock, writer="r-2")
+    await again.trust.note_held_bundle(*node.version)
+    node = node_trust.walk(node, again.trust.bundle_chain_from(*node.version))
+
+    assert node.version == again.trust.bundle.version, "the node follows"
+    assert node.command_keys[stolen].phase == ACTIVE, "the server knows of nothing"
+    with pytest.raises(StatementRefusal) as caught:
+        verify(node, forged, clock)
+    assert caught.value.reason is StatementReason.KEY_REVOKED
+    assert [detail["held"] for _, _, detail in await audited(again, "bundle.behind")] == [[1, 3]]
 
 
 async def test_a_row_that_is_edited_under_a_running_server_is_dropped_and_audited_once(

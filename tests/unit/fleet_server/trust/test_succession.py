@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from fleet import command_trust, trust_chain
 from fleet import trust as node_trust
-from fleet import trust_chain
 from fleet.envelope import Domain, Signer, key_id, verified_signers, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.trust import TrustError
@@ -60,7 +60,9 @@ async def test_the_step_is_signed_by_both_and_everything_after_it_by_the_new_one
     stepped = node_trust.advance(held, trust.bundle.signed)
     assert stepped.command_keys == held.command_keys, "the same keys, certified by the new authority"
     now_ms = clock.now_ms()
-    assert node_trust.verify_command_envelope(stepped, in_flight, Domain.COMMAND, site="", now_ms=now_ms) == b"commands"
+    assert (
+        command_trust.verify_command_envelope(stepped, in_flight, Domain.COMMAND, site="", now_ms=now_ms) == b"commands"
+    )
     floor = trust.sign_floor("n-1", seq_floor=1, intents_after_ms=1)
     verify_one(floor, domain=Domain.FLOOR, public_key=new)
 

@@ -4,6 +4,7 @@ from collections.abc import Awaitable
 
 import pytest
 
+from fleet import command_trust
 from fleet import trust as node_trust
 from fleet.envelope import Domain
 from fleet.errors import Reason, Refusal
@@ -84,10 +85,10 @@ async def test_a_new_cluster_has_an_authority_an_active_key_and_a_bundle_that_no
 async def test_a_node_accepts_what_the_command_key_signed(trust: TrustService, clock: MockClock) -> None:
     signed = trust.sign_command_statement(Domain.COMMAND, b"commands", site="berlin")
     now = clock.now_ms()
-    verified = node_trust.verify_command_envelope(trust.bundle, signed, Domain.COMMAND, site="berlin", now_ms=now)
+    verified = command_trust.verify_command_envelope(trust.bundle, signed, Domain.COMMAND, site="berlin", now_ms=now)
     assert verified == b"commands"
     with pytest.raises(StatementRefusal):
-        node_trust.verify_command_envelope(trust.bundle, signed, Domain.CANCEL, site="berlin", now_ms=now)
+        command_trust.verify_command_envelope(trust.bundle, signed, Domain.CANCEL, site="berlin", now_ms=now)
 
 
 @pytest.mark.parametrize("domain", [d for d in Domain if d not in (Domain.COMMAND, Domain.CANCEL)])
