@@ -155,7 +155,7 @@ class Intake:
     def open_floor(
         self, signed: trust_pb2.Signed, context: StreamContext, last_accepted_seq: int
     ) -> trust_pb2.FloorStatement:
-        """Verify, parse and check a floor.
+        """Verify, parse and check a floor; intents that lie further ahead than this node can know of are taken out.
 
         Raises:
             StatementRefusal: it does not count.
@@ -166,6 +166,10 @@ class Intake:
         except (EnvelopeError, DecodeError) as error:
             raise StatementRefusal(StatementReason.BAD_SIGNATURE, "is not signed by the cluster's authority") from error
         check_floor(floor, cluster_id=context.cluster_id, node_id=context.node_id, last_accepted_seq=last_accepted_seq)
+        latest_ms = self._protection.latest_floor_ms()
+        if floor.intents_after_ms > latest_ms:  # the rest comes again on the next stream, if it is true
+            log.warning("floor_ahead_of_clock", intents_after_ms=floor.intents_after_ms, taken_ms=latest_ms)
+            floor.intents_after_ms = latest_ms
         return floor
 
     def judge(

@@ -13,7 +13,7 @@ from fleet.clock import Clock, ServerTime
 from fleet.globs import glob_matches
 from fleet.intents import SENTENCES, IntentVerdict, Order, judge_again, judge_intent
 from fleet.logs import get_logger
-from fleet.people import People
+from fleet.people import CLOCK_SLACK_MS, People
 from fleet.v1 import command_pb2
 from fleet_node.commands.rules import Objection
 from fleet_node.commands.used_intents import Use, UsedIntents
@@ -167,17 +167,20 @@ class Protection:
         log.warning("waiting_command_refused", reason=answer.reason, detail=answer.detail, seq=seq)
         return answer
 
+    def latest_floor_ms(self) -> int:
+        """The latest moment up to which a floor may end intents, Unix milliseconds: as far ahead as a person's clock
+        may be. Server time says nothing here, or one lie of a server would end all protected actions for ever."""
+        return self._own_now_ms() + CLOCK_SLACK_MS
+
     def _start_by_ms(self, use: Use, now_ms: int) -> int:
         # The server may be behind, or hold the node drained for as long as it likes: the intent goes on ending.
         return self._server_time.now_ms() + use.not_after_ms - now_ms
 
     def _now_ms(self) -> int:
-        return max(
-            self._server_time.now_ms(),
-            self._clock.now_ms(),
-            self._verifier.people.latest_signed_ms,
-            self._used.latest_signed_ms,
-        )
+        return max(self._server_time.now_ms(), self._own_now_ms())
+
+    def _own_now_ms(self) -> int:
+        return max(self._clock.now_ms(), self._verifier.people.latest_signed_ms, self._used.latest_signed_ms)
 
 
 def _objection(action: str, verdict: IntentVerdict, detail: str) -> Objection:

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from fleet.envelope import Domain
 from fleet.intents import IntentVerdict
-from fleet.people import People, take
+from fleet.people import CLOCK_SLACK_MS, People, take
 from fleet.sequence import MAX_SEQ_STEP
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.commands.protection import Verifier
@@ -403,10 +403,40 @@ def _kept(node: TestNode) -> Any:
         store.close()
 
 
+async def _floor(node: TestNode, intents_after_ms: int) -> None:
+    floor = trust_pb2.FloorStatement(cluster_id="cluster-1", node_id=NODE, intents_after_ms=intents_after_ms)
+    await node.stream.floor_frame(node.authority.sign(Domain.FLOOR, floor.SerializeToString()))
+
+
+async def test_no_floor_ends_protected_actions_for_ever(node: TestNode) -> None:
+    node.server_time.observe(NOW_MS + 1000 * DAY_MS)  # whoever lies in the floor lies about the time
+    await _floor(node, 2**63 - 1)
+    await node.crash()
+    await node.restart()
+    node.open_stream()
+    assert (
+        await refused(node, wished(node, issued_at_ms=NOW_MS + CLOCK_SLACK_MS)) == IntentVerdict.INTENT_BEFORE_RESTORE
+    )
+    new = wished(node, issued_at_ms=NOW_MS + CLOCK_SLACK_MS + 1)
+    await node.clock.advance(1)
+    await node.give(new)
+    await node.wait_reported(new, "SUCCEEDED")
+
+
+async def test_a_node_whose_clock_is_behind_takes_the_rest_of_a_floor_once_it_is_set(node: TestNode) -> None:
+    node.clock.step_wall(-HOUR_MS / 1000)
+    await _floor(node, NOW_MS + CLOCK_SLACK_MS)
+    node.clock.step_wall(HOUR_MS / 1000)
+    node.open_stream(binding=b"n" * 32)
+    await _floor(node, NOW_MS + CLOCK_SLACK_MS)
+    assert (
+        await refused(node, wished(node, issued_at_ms=NOW_MS + CLOCK_SLACK_MS)) == IntentVerdict.INTENT_BEFORE_RESTORE
+    )
+
+
 async def test_an_adopted_node_refuses_intents_from_before(node: TestNode) -> None:
     old = wished(node)
-    floor = trust_pb2.FloorStatement(cluster_id="cluster-1", node_id=NODE, intents_after_ms=NOW_MS - 1)
-    await node.stream.floor_frame(node.authority.sign(Domain.FLOOR, floor.SerializeToString()))
+    await _floor(node, NOW_MS - 1)
     assert await refused(node, old) == IntentVerdict.INTENT_BEFORE_RESTORE
     await node.crash()
     await node.restart()
