@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from fleet.passphrase import passphrase_characters, passphrase_octets
 from fleet.secrets import Secret
 
 MIN_PASSPHRASE_CHARS = 12
@@ -43,7 +44,7 @@ def seal(files: Mapping[str, bytes], passphrase: Secret[str], *, cost: int = SCR
     Raises:
         ArchiveError: the passphrase is too short, or the files are too large to be restored.
     """
-    if len(passphrase.reveal()) < MIN_PASSPHRASE_CHARS:
+    if passphrase_characters(passphrase) < MIN_PASSPHRASE_CHARS:
         raise ArchiveError(f"the passphrase is too short: take at least {MIN_PASSPHRASE_CHARS} characters")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
@@ -87,7 +88,7 @@ def unseal(archive: bytes, passphrase: Secret[str], *, cost: int = SCRYPT_COST) 
 
 def _cipher(header: bytes, passphrase: Secret[str], cost: int) -> AESGCM:
     salt = header[len(_MAGIC) : len(_MAGIC) + _SALT_BYTES]
-    return AESGCM(Scrypt(salt=salt, length=32, n=cost, r=8, p=1).derive(passphrase.reveal().encode()))
+    return AESGCM(Scrypt(salt=salt, length=32, n=cost, r=8, p=1).derive(passphrase_octets(passphrase)))
 
 
 def _nonce(header: bytes) -> bytes:

@@ -149,12 +149,12 @@ def _shown_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def _passphrase(path: Path | None, *, new: bool) -> Secret[str]:
-    from fleet.identity import read_private
+    from fleet.passphrase import PassphraseError, read_passphrase
     from fleet.secrets import Secret
 
     if path is None:
         return Secret(str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True)))
-    lines = read_private(path).decode(errors="replace").splitlines()
-    if not lines or not lines[0]:
-        raise Failure(f"{path} holds no passphrase", code=ExitCode.USAGE, hint="write it into the file's first line")
-    return Secret(lines[0])
+    try:
+        return read_passphrase(path)
+    except PassphraseError as error:
+        raise Failure(str(error), code=ExitCode.USAGE) from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fleet.envelope import Signer
     from fleet.secrets import Secret
 
-_MAX_CHARACTERS = 1024
+_MAX_BYTES = 4096
 
 passphrase_file_option = click.option(
     "--passphrase-file",
@@ -42,19 +42,11 @@ def asks_passphrase(
     def ask() -> Secret[str]:
         from fleet.secrets import Secret
 
-        if passphrase_file is not None:
-            text = _read_file(passphrase_file)
-        elif invocation.is_interactive:
+        if passphrase_file is None and invocation.is_interactive:
             label = f"New passphrase for {key_file}" if new else f"Passphrase of {key_file}"
-            text = click.prompt(label, hide_input=True, err=True, confirmation_prompt=new)
-        else:
-            text = sys.stdin.readline(_MAX_CHARACTERS + 1).rstrip("\r\n")
-        if not text:
-            raise BadProfile(
-                f"there is no passphrase for {key_file}",
-                hint="type it when you are asked, or name a file that holds it with --passphrase-file",
-            )
-        return Secret(text)
+            text: str = click.prompt(label, hide_input=True, err=True, confirmation_prompt=new)
+            return Secret(text)
+        return _read(key_file, passphrase_file)
 
     return ask
 
@@ -87,13 +79,18 @@ def make_key(invocation: Invocation, key_file: Path, passphrase_file: Path | Non
         raise BadProfile(str(error)) from error
 
 
-def _read_file(path: Path) -> str:
-    from fleet.identity import PrivateFileError, read_private
+def _read(key_file: Path, passphrase_file: Path | None) -> Secret[str]:
+    from fleet.identity import PrivateFileError
+    from fleet.passphrase import PassphraseError, first_line, read_passphrase
 
     try:
-        first, _, _ = read_private(path).decode().partition("\n")
+        if passphrase_file is not None:
+            return read_passphrase(passphrase_file)
+        return first_line(sys.stdin.buffer.readline(_MAX_BYTES), "standard input")
     except PrivateFileError as error:
         raise BadProfile(str(error), hint="keep the passphrase in a file that only you may read") from error
-    except UnicodeDecodeError as error:
-        raise BadProfile(f"{path} is no text", hint="its first line is to be the passphrase") from error
-    return first.rstrip("\r")
+    except PassphraseError as error:
+        raise BadProfile(
+            f"there is no passphrase for {key_file}: {error}",
+            hint="type it when you are asked, or name a file that holds it with --passphrase-file",
+        ) from error

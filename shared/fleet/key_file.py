@@ -15,7 +15,6 @@ import base64
 import binascii
 import contextlib
 import os
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from cryptography.x509 import ObjectIdentifier
 
 from fleet.envelope import PUBLIC_KEY_BYTES, Signer, is_small_order
 from fleet.identity import PrivateFileError, read_private, sync_folder
+from fleet.passphrase import passphrase_characters, passphrase_octets
 from fleet.secrets import Secret
 
 MIN_PASSPHRASE_CHARACTERS = 12
@@ -120,14 +120,14 @@ def create_key_file(path: Path, ask_passphrase: AskPassphrase, *, scrypt_cost: i
     if path.is_symlink() or path.exists():
         raise _exists(path)
     passphrase = ask_passphrase()
-    if len(passphrase.reveal()) < MIN_PASSPHRASE_CHARACTERS:
+    if passphrase_characters(passphrase) < MIN_PASSPHRASE_CHARACTERS:
         raise WeakPassphraseError(
             f"a passphrase needs at least {MIN_PASSPHRASE_CHARACTERS} characters: choose a longer one"
         )
     private = Ed25519PrivateKey.generate()
     signer = Signer(private)
     header = show_public_key(signer.public_key) + "\n"
-    _write_new(path, header.encode() + _encrypted_pem(private, _octets(passphrase), scrypt_cost))
+    _write_new(path, header.encode() + _encrypted_pem(private, passphrase_octets(passphrase), scrypt_cost))
     return signer
 
 
@@ -141,7 +141,7 @@ def load_key_file(path: Path, ask_passphrase: AskPassphrase) -> Signer:
     content = _read(path)
     public_key = _public_half(path, content)
     try:
-        private = load_pem_private_key(content, _octets(ask_passphrase()))
+        private = load_pem_private_key(content, passphrase_octets(ask_passphrase()))
     except (ValueError, TypeError) as error:
         # The library tells "cannot parse" from "cannot decrypt" in prose alone, and an empty passphrase by a TypeError.
         # The header has been checked, so a wrong passphrase is by far the likelier.
@@ -267,11 +267,6 @@ def _public_half(path: Path, content: bytes) -> bytes:
     if len(content) > MAX_FILE_BYTES or not newline or not rest.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----"):
         raise _not_a_key_file(path)
     return public_key
-
-
-def _octets(passphrase: Secret[str]) -> bytes:
-    """One spelling of each character, whatever the keyboard and system composed (Unicode NFC)."""
-    return unicodedata.normalize("NFC", passphrase.reveal()).encode("utf-8", "surrogatepass")
 
 
 def _exists(path: Path) -> KeyFileExistsError:

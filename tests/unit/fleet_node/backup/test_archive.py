@@ -47,6 +47,11 @@ def test_a_short_passphrase_is_refused() -> None:
         seal({}, Secret("x" * (MIN_PASSPHRASE_CHARS - 1)), cost=CHEAP)
 
 
+def test_a_passphrase_opens_however_its_characters_are_composed() -> None:
+    whole = seal({"a": b"b"}, Secret("K\u00f6nigsgem\u00fcse"), cost=CHEAP)
+    assert unseal(whole, Secret("Ko\u0308nigsgemu\u0308se"), cost=CHEAP) == {"a": b"b"}
+
+
 def test_what_could_not_be_restored_is_not_backed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"journal.db": os.urandom(1000)}
     whole = seal(files, PASSPHRASE, cost=CHEAP)

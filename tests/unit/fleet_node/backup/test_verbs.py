@@ -89,6 +89,11 @@ async def test_mistakes_are_told_and_change_nothing(
     wrong.write_text("another passphrase\n")
     refused = await restore(archive, tmp_path / "moved", wrong)
     assert (refused.code, "passphrase" in refused.err) == (2, True)
+    passphrase.write_bytes(b"\xff" * 32)
+    for verb in (back_up(member, tmp_path / "another.backup", passphrase), restore(archive, tmp_path, passphrase)):
+        unreadable = await verb
+        assert (unreadable.code, "UTF-8" in unreadable.err) == (2, True)
+    assert not (tmp_path / "another.backup").exists()
     passphrase.chmod(0o644)
     exposed = await restore(archive, tmp_path / "moved", passphrase)
     assert exposed.code == 1
