@@ -57,7 +57,7 @@ def _join(stage: Stage, here: Installation, folder: Path, name: str, pin: str, s
     here.fleetctl(*login, profile=profile)
     key = ["operator", "keygen", "--out", here.shown(folder / f"{name}.key"), *signing]
     sha256 = here.fleetctl(*key, profile=profile)["sha256"]
-    here.fleetctl("operator", "enroll", "--key", here.shown(folder / f"{name}.key"), profile=profile)
+    here.fleetctl("operator", "enroll", "--key", here.shown(folder / f"{name}.key"), *signing, profile=profile)
     here.fleetctl("operator", "grant", name, "--fingerprint", sha256, *signing)
     stage.say(f"{name} made a key of their own ({sha256[:_SHOWN_CHARS]}…), and the owner granted it the role")
 

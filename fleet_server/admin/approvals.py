@@ -19,8 +19,8 @@ class ApprovalsApi:
     async def enroll_key(
         self, caller: Caller, request: admin_pb2.EnrollOperatorKeyRequest
     ) -> admin_pb2.EnrollOperatorKeyResponse:
-        """Take the caller's public key."""
-        row = await self._trust.people.enroll_key(caller.name, request.public_key)
+        """Take the caller's public key, once it signed that the caller holds it."""
+        row = await self._trust.people.enroll_key(caller.name, request.signed)
         return admin_pb2.EnrollOperatorKeyResponse(key=_key_view(row))
 
     async def list_keys(self, _: Caller, __: admin_pb2.ListOperatorKeysRequest) -> admin_pb2.ListOperatorKeysResponse:

@@ -72,13 +72,16 @@ def keygen(invocation: Invocation, out: Path | None, passphrase_file: Path | Non
 
 @operator.command("enroll", example="fleetctl operator enroll --key ~/.config/fleetctl/operator.key")
 @key_option
+@passphrase_file_option
 @click.pass_obj
-def enroll(invocation: Invocation, key_file: Path | None) -> None:
+def enroll(invocation: Invocation, key_file: Path | None, passphrase_file: Path | None) -> None:
     """Give your public key to the server, under your own name, and remember where the key file lies.
 
-    What you may sign is for the owner to grant: tell the owner the SHA-256 that is shown.
+    The key signs that you hold it, so its passphrase is asked for. What else you may sign is for the owner to grant:
+    tell the owner the SHA-256 that is shown.
     """
     from fleet.key_file import KeyFileError, read_public_key
+    from fleet.key_possession import sign_possession
     from fleet.v1 import admin_pb2
 
     path = key_file or invocation.profile_file().path.with_name(DEFAULT_KEY)
@@ -88,8 +91,14 @@ def enroll(invocation: Invocation, key_file: Path | None) -> None:
     except KeyFileError as error:
         raise BadProfile(str(error), hint="make one: `fleetctl operator keygen`") from error
     with invocation.connect() as admin:
-        request = admin_pb2.EnrollOperatorKeyRequest(public_key=public_key)
-        answer = admin.call(admin.stub.EnrollOperatorKey, request)
+        me = admin.call(admin.stub.WhoAmI, admin_pb2.WhoAmIRequest())
+        signed = sign_possession(
+            open_key(invocation, path, passphrase_file),
+            cluster_id=admin.context.cluster_id or me.cluster_id,
+            operator=me.operator,
+            now_ms=invocation.now_ms(),
+        )
+        answer = admin.call(admin.stub.EnrollOperatorKey, admin_pb2.EnrollOperatorKeyRequest(signed=signed))
     invocation.profile_file().remember(admin.context.name, key_file=str(path))
     invocation.emit_message(
         answer.key, [("operator", Styled(answer.key.operator, bold=True)), ("key", shown_key(public_key))]

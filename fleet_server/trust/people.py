@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from fleet import envelope, people
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet.key_possession import PossessionError, verify_possession
 from fleet.logs import get_logger
 from fleet.people import CLOCK_SLACK_MS, People
 from fleet.trust import TrustState
@@ -33,6 +34,7 @@ log = get_logger(__name__)
 
 MAX_KEYS_PER_OPERATOR = 8
 _MAX_REMEMBERED = 4096
+_POSSESSION = {"MALFORMED": Reason.INVALID_ARGUMENT, "CLOCK_SKEW": Reason.CLOCK_SKEW}
 
 
 class ClusterPeople:
@@ -74,18 +76,22 @@ class ClusterPeople:
         self._first_owner_key = key
 
     # -- operators' keys -----------------------------------------------------------------------------------------------
-    async def enroll_key(self, operator: str, public_key: bytes) -> OperatorKeyRow:
-        """Take an operator's public key; the same one again changes nothing.
+    async def enroll_key(self, operator: str, signed: trust_pb2.Signed) -> OperatorKeyRow:
+        """Take an operator's public key, which signed the statement; the same one again changes nothing.
 
         Raises:
-            Refusal: INVALID_ARGUMENT for no key; CONFLICT when it is another operator's, or there are too many.
+            Refusal: INVALID_ARGUMENT for no key; BAD_PROOF when it did not sign for this operator and cluster;
+                CLOCK_SKEW; CONFLICT when it is another operator's, or there are too many.
         """
-        if len(public_key) != envelope.PUBLIC_KEY_BYTES or envelope.is_small_order(public_key):
+        cluster_id, now_ms = self._bundle().cluster_id, self._clock.now_ms()
+        try:
+            public_key = verify_possession(signed, cluster_id=cluster_id, operator=operator, now_ms=now_ms)
+        except PossessionError as error:
             raise Refusal(
-                Reason.INVALID_ARGUMENT, "that is no Ed25519 public key: make one, `fleetctl operator keygen`"
-            )
+                _POSSESSION.get(error.reason, Reason.BAD_PROOF), error.detail, metadata={"why": error.reason}
+            ) from error
         key_id = envelope.key_id(public_key)
-        row = OperatorKeyRow(key_id, self._bundle().cluster_id, operator, public_key, self._clock.now_ms())
+        row = OperatorKeyRow(key_id, cluster_id, operator, public_key, now_ms)
 
         def work(tx: Transaction) -> OperatorKeyRow | Refusal:
             own = [each for each in self._store.keys(tx.conn, row.cluster_id)[0] if each.operator == operator]

@@ -60,6 +60,7 @@ class Domain(StrEnum):
     OWNER_CLAIM = "owner-claim"
     PLATFORM_GRANT = "platform-grant"
     NODE_KEY = "node-key"
+    OPERATOR_KEY = "operator-key"
     PROBE = "probe"
     PROBE_HOP = "probe-hop"
 

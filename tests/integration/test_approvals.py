@@ -71,7 +71,7 @@ class Crew:
         folder.mkdir(mode=0o700)
         ctl = self.operators[name] = Fleetctl(self.installation, folder, token)
         await ctl.login("--owner-pin", owner_pin)
-        await ok(ctl, "operator", "enroll", "--key", cheap_key(folder / "operator.key"))
+        await ok(ctl, "operator", "enroll", "--key", cheap_key(folder / "operator.key"), *self.passphrase)
         sha256 = hashlib.sha256(read_public_key(folder / "operator.key")).hexdigest()
         await ok(self.owner, "operator", "grant", name, "--fingerprint", sha256, *self.passphrase)
 

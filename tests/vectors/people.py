@@ -1,4 +1,4 @@
-"""What people sign: two owners, two roles, the policy that asks both people, and their intent."""
+"""What people sign: two owners, a key of their own, two roles, the policy that asks both people, and their intent."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def people() -> list[Statement]:
     return [
         _owner("owner-1", 1, "owner"),
         Statement("policy", Domain.POLICY, ("owner",), policy),
+        _key("operator-key", "anna"),
         _grant("role-grant", "anna", "operator"),
         _grant("role-grant-ben", "ben", "owner"),
         intent(),
@@ -35,6 +36,14 @@ def _owner(name: str, generation: int, *signers: str) -> Statement:
         cluster_id=CLUSTER, successor_key=signer(signers[0]).public_key, generation=generation, issued_at_ms=NOW_MS
     )
     return Statement(name, Domain.OWNER, signers, statement)
+
+
+def _key(name: str, person: str) -> Statement:
+    key = f"operator-{person}"
+    statement = trust_pb2.OperatorKeyStatement(
+        cluster_id=CLUSTER, operator=person, public_key=signer(key).public_key, issued_at_ms=NOW_MS
+    )
+    return Statement(name, Domain.OPERATOR_KEY, (key,), statement)
 
 
 def _grant(name: str, person: str, role: str) -> Statement:

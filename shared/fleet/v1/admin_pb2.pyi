@@ -2884,17 +2884,19 @@ class EnrollOperatorKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    public_key: _builtins.bytes
-    """Raw Ed25519 public key."""
+    SIGNED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signed(self) -> _trust_pb2.Signed:
+        """Signed OperatorKeyStatement."""
+
     def __init__(
         self,
         *,
-        public_key: _builtins.bytes = ...,
+        signed: _trust_pb2.Signed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signed", b"signed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

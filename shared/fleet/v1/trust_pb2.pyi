@@ -640,6 +640,40 @@ class OwnerClaimStatement(_message.Message):
 Global___OwnerClaimStatement: _TypeAlias = OwnerClaimStatement  # noqa: Y015
 
 @_typing.final
+class OperatorKeyStatement(_message.Message):
+    """OperatorKeyStatement enrolls a key (domain `operator-key`, signer: that key)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    cluster_id: _builtins.str
+    """Cluster."""
+    operator: _builtins.str
+    """Name of the operator's account."""
+    public_key: _builtins.bytes
+    """Raw Ed25519 public key, the one that signs this."""
+    issued_at_ms: _builtins.int
+    """Unix milliseconds; good for 10 minutes."""
+    def __init__(
+        self,
+        *,
+        cluster_id: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        issued_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "issued_at_ms", b"issued_at_ms", "operator", b"operator", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatorKeyStatement: _TypeAlias = OperatorKeyStatement  # noqa: Y015
+
+@_typing.final
 class PlatformRoleGrantStatement(_message.Message):
     """PlatformRoleGrantStatement gives an operator a role over the installation (domain `platform-grant`, signer product root)."""
 

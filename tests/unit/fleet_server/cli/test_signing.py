@@ -14,6 +14,7 @@ from fleet import people_signing
 from fleet.envelope import Domain, Signer, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.key_file import create_key_file, load_key_file
+from fleet.key_possession import verify_possession
 from fleet.people import owner_pin
 from fleet.secrets import Secret
 from fleet.v1 import admin_pb2, trust_pb2
@@ -96,10 +97,14 @@ def test_the_public_key_is_enrolled_and_the_file_remembered(desk: Desk) -> None:
     desk.log_in(key_file="")
     view = admin_pb2.OperatorKeyView(public_key=desk.ada.public_key, operator="ada", enrolled_at_ms=NOW_MS)
     desk.ctl.fake.answers["EnrollOperatorKey"] = admin_pb2.EnrollOperatorKeyResponse(key=view)
-    result = desk.run("operator", "enroll", "--key", str(desk.key_file), stdin="")
+    refused = desk.run("operator", "enroll", "--key", str(desk.key_file), stdin="another passphrase\n")
+    assert (refused.exit_code, desk.ctl.fake.requests("EnrollOperatorKey")) == (2, [])
+    result = desk.run("operator", "enroll", "--key", str(desk.key_file))
     assert result.exit_code == 0, result.output
     (request,) = desk.ctl.fake.requests("EnrollOperatorKey")
-    assert request.public_key == desk.ada.public_key
+    me = desk.ctl.fake.answers["WhoAmI"]
+    key = verify_possession(request.signed, cluster_id=CLUSTER, operator=me.operator, now_ms=NOW_MS)
+    assert key == desk.ada.public_key
     assert desk.ctl.profile.load().contexts["default"].key_file == str(desk.key_file)
 
 

@@ -1,10 +1,13 @@
 """What people contribute: keys once each, statements only as the owner signs them, and all of it in the bundle."""
 
+from typing import Any
+
 import pytest
 
 from fleet import people_signing
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
+from fleet.key_possession import sign_possession
 from fleet.people import owner_pin, restore
 from fleet.v1 import trust_pb2
 from fleet_server.database.engine import Database
@@ -102,15 +105,48 @@ async def test_a_record_of_owners_that_was_changed_around_the_server_says_nothin
     assert (await plant.kinds()).count("owner_statement.quarantined") == 1
 
 
+def held(plant: Plant, operator: str, **changes: Any) -> trust_pb2.Signed:
+    terms = {"cluster_id": plant.trust.cluster_id, "operator": operator, "now_ms": plant.clock.now_ms()}
+    return sign_possession(plant.ada, **(terms | changes))
+
+
+async def test_a_key_is_enrolled_by_who_signs_with_it(plant: Plant) -> None:
+    now_ms = plant.clock.now_ms()
+    said = trust_pb2.OperatorKeyStatement.FromString(held(plant, "ada").statement)
+    refused = {
+        "no statement": (trust_pb2.Signed(statement=b"\xff"), Reason.INVALID_ARGUMENT),
+        "nothing": (trust_pb2.Signed(), Reason.INVALID_ARGUMENT),
+        "unsigned": (trust_pb2.Signed(statement=said.SerializeToString()), Reason.BAD_PROOF),
+        "somebody else's key": (
+            Signer.generate().sign(Domain.OPERATOR_KEY, said.SerializeToString()),
+            Reason.BAD_PROOF,
+        ),
+        "as a grant": (plant.ada.sign(Domain.ROLE_GRANT, said.SerializeToString()), Reason.BAD_PROOF),
+        "for another account": (held(plant, "bob"), Reason.BAD_PROOF),
+        "for another cluster": (held(plant, "ada", cluster_id="c-other"), Reason.BAD_PROOF),
+        "old": (held(plant, "ada", now_ms=now_ms - 600_001), Reason.CLOCK_SKEW),
+        "ahead": (held(plant, "ada", now_ms=now_ms + 600_001), Reason.CLOCK_SKEW),
+    }
+    for key in (b"short", bytes(32)):
+        said.public_key = key
+        refused[key.hex()] = (plant.ada.sign(Domain.OPERATOR_KEY, said.SerializeToString()), Reason.INVALID_ARGUMENT)
+    found = {}
+    for name, (signed, _) in refused.items():
+        with pytest.raises(Refusal) as refusal:
+            await plant.trust.people.enroll_key("ada", signed)
+        found[name] = refusal.value.reason
+    assert found == {name: reason for name, (_, reason) in refused.items()}
+    assert await plant.trust.people.keys() == []
+    await plant.trust.people.enroll_key("ada", held(plant, "ada", now_ms=now_ms - 600_000))
+    assert [key.public_key for key in await plant.trust.people.keys()] == [plant.ada.public_key]
+
+
 async def test_a_key_is_one_persons(plant: Plant) -> None:
-    await plant.trust.people.enroll_key("ada", plant.ada.public_key)
-    again = await plant.trust.people.enroll_key("ada", plant.ada.public_key)
+    await plant.trust.people.enroll_key("ada", held(plant, "ada"))
+    again = await plant.trust.people.enroll_key("ada", held(plant, "ada"))
     assert again.operator == "ada"
     with pytest.raises(Refusal, match="another operator"):
-        await plant.trust.people.enroll_key("bob", plant.ada.public_key)
-    for bad in (b"short", bytes(32)):
-        with pytest.raises(Refusal, match="INVALID_ARGUMENT"):
-            await plant.trust.people.enroll_key("bob", bad)
+        await plant.trust.people.enroll_key("bob", held(plant, "bob"))
     await plant.tamper("UPDATE operator_keys SET operator = ?", "bob")
     assert await plant.trust.people.keys() == []
     assert await plant.trust.people.keys() == []
