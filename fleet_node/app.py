@@ -40,6 +40,7 @@ from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.enrollment.owner_pin import pinned_owner
 from fleet_node.link.connection import Ports, SelfDescription
 from fleet_node.link.credentials import Credentials, RotationPinnedError
+from fleet_node.link.key_audit import KeyAudit
 from fleet_node.link.link import Link, LinkState
 from fleet_node.link.mutual_tls import open_mutual_tls
 from fleet_node.link.people_store import PeopleStore
@@ -116,12 +117,14 @@ class Node:
             else None
         )
         server_time = ServerTime(self._clock)
+        self._key_audit = KeyAudit(self._clock)
         people = PeopleStore(
             parts.folder.people,
             cluster_id=membership.cluster_id,
             pin=pinned_owner(parts.folder.owner_pin, membership),
             clock=self._clock,
             server_time=server_time,
+            audit=self._key_audit,
         )
         self.trust = TrustStore(
             BundleFile(parts.folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key),
@@ -144,7 +147,12 @@ class Node:
             interval_s=settings.telemetry_interval_s or membership.telemetry_interval_s,
         )
         credentials = Credentials(
-            parts.folder, membership, parts.keys, server_time=server_time, pinned=bool(settings.fingerprint)
+            parts.folder,
+            membership,
+            parts.keys,
+            server_time=server_time,
+            pinned=bool(settings.fingerprint),
+            audit=self._key_audit,
         )
         self._journal = open_journal(
             parts.folder.journal, membership.node_id, commit_duration=self.metrics.commands.commit_duration
@@ -174,6 +182,7 @@ class Node:
         self.commands.audit(
             NodeAuditKind.PROCESS_STARTED, bundle=list(self.trust.state.version), version=software_version()
         )
+        self._key_audit.audited_by(self.commands)
         self.link = Link(
             credentials=credentials,
             ports=Ports(
@@ -182,7 +191,11 @@ class Node:
                 trust=self.trust,
                 ratchet=Ratchet(parts.folder.ratchet),
                 mutual_tls=open_mutual_tls(
-                    settings.mtls_endpoints, parts.folder.client_certificate, membership.node_id, self._clock
+                    settings.mtls_endpoints,
+                    parts.folder.client_certificate,
+                    membership.node_id,
+                    self._clock,
+                    self._key_audit,
                 ),
             ),
             about=SelfDescription(
@@ -300,6 +313,7 @@ class Node:
                 self._process.close()
 
     async def _shut_down_in_order(self, running: dict[str, asyncio.Task[None]]) -> None:
+        self._key_audit.settle()
         await self.commands.close()
         self.link.stop()
         if "link" in running:

@@ -19,12 +19,15 @@ from fleet.clock import ServerTime
 from fleet.errors import Reason
 from fleet.identity import NodeKeys, show_fingerprint, store_node_keys
 from fleet.logs import get_logger
+from fleet.node_audit import NodeAuditKind
 from fleet.node_keys import sign_rotation
 from fleet.secrets import Secret
 from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import Membership, save_membership
 from fleet_node.enrollment.rotation_file import PendingKeys, PendingRotation, load_rotation, save_rotation
+from fleet_node.link.key_audit import Unheard
+from fleet_node.link.ports import KeyAuditPort
 
 log = get_logger(__name__)
 
@@ -63,6 +66,7 @@ class Credentials:
         keys: as they stand on disk.
         server_time: dates rotations, since the node's own clock may be wrong.
         pinned: the configuration pins the fingerprint, so the keys stay.
+        audit: told what is stored, what is in force, and what is refused.
 
     Raises:
         MembershipError: what is pending cannot be read.
@@ -76,12 +80,14 @@ class Credentials:
         *,
         server_time: ServerTime,
         pinned: bool = False,
+        audit: KeyAuditPort | None = None,
     ) -> None:
         self._folder = folder
         self._membership = membership
         self._keys = keys
         self._server_time = server_time
         self._pinned = pinned
+        self._audit = audit or Unheard()
         self._pending = load_rotation(folder.rotation)
         self._taken = False
         self._turn = asyncio.Lock()
@@ -157,6 +163,7 @@ class Credentials:
         opened = self._open(offered.sealed_api_key)
         if opened is None:
             log.warning("api_key_refused", reason="CANNOT_OPEN")
+            self._refuse("api_key", "CANNOT_OPEN")
             return Taken(_answer(API_KEY, "CANNOT_OPEN"))
         held = self._pending.api_key or self._membership.api_key
         if hmac.compare_digest(held.reveal(), opened.reveal()):
@@ -165,8 +172,10 @@ class Credentials:
             await self._save(replace(self._pending, api_key=opened))
         except OSError as error:
             log.error("api_key_not_stored", error=str(error))
+            self._refuse("api_key", "DISK")
             return Taken(_answer(API_KEY, "DISK"))
         log.info("api_key_stored", old_until_ms=offered.old_until_ms)
+        self._audit.tell(NodeAuditKind.CREDENTIAL_STORED, subject="api_key", old_until_ms=offered.old_until_ms)
         return Taken(_answer(API_KEY), renew=True)
 
     async def _take_order(self, order: gateway_pb2.RotateNodeKeys) -> Taken:
@@ -174,9 +183,11 @@ class Credentials:
             return Taken(await self._begin(identity=order.identity, sealing_key=order.sealing))
         except RotationPinnedError as error:
             log.warning("key_rotation_refused", reason="PINNED", detail=str(error))
+            self._refuse("node_keys", "PINNED")
             return Taken(_answer(NODE_KEYS, "PINNED"))
         except OSError as error:
             log.error("new_keys_not_stored", error=str(error))
+            self._refuse("node_keys", "DISK")
             return Taken(_answer(NODE_KEYS, "DISK"))
 
     async def _take_answer(self, answer: gateway_pb2.NodeKeysTaken) -> Taken:
@@ -189,6 +200,7 @@ class Credentials:
             return Taken(renew=True)
         if not answer.taken:
             log.error("new_keys_refused", reason=answer.reason, retry_after_s=answer.retry_after_ms // 1000)
+            self._refuse("node_keys", answer.reason)
             try:
                 await self._save(replace(self._pending, keys=None))
             except OSError as error:
@@ -213,7 +225,9 @@ class Credentials:
                 issued_at_ms=self._server_time.now_ms() or 0,
             )
             await self._save(replace(self._pending, keys=PendingKeys(new, statement)))
-            log.info("new_keys_made", fingerprint=show_fingerprint(new.fingerprint))
+            fingerprint = show_fingerprint(new.fingerprint)
+            log.info("new_keys_made", fingerprint=fingerprint)
+            self._audit.tell(NodeAuditKind.CREDENTIAL_STORED, subject="node_keys", fingerprint=fingerprint)
         pending = self._pending.keys
         assert pending is not None  # noqa: S101 - made above
         return gateway_pb2.NodeControl(node_key_rotation=pending.statement)
@@ -225,20 +239,26 @@ class Credentials:
                 await asyncio.to_thread(save_membership, self._folder.membership, shown.membership)
                 self._membership = shown.membership
                 pending = replace(pending, api_key=None)
+                self._audit.tell(NodeAuditKind.CREDENTIAL_IN_FORCE, subject="api_key")
             elif shown.refused_api_key is pending.api_key:
-                pending = replace(pending, api_key=None)  # the server took its offer back
+                pending = replace(pending, api_key=None)
+                self._refuse("api_key", "TAKEN_BACK")  # by the server
         if pending.keys is not None and shown.keys is pending.keys.keys:
             self._taken = True  # even if the disk does not let it be settled now
             await asyncio.to_thread(store_node_keys, self._folder.path, shown.keys)
             self._keys, self._taken = shown.keys, False
             pending = replace(pending, keys=None)
             log.info("keys_replaced", fingerprint=self.fingerprint)
+            self._audit.tell(NodeAuditKind.CREDENTIAL_IN_FORCE, subject="node_keys", fingerprint=self.fingerprint)
         if pending != self._pending:
             await self._save(pending)
 
     async def _save(self, pending: PendingRotation) -> None:
         await asyncio.to_thread(save_rotation, self._folder.rotation, pending)
         self._pending = pending
+
+    def _refuse(self, subject: str, reason: str) -> None:
+        self._audit.refuse(NodeAuditKind.CREDENTIAL_REFUSED, reason, subject=subject)
 
     def _open(self, sealed: bytes) -> Secret[str] | None:
         """The api_key, sealed to the keys in force or to those that replace them; None when it opens with neither."""

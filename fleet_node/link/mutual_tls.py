@@ -9,6 +9,7 @@ Mental model
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,9 +25,12 @@ from fleet.clock import Clock
 from fleet.errors import Reason
 from fleet.identity import PrivateFileError, read_private, write_private
 from fleet.logs import get_logger
+from fleet.node_audit import NodeAuditKind
 from fleet.node_certificate import NodeCertificate, NodeCertificateError
 from fleet.v1 import gateway_pb2
 from fleet_node.link.caller import ClientCertificate
+from fleet_node.link.key_audit import Unheard
+from fleet_node.link.ports import KeyAuditPort
 
 log = get_logger(__name__)
 
@@ -44,13 +48,17 @@ class MutualTls:
         path: file in the state folder.
         node_id: the subject that a certificate must have.
         clock: decides what is due.
+        audit: told which certificate is kept, and why one is not.
     """
 
-    def __init__(self, endpoints: tuple[str, ...], path: Path, node_id: str, clock: Clock) -> None:
+    def __init__(
+        self, endpoints: tuple[str, ...], path: Path, node_id: str, clock: Clock, audit: KeyAuditPort | None = None
+    ) -> None:
         self.endpoints = endpoints
         self._path = path
         self._node_id = node_id
         self._clock = clock
+        self._audit = audit or Unheard()
         self._failures = 0
         self._fresh = False
         self._choice: ClientCertificate | None = None
@@ -102,6 +110,7 @@ class MutualTls:
             return False
         if not answer.certificate:
             log.warning("client_certificate_refused", reason=answer.reason, detail=answer.detail)
+            self._refuse(answer.reason)
             return False
         key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
@@ -110,11 +119,21 @@ class MutualTls:
             write_private(self._path, certificate_pem + key_pem)  # some milliseconds on the loop, every 20 days
         except (NodeCertificateError, OSError) as error:
             log.warning("client_certificate_not_kept", error=str(error))
+            self._refuse("DISK" if isinstance(error, OSError) else "NOT_OURS")
             return False
         self._said, self._held = said, ClientCertificate(self._path, certificate_pem, key_pem)
         self._failures, self._fresh = 0, True
         log.info("client_certificate_renewed", until_ms=said.ends_ms)
+        self._audit.tell(
+            NodeAuditKind.CREDENTIAL_STORED,
+            subject="certificate",
+            sha256=hashlib.sha256(answer.certificate).hexdigest(),
+            until_ms=said.ends_ms,
+        )
         return True
+
+    def _refuse(self, reason: str) -> None:
+        self._audit.refuse(NodeAuditKind.CREDENTIAL_REFUSED, reason, subject="certificate")
 
     def _checked(self, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> NodeCertificate:
         said = node_certificate.read(certificate)
@@ -140,6 +159,8 @@ class MutualTls:
         self._held = ClientCertificate(self._path, certificate_pem, begins + key)
 
 
-def open_mutual_tls(endpoints: tuple[str, ...], path: Path, node_id: str, clock: Clock) -> MutualTls | None:
+def open_mutual_tls(
+    endpoints: tuple[str, ...], path: Path, node_id: str, clock: Clock, audit: KeyAuditPort | None = None
+) -> MutualTls | None:
     """None where no endpoint wants a certificate; arguments as `MutualTls` has them."""
-    return MutualTls(endpoints, path, node_id, clock) if endpoints else None
+    return MutualTls(endpoints, path, node_id, clock, audit) if endpoints else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ from fleet.clock import Clock, ServerTime
 from fleet.former_policy import former_from_json
 from fleet.identity import PrivateFileError, read_private, write_private
 from fleet.logs import get_logger
+from fleet.node_audit import NodeAuditKind
 from fleet.people import People
 from fleet.trust import TrustState
 from fleet.v1 import trust_pb2
 from fleet_node.enrollment.membership import MembershipError
+from fleet_node.link.key_audit import Unheard
+from fleet_node.link.ports import KeyAuditPort
 
 log = get_logger(__name__)
 
@@ -39,15 +43,26 @@ class PeopleStore:
         pin: SHA-256 of the owner's public key; empty when none is pinned.
         clock: the node's own.
         server_time: as heard from the server.
+        audit: told what is taken and what is refused.
 
     Raises:
         MembershipError: the file is damaged.
     """
 
-    def __init__(self, path: Path, *, cluster_id: str, pin: bytes, clock: Clock, server_time: ServerTime) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cluster_id: str,
+        pin: bytes,
+        clock: Clock,
+        server_time: ServerTime,
+        audit: KeyAuditPort | None = None,
+    ) -> None:
         self._path = path
         self._clock = clock
         self._server_time = server_time
+        self._audit = audit or Unheard()
         self._people, self._latest_signed_ms = load_people(path, cluster_id=cluster_id, pin=pin)
         self._saved = (self._people, self._latest_signed_ms)
 
@@ -89,13 +104,23 @@ class PeopleStore:
         if pin == self._people.pin:
             return
         log.warning("owner_pinned", pin=pin.hex())
-        self._hold(*self._judged(rules.repin(self._people, pin), states))
+        self._people = rules.repin(self._people, pin)
+        self._hold(*self._judged(self._people, states))
         try:
             await self._save(self._people, self._latest_signed_ms)
         except OSError as error:
             log.error("people_not_saved", error=str(error))
 
     def _hold(self, people: People, latest_signed_ms: int) -> None:
+        if people is not self._people:
+            policy = people.policy_in_force
+            self._audit.tell(
+                NodeAuditKind.PEOPLE_TAKEN,
+                owner=0 if people.owner is None else people.owner.generation,
+                policy=0 if policy is None else policy.version,
+                policy_sha256="" if policy is None else hashlib.sha256(policy.signed.statement).hexdigest(),
+                roles=len(people.grants),
+            )
         self._people, self._latest_signed_ms = people, latest_signed_ms
 
     def _judged(self, held: People, states: Sequence[TrustState]) -> tuple[People, int]:
@@ -105,6 +130,7 @@ class PeopleStore:
             held, refused = rules.take(held, owners=said.owners, policy=said.policy, grants=said.role_grants)
             for error in refused if held.pin else ():
                 log.warning("peoples_word_refused", reason=error.reason.value, detail=error.detail)
+                self._audit.refuse(NodeAuditKind.PEOPLE_REFUSED, error.reason.value, detail=error.detail)
         now_ms = [self._server_time.now_ms(), self._clock.now_ms(), self._latest_signed_ms]
         issued = held.issued_at_ms()
         believed = rules.latest_ms(now_ms, issued)

@@ -197,3 +197,16 @@ class AuditPort(Protocol):
     def audit(self, kind: NodeAuditKind, **detail: JSON) -> None:
         """Append a row; it is durable soon after, and never lost silently."""
         ...
+
+
+class KeyAuditPort(Protocol):
+    """The node's own audit, for key events and for refusals that a server can repeat."""
+
+    def tell(self, kind: NodeAuditKind, **detail: JSON) -> None:
+        """Append a row."""
+        ...
+
+    def refuse(self, kind: NodeAuditKind, reason: str, **detail: JSON) -> None:
+        """Something was refused: a row at once, and of those that are alike at most one in ten minutes, with their
+        `count`. Alike are those of one kind, `subject` and reason; the row has the detail of the latest."""
+        ...

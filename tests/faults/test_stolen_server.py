@@ -5,6 +5,9 @@ node, that action and those arguments; none twice; none later than they said; an
 nothing. Everything that people did sign has reached it.
 """
 
+import contextlib
+import json
+import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from fleet.envelope import Domain
 from fleet.identity import load_node_keys
 from fleet.intents import IntentVerdict
+from fleet.node_audit import NodeAuditKind
 from fleet.people import owner_pin
 from fleet.people_signing import make_intent
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
@@ -103,6 +107,13 @@ class Theft:
         assert self.node.runs() == before
         return str(report.reason)
 
+    async def audited(self, kind: NodeAuditKind) -> list[Any]:
+        """The details of such rows in the node's audit, once its process has ended."""
+        await self.node.stop()
+        with contextlib.closing(sqlite3.connect(self.node.folder.journal)) as database:
+            rows = database.execute("SELECT detail FROM audit WHERE kind = ? ORDER BY number", (kind.value,))
+            return [json.loads(detail) for (detail,) in rows]
+
     async def restart(self) -> None:
         """The node's process ends and another begins."""
         streams = len(self.rogue.streams)
@@ -150,6 +161,16 @@ async def test_nothing_that_it_makes_up_counts(theft: Theft) -> None:
     assert applied.applied  # the bundle is good; what it says of people is not
     assert await theft.refused(WORK, ARGUMENTS, theft.intent(people=(STRANGER,))) == IntentVerdict.WRONG_SIGNER
     assert await theft.refused(WORK, ARGUMENTS, theft.intent(people=(ADA,))) == IntentVerdict.NOT_ENOUGH_SIGNERS
+
+
+async def test_words_that_it_forges_stand_in_the_nodes_audit(theft: Theft) -> None:
+    forged = theft.grant(STRANGER, "eve", owner=STRANGER)
+    for _ in range(3):
+        await theft.tell(policy=theft.policy(rule("*", 1, ["viewer"]), version=9, owner=STRANGER), role_grants=[forged])
+    refused = await theft.audited(NodeAuditKind.PEOPLE_REFUSED)
+    assert [(row["reason"], row["count"]) for row in refused] == [("WRONG_SIGNER", 1), ("WRONG_SIGNER", 5)]
+    (taken,) = await theft.audited(NodeAuditKind.PEOPLE_TAKEN)
+    assert (taken["owner"], taken["policy"], taken["roles"]) == (1, 1, 2)
 
 
 async def test_it_changes_neither_targets_nor_action_nor_arguments(theft: Theft) -> None:

@@ -14,6 +14,7 @@ from fleet import envelope, errors, jointoken, sequence, status, trust
 from fleet.envelope import Domain
 from fleet.errors import Reason
 from fleet.intents import IntentVerdict
+from fleet.node_audit import NodeAuditKind
 from fleet.sequence import StatementReason
 from fleet.trust import TrustReason
 
@@ -150,6 +151,11 @@ def test_every_call_and_every_control_body_is_named() -> None:
 def test_limits_are_the_codes(value: int, text: str) -> None:
     assert text in " ".join(PAGE.split())
     assert re.search(rf"\b{value}\b", text)
+
+
+def test_every_kind_of_a_nodes_audit_is_in_the_table() -> None:
+    documented = [kind for row in table("node audit") for kind in re.findall(r"`([a-z_.]+)`", row[0])]
+    assert sorted(documented) == sorted(NodeAuditKind)
 
 
 def test_intents_are_judged_in_the_order_of_the_verdicts() -> None:

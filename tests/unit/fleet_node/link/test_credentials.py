@@ -10,14 +10,16 @@ import pytest
 from fleet import sealing
 from fleet.clock import ServerTime
 from fleet.errors import Reason
-from fleet.identity import NodeKeys, load_node_keys, store_node_keys
+from fleet.identity import NodeKeys, load_node_keys, show_fingerprint, store_node_keys
 from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import MembershipError, load_membership, save_membership
 from fleet_node.link import credentials as module
 from fleet_node.link.credentials import Credentials, RotationPinnedError, Shown
+from fleet_node.link.key_audit import KeyAudit
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import CLUSTER, NODE, FakeInstallation
+from tests.unit.fleet_node.link.test_key_audit import Heard
 
 OLD, NEW = "fak1.test", "fak1.new"
 
@@ -30,12 +32,15 @@ def folder(tmp_path: Path) -> StateFolder:
     return state
 
 
-def opened(folder: StateFolder, *, pinned: bool = False) -> Credentials:
+def opened(folder: StateFolder, *, pinned: bool = False, heard: Heard | None = None) -> Credentials:
     """As a process that has just started sees them."""
     membership = load_membership(folder.membership)
     assert membership is not None
     time = ServerTime(MockClock())
-    return Credentials(folder, membership, load_node_keys(folder.path), server_time=time, pinned=pinned)
+    audit = KeyAudit(MockClock())
+    audit.audited_by(heard or Heard())
+    keys = load_node_keys(folder.path)
+    return Credentials(folder, membership, keys, server_time=time, pinned=pinned, audit=audit)
 
 
 def offer(keys: NodeKeys, api_key: str = NEW) -> gateway_pb2.ServerControl:
@@ -152,10 +157,7 @@ async def test_what_is_sealed_to_others_is_refused(folder: StateFolder) -> None:
 async def test_a_full_disk_is_told_and_changes_nothing(
     folder: StateFolder, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "no space left")
-
-    monkeypatch.setattr(module, "save_rotation", full)
+    monkeypatch.setattr(module, "save_rotation", _full)
     held = opened(folder)
     order = gateway_pb2.ServerControl(rotate_keys=gateway_pb2.RotateNodeKeys(sealing=True))
     taken = await held.take(offer(load_node_keys(folder.path)) if what == "api_key" else order)
@@ -163,6 +165,46 @@ async def test_a_full_disk_is_told_and_changes_nothing(
     assert (taken.answer.rotation_answer.reason, taken.renew) == ("DISK", False)
     assert held.rotating == []
     assert key_of(held.first()) == OLD
+
+
+async def test_each_key_event_and_refusal_stands_in_the_audit(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    held = opened(folder, heard=heard)
+    order = gateway_pb2.ServerControl(rotate_keys=gateway_pb2.RotateNodeKeys(identity=True))
+    await held.take(offer(NodeKeys.generate()))
+    await held.take(offer(load_node_keys(folder.path)))
+    await held.take(order)
+    await held.take(order)
+    await held.take(gateway_pb2.ServerControl(node_keys=gateway_pb2.NodeKeysTaken(taken=False, reason="STALE")))
+    await held.take(order)
+    new = held._pending.keys.keys  # type: ignore[union-attr]
+    answer = gateway_pb2.NodeKeysTaken(taken=True, fingerprint=new.fingerprint)
+    await held.take(gateway_pb2.ServerControl(node_keys=answer))
+    await held.welcomed(held.first())
+    pinned = opened(folder, pinned=True, heard=heard)
+    await pinned.take(order)
+    monkeypatch.setattr(module, "save_rotation", _full)
+    await pinned.take(offer(load_node_keys(folder.path), "fak1.newer"))
+    told = [(kind.value, row["subject"], row.get("reason", "")) for kind, row in heard.rows]
+    assert told == [
+        ("credential.refused", "api_key", "CANNOT_OPEN"),
+        ("credential.stored", "api_key", ""),
+        ("credential.stored", "node_keys", ""),
+        ("credential.refused", "node_keys", "STALE"),
+        ("credential.stored", "node_keys", ""),
+        ("credential.in_force", "api_key", ""),
+        ("credential.in_force", "node_keys", ""),
+        ("credential.refused", "node_keys", "PINNED"),
+        ("credential.refused", "api_key", "DISK"),
+    ]
+    assert heard.rows[6][1]["fingerprint"] == show_fingerprint(new.fingerprint)
+    assert all(NEW not in str(row) for _, row in heard.rows)
+
+
+def _full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "no space left")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2}', b'{"format": 1, "identity": "AA=="}', b"[]"])

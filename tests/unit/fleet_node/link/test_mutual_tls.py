@@ -2,6 +2,7 @@
 
 import datetime as dt
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from fleet import node_certificate
 from fleet.errors import Reason
 from fleet.v1 import gateway_pb2
+from fleet_node.link.key_audit import KeyAudit
 from fleet_node.link.mutual_tls import ASK_EVERY_S, MutualTls, open_mutual_tls
 from tests.fakes.client_certificate import client, stranger_ca
 from tests.fakes.clock import MockClock
+from tests.unit.fleet_node.link.test_key_audit import Heard
 
 DAY_S = 86_400.0
 
@@ -166,3 +169,26 @@ def test_a_stream_over_mtls_forgets_failures(path: Path, clock: MockClock) -> No
         mutual_tls.note_failure(Reason.UNAVAILABLE)
         assert mutual_tls.choose() is not None
         mutual_tls.note_stream(certified=True)
+
+
+def test_what_is_kept_and_what_is_not_stands_in_the_audit(path: Path, clock: MockClock) -> None:
+    heard, audit = Heard(), KeyAudit(clock)
+    audit.audited_by(heard)
+
+    def answer(answer_of: Callable[[gateway_pb2.CertificateRequest], gateway_pb2.NodeCertificate]) -> None:
+        mutual_tls = MutualTls(("gw:7445",), path, "n-1", clock, audit)
+        mutual_tls.take(answer_of(asked(mutual_tls)))
+
+    answer(lambda request: issued(request, clock))
+    answer(lambda request: issued(request, clock, "n-2"))
+    answer(lambda _: gateway_pb2.NodeCertificate(reason="OVERLOADED"))
+    path.unlink()
+    path.mkdir()
+    answer(lambda request: issued(request, clock))
+    told = [(kind.value, row["subject"], row.get("reason", "")) for kind, row in heard.rows]
+    assert told == [
+        ("credential.stored", "certificate", ""),
+        ("credential.refused", "certificate", "NOT_OURS"),
+        ("credential.refused", "certificate", "OVERLOADED"),
+        ("credential.refused", "certificate", "DISK"),
+    ]

@@ -10,11 +10,13 @@ from fleet.clock import ServerTime
 from fleet.envelope import Domain
 from fleet.identity import write_private
 from fleet.metrics import Registry
+from fleet.node_audit import NodeAuditKind
 from fleet.people import CLOCK_SLACK_MS, owner_pin
 from fleet.v1 import gateway_pb2, trust_pb2
 from fleet_node.enrollment.membership import BundleFile, MembershipError
 from fleet_node.enrollment.owner_pin import pin_owner, pinned_owner
 from fleet_node.link import people_store
+from fleet_node.link.key_audit import KeyAudit
 from fleet_node.link.people_store import PeopleStore, load_people
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import LinkMetrics
@@ -33,6 +35,7 @@ from tests.properties.persons import (
     policy,
     rule,
 )
+from tests.unit.fleet_node.link.test_key_audit import Heard
 
 
 class Place:
@@ -41,6 +44,7 @@ class Place:
     def __init__(self, folder: Path, installation: FakeInstallation) -> None:
         self.path = folder / "people.json"
         self.clock = MockClock(NOW_MS)
+        self.heard = Heard()
         self._installation = installation
         self._file = BundleFile(
             folder / "bundle.bin", cluster_id=CLUSTER, authority_key=installation.authority.public_key
@@ -50,8 +54,10 @@ class Place:
 
     def open(self, pin: bytes = PIN) -> PeopleStore:
         """A process starts."""
+        audit = KeyAudit(self.clock)
+        audit.audited_by(self.heard)
         people = PeopleStore(
-            self.path, cluster_id=CLUSTER, pin=pin, clock=self.clock, server_time=ServerTime(self.clock)
+            self.path, cluster_id=CLUSTER, pin=pin, clock=self.clock, server_time=ServerTime(self.clock), audit=audit
         )
         self.trust = TrustStore(self._file, LinkMetrics(Registry()), people)
         return people
@@ -249,6 +255,32 @@ async def test_a_damaged_memory_of_earlier_policies_is_no_empty_one(place: Place
     place.path.write_text(text + f', "former": {former}}}')
     with pytest.raises(MembershipError, match="damaged"):
         place.open()
+
+
+async def test_what_is_taken_and_what_is_forged_stands_in_the_audit(place: Place) -> None:
+    place.open()
+    await place.offer(
+        owners=[owner_statement(cluster_id=CLUSTER)],
+        policy=policy(version=3, cluster_id=CLUSTER),
+        role_grants=[grant(ADA, "ada", cluster_id=CLUSTER)],
+    )
+    ((kind, taken),) = place.heard.rows
+    assert (kind, taken["owner"], taken["policy"], taken["roles"]) == (NodeAuditKind.PEOPLE_TAKEN, 1, 3, 1)
+    del place.heard.rows[:]
+    forged = grant(STRANGER, "eve", owner=STRANGER, cluster_id=CLUSTER)
+    for _ in range(3):
+        await place.offer(
+            policy=policy(version=2, cluster_id=CLUSTER),
+            role_grants=[forged, grant(ADA, "ada", cluster_id=CLUSTER)],
+        )
+    assert [(kind, row["reason"]) for kind, row in place.heard.rows] == [
+        (NodeAuditKind.PEOPLE_REFUSED, "ROLLBACK"),
+        (NodeAuditKind.PEOPLE_REFUSED, "WRONG_SIGNER"),
+    ]
+    place.path.unlink()
+    del place.heard.rows[:]
+    place.open()
+    assert [kind for kind, _ in place.heard.rows][-1:] == [NodeAuditKind.PEOPLE_REFUSED], "none of it is in this bundle"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 2}', b'{"format": 1, "owner_pin": 7}'])
