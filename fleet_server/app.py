@@ -21,6 +21,7 @@ from fleet.process_metrics import ProcessMetrics
 from fleet.version import software_version
 from fleet_server import leaving, listeners
 from fleet_server.admin.access import OperatorService
+from fleet_server.admin.reflection import Reflection
 from fleet_server.admin.rooms import admin_rooms
 from fleet_server.admin.rpc import SERVICE as ADMIN_SERVICE
 from fleet_server.admin.rpc import Admin
@@ -281,9 +282,9 @@ class Server:
         )
         installation = InstallationApi(self.installation, boundary)
         gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
-        admin_server = listeners.open_admin(
-            (admin.handlers(), installation.handlers()), (ADMIN_SERVICE, INSTALLATION_SERVICE)
-        )
+        services = (ADMIN_SERVICE, INSTALLATION_SERVICE)
+        reflection = Reflection(services=services, access=self.operators, boundary=boundary)
+        admin_server = listeners.open_admin((admin.handlers(), installation.handlers(), reflection.handlers()))
         self.health.register(gateway_server, GATEWAY_SERVICE)
         self.health.register(admin_server, ADMIN_SERVICE)
         admin_listener = await listeners.start(

@@ -81,7 +81,7 @@ def incident(where: str, error: Exception) -> Refusal:
 
 
 class RequestReader:
-    """Reads the one message of a call that a stranger may make.
+    """Reads the one message of a call, which a stranger may have made.
 
     gRPC calls a handler of its unary kind once the message is whole, and waits for the rest of one for ever: calls that
     are never finished would keep 4 MiB each in memory, eight a connection. So such calls are registered as streams,
@@ -148,6 +148,14 @@ def bounded_deserializer(method: MethodDescriptor, max_bytes: int) -> Callable[[
             return Refusal(Reason.MALFORMED, f"the request is no {method.input_type.name}")
 
     return deserialize
+
+
+def bearer_token(context: Context) -> str:
+    """The token in the call's metadata; empty when it has none. Nothing of the request is read for it."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+            return value.removeprefix("Bearer ")
+    return ""
 
 
 def peer_address(context: Context) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from fleet.transport import FIXED_WINDOW
 
 _MIB = 1024 * 1024
 _COMMON = (
+    *FIXED_WINDOW,
     ("grpc.so_reuseport", 0),  # a second server must fail to bind, not share the port silently
     ("grpc.max_receive_message_length", 4 * _MIB),
     # A peer that stopped reading would hang abort() and stop() for ever; these two reap its transport.
@@ -23,18 +23,19 @@ _COMMON = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),
-)
-_GATEWAY = (
-    *_COMMON,
-    *FIXED_WINDOW,
-    ("grpc.max_concurrent_streams", 8),
     # Beyond a thousand calls that wait for their turn gRPC cancels some by chance, without a word about when to come
     # back. A storm is let in by our own admission, which says that.
     ("grpc.server.max_pending_requests", 16_384),
     ("grpc.server.max_pending_requests_hard_limit", 32_768),
 )
+_GATEWAY = (*_COMMON, ("grpc.max_concurrent_streams", 8))
 _SPARE_CONNECTIONS = 1_000  # nodes that fetch the leaf, enroll or hand over hold a second one for a moment
-_ADMIN = (*_COMMON, ("grpc.max_concurrent_streams", 100))
+_ADMIN = (
+    *_COMMON,
+    ("grpc.max_concurrent_streams", 100),  # a client that begins more before it has heard of it fails some
+    ("grpc.max_allowed_incoming_connections", 512),
+    ("grpc.max_connection_idle_ms", 300_000),  # one that only keeps its place; a client connects again by itself
+)
 
 
 class ListenError(Exception):
@@ -67,11 +68,10 @@ def open_gateway(handlers: grpc.GenericRpcHandler, max_streams: int) -> grpc.aio
     return server
 
 
-def open_admin(handlers: Sequence[grpc.GenericRpcHandler], services: Sequence[str]) -> grpc.aio.Server:
-    """The operators' server with reflection, not started."""
+def open_admin(handlers: Sequence[grpc.GenericRpcHandler]) -> grpc.aio.Server:
+    """The operators' server, not started."""
     server = grpc.aio.server(options=_ADMIN)
     server.add_generic_rpc_handlers(tuple(handlers))
-    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
     return server
 
 

@@ -84,12 +84,23 @@ class OperatorService:
         Raises:
             Refusal: UNAUTHENTICATED or PERMISSION_DENIED.
         """
-        operator = await self._authenticate(token)
+        caller = await self.authenticate(token)
         try:
-            rules.authorise(operator.role, rules.needed_role(method, request), method)
+            rules.authorise(caller.role, rules.needed_role(method, request), method)
         except Refusal:
-            await self._tell_refused(operator.name, method)
+            await self._tell_refused(caller.name, method)
             raise
+        return caller
+
+    async def authenticate(self, token: str) -> Caller:
+        """Who holds `token`, whatever they may do.
+
+        Raises:
+            Refusal: UNAUTHENTICATED.
+        """
+        if not token:
+            raise Refusal(Reason.UNAUTHENTICATED, "an operator token is needed: run `fleetctl login`")
+        operator = await self._authenticate(token)
         return Caller(operator.name, operator.role, operator.operator_id)
 
     async def create(self, actor: str, name: str, role_word: str) -> tuple[Operator, Secret[str]]:

@@ -1,6 +1,7 @@
 """Service Admin: every method of the proto is found here with its handler, or the server does not start.
 
-One boundary for all: size, TLS version, token, role, text, handler, status. Handlers know nothing of gRPC.
+One boundary for all: TLS version, token, role, and only then the request: its size, what its text and the role for it
+allow, the handler, a status. A stranger's request is never read. Handlers know nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from fleet.errors import Reason, Refusal
+from fleet.errors import Refusal
 from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller, OperatorService
 from fleet_server.admin.approvals import ApprovalsApi
@@ -26,10 +27,19 @@ from fleet_server.admin.replicas import ReplicasApi
 from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.texts import check_texts
 from fleet_server.admin.trail import TrailApi
-from fleet_server.boundary import Boundary, Context, bounded_deserializer, require_tls13
+from fleet_server.boundary import (
+    Boundary,
+    Context,
+    RequestReader,
+    bearer_token,
+    bounded_deserializer,
+    require_tls13,
+)
 
 SERVICE = "fleet.v1.Admin"
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+_SLOW_S = 60.0
+"""Seconds that an operator's largest request may take."""
 
 UnaryHandler = Callable[[Caller, Any], Awaitable[Message]]
 StreamHandler = Callable[[Caller, Any], AsyncIterator[Message]]
@@ -63,6 +73,7 @@ class Admin:
         self._access = access
         self._require_active = require_active
         self._boundary = boundary
+        self._requests = RequestReader(slow_s=_SLOW_S)
         self._unary: Mapping[str, UnaryHandler] = {
             "WhoAmI": rooms.operators.who_am_i,
             "CreateOperator": rooms.operators.create,
@@ -122,54 +133,51 @@ class Admin:
 
     def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         deserialize = bounded_deserializer(method, MAX_REQUEST_BYTES)
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(
+        if method.server_streaming:  # both are unary for the caller; see `RequestReader`
+            return grpc.stream_stream_rpc_method_handler(
                 self._stream_handler(method.name, self._streams[method.name]),
                 request_deserializer=deserialize,
                 response_serializer=_serialize,
             )
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             self._unary_handler(method.name, self._unary[method.name]),
             request_deserializer=deserialize,
             response_serializer=_serialize,
         )
 
     def _unary_handler(self, name: str, handle: UnaryHandler) -> Any:
-        async def run(request: Message | Refusal, context: Context) -> Message:
-            return await handle(await self._admit(name, request, context), request)
+        async def run(context: Context) -> Message:
+            return await handle(*await self._admit(name, context))
 
-        async def handler(request: Message | Refusal, context: Context) -> Message:
-            return await self._boundary.call(name, context, run(request, context))
+        async def handler(_: object, context: Context) -> Message:
+            return await self._boundary.call(name, context, run(context))
 
         return handler
 
     def _stream_handler(self, name: str, handle: StreamHandler) -> Any:
-        async def run(request: Message | Refusal, context: Context) -> AsyncIterator[Message]:
-            async for message in handle(await self._admit(name, request, context), request):
-                await self._access.check(_bearer(context), name)  # a token that was revoked meanwhile sees no more
+        async def run(context: Context) -> AsyncIterator[Message]:
+            async for message in handle(*await self._admit(name, context)):
+                await self._access.check(bearer_token(context), name)  # a token revoked meanwhile sees no more
                 yield message
 
-        async def handler(request: Message | Refusal, context: Context) -> AsyncIterator[Message]:
-            async for message in self._boundary.stream(name, context, run(request, context)):
+        async def handler(_: object, context: Context) -> AsyncIterator[Message]:
+            async for message in self._boundary.stream(name, context, run(context)):
                 yield message
 
         return handler
 
-    async def _admit(self, name: str, request: Message | Refusal, context: Context) -> Caller:
+    async def _admit(self, name: str, context: Context) -> tuple[Caller, Message]:
+        """Who calls, and with what: nothing is read of a caller who may not make this call at all."""
         require_tls13(context)
         self._require_active()
+        token = bearer_token(context)
+        await self._access.check(token, name)
+        request = await self._requests.read(context)
         if isinstance(request, Refusal):
             raise request
-        caller = await self._access.authorise(_bearer(context), name, request)
+        caller = await self._access.authorise(token, name, request)
         check_texts(request)
-        return caller
-
-
-def _bearer(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
-            return value.removeprefix("Bearer ")
-    raise Refusal(Reason.UNAUTHENTICATED, "an operator token is needed: run `fleetctl login`")
+        return caller, request
 
 
 def _serialize(message: Message) -> bytes:

@@ -31,7 +31,7 @@ class InstallationApi:
     def __init__(self, installation: InstallationService, boundary: Boundary) -> None:
         self._installation = installation
         self._boundary = boundary
-        self._requests = RequestReader()
+        self._requests = RequestReader(prompt_s=0.1, slow_s=9.9, places=8)
         self._answers: dict[str, Answer] = {
             "GetInstallation": self._get,
             "Activate": self._activate,

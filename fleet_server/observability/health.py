@@ -100,7 +100,7 @@ class _BoundedHealth:
     def __init__(self, servicer: Any, services: Collection[str]) -> None:
         self._servicer = servicer
         self._services = services
-        self._requests = RequestReader()
+        self._requests = RequestReader(prompt_s=0.1, slow_s=9.9, places=8)
         self._watchers = 0
 
     async def check(self, _: object, context: Context) -> Any:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h2.config
@@ -25,7 +26,7 @@ from tests.integration.processes import ServerProcess
 
 _MIB = 1024 * 1024
 _READ_TIMEOUT_S = 10.0
-_CONNECT = "/fleet.v1.Gateway/Connect"
+_FULL_MESSAGE = 4 * _MIB - 100
 
 
 class Abuser:
@@ -41,11 +42,11 @@ class Abuser:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connected(cls, installation: Installation) -> AsyncIterator["Abuser"]:
+    async def connected(cls, installation: Installation, port: int) -> AsyncIterator["Abuser"]:
         context = ssl.create_default_context(cadata=installation.ca_pem.decode())
         context.check_hostname = False
         context.set_alpn_protocols(["h2"])
-        reader, writer = await asyncio.open_connection("127.0.0.1", installation.gateway_port, ssl=context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         abuser = cls(reader, writer)
         try:
             await abuser.flush()
@@ -75,7 +76,7 @@ class Abuser:
                 self.writer.write(data)
                 await self.writer.drain()
 
-    def open_call(self, path: str = _CONNECT) -> int:
+    def open_call(self, path: str) -> int:
         """Headers of a call that says nothing; its stream id."""
         stream_id = self.h2.get_next_available_stream_id()
         self.h2.send_headers(
@@ -91,6 +92,21 @@ class Abuser:
         )
         return stream_id
 
+    async def push(self, stream_id: int, body: bytes) -> None:
+        """Send as much of a body as the server takes, and leave the call unfinished."""
+        sent = idle = 0
+        while sent < len(body) and idle < 15 and not self.closed:
+            with contextlib.suppress(h2.exceptions.ProtocolError):
+                window = self.h2.local_flow_control_window(stream_id)
+                size = min(window, self.h2.max_outbound_frame_size, len(body) - sent)
+                if size > 0:
+                    self.h2.send_data(stream_id, body[sent : sent + size])
+                    sent, idle = sent + size, 0
+                    await self.flush()
+                    continue
+            idle += 1
+            await asyncio.sleep(0.01)  # the server ends the call, or gives a window, or does neither
+
     async def wait_closed(self) -> None:
         """Return once the server has ended the connection."""
         async with asyncio.timeout(_READ_TIMEOUT_S):
@@ -102,6 +118,24 @@ class Abuser:
                 self.h2.receive_data(data)
 
 
+@dataclass(frozen=True)
+class Door:
+    """A listener, and the call on it that a stranger may make.
+
+    Args:
+        calls: that one connection may have open.
+    """
+
+    server: ServerProcess
+    port: int
+    path: str
+    calls: int
+
+    def abuser(self) -> contextlib.AbstractAsyncContextManager[Abuser]:
+        """A new connection to it."""
+        return Abuser.connected(self.server, self.port)
+
+
 @pytest.fixture
 async def served(tmp_path: Path, template: Template, processes: Processes) -> AsyncIterator[ServerProcess]:
     """A server process with one node that works."""
@@ -111,9 +145,22 @@ async def served(tmp_path: Path, template: Template, processes: Processes) -> As
         yield running
 
 
+@pytest.fixture(params=["nodes", "operators"])
+def door(request: pytest.FixtureRequest, served: ServerProcess) -> Door:
+    """Each listener in turn."""
+    if request.param == "nodes":
+        return Door(served, served.gateway_port, "/fleet.v1.Gateway/Connect", 8)
+    return Door(served, served.admin_port, "/fleet.v1.Installation/Activate", 100)
+
+
 def rss(server: ServerProcess) -> int:
     assert server.process is not None
     return psutil.Process(server.process.pid).memory_info().rss
+
+
+def stands(server: ServerProcess) -> tuple[str, int]:
+    """The node's stream, and how large the server is."""
+    return server.nodes["n-1"].link.stream_id, rss(server)
 
 
 async def still_serves(server: ServerProcess, stream_id: str, before: int, *, within_mib: int) -> None:
@@ -126,62 +173,62 @@ async def still_serves(server: ServerProcess, stream_id: str, before: int, *, wi
     assert rss(server) - before < within_mib * _MIB
 
 
-async def test_rapid_resets(served: ServerProcess) -> None:
+async def test_rapid_resets(door: Door) -> None:
     """CVE-2023-44487: calls opened and reset at once, by the thousand."""
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
+    stream_id, before = stands(door.server)
     for _ in range(5):
-        async with Abuser.connected(served) as abuser:
+        async with door.abuser() as abuser:
             for number in range(2_000):
                 if abuser.closed:
                     break
                 with contextlib.suppress(h2.exceptions.ProtocolError):
-                    call = abuser.open_call()
+                    call = abuser.open_call(door.path)
                     abuser.h2.reset_stream(call, h2.errors.ErrorCodes.CANCEL)
                 if number % 100 == 99:
                     await abuser.flush()
-    await still_serves(served, stream_id, before, within_mib=48)
+    await still_serves(door.server, stream_id, before, within_mib=48)
 
 
-async def test_many_connections_each_with_as_many_silent_calls_as_it_may_have(served: ServerProcess) -> None:
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
+async def test_many_connections_each_with_as_many_silent_calls_as_it_may_have(door: Door) -> None:
+    stream_id, before = stands(door.server)
     async with contextlib.AsyncExitStack() as stack:
-        abusers = [await stack.enter_async_context(Abuser.connected(served)) for _ in range(100)]
+        abusers = [await stack.enter_async_context(door.abuser()) for _ in range(100)]
         for abuser in abusers:
-            for _ in range(8):
-                abuser.open_call()
+            for _ in range(door.calls):
+                abuser.open_call(door.path)
             await abuser.flush()
-        await still_serves(served, stream_id, before, within_mib=64)
+        await still_serves(door.server, stream_id, before, within_mib=96)
 
 
-async def test_more_calls_than_a_connection_may_have_are_refused(served: ServerProcess) -> None:
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
-    async with Abuser.connected(served) as abuser:
+async def test_more_calls_than_a_connection_may_have_are_refused(door: Door) -> None:
+    stream_id, before = stands(door.server)
+    async with door.abuser() as abuser:
         abuser.h2.remote_settings.update({3: 100_000})  # as if the server had allowed it: it did not
         for number in range(5_000):
             if abuser.closed:
                 break
             with contextlib.suppress(h2.exceptions.ProtocolError):
-                abuser.open_call()
+                abuser.open_call(door.path)
             if number % 100 == 99:
                 await abuser.flush()
-    await still_serves(served, stream_id, before, within_mib=48)
+    await still_serves(door.server, stream_id, before, within_mib=48)
 
 
-async def test_headers_that_never_end(served: ServerProcess) -> None:
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
+async def test_headers_that_never_end(door: Door) -> None:
+    stream_id, before = stands(door.server)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(100):
-            abuser = await stack.enter_async_context(Abuser.connected(served))
+            abuser = await stack.enter_async_context(door.abuser())
             await abuser.send(HeadersFrame(1, data=b"\x83", flags=[]).serialize())  # no END_HEADERS, and then nothing
-        await still_serves(served, stream_id, before, within_mib=64)
+        await still_serves(door.server, stream_id, before, within_mib=64)
 
 
-async def test_headers_without_end_in_ever_more_pieces(served: ServerProcess) -> None:
+async def test_headers_without_end_in_ever_more_pieces(door: Door) -> None:
     """CVE-2024-27316: one field of megabytes, in CONTINUATION frames."""
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
+    stream_id, before = stands(door.server)
     piece = b"\x00\x01a\x7f\xe1\xff\x03" + b"v" * 16_000  # a literal field of some 64 KiB, and on
     for _ in range(3):
-        async with Abuser.connected(served) as abuser:
+        async with door.abuser() as abuser:
             await abuser.send(HeadersFrame(1, data=piece, flags=[]).serialize())
             for _ in range(2_000):
                 if abuser.closed:
@@ -189,43 +236,67 @@ async def test_headers_without_end_in_ever_more_pieces(served: ServerProcess) ->
                 await abuser.send(ContinuationFrame(1, data=b"v" * 16_000, flags=[]).serialize())
             await abuser.wait_closed()
     # gRPC's allocator keeps some of it for a while: after 45 such connections it stood where it stood after 10.
-    await still_serves(served, stream_id, before, within_mib=160)
+    await still_serves(door.server, stream_id, before, within_mib=160)
 
 
-async def test_giant_metadata(served: ServerProcess) -> None:
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
-    for _ in range(20):
-        async with Abuser.connected(served) as abuser:
+async def test_giant_metadata(door: Door) -> None:
+    stream_id, before = stands(door.server)
+    for _ in range(10):
+        async with door.abuser() as abuser:
             with contextlib.suppress(h2.exceptions.ProtocolError):
                 call = abuser.h2.get_next_available_stream_id()
-                headers = [(":method", "POST"), (":scheme", "https"), (":path", _CONNECT), (":authority", "localhost")]
+                headers = [(":method", "POST"), (":scheme", "https"), (":path", door.path), (":authority", "localhost")]
                 headers += [("content-type", "application/grpc"), ("te", "trailers")]
                 headers += [(f"x-{number}", "v" * 8_000) for number in range(100)]
                 abuser.h2.send_headers(call, headers)
             await abuser.flush()
-    await still_serves(served, stream_id, before, within_mib=48)
+    await still_serves(door.server, stream_id, before, within_mib=48)
 
 
-async def test_a_flood_of_pings(served: ServerProcess) -> None:
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
+async def test_a_flood_of_pings(door: Door) -> None:
+    stream_id, before = stands(door.server)
     pings = PingFrame(0, opaque_data=b"12345678").serialize() * 1_000
-    async with Abuser.connected(served) as abuser:
+    async with door.abuser() as abuser:
         for _ in range(100):
             if abuser.closed:
                 break
             await abuser.send(pings)
-    await still_serves(served, stream_id, before, within_mib=48)
+    await still_serves(door.server, stream_id, before, within_mib=48)
 
 
-async def test_connections_that_never_finish_their_tls(served: ServerProcess) -> None:
-    stream_id, before = served.nodes["n-1"].link.stream_id, rss(served)
+async def test_connections_that_never_finish_their_tls(door: Door) -> None:
+    stream_id, before = stands(door.server)
     writers = []
     try:
         for _ in range(300):
-            _, writer = await asyncio.open_connection("127.0.0.1", served.gateway_port)
+            _, writer = await asyncio.open_connection("127.0.0.1", door.port)
             writer.write(b"\x16\x03\x01\x02\x00")  # the first bytes of a handshake
             writers.append(writer)
-        await still_serves(served, stream_id, before, within_mib=64)
+        await still_serves(door.server, stream_id, before, within_mib=64)
     finally:
         for writer in writers:
             writer.transport.abort()
+
+
+async def test_large_requests_on_the_operators_listener_that_never_end(served: ServerProcess) -> None:
+    stream_id, before = stands(served)
+    body = b"\x00" + _FULL_MESSAGE.to_bytes(4, "big") + bytes(_FULL_MESSAGE - 1000)
+    paths = (
+        "/fleet.v1.Admin/IssueCommands",
+        "/fleet.v1.Admin/WatchNodes",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/fleet.v1.Installation/Activate",
+        "/grpc.health.v1.Health/Check",
+    )
+
+    async def abuse(abuser: Abuser) -> None:
+        for number in range(100):
+            if abuser.closed:
+                break
+            with contextlib.suppress(h2.exceptions.ProtocolError):
+                await abuser.push(abuser.open_call(paths[number % len(paths)]), body)
+
+    async with contextlib.AsyncExitStack() as stack:
+        abusers = [await stack.enter_async_context(Abuser.connected(served, served.admin_port)) for _ in range(4)]
+        await asyncio.gather(*map(abuse, abusers))
+        await still_serves(served, stream_id, before, within_mib=128)

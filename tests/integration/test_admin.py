@@ -173,8 +173,25 @@ async def test_reflection_and_health_answer_without_telling_secrets(installation
 
     asking = reflection_pb2_grpc.ServerReflectionStub(installation.owner._channel)  # type: ignore[no-untyped-call]
     question = reflection_pb2.ServerReflectionRequest(list_services="")
-    (listed,) = [each async for each in asking.ServerReflectionInfo(iter([question]), timeout=10)]
+    metadata = installation.owner._metadata
+    (listed,) = [each async for each in asking.ServerReflectionInfo(iter([question]), metadata=metadata, timeout=10)]
     assert "fleet.v1.Admin" in {service.name for service in listed.list_services_response.service}
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await anext(aiter(asking.ServerReflectionInfo(iter([question]), timeout=10)))
+    assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED, "it reads what it is sent: not of strangers"
+
+
+async def test_what_a_request_says_is_not_looked_at_before_its_token(installation: Installation) -> None:
+    """A viewer's is not either, where viewers may not call."""
+    viewer = await installation.operator("vic", "viewer")
+    call: Any = installation.owner._channel.unary_unary("/fleet.v1.Admin/IssueCommands")
+    found = []
+    for metadata in (None, viewer._metadata, installation.owner._metadata):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(b"\xff no message", metadata=metadata, timeout=10)
+        found.append(status.decode(failed.value).reason)
+    assert found == [Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.MALFORMED]
+    await viewer.close()
 
 
 async def test_a_hundred_watchers_that_leave_cost_nothing_afterwards(installation: Installation) -> None:
