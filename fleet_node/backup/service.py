@@ -14,18 +14,16 @@ Mental model
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleet.clock import Clock
-from fleet.identity import PrivateFileError, private_folder, read_private, sync_folder, write_private
+from fleet.identity import PrivateFileError, read_private, write_private
 from fleet.secrets import Secret
 from fleet_node.backup import rules
 from fleet_node.backup.archive import MAX_ARCHIVE_BYTES, SCRYPT_COST, ArchiveError, seal, unseal
+from fleet_node.backup.placement import PlacementError, draft_of
 from fleet_node.commands.opening import latest_used_intent_ms, refuse_older_intents
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.link.people_store import load_people
@@ -101,7 +99,8 @@ def restore(
         state_dir: must not exist, or be empty.
 
     Raises:
-        BackupError: the folder is in use, the archive does not hold a whole node, or the machine's clock is behind it.
+        BackupError: the folder is in use or another user's, the archive does not hold a whole node, or the machine's
+            clock is behind it.
         ArchiveError: it does not open.
         MembershipError: what people signed cannot be read in it.
         JournalDamagedError, JournalUnavailableError: the journal in it cannot be used.
@@ -109,11 +108,6 @@ def restore(
     """
     if archive_path.stat().st_size > MAX_ARCHIVE_BYTES:
         raise BackupError(f"{archive_path} is larger than any backup of a node")
-    if state_dir.is_symlink() or (state_dir.exists() and any(state_dir.iterdir())):
-        raise BackupError(
-            f"{state_dir} is not empty: a node is restored into a folder of its own; give another --state-dir, "
-            "or move the node that is there away"
-        )
     archive = archive_path.read_bytes()
     files = unseal(archive, passphrase, cost=cost)
     missing = [name for name in (*NEEDED, MANIFEST) if name not in files]
@@ -124,19 +118,15 @@ def restore(
         backup = Backup(str(manifest["node_id"]), int(manifest["made_at_ms"]), len(archive))
     except (ValueError, KeyError, TypeError) as error:
         raise BackupError("the backup's own description cannot be read: it is of another version") from error
-    state_dir.parent.mkdir(parents=True, exist_ok=True)
-    draft = private_folder(state_dir.with_name(f".{state_dir.name}.{secrets.token_hex(4)}.restoring"))
     try:
-        for name in (*NEEDED, *OPTIONAL):
-            if name in files:
-                write_private(draft / name, files[name])
-        backup = replace(backup, intents_after_ms=_intents_after_ms(draft, backup, clock.now_ms()))
-        refuse_older_intents(draft / JOURNAL, backup.node_id, backup.intents_after_ms)
-        os.rename(draft, state_dir)  # takes the place of an empty folder
-        sync_folder(state_dir.parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        with draft_of(state_dir) as draft:
+            for name in (*NEEDED, *OPTIONAL):
+                if name in files:
+                    write_private(draft / name, files[name])
+            backup = replace(backup, intents_after_ms=_intents_after_ms(draft, backup, clock.now_ms()))
+            refuse_older_intents(draft / JOURNAL, backup.node_id, backup.intents_after_ms)
+    except PlacementError as error:
+        raise BackupError(str(error)) from error
     return backup
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def backup(archive: Path, passphrase_file: Path | None, config: Path | None, sta
 @_passphrase_option
 @node_options
 def restore(archive: Path, passphrase_file: Path | None, config: Path | None, state_dir: Path | None) -> None:
-    """Make the node of a backup on this machine, in an empty state folder.
+    """Make the node of a backup on this machine, in an empty state folder. Run it as the user that the node runs as.
 
     The machine that was backed up must not run any more. If it ran on after the backup was made, the server sets the
     node aside when it connects, until an operator has said that this machine is the node (`fleetctl nodes adopt`).
@@ -91,9 +92,11 @@ def restore(archive: Path, passphrase_file: Path | None, config: Path | None, st
         until = shown(made.intents_after_ms)
     click.echo(
         f"Restored node {made.node_id} into {settings.state_dir}. Intents that people signed before {until} count for"
-        f" nothing here. If that is not ten minutes from now, set this machine's clock and restore again.\n"
-        f"Next: {again('run', config, state_dir)}"
+        f" nothing here. If that is not ten minutes from now, set this machine's clock and restore again."
     )
+    if os.geteuid() == 0:
+        click.echo(f"It belongs to root. If the node runs as another user: `chown -R USER: {settings.state_dir}`.")
+    click.echo(f"Next: {again('run', config, state_dir)}")
 
 
 def _reader(folder: StateFolder, node_id: str) -> ReadJournal:
