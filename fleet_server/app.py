@@ -192,6 +192,7 @@ class Server:
             trust=self.trust,
             commands=self.commands,
             row_mac=self._secrets.row_mac("approvals"),
+            retention_s=settings.approval_retention_s,
         )
         self.telemetry = TelemetryService(
             database=self.database,

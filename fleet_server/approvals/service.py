@@ -34,6 +34,8 @@ log = get_logger(__name__)
 MAX_LISTED = 1000
 MAX_LISTED_BYTES = 3 * 1024 * 1024  # gRPC clients take messages of 4 MiB
 FINISH_INTERVAL_S = 10.0
+PRUNE_INTERVAL_S = 3600.0
+_PRUNED_AT_ONCE = 200
 _ENTRY_BYTES = 2048  # of names and times, at the least
 
 Outcome = tuple[Approval, admin_pb2.IssueCommandsResponse | None]
@@ -48,6 +50,7 @@ class ApprovalService:
         nodes: for the names of targets.
         commands: issues what was approved.
         row_mac: MAC of the table `approvals`.
+        retention_s: seconds that an approval is kept after its intent has ended.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class ApprovalService:
         trust: TrustService,
         commands: CommandService,
         row_mac: RowMac,
+        retention_s: int = 90 * 86_400,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -66,6 +70,8 @@ class ApprovalService:
         self._trust = trust
         self._commands = commands
         self._store = ApprovalStore(row_mac)
+        self._retention_ms = retention_s * 1000
+        self._prune_from = clock.monotonic()
         self._told: set[str] = set()
 
     async def propose(self, actor: str, request: admin_pb2.ProposeCommandRequest) -> Outcome:
@@ -163,13 +169,27 @@ class ApprovalService:
         return (await self._database.read(lambda conn: self._views(conn, [approval])))[0]
 
     async def run(self) -> None:
-        """Issue what was approved and, because a replica went away in between, never issued; until cancelled."""
+        """Issue what was approved and, because a replica went away in between, never issued, and forget what ended
+        long ago; until cancelled."""
         while True:
             await self._clock.sleep(FINISH_INTERVAL_S)
             try:
                 await self.finish()
+                if self._clock.monotonic() >= self._prune_from:
+                    await self.prune()
+                    self._prune_from = self._clock.monotonic() + PRUNE_INTERVAL_S
             except Refusal as refusal:
                 log.warning("approvals_wait", reason=str(refusal.reason), detail=refusal.detail)
+
+    async def prune(self) -> None:
+        """Delete approvals whose intents ended long ago, in small batches. The audit keeps what was decided.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        before_ms = self._clock.now_ms() - self._retention_ms
+        while await self._database.write(lambda tx: self._store.forget(tx.conn, before_ms, _PRUNED_AT_ONCE)):
+            pass
 
     async def finish(self) -> None:
         """One round of `run`."""

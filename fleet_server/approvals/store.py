@@ -72,6 +72,14 @@ class ApprovalStore:
         text = "SELECT COUNT(*) FROM approvals WHERE state = 'PENDING' AND expires_at_ms > ?"
         return int(conn.exec_driver_sql(sql(conn, text), (now_ms,)).scalar_one())
 
+    def forget(self, conn: Connection, ended_before_ms: int, limit: int) -> int:
+        """Delete those whose intent ended before a time, whatever became of them: nobody can propose it again."""
+        text = (
+            "DELETE FROM approvals WHERE approval_id IN"
+            " (SELECT approval_id FROM approvals WHERE expires_at_ms < ? ORDER BY created_at_ms LIMIT ?)"
+        )
+        return conn.exec_driver_sql(sql(conn, text), (ended_before_ms, limit)).rowcount
+
     def _approval(self, row: tuple[Any, ...]) -> Approval:
         *fields, mac = row
         intact = self._mac.verify(mac, *fields)

@@ -218,6 +218,12 @@ class Settings(BaseSettings):
         description="How often a node may replace its own keys in 24 hours without an operator's order; refused"
         " attempts count.",
     )
+    approval_retention_s: int = Field(
+        90 * _DAY_S,
+        ge=_DAY_S,
+        le=3650 * _DAY_S,
+        description="Seconds that an approval is kept after its intent has ended; the audit keeps what was decided.",
+    )
     telemetry_retention_s: int = Field(
         7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
     )

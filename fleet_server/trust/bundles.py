@@ -16,6 +16,9 @@ from fleet_server.database.writer import Transaction
 from fleet_server.trust import phases, rules, store
 from fleet_server.trust.keyring import Keyring, TrustSetupError
 
+_EXPIRED_KEPT_MS = 24 * 3600 * 1000
+"""After its grace: until then a rollout may ask whether a node that was seen lately holds it."""
+
 
 class Offer(NamedTuple):
     """What a replica wants nodes to be offered.
@@ -160,6 +163,7 @@ class BundlePress:
                 expires_at_ms=statement.expires_at_ms,
             ),
         )
+        store.forget_bundles(tx.conn, content.cluster_id, now_ms - trust.BUNDLE_GRACE_S * 1000 - _EXPIRED_KEPT_MS)
         self._audit.append(
             tx,
             AuditKind.BUNDLE_PUBLISHED,

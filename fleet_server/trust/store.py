@@ -225,6 +225,20 @@ def published(conn: Connection, cluster_id: str, versions: Iterable[tuple[int, i
     return sorted(found.intersection(versions))
 
 
+def forget_bundles(conn: Connection, cluster_id: str, expired_before_ms: int) -> int:
+    """Delete bundles that expired before a time, but for the newest one and the first of each generation, by which
+    nodes walk to it; how many."""
+    newest = newest_version(conn, cluster_id)
+    if newest is None:
+        return 0
+    text = (
+        "DELETE FROM trust_bundles WHERE cluster_id = ? AND expires_at_ms < ? AND NOT (generation = ? AND number = ?)"
+        " AND number > (SELECT MIN(step.number) FROM trust_bundles AS step"
+        " WHERE step.cluster_id = trust_bundles.cluster_id AND step.generation = trust_bundles.generation)"
+    )
+    return conn.exec_driver_sql(sql(conn, text), (cluster_id, expired_before_ms, *newest)).rowcount
+
+
 def insert_bundle(conn: Connection, row: BundleRow) -> None:
     """Store a bundle. A version that exists already fails."""
     conn.execute(

@@ -12,6 +12,7 @@ from fleet.intents import Order, judge_intent
 from fleet.v1 import admin_pb2, command_pb2, trust_pb2
 from fleet_server.approvals import service
 from fleet_server.approvals.rules import ApprovalState
+from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.approvals.plant import ACTION, ARGUMENTS, Plant
 
 STRANGER = Signer.from_private_bytes(b"\x07" * 32)
@@ -48,6 +49,32 @@ async def test_with_the_last_signature_the_command_is_issued_as_it_was_signed(pl
     assert (await plant.approvals.get(view.approval_id)).state == "ISSUED"
     told = [kind for kind in await plant.kinds() if kind.startswith(("approval.", "command.issued"))]
     assert told == ["approval.requested", "approval.signed", "command.issued"]
+
+
+async def test_approvals_are_forgotten_long_after_their_intent_has_ended(
+    plant: Plant, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_PRUNED_AT_ONCE", 2)
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    proposals = [plant.proposal(plant.intent(node, minutes=minutes), plant.ada) for minutes in (5, 5, 5, 5, 120)]
+    made = [(await plant.approvals.propose("ada", proposal))[0].approval_id for proposal in proposals]
+    await plant.approvals.close("bob", made[0], withdraw=False, reason="no")
+    view = await plant.approvals.get(made[1])
+    await plant.approvals.sign("bob", made[1], plant.signature(view, plant.bob))
+
+    async def kept() -> set[str]:
+        await plant.approvals.prune()
+        return {each.approval_id for each in await plant.approvals.listed(everything=True)}
+
+    plant.approvals._retention_ms = 3_600_000
+    await clock.advance(3600 + 299)
+    assert await kept() == set(made)
+    await clock.advance(2)
+    assert await kept() == {made[4]}
+    with pytest.raises(Refusal, match="INTENT_REFUSED"):
+        await plant.approvals.propose("ada", proposals[1])
+    assert (await plant.kinds()).count("approval.requested") == 5
 
 
 async def test_one_signature_is_enough_where_one_is_asked_for(plant: Plant) -> None:

@@ -9,7 +9,7 @@ from fleet import command_trust, trust_chain
 from fleet import trust as node_trust
 from fleet.envelope import Domain, Signer, key_id, verified_signers, verify_one
 from fleet.errors import Reason, Refusal
-from fleet.trust import TrustError
+from fleet.trust import BUNDLE_GRACE_S, BUNDLE_LIFETIME_MS, TrustError
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditCursor
 from fleet_server.database.engine import Connection, Database
@@ -93,6 +93,35 @@ async def test_whoever_pinned_an_authority_of_any_generation_finds_the_newest(tr
         trust_chain.from_pin(found.chain[:2] + found.chain[3:], cluster_id=trust.cluster_id, authority_key=keys[0])
     with pytest.raises(TrustError):
         trust_chain.from_pin(found.chain, cluster_id="another", authority_key=keys[0])
+
+
+async def test_bundles_that_nobody_can_hold_are_forgotten_and_every_link_of_the_chain_is_kept(
+    trust: TrustService, database: Database, clock: MockClock
+) -> None:
+    keys = [trust.authority.public_key]
+    for generation in range(3):
+        for number in range(4):
+            await trust.publish_bundle([f"gateway{generation}{number}.example:7443"], [CA])
+        if generation < 2:
+            keys.append(await rotate(trust))
+
+    async def versions() -> list[tuple[int, int]]:
+        text = "SELECT generation, number FROM trust_bundles ORDER BY generation, number"
+        return await database.read(lambda conn: [tuple(row) for row in conn.exec_driver_sql(text)])
+
+    full = [(generation, number) for generation in (1, 2, 3) for number in (1, 2, 3, 4, 5)]
+    assert await versions() == full
+    await clock.advance(BUNDLE_LIFETIME_MS / 1000 + BUNDLE_GRACE_S)
+    await trust.publish_bundle(["gateway24.example:7443"], [CA])
+    assert await versions() == [*full, (3, 6)], "nodes that were away may come with any of them"
+    await clock.advance(24 * 3600 + 1)
+    await trust.publish_bundle(["later.example:7443"], [CA])
+    assert await versions() == [(1, 1), (2, 1), (3, 1), (3, 6), (3, 7)]
+    again = await replica(database, clock, writer="r-2")
+    for first, pinned in enumerate(keys):
+        links = trust_chain.from_pin(again.bundle_chain_from(0, 0), cluster_id=trust.cluster_id, authority_key=pinned)
+        assert list(trust_chain.authorities(links).values()) == keys[first:]
+        assert links[-1].version >= (3, 7)
 
 
 async def test_the_private_key_of_the_authority_before_is_erased(trust: TrustService, database: Database) -> None:
