@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from fleet.clock import ServerTime
+from fleet.clock import MAX_TIME_MS, ServerTime
 from fleet.command_trust import verify_command_envelope
 from fleet.envelope import Domain, EnvelopeError, verify_one
 from fleet.logs import get_logger
@@ -137,6 +137,8 @@ class Intake:
         statement = self._verified(signed, Domain.COMMAND, command_pb2.CommandStatement)
         check_statement(statement, context, last_accepted_seq)
         check_seq_range(statement)
+        if statement.signed_at_ms > MAX_TIME_MS:
+            raise StatementRefusal(StatementReason.MALFORMED, "is dated after the year 9999")
         self._server_time.observe(statement.signed_at_ms)  # signed now, so the server's clock is at least there
         return statement
 

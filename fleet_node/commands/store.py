@@ -192,9 +192,11 @@ class JournalStore:
                         self.audit.seal(accepted, changed, events, last_seq=counters[0], last_report_no=counters[1])
                     count, size = self._trim(count, size, counters)
                 self._saved_acked = counters[2]
-        except sqlite3.Error as error:
+        except Exception as error:
             self.audit.lost(events)
-            raise JournalUnavailableError(_unavailable(error)) from error
+            if isinstance(error, sqlite3.Error):
+                raise JournalUnavailableError(_unavailable(error)) from error
+            raise
         if seal:
             self.audit.sealed()
         else:

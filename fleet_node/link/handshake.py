@@ -20,11 +20,14 @@ from fleet.clock import ServerTime
 from fleet.envelope import Domain, EnvelopeError
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
+from fleet.logs import get_logger
 from fleet.secrets import Secret
 from fleet.v1 import session_pb2, trust_pb2
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link.caller import GatewayCaller
 from fleet_node.link.ports import TrustPort
+
+log = get_logger(__name__)
 
 PROTOCOL_VERSION = 1
 
@@ -89,12 +92,21 @@ async def handshake(
         with contextlib.suppress(Refusal):  # without a chain the answer proves nothing, and that is said below
             await trust.offer((await caller.get_trust_chain(asked)).bundles)
     said = _verify_server(answer, proof, trust.state.authority_key)
-    server_time.observe(said.server_time_ms)
+    _meet(server_time, said.server_time_ms)
     try:
         frame_keys = derive_frame_keys(ephemeral, said.x25519_share, statement, answer.signed.statement)
     except ChannelError as error:
         raise _not_proven(str(error)) from error
     return Session(Secret(answer.session_token), said.session_token_sha256, frame_keys, said.expires_at_ms)
+
+
+def _meet(server_time: ServerTime, server_time_ms: int) -> None:
+    estimate_ms = server_time.now_ms()
+    try:
+        if server_time.meet(server_time_ms):
+            log.warning("server_time_began_again", before_ms=estimate_ms, now_ms=server_time_ms)
+    except ValueError as error:
+        raise Refusal(Reason.MALFORMED, f"the server's time is wrong: {error}") from error
 
 
 def _is_signed(answer: session_pb2.CompleteHandshakeResponse, authority_key: bytes) -> bool:

@@ -6,6 +6,10 @@ import asyncio
 import time
 from typing import Protocol
 
+MAX_TIME_MS = 253_402_300_799_999
+"""The end of the year 9999: beyond it is no time, and arithmetic on it ends where columns of 64 bits do."""
+FAR_AHEAD_MS = 24 * 3600 * 1000
+NEAR_MS = 10 * 60 * 1000
 _SINCE_BOOT: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -50,7 +54,7 @@ class ServerTime:
 
     Commands expire on server time (docs/protocol.md, "Time"), measured in this boot before anything is accepted. The
     estimate never runs backwards, so a server that turns its clock back keeps no expired command alive within one
-    process.
+    process; but for `meet`.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -64,9 +68,29 @@ class ServerTime:
         """Whether the server's time was heard at all in this process."""
         return self._known
 
+    def meet(self, server_time_ms: int) -> bool:
+        """Take the timestamp of a server that just proved itself in a handshake. Whether the estimate began again.
+
+        One wrong word of a server, far ahead, would let every command expire until somebody restarts the node. So the
+        estimate begins again when two clocks speak against it: the node's own says more than a day less, and the server
+        says the same as that. Who may sign for the cluster now could command anything, and gains at most what a restart
+        would give it: the time that the node's own clock tells.
+
+        Raises:
+            ValueError: it is no time.
+        """
+        if not 0 <= server_time_ms <= MAX_TIME_MS:
+            raise ValueError(f"{server_time_ms} is no time")
+        own_ms = self._clock.now_ms()
+        again = self._known and self.now_ms() - own_ms > FAR_AHEAD_MS and abs(server_time_ms - own_ms) <= NEAR_MS
+        if again:
+            self._known = False
+        self.observe(server_time_ms)
+        return again
+
     def observe(self, server_time_ms: int) -> None:
-        """Take a server timestamp that just arrived; ignored when it lies behind the estimate."""
-        if self._known and server_time_ms <= self.now_ms():
+        """Take a server timestamp that just arrived; ignored when it lies behind the estimate, or is no time."""
+        if server_time_ms > MAX_TIME_MS or (self._known and server_time_ms <= self.now_ms()):
             return
         self._base_ms = server_time_ms
         self._base_monotonic = self._clock.monotonic()

@@ -93,6 +93,14 @@ async def test_forged_truncated_and_foreign_signatures_are_refused(node: TestNod
     assert node.probe.runs == []
 
 
+async def test_a_statement_of_no_time_disables_nothing(node: TestNode) -> None:
+    command = node.command()
+    await node.give(command, signed_at_ms=2**63 - 1)
+    assert (await node.wait_control("statement_refused")).reason == "MALFORMED"
+    await node.stream.command_frame(node.frame(command))
+    await node.wait_reported(command, "SUCCEEDED")
+
+
 async def test_what_a_refusal_quotes_is_cut_before_it_is_logged_audited_or_answered(
     node: TestNode, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,18 @@ def test_what_a_failed_commit_held_is_counted(path: Path) -> None:
     store.close()
 
 
+def test_what_a_commit_held_that_could_not_be_written_at_all_is_counted(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    endless = audit_rows.AuditEvent(NodeAuditKind.COMMAND_ENDED, 2**63, b"{}", items=3)
+    with pytest.raises(ValueError, match="out of range"):
+        store.apply([Batch(audit=[an_event(), endless])], 0)
+
+    store.apply([Batch(audit=[an_event()])], 0)
+
+    assert read_audit(store, NODE).details("audit.gap") == [{"not_written": 4}]
+    store.close()
+
+
 def test_no_row_is_larger_than_the_server_takes(path: Path) -> None:
     entries = [entry(seq) for seq in range(1, 257)]
     for one in entries:

@@ -9,10 +9,13 @@ from structlog.testing import capture_logs
 
 from fleet import tls
 from fleet.backoff import BackoffPolicy
+from fleet.clock import FAR_AHEAD_MS, MAX_TIME_MS, SystemClock
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_node.link.link import LinkState
+from tests.fakes import gateway as gateway_fake
+from tests.fakes import served
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import FakeGateway, FakeInstallation
 from tests.unit.fleet_node.link.rooms import running_link
@@ -215,6 +218,41 @@ async def test_an_authority_that_only_says_that_it_follows_opens_no_stream(
         assert node.link.status.last_refusal == "BAD_PROOF"
         assert node.trust.state.generation == 1
         assert gateway.streams == []
+
+
+def says(monkeypatch: pytest.MonkeyPatch, ahead_ms: int) -> None:
+    """The server's clock from now on."""
+    for module in (served, gateway_fake):
+        monkeypatch.setattr(module, "now_ms", lambda: SystemClock().now_ms() + ahead_ms)
+
+
+async def test_a_server_without_a_time_is_no_server(
+    installation: FakeInstallation,
+    gateway: FakeGateway,
+    tmp_path: Path,
+    clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    says(monkeypatch, MAX_TIME_MS)
+    async with running_link(installation, tmp_path, clock=clock) as node:
+        await node.wait_state(LinkState.WAITING)
+        assert node.link.status.last_refusal == "MALFORMED"
+        assert gateway.streams == []
+
+
+async def test_a_time_far_ahead_is_forgotten_at_the_handshake_that_says_so(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(monkeypatch, 10 * FAR_AHEAD_MS)
+    async with running_link(installation, tmp_path) as node:
+        first = await gateway.wait_stream()
+        says(monkeypatch, 0)
+        await first.ping(1)
+        assert node.link.live_status().clock_offset_ms < -9 * FAR_AHEAD_MS  # a ping alone takes nothing back
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_REBALANCE))
+        second = await gateway.wait_stream(2)
+        await second.ping(1)
+        assert abs(node.link.live_status().clock_offset_ms) < 60_000
 
 
 async def test_the_handshake_brings_a_newer_bundle(
