@@ -12,7 +12,7 @@ from fleet_server.cli.failures import Refused
 from fleet_server.cli.grammar import Noun, Verb
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.passphrase import open_key, passphrase_file_option
-from fleet_server.cli.people import key_option, load_statements, own_key_file, verify_people
+from fleet_server.cli.people import key_option, own_key_file, verify_people
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled, counted, state_cell
 
@@ -113,7 +113,7 @@ def approve(
         intent = intents.read(admin.context, found)
         intents.show(invocation, intent, found.command.arguments)
         invocation.say_fields(
-            [("  signed by", _verified_signers(admin, found.command.intent) or "nobody whom we know")]
+            [("  signed by", _verified_signers(invocation, admin, found.command.intent) or "nobody whom we know")]
         )
         invocation.confirm(f"Sign this for {counted(len(intent.targets), 'node')}?", assumed=yes)
         signer = open_key(invocation, key, passphrase_file)
@@ -172,14 +172,14 @@ def _close(invocation: Invocation, approval_id: str, *, withdraw: bool, reason: 
         _emit_fields(invocation, answer.approval)
 
 
-def _verified_signers(admin: Admin, signed: trust_pb2.Signed) -> str:
+def _verified_signers(invocation: Invocation, admin: Admin, signed: trust_pb2.Signed) -> str:
     """Names of those whose signatures verify here, by grants of the pinned owner; without a pin nobody is known."""
     from fleet import envelope
     from fleet.envelope import Domain, EnvelopeError
 
     if not admin.context.owner_pin:
         return ""
-    people = verify_people(admin.context, load_statements(admin))
+    people = verify_people(invocation, admin)
     try:
         signers = envelope.verified_signers(signed, domain=Domain.INTENT, keys=people.keys_by_id)
     except EnvelopeError as error:

@@ -15,7 +15,6 @@ from fleet_server.cli.passphrase import make_key, open_key, passphrase_file_opti
 from fleet_server.cli.people import (
     ROLES,
     key_option,
-    load_statements,
     own_key_file,
     owner_key_option,
     owners_key_file,
@@ -111,7 +110,7 @@ def enroll(invocation: Invocation, key_file: Path | None, passphrase_file: Path 
 def list_keys(invocation: Invocation) -> None:
     """List people's keys, and the roles that the pinned owner granted to them."""
     with invocation.connect() as admin:
-        keys, people = _keys(admin), verify_people(admin.context, load_statements(admin))
+        keys, people = _keys(admin), verify_people(invocation, admin)
     if invocation.wants_json:
         invocation.emit_json([_json_of(key, people) for key in keys])
         return
@@ -194,7 +193,7 @@ def revoke_grant(
     now_ms = invocation.now_ms()
     with invocation.connect() as admin:
         path = owners_key_file(admin.context, owner_key_file)
-        people = verify_people(admin.context, load_statements(admin))
+        people = verify_people(invocation, admin)
         ending = [
             trust_pb2.RoleGrantStatement(
                 cluster_id=admin.context.cluster_id,

@@ -11,7 +11,14 @@ from fleet_server.cli.failures import Refused
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.passphrase import make_key, open_key, passphrase_file_option
-from fleet_server.cli.people import load_statements, owner_key_option, owners_key_file, shown_key, verify_people
+from fleet_server.cli.people import (
+    load_statements,
+    owner_key_option,
+    owners_key_file,
+    say_policy,
+    shown_key,
+    verify_people,
+)
 
 if TYPE_CHECKING:
     from fleet.envelope import Signer
@@ -68,7 +75,7 @@ def init(invocation: Invocation, owner_key_file: Path, passphrase_file: Path | N
 def show(invocation: Invocation) -> None:
     """Show the owner in force, verified from the pin of this profile on."""
     with invocation.connect() as admin:
-        people = verify_people(admin.context, load_statements(admin))
+        people = verify_people(invocation, admin)
     found = _in_force(people)
     _emit(invocation, found.generation, found.public_key)
 
@@ -101,8 +108,9 @@ def rotate(
 ) -> None:
     """Name the next owner: signed by the old key and by the new one.
 
-    The new owner then signs anew what the old one had in force: the policy, and every role that has not ended. Nodes
-    follow by themselves.
+    The new owner then signs anew what the old one had in force: the policy, and every role that has not ended. All of
+    it is shown before: a server could hand out an older policy, or a role that was taken away. What this machine has
+    seen it remembers, and nothing older is signed. Nodes follow by themselves.
     """
     from fleet.people import owner_pin
     from fleet.people_signing import sign_owner
@@ -110,12 +118,15 @@ def rotate(
 
     path = new_key.expanduser().resolve()
     with invocation.connect() as admin:
-        people = verify_people(admin.context, load_statements(admin))
+        people = verify_people(invocation, admin)
         before = _in_force(people)
         old = open_key(invocation, owners_key_file(admin.context, owner_key_file), passphrase_file)
         if old.public_key != before.public_key:
             raise Refused("that key is not the owner's in force", hint="see whose it is: `fleetctl owner show`")
-        invocation.confirm(f"Name the key in {path} as owner in place of yours, for good?", assumed=yes)
+        _say_standing(invocation, people)
+        invocation.confirm(
+            f"Name the key in {path} as owner in place of yours, for good, and sign that anew with it?", assumed=yes
+        )
         new = _open_or_make(invocation, path, new_passphrase_file)
         generation, now_ms = before.generation + 1, invocation.now_ms()
         signed = sign_owner(admin.context.cluster_id, new, generation=generation, issued_at_ms=now_ms, before=old)
@@ -127,6 +138,20 @@ def rotate(
     invocation.advise(
         "Operators and join tokens made before hold the old pin, and stay good: the old key vouches for this one."
     )
+
+
+def _say_standing(invocation: Invocation, people: People) -> None:
+    from fleet.v1 import trust_pb2
+    from fleet_server.cli.views import moment_text
+
+    if people.policy is not None:
+        say_policy(invocation, trust_pb2.PolicyStatement.FromString(people.policy.signed.statement))
+    for held in sorted(people.grants.values(), key=lambda grant: (grant.name, grant.role)):
+        if held.counts(invocation.now_ms()):
+            invocation.say(
+                f"{held.name} has the role {held.role} until {moment_text(held.not_after_ms)}, "
+                f"key {shown_key(held.operator_key)}"
+            )
 
 
 def _sign_again(admin: Admin, people: People, new: Signer, now_ms: int) -> None:

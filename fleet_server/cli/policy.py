@@ -13,9 +13,9 @@ from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.passphrase import open_key, passphrase_file_option
 from fleet_server.cli.people import (
     ROLES,
-    load_statements,
     owner_key_option,
     owners_key_file,
+    say_policy,
     verify_people,
 )
 from fleet_server.cli.tables import Cell, Column
@@ -41,7 +41,7 @@ def policy() -> None:
 def show(invocation: Invocation) -> None:
     """Show the policy, verified from the owner pin of this profile on. The first rule that matches decides."""
     with invocation.connect() as admin:
-        people = verify_people(admin.context, load_statements(admin))
+        people = verify_people(invocation, admin)
     if people.policy is None:
         raise Refused(
             "there is no policy: whatever is protected is refused by every node",
@@ -69,18 +69,27 @@ def set_policy(invocation: Invocation, file: Path, owner_key_file: Path | None, 
 
 @policy.command("sign", example="fleetctl policy sign --for 90d")
 @click.option("--for", "lifetime_s", type=Duration(), default="90d", show_default=True, help="How long from now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @owner_key_option
 @passphrase_file_option
 @click.pass_obj
-def sign(invocation: Invocation, lifetime_s: int, owner_key_file: Path | None, passphrase_file: Path | None) -> None:
-    """Sign the policy that stands once more, with a later end."""
+def sign(
+    invocation: Invocation, lifetime_s: int, yes: bool, owner_key_file: Path | None, passphrase_file: Path | None
+) -> None:
+    """Sign the policy that stands once more, with a later end.
+
+    Its rules are shown before: a server could hand out an older policy than nodes hold. What this machine has seen it
+    remembers, and nothing older is signed.
+    """
     from fleet.v1 import trust_pb2
 
     with invocation.connect() as admin:
-        people = verify_people(admin.context, load_statements(admin))
+        people = verify_people(invocation, admin)
         if people.policy is None:
             raise Refused("there is no policy to sign again", hint="write one: `fleetctl policy set FILE`")
         standing = trust_pb2.PolicyStatement.FromString(people.policy.signed.statement)
+        say_policy(invocation, standing)
+        invocation.confirm("Sign these rules once more?", assumed=yes)
         _sign_and_put(invocation, admin, list(standing.rules), lifetime_s, owner_key_file, passphrase_file)
 
 
@@ -97,7 +106,7 @@ def _sign_and_put(
     from fleet.v1 import admin_pb2, trust_pb2
 
     path = owners_key_file(admin.context, owner_key_file)
-    people = verify_people(admin.context, load_statements(admin))
+    people = verify_people(invocation, admin)
     now_ms = invocation.now_ms()
     statement = trust_pb2.PolicyStatement(
         cluster_id=admin.context.cluster_id,

@@ -123,7 +123,7 @@ class ProfileFile:
         try:
             if not self.path.parent.exists():
                 private_folder(self.path.parent)
-            with self._locked():
+            with self.locked():
                 profile = change(self.load())
                 write_private(self.path, _render(profile).encode())
         except PrivateFileError as error:
@@ -155,7 +155,8 @@ class ProfileFile:
         self.update(change)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Keep other runs of fleetctl from writing what lies here."""
         lock = self.path.with_name(f".{self.path.name}.lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
