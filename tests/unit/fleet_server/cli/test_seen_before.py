@@ -1,0 +1,95 @@
+"""A server that shows less than this machine has seen owners sign: an older policy, and roles that were taken away."""
+
+from __future__ import annotations
+
+import pytest
+
+from fleet import people_signing
+from fleet.envelope import Domain, Signer, verify_one
+from fleet.key_file import create_key_file
+from fleet.v1 import admin_pb2, trust_pb2
+from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
+from tests.unit.fleet_server.cli.test_signing import CLUSTER, PASSPHRASE, Desk, ask
+
+
+@pytest.fixture
+def desk(ctl: Fleetctl) -> Desk:
+    return Desk(ctl)
+
+
+def policy_of(desk: Desk, version: int, people: int) -> trust_pb2.Signed:
+    rule = trust_pb2.PolicyRule(action_glob="press.*", required=people, roles=["operator"])
+    said = trust_pb2.PolicyStatement(
+        cluster_id=CLUSTER, version=version, rules=[rule], issued_at_ms=NOW_MS - 3000, not_after_ms=NOW_MS + 10**9
+    )
+    return people_signing.sign_policy(desk.owner, said)
+
+
+def role_ended(desk: Desk, name: str, key: Signer) -> trust_pb2.Signed:
+    said = trust_pb2.RoleGrantStatement(
+        cluster_id=CLUSTER,
+        operator_key=key.public_key,
+        operator_name=name,
+        role="operator",
+        issued_at_ms=NOW_MS - 2000,
+        not_after_ms=NOW_MS - 2001,
+    )
+    return people_signing.sign_grant(desk.owner, said)
+
+
+@pytest.fixture
+def lied_to(desk: Desk) -> Desk:
+    """This machine has seen policy 2, which asks for three people, and the end of eve's role. The server now shows
+    policy 1, which asks for one, and eve's role."""
+    eve = Signer.generate()
+    desk.grant("eve", eve)
+    before = admin_pb2.GetOwnerStatementsResponse()
+    before.CopyFrom(desk.statements)
+    before.policy.CopyFrom(policy_of(desk, 1, 1))
+    desk.statements.policy.CopyFrom(policy_of(desk, 2, 3))
+    desk.statements.role_grants.append(role_ended(desk, "eve", eve))
+    assert desk.run("policy", "show").exit_code == 0
+    desk.statements = before
+    return desk
+
+
+def test_a_new_owner_signs_what_stands_and_not_what_the_server_shows(lied_to: Desk) -> None:
+    new = lied_to.ctl.folder / "new.key"
+    successor = create_key_file(new, ask, scrypt_cost=2**10)
+    result = lied_to.run("owner", "rotate", "--new-key", str(new), "--yes", stdin=f"{PASSPHRASE}\n{PASSPHRASE}\n")
+
+    assert result.exit_code == 0, result.output
+    assert "does not show what this machine has seen signed: policy 2, the end of eve's role operator" in result.stderr
+    _, *signed = lied_to.ctl.fake.requests("PutOwnerStatement")
+    policies = [request.policy for request in signed if request.HasField("policy")]
+    grants = [request.role_grant for request in signed if request.HasField("role_grant")]
+    (raw,) = [verify_one(one, domain=Domain.POLICY, public_key=successor.public_key) for one in policies]
+    policy = trust_pb2.PolicyStatement.FromString(raw)
+    assert (policy.version, policy.rules[0].required) == (3, 3)
+    named = [trust_pb2.RoleGrantStatement.FromString(one.statement).operator_name for one in grants]
+    assert named == ["ada"]
+    assert "press.*: 3 of operator" in result.stderr
+    assert "ada has the role operator until" in result.stderr
+
+
+def test_a_policy_is_not_signed_again_as_an_older_one(lied_to: Desk) -> None:
+    assert lied_to.run("policy", "sign", "--yes").exit_code == 0
+    said = trust_pb2.PolicyStatement.FromString(lied_to.put().policy.statement)
+    assert (said.version, said.rules[0].required) == (3, 3)
+
+
+def test_what_was_seen_under_another_pin_is_nobodys_word(lied_to: Desk) -> None:
+    lied_to.log_in(owner_pin=b"\x11" * 32)
+    other = lied_to.run("policy", "show")
+    assert (other.exit_code, "pinned owner" in other.stderr) == (3, True)
+
+
+def test_what_this_machine_has_seen_is_private_and_damage_is_told(lied_to: Desk) -> None:
+    kept = lied_to.ctl.profile.path.with_suffix(".people.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    for damage in ("no json", '{"format": 1, "contexts": {"default": {}}}', '{"format": 2, "contexts": {}}'):
+        kept.write_text(damage)
+        result = lied_to.run("policy", "show")
+        assert (result.exit_code, "is damaged" in result.stderr) == (2, True), result.output
+    kept.unlink()
+    assert lied_to.run("policy", "show").exit_code == 0
