@@ -8,6 +8,7 @@ from deploy.demo.installation import NODES, WAIT_S, Installation
 from deploy.demo.runlog import read_runs
 from deploy.demo.stage import Stage
 from deploy.demo.steady import Issued, SteadyStream
+from fleet.node_audit import node_of
 from fleet.v1 import admin_pb2
 
 _KILLED, _DRAINED = NODES[2], NODES[1]
@@ -112,9 +113,13 @@ def audit(stage: Stage, here: Installation) -> None:
     stage.command("fleetctl", "audit", "export")
     rows = here.fleetctl_lines("audit", "export")
     writers = {row["writer"] for row in rows if "writer" in row}
+    nodes = [node for writer in writers if (node := node_of(writer)) is not None]
     stage.check(
-        sum(writer.startswith("node:") for writer in writers) == len(NODES),
-        f"{len(rows)} rows and checkpoints by {len(writers)} writers, the nodes among them, each in a hash chain",
+        len(set(nodes)) == len(NODES),
+        f"{len(rows)} rows and checkpoints in {len(writers)} hash chains, those of the nodes among them",
+    )
+    stage.check(
+        len(nodes) == len(NODES) + 1, "the node that was adopted goes on in a second one, which names the first"
     )
 
 

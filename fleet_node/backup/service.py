@@ -24,7 +24,7 @@ from fleet.secrets import Secret
 from fleet_node.backup import rules
 from fleet_node.backup.archive import MAX_ARCHIVE_BYTES, SCRYPT_COST, ArchiveError, seal, unseal
 from fleet_node.backup.placement import PlacementError, draft_of
-from fleet_node.commands.opening import latest_used_intent_ms, refuse_older_intents
+from fleet_node.commands.opening import latest_used_intent_ms, note_restored
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.link.people_store import load_people
 
@@ -124,7 +124,13 @@ def restore(
                 if name in files:
                     write_private(draft / name, files[name])
             backup = replace(backup, intents_after_ms=_intents_after_ms(draft, backup, clock.now_ms()))
-            refuse_older_intents(draft / JOURNAL, backup.node_id, backup.intents_after_ms)
+            note_restored(
+                draft / JOURNAL,
+                backup.node_id,
+                made_at_ms=backup.made_at_ms,
+                intents_after_ms=backup.intents_after_ms,
+                now_ms=clock.now_ms(),
+            )
     except PlacementError as error:
         raise BackupError(str(error)) from error
     return backup

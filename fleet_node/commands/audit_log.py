@@ -10,6 +10,8 @@ Mental model
     A row is on the disk before it is sent: what the server once saw never becomes another row.
     Acknowledged rows are forgotten beyond a tail. While the server takes none, rows are kept up to a bound; beyond it
     they are counted instead of chained, and the first row afterwards is a gap that says how many of which kind.
+    A machine that was let in again may have written other rows than the server holds. Its floor names another chain,
+    which it begins once the server has said up to where both hold the same: nothing is lost, and nothing comes twice.
 """
 
 from __future__ import annotations
@@ -20,7 +22,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fleet.audit_chain import FIRST_PREVIOUS_HASH
-from fleet.node_audit import MAX_FRAME_BYTES, MAX_ROWS_PER_FRAME, ROW_BYTES, NodeAuditKind, encode_detail, node_row_hash
+from fleet.node_audit import (
+    CHAIN_ENDED,
+    MAX_FRAME_BYTES,
+    MAX_ROWS_PER_FRAME,
+    ROW_BYTES,
+    Begun,
+    BegunBecause,
+    NodeAuditKind,
+    encode_detail,
+    node_row_hash,
+)
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.commands import audit_rows
 from fleet_node.commands.audit_rows import AuditEvent
@@ -42,16 +54,20 @@ CREATE TABLE audit_state (
     sealed_seq INTEGER NOT NULL,
     sealed_report_no INTEGER NOT NULL,
     acked_number INTEGER NOT NULL,
-    dropped TEXT NOT NULL
+    dropped TEXT NOT NULL,
+    chain INTEGER NOT NULL,
+    next_chain INTEGER NOT NULL
 );
 """
-FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}')"
+FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}', 0, 0)"
 _INSERT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?)"
 _AFTER = "SELECT number, at_ms, kind, detail, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?"
+_AGAIN = "SELECT at_ms, kind, detail FROM audit WHERE number > ? ORDER BY number"
 _UNACKED_BYTES = f"SELECT coalesce(sum(length(detail) + {ROW_BYTES}), 0) FROM audit WHERE number > ?"  # noqa: S608
 _LOST = "not_written"  # what a gap calls events whose commit failed
 _SET_STATE = (
-    "UPDATE audit_state SET number = ?, hash = ?, sealed_seq = ?, sealed_report_no = ?, acked_number = ?, dropped = ?"
+    "UPDATE audit_state SET number = ?, hash = ?, sealed_seq = ?, sealed_report_no = ?, acked_number = ?, dropped = ?,"
+    " chain = ?, next_chain = ?"
 )
 
 
@@ -71,7 +87,8 @@ class AuditLog:
         self._node_id = node_id
         self._max_unacked_bytes = max_unacked_bytes
         state = connection.execute(
-            "SELECT number, hash, sealed_seq, sealed_report_no, acked_number, dropped FROM audit_state"
+            "SELECT number, hash, sealed_seq, sealed_report_no, acked_number, dropped, chain, next_chain"
+            " FROM audit_state"
         ).fetchone()
         self.number: int = state[0]
         self._hash: bytes = state[1] or FIRST_PREVIOUS_HASH
@@ -79,12 +96,14 @@ class AuditLog:
         self.sealed_report_no: int = state[3]
         self.acked_number: int = state[4]
         self._dropped: dict[str, int] = json.loads(state[5])
+        self.chain: int = state[6]
+        self.next_chain: int = state[7]
         self._unacked_bytes = self._count_unacked()
         self._accepted: list[Entry] = []
         self._ended: list[command_pb2.Report] = []
         self._unsealed_bytes = 0
         self._lost = 0
-        self._draft = _Draft(0, b"", 0, {}, dropping=False)
+        self._draft = _Draft(0, 0, 0, b"", 0, {}, dropping=False)
 
     @property
     def unsealed(self) -> int:
@@ -149,7 +168,15 @@ class AuditLog:
             *events,
         ]
         dropping = any(kind != _LOST for kind in self._dropped)
-        draft = self._draft = _Draft(self.number, self._hash, self._unacked_bytes, dict(self._dropped), dropping)
+        draft = self._draft = _Draft(
+            self.chain,
+            max([self.next_chain, *[event.opens_chain for event in events]]),
+            self.number,
+            self._hash,
+            self._unacked_bytes,
+            dict(self._dropped),
+            dropping,
+        )
         if self._lost:
             draft.dropped[_LOST] = draft.dropped.get(_LOST, 0) + self._lost
         for row in rows:
@@ -159,18 +186,68 @@ class AuditLog:
         if forget > 0:
             self._connection.execute("DELETE FROM audit WHERE number <= ?", (forget,))
         draft.sealed_seq, draft.sealed_report_no = last_seq, last_report_no
-        self._connection.execute(
-            _SET_STATE,
-            (draft.number, draft.hash, last_seq, last_report_no, self.acked_number, json.dumps(draft.dropped)),
-        )
+        self._save(draft, self.acked_number)
 
     def sealed(self) -> None:
         """The transaction of the last `seal` is durable."""
         draft = self._draft
         self.number, self._hash, self._dropped = draft.number, draft.hash, draft.dropped
+        self.next_chain = draft.next_chain
         self.sealed_seq, self.sealed_report_no = draft.sealed_seq, draft.sealed_report_no
         self._unacked_bytes = draft.unacked_bytes
         self._accepted, self._ended, self._unsealed_bytes, self._lost = [], [], 0, 0
+
+    def answered(self, ack: gateway_pb2.AuditAck, sent: int, at_ms: int) -> bool:
+        """Begin the chain that a floor named, once the server has said how far it holds the one before: whether it was
+        begun. A transaction of its own.
+
+        What the server does not hold of the chain before comes again in the new one, behind its first row.
+
+        Args:
+            ack: answer to the newest rows sent.
+            sent: number of the last of them.
+            at_ms: server time as the node knows it.
+
+        Raises:
+            sqlite3.Error: it was not begun.
+        """
+        if self.next_chain <= self.chain or ack.chain != self.chain:
+            return False
+        if ack.paused != CHAIN_ENDED and (ack.number < sent or sent < min(ack.number, self.number)):
+            return False  # more of what it holds may be compared
+        self._begin(min(ack.number, sent), at_ms)
+        return True
+
+    def _begin(self, agreed: int, at_ms: int) -> None:
+        again = [
+            AuditEvent(NodeAuditKind(kind), then_ms, detail)
+            for then_ms, kind, detail in self._connection.execute(_AGAIN, (agreed,))
+        ]
+        held = self._connection.execute("SELECT hash FROM audit WHERE number = ?", (agreed,)).fetchone()
+        restored = any(event.kind is NodeAuditKind.JOURNAL_RESTORED for event in again)
+        reason = BegunBecause.RESTORED if restored else BegunBecause.ADOPTED
+        begun = Begun(self.chain, agreed, held[0] if held else b"", self.number, self._hash, reason)
+        dropping = any(kind != _LOST for kind in self._dropped)
+        chain = self.next_chain
+        draft = self._draft = _Draft(chain, chain, 0, FIRST_PREVIOUS_HASH, 0, dict(self._dropped), dropping)
+        draft.sealed_seq, draft.sealed_report_no = self.sealed_seq, self.sealed_report_no
+        for event in (AuditEvent(NodeAuditKind.CHAIN_BEGUN, at_ms, begun.detail()), *again):
+            self._append(draft, event)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("DELETE FROM audit")
+            self._connection.executemany(_INSERT, draft.rows)
+            self._save(draft, 0)
+            self._connection.execute("COMMIT")
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        self.chain, self.number, self._hash, self.acked_number = chain, draft.number, draft.hash, 0
+        self._unacked_bytes = draft.unacked_bytes
+
+    def _save(self, draft: _Draft, acked_number: int) -> None:
+        state = (draft.number, draft.hash, draft.sealed_seq, draft.sealed_report_no, acked_number)
+        self._connection.execute(_SET_STATE, (*state, json.dumps(draft.dropped), draft.chain, draft.next_chain))
 
     def after(self, number: int) -> list[gateway_pb2.AuditRow]:
         """The next rows after `number`, as many as one frame takes; those that are forgotten are passed over."""
@@ -206,7 +283,7 @@ class AuditLog:
             number=draft.number + 1, at_ms=event.at_ms, kind=event.kind.value, detail=event.detail
         )
         draft.number = row.number
-        draft.hash = node_row_hash(self._node_id, draft.hash, row)
+        draft.hash = node_row_hash(self._node_id, draft.hash, row, chain=draft.chain)
         draft.unacked_bytes += len(event.detail) + ROW_BYTES
         draft.rows.append((row.number, row.at_ms, row.kind, event.detail, draft.hash))
 
@@ -215,6 +292,8 @@ class AuditLog:
 class _Draft:
     """The chain as it stands once a transaction is committed; `dropped` counts what it leaves out, by kind."""
 
+    chain: int
+    next_chain: int
     number: int
     hash: bytes
     unacked_bytes: int

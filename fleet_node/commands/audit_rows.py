@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fleet.node_audit import JSON, MAX_DETAIL_BYTES, NodeAuditKind, encode_detail
@@ -32,12 +32,14 @@ class AuditEvent:
         at_ms: server time as the node knows it, Unix milliseconds.
         detail: from `encode_detail`.
         items: what a gap counts it as, should it not be kept.
+        opens_chain: chain that the node is to begin from here on; 0 when this says nothing of it.
     """
 
     kind: NodeAuditKind
     at_ms: int
     detail: bytes
     items: int = 1
+    opens_chain: int = 0
 
 
 def event(kind: NodeAuditKind, at_ms: int, detail: dict[str, JSON]) -> AuditEvent:
@@ -67,13 +69,14 @@ def intent_used(entry: Entry, intent_id: bytes, people: Sequence[str]) -> AuditE
 
 
 def floor(statement: trust_pb2.FloorStatement, last_accepted_seq: int, at_ms: int) -> AuditEvent:
-    """A floor was raised above what was accepted, or above intents that would have counted."""
+    """A floor was raised above what was accepted or above intents that would have counted, or names another chain."""
     detail: dict[str, JSON] = {
+        "audit_chain": statement.audit_chain,
         "intents_after_ms": statement.intents_after_ms,
         "last_accepted_seq": last_accepted_seq,
         "seq_floor": statement.seq_floor,
     }
-    return event(NodeAuditKind.FLOOR_RAISED, at_ms, detail)
+    return replace(event(NodeAuditKind.FLOOR_RAISED, at_ms, detail), opens_chain=statement.audit_chain)
 
 
 def accepted(entries: Sequence[Entry]) -> Iterator[AuditEvent]:

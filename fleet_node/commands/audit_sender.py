@@ -3,14 +3,17 @@
 What there is to tell gathers for five seconds, is chained once and sent; what comes in meanwhile gathers for the next
 round. So a busy node tells many commands in few rows, and few frames: a row a command costs both sides a third of what
 the command does. After a long time offline the frames follow each other as fast as the server commits them. The server
-says where to go on: it may have less than it once acknowledged, when its database was restored.
+says where to go on: it may have less than it once acknowledged, when its database was restored. Once a floor named
+another chain, the answer to the rows of the one before decides where that begins (`AuditLog.answered`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from functools import partial
 
-from fleet.clock import Clock
+from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_node.commands.journal import Journal
@@ -30,11 +33,13 @@ class AuditSender:
     Args:
         journal: where the rows are; started before the first stream.
         clock: for the time in which rows gather.
+        server_time: for the first row of another chain.
     """
 
-    def __init__(self, *, journal: Journal, clock: Clock, metrics: CommandMetrics) -> None:
+    def __init__(self, *, journal: Journal, clock: Clock, server_time: ServerTime, metrics: CommandMetrics) -> None:
         self._journal = journal
         self._clock = clock
+        self._server_time = server_time
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self._ready: bytes | None = None
@@ -42,6 +47,7 @@ class AuditSender:
         self._ack = gateway_pb2.AuditAck()
         self._known = False  # whether the server has said how far it is
         self._sent = 0
+        self._chain = -1
 
     def opened(self, uplink: Uplink) -> None:
         """A stream was welcomed: rows that nobody acknowledged go out again on it."""
@@ -55,6 +61,8 @@ class AuditSender:
 
     def acked(self, ack: gateway_pb2.AuditAck) -> None:
         """The server said how far it is."""
+        if ack.chain != self._chain:
+            return  # late: that chain is done with
         self._ack = ack
         self._known = True
         if ack.paused:
@@ -86,19 +94,45 @@ class AuditSender:
         while rows := await self._next():
             self._acked.clear()
             self._sent = rows[-1].number
-            self._ready = gateway_pb2.NodeControl(audit=gateway_pb2.AuditRows(rows=rows)).SerializeToString()
+            frame = gateway_pb2.AuditRows(rows=rows, chain=self._chain)
+            self._ready = gateway_pb2.NodeControl(audit=frame).SerializeToString()
             uplink.wake()
             await self._acked.wait()
             if self._ack.number >= self._sent:
                 self._metrics.audit_sent.inc(len(rows))
+            if await self._began_another():
+                continue
             pause_s = self._ack.retry_after_ms / 1000
             if self._ack.number < rows[0].number:
                 pause_s = max(pause_s, GATHER_S)  # nothing was taken: it may not be asked for without end
             if pause_s:
                 await self._clock.sleep(pause_s)
 
+    async def _began_another(self) -> bool:
+        if self._journal.next_audit_chain <= self._chain:
+            return False
+        ack, sent, at_ms = self._ack, self._sent, self._server_time.now_ms()
+        if not await self._journal.query(lambda store: _answered(store, ack, sent, at_ms)):
+            return False
+        log.warning("audit_chain_begun", chain=self._journal.audit_chain)
+        return True
+
     async def _next(self) -> list[gateway_pb2.AuditRow]:
-        if not self._known:
-            return await self._journal.query(lambda store: store.next_audit(0, store.audit.acked_number))
-        number = min(self._ack.number, self._sent)
-        return await self._journal.query(lambda store: store.next_audit(number, number))
+        rows = None
+        while rows is None:  # a chain that was begun for a stream that ended meanwhile: look again
+            if self._chain != self._journal.audit_chain:
+                self._chain, self._known, self._sent = self._journal.audit_chain, False, 0
+            rows = await self._journal.query(partial(self._read, self._chain, min(self._ack.number, self._sent)))
+        return rows
+
+    def _read(self, chain: int, number: int, store: JournalStore) -> list[gateway_pb2.AuditRow] | None:
+        if store.audit.chain != chain:
+            return None
+        return store.next_audit(number, number) if self._known else store.next_audit(0, store.audit.acked_number)
+
+
+def _answered(store: JournalStore, ack: gateway_pb2.AuditAck, sent: int, at_ms: int) -> bool:
+    try:
+        return store.audit.answered(ack, sent, at_ms)
+    except sqlite3.Error as error:
+        raise JournalUnavailableError(f"another chain of the audit cannot be begun ({error})") from error

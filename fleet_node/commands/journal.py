@@ -108,6 +108,21 @@ class Journal:
         """Commands in the journal."""
         return self._store.rows
 
+    @property
+    def audit_chain(self) -> int:
+        """Chain of the audit that is written; 0 is the first."""
+        return self._store.audit.chain
+
+    @property
+    def audit_number(self) -> int:
+        """Newest row of that chain."""
+        return self._store.audit.number
+
+    @property
+    def next_audit_chain(self) -> int:
+        """Chain that a floor named, which is written now or begun soon."""
+        return self._store.audit.next_chain
+
     def submit(self, batch: Batch, done: Done) -> None:
         """Queue `batch`; `done` is called on the loop once it is durable, or with the reason why nothing of it is."""
         if self._closed:

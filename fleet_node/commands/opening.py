@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleet.node_audit import NodeAuditKind
+from fleet_node.commands import audit_rows
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_copy import Between, nothing_between
 from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
@@ -22,8 +24,8 @@ __all__ = [
     "ensure_journal",
     "inspect_journal",
     "latest_used_intent_ms",
+    "note_restored",
     "open_journal",
-    "refuse_older_intents",
 ]
 
 
@@ -68,9 +70,14 @@ def copy_journal(path: Path, node_id: str, to: Path, between: Between = nothing_
         store.close()
 
 
-def refuse_older_intents(path: Path, node_id: str, issued_after_ms: int) -> None:
-    """Write into a journal that was restored that intents issued until then count for nothing: it may have forgotten
-    that they were used.
+def note_restored(path: Path, node_id: str, *, made_at_ms: int, intents_after_ms: int, now_ms: int) -> None:
+    """Write into a journal that was restored that it was, for the audit, and that intents issued until then count for
+    nothing: it may have forgotten that they were used.
+
+    Args:
+        made_at_ms: when the backup was made, Unix milliseconds.
+        intents_after_ms: see `Batch`.
+        now_ms: Unix milliseconds.
 
     Raises:
         JournalDamagedError: it cannot be used.
@@ -78,7 +85,8 @@ def refuse_older_intents(path: Path, node_id: str, issued_after_ms: int) -> None
     """
     store = JournalStore(path, node_id)
     try:
-        store.apply([Batch(intents_after_ms=issued_after_ms)], 0)
+        restored = audit_rows.event(NodeAuditKind.JOURNAL_RESTORED, now_ms, {"made_at_ms": made_at_ms})
+        store.apply([Batch(intents_after_ms=intents_after_ms, audit=[restored])], 0)
     finally:
         store.close()
 

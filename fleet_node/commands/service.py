@@ -23,6 +23,7 @@ from fleet_node.commands import audit_rows, rules
 from fleet_node.commands.audit_sender import AuditSender
 from fleet_node.commands.drain import Drain
 from fleet_node.commands.execution import CommandLimits, Execution
+from fleet_node.commands.floor import take_floor
 from fleet_node.commands.intake import Intake
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.ledger import Ledger
@@ -112,7 +113,7 @@ class CommandService:
         self._drain = Drain(
             clock=clock, metrics=metrics, overdue=lambda: self._execution.stop_all(StopCause.DRAIN_DEADLINE)
         )
-        self._audit_sender = AuditSender(journal=journal, clock=clock, metrics=metrics)
+        self._audit_sender = AuditSender(journal=journal, clock=clock, server_time=server_time, metrics=metrics)
         self._stream: _Stream | None = None
         self._lock = asyncio.Lock()
         self._turn = asyncio.Lock()
@@ -125,12 +126,15 @@ class CommandService:
 
     def hello(self) -> HelloCounters:
         """See `CommandPort`."""
+        audit_number = self._journal.audit_number  # before the chain: a chain that begins meanwhile has fewer rows
         return HelloCounters(
             last_accepted_seq=self._ledger.last_accepted_seq,
             first_report_no=self._ledger.first_report_no,
             last_report_no=self._ledger.last_report_no,
             drained=self._drain.draining,
             max_in_flight=self._limits.max_in_flight,
+            audit_chain=self._journal.audit_chain,
+            audit_number=audit_number,
         )
 
     def opened(self, context: StreamContext, welcome: gateway_pb2.Welcome, uplink: Uplink) -> _Stream:
@@ -218,13 +222,9 @@ class CommandService:
     async def take_floor(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
         """Take a floor on `stream`. One that cannot be journaled comes again on the next stream."""
         async with self._lock:
-            last_accepted_seq = self._ledger.last_accepted_seq
             try:
-                floor = self._intake.open_floor(signed, stream.context, last_accepted_seq)
-                if floor.seq_floor > last_accepted_seq or floor.intents_after_ms > self._ledger.used.issued_after_ms:
-                    audited = audit_rows.floor(floor, last_accepted_seq, self._server_time.now_ms())
-                    await self._ledger.raise_floor(floor.seq_floor, floor.intents_after_ms, audited)
-                    log.warning("seq_floor_raised", seq_floor=floor.seq_floor, last_accepted_seq=last_accepted_seq)
+                now_ms = self._server_time.now_ms()
+                await take_floor(signed, stream.context, self._intake, self._ledger, self._journal, now_ms)
             except (StatementRefusal, JournalUnavailableError) as error:
                 log.error("floor_refused", detail=str(error))
                 self.audit(NodeAuditKind.FLOOR_REFUSED, detail=str(error)[:MAX_DETAIL_CHARS])

@@ -208,6 +208,8 @@ class Connection:
             last_batch_seq=self._ports.telemetry.last_batch_seq,
             drained=counters.drained,
             boot_id=self._about.boot_id,
+            audit_chain=counters.audit_chain,
+            audit_number=counters.audit_number,
         ).SerializeToString()
         statement = session_pb2.StreamStatement(
             session_token_sha256=self._session.token_sha256,
@@ -316,14 +318,11 @@ class Connection:
             self._take_credential(control)
         elif kind == "drain":
             self._ports.commands.drain(control.drain)
-        elif kind == "goaway":
-            if not self.goaway.done():
-                self.goaway.set_result(control.goaway)
+        elif kind == "goaway" and not self.goaway.done():
+            self.goaway.set_result(control.goaway)
         elif kind == "error":
-            reason = control.error.reason
-            self._ending = Refusal(
-                Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL, control.error.detail
-            )
+            known = Reason.__members__.get(control.error.reason, Reason.INTERNAL)
+            self._ending = Refusal(known, control.error.detail)
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
         if control.commands.reports_acked:

@@ -35,6 +35,8 @@ class HelloCounters:
         last_report_no: highest report_no given out.
         drained: the node takes no new work.
         max_in_flight: most commands that the server may have sent without an answer.
+        audit_chain: that the node writes; 0 is its first.
+        audit_number: its newest row.
     """
 
     last_accepted_seq: int
@@ -42,6 +44,8 @@ class HelloCounters:
     last_report_no: int
     drained: bool
     max_in_flight: int
+    audit_chain: int = 0
+    audit_number: int = 0
 
 
 class Uplink(Protocol):

@@ -59,6 +59,7 @@ class NodesApi:
                 last_at_ms=standing.last_at_ms,
                 finding=standing.finding,
                 finding_at_ms=standing.finding_at_ms,
+                chain=standing.chain,
             ),
         )
 

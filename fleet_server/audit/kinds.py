@@ -72,6 +72,7 @@ class AuditKind(StrEnum):
     NODE_KEYS_REPLACED = "node.keys_replaced"
     NODE_CHECKLIST_TICKED = "node.checklist_ticked"
     NODE_AUDIT_BROKEN = "node.audit_broken"
+    NODE_AUDIT_CHAIN_OPENED = "node.audit_chain_opened"
     NODE_AUDIT_PAUSED = "node.audit_paused"
     # Sessions and streams
     SESSION_REFUSED = "session.refused"

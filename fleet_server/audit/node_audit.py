@@ -5,6 +5,10 @@ Mental model
     A chain that does not continue, or that says something else about a row than before, is a finding: it is audited by
     this replica, counted, shown with the node, and the stream goes on. Nothing behind it is stored until the node
     sends what does continue. A finding stays with the node.
+    Another chain is taken only when this server opened it, because a person said that the machine which came is the
+    node (`sessions.ratchet`). The older ones stay as they are: what still continues the one before is stored until the
+    next has begun, and where both hold something else, the node is told up to where they agree, and goes on in the
+    next one. A finding is told of the chain that is written; what was found before stays in the audit.
     A day's rows and bytes of a node are bounded; beyond, it is told so and keeps its rows until the next day.
 """
 
@@ -18,11 +22,11 @@ from typing import Protocol
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet.node_audit import MAX_ROWS_PER_FRAME, writer_of
+from fleet.node_audit import MAX_ROWS_PER_FRAME, Begun, writer_of
 from fleet.v1 import gateway_pb2
 from fleet_server.audit import node_rules, rules, store
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.audit.node_rules import DAY_MS, RETRY_MS, Finding, Judged, NodeStanding, Pause
+from fleet_server.audit.node_rules import DAY_MS, ENDED_RETRY_MS, RETRY_MS, Finding, Judged, NodeStanding, Pause
 from fleet_server.audit.service import TOPIC, AuditService
 from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.wakeup import Wakeup
@@ -70,13 +74,14 @@ class NodeAudit:
         self._metrics = metrics
 
     async def take(
-        self, node_id: str, sent: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False
+        self, node_id: str, frame: gateway_pb2.AuditRows, *, opened_chain: int = 0, sent_back: bool = False
     ) -> gateway_pb2.AuditAck:
         """Store what continues the node's chain; how far it is stored then.
 
         Args:
             node_id: as its session says.
-            sent: in the order of the chain.
+            frame: rows of one chain, in its order.
+            opened_chain: newest chain that was given to the node, as its session says; 0 is the first.
             sent_back: the node was told where the chain ends. Without it a gap is no finding yet: a server whose
                 database was restored knows less than it once acknowledged.
 
@@ -84,41 +89,44 @@ class NodeAudit:
             Refusal: UNAVAILABLE when the database is away, or when another replica stores rows of the node right now.
         """
         try:
-            return await self._database.write(lambda tx: self._take(tx, node_id, sent, sent_back))
+            return await self._database.write(lambda tx: self._take(tx, node_id, frame, opened_chain, sent_back))
         except IntegrityError as error:
             raise Refusal(Reason.UNAVAILABLE, "another stream of this node stores the same rows") from error
 
     async def standing(self, node_id: str) -> tuple[int, NodeStanding]:
-        """Number of the newest row stored of a node, and what is known of its chain."""
+        """Number of the newest row stored of the chain that a node writes, and what is known of that."""
 
         def query(conn: Connection) -> tuple[int, NodeStanding]:
-            return store.head(conn, writer_of(node_id)).number, store.node_standing(conn, node_id)
+            standing = store.node_standing(conn, node_id)
+            return store.head(conn, writer_of(node_id, standing.chain)).number, standing
 
         return await self._database.read(query)
 
     def _take(
-        self, tx: Transaction, node_id: str, sent: Sequence[gateway_pb2.AuditRow], sent_back: bool
+        self, tx: Transaction, node_id: str, frame: gateway_pb2.AuditRows, opened_chain: int, sent_back: bool
     ) -> gateway_pb2.AuditAck:
         now_ms = self._clock.now_ms()
-        writer = writer_of(node_id)
-        head = store.head(tx.conn, writer)
-        stored = {}
-        if sent and sent[0].number <= head.number:
-            first = sent[0].number
-            stored = store.hashes(tx.conn, writer, first, first + MAX_ROWS_PER_FRAME)
-        judged = node_rules.judge(node_id, head, stored, sent)
+        chain = frame.chain
         standing = store.node_standing(tx.conn, node_id)
+        head, judged = _judged(tx.conn, node_id, frame, begun=standing.chain, opened=opened_chain)
+        if judged.finding is Finding.REMOVED and not sent_back:
+            judged = replace(judged, finding=None)
+        closed = chain < opened_chain and chain != standing.chain
+        ack = gateway_pb2.AuditAck(number=judged.head.number, chain=chain)
+        if chain < opened_chain and (judged.finding is not None or (closed and judged.rows)):
+            ack.number = min(judged.agreed, head.number) if closed else judged.agreed
+            ack.paused, ack.retry_after_ms = Pause.CHAIN_ENDED, ENDED_RETRY_MS
+            judged = replace(judged, rows=[] if closed else judged.rows, finding=None)
         if judged.rows and node_rules.over_quota(standing, judged.rows, now_ms):
-            return self._pause(tx, node_id, head.number, standing, now_ms)
+            return self._pause(tx, node_id, chain, head.number, standing, now_ms)
         if judged.rows:
             store.insert(tx.conn, judged.rows, judged.head)
+            if chain > standing.chain:
+                standing = replace(standing, chain=chain, finding="", finding_at_ms=0)
             standing = _counted(standing, judged.rows, now_ms)
             tx.after_commit(partial(self._metrics.node_rows_stored, len(judged.rows)))
             tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
-        ack = gateway_pb2.AuditAck(number=judged.head.number)
-        if judged.finding is Finding.REMOVED and not sent_back:
-            judged = replace(judged, finding=None)
-        elif judged.finding is not None:
+        if judged.finding is not None:
             ack.paused, ack.retry_after_ms = Pause.CHAIN_BROKEN, RETRY_MS
             standing = self._record(tx, node_id, judged, judged.finding, standing, now_ms)
         if judged.rows or judged.finding is not None:
@@ -136,14 +144,19 @@ class NodeAudit:
             AuditKind.NODE_AUDIT_BROKEN,
             actor=writer_of(node_id),
             subject=writer_of(node_id),
-            detail={"finding": finding.value, "detail": judged.detail, "stored": judged.head.number},
+            detail={
+                "finding": finding.value,
+                "detail": judged.detail,
+                "writer": judged.head.writer,
+                "stored": judged.head.number,
+            },
         )
         tx.after_commit(partial(self._metrics.node_finding, finding))
         tx.after_commit(partial(log.error, "node_audit_broken", node_id=node_id, finding=finding.value))
         return replace(standing, finding=text, finding_at_ms=now_ms)
 
     def _pause(
-        self, tx: Transaction, node_id: str, number: int, standing: NodeStanding, now_ms: int
+        self, tx: Transaction, node_id: str, chain: int, number: int, standing: NodeStanding, now_ms: int
     ) -> gateway_pb2.AuditAck:
         day = now_ms // DAY_MS
         if standing.paused_day != day:
@@ -155,7 +168,36 @@ class NodeAudit:
             tx.after_commit(self._metrics.node_paused)
             tx.after_commit(partial(log.warning, "node_audit_over_quota", node_id=node_id))
         left_ms = min(RETRY_MS, (day + 1) * DAY_MS - now_ms)
-        return gateway_pb2.AuditAck(number=number, paused=Pause.OVER_QUOTA, retry_after_ms=left_ms)
+        return gateway_pb2.AuditAck(number=number, chain=chain, paused=Pause.OVER_QUOTA, retry_after_ms=left_ms)
+
+
+def _judged(
+    conn: Connection, node_id: str, frame: gateway_pb2.AuditRows, *, begun: int, opened: int
+) -> tuple[rules.Head, Judged]:
+    """The chain's head as stored, and what a frame comes to."""
+    chain, sent = frame.chain, frame.rows
+    head = store.head(conn, writer_of(node_id, chain))
+    if chain > opened:
+        return head, Judged(head, 0, [], Finding.MALFORMED, f"chain {chain} was not opened for this node")
+    stored = {}
+    if sent and sent[0].number <= head.number:
+        first = sent[0].number
+        stored = store.hashes(conn, head.writer, first, first + MAX_ROWS_PER_FRAME)
+    judged = node_rules.judge(node_id, head, stored, sent, chain=chain)
+    if chain > begun and chain == opened and judged.rows:
+        said = node_rules.begins(chain, sent[0])
+        known = {} if said is None else _row_hash(conn, node_id, said)
+        if said is None or said.sha256 != known.get(said.number, said.sha256):
+            detail = f"chain {chain} does not begin with the row that it continues"
+            return head, Judged(head, 0, [], Finding.MALFORMED, detail)
+    return head, judged
+
+
+def _row_hash(conn: Connection, node_id: str, said: Begun) -> dict[int, bytes]:
+    if not said.number or not said.sha256:
+        return {}
+    found = store.hashes(conn, writer_of(node_id, said.chain), said.number, said.number)
+    return found or {said.number: b""}  # a row that is not here cannot be continued
 
 
 def _counted(standing: NodeStanding, rows: Sequence[rules.AuditRow], now_ms: int) -> NodeStanding:

@@ -139,6 +139,10 @@ class AuditService:
         except IntegrityError:
             return False
 
+    def newest_number(self, conn: Connection, writer: str) -> int:
+        """Number of the newest row of a chain; 0 without one. Any thread."""
+        return store.head(conn, writer).number
+
     async def run_checkpoints(self, sign: SignCheckpoint, cluster_id: str) -> None:
         """Checkpoint each second that has news, until cancelled. A database that is away is tried again a second
         later.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -11,11 +12,11 @@ from fleet_server.cli.failures import BadProfile, Failed
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.tables import Cell, Column
-from fleet_server.cli.terminal import Styled, excerpt
+from fleet_server.cli.terminal import Styled, counted, excerpt
 
 if TYPE_CHECKING:
     from fleet.audit_chain import ChainSummary, ChainVerifier
-    from fleet.audit_crosscheck import CrossCheckSummary
+    from fleet.audit_crosscheck import CrossCheckSummary, LaterChain
     from fleet.v1 import admin_pb2
     from fleet_server.cli.connection import Admin
     from fleet_server.cli.node_names import NodeNames
@@ -81,7 +82,11 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
     not be older than the newest that you saw before: so not even the server can take back what it once showed you. Ends
     with 1 and the name of what is wrong:
     CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK;
-    between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE or NODE_ROW_MALFORMED.
+    between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE, CHAIN_NOT_OPENED or
+    NODE_ROW_MALFORMED.
+
+    A node that was adopted goes on in another chain. Each is checked and named, with what it says it continues and how
+    many rows of the older chain stand behind that: they stay, and the machine that was adopted does not have them.
     """
     from fleet.audit_chain import AuditFinding
 
@@ -202,7 +207,9 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
                 "agreed_commands": agreed.commands,
                 "awaited_commands": agreed.awaited,
                 "left_out_commands": agreed.left_out,
+                "lost_commands": agreed.lost,
                 "broken_nodes": list(agreed.broken),
+                "later_chains": [asdict(chain) for chain in agreed.chains],
             }
         )
         return
@@ -214,6 +221,7 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
             ("checkpoints", f"{summary.checkpoints}, the newest is {signed}"),
             ("not signed yet", f"{summary.uncovered_rows} rows after the newest checkpoint"),
             ("commands", _agreed_text(agreed)),
+            *[("later chain", _chain_text(chain)) for chain in agreed.chains],
             *([("broken nodes", Styled(_broken_text(agreed), "red"))] if agreed.broken else []),
         ]
     )
@@ -221,7 +229,18 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
 
 def _agreed_text(agreed: CrossCheckSummary) -> str:
     text = f"{agreed.commands} told alike by server and nodes from issue to end, {agreed.awaited} not told by both yet"
-    return f"{text}, {agreed.left_out} left out by nodes that said so" if agreed.left_out else text
+    if agreed.left_out:
+        text += f", {agreed.left_out} left out by nodes that said so"
+    return f"{text}, {agreed.lost} lost with what machines held before they were adopted" if agreed.lost else text
+
+
+def _chain_text(chain: LaterChain) -> str:
+    text = f"{chain.chain} of {chain.node_id} ({chain.reason}) continues row {chain.number} of chain {chain.continues}"
+    return (
+        f"{text}; {counted(chain.beyond, 'row')} behind that the adopted machine does not have"
+        if chain.beyond
+        else text
+    )
 
 
 def _broken_text(agreed: CrossCheckSummary) -> str:

@@ -347,7 +347,8 @@ def _audit(audit: admin_pb2.NodeAuditView) -> Cell:
     if audit.finding:
         text = f"{audit.finding}, found {moment_text(audit.finding_at_ms)}: trust nothing that this node says"
         return Styled(text, "red")
-    return f"{audit.rows} rows, the last {moment_text(audit.last_at_ms)}" if audit.rows else "nothing yet"
+    where = f" in chain {audit.chain}" if audit.chain else ""
+    return f"{audit.rows} rows{where}, the last {moment_text(audit.last_at_ms)}" if audit.rows else "nothing yet"
 
 
 def _details(node: admin_pb2.NodeView, now_ms: int) -> list[tuple[str, Cell]]:

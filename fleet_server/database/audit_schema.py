@@ -20,6 +20,7 @@ node_audits = Table(
     "node_audits",
     metadata,
     Column("node_id", _id(), primary_key=True),
+    Column("chain", BigInteger, nullable=False),
     Column("last_at_ms", BigInteger, nullable=False),
     Column("day", BigInteger, nullable=False),
     Column("day_rows", BigInteger, nullable=False),

@@ -206,6 +206,7 @@ node_ratchets = Table(
     Column("any_once", Integer, nullable=False),
     Column("seq_floor", BigInteger, nullable=False),
     Column("floor_at_ms", BigInteger, nullable=False),
+    Column("audit_chain", BigInteger, nullable=False),
     Column("mac", LargeBinary, nullable=False),
 )
 

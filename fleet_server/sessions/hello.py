@@ -94,6 +94,7 @@ class HelloRules:
             body.bundle_version.number,
             body.config_version,
             body.last_batch_seq,
+            body.audit_number,
         )
         if max(counters) > MAX_COUNTER:
             raise _malformed("a counter of the hello is out of range: the node's journal is damaged")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from fleet_server.database.engine import Connection, for_update, sql
 from fleet_server.trust.secrets import RowMac, SealError, SecretBox
 
 RATCHET_BYTES = 32
+MAX_CHAINS_FORGOTTEN = 1000
 
 
 class Verdict(Enum):
@@ -57,6 +58,16 @@ def judge(*, confirmed_sha256: bytes, offered: bytes, any_once: bool, shown: byt
     return Verdict.FOREIGN
 
 
+def next_chain(held: int, told: int) -> int:
+    """Number of the audit chain that a machine begins when it starts over.
+
+    Args:
+        held: newest chain that was given to the node, as the database remembers it.
+        told: chain that the machine writes by its own word; a database that was restored may have forgotten a few.
+    """
+    return max(held, min(told, held + MAX_CHAINS_FORGOTTEN)) + 1
+
+
 def digest(value: bytes) -> bytes:
     """How a confirmed value is kept; nothing stays nothing."""
     return hashlib.sha256(value).digest() if value else b""
@@ -70,6 +81,7 @@ class _Row:
     any_once: int = 0
     seq_floor: int = 0
     floor_at_ms: int = 0
+    audit_chain: int = 0
 
 
 class Turn(NamedTuple):
@@ -79,11 +91,15 @@ class Turn(NamedTuple):
         handed_on: for the welcome.
         seq_floor: every seq up to it lies behind the node; 0 without a floor.
         floor_at_ms: intents issued up to then lie behind the node, too. Unix milliseconds; 0 if it never was adopted.
+        audit_chain: chain that the node writes; 0 is its first.
+        starts_over: a person said that this machine is the node, and this was the stream that it let in.
     """
 
     handed_on: bytes
     seq_floor: int
     floor_at_ms: int
+    audit_chain: int = 0
+    starts_over: bool = False
 
 
 class TamperedRatchetError(Exception):
@@ -102,8 +118,15 @@ class Ratchets:
         self._box = box
         self._mac = mac
 
-    def turn(self, conn: Connection, node_id: str, shown: bytes) -> Turn | None:
+    def turn(self, conn: Connection, node_id: str, shown: bytes, audit_chain: int = 0) -> Turn | None:
         """Judge what a hello shows; what to hand on, or None when it is FOREIGN.
+
+        A machine that starts over may have written other audit rows than are held here: it is given a chain of its own,
+        behind every one that either side knows of.
+
+        Args:
+            shown: the ratchet.
+            audit_chain: that the node says it writes; believed only of a machine that starts over.
 
         Raises:
             TamperedRatchetError: nothing can be told.
@@ -116,11 +139,14 @@ class Ratchets:
         if verdict is Verdict.FOREIGN:
             return None
         if verdict is Verdict.LAGS and offered:
-            return Turn(offered, row.seq_floor, row.floor_at_ms)
+            return Turn(offered, row.seq_floor, row.floor_at_ms, row.audit_chain)
+        starts_over = verdict is Verdict.STARTS_OVER
+        chain = next_chain(row.audit_chain, audit_chain) if starts_over else row.audit_chain
         handed_on = os.urandom(RATCHET_BYTES)
         sealed = self._box.seal(handed_on, row=_place(node_id))
-        self._save(conn, replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_once=0))
-        return Turn(handed_on, row.seq_floor, row.floor_at_ms)
+        turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_once=0, audit_chain=chain)
+        self._save(conn, turned)
+        return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, starts_over)
 
     def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int) -> None:
         """The node's next hello may show anything, once.
@@ -147,8 +173,8 @@ class Ratchets:
 
     def _load(self, conn: Connection, node_id: str) -> _Row | None:
         text = (
-            "SELECT confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, mac FROM node_ratchets"
-            " WHERE node_id = ?"
+            "SELECT confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, audit_chain, mac"
+            " FROM node_ratchets WHERE node_id = ?"
         )
         found = conn.exec_driver_sql(sql(conn, text) + for_update(conn), (node_id,)).first()
         if found is None:
@@ -168,13 +194,14 @@ class Ratchets:
 
     def _save(self, conn: Connection, row: _Row) -> None:
         text = (
-            "INSERT INTO node_ratchets (node_id, confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, mac)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
+            "INSERT INTO node_ratchets"
+            " (node_id, confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, audit_chain, mac)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
             " confirmed_sha256 = excluded.confirmed_sha256, sealed_offer = excluded.sealed_offer,"
             " any_once = excluded.any_once, seq_floor = excluded.seq_floor, floor_at_ms = excluded.floor_at_ms,"
-            " mac = excluded.mac"
+            " audit_chain = excluded.audit_chain, mac = excluded.mac"
         )
-        fields = (row.node_id, row.confirmed_sha256, row.sealed_offer, row.any_once, row.seq_floor, row.floor_at_ms)
+        fields = astuple(row)
         conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))
 
 

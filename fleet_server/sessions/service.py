@@ -43,8 +43,9 @@ from fleet_server.sessions.client_certificates import check_binding
 from fleet_server.sessions.credentials import ChallengePurpose
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
-from fleet_server.sessions.ratchet import TamperedRatchetError, Turn
+from fleet_server.sessions.ratchet import Turn
 from fleet_server.sessions.rotations import Rotation
+from fleet_server.sessions.same_machine import SameMachine
 from fleet_server.sessions.standing import open_session, refuse_unless_active
 from fleet_server.sessions.store import SessionRow
 from fleet_server.trust.secrets import SealError, Secrets
@@ -56,9 +57,6 @@ REAUTH_TTL_MS = 60_000
 CLEANUP_INTERVAL_S = 60.0
 AUDIT_INTERVAL_S = 1.0
 MAX_WAITING_HELLOS = 8  # of one api_key: a node opens one stream, and one more when it moves
-_FOREIGN_RATCHET = "another machine with its keys has connected since, or this one was restored from an older copy"
-_NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
-_TAMPERED_RATCHET = "the record of its ratchet was changed outside the server"
 EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
 ENDED_KEPT_MS = 24 * 3_600_000  # as long an api_key
 
@@ -94,6 +92,7 @@ class SessionService(HandshakeService):
             session_ttl_ms=session_ttl_ms,
             rotations_per_day=rotations_per_day,
         )
+        self._same_machine = SameMachine(self._ratchets, nodes, audit)
         self._hellos = HelloRules()
         self._waiting_hellos: Counter[bytes] = Counter()
 
@@ -183,7 +182,7 @@ class SessionService(HandshakeService):
                 node,
                 body,
                 standing.rotation,
-                ratchet=said.ratchet,
+                said,
                 stream_id=stream_id,
                 replica_id=replica_id,
             )
@@ -213,8 +212,8 @@ class SessionService(HandshakeService):
         node: NodeRecord,
         body: gateway_pb2.HelloBody,
         rotation: Rotation | None,
+        said: session_pb2.StreamStatement,
         *,
-        ratchet: bytes,
         stream_id: str,
         replica_id: str,
     ) -> tuple[int, Turn] | Refusal:
@@ -224,7 +223,7 @@ class SessionService(HandshakeService):
         try:
             self._standings.check_unchanged(tx.conn, digest, node)
             open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
-            turn = self._turn_ratchet(tx, node, ratchet)
+            turn = self._same_machine.turn(tx, node, said, body)
         except Refusal as refusal:
             return refusal
         epoch = self._nodes.open_stream(
@@ -247,26 +246,6 @@ class SessionService(HandshakeService):
         subject = f"node:{node.node_id}"
         self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)
         return epoch, turn
-
-    def _turn_ratchet(self, tx: Transaction, node: NodeRecord, shown: bytes) -> Turn:
-        """What to hand on; a node that shows what it cannot have is set aside, and that stands.
-
-        Raises:
-            Refusal: QUARANTINED.
-        """
-        try:
-            turn = self._ratchets.turn(tx.conn, node.node_id, shown)
-            why = _FOREIGN_RATCHET if shown else _NO_RATCHET
-        except TamperedRatchetError:
-            turn, why = None, _TAMPERED_RATCHET
-        if turn is not None:
-            return turn
-        self._nodes.quarantine(tx, node, why)
-        raise Refusal(
-            Reason.QUARANTINED,
-            f"{why}: this node is set aside until an operator says which machine it is (`fleetctl nodes adopt`)",
-            metadata={"node": node.name},
-        )
 
     def adopt_nodes(self, abandon_signed: Callable[[Transaction, str], int]) -> None:
         """Let operators adopt nodes: the machine that comes next is the node, whatever its ratchet.

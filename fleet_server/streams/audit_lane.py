@@ -20,11 +20,12 @@ class AuditLane:
     """Stores one stream's audit frames in order.
 
     Args:
+        opened_chain: newest audit chain that was given to the node.
         send: queues a control frame.
         failed: told when a frame cannot be stored; the stream ends then.
     """
 
-    __slots__ = ("_audit", "_node_id", "_pump", "_send", "_sent_back", "_waiting")
+    __slots__ = ("_audit", "_node_id", "_opened_chain", "_pump", "_send", "_sent_back", "_waiting")
 
     def __init__(
         self,
@@ -32,11 +33,13 @@ class AuditLane:
         audit: NodeAudit,
         clock: Clock,
         *,
+        opened_chain: int,
         send: Callable[[gateway_pb2.ServerControl], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._node_id = node_id
         self._audit = audit
+        self._opened_chain = opened_chain
         self._send = send
         self._waiting: list[gateway_pb2.AuditRows] = []
         self._sent_back = False
@@ -54,8 +57,10 @@ class AuditLane:
 
     async def _store(self) -> None:
         while self._waiting:
-            rows = self._waiting[0].rows
-            ack = await self._audit.take(self._node_id, rows, sent_back=self._sent_back)
+            frame = self._waiting[0]
+            ack = await self._audit.take(
+                self._node_id, frame, opened_chain=self._opened_chain, sent_back=self._sent_back
+            )
             del self._waiting[0]
-            self._sent_back = bool(rows) and ack.number < rows[-1].number
+            self._sent_back = bool(frame.rows) and ack.number < frame.rows[-1].number
             self._send(gateway_pb2.ServerControl(audit_ack=ack))

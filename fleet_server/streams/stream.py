@@ -123,7 +123,14 @@ class Stream:
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, rooms.held_reports, self._failed)
-        self._audit = AuditLane(self.node_id, rooms.node_audit, rooms.clock, send=self.send, failed=self._failed)
+        self._audit = AuditLane(
+            self.node_id,
+            rooms.node_audit,
+            rooms.clock,
+            opened_chain=claim.turn.audit_chain,
+            send=self.send,
+            failed=self._failed,
+        )
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._certificate_from_s = 0.0  # monotonic: no certificate before
@@ -139,9 +146,13 @@ class Stream:
         self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
         self._send_bundle(self.pulse.bundle_version)
-        if self._turn.floor_at_ms:  # it was adopted once: what lies behind it is told on every stream
+        turn = self._turn
+        if turn.floor_at_ms or turn.audit_chain:  # it started over once: what lies behind it is told on every stream
             floor = self._rooms.trust.sign_floor(  # by the authority of the bundle that was just sent
-                self.node_id, seq_floor=self._turn.seq_floor, intents_after_ms=self._turn.floor_at_ms
+                self.node_id,
+                seq_floor=turn.seq_floor,
+                intents_after_ms=turn.floor_at_ms,
+                audit_chain=turn.audit_chain,
             )
             self.send(gateway_pb2.ServerControl(floor=floor))
         self.membership.start()

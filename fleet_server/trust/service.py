@@ -173,14 +173,15 @@ class TrustService:
             return None
         return known.authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
-    def sign_floor(self, node_id: str, *, seq_floor: int, intents_after_ms: int) -> trust_pb2.Signed:
-        """Sign what lies behind an adopted node, with the authority."""
+    def sign_floor(self, node_id: str, *, seq_floor: int, intents_after_ms: int, audit_chain: int) -> trust_pb2.Signed:
+        """Sign what lies behind a node that started over, and the audit chain that it writes, with the authority."""
         statement = trust_pb2.FloorStatement(
             cluster_id=self.cluster_id,
             node_id=node_id,
             seq_floor=seq_floor,
             intents_after_ms=intents_after_ms,
             issued_at_ms=self._clock.now_ms(),
+            audit_chain=audit_chain,
         )
         return self.authority.sign(Domain.FLOOR, statement.SerializeToString())
 

@@ -11,23 +11,30 @@ A node may be behind: it sends its rows after its reports, and an offline one se
 counted as awaited; it is a finding once the node has said something later. A node whose disk was full says in a gap
 how many rows it left out; so many may be missing, and are counted.
 
+A machine that was let in again, because its disk went back or its node was cloned, goes on in another chain of the
+node. It may never have known what its node did since, or tell again what the older chain has: what the server was told
+before it let the machine in may be missing from all of the node's chains, and is counted as lost with the older one.
+
 Pure: verified rows come in as arguments, findings are raised.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fleet.audit_chain import AuditFinding, ChainRow
-from fleet.node_audit import NodeAuditKind, node_of
+from fleet.node_audit import Begun, NodeAuditKind, chain_of, node_of
 
 GRACE_MS = 600_000
 """A node's rows about what it reported come within seconds; one that speaks of later and not of it has left it out."""
 
 _FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED"})
+_PAGE = 1024
+_DIGEST_BYTES = 8
 _TOO_FAR = "SEQ_TOO_FAR"  # journaled as refused, and never accepted
 
 
@@ -55,10 +62,37 @@ class MissingOnNode(AuditFinding):
     code = "MISSING_ON_NODE"
 
 
+class ChainNotOpened(AuditFinding):
+    """A node has a chain that the server never opened, or one that does not begin where the one before was."""
+
+    code = "CHAIN_NOT_OPENED"
+
+
 class NodeRowMalformed(AuditFinding):
     """A row of a node's chain says nothing that a node says."""
 
     code = "NODE_ROW_MALFORMED"
+
+
+@dataclass(frozen=True, slots=True)
+class LaterChain:
+    """A chain that a node began after a person had said that the machine which came is the node.
+
+    Args:
+        node_id: the node.
+        chain: its number.
+        reason: ADOPTED or RESTORED, by the word of the node.
+        continues: chain that it names as the one before.
+        number: newest row of that chain that this machine and the server both held; 0 if none.
+        beyond: rows of that chain behind it: they are kept, and another machine, or a later disk, wrote them.
+    """
+
+    node_id: str
+    chain: int
+    reason: str
+    continues: int
+    number: int
+    beyond: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +105,8 @@ class CrossCheckSummary:
         awaited: that one side has told the end of, and the other not yet.
         left_out: that stand in a gap which the node declared.
         broken: nodes whose rows the server refused at some time, because they did not continue their chain.
+        lost: that the server was told of before it let a machine in again, and that no chain of the node tells.
+        chains: that nodes began behind their first.
     """
 
     nodes: int
@@ -78,6 +114,8 @@ class CrossCheckSummary:
     awaited: int
     left_out: int
     broken: tuple[str, ...]
+    lost: int = 0
+    chains: tuple[LaterChain, ...] = ()
 
 
 @dataclass(slots=True)
@@ -92,13 +130,39 @@ class _Command:
     ended: str = ""
 
 
+class _Settled:
+    """The digests of commands of which both sides said all, by seq; 8 bytes of each, for a later chain may tell again
+    what an older one has."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+
+    def add(self, seq: int, digest: str) -> None:
+        """`digest` in hexadecimal; empty for a command that was never accepted."""
+        page = self._pages.setdefault(seq // _PAGE, bytearray(_PAGE * _DIGEST_BYTES))
+        at = seq % _PAGE * _DIGEST_BYTES
+        page[at : at + _DIGEST_BYTES] = _short(digest)
+
+    def tells(self, seq: int, digest: str) -> bool:
+        """Whether this command is settled; `digest` must be its own unless it is empty."""
+        page = self._pages.get(seq // _PAGE)
+        at = seq % _PAGE * _DIGEST_BYTES
+        found = b"" if page is None else page[at : at + _DIGEST_BYTES]
+        return any(found) and (not digest or found == _short(digest))
+
+
 @dataclass(slots=True)
 class _Node:
     commands: dict[int, _Command] = field(default_factory=dict)
+    settled: _Settled = field(default_factory=_Settled)
     agreed: int = 0
     last_accepted: int = 0
     last_at_ms: int = 0
     left_out: int = 0
+    lost: int = 0
+    opened_at_ms: dict[int, int] = field(default_factory=dict)
+    heads: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    begun: dict[int, Begun | None] = field(default_factory=dict)
 
 
 class CrossCheck:
@@ -129,6 +193,9 @@ class CrossCheck:
                 for state, seqs in states.items():
                     for seq in seqs:
                         self._note(node, seq, "reported", state, row.at_ms)
+        elif row.kind == "node.audit_chain_opened":
+            node = self._nodes.setdefault(node_of(row.subject) or row.subject, _Node())
+            node.opened_at_ms[json.loads(row.detail)["chain"]] = row.at_ms
         elif row.kind == "node.audit_broken":
             self._broken[node_of(row.subject) or row.subject] = None
 
@@ -136,14 +203,17 @@ class CrossCheck:
         """Say that nothing more comes.
 
         Raises:
-            NeverIssued, DigestDiffers, OutcomeDiffers, MissingOnNode, NodeRowMalformed: the first that was found; the
-                message says of how many nodes more something was.
+            NeverIssued, DigestDiffers, OutcomeDiffers, MissingOnNode, ChainNotOpened, NodeRowMalformed: the first that
+                was found; the message says of how many nodes more something was.
         """
         awaited = left_out = 0
+        chains: list[LaterChain] = []
         for node_id, node in self._nodes.items():
+            self._check_chains(node_id, node, chains)
             if node_id in self._findings:
                 continue
             missing = 0
+            let_in_at_ms = max([node.opened_at_ms[chain] for chain in node.begun], default=0)
             for seq, command in sorted(node.commands.items()):
                 name = f"seq {seq} of node {node_id}"
                 if (command.accepted or command.ended) and not command.issued:
@@ -151,6 +221,9 @@ class CrossCheck:
                     self._findings[node_id] = NeverIssued(text)
                     break
                 if _passed_over(node, seq, command):
+                    if command.reported_at_ms <= let_in_at_ms:
+                        node.lost += 1
+                        continue
                     missing += 1
                 elif bool(command.ended) != _final(command) or (command.reported and not command.accepted):
                     awaited += 1
@@ -166,7 +239,22 @@ class CrossCheck:
             awaited=awaited,
             left_out=left_out,
             broken=tuple(self._broken),
+            lost=sum(node.lost for node in self._nodes.values()),
+            chains=tuple(chains),
         )
+
+    def _check_chains(self, node_id: str, node: _Node, chains: list[LaterChain]) -> None:
+        for chain, begun in node.begun.items():
+            if begun is None or chain not in node.opened_at_ms:
+                what = "does not begin with what it continues" if begun is None else "was never opened by the server"
+                self._find(node_id, ChainNotOpened(f"chain {chain} of node {node_id} {what}"))
+                continue
+            number, sha256 = node.heads.get(begun.chain, (0, b""))
+            if begun.number > number or (begun.number == number and begun.sha256 not in (b"", sha256)):
+                text = f"chain {chain} of node {node_id} continues a row {begun.number} that chain {begun.chain} lacks"
+                self._find(node_id, ChainNotOpened(text))
+                continue
+            chains.append(LaterChain(node_id, chain, begun.reason, begun.chain, begun.number, number - begun.number))
 
     def _find(self, node_id: str, finding: AuditFinding) -> None:
         self._findings.setdefault(node_id, finding)
@@ -180,12 +268,19 @@ class CrossCheck:
         node = self._nodes.setdefault(node_id, _Node())
         node.last_at_ms = max(node.last_at_ms, row.at_ms)
         try:
+            chain = chain_of(row.writer)
+            node.heads[chain] = (row.number, row.hash)
+            if chain and row.number == 1:
+                node.begun[chain] = Begun.parse(row.detail) if row.kind == NodeAuditKind.CHAIN_BEGUN else None
             if row.kind == NodeAuditKind.COMMAND_ACCEPTED:
                 for seq, digest in _accepted(json.loads(row.detail)):
                     node.last_accepted = max(node.last_accepted, seq)
-                    self._note(node_id, seq, "accepted", digest)
+                    if not (chain and node.settled.tells(seq, digest)):
+                        self._note(node_id, seq, "accepted", digest)
             elif row.kind == NodeAuditKind.COMMAND_ENDED:
                 for seq, state, reason in _ended(json.loads(row.detail)):
+                    if chain and (node.settled.tells(seq, "") or _told_before(node, seq, chain, state)):
+                        continue
                     if reason == _TOO_FAR:
                         node.commands.setdefault(seq, _Command()).too_far = True
                     self._note(node_id, seq, "ended", state)
@@ -207,8 +302,17 @@ class CrossCheck:
             text = f"the server says {command.reported} of {name}, the node says {command.ended}"
             self._find(node_id, OutcomeDiffers(text))
         if command.issued and (command.accepted or command.too_far) and _final(command) and command.ended:
+            node.settled.add(seq, command.accepted)
             del node.commands[seq]
             node.agreed += 1
+
+
+def _told_before(node: _Node, seq: int, chain: int, state: str) -> bool:
+    """Whether the server knew another end of a command before it let this machine in, which cannot know that one."""
+    command = node.commands.get(seq)
+    if command is None or not _final(command) or command.reported == state:
+        return False
+    return command.reported_at_ms <= node.opened_at_ms.get(chain, 0)
 
 
 def _passed_over(node: _Node, seq: int, command: _Command) -> bool:
@@ -219,6 +323,10 @@ def _passed_over(node: _Node, seq: int, command: _Command) -> bool:
     if not command.accepted and not command.too_far:
         return late or seq < node.last_accepted
     return late and _final(command) and not command.ended
+
+
+def _short(digest: str) -> bytes:
+    return hashlib.sha256(digest.encode()).digest()[:_DIGEST_BYTES]
 
 
 def _final(command: _Command) -> bool:

@@ -7,9 +7,15 @@ import sqlite3
 from pathlib import Path
 
 from fleet.errors import Reason
+from fleet.secrets import Secret
+from fleet.v1 import admin_pb2
 from fleet.v1.command_pb2 import COMMAND_STATE_INTERRUPTED as INTERRUPTED
 from fleet.v1.command_pb2 import COMMAND_STATE_RUNNING as RUNNING
 from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
+from fleet_node.backup.service import back_up
+from fleet_node.backup.service import restore as restore_backup
+from fleet_node.commands.opening import copy_journal
+from tests.integration.audits import agreed, verify
 from tests.integration.installation import Installation, RunningNode
 from tests.integration.waiting import eventually
 
@@ -52,6 +58,11 @@ async def test_a_cloned_disk_is_found_out_and_only_the_adopted_machine_stays(ins
     assert (await installation.owner.run("n-1"))[0].state == SUCCEEDED
     await installation.owner.wait_audit("node.ratchet_foreign")
     await installation.owner.wait_audit("node.adopted")
+    begun = await installation.owner.wait_audit("chain.begun")
+    assert (begun["reason"], begun["continues"]["number"]) == ("ADOPTED", begun["held"]["number"])
+    _, between = await agreed(installation, 1)
+    assert [(chain.chain, chain.beyond) for chain in between.chains] == [(1, 0)]
+    assert not between.broken
 
 
 async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unknown(
@@ -63,6 +74,7 @@ async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unk
     shutil.copytree(node.folder.path, image, ignore=shutil.ignore_patterns("*.sock"))
     await node.start()
     done = await installation.owner.run("n-1", count=3)
+    await agreed(installation, 3)
     await node.stop()
     await node.start()
     working = await installation.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 60_000})
@@ -93,3 +105,91 @@ async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unk
     runs = node.runs()
     assert {view.command_id.hex() for view in (*done, after)} <= set(runs)
     assert max(runs.values()) == 1
+
+    _, between = await agreed(installation, 4)
+    (chain,) = between.chains
+    assert (chain.node_id, chain.chain, chain.continues, between.broken) == (node.node_id, 1, 0, ())
+    assert chain.beyond > 0, "what the machine wrote that is gone stays"
+    shown = await installation.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
+    assert (shown.audit.chain, shown.audit.finding) == (1, "")
+
+
+async def test_a_node_restored_from_a_backup_says_so_in_a_chain_of_its_own(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1", count=2)
+    await node.stop()
+    archive, passphrase = quick.folder / "n-1.backup", Secret("a passphrase for tests")
+    copy = quick.folder / "copied.db"
+    copy_journal(node.folder.journal, node.node_id, copy)
+    back_up(
+        node.folder,
+        archive,
+        passphrase,
+        node_id=node.node_id,
+        read_journal=copy.read_bytes,
+        clock=node.clock,
+        cost=2,
+    )
+    for _ in range(2):
+        await node.start()
+        await quick.owner.run("n-1")
+        await node.stop()
+    await node.start()
+    await agreed(quick, 4)
+    await node.stop()
+    shutil.rmtree(node.folder.path)
+    restore_backup(archive, node.folder.path, passphrase, clock=node.clock, cost=2)
+
+    await node.start(wait_live=False)
+    await node.wait_refused(Reason.QUARANTINED)
+    await quick.owner.adopt("n-1")
+    await node.wait_live()
+    await quick.owner.run("n-1")
+
+    _, between = await agreed(quick, 5)
+    assert [(chain.reason, chain.beyond > 0) for chain in between.chains] == [("RESTORED", True)]
+    assert (await quick.owner.wait_audit("journal.restored"))["made_at_ms"] > 0
+    assert (between.broken, between.lost) == ((), 0)
+
+
+async def test_a_disk_that_went_back_within_one_stream_is_found_by_its_audit(quick: Installation) -> None:
+    """The ratchet moves with each stream; what was copied while one lives is as good as the original, to it."""
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1")
+    await node.stop()
+    journal = quick.folder / "copied.db"
+    copy_journal(node.folder.journal, node.node_id, journal)
+    await node.start()
+    await quick.owner.run("n-1")
+    await agreed(quick, 2)
+    await node.stop()
+    shutil.copyfile(journal, node.folder.journal)  # its ratchet is the newest
+
+    await node.start(wait_live=False)
+    assert "lacks audit rows" in await node.wait_refused(Reason.QUARANTINED)
+    await quick.owner.adopt("n-1")
+    await node.wait_live()
+    await quick.owner.run("n-1")
+
+    _, between = await agreed(quick, 3)
+    assert [(chain.chain, chain.beyond > 0) for chain in between.chains] == [(1, True)]
+    assert not between.broken
+
+
+async def test_a_machine_that_nobody_adopted_cannot_begin_its_history_anew(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1", count=2)
+    await agreed(quick, 2)
+    await node.stop()
+    with contextlib.closing(sqlite3.connect(node.folder.path / "journal.db")) as database:
+        database.execute("DELETE FROM audit")
+        database.execute("UPDATE audit_state SET number = 0, hash = x'', acked_number = 0, chain = 1, next_chain = 1")
+        database.commit()
+
+    await node.start()
+
+    detail = await quick.owner.wait_audit("node.audit_broken")
+    assert detail["detail"] == "chain 1 was not opened for this node"
+    summary, between = await verify(quick)
+    assert (between.commands, between.broken, between.chains) == (2, (node.node_id,), ())
+    assert summary.writers == 3, "the rows of its only chain stand"

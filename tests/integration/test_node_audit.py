@@ -8,47 +8,14 @@ from typing import Any
 
 import pytest
 
-from fleet.audit_chain import AuditFinding, ChainSummary, ChainVerifier, CheckpointMark, row_hash
-from fleet.audit_crosscheck import CrossCheck, CrossCheckSummary
-from fleet.envelope import key_id
+from fleet.audit_chain import AuditFinding, row_hash
 from fleet.node_audit import NodeAuditKind, writer_of
 from fleet.v1 import admin_pb2, command_pb2
+from tests.integration.audits import agreed, verify
 from tests.integration.installation import Installation
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
-
-
-async def verify(
-    installation: Installation, remembered: CheckpointMark | None = None
-) -> tuple[ChainSummary, CrossCheckSummary]:
-    """What `fleetctl audit verify` does."""
-    authority = installation.server.trust.authority.public_key
-    verifier = ChainVerifier(
-        cluster_id=installation.server.trust.cluster_id,
-        authority_keys={key_id(authority): authority},
-        remembered=remembered,
-    )
-    between = CrossCheck()
-    async for page in installation.owner.follow("ExportAudit", admin_pb2.ExportAuditRequest()):
-        for entry in page.entries:
-            verifier.add_row(entry)
-            between.add_row(entry)
-        for checkpoint in page.checkpoints:
-            verifier.add_checkpoint(checkpoint)
-    return verifier.finish(), between.finish()
-
-
-async def agreed(installation: Installation, commands: int) -> tuple[ChainSummary, CrossCheckSummary]:
-    """Both sides tell `commands` commands alike, and the authority has signed for all of it."""
-
-    async def look() -> tuple[ChainSummary, CrossCheckSummary] | None:
-        summary, between = await verify(installation)
-        done = between.commands >= commands and not summary.uncovered_rows
-        return (summary, between) if done else None
-
-    found: tuple[ChainSummary, CrossCheckSummary] = await eventually(look, f"{commands} commands are told alike")
-    return found
 
 
 async def test_nodes_and_server_tell_the_same(quick: Installation) -> None:
@@ -94,15 +61,15 @@ async def test_a_node_goes_on_with_its_chain_after_a_restart(quick: Installation
     assert kinds.count("process.stopped") == 1
 
 
-async def test_a_node_whose_chain_went_back_is_found_and_keeps_its_stream(quick: Installation) -> None:
+async def test_a_node_whose_chain_was_rewritten_is_found_and_keeps_its_stream(quick: Installation) -> None:
     node = await quick.add_node("n-1")
     await quick.owner.run("n-1")
     await agreed(quick, 1)
     await node.stop()
     journal = node.folder.path / "journal.db"
     with contextlib.closing(sqlite3.connect(journal)) as database:
-        database.execute("DELETE FROM audit")
-        database.execute("UPDATE audit_state SET number = 0, hash = x'', acked_number = 0")
+        database.execute("UPDATE audit SET hash = zeroblob(32)")
+        database.execute("UPDATE audit_state SET hash = zeroblob(32), acked_number = 0")
         database.commit()
 
     await node.start()

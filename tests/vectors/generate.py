@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fleet import audit_chain, jointoken
 from fleet.channel import derive_frame_keys, node_end, server_end
 from fleet.envelope import signing_input
 from fleet.identity import show_fingerprint
-from fleet.node_audit import NodeAuditKind, encode_detail, node_row_hash
+from fleet.node_audit import Begun, BegunBecause, NodeAuditKind, encode_detail, node_row_hash, writer_of
 from fleet.sequence import command_digest
 from fleet.v1 import command_pb2, enrollment_pb2, gateway_pb2
 from tests.vectors import cast, connecting, joining, keys, ordering, story
@@ -187,21 +188,30 @@ def _node_rows() -> list[dict[str, Any]]:
         "digests": [hashlib.sha256(b"some command").hexdigest()],
         "seqs": [41],
     }
-    said: tuple[tuple[NodeAuditKind, dict[str, Any]], ...] = (
-        (NodeAuditKind.PROCESS_STARTED, {"bundle": [1, 7], "version": "1.0.0"}),
-        (NodeAuditKind.COMMAND_ACCEPTED, {"commands": [commands]}),
-        (NodeAuditKind.COMMAND_ENDED, {"results": [{"reason": "", "seqs": [41], "state": "SUCCEEDED"}]}),
+    first = (
+        (NodeAuditKind.PROCESS_STARTED, encode_detail({"bundle": [1, 7], "version": "1.0.0"})),
+        (NodeAuditKind.COMMAND_ACCEPTED, encode_detail({"commands": [commands]})),
+        (
+            NodeAuditKind.COMMAND_ENDED,
+            encode_detail({"results": [{"reason": "", "seqs": [41], "state": "SUCCEEDED"}]}),
+        ),
     )
+    rows = _chained(0, first)
+    agreed, held = (bytes.fromhex(rows[number - 1]["hash"]) for number in (2, 3))
+    begun = Begun(0, 2, agreed, 3, held, BegunBecause.ADOPTED)
+    return rows + _chained(1, ((NodeAuditKind.CHAIN_BEGUN, begun.detail()), first[2]))
+
+
+def _chained(chain: int, said: Sequence[tuple[NodeAuditKind, bytes]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     previous = audit_chain.FIRST_PREVIOUS_HASH
     for number, (kind, detail) in enumerate(said, start=1):
-        row = gateway_pb2.AuditRow(
-            number=number, at_ms=cast.NOW_MS + number, kind=kind.value, detail=encode_detail(detail)
-        )
-        row.hash = node_row_hash(cast.NODE, previous, row)
+        row = gateway_pb2.AuditRow(number=number, at_ms=cast.NOW_MS + number, kind=kind.value, detail=detail)
+        row.hash = node_row_hash(cast.NODE, previous, row, chain=chain)
         fields = {"number": number, "at_ms": row.at_ms, "kind": row.kind, "detail": row.detail.decode()}
         hashes = {"previous_hash": previous.hex(), "hash": row.hash.hex()}
-        rows.append({"node_id": cast.NODE, **fields, **hashes, "audit_row": row.SerializeToString().hex()})
+        names = {"node_id": cast.NODE, "chain": chain, "writer": writer_of(cast.NODE, chain)}
+        rows.append({**names, **fields, **hashes, "audit_row": row.SerializeToString().hex()})
         previous = row.hash
     return rows
 

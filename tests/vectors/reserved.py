@@ -62,7 +62,7 @@ def routes() -> list[Statement]:
 def floor() -> Statement:
     """Raises node-1's sequence floor."""
     raised = trust_pb2.FloorStatement(
-        cluster_id=CLUSTER, node_id=NODE, seq_floor=42, intents_after_ms=NOW_MS, issued_at_ms=NOW_MS
+        cluster_id=CLUSTER, node_id=NODE, seq_floor=42, intents_after_ms=NOW_MS, issued_at_ms=NOW_MS, audit_chain=1
     )
     return Statement("floor", Domain.FLOOR, ("authority-1",), raised)
 

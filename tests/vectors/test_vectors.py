@@ -305,9 +305,12 @@ def test_audit_rows() -> None:
 def test_rows_of_a_node() -> None:
     previous = bytes(32)
     for row in load("audit.json")["node_rows"]:
+        previous = bytes(32) if row["number"] == 1 else previous
         assert row["previous_hash"] == previous.hex()
+        name = f"node:{row['node_id']}/{row['chain']}" if row["chain"] else f"node:{row['node_id']}"
+        assert row["writer"] == name
         columns = prefixed(
-            b"node:" + row["node_id"].encode(),
+            name.encode(),
             row["number"].to_bytes(8, "big"),
             row["at_ms"].to_bytes(8, "big"),
             row["kind"].encode(),

@@ -17,6 +17,7 @@ def create() -> None:
     op.create_table(
         "node_audits",
         sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("chain", sa.BigInteger(), nullable=False),
         sa.Column("last_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("day", sa.BigInteger(), nullable=False),
         sa.Column("day_rows", sa.BigInteger(), nullable=False),

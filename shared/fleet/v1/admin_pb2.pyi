@@ -1062,6 +1062,7 @@ class NodeAuditView(_message.Message):
     LAST_AT_MS_FIELD_NUMBER: _builtins.int
     FINDING_FIELD_NUMBER: _builtins.int
     FINDING_AT_MS_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Number of its newest row here."""
     last_at_ms: _builtins.int
@@ -1070,6 +1071,8 @@ class NodeAuditView(_message.Message):
     """What was found wrong with the chain, and where; empty if nothing was."""
     finding_at_ms: _builtins.int
     """Unix milliseconds at which it was found."""
+    chain: _builtins.int
+    """Chain that the node writes; 0 is its first."""
     def __init__(
         self,
         *,
@@ -1077,10 +1080,11 @@ class NodeAuditView(_message.Message):
         last_at_ms: _builtins.int = ...,
         finding: _builtins.str = ...,
         finding_at_ms: _builtins.int = ...,
+        chain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "finding_at_ms", b"finding_at_ms", "last_at_ms", b"last_at_ms", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "finding", b"finding", "finding_at_ms", b"finding_at_ms", "last_at_ms", b"last_at_ms", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -331,6 +331,8 @@ class HelloBody(_message.Message):
     LAST_BATCH_SEQ_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    AUDIT_CHAIN_FIELD_NUMBER: _builtins.int
+    AUDIT_NUMBER_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     """Software version."""
     protocol_version: _builtins.int
@@ -353,6 +355,10 @@ class HelloBody(_message.Message):
     """The node is drained and takes no commands."""
     boot_id: _builtins.bytes
     """Random id of this process, 16 bytes: tells a restart from a reconnect."""
+    audit_chain: _builtins.int
+    """Audit chain that the node writes; 0 is its first."""
+    audit_number: _builtins.int
+    """Newest row of that chain; 0 when it has none."""
     @_builtins.property
     def bundle_version(self) -> _session_pb2.BundleVersion:
         """Bundle that the node holds."""
@@ -382,10 +388,12 @@ class HelloBody(_message.Message):
         last_batch_seq: _builtins.int = ...,
         drained: _builtins.bool = ...,
         boot_id: _builtins.bytes = ...,
+        audit_chain: _builtins.int = ...,
+        audit_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "bundle_version", b"bundle_version", "config_version", b"config_version", "drained", b"drained", "drivers", b"drivers", "first_report_no", b"first_report_no", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_batch_seq", b"last_batch_seq", "last_report_no", b"last_report_no", "max_in_flight", b"max_in_flight", "node_time_ms", b"node_time_ms", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_chain", b"audit_chain", "audit_number", b"audit_number", "boot_id", b"boot_id", "bundle_version", b"bundle_version", "config_version", b"config_version", "drained", b"drained", "drivers", b"drivers", "first_report_no", b"first_report_no", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_batch_seq", b"last_batch_seq", "last_report_no", b"last_report_no", "max_in_flight", b"max_in_flight", "node_time_ms", b"node_time_ms", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1210,6 +1218,9 @@ class AuditRows(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    chain: _builtins.int
+    """Chain of the node that they belong to; 0 is its first."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRow]:
         """Rows."""
@@ -1218,10 +1229,11 @@ class AuditRows(_message.Message):
         self,
         *,
         rows: _abc.Iterable[Global___AuditRow] | None = ...,
+        chain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1236,22 +1248,26 @@ class AuditAck(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Highest number committed."""
     paused: _builtins.str
-    """Why the server takes no more for now; empty when it does: OVER_QUOTA or CHAIN_BROKEN."""
+    """Why the server takes no more for now; empty when it does: OVER_QUOTA, CHAIN_BROKEN or CHAIN_ENDED."""
     retry_after_ms: _builtins.int
     """Milliseconds until the node may send more; 0 means at once."""
+    chain: _builtins.int
+    """Chain that was acknowledged."""
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         paused: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
+        chain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "paused", b"paused", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "number", b"number", "paused", b"paused", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -470,6 +470,7 @@ class FloorStatement(_message.Message):
     SEQ_FLOOR_FIELD_NUMBER: _builtins.int
     INTENTS_AFTER_MS_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    AUDIT_CHAIN_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Cluster."""
     node_id: _builtins.str
@@ -480,6 +481,8 @@ class FloorStatement(_message.Message):
     """Intents issued before this are refused. Unix milliseconds."""
     issued_at_ms: _builtins.int
     """Unix milliseconds."""
+    audit_chain: _builtins.int
+    """Audit chain that the node writes from now on; 0 is its first."""
     def __init__(
         self,
         *,
@@ -488,10 +491,11 @@ class FloorStatement(_message.Message):
         seq_floor: _builtins.int = ...,
         intents_after_ms: _builtins.int = ...,
         issued_at_ms: _builtins.int = ...,
+        audit_chain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "intents_after_ms", b"intents_after_ms", "issued_at_ms", b"issued_at_ms", "node_id", b"node_id", "seq_floor", b"seq_floor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_chain", b"audit_chain", "cluster_id", b"cluster_id", "intents_after_ms", b"intents_after_ms", "issued_at_ms", b"issued_at_ms", "node_id", b"node_id", "seq_floor", b"seq_floor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,7 +511,7 @@ class AuditHead(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
-    """Writer: a replica id or "node:" and a node id."""
+    """Writer: a replica id, or "node:" and a node id, with "/" and the number of the chain behind the first."""
     number: _builtins.int
     """Number of the newest row, from 1."""
     hash: _builtins.bytes

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from fleet.audit_chain import AuditFinding
-from fleet.audit_crosscheck import GRACE_MS, CrossCheck, CrossCheckSummary
+from fleet.audit_crosscheck import GRACE_MS, ChainNotOpened, CrossCheck, CrossCheckSummary, LaterChain
+from fleet.node_audit import Begun, BegunBecause
 from fleet.v1 import admin_pb2
 
 NODE = "n-1"
@@ -114,3 +115,78 @@ def test_what_was_too_far_away_was_never_accepted() -> None:
 def test_a_node_whose_rows_were_refused_is_named() -> None:
     broken = row("r-1", "node.audit_broken", {"finding": "CHANGED"}, subject=f"node:{NODE}")
     assert check(broken, broken).broken == (NODE,)
+
+
+def of_chain(number: int, entry: admin_pb2.AuditEntry) -> admin_pb2.AuditEntry:
+    entry.writer, entry.number = f"node:{NODE}/{number}", 2
+    return entry
+
+
+def opened(chain: int, at_ms: int = 2000) -> admin_pb2.AuditEntry:
+    return row("r-1", "node.audit_chain_opened", {"chain": chain, "told": 0}, at_ms, subject=f"node:{NODE}")
+
+
+def begun(chain: int, number: int, sha256: bytes = b"", of: int = 0) -> admin_pb2.AuditEntry:
+    detail = Begun(of, number, sha256, number, b"", BegunBecause.RESTORED).detail()
+    entry = of_chain(chain, row("", "chain.begun", detail, 2001))
+    entry.number = 1
+    return entry
+
+
+def test_a_later_chain_is_named_with_what_it_continues_and_what_stands_behind_that() -> None:
+    first = [accepted([1], D1), later()]
+    first[1].number = 7
+
+    summary = check(issued(1, D1), *first, opened(1), begun(1, 3))
+
+    assert summary.chains == (LaterChain(NODE, 1, "RESTORED", continues=0, number=3, beyond=4),)
+
+
+def test_a_chain_that_the_server_did_not_open_or_that_continues_nothing_is_found() -> None:
+    older = row(f"node:{NODE}", "drain.ordered", {})
+    older.hash = b"h" * 32
+    for rows in (
+        [older, begun(1, 1)],
+        [older, opened(2), begun(1, 1)],
+        [older, opened(1), begun(1, 2)],
+        [older, opened(1), begun(1, 1, b"x" * 32)],
+        [older, opened(1), of_first(1, "drain.ended")],
+    ):
+        with pytest.raises(ChainNotOpened):
+            check(*rows)
+    check(older, opened(1), begun(1, 1, older.hash))
+
+
+def of_first(chain: int, kind: str) -> admin_pb2.AuditEntry:
+    entry = begun(chain, 1)
+    entry.kind = kind
+    return entry
+
+
+def test_what_a_machine_cannot_know_of_its_node_is_lost_and_no_finding() -> None:
+    """Seq 1 was reported and never told in the chain; of seq 2 the end; seq 3 the restored machine ends otherwise."""
+    rows = [issued(1, D1, D2, D3), accepted([2, 3], D2, D3), reported(SUCCEEDED=[1, 2, 3]), opened(1), begun(1, 1)]
+    rows += [of_chain(1, ended("INTERRUPTED", 3)), of_chain(1, later())]
+
+    assert check(*rows).lost == 3
+    for finding in ([*rows[:3], later()], [*rows[:4], later()]):
+        with pytest.raises(AuditFinding, match="passes over"):
+            check(*finding)
+
+
+def test_what_was_reported_after_the_machine_was_let_in_is_not_lost() -> None:
+    rows = [issued(1, D1), opened(1, at_ms=500), begun(1, 0), reported(SUCCEEDED=[1]), of_chain(1, later())]
+    with pytest.raises(AuditFinding, match="passes over"):
+        check(*rows)
+
+
+def test_a_later_chain_may_tell_again_what_is_settled_and_nothing_else() -> None:
+    settled = [issued(1, D1), accepted([1], D1), reported(SUCCEEDED=[1]), ended("SUCCEEDED", 1), opened(1), begun(1, 1)]
+
+    again = check(*settled, of_chain(1, accepted([1], D1)), of_chain(1, ended("INTERRUPTED", 1)))
+
+    assert (again.commands, again.awaited, again.lost) == (1, 0, 0)
+    for lie in (accepted([1], D2), accepted([2], D1), ended("SUCCEEDED", 2)):
+        with pytest.raises(AuditFinding) as caught:
+            check(*settled, of_chain(1, lie))
+        assert caught.value.code == "NEVER_ISSUED"

@@ -36,7 +36,9 @@ def read_audit(store: JournalStore, node_id: str, *, after: int = 0) -> ReadAudi
     while rows := store.next_audit(0, after):
         for row in rows:
             assert row.number == after + 1, f"row {row.number} follows row {after}"
-            assert row.hash == node_row_hash(node_id, previous, row), f"row {row.number} is not what was hashed"
+            assert row.hash == node_row_hash(node_id, previous, row, chain=store.audit.chain), (
+                f"row {row.number} is not what was hashed"
+            )
             after, previous = row.number, row.hash
             _take(read, row)
     return read

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet.node_audit import MAX_DETAIL_BYTES, NodeAuditKind
+from fleet.envelope import Domain
+from fleet.node_audit import MAX_DETAIL_BYTES, Begun, NodeAuditKind
 from fleet.sequence import command_digest
-from fleet.v1 import gateway_pb2
+from fleet.v1 import gateway_pb2, trust_pb2
 from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands import audit_log, audit_rows
 from fleet_node.commands.audit_log import AuditLog
@@ -17,7 +18,7 @@ from fleet_node.commands.audit_sender import GATHER_S
 from fleet_node.commands.store import Batch, JournalStore
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_node.commands.audit_reader import read_audit, read_audit_of
-from tests.unit.fleet_node.commands.node import NODE, TestNode
+from tests.unit.fleet_node.commands.node import CLUSTER, NODE, TestNode
 from tests.unit.fleet_node.commands.test_store import change, copy_as_left, entry, path
 
 __all__ = ["path"]
@@ -276,3 +277,106 @@ async def test_a_server_that_takes_none_is_asked_again_when_it_said(node: TestNo
 
     assert again == first
     assert node.clock.monotonic() - started_s >= 60
+
+
+def floor_event(chain: int) -> AuditEvent:
+    return audit_rows.floor(trust_pb2.FloorStatement(audit_chain=chain), 0, 9)
+
+
+def an_ack(number: int, paused: str = "", chain: int = 0) -> gateway_pb2.AuditAck:
+    return gateway_pb2.AuditAck(number=number, paused=paused, chain=chain)
+
+
+def test_a_forked_chain_goes_on_in_the_next_one_without_loss_and_without_telling_twice(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    for kind in (NodeAuditKind.BUNDLE_APPLIED, NodeAuditKind.JOURNAL_RESTORED, NodeAuditKind.PROCESS_STARTED):
+        store.apply([Batch(audit=[audit_rows.event(kind, 5, {"n": 1})])], 0)
+    store.apply([Batch(audit=[floor_event(2)])], 0)
+    forked = store.audit.after(0)
+
+    assert store.audit.answered(an_ack(1, "CHAIN_ENDED"), 4, 77)
+    store.apply([Batch(audit=[an_event()])], 0)
+    store.close()
+    store = JournalStore(path, NODE)
+    audit = read_audit(store, NODE)
+
+    assert store.audit.chain == store.audit.next_chain == 2
+    assert audit.kinds() == [
+        "chain.begun",
+        "journal.restored",
+        "process.started",
+        "floor.raised",
+        "statement.refused",
+    ]
+    begun = Begun.parse(audit.rows[0].detail)
+    assert begun == Begun(0, 1, forked[0].hash, 4, forked[3].hash, "RESTORED")
+    assert [(row.at_ms, row.detail) for row in audit.rows[1:4]] == [(row.at_ms, row.detail) for row in forked[1:]]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("ack", "sent", "begins", "continues"),
+    [
+        (an_ack(3), 3, True, 3),  # the server holds exactly what was sent: nothing behind it
+        (an_ack(4), 4, True, 4),
+        (an_ack(9), 4, True, 4),  # it holds more, and all of this chain agreed
+        (an_ack(9), 3, False, 0),  # it holds more, and the next row may be another one
+        (an_ack(2), 3, False, 0),  # it did not take all
+        (an_ack(2, "OVER_QUOTA"), 3, False, 0),
+        (an_ack(2, "CHAIN_ENDED"), 3, True, 2),
+        (an_ack(0, "CHAIN_ENDED"), 3, True, 0),
+        (an_ack(3, chain=1), 3, False, 0),
+    ],
+)
+def test_the_next_chain_begins_once_it_is_known_up_to_where_both_sides_agree(
+    path: Path, ack: gateway_pb2.AuditAck, sent: int, begins: bool, continues: int
+) -> None:
+    store = JournalStore(path, NODE)
+    for event in (an_event(1), an_event(2), an_event(3), floor_event(1)):
+        store.apply([Batch(audit=[event])], 0)
+
+    assert store.audit.answered(ack, sent, 77) is begins
+    rows = store.audit.after(0)
+    if begins:
+        begun = Begun.parse(rows[0].detail)
+        assert (begun.number, begun.held_number, begun.reason) == (continues, 4, "ADOPTED")
+        assert len(rows) == 1 + 4 - continues
+        assert not store.audit.answered(an_ack(5, chain=1), 5, 77), "once"
+    store.close()
+
+
+def test_no_chain_begins_that_no_floor_named(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(audit=[an_event()])], 0)
+
+    assert not store.audit.answered(an_ack(0, "CHAIN_ENDED"), 1, 77)
+    store.close()
+
+
+def test_a_kill_before_the_next_chain_is_durable_leaves_the_one_before(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.apply([Batch(audit=[an_event(), floor_event(1)])], 0)
+    for kinds in (["statement.refused", "floor.raised"], ["chain.begun"]):
+        left = JournalStore(copy_as_left(path), NODE)
+        assert read_audit(left, NODE).kinds() == kinds
+        assert left.audit.next_chain == 1
+        left.close()
+        store.audit.answered(an_ack(2), 2, 77)
+    store.close()
+
+
+async def test_a_node_whose_chain_forked_sends_the_next_one_and_listens_to_no_late_answer(node: TestNode) -> None:
+    node.service.audit(NodeAuditKind.BUNDLE_APPLIED, version=[1, 8])
+    statement = trust_pb2.FloorStatement(cluster_id=CLUSTER, node_id=NODE, audit_chain=1)
+    await node.stream.floor_frame(node.authority.sign(Domain.FLOOR, statement.SerializeToString()))
+    first = await next_frame(node, node.clock)
+    assert (first.chain, [row.kind for row in first.rows]) == (0, ["bundle.applied", "floor.raised"])
+
+    node.service.audit_acked(gateway_pb2.AuditAck(number=1, paused="CHAIN_ENDED", retry_after_ms=60_000))
+    second = await next_frame(node, node.clock)
+    node.service.audit_acked(gateway_pb2.AuditAck(number=9))
+
+    assert (second.chain, [row.kind for row in second.rows]) == (1, ["chain.begun", "floor.raised"])
+    assert node.service.hello().audit_chain == 1
+    node.open_stream(binding=b"c" * 32)
+    assert await next_frame(node, node.clock) == second

@@ -8,7 +8,14 @@ import pytest
 from fleet.audit_chain import FIRST_PREVIOUS_HASH, ChainVerifier
 from fleet.envelope import Domain, Signer
 from fleet.metrics import Registry
-from fleet.node_audit import MAX_DETAIL_BYTES, MAX_ROWS_PER_FRAME, node_row_hash
+from fleet.node_audit import (
+    MAX_DETAIL_BYTES,
+    MAX_ROWS_PER_FRAME,
+    Begun,
+    BegunBecause,
+    NodeAuditKind,
+    node_row_hash,
+)
 from fleet.v1 import gateway_pb2, trust_pb2
 from fleet_server.audit import node_rules
 from fleet_server.audit.node_audit import NodeAudit
@@ -26,21 +33,28 @@ authority = Signer.generate()
 class Chain:
     """A node's chain as it writes it."""
 
-    def __init__(self, node_id: str = NODE) -> None:
+    def __init__(self, node_id: str = NODE, number: int = 0) -> None:
         self._node_id = node_id
+        self._number = number
         self._previous = FIRST_PREVIOUS_HASH
         self.rows: list[gateway_pb2.AuditRow] = []
 
     def grow(self, count: int = 1, *, kind: str = "drain.ordered", detail: bytes = b"{}") -> "Chain":
         for _ in range(count):
             row = gateway_pb2.AuditRow(number=len(self.rows) + 1, at_ms=5, kind=kind, detail=detail)
-            self._previous = row.hash = node_row_hash(self._node_id, self._previous, row)
+            self._previous = row.hash = node_row_hash(self._node_id, self._previous, row, chain=self._number)
             self.rows.append(row)
         return self
 
+    def begin(self, older: "Chain", number: int, *, of: int = 0, sha256: bytes | None = None) -> "Chain":
+        """The first row: this continues `older` behind its row `number`."""
+        agreed = (older.rows[number - 1].hash if number else b"") if sha256 is None else sha256
+        begun = Begun(of, number, agreed, len(older.rows), older.rows[-1].hash, BegunBecause.ADOPTED)
+        return self.grow(kind=NodeAuditKind.CHAIN_BEGUN, detail=begun.detail())
+
     def fork(self, number: int) -> "Chain":
         """Another chain that has the first rows in common."""
-        other = Chain(self._node_id)
+        other = Chain(self._node_id, self._number)
         other.rows = self.rows[:number]
         other._previous = other.rows[-1].hash if other.rows else FIRST_PREVIOUS_HASH
         return other
@@ -57,8 +71,14 @@ class Desk:
         self.room = NodeAudit(database, clock, wakeup, self.audit, self.metrics)
 
     async def take(self, rows: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False) -> tuple[int, str]:
-        ack = await self.room.take(NODE, rows, sent_back=sent_back)
+        ack = await self.give(rows, sent_back=sent_back)
         return ack.number, ack.paused
+
+    async def give(
+        self, rows: Sequence[gateway_pb2.AuditRow], *, chain: int = 0, opened: int = 0, sent_back: bool = False
+    ) -> gateway_pb2.AuditAck:
+        frame = gateway_pb2.AuditRows(rows=rows, chain=chain)
+        return await self.room.take(NODE, frame, opened_chain=opened, sent_back=sent_back)
 
     async def told(self, kind: str) -> list[dict[str, object]]:
         pages = [page async for page in self.audit.export()]
@@ -159,7 +179,7 @@ async def test_a_node_cannot_fill_the_database(desk: Desk, monkeypatch: pytest.M
     chain = Chain().grow(6)
     assert await desk.take(chain.rows[:4]) == (4, "")
 
-    ack = await desk.room.take(NODE, chain.rows[4:])
+    ack = await desk.give(chain.rows[4:])
 
     assert (ack.number, ack.paused) == (4, "OVER_QUOTA")
     assert 0 < ack.retry_after_ms <= 3_600_000
@@ -181,10 +201,10 @@ async def test_checkpoints_name_the_chains_that_grew(desk: Desk) -> None:
     def sign(_: object, statement: bytes) -> trust_pb2.Signed:
         return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
-    await desk.room.take("n-1", Chain("n-1").grow().rows)
-    await desk.room.take("n-2", Chain("n-2").grow().rows)
+    await desk.room.take("n-1", gateway_pb2.AuditRows(rows=Chain("n-1").grow().rows))
+    await desk.room.take("n-2", gateway_pb2.AuditRows(rows=Chain("n-2").grow().rows))
     await desk.audit.checkpoint(sign, CLUSTER)
-    await desk.room.take("n-2", Chain("n-2").grow(2).rows)
+    await desk.room.take("n-2", gateway_pb2.AuditRows(rows=Chain("n-2").grow(2).rows))
     await desk.audit.checkpoint(sign, CLUSTER)
     assert not await desk.audit.checkpoint(sign, CLUSTER)
 
@@ -194,3 +214,81 @@ async def test_checkpoints_name_the_chains_that_grew(desk: Desk) -> None:
         for one in signed
     ]
     assert named == [[("node:n-1", 1), ("node:n-2", 1)], [("node:n-2", 2)]]
+
+
+def said(ack: gateway_pb2.AuditAck) -> tuple[int, int, str]:
+    return ack.chain, ack.number, ack.paused
+
+
+async def test_a_forked_chain_is_told_where_it_forked_and_the_next_one_is_taken(desk: Desk) -> None:
+    first = Chain().grow(5)
+    await desk.give(first.rows)
+    restored = first.fork(2).grow(4, kind="drain.ended")
+
+    assert said(await desk.give(restored.rows[1:], opened=1)) == (0, 2, "CHAIN_ENDED")
+    second = Chain(number=1).begin(restored, 2).grow(3)
+    assert said(await desk.give(second.rows, chain=1, opened=1)) == (1, 4, "")
+
+    number, standing = await desk.room.standing(NODE)
+    assert (number, standing.chain, standing.finding) == (4, 1, "")
+    assert await desk.told("node.audit_broken") == []
+    assert await desk.verified_rows() == 9, "the older chain stays, and stands under the checkpoints with the newer"
+
+
+async def test_the_right_machine_goes_on_with_its_older_chain_until_the_next_has_begun(desk: Desk) -> None:
+    first = Chain().grow(3)
+    await desk.give(first.rows[:1])
+
+    assert said(await desk.give(first.rows[1:], opened=1)) == (0, 3, "")
+    second = Chain(number=1).begin(first, 3).grow()
+    assert said(await desk.give(second.rows, chain=1, opened=1)) == (1, 2, "")
+    assert said(await desk.give(first.grow().rows[3:], opened=1)) == (0, 3, "CHAIN_ENDED")
+    assert said(await desk.give(first.rows[:2], opened=1)) == (0, 3, ""), "what is known agrees"
+    assert await desk.verified_rows() == 5
+
+
+async def test_a_chain_that_nobody_opened_is_a_finding_and_history_stays(desk: Desk) -> None:
+    first = Chain().grow(3)
+    await desk.give(first.rows)
+
+    ack = await desk.give(Chain(number=1).begin(first, 0).grow().rows, chain=1)
+
+    assert said(ack) == (1, 0, "CHAIN_BROKEN")
+    number, standing = await desk.room.standing(NODE)
+    assert (number, standing.finding) == (3, "MALFORMED: chain 1 was not opened for this node")
+
+
+async def test_a_fork_that_nobody_decided_about_stays_a_finding(desk: Desk) -> None:
+    first = Chain().grow(3)
+    await desk.give(first.rows)
+    second = Chain(number=1).begin(first, 3)
+    await desk.give(second.rows, chain=1, opened=1)
+
+    lie = Chain(number=1).begin(first, 2).grow()
+
+    assert said(await desk.give(lie.rows, chain=1, opened=1)) == (1, 1, "CHAIN_BROKEN")
+
+
+async def test_a_chain_begins_with_a_row_that_the_server_holds(desk: Desk) -> None:
+    first = Chain().grow(3)
+    await desk.give(first.rows)
+    for wrong in (
+        Chain(number=1).grow(),
+        Chain(number=1).begin(first, 3, sha256=b"x" * 32),
+        Chain(number=1).begin(first.fork(3).grow(), 4),
+        Chain(number=1).begin(first, 3, of=1),
+        Chain(number=1).grow(kind="chain.begun"),
+        Chain(number=1).grow(kind="chain.begun", detail=b"["),
+    ):
+        assert said(await desk.give(wrong.rows, chain=1, opened=1)) == (1, 0, "CHAIN_BROKEN")
+    assert said(await desk.give(Chain(number=1).begin(first, 3).rows, chain=1, opened=1)) == (1, 1, "")
+
+
+async def test_a_database_that_was_restored_has_lost_the_chain_that_the_node_writes(desk: Desk) -> None:
+    """The node wrote chain 4 before; the database knows of none but the first, and opened 5."""
+    lost = Chain(number=4).begin(Chain().grow(2), 2).grow(9)
+
+    assert said(await desk.give(lost.rows[5:], chain=4, opened=5)) == (4, 0, "")
+    assert said(await desk.give(lost.rows[3:], chain=4, opened=5, sent_back=True)) == (4, 0, "CHAIN_ENDED")
+    fifth = Chain(number=5).begin(lost, 0, of=4).grow(4)
+    assert said(await desk.give(fifth.rows, chain=5, opened=5)) == (5, 5, "")

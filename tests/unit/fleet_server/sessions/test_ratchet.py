@@ -6,7 +6,7 @@ from fleet.errors import Reason, Refusal
 from fleet.people import CLOCK_SLACK_MS
 from fleet_server.database.engine import sql
 from fleet_server.nodes.record import NodeState
-from tests.unit.fleet_server.sessions.world import Node, World
+from tests.unit.fleet_server.sessions.world import Node, World, hello_body
 
 
 async def shown(node: Node, ratchet: bytes) -> bytes:
@@ -60,9 +60,29 @@ async def test_an_adopted_node_is_whoever_comes_next_and_nobody_after(world: Wor
     token, _ = await node.handshake()
     turn = (await node.claim(token, node.hello(token, ratchet=first))).turn
     assert (turn.seq_floor, turn.floor_at_ms) == (7, world.clock.now_ms() + CLOCK_SLACK_MS)
+    assert (turn.audit_chain, turn.starts_over) == (1, True)
     handed_on = turn.handed_on
     assert await shown(node, handed_on) != handed_on
     await quarantined(node, b"the other machine")
+
+
+@pytest.mark.parametrize(("told", "chain"), [(0, 1), (4, 5), (2**32 - 1, 1001)])
+async def test_a_machine_that_is_let_in_writes_a_chain_behind_every_one_that_is_known(
+    world: World, told: int, chain: int
+) -> None:
+    node = await world.member()
+    await shown(node, await shown(node, await shown(node, b"")))
+    await quarantined(node, b"")
+    world.sessions.adopt_nodes(lambda _tx, _node_id: 0)
+    await world.nodes.adopt("carol", [node.name], "")
+
+    token, _ = await node.handshake()
+    turn = (await node.claim(token, node.hello(token, ratchet=b"", body=hello_body(audit_chain=told)))).turn
+    token, _ = await node.handshake()
+    body = hello_body(audit_chain=chain + 7)
+    after = (await node.claim(token, node.hello(token, ratchet=turn.handed_on, body=body))).turn
+
+    assert (turn.audit_chain, after.audit_chain, after.starts_over) == (chain, chain, False)
 
 
 async def test_only_a_node_with_a_sound_record_that_was_set_aside_is_adopted(world: World) -> None:

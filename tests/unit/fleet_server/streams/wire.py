@@ -168,9 +168,9 @@ class FakeNodeAudit:
     answers: list[gateway_pb2.AuditAck] = field(default_factory=list)
 
     async def take(
-        self, node_id: str, sent: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False
+        self, node_id: str, frame: gateway_pb2.AuditRows, *, opened_chain: int, sent_back: bool = False
     ) -> gateway_pb2.AuditAck:
-        self.frames.append((list(sent), sent_back))
+        self.frames.append((list(frame.rows), sent_back))
         return self.answers.pop(0)
 
 

@@ -63,7 +63,7 @@ async def test_the_step_is_signed_by_both_and_everything_after_it_by_the_new_one
     assert (
         command_trust.verify_command_envelope(stepped, in_flight, Domain.COMMAND, site="", now_ms=now_ms) == b"commands"
     )
-    floor = trust.sign_floor("n-1", seq_floor=1, intents_after_ms=1)
+    floor = trust.sign_floor("n-1", seq_floor=1, intents_after_ms=1, audit_chain=0)
     verify_one(floor, domain=Domain.FLOOR, public_key=new)
 
     await trust.publish_bundle(["other.example:7443"], [CA])

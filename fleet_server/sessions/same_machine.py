@@ -1,0 +1,75 @@
+"""Whether the machine that says hello is where its node was left: by its ratchet, and by how far its audit is.
+
+A machine that is not is set aside, with its node, until a person has said which one is the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fleet.errors import Reason, Refusal
+from fleet.node_audit import writer_of
+from fleet.v1 import gateway_pb2, session_pb2
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.audit.service import AuditService
+from fleet_server.database.writer import Transaction
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.service import NodeService
+from fleet_server.sessions.ratchet import Ratchets, TamperedRatchetError, Turn
+
+_FOREIGN_RATCHET = "another machine with its keys has connected since, or this one was restored from an older copy"
+_NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
+_OLDER_AUDIT = "this machine lacks audit rows that it once sent: it was restored from an older copy"
+_TAMPERED_RATCHET = "the record of its ratchet was changed outside the server"
+
+
+class SameMachine:
+    """Judges hellos, in the transaction that opens their stream."""
+
+    def __init__(self, ratchets: Ratchets, nodes: NodeService, audit: AuditService) -> None:
+        self._ratchets = ratchets
+        self._nodes = nodes
+        self._audit = audit
+
+    def turn(
+        self, tx: Transaction, node: NodeRecord, said: session_pb2.StreamStatement, body: gateway_pb2.HelloBody
+    ) -> Turn:
+        """What to hand on; a node that shows what it cannot have is set aside, and that stands.
+
+        Raises:
+            Refusal: QUARANTINED.
+        """
+        try:
+            turn = self._ratchets.turn(tx.conn, node.node_id, said.ratchet, body.audit_chain)
+            why = _FOREIGN_RATCHET if said.ratchet else _NO_RATCHET
+        except TamperedRatchetError:
+            turn, why = None, _TAMPERED_RATCHET
+        if turn is not None and turn.starts_over:
+            detail: Mapping[str, JSON] = {"chain": turn.audit_chain, "told": body.audit_chain}
+            subject = f"node:{node.node_id}"
+            self._audit.append(tx, AuditKind.NODE_AUDIT_CHAIN_OPENED, actor="server", subject=subject, detail=detail)
+        elif turn is not None and self._went_back(tx, node, said, body, turn):
+            turn, why = None, _OLDER_AUDIT
+        if turn is not None:
+            return turn
+        self._nodes.quarantine(tx, node, why)
+        raise Refusal(
+            Reason.QUARANTINED,
+            f"{why}: this node is set aside until an operator says which machine it is (`fleetctl nodes adopt`)",
+            metadata={"node": node.name},
+        )
+
+    def _went_back(
+        self,
+        tx: Transaction,
+        node: NodeRecord,
+        said: session_pb2.StreamStatement,
+        body: gateway_pb2.HelloBody,
+        turn: Turn,
+    ) -> bool:
+        # No row is sent before it is durable. While one stream takes over from another, rows of the older one may be
+        # stored behind the number that the newer one's hello told.
+        if said.takeover_of or body.audit_chain != turn.audit_chain:
+            return False
+        return body.audit_number < self._audit.newest_number(tx.conn, writer_of(node.node_id, turn.audit_chain))
