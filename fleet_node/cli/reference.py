@@ -44,7 +44,7 @@ ends with the process. Never copy it to a second machine: both would be the same
 | `rotation.json` | a new api_key or new keys, until the gateway was met with them; then they replace the others |
 | `bundle.bin` | the signed trust bundle in force, and the links to it from the pinned authority |
 | `owner.pin` | the owner that `fleet-node owner pin` pinned; it goes before the one of the join token |
-| `people.json` | owners, roles and policy, verified under the pin; what policies under earlier pins protected; the latest time at which an owner signed |
+| `people.json` | owners, roles and policy under the pin, what earlier pins still protect, the latest time of issue |
 | `journal.db` | commands, used intents and reports, durable before anything is run or told (docs/protocol.md) |
 | `spool.db` | telemetry that the server has not acknowledged |
 | `lock` | the process that uses the folder |
