@@ -143,12 +143,16 @@ def check_claim(claim: Claim, held: Claim | None, *, challenge_key: bytes, now_m
     """Whether a verified claim is fresh: an answer to this server's challenge, and no earlier one played again.
 
     Raises:
-        Refusal: CHALLENGE_EXPIRED or CONFLICT.
+        Refusal: CHALLENGE_EXPIRED, INVALID_ARGUMENT for one from the future, or CONFLICT.
     """
     if not is_fresh_challenge(claim.challenge, challenge_key, now_ms):
         raise Refusal(
             Reason.CHALLENGE_EXPIRED,
             "the claim answers no challenge of the last 5 minutes: run `fleetctl installation claim` again",
+        )
+    if claim.issued_at_ms > now_ms + MAX_CLOCK_AHEAD_MS:  # it would stand above every later one
+        raise Refusal(
+            Reason.INVALID_ARGUMENT, "the owner claim was issued in the future: check the clock, and run it again"
         )
     if held is not None and claim.issued_at_ms <= held.issued_at_ms:
         raise Refusal(

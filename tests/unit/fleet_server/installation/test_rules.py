@@ -133,6 +133,16 @@ def test_a_claim_is_good_once_and_for_five_minutes() -> None:
     rules.check_claim(claim_of(challenge, issued_at_ms=NOW_MS + 1), first, challenge_key=KEY, now_ms=NOW_MS)
 
 
+def test_a_clock_that_is_ahead_locks_nobody_out() -> None:
+    challenge = rules.make_challenge(KEY, NOW_MS, NONCE)
+    ahead = claim_of(challenge, issued_at_ms=NOW_MS + rules.MAX_CLOCK_AHEAD_MS)
+    rules.check_claim(ahead, None, challenge_key=KEY, now_ms=NOW_MS)
+    far = claim_of(challenge, issued_at_ms=NOW_MS + rules.MAX_CLOCK_AHEAD_MS + 1)
+    for held in (None, ahead):
+        with pytest.raises(Refusal, match="in the future"):
+            rules.check_claim(far, held, challenge_key=KEY, now_ms=NOW_MS)
+
+
 @given(challenge=st.binary(max_size=64))
 def test_nobody_invents_a_challenge(challenge: bytes) -> None:
     assert not rules.is_fresh_challenge(challenge, KEY, NOW_MS)
