@@ -46,8 +46,7 @@ from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
-from fleet_server.sessions.admission import Admission, AdmissionPolicy
-from fleet_server.sessions.rules import TokenBucket
+from fleet_server.sessions.admission import Admission, AdmissionPolicy, Strangers
 from fleet_server.sessions.service import SessionService
 from fleet_server.stop_request import StopRequest
 from fleet_server.streams.frames import FrameLimits
@@ -61,9 +60,6 @@ from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 
 log = get_logger(__name__)
-
-_STRANGERS_PER_S = 5.0
-_STRANGERS_BURST = 20.0
 
 
 class Server:
@@ -125,7 +121,7 @@ class Server:
             strict=self.settings.is_strict,
             root_key=self.settings.root_key(),
             challenge_key=lambda: self._secrets.derive("owner-challenge"),
-            bucket=TokenBucket(_STRANGERS_PER_S, _STRANGERS_BURST, self.clock.monotonic()),
+            bucket=Strangers(self.clock.monotonic()),
         )
         self.nodes = NodeService(
             database=self.database,

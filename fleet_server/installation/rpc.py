@@ -11,13 +11,13 @@ from google.protobuf.message import Message
 
 from fleet.errors import Refusal
 from fleet.v1 import installation_pb2
-from fleet_server.boundary import Boundary, Context, RequestReader, bounded_deserializer, require_tls13
+from fleet_server.boundary import Boundary, Context, RequestReader, bounded_deserializer, peer_address, require_tls13
 from fleet_server.installation.rules import MAX_SIGNED_BYTES, Grant
 from fleet_server.installation.service import InstallationService, InstallationView
 
 SERVICE = "fleet.v1.Installation"
 
-Answer = Callable[[Any], Awaitable[Message]]
+Answer = Callable[[Any, str], Awaitable[Message]]
 
 
 class InstallationApi:
@@ -52,7 +52,7 @@ class InstallationApi:
             request = await self._requests.read(context)
             if isinstance(request, Refusal):
                 raise request
-            return await answer(request)
+            return await answer(request, peer_address(context))
 
         async def handler(_: object, context: Context) -> Message:
             return await self._boundary.call(method.name, context, run(context))
@@ -63,20 +63,20 @@ class InstallationApi:
             response_serializer=_serialize,
         )
 
-    async def _get(self, _: installation_pb2.GetInstallationRequest) -> Message:
-        return _view(await self._installation.view())
+    async def _get(self, _: installation_pb2.GetInstallationRequest, address: str) -> Message:
+        return _view(await self._installation.view(address))
 
-    async def _activate(self, request: installation_pb2.ActivateRequest) -> Message:
-        return _view(await self._installation.activate(request.manifest))
+    async def _activate(self, request: installation_pb2.ActivateRequest, address: str) -> Message:
+        return _view(await self._installation.activate(request.manifest, address))
 
-    async def _claim_owner(self, request: installation_pb2.ClaimOwnerRequest) -> Message:
-        claim, token = await self._installation.claim_owner(request.claim)
+    async def _claim_owner(self, request: installation_pb2.ClaimOwnerRequest, address: str) -> Message:
+        claim, token = await self._installation.claim_owner(request.claim, address)
         return installation_pb2.ClaimOwnerResponse(
             operator_id=claim.operator_id, operator_name=claim.operator_name, token=token.reveal()
         )
 
-    async def _import_grant(self, request: installation_pb2.ImportGrantRequest) -> Message:
-        return _grant_view(await self._installation.import_grant(request.grant))
+    async def _import_grant(self, request: installation_pb2.ImportGrantRequest, address: str) -> Message:
+        return _grant_view(await self._installation.import_grant(request.grant, address))
 
 
 def _view(view: InstallationView) -> installation_pb2.GetInstallationResponse:

@@ -8,6 +8,9 @@ Mental model
     operator, and those to whom the product root signed a grant, administer the platform.
     What is stored is what was signed, and it is verified each time it is used: who can write the database gains
     nothing.
+    Callers need no token, so all that they say is judged on a snapshot first: only what was rightly signed, and would
+    change something, becomes a job of the one writer, which answers a refusal instead of raising it: one that raised
+    would break up the group that others share.
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ MakeOwner = Callable[[Transaction, str, str], Secret[str]]
 class Bucket(Protocol):
     """Bounds what callers without credentials may cost."""
 
-    def take(self, now_s: float) -> bool:
-        """One more call; False for too many."""
+    def take(self, address: str, now_s: float) -> bool:
+        """One more call from there; False for too many."""
         ...
 
 
@@ -154,31 +157,39 @@ class InstallationService:
             except Refusal as refusal:
                 log.debug("activation_look_waits", reason=str(refusal.reason))
 
-    async def view(self) -> InstallationView:
+    async def view(self, address: str) -> InstallationView:
         """How it stands, with a fresh challenge.
+
+        Args:
+            address: of the caller, whose bucket pays.
 
         Raises:
             Refusal: OVERLOADED, or the database is away.
         """
-        self._pay()
+        self._pay(address)
         return await self._view()
 
-    async def activate(self, signed: trust_pb2.Signed) -> InstallationView:
+    async def activate(self, signed: trust_pb2.Signed, address: str) -> InstallationView:
         """Import a manifest. The same one again changes nothing.
 
         Raises:
             Refusal: not signed by the pinned root, for another installation, expired, or older than the held one.
         """
-        self._pay()
+        self._pay(address)
         root_key = self._pinned()
         manifest = rules.verify_manifest(signed, root_key=root_key, installation_id=self._installation_id)
         now_ms = self._clock.now_ms()
 
-        def work(tx: Transaction) -> None:
-            held = self._read(tx.conn, lock=True)
+        def is_new(held: Authority | None) -> bool:
             rules.check_import(manifest, held.manifest if held else None, now_ms)
-            if held is not None and held.manifest == manifest:
-                return
+            return held is None or held.manifest != manifest
+
+        def work(tx: Transaction) -> Refusal | None:
+            try:
+                if not is_new(self._read(tx.conn, lock=True)):
+                    return None
+            except Refusal as refusal:
+                return refusal
             raw = signed.SerializeToString()
             store.put_authority(tx.conn, store.AuthorityRow(self._installation_id, raw, now_ms, b""))
             self._audit.append(
@@ -192,51 +203,55 @@ class InstallationService:
                     "issued_at_ms": manifest.issued_at_ms,
                 },
             )
+            return None
 
-        await self._database.write(work)
+        if is_new(await self._database.read(self._read)) and (refused := await self._database.write(work)):
+            raise refused
         await self._look()
         return await self._view()
 
-    async def claim_owner(self, signed: trust_pb2.Signed) -> tuple[Claim, Secret[str]]:
+    async def claim_owner(self, signed: trust_pb2.Signed, address: str) -> tuple[Claim, Secret[str]]:
         """Give the first owner a token. A later claim with the same operator id ends the token before it.
 
         Raises:
             Refusal: NOT_ACTIVATED, not signed by the first owner, not fresh, or the name is taken.
         """
-        self._pay()
+        self._pay(address)
         make_owner = self._make_owner
         if make_owner is None:
             raise RuntimeError("InstallationService.make_owners_with() was not called")
 
-        def work(tx: Transaction) -> tuple[Claim, Secret[str]]:
+        def work(tx: Transaction) -> tuple[Claim, Secret[str]] | Refusal:
             held = self._read(tx.conn, lock=True)
-            if held is None:
-                raise Refusal(Reason.NOT_ACTIVATED, self.waits_for or "no activation manifest was imported here")
-            claim = rules.verify_claim(signed, manifest=held.manifest, installation_id=self._installation_id)
-            now_ms = self._clock.now_ms()
-            rules.check_claim(claim, held.claim, challenge_key=self._challenge_key(), now_ms=now_ms)
-            token = make_owner(tx, claim.operator_id, claim.operator_name)
+            try:
+                claim = self._judge_claim(signed, held)
+                token = make_owner(tx, claim.operator_id, claim.operator_name)
+            except Refusal as refusal:
+                return refusal
             store.put_claim(tx.conn, self._installation_id, signed.SerializeToString())
             self._audit.append(
                 tx,
                 AuditKind.INSTALLATION_OWNER_CLAIMED,
                 actor="first-owner",
                 subject=claim.operator_name,
-                detail={"operator_id": claim.operator_id, "again": held.claim is not None},
+                detail={"operator_id": claim.operator_id, "again": held is not None and held.claim is not None},
             )
             return claim, token
 
+        self._judge_claim(signed, await self._database.read(self._read))
         claimed = await self._database.write(work)
+        if isinstance(claimed, Refusal):
+            raise claimed
         await self._look()
         return claimed
 
-    async def import_grant(self, signed: trust_pb2.Signed) -> Grant:
+    async def import_grant(self, signed: trust_pb2.Signed, address: str) -> Grant:
         """Store a platform role grant. The same one again changes nothing.
 
         Raises:
             Refusal: not signed by the pinned root, for another installation, or expired.
         """
-        self._pay()
+        self._pay(address)
         grant = rules.verify_grant(signed, root_key=self._pinned(), installation_id=self._installation_id)
         now_ms = self._clock.now_ms()
         rules.check_grant_import(grant, now_ms)
@@ -283,6 +298,13 @@ class InstallationService:
                 " (`fleetctl root sign-grant`), then `fleetctl installation grant FILE`",
                 metadata={"needed_grant": rules.PLATFORM_ADMIN},
             )
+
+    def _judge_claim(self, signed: trust_pb2.Signed, held: Authority | None) -> Claim:
+        if held is None:
+            raise Refusal(Reason.NOT_ACTIVATED, self.waits_for or "no activation manifest was imported here")
+        claim = rules.verify_claim(signed, manifest=held.manifest, installation_id=self._installation_id)
+        rules.check_claim(claim, held.claim, challenge_key=self._challenge_key(), now_ms=self._clock.now_ms())
+        return claim
 
     async def _view(self) -> InstallationView:
         grants = await self._database.read(self._grants)
@@ -352,6 +374,6 @@ class InstallationService:
             )
         return self._root_key
 
-    def _pay(self) -> None:
-        if not self._bucket.take(self._clock.monotonic()):
+    def _pay(self, address: str) -> None:
+        if not self._bucket.take(address, self._clock.monotonic()):
             raise Refusal(Reason.OVERLOADED, "too many calls without a token: try again", retry_after_s=1.0)

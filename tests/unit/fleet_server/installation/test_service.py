@@ -14,13 +14,14 @@ from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.database.engine import Database, sql
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.installation.service import InstallationService
-from fleet_server.sessions.rules import TokenBucket
+from fleet_server.sessions.admission import Strangers
 from fleet_server.trust.secrets import Secrets
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.installation import signed
 from tests.unit.fleet_server.installation.signed import INSTALLATION, OPERATOR, OWNER, ROOT, STRANGER
 
 SECRETS = Secrets(Secret(bytes(32)))
+ADDRESS = "192.0.2.1"
 
 
 class Parts:
@@ -28,6 +29,7 @@ class Parts:
 
     Args:
         burst: calls without credentials that it takes at once.
+        address_burst: of them from one address.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Parts:
         *,
         writer: str = "r1",
         burst: float = 1000,
+        address_burst: float = 1000,
         root_key: bytes = ROOT.public_key,
     ) -> None:
         self.database = database
@@ -50,7 +53,7 @@ class Parts:
             strict=True,
             root_key=root_key,
             challenge_key=lambda: SECRETS.derive("owner-challenge"),
-            bucket=TokenBucket(1.0, burst, clock.monotonic()),
+            bucket=Strangers(clock.monotonic(), burst=burst, address_burst=address_burst),
         )
         self.service.make_owners_with(self.operators.make_owner)
 
@@ -61,7 +64,7 @@ class Parts:
 
     async def activate(self, by: Signer = ROOT) -> None:
         """Import a manifest of now."""
-        await self.service.activate(signed.manifest(by, **self.times()))
+        await self.service.activate(signed.manifest(by, **self.times()), ADDRESS)
 
     def times(self) -> dict[str, Any]:
         """Issued now, good for a day."""
@@ -70,10 +73,10 @@ class Parts:
 
     async def claim(self, by: Signer = OWNER, name: str = "ada", operator_id: str = "op-" + "0" * 16) -> str:
         """Claim the first owner; the token."""
-        challenge = (await self.service.view()).challenge
+        challenge = (await self.service.view(ADDRESS)).challenge
         now_ms = self.clock.now_ms()
         thing = signed.claim(challenge, by, operator_name=name, operator_id=operator_id, issued_at_ms=now_ms)
-        return (await self.service.claim_owner(thing))[1].reveal()
+        return (await self.service.claim_owner(thing, ADDRESS))[1].reveal()
 
     async def edit(self, text: str, *values: object) -> int:
         """Write the database around the server."""
@@ -126,11 +129,11 @@ async def test_the_first_owner_claims_a_token_and_again_when_it_is_lost(parts: P
 
 async def test_a_claim_played_again_gives_nothing(parts: Parts) -> None:
     await parts.activate()
-    challenge = (await parts.service.view()).challenge
+    challenge = (await parts.service.view(ADDRESS)).challenge
     thing = signed.claim(challenge, issued_at_ms=parts.clock.now_ms())
-    await parts.service.claim_owner(thing)
+    await parts.service.claim_owner(thing, ADDRESS)
     with pytest.raises(Refusal, match="made already"):
-        await parts.service.claim_owner(thing)
+        await parts.service.claim_owner(thing, ADDRESS)
 
 
 async def test_nobody_else_claims(parts: Parts) -> None:
@@ -151,7 +154,7 @@ async def test_a_claim_takes_no_other_operator_over(parts: Parts) -> None:
         with pytest.raises(Refusal) as caught:
             await parts.claim(name=name, operator_id=operator_id)
         assert caught.value.reason is Reason.CONFLICT
-    assert (await parts.service.view()).authority is not None
+    assert (await parts.service.view(ADDRESS)).authority is not None
     assert "installation.owner_claimed" not in await parts.kinds()
 
 
@@ -159,8 +162,8 @@ async def test_a_signed_grant_makes_a_platform_admin_until_it_expires(parts: Par
     await parts.activate()
     with pytest.raises(Refusal, match="sign-grant"):
         await parts.service.require_platform_admin(OPERATOR, "this")
-    await parts.service.import_grant(signed.grant(**parts.times()))
-    await parts.service.import_grant(signed.grant(**parts.times()))
+    await parts.service.import_grant(signed.grant(**parts.times()), ADDRESS)
+    await parts.service.import_grant(signed.grant(**parts.times()), ADDRESS)
     await parts.service.require_platform_admin(OPERATOR, "this")
     assert not await parts.service.is_platform_admin("op-" + "b" * 16)
     assert (await parts.kinds()).count("platform_grant.imported") == 1
@@ -188,7 +191,7 @@ async def test_who_writes_the_database_activates_nothing(parts: Parts) -> None:
 async def test_who_writes_the_database_becomes_no_platform_admin(parts: Parts) -> None:
     await parts.activate()
     await parts.claim()
-    challenge = (await parts.service.view()).challenge
+    challenge = (await parts.service.view(ADDRESS)).challenge
     forged_claim = signed.claim(challenge, STRANGER, operator_id=OPERATOR)
     await parts.edit("UPDATE installation_authority SET claim = ?", forged_claim.SerializeToString())
     text = (
@@ -201,12 +204,12 @@ async def test_who_writes_the_database_becomes_no_platform_admin(parts: Parts) -
     await parts.edit(text, b"\x09" * 32, INSTALLATION, b"\xff\xff")
     await parts.load()
     assert not await parts.service.is_platform_admin(OPERATOR)
-    assert (await parts.service.view()).grants == ()
+    assert (await parts.service.view(ADDRESS)).grants == ()
 
 
 async def test_another_pin_ends_what_the_old_root_signed(parts: Parts, database: Database) -> None:
     await parts.activate()
-    await parts.service.import_grant(signed.grant(**parts.times()))
+    await parts.service.import_grant(signed.grant(**parts.times()), ADDRESS)
     other = await Parts(database, parts.clock, writer="r2", root_key=STRANGER.public_key).load()
     assert other.service.waits_for
     assert not await other.service.is_platform_admin(OPERATOR)
@@ -215,14 +218,72 @@ async def test_another_pin_ends_what_the_old_root_signed(parts: Parts, database:
 async def test_callers_without_a_token_are_bounded(database: Database, clock: MockClock) -> None:
     parts = await Parts(database, clock, burst=3).load()
     for _ in range(3):
-        await parts.service.view()
+        await parts.service.view(ADDRESS)
     for call in (
-        parts.service.view(),
-        parts.service.activate(signed.manifest()),
-        parts.service.claim_owner(signed.claim(b"")),
-        parts.service.import_grant(signed.grant()),
+        parts.service.view(ADDRESS),
+        parts.service.activate(signed.manifest(), ADDRESS),
+        parts.service.claim_owner(signed.claim(b""), ADDRESS),
+        parts.service.import_grant(signed.grant(), ADDRESS),
     ):
         with pytest.raises(Refusal) as caught:
             await call
         assert caught.value.reason is Reason.OVERLOADED
         assert caught.value.retry_after_s
+
+
+async def test_one_address_leaves_room_for_others(database: Database, clock: MockClock) -> None:
+    parts = await Parts(database, clock, burst=5, address_burst=3).load()
+    for _ in range(3):
+        await parts.service.view("198.51.100.1")
+    for _ in range(20):
+        with pytest.raises(Refusal):
+            await parts.service.view("198.51.100.1")
+    await parts.activate()
+    assert await parts.kinds() == ["installation.activated"]
+
+
+async def test_what_is_refused_never_reaches_the_writer(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would break up the group that others share."""
+    await parts.activate()
+    await parts.claim()
+    jobs: list[object] = []
+    monkeypatch.setattr(parts.database, "write", jobs.append)
+    challenge = (await parts.service.view(ADDRESS)).challenge
+    claims = (
+        signed.claim(challenge, STRANGER),
+        signed.claim(challenge, issued_at_ms=parts.clock.now_ms()),
+        signed.claim(b"", issued_at_ms=parts.clock.now_ms() + 1),
+    )
+    for thing in claims:
+        with pytest.raises(Refusal):
+            await parts.service.claim_owner(thing, ADDRESS)
+    older = parts.times() | {"issued_at_ms": parts.clock.now_ms() - 1}
+    for fields in (older, older | {"not_after_ms": 1}):
+        with pytest.raises(Refusal):
+            await parts.service.activate(signed.manifest(**fields), ADDRESS)
+    await parts.activate()
+    assert jobs == []
+
+
+async def test_a_claim_that_meets_a_taken_name_leaves_the_group_of_others_alone(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parts.activate()
+    await parts.operators.create("init", "ben", "viewer")
+    raised: list[Exception] = []
+    real = parts.database.write
+
+    async def write(job: Any) -> Any:
+        def watched(tx: Any) -> Any:
+            try:
+                return job(tx)
+            except Exception as error:
+                raised.append(error)
+                raise
+
+        return await real(watched)
+
+    monkeypatch.setattr(parts.database, "write", write)
+    with pytest.raises(Refusal, match="exists already"):
+        await parts.claim(name="ben")
+    assert raised == []
