@@ -11,6 +11,7 @@ import click
 from fleet_node.cli.grammar import EXIT_CODE_MEANING, Verb
 from fleet_node.cli.root import VERBS, fleet_node
 from fleet_node.config import ENVIRONMENT_PREFIX, declared
+from fleet_node.enrollment.folder import PRIVATE_FILES
 
 DEFAULT_PATH = Path("docs/fleet-node.md")
 
@@ -30,24 +31,15 @@ fleet-node doctor                                          # why it does not con
 A join token on the command line (`--token`) can be read by every user of the machine while `enroll` runs. Give it in a
 file that only its owner can read, or on standard input.
 """
-
-_FOLDER = """## State folder
+_FILES = "\n".join(f"| `{name}` | {holds} |" for name, holds in PRIVATE_FILES.items())
+_FOLDER = f"""## State folder
 
 Mode 0700, files 0600; looser modes are refused with the `chmod` to run. One process uses it at a time, by a lock that
 ends with the process. Never copy it to a second machine: both would be the same node, and neither would stay connected.
 
 | file | holds |
 |---|---|
-| `identity.key`, `sealing.key` | private keys, made by `enroll` |
-| `enrollment.json` | an enrollment that waits for an operator's decision |
-| `membership.json` | cluster, node id, api_key, pinned authority and owner key |
-| `rotation.json` | a new api_key or new keys, until the gateway was met with them; then they replace the others |
-| `bundle.bin` | the signed trust bundle in force, and the links to it from the pinned authority |
-| `owner.pin` | the owner that `fleet-node owner pin` pinned; it goes before the one of the join token |
-| `people.json` | owners, roles and policy under the pin, what earlier pins still protect, the latest time of issue |
-| `journal.db` | commands, used intents and reports, durable before anything is run or told (docs/protocol.md) |
-| `spool.db` | telemetry that the server has not acknowledged |
-| `lock` | the process that uses the folder |
+{_FILES}
 | `control.sock` | where the running daemon answers `status` and `doctor`, its own user and root only |
 """
 

@@ -9,24 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleet.identity import PrivateFileError, load_node_keys, private_folder, read_private, show_fingerprint
+from fleet.identity import PrivateFileError, check_private, load_node_keys, private_folder, show_fingerprint
 from fleet_node.commands.opening import JournalDamagedError, JournalUnavailableError, inspect_journal
 from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, fail, ok, warn
-from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.folder import PRIVATE_FILES, StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, MembershipError
+from fleet_node.enrollment.rotation_file import load_rotation
 from fleet_node.status.people import known_people, missing, people_status, sentence
 
-_PRIVATE_FILES = (
-    "identity.key",
-    "sealing.key",
-    "membership.json",
-    "enrollment.json",
-    "bundle.bin",
-    "client.pem",
-    "owner.pin",
-    "people.json",
-)
 _MIN_FREE_BYTES = 16 * 1024 * 1024
 _FSYNC_TRIES = 5
 _SLOW_FSYNC_S = 0.05
@@ -37,9 +28,9 @@ def check_folder(path: Path) -> Finding:
     """Folder 0700 and files 0600, all of this user."""
     try:
         private_folder(path)
-        for name in _PRIVATE_FILES:
+        for name in PRIVATE_FILES:
             if (path / name).exists():
-                read_private(path / name)
+                check_private(path / name)
     except PrivateFileError as error:
         return fail("state folder", str(error), "correct owner and mode as the message says, then look again")
     return ok("state folder", f"{path}, closed to other users")
@@ -58,6 +49,16 @@ def check_keys(path: Path, settings: Settings) -> Finding:
         pinned = show_fingerprint(settings.fingerprint)
         return fail("keys", f"fingerprint {shown}, the configuration pins {pinned}", "put the right state folder back")
     return ok("keys", f"fingerprint {shown}")
+
+
+def check_rotation(folder: StateFolder) -> Finding:
+    """Credentials that are to replace those in force can be read: the daemon does not start without."""
+    try:
+        pending = load_rotation(folder.rotation)
+    except MembershipError as error:
+        return fail("rotation", str(error), "`fleet-node run` does not start before that is done")
+    kinds = [name for name, held in (("api_key", pending.api_key), ("keys", pending.keys)) if held is not None]
+    return ok("rotation", f"a new {' and new '.join(kinds)} on the way" if kinds else "no new credentials on the way")
 
 
 def check_bundle(folder: StateFolder, membership: Membership, now_ms: int) -> Finding:

@@ -93,6 +93,7 @@ class Doctor:
 
     async def _member(self, folder: StateFolder, membership: Membership) -> AsyncIterator[Finding]:
         yield ok("membership", f"{membership.name} ({membership.node_id}) in cluster {membership.cluster_id}")
+        yield folder_checks.check_rotation(folder)
         yield folder_checks.check_bundle(folder, membership, self._patient.clock.now_ms())
         yield folder_checks.check_owner(folder, membership, self._patient.clock.now_ms())
         try:
@@ -144,7 +145,7 @@ class Doctor:
             ).load()
             credentials = Credentials(folder, membership, keys, server_time=ServerTime(self._patient.clock))
         except (PrivateFileError, MembershipError):
-            yield skip("handshake", "keys or trust bundle are not usable")
+            yield skip("handshake", "keys, new credentials or trust bundle are not usable")
             return
         who = Identity(credentials, LookOnlyTrust(state))
         for endpoint in self._settings.endpoints or state.endpoints or membership.endpoints:

@@ -1,29 +1,32 @@
-"""The node's state folder: 0700, one process at a time.
-
-| file | holds |
-|---|---|
-| identity.key, sealing.key | private keys, 0600 |
-| enrollment.json | an enrollment that waits for the operator's decision |
-| membership.json | cluster, node id, api_key: what the bootstrap gave, 0600 |
-| ratchet.bin | what the last welcome handed on: shows that no second machine is this node, 0600 |
-| rotation.json | credentials that are to replace those in force, 0600, until the server was met with them |
-| bundle.bin | the signed trust bundle in force, with the links to it from the pinned authority |
-| client.pem | certificate and key for the mTLS listener, if it has one configured; 0600 |
-| owner.pin | the owner that a person pinned here, if one did |
-| people.json | owners, roles and policy as verified under the pin |
-| journal.db, spool.db | commands and telemetry |
-| lock, control.sock | one process; live state for `fleet-node status` |
-| .journal-*.copy | the journal while a backup takes it; one that a killed process left is removed by the next |
-"""
+"""The node's state folder: 0700, what stands in it, one process at a time."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from fleet.identity import PrivateFileError, private_folder
+
+PRIVATE_FILES: Mapping[str, str] = {
+    "identity.key": "the private key that the node signs with, made by `enroll`",
+    "sealing.key": "the private key that secrets for the node are sealed to, made by `enroll`",
+    "enrollment.json": "an enrollment that waits for an operator's decision",
+    "membership.json": "cluster, node id, api_key, pinned authority and owner key: what the bootstrap gave",
+    "rotation.json": "a new api_key or new keys, until the gateway was met with them; then they replace the others",
+    "ratchet.bin": "what the last welcome handed on: shows that no second machine is this node",
+    "bundle.bin": "the signed trust bundle in force, and the links to it from the pinned authority",
+    "client.pem": "certificate and key for the mTLS listener, where one is configured",
+    "owner.pin": "the owner that `fleet-node owner pin` pinned; it goes before the one of the join token",
+    "people.json": "owners, roles and policy under the pin, what earlier pins still protect, the latest time of issue",
+    "journal.db": "commands, used intents and reports, durable before anything is run or told (docs/protocol.md)",
+    "spool.db": "telemetry that the server has not acknowledged",
+    "lock": "the process that uses the folder",
+}
+"""Every file that may be there, and what it holds. All are 0600. Beside them there are `control.sock`, SQLite's files
+beside a database, and while a backup takes it a copy of the journal."""
 
 
 class FolderLockedError(Exception):

@@ -174,7 +174,7 @@ class BundleFile:
             MembershipError: missing, damaged, or not of the pinned authority or its successors.
         """
         try:
-            stored = trust_pb2.HeldTrust.FromString(read_private(self._path))
+            stored = trust_pb2.HeldTrust.FromString(read_state(self._path) if self._path.exists() else b"")
             pinned = stored.links[0] if stored.links else trust_pb2.Signed()
             first = trust.first(
                 pinned,
@@ -183,7 +183,7 @@ class BundleFile:
                 revoked=stored.revoked_key_ids,
             )
             links = [first, *trust.steps(first, stored.links[1:])]
-        except (PrivateFileError, DecodeError, trust.TrustError) as error:
+        except (DecodeError, trust.TrustError) as error:
             raise MembershipError(
                 f"{self._path} holds no trust bundle of the pinned authority ({error}): restore the state folder, "
                 "or enroll again with a new join token"
@@ -212,12 +212,24 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     write_private(path, json.dumps({"format": _FORMAT, **content}, indent=2).encode())
 
 
+def read_state(path: Path) -> bytes:
+    """What a private file of the state folder holds. One that is open to others is not damaged: its repair is told.
+
+    Raises:
+        MembershipError: it cannot be read.
+    """
+    try:
+        return read_private(path)
+    except PrivateFileError as error:
+        raise MembershipError(str(error)) from error
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(read_private(path))
-    except (PrivateFileError, ValueError) as error:
+        found = json.loads(read_state(path))
+    except ValueError as error:
         raise _damaged(path) from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise _damaged(path)

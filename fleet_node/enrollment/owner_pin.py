@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fleet.identity import PrivateFileError, read_private, write_private
+from fleet.identity import write_private
 from fleet.people import parse_pin
-from fleet_node.enrollment.membership import Membership, MembershipError
+from fleet_node.enrollment.membership import Membership, MembershipError, read_state
 
 
 def pinned_owner(path: Path, membership: Membership) -> bytes:
@@ -22,8 +22,8 @@ def pinned_owner(path: Path, membership: Membership) -> bytes:
     if not path.exists():
         return membership.owner_pin
     try:
-        return parse_pin(read_private(path).decode("ascii"))
-    except (PrivateFileError, ValueError) as error:
+        return parse_pin(read_state(path).decode("ascii"))
+    except ValueError as error:
         raise MembershipError(f"{path} holds no owner pin ({error}): move it away, and pin the owner again") from error
 
 

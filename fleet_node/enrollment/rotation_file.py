@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.message import DecodeError
 
 from fleet.envelope import Signer
-from fleet.identity import NodeKeys, PrivateFileError, read_private, write_private
+from fleet.identity import NodeKeys, write_private
 from fleet.secrets import Secret
 from fleet.v1 import trust_pb2
-from fleet_node.enrollment.membership import MembershipError
+from fleet_node.enrollment.membership import MembershipError, read_state
 
 _FORMAT = 1
 
@@ -67,14 +67,15 @@ def load_rotation(path: Path) -> PendingRotation:
     if not path.exists():
         return PendingRotation()
     try:
-        found = json.loads(read_private(path))
+        found = json.loads(read_state(path))
         if found["format"] != _FORMAT:
             raise ValueError
         api_key = Secret(str(found["api_key"])) if "api_key" in found else None
         keys = _keys(found) if "identity" in found else None
-    except (PrivateFileError, DecodeError, KeyError, TypeError, ValueError) as error:
+    except (DecodeError, KeyError, TypeError, ValueError) as error:
         raise MembershipError(
-            f"{path} is damaged or of another version: restore the state folder, or enroll again"
+            f"{path} is damaged or of another version: restore it from a backup, or move it away, and the node goes on "
+            "with the credentials that it has; enroll again only if the server knows none of these any more"
         ) from error
     return PendingRotation(api_key, keys)
 

@@ -18,13 +18,13 @@ from google.protobuf.message import DecodeError
 from fleet import people as rules
 from fleet.clock import Clock, ServerTime
 from fleet.former_policy import former_from_json
-from fleet.identity import PrivateFileError, read_private, write_private
+from fleet.identity import write_private
 from fleet.logs import get_logger
 from fleet.node_audit import NodeAuditKind
 from fleet.people import People
 from fleet.trust import TrustState
 from fleet.v1 import trust_pb2
-from fleet_node.enrollment.membership import MembershipError
+from fleet_node.enrollment.membership import MembershipError, read_state
 from fleet_node.link.key_audit import Unheard
 from fleet_node.link.ports import KeyAuditPort
 
@@ -152,13 +152,13 @@ def load_people(path: Path, *, cluster_id: str, pin: bytes) -> tuple[People, int
     if not path.exists():
         return People(cluster_id, pin), 0
     try:
-        found = json.loads(read_private(path))
+        found = json.loads(read_state(path))
         latest_signed_ms = int(found["latest_signed_ms"])
         kept = trust_pb2.TrustBundleStatement.FromString(base64.b64decode(found["statements"], validate=True))
         former, kept_pin = former_from_json(found.get("former")), bytes.fromhex(found["owner_pin"])
         if found["format"] != _FORMAT:
             raise ValueError
-    except (PrivateFileError, ValueError, KeyError, TypeError, DecodeError) as error:
+    except (ValueError, KeyError, TypeError, DecodeError) as error:
         raise MembershipError(
             f"{path} is damaged or of another version: restore it from a backup, or move it away, and the next trust "
             "bundle brings again what people signed; until then nothing is protected that only the policy names"

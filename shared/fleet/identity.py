@@ -130,22 +130,23 @@ def read_private(path: Path) -> bytes:
     Raises:
         PrivateFileError: missing, too open, a symbolic link, or no plain file.
     """
+    descriptor = _open_private(path)
     try:
-        # O_NONBLOCK: opening a FIFO that somebody put in its place must not hang the start.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise PrivateFileError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise PrivateFileError(f"{path} is no plain file: move it away and restore the file from a backup")
-        _check_open_mode(path, found, 0o600)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read()
     except OSError as error:
         raise PrivateFileError(f"cannot read {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
+
+
+def check_private(path: Path) -> None:
+    """Whether `read_private` would read it, without reading it.
+
+    Raises:
+        PrivateFileError: as there.
+    """
+    os.close(_open_private(path))
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -192,6 +193,23 @@ def _read_key(path: Path) -> bytes:
     if len(raw) != 32:
         raise PrivateFileError(f"{path} holds {len(raw)} bytes instead of 32: restore it from a backup")
     return raw
+
+
+def _open_private(path: Path) -> int:
+    try:
+        # O_NONBLOCK: opening a FIFO that somebody put in its place must not hang the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise PrivateFileError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise PrivateFileError(f"{path} is no plain file: move it away and restore the file from a backup")
+        _check_open_mode(path, found, 0o600)
+    except PrivateFileError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _check_open_mode(path: Path, found: os.stat_result, wanted: int) -> None:

@@ -14,11 +14,11 @@ from fleet import tls, trust
 from fleet.clock import SystemClock
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
-from fleet.identity import NodeKeys, store_node_keys
+from fleet.identity import NodeKeys, store_node_keys, write_private
 from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, Level
 from fleet_node.doctor.service import Doctor, Patient
-from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.folder import PRIVATE_FILES, StateFolder
 from fleet_node.enrollment.membership import BundleFile, PendingEnrollment, save_pending
 from fleet_node.status.server import ControlServer
 from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
@@ -55,6 +55,7 @@ async def test_a_node_that_is_well(gateway: FakeGateway, folder: StateFolder) ->
         "disk space",
         "disk write",
         "membership",
+        "rotation",
         "trust bundle",
         "owner",
         "daemon",
@@ -281,8 +282,10 @@ async def test_a_node_that_waits_for_approval_has_its_way_checked(
     assert findings["http2"].level is Level.OK
 
 
-async def test_open_modes_are_named_with_the_command(folder: StateFolder) -> None:
-    (folder.path / "identity.key").chmod(0o644)
+@pytest.mark.parametrize("name", PRIVATE_FILES)
+async def test_open_modes_are_named_with_the_command(folder: StateFolder, name: str) -> None:
+    (folder.path / name).touch()
+    (folder.path / name).chmod(0o644)
     finding = (await examine(folder))["state folder"]
     assert finding.level is Level.FAIL
     assert "chmod 600" in finding.detail
@@ -311,6 +314,14 @@ async def test_a_bundle_that_ran_out(installation: FakeInstallation, folder: Sta
 async def test_a_damaged_bundle(folder: StateFolder) -> None:
     folder.bundle.write_bytes(b"garbage")
     assert (await examine(folder))["trust bundle"].level is Level.FAIL
+
+
+async def test_new_credentials_that_cannot_be_read(folder: StateFolder) -> None:
+    write_private(folder.rotation, b"{")
+    findings = await examine(folder)
+    assert findings["rotation"].level is Level.FAIL
+    assert "move it away" in findings["rotation"].detail
+    assert findings["handshake"].level is Level.SKIP
 
 
 async def test_a_damaged_membership(folder: StateFolder) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fleet import trust
 from fleet.envelope import Domain, Signer
 from fleet.identity import PrivateFileError
 from fleet.v1 import trust_pb2
-from fleet_node.enrollment.folder import FolderLockedError, StateFolder
+from fleet_node.enrollment.folder import PRIVATE_FILES, FolderLockedError, StateFolder
 from fleet_node.enrollment.membership import (
     BundleFile,
     MembershipError,
@@ -23,6 +24,9 @@ from fleet_node.enrollment.membership import (
     save_membership,
     save_pending,
 )
+from fleet_node.enrollment.owner_pin import pinned_owner
+from fleet_node.enrollment.rotation_file import load_rotation
+from fleet_node.link.people_store import load_people
 from tests.fakes.gateway import CLUSTER, FakeInstallation
 
 PENDING = PendingEnrollment(
@@ -75,8 +79,9 @@ def test_a_file_that_others_can_read_is_refused(installation: FakeInstallation, 
     installation.endpoints = ["gw:7443"]
     save_membership(path, installation.membership())
     path.chmod(0o644)
-    with pytest.raises(MembershipError):
+    with pytest.raises(MembershipError) as caught:
         load_membership(path)
+    assert str(caught.value) == f"{path} is open to other users: run `chmod 600 {path}`"
 
 
 def test_a_bundle_is_verified_when_it_is_read(installation: FakeInstallation, tmp_path: Path) -> None:
@@ -190,3 +195,30 @@ def test_copies_of_a_journal_that_a_killed_process_left_are_cleared_away(folder:
     folder.lock()
     assert [path.name for path in folder.path.iterdir() if "journal" in path.name] == ["journal.db"]
     folder.unlock()
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_pending,
+        load_rotation,
+        lambda path: load_people(path, cluster_id=CLUSTER, pin=b""),
+        lambda path: pinned_owner(path, FakeInstallation().membership()),
+        lambda path: BundleFile(path, cluster_id=CLUSTER, authority_key=b"k" * 32).load(),
+    ],
+    ids=["enrollment.json", "rotation.json", "people.json", "owner.pin", "bundle.bin"],
+)
+def test_a_file_that_is_open_is_repaired_and_not_thrown_away(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    path = tmp_path / "file"
+    path.write_text("{}")
+    path.chmod(0o644)
+    with pytest.raises(MembershipError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path} is open to other users: run `chmod 600 {path}`"
+
+
+def test_every_path_of_the_folder_is_a_known_file(folder: StateFolder) -> None:
+    paths = {value for name in vars(StateFolder) if isinstance(value := getattr(folder, name), Path)}
+    assert {path.name for path in paths} == set(PRIVATE_FILES) - {"identity.key", "sealing.key", "lock"} | {
+        "control.sock"
+    }
