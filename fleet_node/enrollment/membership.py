@@ -199,6 +199,7 @@ class BundleFile:
 
         Raises:
             OSError: it cannot be written; the old one stands.
+            TrustError: CHAIN_TOO_LONG; the old one stands.
         """
         links = self._links
         for state in states:

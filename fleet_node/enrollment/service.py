@@ -247,9 +247,13 @@ class EnrollmentService:
             max_in_flight=min(said.parameters.max_in_flight or 32, MAX_IN_FLIGHT),
             labels=pending.labels,
         )
-        BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key).save(
-            *links
-        )
+        file = BundleFile(self._folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key)
+        try:
+            file.save(*links)
+        except trust.TrustError as error:
+            raise EnrollmentError(
+                f"the chain of authorities is too long: ask for a new join token ({error})"
+            ) from error
         self._joining(membership.node_id)
         save_membership(self._folder.membership, membership)
         self._folder.enrollment.unlink(missing_ok=True)

@@ -20,11 +20,9 @@ from fleet import envelope
 from fleet.envelope import Domain, EnvelopeError
 from fleet.former_policy import NOTHING_BEFORE, FormerPolicy
 from fleet.globs import glob_matches, is_glob
-from fleet.trust import OWNER_PIN_BYTES
+from fleet.trust import MAX_GRANTS, MAX_OWNERS, OWNER_PIN_BYTES
 from fleet.v1 import trust_pb2
 
-MAX_OWNERS = 64
-MAX_GRANTS = 1024
 MAX_RULES = 256
 MAX_NAME_CHARS = 256
 CLOCK_SLACK_MS = 10 * 60 * 1000

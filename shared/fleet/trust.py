@@ -22,6 +22,14 @@ from fleet.v1 import enrollment_pb2, trust_pb2
 
 MAX_NUMBER_STEP = 2**20
 MAX_COMMAND_KEYS = 64
+MAX_TLS_CAS = 16
+MAX_ENDPOINTS = 64
+MAX_OWNERS = 64
+MAX_GRANTS = 1024
+MAX_BUNDLE_BYTES = 2 * 1024 * 1024
+"""Of a bundle with its signatures: what these lists take with the longest names, and half as much again."""
+MAX_KEPT_LINKS = 1024
+MAX_KEPT_BYTES = 64 * 1024 * 1024
 MAX_REVOKED_KEYS = 4096
 """Revoked command keys that a node remembers; no more are taken then, and those of the bundle in force still count."""
 TOKEN_SECRET_BYTES = 32
@@ -38,6 +46,7 @@ class TrustReason(StrEnum):
     ROLLBACK = "ROLLBACK"
     FAST_FORWARD = "FAST_FORWARD"
     SKIPPED_GENERATION = "SKIPPED_GENERATION"
+    CHAIN_TOO_LONG = "CHAIN_TOO_LONG"
     EXPIRED = "EXPIRED"
     MALFORMED = "MALFORMED"
 
@@ -172,11 +181,22 @@ def kept_links(held: Sequence[TrustState], newer: TrustState) -> list[TrustState
     Returns:
         The newest bundle of the pinned generation, the first of each later one (the old authority signed it, too), and
         the newest of all.
+
+    Raises:
+        TrustError: CHAIN_TOO_LONG. Only a new generation makes it longer, and a smaller bundle of the same one may
+            fit, so whoever has a stolen authority fills no node that follows another.
     """
     opened = len(held) > 1 and held[-2].generation < held[-1].generation
-    if held and held[-1].generation == newer.generation and not opened:
-        return [*held[:-1], newer]
-    return [*held, newer]
+    replaces = held and held[-1].generation == newer.generation and not opened
+    links = [*(held[:-1] if replaces else held), newer]
+    size = sum(link.signed.ByteSize() for link in links)
+    if len(links) > MAX_KEPT_LINKS or size > MAX_KEPT_BYTES:
+        raise TrustError(
+            TrustReason.CHAIN_TOO_LONG,
+            f"{len(links)} links of {size} bytes lead from the pinned authority to it, and at most {MAX_KEPT_LINKS} of"
+            f" {MAX_KEPT_BYTES} bytes are kept: revoke the node and enroll it anew, which pins the newest authority",
+        )
+    return links
 
 
 def verify_join_token(
@@ -256,6 +276,10 @@ def claimed(signed: trust_pb2.Signed) -> trust_pb2.TrustBundleStatement:
 
 
 def _verify_bundle(signed: trust_pb2.Signed, authority_keys: list[bytes]) -> trust_pb2.TrustBundleStatement:
+    if signed.ByteSize() > MAX_BUNDLE_BYTES:
+        raise TrustError(
+            TrustReason.MALFORMED, f"the bundle has {signed.ByteSize()} bytes; {MAX_BUNDLE_BYTES} are allowed"
+        )
     keys = {envelope.key_id(key): key for key in authority_keys}
     try:
         signers = envelope.verified_signers(signed, domain=Domain.TRUST_BUNDLE, keys=keys)
@@ -277,10 +301,10 @@ def _state(
             TrustReason.WRONG_CLUSTER,
             f"the bundle is for cluster {statement.cluster_id!r}, this is {cluster_id!r}",
         )
-    if len(statement.command_keys) > MAX_COMMAND_KEYS or statement.generation == 0 or statement.number == 0:
+    if _too_many(statement) or statement.generation == 0 or statement.number == 0:
         raise TrustError(
             TrustReason.MALFORMED,
-            "the bundle's version or number of keys is out of range",
+            "the bundle's version, or how much it lists, is out of range",
         )
     command_keys = dict(_certified(c, statement.authority_key, cluster_id) for c in statement.command_keys)
     if len(command_keys) != len(statement.command_keys):  # else the order would decide whether a revoked key verifies
@@ -297,6 +321,16 @@ def _state(
         grace_s=statement.grace_s,
         signed=signed,
         revoked=_revoked(revoked, command_keys),
+    )
+
+
+def _too_many(statement: trust_pb2.TrustBundleStatement) -> bool:
+    return (
+        len(statement.command_keys) > MAX_COMMAND_KEYS
+        or len(statement.tls_ca_der) > MAX_TLS_CAS
+        or len(statement.endpoints) > MAX_ENDPOINTS
+        or len(statement.owners) > MAX_OWNERS
+        or len(statement.role_grants) > MAX_GRANTS
     )
 
 

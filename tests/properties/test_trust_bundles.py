@@ -141,6 +141,62 @@ def test_bundles_that_are_refused(offer: Offer, reason: TrustReason) -> None:
     assert caught.value.reason is reason
 
 
+LISTS = {
+    "tls_ca_der": ([b"ca"], trust.MAX_TLS_CAS),
+    "endpoints": (["gateway.example:7443"], trust.MAX_ENDPOINTS - 1),
+    "owners": ([trust_pb2.Signed()], trust.MAX_OWNERS),
+    "role_grants": ([trust_pb2.Signed()], trust.MAX_GRANTS),
+}
+
+
+@pytest.mark.parametrize(("name", "items", "most"), [(name, *of) for name, of in LISTS.items()], ids=LISTS.keys())
+def test_no_list_of_a_bundle_is_longer_than_anybody_needs(name: str, items: list[object], most: int) -> None:
+    for count, taken in ((most, True), (most + 1, False)):
+        offered = _listing(**{name: items * count})
+        if taken:
+            assert trust.advance(held(), offered).number == 11
+            continue
+        with pytest.raises(TrustError) as caught:
+            trust.advance(held(), offered)
+        assert caught.value.reason is TrustReason.MALFORMED
+
+
+@pytest.mark.parametrize("where", ["statement", "signatures"])
+def test_a_bundle_that_is_too_large_is_refused(where: str) -> None:
+    padding = bytes(trust.MAX_BUNDLE_BYTES)
+    offered = _listing(tls_ca_der=[padding]) if where == "statement" else Offer().signed()
+    if where == "signatures":
+        offered.signatures.add(key_id=bytes(16), value=padding)
+    with pytest.raises(TrustError) as caught:
+        trust.advance(held(), offered)
+    assert caught.value.reason is TrustReason.MALFORMED
+
+
+def _listing(**lists: object) -> trust_pb2.Signed:
+    statement = trust_pb2.TrustBundleStatement.FromString(Offer().signed().statement)
+    statement.MergeFrom(trust_pb2.TrustBundleStatement(**lists))  # type: ignore[arg-type]
+    return AUTHORITIES[2].sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
+
+
+def test_what_is_kept_of_a_chain_is_bounded_and_a_smaller_bundle_fits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [held()]
+    first_of_3 = trust.advance(links[-1], step(3).signed())
+    links = trust.kept_links(links, first_of_3)
+    large, small = (
+        trust.advance(first_of_3, replace(step(3, number=number), signers=signers).signed())
+        for number, signers in ((2, (AUTHORITIES[3], *[STRANGER] * 9)), (3, (AUTHORITIES[3],)))
+    )
+    room = sum(link.signed.ByteSize() for link in links) + small.signed.ByteSize()
+    for limit, value in (("MAX_KEPT_BYTES", room), ("MAX_KEPT_LINKS", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(trust, limit, value)
+            with pytest.raises(TrustError) as caught:
+                trust.kept_links(links, large)
+            assert caught.value.reason is TrustReason.CHAIN_TOO_LONG
+            if limit == "MAX_KEPT_BYTES":
+                assert trust.kept_links(links, small) == [*links, small]
+
+
 def test_the_same_bundle_again_changes_nothing() -> None:
     state = held()
     assert trust.advance(state, state.signed) is state
