@@ -9,6 +9,9 @@ from enum import IntEnum
 from fleet.errors import Reason, Refusal
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z")
+_OPERATOR_ID = re.compile(r"op-[0-9a-f]{16}\Z", re.IGNORECASE)
+_OTHER_ACTORS = frozenset({"server", "schedule", "product-root", "first-owner"})
+"""Actors in the audit that are no operators. The others hold a space or a colon, as no name does."""
 
 
 class Role(IntEnum):
@@ -103,7 +106,7 @@ def parse_role(word: str) -> Role:
 
 
 def check_operator_name(name: str) -> None:
-    """An operator's name is short and plain, for it stands in audit rows and signed commands.
+    """An operator's name is short and plain, and nobody else's, for it stands in audit rows and signed commands.
 
     Raises:
         Refusal: INVALID_ARGUMENT.
@@ -112,6 +115,11 @@ def check_operator_name(name: str) -> None:
         raise Refusal(
             Reason.INVALID_ARGUMENT,
             "an operator's name has 1 to 63 letters, digits, dots, dashes, underscores or @, a letter or digit first",
+        )
+    if name.lower() in _OTHER_ACTORS or _OPERATOR_ID.match(name):
+        raise Refusal(
+            Reason.INVALID_ARGUMENT,
+            f"{name!r} stands for somebody else in the audit, or is an operator id: choose another name",
         )
 
 

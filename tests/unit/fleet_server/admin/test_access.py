@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -17,6 +19,7 @@ from fleet_server.admin.rules import Role
 from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
+from fleet_server.trust.rotation import SCHEDULE
 from fleet_server.trust.secrets import Secrets
 from tests.fakes.clock import MockClock
 
@@ -255,3 +258,22 @@ async def test_a_token_is_in_no_row(access: OperatorService, database: Database)
     stored = await database.read(lambda conn: repr(conn.execute(text("SELECT * FROM operators")).all()))
     assert token.reveal() not in stored
     assert token.reveal() not in repr(token)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["server", "Server", "schedule", "product-root", "first-owner", "op-" + "a1" * 8, "OP-" + "A1" * 8],
+)
+async def test_nobody_is_called_as_somebody_else_is_in_the_audit(access: OperatorService, name: str) -> None:
+    with pytest.raises(Refusal, match="choose another name"):
+        await access.create("ada", name, "operator")
+    assert await access.all() == []
+
+
+def test_every_actor_that_is_no_operator_has_a_name_that_no_operator_gets() -> None:
+    sources = (Path(__file__).parents[4] / "fleet_server").rglob("*.py")
+    actors = {found for path in sources for found in re.findall(r'actor="([^"]+)"', path.read_text())} | {SCHEDULE}
+    assert actors >= {"server", "schedule", "first-owner"}
+    for actor in actors:
+        with pytest.raises(Refusal):
+            rules.check_operator_name(actor)
