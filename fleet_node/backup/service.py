@@ -75,18 +75,25 @@ def back_up(
     """Write the node's archive, 0600, whole or not at all; nothing is overwritten.
 
     Raises:
-        BackupError: there is something at the path, or the node's files do not hold still.
+        BackupError: there is something at the path, it cannot be written, or the node's files do not hold still.
         ArchiveError: the passphrase is too short.
         PrivateFileError: a file of the node cannot be read.
-        OSError: the archive cannot be written.
     """
+    if not to.parent.is_dir():
+        raise BackupError(f"{to.parent} is no folder: make it, or give the backup a path in one that is there")
     if to.exists() or to.is_symlink():
         raise BackupError(f"{to} is there already: give another name, a backup is never overwritten")
     files = _as_one_moment_saw_them(folder, read_journal)
     made_at_ms = clock.now_ms()
     files[MANIFEST] = json.dumps({"node_id": node_id, "made_at_ms": made_at_ms}).encode()
     archive = seal(files, passphrase, cost=cost)
-    write_private(to, archive)
+    try:
+        write_private(to, archive)
+    except OSError as error:
+        raise BackupError(
+            f"the backup cannot be written to {to}: {error.strerror or error}; give a path in a folder that this user "
+            "may write, on a disk that has room"
+        ) from error
     return Backup(node_id, made_at_ms, len(archive))
 
 
@@ -99,16 +106,14 @@ def restore(
         state_dir: must not exist, or be empty.
 
     Raises:
-        BackupError: the folder is in use or another user's, the archive does not hold a whole node, or the machine's
-            clock is behind it.
+        BackupError: the archive cannot be read or does not hold a whole node, the folder is in use or another user's,
+            or the machine's clock is behind the archive.
         ArchiveError: it does not open.
         MembershipError: what people signed cannot be read in it.
         JournalDamagedError, JournalUnavailableError: the journal in it cannot be used.
-        PrivateFileError, OSError: it cannot be read, or the folder cannot be written.
+        PrivateFileError, OSError: the folder cannot be written.
     """
-    if archive_path.stat().st_size > MAX_ARCHIVE_BYTES:
-        raise BackupError(f"{archive_path} is larger than any backup of a node")
-    archive = archive_path.read_bytes()
+    archive = _read_archive(archive_path)
     files = unseal(archive, passphrase, cost=cost)
     missing = [name for name in (*NEEDED, MANIFEST) if name not in files]
     if missing:
@@ -134,6 +139,15 @@ def restore(
     except PlacementError as error:
         raise BackupError(str(error)) from error
     return backup
+
+
+def _read_archive(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_ARCHIVE_BYTES:
+            raise BackupError(f"{path} is larger than any backup of a node")
+        return path.read_bytes()
+    except OSError as error:
+        raise BackupError(f"{path} cannot be read: {error.strerror or error}; let this user read it") from error
 
 
 def _intents_after_ms(folder: Path, backup: Backup, now_ms: int) -> int:

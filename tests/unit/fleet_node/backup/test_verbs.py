@@ -84,6 +84,21 @@ async def test_mistakes_are_told_and_change_nothing(
     assert (again.code, "never overwritten" in again.err) == (2, True)
     occupied = await restore(archive, member.path, passphrase)
     assert (occupied.code, "not empty" in occupied.err) == (2, True)
+    for nowhere in (tmp_path / "nowhere" / "node.backup", archive / "node.backup"):
+        lost = await back_up(member, nowhere, passphrase)
+        assert (lost.code, "state folder" in lost.err, str(nowhere.parent) in lost.err) == (2, False, True)
+    full = await fleet_node(
+        "backup",
+        tmp_path / "full",
+        "--state-dir",
+        member.path,
+        "--passphrase-file",
+        passphrase,
+        prelude="from fleet_node.backup import service; import errno\n"
+        "def full(path, content): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "service.write_private = full\n",
+    )
+    assert (full.code, "state folder" in full.err, "No space left" in full.err) == (2, False, True)
     wrong = tmp_path / "wrong"
     wrong.touch(mode=0o600)
     wrong.write_text("another passphrase\n")
