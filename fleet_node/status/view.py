@@ -14,7 +14,9 @@ _WHAT_TO_DO = {
     Reason.REJECTED: "an operator rejected this node: ask why, and enroll again with a new join token",
     Reason.SUSPENDED: "an operator suspended this node: `fleetctl nodes resume` lets it back; it asks by itself",
     Reason.REVOKED: "this membership is over: enroll again with an empty state folder and a new join token",
-    Reason.QUARANTINED: "the server's row of this node failed its check: an operator looks at `fleetctl audit tail`",
+    Reason.QUARANTINED: "another machine has shown this node's keys, or this one was restored or rolled back: switch"
+    " the wrong one off, then an operator runs `fleetctl nodes adopt`. Neither? `fleetctl audit tail` tells what the"
+    " server found",
     Reason.UNKNOWN_CREDENTIAL: "the server does not know this api_key: was the node revoked, or the server restored?",
     Reason.BAD_PROOF: "a proof did not verify: `fleet-node doctor` tells whose",
     Reason.WRONG_CERTIFICATE: "something in between may open TLS: `fleet-node doctor` shows the certificate",

@@ -127,5 +127,8 @@ def test_every_refusal_has_a_next_step(reason: Reason) -> None:
 
 
 def test_a_refusal_of_a_later_version_has_a_next_step_too() -> None:
+    assert "nodes adopt" in what_to_do(
+        "QUARANTINED"
+    )  # a clone or a restore, far more often than a row that was changed
     assert what_to_do("SOMETHING_NEW") == what_to_do("INTERNAL")
     assert what_to_do("") == ""
