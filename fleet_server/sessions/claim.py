@@ -12,11 +12,16 @@ from fleet_server.sessions.ratchet import Turn
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StreamSession:
-    """The session under a stream, for as long as that lives: what a renewal needs, and no more."""
+    """The session under a stream, for as long as that lives: what a renewal needs, and no more.
+
+    Args:
+        certificate_ends_ms: Unix milliseconds; 0 without a client certificate.
+    """
 
     node_id: str
     epoch: int
     token_sha256: bytes
+    certificate_ends_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -34,6 +39,7 @@ class StreamClaim:
         takeover_of: stream id that this one takes over; empty if none.
         decisions: `NodeService.decisions` as it was before the node's row was read.
         turn: of its ratchet.
+        certificate_ends_ms: of the client certificate that the session is bound to; 0 without one.
         orders: what to say about credentials that are to be replaced.
     """
 
@@ -47,9 +53,10 @@ class StreamClaim:
     takeover_of: str
     decisions: int
     turn: Turn
+    certificate_ends_ms: int = 0
     orders: tuple[gateway_pb2.ServerControl, ...] = ()
 
     @property
     def session(self) -> StreamSession:
         """What a stream keeps of this; the hello, with all that a node can do, need not stay."""
-        return StreamSession(self.node.node_id, self.epoch, self.token_sha256)
+        return StreamSession(self.node.node_id, self.epoch, self.token_sha256, self.certificate_ends_ms)

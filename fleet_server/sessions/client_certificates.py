@@ -53,20 +53,34 @@ def client_certificate(certificate_pem: bytes, node_id: str, now_ms: int) -> byt
     return shown.sha256
 
 
-def check_binding(row: SessionRow, certificate_pem: bytes, now_ms: int) -> None:
-    """Refuse a session over anything but what it was made over.
+def check_binding(row: SessionRow, certificate_pem: bytes, now_ms: int) -> int:
+    """Refuse a session over anything but what it was made over. The Unix millisecond at which the certificate ends; 0
+    without one.
 
     Raises:
         Refusal: CLIENT_CERTIFICATE.
     """
     shown, bound = client_certificate(certificate_pem, row.node_id, now_ms), row.client_certificate_sha256
     if hmac.compare_digest(shown, bound):
-        return
+        return node_certificate.read(certificate_pem).ends_ms if shown else 0
     if not bound:
         raise _refused("this session was made without a client certificate: shake hands over this listener")
     if not shown:
         raise _refused("this session is bound to a client certificate: shake hands over this listener, or use mTLS")
     raise _refused("this session is bound to another client certificate: shake hands over this one")
+
+
+def check_not_ended(ends_ms: int, now_ms: int) -> None:
+    """Refuse to renew a session whose certificate has ended: TLS asks once a connection, which may live longer.
+
+    Args:
+        ends_ms: as `check_binding` said.
+
+    Raises:
+        Refusal: CLIENT_CERTIFICATE.
+    """
+    if ends_ms and now_ms >= ends_ms:
+        raise _refused(f"the client certificate of this stream has ended: {_AGAIN}")
 
 
 def _refused(detail: str) -> Refusal:

@@ -39,7 +39,7 @@ from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
 from fleet_server.sessions.claim import StreamClaim, StreamSession
-from fleet_server.sessions.client_certificates import check_binding
+from fleet_server.sessions.client_certificates import check_binding, check_not_ended
 from fleet_server.sessions.credentials import ChallengePurpose
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
@@ -170,7 +170,7 @@ class SessionService(HandshakeService):
         with self.admission.measured("claim"):
             proofs.verify(hello.proof, Domain.STREAM, node.identity_key)
             refuse_unless_active(node)
-            check_binding(row, certificate_pem, self._clock.now_ms())
+            certificate_ends_ms = check_binding(row, certificate_pem, self._clock.now_ms())
             frame_keys = self._open_frame_keys(row)
             body = self._hellos.parse(hello.body)
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
@@ -201,6 +201,7 @@ class SessionService(HandshakeService):
             takeover_of=said.takeover_of[:MAX_ID_CHARS],
             decisions=decisions,
             turn=turn,
+            certificate_ends_ms=certificate_ends_ms,
             orders=() if standing.rotation is None else standing.rotation.orders(shown_sha256=digest),
         )
 
@@ -273,7 +274,7 @@ class SessionService(HandshakeService):
         """Renew the session of a live stream; the Unix millisecond at which it ends now.
 
         Raises:
-            Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, or the state of the node.
+            Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, CLIENT_CERTIFICATE, or the state of the node.
         """
         try:
             expires_at_ms = await self._reauth(session, stream_id, proof)
@@ -298,6 +299,7 @@ class SessionService(HandshakeService):
             raise proofs.unknown_credential()
         proofs.verify(proof, Domain.REAUTH, node.identity_key)
         refuse_unless_active(node)
+        check_not_ended(session.certificate_ends_ms, now_ms)
         expires_at_ms = now_ms + self._session_ttl_ms
 
         def work(tx: Transaction) -> bool:

@@ -9,6 +9,7 @@ from fleet.envelope import Domain
 from fleet.errors import Reason
 from fleet.identity import NodeKeys
 from fleet.v1 import session_pb2
+from tests.fakes.client_certificate import client, stranger_ca
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import World, refused
 
@@ -44,6 +45,25 @@ async def test_a_renewal_that_is_not_one(world: World, clock: MockClock) -> None
     assert world.metrics.sessions.reauths.labels("BAD_PROOF").value == 4
     await world.sessions.flush_audit()
     assert (await world.audited())[-1] == "session.refused"
+
+
+async def test_no_session_is_renewed_after_its_certificate(world: World, clock: MockClock) -> None:
+    node = await world.member()
+    now_ms = clock.now_ms()
+    certificate = client(stranger_ca(now_ms), node.node_id, now_ms).certificate_pem
+    token, _ = await node.handshake(certificate)
+    claim = await node.claim(token, node.hello(token), certificate_pem=certificate)
+
+    async def renew() -> int:
+        challenge = world.sessions.reauth_challenge(node.node_id, "s1")
+        statement = session_pb2.ReauthStatement(challenge=challenge, stream_id="s1").SerializeToString()
+        return await world.sessions.reauth(claim.session, "s1", node.keys.identity.sign(Domain.REAUTH, statement))
+
+    lasts_s = (claim.session.certificate_ends_ms - now_ms) / 1000
+    await clock.advance(lasts_s - 1)
+    await renew()
+    await clock.advance(1)
+    assert await refused(renew()) is Reason.CLIENT_CERTIFICATE
 
 
 async def test_sessions_that_ended_long_ago_are_deleted(world: World, clock: MockClock) -> None:
