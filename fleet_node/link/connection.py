@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.message import DecodeError
 
+from fleet import status
 from fleet.channel import ChannelError, node_end
 from fleet.clock import Clock, ServerTime
 from fleet.envelope import Domain
@@ -321,8 +322,7 @@ class Connection:
         elif kind == "goaway" and not self.goaway.done():
             self.goaway.set_result(control.goaway)
         elif kind == "error":
-            known = Reason.__members__.get(control.error.reason, Reason.INTERNAL)
-            self._ending = Refusal(known, control.error.detail)
+            self._ending = status.of_stream(control.error)
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
         if control.commands.reports_acked:

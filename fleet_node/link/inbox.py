@@ -21,6 +21,8 @@ from fleet_node.link.ports import CommandStream, TrustPort
 
 log = get_logger(__name__)
 
+MAX_FRAME_BYTES = 1024 * 1024
+"""Of a frame without trust bundles: twice the largest statement that a server makes."""
 MAX_WAITING_BYTES = 80 * 1024 * 1024
 """As many commands as the largest `max_in_flight` allows, each with the largest arguments, and a little."""
 
@@ -75,7 +77,9 @@ class Inbox:
             size_bytes: of it.
         """
         self._waiting_bytes += size_bytes
-        if self._waiting_bytes > MAX_WAITING_BYTES:
+        if size_bytes > MAX_FRAME_BYTES and not control.HasField("trust_bundle"):
+            self._failed(Refusal(Reason.FRAME_TOO_LARGE, f"the server sent a frame of {size_bytes} bytes"))
+        elif self._waiting_bytes > MAX_WAITING_BYTES:
             self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))
         elif control.HasField("commands"):
             self._statements.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from fleet.errors import Reason, Refusal
+from fleet.v1 import gateway_pb2
 
 DOMAIN = "fleet.v1"
 # Trailing metadata over 8 KiB is dropped on the way, and the reason with it.
@@ -150,6 +151,11 @@ def _decode_rich(value: bytes) -> Refusal | None:
     reason = Reason(info.reason) if info.reason in Reason.__members__ else Reason.INTERNAL
     said = _shown(rich.message, MAX_DETAIL_CHARS)
     return Refusal(reason, said, retry_after_s=delay_s, metadata=_bounded(info.metadata))
+
+
+def of_stream(error: gateway_pb2.StreamError) -> Refusal:
+    """What a server says on an open stream before it ends it, fit to be shown and logged."""
+    return Refusal(Reason.__members__.get(error.reason, Reason.INTERNAL), _shown(error.detail, MAX_DETAIL_CHARS))
 
 
 def _shown(text: str, max_chars: int) -> str:
