@@ -56,8 +56,9 @@ class Place:
         """A process starts."""
         audit = KeyAudit(self.clock)
         audit.audited_by(self.heard)
+        self.server_time = ServerTime(self.clock)
         people = PeopleStore(
-            self.path, cluster_id=CLUSTER, pin=pin, clock=self.clock, server_time=ServerTime(self.clock), audit=audit
+            self.path, cluster_id=CLUSTER, pin=pin, clock=self.clock, server_time=self.server_time, audit=audit
         )
         self.trust = TrustStore(self._file, LinkMetrics(Registry()), people)
         return people
@@ -181,6 +182,20 @@ async def test_a_statement_from_far_ahead_moves_no_time(place: Place) -> None:
         role_grants=[grant(ADA, "ada", cluster_id=CLUSTER, issued_at_ms=NOW_MS + 365 * DAY_MS)],
     )
     assert people.latest_signed_ms < NOW_MS
+
+
+async def test_a_date_that_server_time_alone_vouched_for_stays_believed(place: Place) -> None:
+    """Or a server that turns its clock back would keep alive what has ended, on every machine without a battery."""
+    place.clock = MockClock(0)
+    people = place.open()
+    place.server_time.observe(NOW_MS)
+    await place.offer(owners=[owner_statement(cluster_id=CLUSTER)], policy=policy(cluster_id=CLUSTER))
+    signed_ms = people.latest_signed_ms
+    assert NOW_MS - 30 * DAY_MS < signed_ms < NOW_MS
+    people = place.open()
+    place.server_time.observe(NOW_MS - 365 * DAY_MS)
+    await place.offer()
+    assert people.latest_signed_ms == signed_ms
 
 
 async def test_another_pin_begins_again(place: Place) -> None:
