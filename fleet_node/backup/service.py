@@ -79,10 +79,13 @@ def back_up(
         ArchiveError: the passphrase is too short.
         PrivateFileError: a file of the node cannot be read.
     """
-    if not to.parent.is_dir():
-        raise BackupError(f"{to.parent} is no folder: make it, or give the backup a path in one that is there")
-    if to.exists() or to.is_symlink():
-        raise BackupError(f"{to} is there already: give another name, a backup is never overwritten")
+    try:
+        if not to.parent.is_dir():
+            raise BackupError(f"{to.parent} is no folder: make it, or give the backup a path in one that is there")
+        if to.exists() or to.is_symlink():
+            raise BackupError(f"{to} is there already: give another name, a backup is never overwritten")
+    except OSError as error:
+        raise _not_writable(to, error) from error
     files = _as_one_moment_saw_them(folder, read_journal)
     made_at_ms = clock.now_ms()
     files[MANIFEST] = json.dumps({"node_id": node_id, "made_at_ms": made_at_ms}).encode()
@@ -90,10 +93,7 @@ def back_up(
     try:
         write_private(to, archive)
     except OSError as error:
-        raise BackupError(
-            f"the backup cannot be written to {to}: {error.strerror or error}; give a path in a folder that this user "
-            "may write, on a disk that has room"
-        ) from error
+        raise _not_writable(to, error) from error
     return Backup(node_id, made_at_ms, len(archive))
 
 
@@ -139,6 +139,13 @@ def restore(
     except PlacementError as error:
         raise BackupError(str(error)) from error
     return backup
+
+
+def _not_writable(to: Path, error: OSError) -> BackupError:
+    return BackupError(
+        f"the backup cannot be written to {to}: {error.strerror or error}; give a path in a folder that this user may "
+        "write, on a disk that has room"
+    )
 
 
 def _read_archive(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from fleet_node.commands.opening import inspect_journal
 from fleet_node.commands.store import JournalStore
 from fleet_node.enrollment.folder import StateFolder
 from tests.fakes.gateway import NODE, FakeGateway
-from tests.unit.fleet_node.program import Ended, end, fleet_node, start
+from tests.unit.fleet_node.program import NO_OVERRIDE, Ended, end, fleet_node, start
 
 
 @pytest.fixture
@@ -87,6 +87,11 @@ async def test_mistakes_are_told_and_change_nothing(
     for nowhere in (tmp_path / "nowhere" / "node.backup", archive / "node.backup"):
         lost = await back_up(member, nowhere, passphrase)
         assert (lost.code, "state folder" in lost.err, str(nowhere.parent) in lost.err) == (2, False, True)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    args = ("backup", closed / "node.backup", "--state-dir", member.path, "--passphrase-file", passphrase)
+    shut_out = await fleet_node(*args, program=NO_OVERRIDE)
+    assert (shut_out.code, "state folder" in shut_out.err, str(closed) in shut_out.err) == (2, False, True)
     full = await fleet_node(
         "backup",
         tmp_path / "full",
