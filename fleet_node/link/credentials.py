@@ -6,6 +6,8 @@ Mental model
     Which of the two the server knows is found out by asking: a handshake that is refused for a credential is tried
     with the other one at once. A stream that was opened with the old keys carries the statement that asks for the new
     ones, again each time, until the server answers (docs/protocol.md, "Rotation of node credentials").
+    The two key files are replaced one after the other. In between only the pending pair is whole: it is shown first,
+    and no answer of the server makes the node forget it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from fleet.logs import get_logger
 from fleet.node_audit import NodeAuditKind
 from fleet.node_keys import sign_rotation
 from fleet.secrets import Secret
-from fleet.v1 import gateway_pb2
+from fleet.v1 import gateway_pb2, trust_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import Membership, save_membership
 from fleet_node.enrollment.rotation_file import PendingKeys, PendingRotation, load_rotation, save_rotation
@@ -89,7 +91,8 @@ class Credentials:
         self._pinned = pinned
         self._audit = audit or Unheard()
         self._pending = load_rotation(folder.rotation)
-        self._taken = False
+        self._half_written = self._pending.keys is not None and _are_half_written(keys, self._pending.keys)
+        self._taken = self._half_written  # they are written once the server was met with them
         self._turn = asyncio.Lock()
 
     @property
@@ -201,6 +204,9 @@ class Credentials:
         if not answer.taken:
             log.error("new_keys_refused", reason=answer.reason, retry_after_s=answer.retry_after_ms // 1000)
             self._refuse("node_keys", answer.reason)
+            if self._half_written:
+                log.error("new_keys_kept", why="one of the two old keys is replaced already: nothing else is whole")
+                return Taken()
             try:
                 await self._save(replace(self._pending, keys=None))
             except OSError as error:
@@ -244,9 +250,9 @@ class Credentials:
                 pending = replace(pending, api_key=None)
                 self._refuse("api_key", "TAKEN_BACK")  # by the server
         if pending.keys is not None and shown.keys is pending.keys.keys:
-            self._taken = True  # even if the disk does not let it be settled now
+            self._taken = self._half_written = True  # even if the disk does not let it be settled now
             await asyncio.to_thread(store_node_keys, self._folder.path, shown.keys)
-            self._keys, self._taken = shown.keys, False
+            self._keys, self._taken, self._half_written = shown.keys, False, False
             pending = replace(pending, keys=None)
             log.info("keys_replaced", fingerprint=self.fingerprint)
             self._audit.tell(NodeAuditKind.CREDENTIAL_IN_FORCE, subject="node_keys", fingerprint=self.fingerprint)
@@ -272,6 +278,14 @@ class Credentials:
             except (sealing.SealingError, UnicodeDecodeError):
                 continue
         return None
+
+
+def _are_half_written(keys: NodeKeys, pending: PendingKeys) -> bool:
+    """Whether a process ended after it had replaced one key file, and before the other."""
+    said = trust_pb2.NodeKeyRotationStatement.FromString(pending.statement.statement)
+    same_identity = keys.identity.public_key == pending.keys.identity.public_key
+    same_sealing = keys.sealing_public == pending.keys.sealing_public
+    return bool(said.identity_key and said.sealing_key) and same_identity != same_sealing
 
 
 def _answer(subject: gateway_pb2.RotationSubject.ValueType, refused: str = "") -> gateway_pb2.NodeControl:

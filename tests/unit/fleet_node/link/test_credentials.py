@@ -10,7 +10,7 @@ import pytest
 from fleet import sealing
 from fleet.clock import ServerTime
 from fleet.errors import Reason
-from fleet.identity import NodeKeys, load_node_keys, show_fingerprint, store_node_keys
+from fleet.identity import NodeKeys, load_node_keys, show_fingerprint, store_node_keys, write_private
 from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import MembershipError, load_membership, save_membership
@@ -129,6 +129,49 @@ async def test_refused_keys_are_dropped_and_the_old_ones_stand(folder: StateFold
     await held.take(gateway_pb2.ServerControl(node_keys=refused))
     assert held.rotating == []
     assert not folder.rotation.exists()
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+async def test_keys_that_were_half_written_are_not_dropped_whatever_the_server_says(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, restarts: bool
+) -> None:
+    old, held = load_node_keys(folder.path), opened(folder)
+    await held.begin(identity=True, sealing_key=True)
+    shown = held.after_refusal(held.first(), Reason.BAD_PROOF)
+    assert shown is not None
+    new = shown.keys
+    written: list[str] = []
+
+    def half(path: Path, content: bytes) -> None:
+        if written:
+            raise OSError(errno.EIO, "Input/output error")
+        written.append(path.name)
+        write_private(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fleet.identity.write_private", half)
+        await held.welcomed(shown)
+    mixed = load_node_keys(folder.path)
+    assert mixed.fingerprint not in (old.fingerprint, new.fingerprint)
+    process = opened(folder) if restarts else held
+    assert process.first().keys.fingerprint == new.fingerprint  # it was met with these
+    await process.take(gateway_pb2.ServerControl(node_keys=gateway_pb2.NodeKeysTaken(taken=False, reason="STALE")))
+    assert process.rotating == opened(folder).rotating == ["keys"]
+    await process.welcomed(process.first())
+    assert load_node_keys(folder.path).fingerprint == new.fingerprint
+    assert not folder.rotation.exists()
+
+
+@pytest.mark.parametrize(("identity", "sealing_key"), [(True, False), (False, True), (True, True)])
+async def test_whole_keys_are_never_taken_for_half_written_ones(
+    folder: StateFolder, identity: bool, sealing_key: bool
+) -> None:
+    await opened(folder).begin(identity=identity, sealing_key=sealing_key)
+    for_now = load_node_keys(folder.path).fingerprint
+    held = opened(folder)
+    assert held.first().keys.fingerprint == for_now
+    await held.take(gateway_pb2.ServerControl(node_keys=gateway_pb2.NodeKeysTaken(taken=False, reason="STALE")))
+    assert held.rotating == []
 
 
 async def test_a_second_order_asks_for_the_same_keys(folder: StateFolder) -> None:
