@@ -268,10 +268,11 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
 @click.option("--reason", required=True, help="Reason for the audit.")
 @_settings_options
 def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Say that the database was restored from a backup: nodes, which are ahead of it, are not taken for clones.
+    """Say that the database was restored from a backup: nodes, which are ahead of it, are not taken for clones, and
+    the audit goes on from what the backup holds of it.
 
-    Run it once after the restore. Servers may run already; nodes that they set aside meanwhile need
-    `fleetctl nodes adopt`.
+    Run it once after the restore, before servers start: one that ran through it remembers more of the audit than the
+    database does, and raises an alarm. Nodes that a server set aside meanwhile need `fleetctl nodes adopt`.
     """
     import asyncio
 
@@ -282,8 +283,16 @@ def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[
     settings = _load(file, data_dir, pairs).settings
     bootstrap.require_schema(settings)
     secrets = bootstrap.load_secrets(settings)
-    count = asyncio.run(note_restored(settings.resolved_database_url(), secrets, SystemClock(), reason))
-    click.echo(f"{count} nodes may come as they are, once")
+    noted = asyncio.run(
+        note_restored(
+            settings.resolved_database_url(), secrets, SystemClock(), reason, cluster_name=settings.cluster_name
+        )
+    )
+    click.echo(f"{noted.nodes} nodes may come as they are, once")
+    for writer, number in noted.audit.chains.items():
+        click.echo(f"audit chain {writer} was not as a server wrote it: taken as it is, up to row {number}")
+    if noted.audit.checkpoint is not None:
+        click.echo(f"the newest audit checkpoint was not known: taken to be {noted.audit.checkpoint}")
 
 
 @main.group()

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 
 from fleet.clock import Clock, SystemClock
-from fleet.errors import Refusal
 from fleet.heap import settle_heap
 from fleet.logs import get_logger
 from fleet.metrics import Registry
@@ -38,7 +37,7 @@ from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.installation.rpc import SERVICE as INSTALLATION_SERVICE
 from fleet_server.installation.rpc import InstallationApi
 from fleet_server.installation.service import InstallationService
-from fleet_server.leaving import STOP_GRACE_S, Leaving
+from fleet_server.leaving import Leaving, write_last
 from fleet_server.listeners import Listener
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.health import GATEWAY_SERVICE, ServerHealth
@@ -102,7 +101,12 @@ class Server:
         self.registry.before_collect(self._measure_database)
         metrics = self.metrics.audit
         self.audit = AuditService(
-            database=self.database, clock=self.clock, wakeup=self.wakeup, writer=self.replica_id, metrics=metrics
+            database=self.database,
+            clock=self.clock,
+            wakeup=self.wakeup,
+            writer=self.replica_id,
+            row_mac=self._secrets.row_mac,
+            metrics=metrics,
         )
         self.node_audit = NodeAudit(self.database, self.clock, self.wakeup, self.audit, metrics)
         self.trust = TrustService(
@@ -379,19 +383,15 @@ class Server:
         stopping.reason = request.reason
 
     async def _last_writes(self) -> None:
-        """What is only in memory; the database may be away, and then nobody waits for it."""
-        writes: list[Coroutine[object, object, object]] = [
-            self.telemetry.flush(),
-            self.nodes.flush(),
-            self.sessions.flush_audit(),
-            self.operators.flush(),
-            self.replicas.set_state(ReplicaState.STOPPED),
-            self.audit.checkpoint(self.trust.sign_checkpoint, self.trust.cluster_id),
-        ]
-        for write in writes:
-            try:
-                await asyncio.wait_for(write, timeout=STOP_GRACE_S)
-            except (Refusal, TimeoutError) as error:
-                log.warning("last_write_failed", error=str(error))
+        await write_last(
+            [
+                self.telemetry.flush(),
+                self.nodes.flush(),
+                self.sessions.flush_audit(),
+                self.operators.flush(),
+                self.replicas.set_state(ReplicaState.STOPPED),
+                self.audit.checkpoint(self.trust.sign_checkpoint, self.trust.cluster_id),
+            ]
+        )
         self.telemetry.close()
         await self.health.close()

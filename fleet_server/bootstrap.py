@@ -91,7 +91,9 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
         schema_before = migrate.upgrade(settings.resolved_database_url())
         database = Database(settings.resolved_database_url(), readers=1)
         wakeup = Wakeup()
-        audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=_INIT_WRITER)
+        audit = AuditService(
+            database=database, clock=clock, wakeup=wakeup, writer=_INIT_WRITER, row_mac=secrets.row_mac
+        )
         trust = TrustService(
             database=database,
             secrets=secrets,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING
 
 from fleet.clock import Clock
@@ -27,11 +27,20 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _SECOND_SIGNAL_S = 2.0
-STOP_GRACE_S = 3.0
+_STOP_GRACE_S = 3.0
 """For each of the last things that may hang."""
 LEAVE_WITHIN_S = 45.0
 """From the end of the drain to the end of the process: last writes, each with a bound, to a database that may be away,
 and what it is still busy with."""
+
+
+async def write_last(writes: Iterable[Coroutine[object, object, object]]) -> None:
+    """Write what is only in memory; the database may be away, and then nobody waits for it."""
+    for write in writes:
+        try:
+            await asyncio.wait_for(write, timeout=_STOP_GRACE_S)
+        except (Refusal, TimeoutError) as error:
+            log.warning("last_write_failed", error=str(error))
 
 
 class Leaving:
@@ -92,12 +101,12 @@ class Leaving:
         asking = asyncio.create_task(self._shorten_when_asked(drain))
         with contextlib.suppress(Refusal):
             await self._replicas.set_state(ReplicaState.DRAINING)
-        closing = asyncio.create_task(server.stop(deadline_s + STOP_GRACE_S))
+        closing = asyncio.create_task(server.stop(deadline_s + _STOP_GRACE_S))
         await drain.run()
         self._end_within(LEAVE_WITHIN_S)  # the drain was shortened, or done before its time
         asking.cancel()
         # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
-        await asyncio.wait({closing, asyncio.create_task(server.stop(0))}, timeout=STOP_GRACE_S)
+        await asyncio.wait({closing, asyncio.create_task(server.stop(0))}, timeout=_STOP_GRACE_S)
 
     async def _shorten_when_asked(self, drain: Drain) -> None:
         while True:

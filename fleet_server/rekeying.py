@@ -84,7 +84,9 @@ class Change:
         self._database = Database(url, readers=1)
         # A chain of its own: two runs at once, on two machines, must not both go on with one.
         writer = _WRITER + os.urandom(4).hex()
-        self._audit = AuditService(database=self._database, clock=clock, wakeup=Wakeup(), writer=writer)
+        self._audit = AuditService(
+            database=self._database, clock=clock, wakeup=Wakeup(), writer=writer, row_mac=Secrets(new, old).row_mac
+        )
         self._walks: list[Walk] = [TableWalk(table, self._old, self._new) for table in MARKED_TABLES]
         self._walks.append(CommandWalk(self._old, self._new))
 

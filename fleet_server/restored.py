@@ -1,16 +1,24 @@
 """`fleet-server db restored`: the database went back to a backup, so nodes are ahead of what it remembers of them.
 
 Each node has moved its ratchet on since the backup was made, and would be taken for a clone. Whoever restores the
-database says so once, and every node may show anything, once: from then on it is held to the ratchet again. Nothing
-else needs to be said: seqs and bundle numbers rise at each node's hello, and what was forgotten is asked for.
+database says so once, and every node may show anything, once: from then on it is held to the ratchet again. Where a
+backup was made piece by piece, heads of audit chains and the newest checkpoint do not stand: they are taken as they
+are. Nothing else needs to be said: seqs and bundle numbers rise at each node's hello, and what was forgotten is asked
+for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
 
 from fleet.clock import Clock
+from fleet.envelope import Domain, EnvelopeError, key_id, verify
+from fleet.v1 import trust_pb2
+from fleet_server.audit.acceptance import Accepted, accept
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
@@ -20,26 +28,39 @@ from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.sessions.ratchet import Ratchets
+from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.secrets import Secrets
+from fleet_server.trust.service import TrustService
+from fleet_server.trust.succession import AuthorityRotation
 
 _WRITER = "restored-"
 _BATCH_NODES = 500
 
 
-async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str) -> int:
-    """Let every node show any ratchet once; how many there are. Servers may run; running it twice does no harm.
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was noted: how many nodes may come as they are, and what of the audit is taken as it is."""
+
+    nodes: int
+    audit: Accepted
+
+
+async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *, cluster_name: str) -> Restored:
+    """Let every node show any ratchet once, and take the audit as it stands. Running it twice does no harm.
 
     Args:
         url: of the database.
         secrets: the installation's.
         reason: for the audit.
+        cluster_name: which cluster.
 
     Raises:
         Refusal: the database is away.
+        SealError, TrustSetupError: the cluster's keys cannot be used.
     """
     database, wakeup = Database(url, readers=1), Wakeup()
     writer = _WRITER + os.urandom(4).hex()  # its own chain: it may run twice at once, on two machines
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=writer)
+    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=writer, row_mac=secrets.row_mac)
     nodes = NodeService(
         database=database,
         clock=clock,
@@ -48,22 +69,46 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str) -
         row_mac=secrets.row_mac("nodes"),
         replica_id=writer,
     )
+    trust = TrustService(
+        database=database, secrets=secrets, clock=clock, audit=audit, wakeup=wakeup, cluster_name=cluster_name
+    )
     ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
     database.start()
     try:
+        await MasterKeys(database=database, secrets=secrets, clock=clock).load()
+        await trust.load()
+        succession = await AuthorityRotation(trust).succession()
+        authorities = {key_id(record.public_key): record.public_key for record in succession.records}
         count, after = 0, ""
         while batch := await nodes.select([], after=after, limit=_BATCH_NODES):
             await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch))  # type: ignore[misc]
             count, after = count + len(batch), batch[-1].name
 
-        def tell(tx: Transaction) -> None:
-            detail: Mapping[str, JSON] = {"nodes": count, "reason": reason}
+        def tell(tx: Transaction) -> Accepted:
+            accepted = accept(
+                tx.conn, audit.heads, audit.checkpoints, trust.cluster_id, lambda raw: _is_signed(raw, authorities)
+            )
+            detail: Mapping[str, JSON] = {
+                "nodes": count,
+                "reason": reason,
+                "audit_chains": accepted.chains,
+                "audit_checkpoint": accepted.checkpoint,
+                "audit_checkpoints_removed": accepted.removed,
+            }
             audit.append(tx, AuditKind.DATABASE_RESTORED, actor="server", subject="database", detail=detail)
+            return accepted
 
-        await database.write(tell)
-        return count
+        return Restored(count, await database.write(tell))
     finally:
         await database.close()
+
+
+def _is_signed(raw: bytes, authorities: Mapping[bytes, bytes]) -> bool:
+    try:
+        verify(trust_pb2.Signed.FromString(raw), domain=Domain.AUDIT_CHECKPOINT, keys=authorities)
+    except (EnvelopeError, DecodeError):
+        return False
+    return True
 
 
 def _expect(tx: Transaction, ratchets: Ratchets, nodes: list[NodeRecord]) -> None:

@@ -25,6 +25,7 @@ class AuditKind(StrEnum):
     KEY_QUARANTINED = "key.quarantined"
     BUNDLE_PUBLISHED = "bundle.published"
     BUNDLE_BEHIND = "bundle.behind"
+    AUDIT_TAMPERED = "audit.tampered"
     # Operators
     OPERATOR_CREATED = "operator.created"
     OPERATOR_REVOKED = "operator.revoked"

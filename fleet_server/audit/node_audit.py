@@ -25,6 +25,7 @@ from fleet.logs import get_logger
 from fleet.node_audit import MAX_ROWS_PER_FRAME, Begun, writer_of
 from fleet.v1 import gateway_pb2
 from fleet_server.audit import node_rules, rules, store
+from fleet_server.audit.heads import TamperedHeadError
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.node_rules import DAY_MS, ENDED_RETRY_MS, RETRY_MS, Finding, Judged, NodeStanding, Pause
 from fleet_server.audit.service import TOPIC, AuditService
@@ -98,7 +99,8 @@ class NodeAudit:
 
         def query(conn: Connection) -> tuple[int, NodeStanding]:
             standing = store.node_standing(conn, node_id)
-            return store.head(conn, writer_of(node_id, standing.chain)).number, standing
+            row = store.head(conn, writer_of(node_id, standing.chain))
+            return 0 if row is None else row.number, standing
 
         return await self._database.read(query)
 
@@ -108,7 +110,11 @@ class NodeAudit:
         now_ms = self._clock.now_ms()
         chain = frame.chain
         standing = store.node_standing(tx.conn, node_id)
-        head, judged = _judged(tx.conn, node_id, frame, begun=standing.chain, opened=opened_chain)
+        try:
+            head = self._audit.heads.read(tx.conn, writer_of(node_id, chain))
+        except TamperedHeadError as tampered:
+            return self._tampered(tx, writer_of(node_id, chain), chain, str(tampered))
+        judged = _judged(tx.conn, node_id, frame, head, begun=standing.chain, opened=opened_chain)
         if judged.finding is Finding.REMOVED and not sent_back:
             judged = replace(judged, finding=None)
         closed = chain < opened_chain and chain != standing.chain
@@ -120,7 +126,7 @@ class NodeAudit:
         if judged.rows and node_rules.over_quota(standing, judged.rows, now_ms):
             return self._pause(tx, node_id, chain, head.number, standing, now_ms)
         if judged.rows:
-            store.insert(tx.conn, judged.rows, judged.head)
+            self._audit.heads.put(tx.conn, judged.rows, judged.head)
             if chain > standing.chain:
                 standing = replace(standing, chain=chain, finding="", finding_at_ms=0)
             standing = _counted(standing, judged.rows, now_ms)
@@ -155,6 +161,11 @@ class NodeAudit:
         tx.after_commit(partial(log.error, "node_audit_broken", node_id=node_id, finding=finding.value))
         return replace(standing, finding=text, finding_at_ms=now_ms)
 
+    def _tampered(self, tx: Transaction, writer: str, chain: int, why: str) -> gateway_pb2.AuditAck:
+        """Store nothing behind a head that this server did not write, and let the node forget nothing."""
+        self._audit.checkpoints.tell(tx, "head", writer, why)
+        return gateway_pb2.AuditAck(number=0, chain=chain, paused=Pause.CHAIN_BROKEN, retry_after_ms=RETRY_MS)
+
     def _pause(
         self, tx: Transaction, node_id: str, chain: int, number: int, standing: NodeStanding, now_ms: int
     ) -> gateway_pb2.AuditAck:
@@ -172,13 +183,12 @@ class NodeAudit:
 
 
 def _judged(
-    conn: Connection, node_id: str, frame: gateway_pb2.AuditRows, *, begun: int, opened: int
-) -> tuple[rules.Head, Judged]:
-    """The chain's head as stored, and what a frame comes to."""
+    conn: Connection, node_id: str, frame: gateway_pb2.AuditRows, head: rules.Head, *, begun: int, opened: int
+) -> Judged:
+    """What a frame comes to behind the chain's head."""
     chain, sent = frame.chain, frame.rows
-    head = store.head(conn, writer_of(node_id, chain))
     if chain > opened:
-        return head, Judged(head, 0, [], Finding.MALFORMED, f"chain {chain} was not opened for this node")
+        return Judged(head, 0, [], Finding.MALFORMED, f"chain {chain} was not opened for this node")
     stored = {}
     if sent and sent[0].number <= head.number:
         first = sent[0].number
@@ -189,8 +199,8 @@ def _judged(
         known = {} if said is None else _row_hash(conn, node_id, said)
         if said is None or said.sha256 != known.get(said.number, said.sha256):
             detail = f"chain {chain} does not begin with the row that it continues"
-            return head, Judged(head, 0, [], Finding.MALFORMED, detail)
-    return head, judged
+            return Judged(head, 0, [], Finding.MALFORMED, detail)
+    return judged
 
 
 def _row_hash(conn: Connection, node_id: str, said: Begun) -> dict[int, bytes]:

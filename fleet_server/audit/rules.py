@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fleet.audit_chain import FIRST_PREVIOUS_HASH, WHOLE_CHECKPOINT_EVERY, row_hash
+from fleet.audit_chain import FIRST_PREVIOUS_HASH, WHOLE_CHECKPOINT_EVERY, CheckpointMark, row_hash
 from fleet.v1 import trust_pb2
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
@@ -115,31 +115,45 @@ def chain(head: Head, entries: Sequence[Entry]) -> tuple[list[AuditRow], Head]:
     return rows, Head(head.writer, number, previous)
 
 
+def is_whole(number: int) -> bool:
+    """Whether the checkpoint of a number names every chain."""
+    return number % WHOLE_CHECKPOINT_EVERY == 0
+
+
+def went_back(head: Head, *, signed: int, seen: Head | None) -> str:
+    """How a head lies behind what is known of its chain; empty when it does not.
+
+    Args:
+        head: as the database holds it.
+        signed: newest number that a checkpoint named.
+        seen: where this replica saw the chain end.
+    """
+    if head.number < signed:
+        return f"it went back to row {head.number}; a checkpoint vouches for row {signed}"
+    if seen is not None and (head.number < seen.number or (head.number == seen.number and head.hash != seen.hash)):
+        return f"it went back to row {head.number}; this replica saw row {seen.number}"
+    return ""
+
+
 def next_checkpoint(
-    *, cluster_id: str, previous: bytes, heads: Sequence[Head], signed: Mapping[str, int], now_ms: int
-) -> trust_pb2.AuditCheckpointStatement | None:
-    """The statement that is due, or None when no chain grew since the previous ones.
+    *, cluster_id: str, previous: CheckpointMark, heads: Sequence[Head], now_ms: int
+) -> trust_pb2.AuditCheckpointStatement:
+    """The statement of the next checkpoint.
 
     Args:
         cluster_id: whose audit it is.
-        previous: statement bytes of the newest checkpoint; empty before the first.
-        heads: newest row of every chain.
-        signed: newest number of each chain that a checkpoint named.
+        previous: the newest checkpoint; number 0 before the first.
+        heads: newest row of each chain that grew; of every chain when it `is_whole`.
         now_ms: Unix milliseconds.
     """
-    before = trust_pb2.AuditCheckpointStatement.FromString(previous)
-    grown = [head for head in heads if head.number != signed.get(head.writer, 0)]
-    if not grown:
-        return None
-    whole = (before.number + 1) % WHOLE_CHECKPOINT_EVERY == 0
     named = [
         trust_pb2.AuditHead(writer=head.writer, number=head.number, hash=head.hash)
-        for head in sorted(heads if whole else grown, key=lambda head: head.writer)
+        for head in sorted(heads, key=lambda head: head.writer)
     ]
     return trust_pb2.AuditCheckpointStatement(
         cluster_id=cluster_id,
-        number=before.number + 1,
-        previous_sha256=hashlib.sha256(previous).digest() if previous else b"",
+        number=previous.number + 1,
+        previous_sha256=previous.sha256,
         heads=named,
         issued_at_ms=now_ms,
     )

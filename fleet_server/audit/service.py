@@ -7,6 +7,8 @@ Mental model
     Each replica writes a chain of its own, so that replicas share no lock.
     Each second that has news one signed checkpoint fixes the heads of all chains. Replicas race for its number; one
     wins.
+    What was changed around the server is found by MACs and by what this replica remembers (`heads`, `checkpoints`). It
+    is audited, logged and counted; deeds go on being recorded.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Protocol
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet.v1 import trust_pb2
 from fleet_server.audit import reading, rules, store
+from fleet_server.audit.checkpoints import Checkpoints, SignCheckpoint
+from fleet_server.audit.heads import Heads, Mac, OwnChain
 from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
 from fleet_server.audit.reading import AuditCursor, AuditPage
 from fleet_server.audit.rules import JSON
@@ -36,10 +39,6 @@ TOPIC = "audit"
 CHECKPOINT_INTERVAL_S = 1.0
 PAGE_ROWS = 500
 
-SignCheckpoint = Callable[[Connection, bytes], trust_pb2.Signed | None]
-"""`sign(conn, statement)` wraps statement bytes under the domain ``audit-checkpoint`` with the authority's key; None
-when `conn` shows a newer authority than this replica knows: no authority signs a checkpoint after its successor did."""
-
 
 class AuditMetrics(Protocol):
     """What the audit tells about itself, on the event loop."""
@@ -50,6 +49,10 @@ class AuditMetrics(Protocol):
 
     def row_quarantined(self, table: str) -> None:
         """A row of `table` was found changed around the server."""
+        ...
+
+    def audit_tampered(self, what: str) -> None:
+        """Something of the audit itself was changed around the server: a head, a checkpoint, or which is the newest."""
         ...
 
     def checkpointed(self, number: int) -> None:
@@ -65,19 +68,30 @@ class AuditService:
         clock: for the time of rows and checkpoints.
         wakeup: wakes ``audit`` after each commit that has rows or a checkpoint.
         writer: name of this replica's chain, its replica id. No other process may use it.
+        row_mac: the MAC of a table.
         metrics: told of what is committed.
     """
 
     def __init__(
-        self, *, database: Database, clock: Clock, wakeup: Wakeup, writer: str, metrics: AuditMetrics | None = None
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        wakeup: Wakeup,
+        writer: str,
+        row_mac: Callable[[str], Mac],
+        metrics: AuditMetrics | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._wakeup = wakeup
-        self._writer = writer
         self._metrics = metrics
         self._seen_checkpoint = 0
+        self.heads = Heads(row_mac("audit_heads"))
+        self._own = OwnChain(writer, self.heads, self._changed_chain)
+        self.checkpoints = Checkpoints(self.heads, self._own, row_mac("audit_newest"), self.tampered)
         database.writer.before_commit(self._seal)
+        database.writer.when_committed(self._own.committed)
 
     def append(self, tx: Transaction, kind: AuditKind, *, actor: str, subject: str, detail: Mapping[str, JSON]) -> None:
         """Record a deed in the transaction that does it. One call covers one batch.
@@ -92,45 +106,32 @@ class AuditService:
         Raises:
             TypeError: `detail` holds bytes, a `Secret`, or another thing that is no JSON.
         """
-        tx.audit.append(
-            rules.Entry(
-                at_ms=self._clock.now_ms(),
-                kind=kind.value,
-                actor=rules.fit(actor, rules.MAX_ACTOR_CHARS),
-                subject=rules.fit(subject, rules.MAX_SUBJECT_CHARS),
-                detail=rules.canonical_json(detail),
-            )
-        )
+        tx.audit.append(self._entry(kind, actor, subject, detail))
         table = TABLE_OF_QUARANTINE.get(kind)
         if self._metrics is not None and table is not None:
             tx.after_commit(partial(self._metrics.row_quarantined, table))
 
+    def tampered(self, tx: Transaction, what: str, subject: str, why: str) -> None:
+        """Record in `tx` that something of the audit was changed around the server, and raise the alarm.
+
+        Args:
+            tx: the running transaction.
+            what: "head", "checkpoint" or "newest".
+            subject: whose head, or which checkpoint.
+            why: how it was found.
+        """
+        self._alarm(tx, what, subject, why)
+        self.append(tx, AuditKind.AUDIT_TAMPERED, actor="server", subject=subject, detail={"what": what, "why": why})
+
     async def checkpoint(self, sign: SignCheckpoint, cluster_id: str) -> bool:
-        """Sign a checkpoint when a chain grew. False when there was nothing new, this replica may not sign now, or
-        another one was faster."""
+        """Sign a checkpoint when a chain grew. False when there was nothing new, this replica may not sign now, another
+        one was faster, or something was changed around the server (`Checkpoints`)."""
 
         def work(tx: Transaction) -> bool:
-            # The newest checkpoint is read before the heads: so no head goes back behind what it signed.
-            _, signed = store.newest_checkpoint(tx.conn)
-            previous = trust_pb2.Signed.FromString(signed).statement
-            due = rules.next_checkpoint(
-                cluster_id=cluster_id,
-                previous=previous,
-                heads=store.heads(tx.conn),
-                signed=store.signed_numbers(tx.conn),
-                now_ms=self._clock.now_ms(),
-            )
-            if due is None:
-                return False
-            # The signer looks at the authorities after the newest checkpoint was read: see `SignCheckpoint`.
-            made = sign(tx.conn, due.SerializeToString(deterministic=True))
-            if made is None:
-                return False
-            raw = made.SerializeToString()
-            store.insert_checkpoint(tx.conn, due.number, store.last_position(tx.conn), due.issued_at_ms, raw)
-            store.note_signed(tx.conn, [(head.writer, head.number) for head in due.heads])
-            tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
-            return True
+            made = self.checkpoints.make(tx, sign, cluster_id, self._clock.now_ms())
+            if made:
+                tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
+            return made
 
         if not await self._has_news():
             return False
@@ -141,7 +142,8 @@ class AuditService:
 
     def newest_number(self, conn: Connection, writer: str) -> int:
         """Number of the newest row of a chain; 0 without one. Any thread."""
-        return store.head(conn, writer).number
+        row = store.head(conn, writer)
+        return 0 if row is None else row.number
 
     async def run_checkpoints(self, sign: SignCheckpoint, cluster_id: str) -> None:
         """Checkpoint each second that has news, until cancelled. A database that is away is tried again a second
@@ -192,7 +194,7 @@ class AuditService:
 
     async def _has_news(self) -> bool:
         def query(conn: Connection) -> tuple[int, bool]:
-            return store.newest_checkpoint(conn)[0], store.any_grown(conn)
+            return store.newest_checkpoint_number(conn), store.any_grown(conn)
 
         newest, news = await self._database.read(query)
         if newest > self._seen_checkpoint:
@@ -204,10 +206,27 @@ class AuditService:
         return news
 
     def _seal(self, tx: Transaction) -> None:
-        if not tx.audit:
+        if not tx.audit and not self._own.suspect:
             return
-        rows, head = rules.chain(store.head(tx.conn, self._writer), tx.audit)
-        store.insert(tx.conn, rows, head)
+        rows = self._own.seal(tx, tx.audit)
         if self._metrics is not None:
-            tx.after_commit(partial(self._metrics.appended, len(rows)))
+            tx.after_commit(partial(self._metrics.appended, rows))
         tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
+
+    def _changed_chain(self, tx: Transaction, writer: str, why: str) -> rules.Entry:
+        self._alarm(tx, "head", writer, why)
+        return self._entry(AuditKind.AUDIT_TAMPERED, "server", writer, {"what": "head", "why": why})
+
+    def _alarm(self, tx: Transaction, what: str, subject: str, why: str) -> None:
+        tx.after_commit(partial(log.error, "audit_tampered", what=what, subject=subject, why=why))
+        if self._metrics is not None:
+            tx.after_commit(partial(self._metrics.audit_tampered, what))
+
+    def _entry(self, kind: AuditKind, actor: str, subject: str, detail: Mapping[str, JSON]) -> rules.Entry:
+        return rules.Entry(
+            at_ms=self._clock.now_ms(),
+            kind=kind.value,
+            actor=rules.fit(actor, rules.MAX_ACTOR_CHARS),
+            subject=rules.fit(subject, rules.MAX_SUBJECT_CHARS),
+            detail=rules.canonical_json(detail),
+        )

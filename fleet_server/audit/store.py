@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from fleet.audit_chain import CheckpointMark
 from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
-from fleet_server.database.engine import sql
+from fleet_server.database.engine import octets, sql
 from fleet_server.database.statements import execute, execute_many, fetch
 
 LAST_POSITION = 2**63 - 1  # and largest number: a column holds no more
 
-_HEAD = "SELECT writer, number, hash FROM audit_heads"
+_HEAD = "SELECT writer, number, hash, mac FROM audit_heads"
+_HEADS = (
+    "SELECT h.writer, h.number, h.hash, h.mac, s.number FROM audit_heads AS h"
+    " LEFT JOIN audit_signed AS s ON s.writer = h.writer"
+)
+_GROWN = " WHERE s.number IS NULL OR s.number <> h.number"
 _COLUMNS = "writer, number, at_ms, kind, actor, subject, detail, previous_hash, hash"
 _INSERT_ROW = f"INSERT INTO audit_rows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
 _ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows"  # noqa: S608 - constants only
@@ -26,14 +32,11 @@ _WRITERS = (
     " SELECT (SELECT MIN(writer) FROM audit_rows AS r WHERE r.writer > found.writer) FROM found"
     " WHERE found.writer IS NOT NULL)"
 )
+_ROW_WRITERS = f"{_WRITERS} SELECT writer FROM found WHERE writer IS NOT NULL"  # noqa: S608 - constants only
 _stored = attrgetter(*_COLUMNS.split(", "))
 _NUMBERS_UP_TO = (
     f"{_WRITERS} SELECT writer, (SELECT number FROM audit_rows AS r WHERE r.writer = found.writer AND r.position <= ?"  # noqa: S608
     " ORDER BY number DESC LIMIT 1) FROM found WHERE writer IS NOT NULL"
-)
-_GROWN = (
-    "SELECT h.writer, h.number FROM audit_heads AS h LEFT JOIN audit_signed AS s ON s.writer = h.writer"
-    " WHERE s.number IS NULL OR s.number <> h.number"
 )
 _SET_SIGNED = (
     "INSERT INTO audit_signed (writer, number) VALUES (?, ?)"
@@ -46,42 +49,98 @@ _SET_STANDING = (
     f" ON CONFLICT (node_id) DO UPDATE SET {_REPLACED}"
 )
 _SET_HEAD = (
-    "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
-    " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash"
+    "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash, mac = excluded.mac"
+)
+_ADVANCE = "UPDATE audit_heads SET number = ?, hash = ?, mac = ? WHERE writer = ? AND number = ? AND hash = ?"
+_INSERT_NEWEST = "INSERT INTO audit_newest (cluster_id, number, sha256, mac) VALUES (?, ?, ?, ?)"
+_SET_NEWEST = (
+    _INSERT_NEWEST + " ON CONFLICT (cluster_id)"
+    " DO UPDATE SET number = excluded.number, sha256 = excluded.sha256, mac = excluded.mac"
 )
 
 
-def head(conn: Connection, writer: str) -> Head:
-    """Head of one writer's chain."""
+class HeadRow(NamedTuple):
+    """A row of `audit_heads` as it stands. Who edits a SQLite file can put any type into any column."""
+
+    writer: str
+    number: int
+    hash: bytes
+    mac: bytes
+
+
+class NewestRow(NamedTuple):
+    """A row of `audit_newest` as it stands."""
+
+    number: int
+    sha256: bytes
+    mac: bytes
+
+
+def head(conn: Connection, writer: str) -> HeadRow | None:
+    """Head of one writer's chain; None when there is none."""
     found = fetch(conn, _HEAD + " WHERE writer = ?", (writer,))
-    return Head(*found[0]) if found else Head.start(writer)
+    return _head_row(found[0]) if found else None
 
 
-def heads(conn: Connection) -> list[Head]:
-    """Heads of all chains."""
-    return [Head(row[0], row[1], bytes(row[2])) for row in conn.exec_driver_sql(_HEAD)]
+def heads(conn: Connection) -> list[tuple[HeadRow, int]]:
+    """Heads of all chains, each with the newest number that a checkpoint named."""
+    return [(_head_row(row), _signed_number(row)) for row in fetch(conn, _HEADS)]
 
 
-def insert(conn: Connection, rows: Sequence[AuditRow], new_head: Head) -> None:
-    """Store rows of one chain and its new head. A number that exists already fails: two processes use one writer
-    name."""
+def grown_heads(conn: Connection) -> list[tuple[HeadRow, int]]:
+    """Heads of the chains that have a row that no checkpoint covers."""
+    return [(_head_row(row), _signed_number(row)) for row in fetch(conn, _HEADS + _GROWN)]
+
+
+def _head_row(row: tuple[Any, ...]) -> HeadRow:
+    return HeadRow(row[0], row[1], octets(row[2]), octets(row[3]))
+
+
+def _signed_number(row: tuple[Any, ...]) -> int:
+    return row[4] if isinstance(row[4], int) else 0
+
+
+def head_writers(conn: Connection) -> list[str]:
+    """Writers that have a head or a row."""
+    return sorted({row[0] for text in (_ROW_WRITERS, "SELECT writer FROM audit_heads") for row in fetch(conn, text)})
+
+
+def put_head(conn: Connection, new_head: Head, mac: bytes) -> None:
+    """Store the head of a chain."""
+    execute(conn, _SET_HEAD, (new_head.writer, new_head.number, new_head.hash, mac))
+
+
+def advance_head(conn: Connection, before: Head, after: Head, mac: bytes) -> bool:
+    """Replace the head of a chain; false when another one than `before` is stored."""
+    return execute(conn, _ADVANCE, (after.number, after.hash, mac, before.writer, before.number, before.hash)) == 1
+
+
+def delete_head(conn: Connection, writer: str) -> None:
+    """Remove the head of a chain."""
+    execute(conn, "DELETE FROM audit_heads WHERE writer = ?", (writer,))
+
+
+def insert_rows(conn: Connection, rows: Sequence[AuditRow]) -> None:
+    """Store rows of one chain. A number that exists already fails: two processes use one writer name."""
     execute_many(conn, _INSERT_ROW, list(map(_stored, rows)))
-    execute(conn, _SET_HEAD, (new_head.writer, new_head.number, new_head.hash))
 
 
-def signed_numbers(conn: Connection) -> dict[str, int]:
-    """Newest number of each chain that a checkpoint named."""
-    return dict(fetch(conn, "SELECT writer, number FROM audit_signed"))
+def newest_row(conn: Connection, writer: str) -> tuple[int, bytes] | None:
+    """Number and hash of the newest row of a chain; None without one."""
+    text = "SELECT number, hash FROM audit_rows WHERE writer = ? ORDER BY number DESC LIMIT 1"
+    found = fetch(conn, text, (writer,))
+    return (found[0][0], octets(found[0][1])) if found else None
 
 
 def any_grown(conn: Connection) -> bool:
     """Whether a chain has a row that no checkpoint covers."""
-    return bool(fetch(conn, _GROWN + " LIMIT 1"))
+    return bool(fetch(conn, _HEADS + _GROWN + " LIMIT 1"))
 
 
 def grown(conn: Connection) -> list[tuple[str, int]]:
     """Writer and newest number of each chain that has a row that no checkpoint covers."""
-    return [(writer, number) for writer, number in fetch(conn, _GROWN)]
+    return [(row[0], row[1]) for row in fetch(conn, _HEADS + _GROWN)]
 
 
 def note_signed(conn: Connection, numbers: Sequence[tuple[str, int]]) -> None:
@@ -152,10 +211,31 @@ def position_before_last(conn: Connection, count: int) -> int:
     return int(conn.exec_driver_sql(text, (count,)).scalar() or 0)
 
 
-def newest_checkpoint(conn: Connection) -> tuple[int, bytes]:
-    """Number and serialised `Signed` of the newest checkpoint; (0, b"") without one."""
-    row = conn.exec_driver_sql("SELECT number, signed FROM audit_checkpoints ORDER BY number DESC LIMIT 1").fetchone()
-    return (0, b"") if row is None else (row[0], bytes(row[1]))
+def newest(conn: Connection, cluster_id: str) -> NewestRow | None:
+    """What is stored of the newest checkpoint; None when nothing is."""
+    found = fetch(conn, "SELECT number, sha256, mac FROM audit_newest WHERE cluster_id = ?", (cluster_id,))
+    return NewestRow(found[0][0], octets(found[0][1]), octets(found[0][2])) if found else None
+
+
+def insert_newest(conn: Connection, cluster_id: str, mark: CheckpointMark, mac: bytes) -> None:
+    """Store which checkpoint is the newest, for the first time."""
+    execute(conn, _INSERT_NEWEST, (cluster_id, mark.number, mark.sha256, mac))
+
+
+def put_newest(conn: Connection, cluster_id: str, mark: CheckpointMark, mac: bytes) -> None:
+    """Store which checkpoint is the newest."""
+    execute(conn, _SET_NEWEST, (cluster_id, mark.number, mark.sha256, mac))
+
+
+def newest_checkpoint_number(conn: Connection) -> int:
+    """Number of the newest row of `audit_checkpoints`; 0 without one."""
+    return int(conn.exec_driver_sql("SELECT COALESCE(MAX(number), 0) FROM audit_checkpoints").scalar_one())
+
+
+def checkpoint(conn: Connection, number: int) -> bytes | None:
+    """A checkpoint's serialised `Signed`; None when it is not there."""
+    found = fetch(conn, "SELECT signed FROM audit_checkpoints WHERE number = ?", (number,))
+    return octets(found[0][0]) if found else None
 
 
 def newest_checkpoint_up_to(conn: Connection, position: int) -> int:
@@ -168,6 +248,11 @@ def insert_checkpoint(conn: Connection, number: int, position: int, at_ms: int, 
     """Store a checkpoint. A number that exists already fails: another replica was faster."""
     text = sql(conn, "INSERT INTO audit_checkpoints (number, position, at_ms, signed) VALUES (?, ?, ?, ?)")
     conn.exec_driver_sql(text, (number, position, at_ms, signed))
+
+
+def delete_checkpoint(conn: Connection, number: int) -> None:
+    """Remove a checkpoint."""
+    execute(conn, "DELETE FROM audit_checkpoints WHERE number = ?", (number,))
 
 
 def checkpoints_after(conn: Connection, number: int, position: int, limit: int) -> list[tuple[int, bytes]]:

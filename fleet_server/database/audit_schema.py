@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, String, Table
+from sqlalchemy import BigInteger, Column, LargeBinary, String, Table
 
 from fleet_server.database.columns import id_column as _id
 from fleet_server.database.columns import metadata
@@ -13,6 +13,16 @@ audit_signed = Table(
     metadata,
     Column("writer", _id(), primary_key=True),
     Column("number", BigInteger, nullable=False),
+)
+
+# Number of the newest checkpoint, and SHA-256 of its statement: what the next one follows.
+audit_newest = Table(
+    "audit_newest",
+    metadata,
+    Column("cluster_id", _id(), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("sha256", LargeBinary(32), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
 )
 
 # What the server makes of each node's own chain.

@@ -166,6 +166,8 @@ MARKED_TABLES = (
             "reason",
         ),
     ),
+    MarkedTable("audit_heads", ("writer",), ("writer", "number", "hash")),
+    MarkedTable("audit_newest", ("cluster_id",), ("cluster_id", "number", "sha256")),
     MarkedTable("sealed_secrets", ("name",), sealed="sealed", place="sealed_secrets/{name}"),
 )
 """Every such table but `commands`, whose MAC reaches into the issue: that room has a walk of its own."""

@@ -357,6 +357,7 @@ audit_heads = Table(
     Column("writer", _id(), primary_key=True),
     Column("number", BigInteger, nullable=False),
     Column("hash", LargeBinary(32), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
 )
 
 audit_checkpoints = Table(

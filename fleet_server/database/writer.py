@@ -80,6 +80,7 @@ class Writer:
         self._metrics = metrics
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._hooks: list[Callable[[Transaction], None]] = []
+        self._committed: list[Callable[[Transaction], None]] = []
         self._connection: Connection | None = None
         self._closed = False
         self._closing = threading.Lock()
@@ -94,6 +95,11 @@ class Writer:
     def before_commit(self, hook: Callable[[Transaction], None]) -> None:
         """Run `hook` inside every transaction, after its jobs. For the audit chain; call before `start`."""
         self._hooks.append(hook)
+
+    def when_committed(self, hook: Callable[[Transaction], None]) -> None:
+        """Run `hook` on the writer's thread behind each commit, before the next transaction begins; it must not raise.
+        For the audit chain; call before `start`."""
+        self._committed.append(hook)
 
     def depth(self) -> int:
         """Jobs that wait."""
@@ -225,6 +231,8 @@ class Writer:
                 hook(transaction)
             committing = True
             outer.commit()
+            for hook in self._committed:
+                hook(transaction)
         except Exception as error:
             self._abandon(error, committing)
             raise

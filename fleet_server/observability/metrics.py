@@ -220,6 +220,17 @@ class AuditMetrics:
             "fleet_server_node_audit_paused_total", "Nodes told to wait, once a day: they wrote more than a day's rows."
         )
 
+        self.tampered = registry.counters(
+            "fleet_server_audit_tampered_total",
+            "Finds that the audit itself was changed around the server, by what: a chain's head, a checkpoint, or which"
+            " is the newest. Anything here deserves a look.",
+            labels=("what",),
+        )
+
+    def audit_tampered(self, what: str) -> None:
+        """Something of the audit was changed around the server."""
+        self.tampered.labels(what).inc()
+
     def node_rows_stored(self, rows: int) -> None:
         """`rows` rows of a node were committed."""
         self.node_rows.inc(rows)

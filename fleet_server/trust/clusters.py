@@ -30,6 +30,7 @@ def create_cluster(tx: Transaction, audit: AuditService, mac: RowMac, name: str,
     row = store.ClusterRow(_new_id("c"), _new_id("i"), name, now_ms)
     row = replace(row, mac=mac.compute(*row.authority_fields()))
     store.insert_cluster(tx.conn, row)
+    audit.checkpoints.begin(tx.conn, row.cluster_id)
     detail = {"name": row.name, "installation_id": row.installation_id}
     audit.append(tx, AuditKind.CLUSTER_CREATED, actor="server", subject=row.cluster_id, detail=detail)
     return row.cluster_id

@@ -142,6 +142,7 @@ def rewrite_and_forget(database: sqlite3.Connection, writer: str) -> None:
     """With every checkpoint gone nothing in the database contradicts it: only who remembers one does."""
     rewrite(database, writer)
     database.execute("DELETE FROM audit_checkpoints")
+    database.execute("DELETE FROM audit_newest")
 
 
 TAMPERINGS: dict[str, tuple[Tamper, str]] = {

@@ -15,6 +15,14 @@ def create() -> None:
         sa.PrimaryKeyConstraint("writer", name=op.f("pk_audit_signed")),
     )
     op.create_table(
+        "audit_newest",
+        sa.Column("cluster_id", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_audit_newest")),
+    )
+    op.create_table(
         "node_audits",
         sa.Column("node_id", sa.String(length=64), nullable=False),
         sa.Column("chain", sa.BigInteger(), nullable=False),

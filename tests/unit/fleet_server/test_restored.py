@@ -1,8 +1,12 @@
 """After `fleet-server db restored` every node may come as it is, once."""
 
+import json
+
 import pytest
 
+from fleet.audit_chain import ChainVerifier
 from fleet.errors import Reason, Refusal
+from fleet_server.audit.acceptance import Accepted
 from fleet_server.audit.service import AuditCursor
 from fleet_server.nodes.record import NodeState
 from fleet_server.restored import note_restored
@@ -23,7 +27,9 @@ async def test_nodes_that_are_ahead_are_taken_once_and_held_to_the_ratchet_again
     node, other = await world.member(), await world.member("node-2")
     await shown(node, await shown(node, b""))
     ahead = b"a value from after the backup".ljust(32)
-    assert await note_restored(database_url, world.secrets, world.clock, "the disk failed") == 2
+    noted = await note_restored(database_url, world.secrets, world.clock, "the disk failed", cluster_name="test")
+    assert noted.nodes == 2
+    assert noted.audit == Accepted()
     handed_on = await shown(node, ahead)
     assert await shown(other, ahead)
     assert await shown(node, handed_on) != handed_on
@@ -33,3 +39,31 @@ async def test_nodes_that_are_ahead_are_taken_once_and_held_to_the_ratchet_again
     assert (await world.nodes.get(node.node_id)).state is NodeState.QUARANTINED
     kinds = [row.kind for row in (await world.audit.page(AuditCursor())).rows]
     assert "database.restored" in kinds
+
+
+async def test_what_a_restore_left_of_the_audit_is_taken_as_it_is_and_signed_again(
+    world: World, database_url: str
+) -> None:
+    await world.member()
+    trust = world.trust
+    assert await world.audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
+    await world.execute("DELETE FROM audit_newest")
+    await world.execute("UPDATE audit_heads SET mac = ?", b"")
+    await world.execute("INSERT INTO audit_checkpoints (number, position, at_ms, signed) VALUES (2, 1, 1, ?)", b"\xff")
+    noted = await note_restored(database_url, world.secrets, world.clock, "the disk failed", cluster_name="test")
+    assert set(noted.audit.chains) == {"r1"}
+    assert (noted.audit.checkpoint, noted.audit.removed) == (1, 1)
+    assert await world.audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
+    verifier = ChainVerifier(
+        cluster_id=trust.cluster_id, authority_keys={trust.authority.key_id: trust.authority.public_key}
+    )
+    async for page in world.audit.export():
+        for row in page.rows:
+            verifier.add_row(row)
+        for checkpoint in page.checkpoints:
+            verifier.add_checkpoint(checkpoint)
+    summary = verifier.finish()
+    assert (summary.checkpoints, summary.uncovered_rows) == (2, 0)
+    pages = [page async for page in world.audit.export()]
+    told = [json.loads(row.detail) for page in pages for row in page.rows if row.kind == "database.restored"]
+    assert told[0]["audit_checkpoint"] == 1

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("writer", sa.String(length=64), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("writer", name=op.f("pk_audit_heads")),
     )
     op.create_table(

@@ -23,10 +23,12 @@ from fleet_server.trust.rotation import SCHEDULE
 from fleet_server.trust.secrets import Secrets
 from tests.fakes.clock import MockClock
 
+SECRETS = Secrets(Secret(bytes(32)))
+
 
 @pytest.fixture
 def audit(database: Database, clock: MockClock) -> AuditService:
-    return AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r1")
+    return AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r1", row_mac=SECRETS.row_mac)
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ async def replicas(database_url: str, clock: MockClock) -> AsyncIterator[tuple[O
 
     def replica(writer: str) -> tuple[Database, OperatorService]:
         database = Database(database_url, readers=1)
-        audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=writer)
+        audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=writer, row_mac=SECRETS.row_mac)
         database.writer.before_commit(hold)
         database.start()
         return database, OperatorService(

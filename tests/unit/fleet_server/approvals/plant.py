@@ -162,7 +162,7 @@ async def build(database: Database, clock: MockClock) -> Plant:
 
 async def _rooms(database: Database, clock: MockClock, replica_id: str) -> Plant:
     wakeup, metrics = Wakeup(), ServerMetrics(Registry())
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=replica_id)
+    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=replica_id, row_mac=SECRETS.row_mac)
     trust = TrustService(
         database=database, secrets=SECRETS, clock=clock, audit=audit, wakeup=wakeup, cluster_name="main"
     )

@@ -20,9 +20,11 @@ from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.trust.secrets import Secrets
 from tests.fakes.clock import MockClock
 
 CLUSTER = "c-1"
+SECRETS = Secrets(Secret(bytes(32)))
 authority = Signer.generate()
 
 
@@ -35,9 +37,15 @@ def wakeup() -> Wakeup:
     return Wakeup()
 
 
+async def begin(database: Database, audit: AuditService) -> None:
+    await database.write(lambda tx: audit.checkpoints.begin(tx.conn, CLUSTER))
+
+
 @pytest.fixture
-def audit(database: Database, clock: MockClock, wakeup: Wakeup) -> AuditService:
-    return AuditService(database=database, clock=clock, wakeup=wakeup, writer="r-1")
+async def audit(database: Database, clock: MockClock, wakeup: Wakeup) -> AuditService:
+    service = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r-1", row_mac=SECRETS.row_mac)
+    await begin(database, service)
+    return service
 
 
 async def record(database: Database, audit: AuditService, subject: str = "n-1", **detail: Any) -> None:
@@ -68,7 +76,10 @@ async def test_rows_and_checkpoints_verify_from_the_first_to_the_last(database: 
 
 async def test_what_is_committed_is_counted_and_what_is_undone_is_not(database: Database, clock: MockClock) -> None:
     metrics = ServerMetrics(Registry()).audit
-    audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r-1", metrics=metrics)
+    audit = AuditService(
+        database=database, clock=clock, wakeup=Wakeup(), writer="r-1", row_mac=SECRETS.row_mac, metrics=metrics
+    )
+    await begin(database, audit)
 
     def quarantine(tx: Transaction) -> None:
         audit.append(tx, AuditKind.API_KEY_QUARANTINED, actor="server", subject="api_key:1", detail={})
@@ -152,11 +163,12 @@ async def test_two_replicas_write_chains_of_their_own_under_common_checkpoints(
 ) -> None:
     databases = [Database(database_url), Database(database_url)]
     services = [
-        AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=f"r-{number}")
+        AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=f"r-{number}", row_mac=SECRETS.row_mac)
         for number, database in enumerate(databases)
     ]
     for database in databases:
         database.start()
+    await begin(databases[0], services[0])
     for _ in range(6):
         pairs = list(zip(databases, services, strict=True))
         await asyncio.gather(*(record(database, service) for database, service in pairs))
@@ -169,19 +181,20 @@ async def test_two_replicas_write_chains_of_their_own_under_common_checkpoints(
 
 
 async def test_two_processes_under_one_name_cannot_both_write(database_url: str, clock: MockClock) -> None:
-    """A stale head would fork the chain; the number's uniqueness refuses the second row."""
-    database = Database(database_url)
-    database.start()
-    audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r-1")
-    await record(database, audit)
-
-    def forget_the_head(tx: Transaction) -> None:
-        tx.conn.exec_driver_sql("DELETE FROM audit_heads")
-
-    await database.write(forget_the_head)
+    """The first goes on where it left off, and would fork the chain; the number's uniqueness refuses its row."""
+    databases = [Database(database_url), Database(database_url)]
+    first, second = (
+        AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="r-1", row_mac=SECRETS.row_mac)
+        for database in databases
+    )
+    for database in databases:
+        database.start()
+    await record(databases[0], first)
+    await record(databases[1], second)
     with pytest.raises(IntegrityError):
-        await record(database, audit)
-    await database.close()
+        await record(databases[0], first)
+    for database in databases:
+        await database.close()
 
 
 async def test_following_gives_what_is_written_later(database: Database, audit: AuditService) -> None:
@@ -208,7 +221,7 @@ async def test_a_row_that_becomes_visible_behind_a_later_one_is_not_missed(datab
     slow, fast = Database(database_url), Database(database_url)
     wakeup = Wakeup()
     audits = [
-        AuditService(database=database, clock=clock, wakeup=wakeup, writer=name)
+        AuditService(database=database, clock=clock, wakeup=wakeup, writer=name, row_mac=SECRETS.row_mac)
         for name, database in (("r-slow", slow), ("r-fast", fast))
     ]
     sealed, go_on = threading.Event(), threading.Event()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from fleet.audit_chain import FIRST_PREVIOUS_HASH, ChainVerifier
-from fleet.envelope import Domain, Signer
+from fleet.envelope import Domain
 from fleet.metrics import Registry
 from fleet.node_audit import (
     MAX_DETAIL_BYTES,
@@ -25,9 +25,9 @@ from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import ServerMetrics
 from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.audit.test_audit import CLUSTER, SECRETS, authority, begin, sign
 
-CLUSTER, NODE = "c-1", "n-1"
-authority = Signer.generate()
+NODE = "n-1"
 
 
 class Chain:
@@ -67,7 +67,14 @@ class Desk:
         wakeup = Wakeup()
         self.clock = clock
         self.metrics = ServerMetrics(Registry()).audit
-        self.audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r-1")
+        self.audit = AuditService(
+            database=database,
+            clock=clock,
+            wakeup=wakeup,
+            writer="r-1",
+            row_mac=SECRETS.row_mac,
+            metrics=self.metrics,
+        )
         self.room = NodeAudit(database, clock, wakeup, self.audit, self.metrics)
 
     async def take(self, rows: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False) -> tuple[int, str]:
@@ -85,9 +92,6 @@ class Desk:
         return [json.loads(row.detail) for page in pages for row in page.rows if row.kind == kind]
 
     async def verified_rows(self) -> int:
-        def sign(_: object, statement: bytes) -> trust_pb2.Signed:
-            return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
-
         await self.audit.checkpoint(sign, CLUSTER)
         verifier = ChainVerifier(cluster_id=CLUSTER, authority_keys={authority.key_id: authority.public_key})
         async for page in self.audit.export():
@@ -101,8 +105,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk(database: Database, clock: MockClock) -> Desk:
-    return Desk(database, clock)
+async def desk(database: Database, clock: MockClock) -> Desk:
+    made = Desk(database, clock)
+    await begin(database, made.audit)
+    return made
 
 
 async def test_rows_are_stored_once_and_stand_under_the_checkpoints(desk: Desk) -> None:
@@ -292,3 +298,19 @@ async def test_a_database_that_was_restored_has_lost_the_chain_that_the_node_wri
     assert said(await desk.give(lost.rows[3:], chain=4, opened=5, sent_back=True)) == (4, 0, "CHAIN_ENDED")
     fifth = Chain(number=5).begin(lost, 0, of=4).grow(4)
     assert said(await desk.give(fifth.rows, chain=5, opened=5)) == (5, 5, "")
+
+
+@pytest.mark.parametrize(
+    "edit", ["UPDATE audit_heads SET number = 2", "DELETE FROM audit_heads", "UPDATE audit_heads SET mac = hash"]
+)
+async def test_behind_a_head_that_was_changed_nothing_is_stored_and_nothing_acknowledged(
+    desk: Desk, database: Database, edit: str
+) -> None:
+    chain = Chain().grow(3)
+    await desk.take(chain.rows)
+    await database.write(lambda tx: tx.conn.exec_driver_sql(f"{edit} WHERE writer = 'node:n-1'").rowcount)
+    for _ in range(2):
+        assert await desk.take(chain.grow().rows[3:]) == (0, "CHAIN_BROKEN")
+    told = await desk.told("audit.tampered")
+    assert [each["what"] for each in told] == ["head"]
+    assert desk.metrics.tampered.labels("head").value == 1

@@ -9,22 +9,24 @@ from sqlalchemy import Connection
 
 from fleet.audit_chain import ChainVerifier
 from fleet_server.audit import rules, store
+from fleet_server.audit.heads import Heads
 from fleet_server.audit.reading import AuditCursor, cursor_at, read_page
-from fleet_server.audit.rules import Head
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.audit.test_audit import CLUSTER, authority, record, sign
+from tests.unit.fleet_server.audit.test_audit import CLUSTER, SECRETS, authority, begin, record, sign
 
 
 async def chains(database_url: str, clock: MockClock, names: Sequence[str]) -> list[tuple[Database, AuditService]]:
     opened = []
     for name in names:
         database = Database(database_url, readers=1)
-        opened.append((database, AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=name)))
+        service = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=name, row_mac=SECRETS.row_mac)
+        opened.append((database, service))
         database.start()
+    await begin(*opened[0])
     return opened
 
 
@@ -33,11 +35,11 @@ async def test_a_page_takes_the_same_number_of_queries_however_many_chains_there
 ) -> None:
     if database.dialect != "sqlite":
         pytest.skip("one driver that counts is enough")
-    head = rules.Head.start("x")
+    head, heads = rules.Head.start("x"), Heads(SECRETS.row_mac("audit_heads"))
     entry = rules.Entry(clock.now_ms(), "node.labelled", "ada", "n-1", b"{}")
     for number in range(50):
         rows, after = rules.chain(replace(head, writer=f"node:{number}"), [entry])
-        await database.write(lambda tx, rows=rows, after=after: store.insert(tx.conn, rows, after))  # type: ignore[misc]
+        await database.write(lambda tx, rows=rows, after=after: heads.put(tx.conn, rows, after))  # type: ignore[misc]
 
     def count(conn: Connection) -> tuple[int, int]:
         statements: list[str] = []
@@ -69,7 +71,7 @@ async def test_a_late_row_comes_before_the_checkpoint_that_names_it(database_url
         tx.conn.exec_driver_sql("DELETE FROM audit_checkpoints")
 
     def show(tx: Transaction) -> None:
-        store.insert(tx.conn, kept[0], Head("r-late", 1, kept[0][0].hash))
+        store.insert_rows(tx.conn, kept[0])
         tx.conn.exec_driver_sql("UPDATE audit_rows SET position = 1 WHERE writer = 'r-late'")
         store.insert_checkpoint(tx.conn, *kept[1])
 

@@ -130,7 +130,14 @@ async def open_room(database: Database, clock: Clock, **settings: Any) -> Room:
     """A room on an empty database."""
     wakeup = Wakeup()
     metrics = ServerMetrics(Registry())
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer="r1", metrics=metrics.audit)
+    audit = AuditService(
+        database=database,
+        clock=clock,
+        wakeup=wakeup,
+        writer="r1",
+        row_mac=lambda table: RowMac(ROW_KEY, table),
+        metrics=metrics.audit,
+    )
     nodes = NodeService(
         database=database,
         clock=clock,

@@ -17,7 +17,7 @@ from tests.fakes.postgres import PostgresServer
 from tests.fakes.proxy import Side
 from tests.fakes.proxy_thread import FaultProxyThread
 
-HEAD = "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
+HEAD = "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, ?, ?, '')"
 
 
 def insert(writer: str, number: int = 1) -> "Job":

@@ -11,7 +11,7 @@ from fleet_server.database.engine import Database
 from fleet_server.database.statements import execute, execute_many, fetch
 from fleet_server.database.writer import Transaction
 
-INSERT = "INSERT INTO audit_heads (writer, number, hash) VALUES (?, ?, ?)"
+INSERT = "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, ?, ?, '')"
 ROWS = [("a", 1, bytes(32)), ("b", 2, bytes(32))]
 SECRET = "an operator's argument"
 

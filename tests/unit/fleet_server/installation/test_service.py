@@ -44,7 +44,9 @@ class Parts:
     ) -> None:
         self.database = database
         self.clock = clock
-        self.audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=writer)
+        self.audit = AuditService(
+            database=database, clock=clock, wakeup=Wakeup(), writer=writer, row_mac=SECRETS.row_mac
+        )
         self.operators = OperatorService(database=database, clock=clock, audit=self.audit, secrets=SECRETS)
         self.service = InstallationService(
             database=database,

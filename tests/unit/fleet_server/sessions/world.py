@@ -45,8 +45,10 @@ class World:
         self.clock = clock
         self.wakeup = Wakeup()
         self.metrics = ServerMetrics(Registry())
-        self.audit = AuditService(database=database, clock=clock, wakeup=self.wakeup, writer=replica_id)
         self.secrets = Secrets(Secret(b"\x07" * 32))
+        self.audit = AuditService(
+            database=database, clock=clock, wakeup=self.wakeup, writer=replica_id, row_mac=self.secrets.row_mac
+        )
         self.trust = TrustService(
             database=database,
             secrets=self.secrets,

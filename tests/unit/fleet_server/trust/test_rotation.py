@@ -235,7 +235,7 @@ async def test_the_schedule_waits_for_nodes_and_is_off_by_default(
     clock.step_wall(400 * DAY_MS / 1000)
     await one.rotation.rotate_due()
     assert one.phases() == [ACTIVE]
-    daily = await replica(database, clock, days=30)
+    daily = await replica(database, clock, writer="r-2", days=30)
     await daily.rotation.rotate_due()
     assert daily.phases() == [ACTIVE, PREPARED]
     clock.step_wall(DAY_MS / 1000)

@@ -34,7 +34,7 @@ def make(
     wakeup: Wakeup | None = None,
 ) -> TrustService:
     wakeup = wakeup or Wakeup()
-    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=writer)
+    audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=writer, row_mac=secrets.row_mac)
     return TrustService(
         database=database, secrets=secrets, clock=clock, audit=audit, wakeup=wakeup, cluster_name="main"
     )
@@ -62,7 +62,7 @@ def edit(database: Database, text: str, *values: object) -> Awaitable[int]:
 
 
 async def kinds(database: Database, clock: MockClock) -> list[str]:
-    reader = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="reader")
+    reader = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="reader", row_mac=SECRETS.row_mac)
     return [row.kind for row in (await reader.page(AuditCursor())).rows]
 
 

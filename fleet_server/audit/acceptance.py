@@ -1,0 +1,71 @@
+"""Take the audit as it stands for what was written: a person restored the database, and says so.
+
+What stands is not made good by that: a reader goes on to find rows that differ from what was signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fleet.audit_chain import CheckpointMark
+from fleet_server.audit import store
+from fleet_server.audit.checkpoints import Checkpoints, checkpoint_sha256
+from fleet_server.audit.heads import Heads, TamperedHeadError
+from fleet_server.audit.rules import Head
+from fleet_server.database.engine import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What did not stand, and counts from now on.
+
+    Args:
+        chains: newest number of each chain by writer.
+        checkpoint: the newest one; None when what was stored of that stands.
+        removed: checkpoints behind it that no authority signed.
+    """
+
+    chains: dict[str, int] = field(default_factory=dict)
+    checkpoint: int | None = None
+    removed: int = 0
+
+
+def accept(
+    conn: Connection, heads: Heads, checkpoints: Checkpoints, cluster_id: str, is_signed: Callable[[bytes], bool]
+) -> Accepted:
+    """Mark heads that do not stand, and the newest checkpoint, as they are.
+
+    Args:
+        is_signed: whether an authority of the cluster signed a serialised checkpoint.
+    """
+    chains = {}
+    for writer in store.head_writers(conn):
+        newest = store.newest_row(conn, writer)
+        if newest is None:
+            store.delete_head(conn, writer)
+            chains[writer] = 0
+        elif not _stands(conn, heads, writer, newest):
+            heads.put_head(conn, Head(writer, *newest))
+            chains[writer] = newest[0]
+    found = CheckpointMark(0, b"")
+    removed = 0
+    while (number := store.newest_checkpoint_number(conn)) > 0:
+        raw = store.checkpoint(conn, number) or b""
+        if is_signed(raw):
+            found = CheckpointMark(number, checkpoint_sha256(raw))
+            break
+        store.delete_checkpoint(conn, number)
+        removed += 1
+    if found == checkpoints.stored(conn, cluster_id):
+        return Accepted(chains, None, removed)
+    checkpoints.accept(conn, cluster_id, found)
+    return Accepted(chains, found.number, removed)
+
+
+def _stands(conn: Connection, heads: Heads, writer: str, newest: tuple[int, bytes]) -> bool:
+    try:
+        head = heads.read(conn, writer)
+    except TamperedHeadError:
+        return False
+    return (head.number, head.hash) == newest

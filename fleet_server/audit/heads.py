@@ -1,0 +1,179 @@
+"""Heads of chains as the database holds them, each under a MAC; and this replica's own chain, whose end it remembers.
+
+Mental model
+    A row's hash has no key: who writes the database can hash a history anew. So a head carries a MAC, and one that does
+    not fit is continued and signed by nobody.
+    An old head, put back, has a good MAC. This replica knows where its own chain ends and goes on behind that, whatever
+    the database says, so what was cut off or written over there leaves a gap or a broken link for every reader.
+    A process that has just started knows nothing. When it does not find its chain whole it begins another one, under a
+    name of its own, and leaves the old one as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from fleet_server.audit import rules, store
+from fleet_server.audit.rules import Entry, Head
+from fleet_server.audit.store import HeadRow
+from fleet_server.database.engine import Connection
+from fleet_server.database.writer import Transaction
+
+_MAX_NAME_CHARS = 48  # of a column of 64, with room for what tells a second chain from the first
+
+
+class Mac(Protocol):
+    """MAC over the fields of a row, under a key of its table."""
+
+    def compute(self, *fields: bytes | str | int) -> bytes:
+        """MAC over `fields`, in order."""
+        ...
+
+    def verify(self, mac: bytes, *fields: bytes | str | int) -> bool:
+        """Whether `mac` is that of `fields`; false, too, for fields of types that the server never writes."""
+        ...
+
+
+class TamperedHeadError(Exception):
+    """A head is not what the server wrote. The message says how."""
+
+
+class Heads:
+    """Rows of `audit_heads`.
+
+    Args:
+        mac: of the table.
+    """
+
+    def __init__(self, mac: Mac) -> None:
+        self._mac = mac
+
+    def read(self, conn: Connection, writer: str) -> Head:
+        """Head of one chain.
+
+        Raises:
+            TamperedHeadError: it was changed around the server, or removed.
+        """
+        found = store.head(conn, writer)
+        if found is not None:
+            return self.checked(found)
+        if store.newest_row(conn, writer) is not None:
+            raise TamperedHeadError("its head was removed, and rows of it are there")
+        return Head.start(writer)
+
+    def checked(self, row: HeadRow) -> Head:
+        """The head that a row holds.
+
+        Raises:
+            TamperedHeadError: its MAC does not fit.
+        """
+        fields = (row.writer, row.number, row.hash)
+        if not self._mac.verify(row.mac, *fields):
+            raise TamperedHeadError("its head does not carry a good MAC")
+        return Head(*fields)
+
+    def put(self, conn: Connection, rows: Sequence[rules.AuditRow], head: Head) -> None:
+        """Store rows of one chain, and its head behind them."""
+        store.insert_rows(conn, rows)
+        self.put_head(conn, head)
+
+    def put_head(self, conn: Connection, head: Head) -> None:
+        """Store a head, whatever stood there."""
+        store.put_head(conn, head, self._mac_of(head))
+
+    def advance(self, conn: Connection, before: Head, after: Head) -> bool:
+        """Move a head on; false, and nothing is done, when the database holds another one than `before`."""
+        return store.advance_head(conn, before, after, self._mac_of(after))
+
+    def _mac_of(self, head: Head) -> bytes:
+        return self._mac.compute(head.writer, head.number, head.hash)
+
+
+class OwnChain:
+    """This replica's chain. The writer's thread alone calls.
+
+    Args:
+        name: of the chain.
+        heads: where its head is stored.
+        tell: `tell(tx, writer, why)` makes the row that tells that the chain was changed around the server.
+    """
+
+    def __init__(self, name: str, heads: Heads, tell: Callable[[Transaction, str, str], Entry]) -> None:
+        self.name = name
+        self._heads = heads
+        self._tell = tell
+        self._known: Head | None = None
+        self._sealed: tuple[Transaction, Head] | None = None
+        self._untold: tuple[str, str] | None = None
+        self.suspect = False
+        """Somebody found another end of it in the database: the next commit puts that right, and tells of it."""
+
+    def seal(self, tx: Transaction, entries: Sequence[Entry]) -> int:
+        """Chain entries behind the end of the chain and store them in `tx`; how many rows that are."""
+        tip = self._tip(tx.conn)
+        if self._untold is not None:
+            entries = [*entries, self._tell(tx, *self._untold)]
+        rows, after = rules.chain(tip, entries)
+        if not self._heads.advance(tx.conn, tip, after):
+            tip, why = self._look(tx.conn, tip)
+            if why:
+                entries = [*entries, self._tell(tx, self.name, why)]
+            rows, after = rules.chain(tip, entries)
+            self._heads.put_head(tx.conn, after)
+        self.suspect = False
+        store.insert_rows(tx.conn, rows)
+        self._known, self._sealed = tip, (tx, after)
+        return len(rows)
+
+    def committed(self, tx: Transaction) -> None:
+        """`tx` is durable."""
+        if self._sealed is not None and self._sealed[0] is tx:
+            self._known, self._sealed, self._untold = self._sealed[1], None, None
+
+    def stands(self, row: HeadRow) -> bool | None:
+        """Whether the database holds the end of this chain as it is remembered; None when nothing is."""
+        known = self._remembered()
+        return any(_is(row, head) for head in known) if known else None
+
+    def _remembered(self) -> list[Head]:
+        """Where the chain may end, newest first: nobody knows of a commit that was interrupted."""
+        sealed = [] if self._sealed is None else [self._sealed[1]]
+        return sealed if self._known is None else [*sealed, self._known]
+
+    def _tip(self, conn: Connection) -> Head:
+        remembered = self._remembered()
+        return remembered[0] if remembered else self._open(conn)
+
+    def _open(self, conn: Connection) -> Head:
+        """Where a process that has just started goes on."""
+        try:
+            head = self._heads.read(conn, self.name)
+            newest = store.newest_row(conn, self.name)
+            if newest is not None and newest != (head.number, head.hash):
+                raise TamperedHeadError(f"its head names row {head.number}, and its newest row is {newest[0]}")
+            if newest is None and head.number:
+                raise TamperedHeadError(f"its head names row {head.number}, and it has no rows")
+        except TamperedHeadError as tampered:
+            self._untold = (self.name, f"{tampered}: this replica goes on in another chain")
+            self.name = f"{self.name[:_MAX_NAME_CHARS]}+{os.urandom(4).hex()}"
+            head = Head.start(self.name)
+        self._known = head
+        return head
+
+    def _look(self, conn: Connection, tip: Head) -> tuple[Head, str]:
+        """Where the chain ends, when the database does not hold the end that was taken for the likeliest; and what is
+        wrong there."""
+        row = store.head(conn, self.name)
+        for head in self._remembered():
+            if (row is None and head.number == 0) or (row is not None and _is(row, head)):
+                return head, ""
+        if self._known is not None and store.newest_row(conn, self.name) != (tip.number, tip.hash):
+            tip = self._known
+        stored = "no head" if row is None else f"row {row.number} as its head"
+        return tip, f"the database holds {stored}, and this replica wrote up to row {tip.number}"
+
+
+def _is(row: HeadRow, head: Head) -> bool:
+    return (row.number, row.hash) == (head.number, head.hash)
