@@ -98,7 +98,9 @@ class Server:
         self.database = Database(
             self.settings.resolved_database_url(), metrics=self.metrics.database, readers=self.settings.database_readers
         )
-        self.registry.before_collect(self._measure_database)
+        self.registry.before_collect(
+            lambda: self.metrics.database.measure(self.database.writer.depth(), self.database.waiting_reads)
+        )
         metrics = self.metrics.audit
         self.audit = AuditService(
             database=self.database,
@@ -135,10 +137,6 @@ class Server:
             row_mac=self._secrets.row_mac("nodes"),
             replica_id=self.replica_id,
         )
-
-    def _measure_database(self) -> None:
-        self.metrics.database.writer_queue.set(self.database.writer.depth())
-        self.metrics.database.reads_running.set(self.database.waiting_reads)
 
     def build_rooms(self) -> None:
         """Everything that serves nodes and operators."""
@@ -185,12 +183,14 @@ class Server:
             policy_covers=self.trust.people.policy_covers,
         )
         self.nodes.count_open_with(self.commands.open_counts)
+        self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)
         self.approvals = ApprovalService(
             database=self.database,
             clock=clock,
             audit=self.audit,
             trust=self.trust,
             commands=self.commands,
+            may_order=self.operators.may_order,
             row_mac=self._secrets.row_mac("approvals"),
             retention_s=settings.approval_retention_s,
         )
@@ -224,7 +224,6 @@ class Server:
             on_lost=self.nodes.forget_streams,
             secret_keys=lambda: self._secrets.key_ids,
         )
-        self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)
         self.installation.make_owners_with(self.operators.make_owner)
         self.trust.people.expect_first_owner(self.installation.first_owner_key)
 

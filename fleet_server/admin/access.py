@@ -25,7 +25,7 @@ from fleet_server.admin.rules import Role
 from fleet_server.admin.store import Operator, OperatorStore
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditService
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
 from fleet_server.trust.secrets import Secrets
 
@@ -143,6 +143,13 @@ class OperatorService:
     async def all(self) -> list[Operator]:
         """Every operator by name."""
         return await self._database.read(self._store.all)
+
+    def may_order(self, conn: Connection, name: str) -> bool:
+        """Whether an operator still has a token and a role that orders commands: what was ordered in its name waits."""
+        operator = self._store.by_name(conn, name)
+        return (
+            operator is not None and operator.intact and not operator.revoked_at_ms and operator.role >= Role.OPERATOR
+        )
 
     async def revoke(self, actor: str, name: str, *, may_end_owners: bool = True) -> Operator:
         """End an operator's token at once.

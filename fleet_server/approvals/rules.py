@@ -19,6 +19,8 @@ from fleet.people import People, latest_ms
 from fleet.v1 import admin_pb2, trust_pb2
 
 MAX_PENDING = 1000
+MAX_PENDING_EACH = 200
+"""Of one operator: nobody keeps the others from proposing."""
 MAX_REASON_CHARS = 500
 MAX_SIGNED_BYTES = 32 * 1024
 MAX_TTL_S = 30 * 24 * 3600
@@ -128,6 +130,14 @@ def judge(approval: Approval, people: People, now_ms: int) -> Judgement:
     target = approval.statement.targets[0]
     order = Order(target.node_id, target.name, target.fingerprint, approval.action, approval.arguments)
     return intents.judge_intent(people, approval.signed, order, now_ms=latest_ms([now_ms], people.issued_at_ms()))
+
+
+def with_known_signers(approval: Approval, people: People) -> Approval:
+    """Without signatures by keys of nobody: they would take the places of those who have yet to sign."""
+    signed = approval.signed
+    known = [signature for signature in signed.signatures if signature.key_id in people.keys_by_id]
+    kept = trust_pb2.Signed(statement=signed.statement, signatures=known)
+    return replace(approval, intent=kept.SerializeToString())
 
 
 def settle(approval: Approval, people: People, now_ms: int) -> Approval:

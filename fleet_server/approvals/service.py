@@ -4,6 +4,7 @@ Mental model
     An approval is named by its intent's id, so proposing it twice is proposing it once. Signatures are added under a
     lock of its row. The one that completes them makes it APPROVED; only after that commit is it issued, under an
     idempotency key of its own: whoever comes back after a crash in between issues the same commands, once.
+    People's signatures are not thrown away for what passes: it stays APPROVED, and is issued once that is over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from fleet.clock import Clock
-from fleet.errors import Reason, Refusal
+from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.logs import get_logger
 from fleet.people import People
 from fleet.v1 import admin_pb2, trust_pb2
@@ -24,7 +25,7 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.commands.service import CommandService
-from fleet_server.database.engine import Connection, Database
+from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.writer import Transaction
 from fleet_server.trust.secrets import RowMac
 from fleet_server.trust.service import TrustService
@@ -49,6 +50,7 @@ class ApprovalService:
         trust: whose people are judged by.
         nodes: for the names of targets.
         commands: issues what was approved.
+        may_order: whether who proposed a command still may; asked when it is issued.
         row_mac: MAC of the table `approvals`.
         retention_s: seconds that an approval is kept after its intent has ended.
     """
@@ -61,6 +63,7 @@ class ApprovalService:
         audit: AuditService,
         trust: TrustService,
         commands: CommandService,
+        may_order: Callable[[Connection, str], bool],
         row_mac: RowMac,
         retention_s: int = 90 * 86_400,
     ) -> None:
@@ -69,6 +72,7 @@ class ApprovalService:
         self._audit = audit
         self._trust = trust
         self._commands = commands
+        self._may_order = may_order
         self._store = ApprovalStore(row_mac)
         self._retention_ms = retention_s * 1000
         self._prune_from = clock.monotonic()
@@ -92,8 +96,10 @@ class ApprovalService:
                 return _same_or_refusal(standing, wanted)
             if self._store.count_pending(tx.conn, now_ms) >= rules.MAX_PENDING:
                 return Refusal(Reason.QUEUE_FULL, "too many commands wait for signatures: reject some")
+            if self._store.count_pending(tx.conn, now_ms, actor) >= rules.MAX_PENDING_EACH:
+                return Refusal(Reason.QUEUE_FULL, "too many commands of yours wait for signatures: withdraw some")
             try:
-                approval = rules.settle(wanted, people, now_ms)
+                approval = rules.settle(rules.with_known_signers(wanted, people), people, now_ms)
             except Refusal as refusal:
                 return refusal
             pointless = self._commands.refuse(tx.conn, _request(wanted))
@@ -103,7 +109,11 @@ class ApprovalService:
             self._tell(tx, AuditKind.APPROVAL_REQUESTED, actor, approval, people)
             return approval
 
-        return await self._issue_approved(_taken(await self._database.write(work)))
+        try:
+            proposed = await self._database.write(work)
+        except IntegrityError:  # another replica was asked for the same at this moment: its row is there now
+            proposed = await self._database.write(work)
+        return await self._issue_approved(_taken(proposed))
 
     async def sign(self, actor: str, approval_id: str, signature: trust_pb2.Signature) -> Outcome:
         """Add a person's signature, and issue the command if that was the last one needed.
@@ -199,7 +209,15 @@ class ApprovalService:
         )
         for approval in left:
             if approval.intact:
-                await self._issue_approved(approval)
+                await self._finish_one(approval)
+
+    async def _finish_one(self, approval: Approval) -> None:
+        try:
+            await self._issue_approved(approval)
+        except Refusal as refusal:
+            if refusal.reason is Reason.UNAVAILABLE:
+                raise
+            log.info("approval_not_issued", approval_id=approval.approval_id, reason=str(refusal.reason))
 
     async def _change(self, approval_id: str, change: _Change) -> Approval:
         now_ms = self._clock.now_ms()
@@ -223,10 +241,11 @@ class ApprovalService:
         if approval.state not in (ApprovalState.APPROVED, ApprovalState.ISSUED):
             return approval, None
         try:
+            await self._refuse_for_its_proposer(approval)
             issue = await self._commands.issue(approval.created_by, _request(approval))
         except Refusal as refusal:
-            if refusal.reason is Reason.UNAVAILABLE or approval.state is ApprovalState.ISSUED:
-                raise  # `run` tries again
+            if approval.state is ApprovalState.ISSUED or advice(refusal.reason) is not Advice.STOP:
+                raise  # `run` tries again, for as long as the intent is good
             await self._end(replace(approval, state=ApprovalState.REJECTED, closed_by="server", reason=refusal.detail))
             raise
         if approval.state is ApprovalState.ISSUED:
@@ -235,9 +254,26 @@ class ApprovalService:
         await self._end(issued)
         return issued, issue
 
-    async def _end(self, approval: Approval) -> None:
-        reason = approval.reason[: rules.MAX_REASON_CHARS]
-        await self._database.write(lambda tx: self._store.update(tx.conn, replace(approval, reason=reason)))
+    async def _refuse_for_its_proposer(self, approval: Approval) -> None:
+        name = approval.created_by
+        if approval.state is ApprovalState.APPROVED and not await self._database.read(
+            lambda conn: self._may_order(conn, name)
+        ):
+            raise Refusal(Reason.PERMISSION_DENIED, f"{name}, who proposed it, may order nothing any more: run it anew")
+
+    async def _end(self, ended: Approval) -> None:
+        """Only what is APPROVED ends: a replica that was late ends nothing otherwise."""
+        ended = replace(ended, reason=ended.reason[: rules.MAX_REASON_CHARS])
+        kind = AuditKind.APPROVAL_ISSUED if ended.state is ApprovalState.ISSUED else AuditKind.APPROVAL_CLOSED
+
+        def work(tx: Transaction) -> None:
+            standing = self._store.by_id(tx.conn, ended.approval_id, lock=True)
+            if standing is not None and standing.intact and standing.state is ApprovalState.APPROVED:
+                self._store.update(tx.conn, ended)
+                detail = {"issue_id": ended.issue_id} if ended.issue_id else {"reason": ended.reason}
+                self._tell(tx, kind, "server", ended, self._trust.people.verified(tx.conn), **detail)
+
+        await self._database.write(work)
 
     def _views(self, conn: Connection, approvals: Sequence[Approval]) -> list[admin_pb2.ApprovalView]:
         people, now_ms = self._trust.people.verified(conn), self._clock.now_ms()

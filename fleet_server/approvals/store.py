@@ -67,10 +67,13 @@ class ApprovalStore:
         found = conn.exec_driver_sql(sql(conn, text), (str(state), now_ms, limit))
         return [self._approval(tuple(row)) for row in found]
 
-    def count_pending(self, conn: Connection, now_ms: int) -> int:
-        """How many wait."""
+    def count_pending(self, conn: Connection, now_ms: int, created_by: str = "") -> int:
+        """How many wait, of everybody or of one operator."""
         text = "SELECT COUNT(*) FROM approvals WHERE state = 'PENDING' AND expires_at_ms > ?"
-        return int(conn.exec_driver_sql(sql(conn, text), (now_ms,)).scalar_one())
+        values: tuple[int | str, ...] = (now_ms,)
+        if created_by:
+            text, values = f"{text} AND created_by = ?", (now_ms, created_by)
+        return int(conn.exec_driver_sql(sql(conn, text), values).scalar_one())
 
     def forget(self, conn: Connection, ended_before_ms: int, limit: int) -> int:
         """Delete those whose intent ended before a time, whatever became of them: nobody can propose it again."""

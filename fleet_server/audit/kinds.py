@@ -39,6 +39,7 @@ class AuditKind(StrEnum):
     OWNER_STATEMENT_QUARANTINED = "owner_statement.quarantined"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_SIGNED = "approval.signed"
+    APPROVAL_ISSUED = "approval.issued"
     APPROVAL_CLOSED = "approval.closed"
     APPROVAL_QUARANTINED = "approval.quarantined"
     # Membership

@@ -64,6 +64,10 @@ def revoke(invocation: Invocation, operator: str, yes: bool) -> None:
         invocation.confirm(f"End the token of {operator} for good?", assumed=yes)
         answer = admin.call(admin.stub.RevokeOperator, admin_pb2.RevokeOperatorRequest(operator=operator))
     invocation.emit_message(answer.operator, zip(("name", "role", "state"), _row(answer.operator), strict=False))
+    invocation.advise(
+        f"The signing key of {answer.operator.name} still counts at nodes, if it has a role: the owner runs "
+        f"`fleetctl operator revoke-grant {answer.operator.name}`."
+    )
 
 
 def _row(operator: admin_pb2.OperatorView) -> list[Cell]:

@@ -190,6 +190,11 @@ class DatabaseMetrics:
             "Threads of the read pool in use, and reads waiting for one.",
         )
 
+    def measure(self, writer_queue: int, reads_running: int) -> None:
+        """Set what is only looked up."""
+        self.writer_queue.set(writer_queue)
+        self.reads_running.set(reads_running)
+
     def committed(self, jobs: int, seconds: float) -> None:
         """The writer committed `jobs` jobs at once."""
         self.jobs_per_commit.observe(jobs)

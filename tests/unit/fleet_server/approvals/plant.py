@@ -41,6 +41,8 @@ class Plant:
     owner: Signer = field(default_factory=Signer.generate)
     ada: Signer = field(default_factory=Signer.generate)
     bob: Signer = field(default_factory=Signer.generate)
+    revoked: set[str] = field(default_factory=set)
+    """Operators who may order nothing any more."""
 
     # -- what owners sign --------------------------------------------------------------------------------------------
     async def put(self, **statement: trust_pb2.Signed) -> None:
@@ -163,6 +165,7 @@ async def build(database: Database, clock: MockClock) -> Plant:
 async def _rooms(database: Database, clock: MockClock, replica_id: str) -> Plant:
     wakeup, metrics = Wakeup(), ServerMetrics(Registry())
     audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=replica_id, row_mac=SECRETS.row_mac)
+    revoked: set[str] = set()
     trust = TrustService(
         database=database, secrets=SECRETS, clock=clock, audit=audit, wakeup=wakeup, cluster_name="main"
     )
@@ -196,6 +199,7 @@ async def _rooms(database: Database, clock: MockClock, replica_id: str) -> Plant
         audit=audit,
         trust=trust,
         commands=commands,
+        may_order=lambda conn, name: name not in revoked,
         row_mac=SECRETS.row_mac("approvals"),
     )
-    return Plant(database, clock, audit, trust, nodes, commands, approvals)
+    return Plant(database, clock, audit, trust, nodes, commands, approvals, revoked=revoked)

@@ -10,7 +10,7 @@ from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.intents import Order, judge_intent
 from fleet.v1 import admin_pb2, command_pb2, trust_pb2
-from fleet_server.approvals import service
+from fleet_server.approvals import rules, service
 from fleet_server.approvals.rules import ApprovalState
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.approvals.plant import ACTION, ARGUMENTS, Plant
@@ -48,7 +48,7 @@ async def test_with_the_last_signature_the_command_is_issued_as_it_was_signed(pl
     assert await plant.approvals.listed(everything=False) == []
     assert (await plant.approvals.get(view.approval_id)).state == "ISSUED"
     told = [kind for kind in await plant.kinds() if kind.startswith(("approval.", "command.issued"))]
-    assert told == ["approval.requested", "approval.signed", "command.issued"]
+    assert told == ["approval.requested", "approval.signed", "command.issued", "approval.issued"]
 
 
 async def test_approvals_are_forgotten_long_after_their_intent_has_ended(
@@ -107,6 +107,80 @@ async def test_what_was_approved_and_not_issued_is_issued_by_whoever_comes_after
     await plant.approvals.finish()
     (view,) = await plant.approvals.listed(everything=True)
     assert (view.state, len(await plant.claim(node))) == ("ISSUED", 1)
+
+
+@pytest.mark.parametrize("reason", [Reason.OVERLOADED, Reason.QUEUE_FULL, Reason.SUSPENDED, Reason.UNAVAILABLE])
+async def test_what_passes_does_not_throw_peoples_signatures_away(plant: Plant, reason: Reason) -> None:
+    async def not_now(*_: Any, **__: Any) -> Any:
+        raise Refusal(reason, "not now")
+
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    real, plant.commands._issuing.issue = plant.commands._issuing.issue, not_now  # type: ignore[method-assign]
+    with pytest.raises(Refusal, match=reason):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    (view,) = await plant.approvals.listed(everything=True)
+    assert view.state == "APPROVED"
+    plant.commands._issuing.issue = real  # type: ignore[method-assign]
+    await plant.approvals.finish()
+    (view,) = await plant.approvals.listed(everything=True)
+    assert (view.state, len(await plant.claim(node))) == ("ISSUED", 1)
+
+
+async def test_nothing_is_issued_in_the_name_of_who_may_order_nothing_any_more(plant: Plant) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    approval, _ = await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    plant.revoked.add("ada")
+    view = await plant.approvals.get(approval.approval_id)
+    with pytest.raises(Refusal, match="ada, who proposed it"):
+        await plant.approvals.sign("bob", approval.approval_id, plant.signature(view, plant.bob))
+    view = await plant.approvals.get(approval.approval_id)
+    assert (view.state, view.closed_by, await plant.claim(node)) == ("REJECTED", "server", [])
+    assert "approval.closed" in await plant.kinds()
+
+
+async def test_a_replica_that_was_late_ends_nothing_otherwise(plant: Plant) -> None:
+    """It was refused for good just when another one issued the command."""
+    await plant.settle_people(required=1)
+    node = await plant.add_node("n1")
+    replica = await plant.another_replica()
+
+    async def late(actor: str, request: Any) -> Any:
+        await plant.approvals.finish()
+        raise Refusal(Reason.NO_TARGETS, "no such node")
+
+    real, plant.commands._issuing.issue = plant.commands._issuing.issue, _away  # type: ignore[method-assign]
+    with pytest.raises(Refusal):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    plant.commands._issuing.issue = real  # type: ignore[method-assign]
+    replica._commands.issue = late  # type: ignore[method-assign]
+    await replica.finish()
+    (view,) = await plant.approvals.listed(everything=True)
+    assert (view.state, len(await plant.claim(node))) == ("ISSUED", 1)
+    assert [kind for kind in await plant.kinds() if kind.startswith("approval")][-1] == "approval.issued"
+
+
+async def test_signatures_of_strangers_take_nobodys_place(plant: Plant) -> None:
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    strangers = [Signer.generate() for _ in range(15)]
+    proposal = plant.proposal(plant.intent(node), plant.ada, *strangers)
+    approval, _ = await plant.approvals.propose("ada", proposal)
+    view = await plant.approvals.get(approval.approval_id)
+    done, _ = await plant.approvals.sign("bob", approval.approval_id, plant.signature(view, plant.bob))
+    assert done.state is ApprovalState.ISSUED
+
+
+async def test_nobody_takes_all_the_places_of_those_who_propose(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_PENDING_EACH", 2)
+    await plant.settle_people()
+    node = await plant.add_node("n1")
+    for _ in range(2):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    with pytest.raises(Refusal, match="commands of yours"):
+        await plant.approvals.propose("ada", plant.proposal(plant.intent(node), plant.ada))
+    await plant.approvals.propose("bob", plant.proposal(plant.intent(node), plant.bob))
 
 
 async def test_of_many_who_sign_at_once_on_two_replicas_all_see_it_issued_once(plant: Plant) -> None:
