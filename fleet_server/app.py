@@ -280,7 +280,7 @@ class Server:
             boundary=boundary,
             require_active=self.installation.require_active,
         )
-        installation = InstallationApi(self.installation, boundary)
+        installation = InstallationApi(self.installation, boundary, authenticate=self.operators.authenticate)
         gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
         services = (ADMIN_SERVICE, INSTALLATION_SERVICE)
         reflection = Reflection(services=services, access=self.operators, boundary=boundary)

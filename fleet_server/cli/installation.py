@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fleet_server.cli.failures import Refused
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.passphrase import open_key, passphrase_file_option
@@ -67,7 +68,7 @@ def activate(
     with _reach(invocation, server, ca_file, ca_fingerprint) as admin:
         view = admin.call(_stub(admin).Activate, installation_pb2.ActivateRequest(manifest=manifest))
     _emit(invocation, view)
-    if not view.owner_operator_id:
+    if not view.owner_claimed:
         invocation.advise("Next, with the first owner's key: `fleetctl installation claim --key FILE --name NAME`")
 
 
@@ -103,18 +104,28 @@ def claim(
     with _reach(invocation, server, ca_file, ca_fingerprint) as admin:
         view = _get(admin)
         wanted = name or view.owner_operator_name
-        if not wanted:
+        if not wanted and not view.owner_claimed:
             raise click.UsageError("say who you are: --name NAME")
-        again = wanted == view.owner_operator_name
-        statement = trust_pb2.OwnerClaimStatement(
-            installation_id=view.installation_id,
-            challenge=view.challenge,
-            operator_id=view.owner_operator_id if again else f"op-{secrets.token_hex(8)}",
-            operator_name=wanted,
-            issued_at_ms=invocation.now_ms(),
-        )
-        signed = signer.sign(Domain.OWNER_CLAIM, statement.SerializeToString(deterministic=True))
-        made = admin.call(_stub(admin).ClaimOwner, installation_pb2.ClaimOwnerRequest(claim=signed))
+
+        def ask(operator_id: str, operator_name: str) -> installation_pb2.ClaimOwnerResponse:
+            statement = trust_pb2.OwnerClaimStatement(
+                installation_id=view.installation_id,
+                challenge=view.challenge,
+                operator_id=operator_id,
+                operator_name=operator_name,
+                issued_at_ms=invocation.now_ms(),
+            )
+            signed = signer.sign(Domain.OWNER_CLAIM, statement.SerializeToString(deterministic=True))
+            return admin.call(_stub(admin).ClaimOwner, installation_pb2.ClaimOwnerRequest(claim=signed))
+
+        again = view.owner_operator_id if wanted == view.owner_operator_name else ""
+        try:
+            made = ask(again or f"op-{secrets.token_hex(8)}", wanted)
+        except Refused as failure:
+            known = _claimed_before(failure)
+            if known is None:
+                raise
+            made = ask(*known)
     emit_secret(invocation, made, secret_field="token", secret=made.token, output_file=output_file)
     invocation.say(f"{made.operator_name} ({made.operator_id}) is the first owner. The token is not shown again.")
 
@@ -134,6 +145,18 @@ def grant(
         view = admin.call(_stub(admin).ImportGrant, installation_pb2.ImportGrantRequest(grant=signed))
     labels = ("operator", "role", "good until", "id")
     invocation.emit_message(view, zip(labels, _grant_row(view), strict=True))
+
+
+def _claimed_before(failure: Refused) -> tuple[str, str] | None:
+    """Id and name of the operator as whom the owner is told to claim again: whoever has no token learns it so."""
+    import grpc
+
+    from fleet.status import decode
+
+    if not isinstance(failure.__cause__, grpc.RpcError):
+        return None
+    told = decode(failure.__cause__).metadata
+    return (told["operator_id"], told["operator_name"]) if {"operator_id", "operator_name"} <= told.keys() else None
 
 
 def _reach(invocation: Invocation, server: str | None, ca_file: str | None, ca_fingerprint: str | None) -> Admin:
@@ -175,7 +198,9 @@ def _fields(view: installation_pb2.GetInstallationResponse) -> list[tuple[str, C
     from fleet_server.cli.views import moment_text
 
     state = Styled("active", "green") if view.active else Styled("waits for activation", "yellow")
-    owner = f"{view.owner_operator_name} ({view.owner_operator_id})" if view.owner_operator_id else "nobody claimed it"
+    owner = "claimed: log in to see who" if view.owner_claimed else "nobody claimed it"
+    if view.owner_operator_id:
+        owner = f"{view.owner_operator_name} ({view.owner_operator_id})"
     shown: list[tuple[str, Cell]] = [
         ("installation", view.installation_id),
         ("cluster", view.cluster_id),

@@ -9,15 +9,24 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from fleet.errors import Refusal
+from fleet.errors import Reason, Refusal
 from fleet.v1 import installation_pb2
-from fleet_server.boundary import Boundary, Context, RequestReader, bounded_deserializer, peer_address, require_tls13
+from fleet_server.boundary import (
+    Boundary,
+    Context,
+    RequestReader,
+    bearer_token,
+    bounded_deserializer,
+    peer_address,
+    require_tls13,
+)
 from fleet_server.installation.rules import MAX_SIGNED_BYTES, Grant
 from fleet_server.installation.service import InstallationService, InstallationView
 
 SERVICE = "fleet.v1.Installation"
 
-Answer = Callable[[Any, str], Awaitable[Message]]
+Answer = Callable[[Any, str | None], Awaitable[Message]]
+"""Of a request, and of the address that pays; None for an operator."""
 
 
 class InstallationApi:
@@ -26,10 +35,18 @@ class InstallationApi:
     Args:
         installation: the room.
         boundary: around every call.
+        authenticate: refuses a token that is no operator's. None is needed here, and whoever shows one is told more.
     """
 
-    def __init__(self, installation: InstallationService, boundary: Boundary) -> None:
+    def __init__(
+        self,
+        installation: InstallationService,
+        boundary: Boundary,
+        *,
+        authenticate: Callable[[str], Awaitable[object]],
+    ) -> None:
         self._installation = installation
+        self._authenticate = authenticate
         self._boundary = boundary
         self._requests = RequestReader(prompt_s=0.1, slow_s=9.9, places=8)
         self._answers: dict[str, Answer] = {
@@ -52,7 +69,7 @@ class InstallationApi:
             request = await self._requests.read(context)
             if isinstance(request, Refusal):
                 raise request
-            return await answer(request, peer_address(context))
+            return await answer(request, await self._payer(context))
 
         async def handler(_: object, context: Context) -> Message:
             return await self._boundary.call(method.name, context, run(context))
@@ -63,25 +80,42 @@ class InstallationApi:
             response_serializer=_serialize,
         )
 
-    async def _get(self, _: installation_pb2.GetInstallationRequest, address: str) -> Message:
-        return _view(await self._installation.view(address))
+    async def _payer(self, context: Context) -> str | None:
+        if token := bearer_token(context):
+            try:
+                await self._authenticate(token)
+            except Refusal as refusal:
+                if refusal.reason is not Reason.UNAUTHENTICATED:  # a token that was lost must not keep its owner out
+                    raise
+            else:
+                return None
+        return peer_address(context)
 
-    async def _activate(self, request: installation_pb2.ActivateRequest, address: str) -> Message:
-        return _view(await self._installation.activate(request.manifest, address))
+    async def _get(self, _: installation_pb2.GetInstallationRequest, payer: str | None) -> Message:
+        return _view(await self._installation.view(payer), named=payer is None)
 
-    async def _claim_owner(self, request: installation_pb2.ClaimOwnerRequest, address: str) -> Message:
-        claim, token = await self._installation.claim_owner(request.claim, address)
+    async def _activate(self, request: installation_pb2.ActivateRequest, payer: str | None) -> Message:
+        return _view(await self._installation.activate(request.manifest, payer), named=payer is None)
+
+    async def _claim_owner(self, request: installation_pb2.ClaimOwnerRequest, payer: str | None) -> Message:
+        claim, token = await self._installation.claim_owner(request.claim, payer)
         return installation_pb2.ClaimOwnerResponse(
             operator_id=claim.operator_id, operator_name=claim.operator_name, token=token.reveal()
         )
 
-    async def _import_grant(self, request: installation_pb2.ImportGrantRequest, address: str) -> Message:
-        return _grant_view(await self._installation.import_grant(request.grant, address))
+    async def _import_grant(self, request: installation_pb2.ImportGrantRequest, payer: str | None) -> Message:
+        return _grant_view(await self._installation.import_grant(request.grant, payer))
 
 
-def _view(view: InstallationView) -> installation_pb2.GetInstallationResponse:
+def _view(view: InstallationView, *, named: bool) -> installation_pb2.GetInstallationResponse:
+    """As the caller may see it.
+
+    Args:
+        named: whether the people who administer it are.
+    """
     held = view.authority
     claim = held.claim if held is not None else None
+    told = claim if named else None
     return installation_pb2.GetInstallationResponse(
         installation_id=view.installation_id,
         cluster_id=view.cluster_id,
@@ -91,10 +125,11 @@ def _view(view: InstallationView) -> installation_pb2.GetInstallationResponse:
         root_key=view.root_key,
         first_owner_key=held.manifest.first_owner_key if held is not None else b"",
         activated_at_ms=held.activated_at_ms if held is not None else 0,
-        owner_operator_id=claim.operator_id if claim is not None else "",
-        owner_operator_name=claim.operator_name if claim is not None else "",
+        owner_operator_id=told.operator_id if told is not None else "",
+        owner_operator_name=told.operator_name if told is not None else "",
         challenge=view.challenge,
-        grants=map(_grant_view, view.grants),
+        grants=map(_grant_view, view.grants if named else ()),
+        owner_claimed=claim is not None,
     )
 
 

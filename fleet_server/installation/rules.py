@@ -143,7 +143,8 @@ def check_claim(claim: Claim, held: Claim | None, *, challenge_key: bytes, now_m
     """Whether a verified claim is fresh: an answer to this server's challenge, and no earlier one played again.
 
     Raises:
-        Refusal: CHALLENGE_EXPIRED, INVALID_ARGUMENT for one from the future, or CONFLICT.
+        Refusal: CHALLENGE_EXPIRED, INVALID_ARGUMENT for one from the future, or CONFLICT; when the name is that of the
+            claim before, or none, with what that was for as `operator_id` and `operator_name`.
     """
     if not is_fresh_challenge(claim.challenge, challenge_key, now_ms):
         raise Refusal(
@@ -157,6 +158,14 @@ def check_claim(claim: Claim, held: Claim | None, *, challenge_key: bytes, now_m
     if held is not None and claim.issued_at_ms <= held.issued_at_ms:
         raise Refusal(
             Reason.CONFLICT, "this claim, or a later one, was made already: run it again, and check the clock"
+        )
+    if held is None or claim.operator_id == held.operator_id:
+        return
+    if claim.operator_name in ("", held.operator_name):  # strangers are not told who that is; this is the owner
+        raise Refusal(
+            Reason.CONFLICT,
+            f"you are {held.operator_name} ({held.operator_id}) here already: claim as that operator again",
+            metadata={"operator_id": held.operator_id, "operator_name": held.operator_name},
         )
 
 

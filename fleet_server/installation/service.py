@@ -157,11 +157,11 @@ class InstallationService:
             except Refusal as refusal:
                 log.debug("activation_look_waits", reason=str(refusal.reason))
 
-    async def view(self, address: str) -> InstallationView:
+    async def view(self, address: str | None) -> InstallationView:
         """How it stands, with a fresh challenge.
 
         Args:
-            address: of the caller, whose bucket pays.
+            address: of the caller, whose bucket pays; None for an operator, who pays nothing here or below.
 
         Raises:
             Refusal: OVERLOADED, or the database is away.
@@ -169,7 +169,7 @@ class InstallationService:
         self._pay(address)
         return await self._view()
 
-    async def activate(self, signed: trust_pb2.Signed, address: str) -> InstallationView:
+    async def activate(self, signed: trust_pb2.Signed, address: str | None) -> InstallationView:
         """Import a manifest. The same one again changes nothing.
 
         Raises:
@@ -210,7 +210,7 @@ class InstallationService:
         await self._look()
         return await self._view()
 
-    async def claim_owner(self, signed: trust_pb2.Signed, address: str) -> tuple[Claim, Secret[str]]:
+    async def claim_owner(self, signed: trust_pb2.Signed, address: str | None) -> tuple[Claim, Secret[str]]:
         """Give the first owner a token. A later claim with the same operator id ends the token before it.
 
         Raises:
@@ -245,7 +245,7 @@ class InstallationService:
         await self._look()
         return claimed
 
-    async def import_grant(self, signed: trust_pb2.Signed, address: str) -> Grant:
+    async def import_grant(self, signed: trust_pb2.Signed, address: str | None) -> Grant:
         """Store a platform role grant. The same one again changes nothing.
 
         Raises:
@@ -374,6 +374,6 @@ class InstallationService:
             )
         return self._root_key
 
-    def _pay(self, address: str) -> None:
-        if not self._bucket.take(address, self._clock.monotonic()):
+    def _pay(self, address: str | None) -> None:
+        if address is not None and not self._bucket.take(address, self._clock.monotonic()):
             raise Refusal(Reason.OVERLOADED, "too many calls without a token: try again", retry_after_s=1.0)

@@ -51,10 +51,11 @@ class Stranger:
         )
         self._stub = installation_pb2_grpc.InstallationStub(self._channel)
 
-    async def ask(self, method: str, request: Any) -> Any:
+    async def ask(self, method: str, request: Any, token: str | None = None) -> Any:
         """Call it; refusals are raised."""
+        metadata = None if token is None else (("authorization", f"Bearer {token}"),)
         try:
-            return await getattr(self._stub, method)(request, timeout=20)
+            return await getattr(self._stub, method)(request, metadata=metadata, timeout=20)
         except grpc.aio.AioRpcError as error:
             raise status.decode(error) from error
 
@@ -150,6 +151,28 @@ async def test_a_flood_and_large_requests_are_refused(strict: Installation, stra
     assert reasons == {Reason.OVERLOADED}
 
 
+async def test_who_administers_it_is_told_to_operators_alone(strict: Installation, stranger: Stranger) -> None:
+    owner = Signer.generate()
+    answer = await stranger.ask("Activate", installation_pb2.ActivateRequest(manifest=manifest(strict, owner)))
+    claim = trust_pb2.OwnerClaimStatement(
+        installation_id=answer.installation_id,
+        challenge=answer.challenge,
+        operator_id="op-" + "a" * 16,
+        operator_name="ada",
+        issued_at_ms=strict.clock.now_ms(),
+    )
+    signed = owner.sign(Domain.OWNER_CLAIM, claim.SerializeToString())
+    made = await stranger.ask("ClaimOwner", installation_pb2.ClaimOwnerRequest(claim=signed))
+    get = installation_pb2.GetInstallationRequest()
+    for token in (None, "fop1." + "A" * 64):
+        answer = await stranger.ask("GetInstallation", get, token)
+        assert answer.owner_claimed
+        assert (answer.owner_operator_id, answer.owner_operator_name, list(answer.grants)) == ("", "", [])
+    for _ in range(40):  # more than strangers may ask
+        answer = await stranger.ask("GetInstallation", get, made.token)
+        assert answer.owner_operator_name == "ada"
+
+
 class Fleetctl:
     """fleetctl as a process with a profile of its own."""
 
@@ -217,6 +240,19 @@ async def test_from_an_empty_folder_to_a_second_platform_admin(tmp_path: Path) -
         await fleetctl("installation", "grant", tmp_path / "g", *other)
         await fleetctl("operators", "create", "eve", "--role", "owner", *other)
         assert "ben" in await fleetctl("installation", "status")
+        told = json.loads(await fleetctl("installation", "status", *reach, "-o", "json"))
+        assert told["owner_claimed"], told
+        assert not {"grants", "owner_operator_id", "owner_operator_name"} & {
+            key for key, value in told.items() if value
+        }
+        assert "log in to see who" in await fleetctl("installation", "status", *reach)
+
+        # The token was lost: neither the name nor the id has to be known.
+        lost = ["installation", "claim", *reach, "--key", tmp_path / "owner.key"]
+        await fleetctl.signed(*lost, "--output-file", tmp_path / "ada2.token")
+        await fleetctl("login", *reach[1:], "--token-file", tmp_path / "ada2.token")
+        again = json.loads(await fleetctl("operators", "list", "-o", "json"))
+        assert [each["name"] for each in again].count("ada") == 1
     finally:
         await running.crash_server()
 

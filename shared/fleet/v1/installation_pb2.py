@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fleet.v1 import trust_pb2 as fleet_dot_v1_dot_trust__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66leet/v1/installation.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"\x18\n\x16GetInstallationRequest\"\xb5\x02\n\x17GetInstallationResponse\x12\x17\n\x0finstallation_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0e\n\x06strict\x18\x03 \x01(\x08\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x11\n\twaits_for\x18\x05 \x01(\t\x12\x10\n\x08root_key\x18\x06 \x01(\x0c\x12\x17\n\x0f\x66irst_owner_key\x18\x07 \x01(\x0c\x12\x17\n\x0f\x61\x63tivated_at_ms\x18\x08 \x01(\x03\x12\x19\n\x11owner_operator_id\x18\t \x01(\t\x12\x1b\n\x13owner_operator_name\x18\n \x01(\t\x12\x11\n\tchallenge\x18\x0b \x01(\x0c\x12+\n\x06grants\x18\x0c \x03(\x0b\x32\x1b.fleet.v1.PlatformGrantView\"5\n\x0f\x41\x63tivateRequest\x12\"\n\x08manifest\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"4\n\x11\x43laimOwnerRequest\x12\x1f\n\x05\x63laim\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"O\n\x12\x43laimOwnerResponse\x12\x13\n\x0boperator_id\x18\x01 \x01(\t\x12\x15\n\roperator_name\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\"5\n\x12ImportGrantRequest\x12\x1f\n\x05grant\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"y\n\x11PlatformGrantView\x12\x13\n\x0boperator_id\x18\x01 \x01(\t\x12\x15\n\roperator_name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\x04 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x05 \x01(\x03\x32\xc3\x02\n\x0cInstallation\x12V\n\x0fGetInstallation\x12 .fleet.v1.GetInstallationRequest\x1a!.fleet.v1.GetInstallationResponse\x12H\n\x08\x41\x63tivate\x12\x19.fleet.v1.ActivateRequest\x1a!.fleet.v1.GetInstallationResponse\x12G\n\nClaimOwner\x12\x1b.fleet.v1.ClaimOwnerRequest\x1a\x1c.fleet.v1.ClaimOwnerResponse\x12H\n\x0bImportGrant\x12\x1c.fleet.v1.ImportGrantRequest\x1a\x1b.fleet.v1.PlatformGrantViewb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66leet/v1/installation.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"\x18\n\x16GetInstallationRequest\"\xcc\x02\n\x17GetInstallationResponse\x12\x17\n\x0finstallation_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0e\n\x06strict\x18\x03 \x01(\x08\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x11\n\twaits_for\x18\x05 \x01(\t\x12\x10\n\x08root_key\x18\x06 \x01(\x0c\x12\x17\n\x0f\x66irst_owner_key\x18\x07 \x01(\x0c\x12\x17\n\x0f\x61\x63tivated_at_ms\x18\x08 \x01(\x03\x12\x19\n\x11owner_operator_id\x18\t \x01(\t\x12\x1b\n\x13owner_operator_name\x18\n \x01(\t\x12\x11\n\tchallenge\x18\x0b \x01(\x0c\x12+\n\x06grants\x18\x0c \x03(\x0b\x32\x1b.fleet.v1.PlatformGrantView\x12\x15\n\rowner_claimed\x18\r \x01(\x08\"5\n\x0f\x41\x63tivateRequest\x12\"\n\x08manifest\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"4\n\x11\x43laimOwnerRequest\x12\x1f\n\x05\x63laim\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"O\n\x12\x43laimOwnerResponse\x12\x13\n\x0boperator_id\x18\x01 \x01(\t\x12\x15\n\roperator_name\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\"5\n\x12ImportGrantRequest\x12\x1f\n\x05grant\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"y\n\x11PlatformGrantView\x12\x13\n\x0boperator_id\x18\x01 \x01(\t\x12\x15\n\roperator_name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\x04 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x05 \x01(\x03\x32\xc3\x02\n\x0cInstallation\x12V\n\x0fGetInstallation\x12 .fleet.v1.GetInstallationRequest\x1a!.fleet.v1.GetInstallationResponse\x12H\n\x08\x41\x63tivate\x12\x19.fleet.v1.ActivateRequest\x1a!.fleet.v1.GetInstallationResponse\x12G\n\nClaimOwner\x12\x1b.fleet.v1.ClaimOwnerRequest\x1a\x1c.fleet.v1.ClaimOwnerResponse\x12H\n\x0bImportGrant\x12\x1c.fleet.v1.ImportGrantRequest\x1a\x1b.fleet.v1.PlatformGrantViewb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINSTALLATIONREQUEST']._serialized_start=63
   _globals['_GETINSTALLATIONREQUEST']._serialized_end=87
   _globals['_GETINSTALLATIONRESPONSE']._serialized_start=90
-  _globals['_GETINSTALLATIONRESPONSE']._serialized_end=399
-  _globals['_ACTIVATEREQUEST']._serialized_start=401
-  _globals['_ACTIVATEREQUEST']._serialized_end=454
-  _globals['_CLAIMOWNERREQUEST']._serialized_start=456
-  _globals['_CLAIMOWNERREQUEST']._serialized_end=508
-  _globals['_CLAIMOWNERRESPONSE']._serialized_start=510
-  _globals['_CLAIMOWNERRESPONSE']._serialized_end=589
-  _globals['_IMPORTGRANTREQUEST']._serialized_start=591
-  _globals['_IMPORTGRANTREQUEST']._serialized_end=644
-  _globals['_PLATFORMGRANTVIEW']._serialized_start=646
-  _globals['_PLATFORMGRANTVIEW']._serialized_end=767
-  _globals['_INSTALLATION']._serialized_start=770
-  _globals['_INSTALLATION']._serialized_end=1093
+  _globals['_GETINSTALLATIONRESPONSE']._serialized_end=422
+  _globals['_ACTIVATEREQUEST']._serialized_start=424
+  _globals['_ACTIVATEREQUEST']._serialized_end=477
+  _globals['_CLAIMOWNERREQUEST']._serialized_start=479
+  _globals['_CLAIMOWNERREQUEST']._serialized_end=531
+  _globals['_CLAIMOWNERRESPONSE']._serialized_start=533
+  _globals['_CLAIMOWNERRESPONSE']._serialized_end=612
+  _globals['_IMPORTGRANTREQUEST']._serialized_start=614
+  _globals['_IMPORTGRANTREQUEST']._serialized_end=667
+  _globals['_PLATFORMGRANTVIEW']._serialized_start=669
+  _globals['_PLATFORMGRANTVIEW']._serialized_end=790
+  _globals['_INSTALLATION']._serialized_start=793
+  _globals['_INSTALLATION']._serialized_end=1116
 # @@protoc_insertion_point(module_scope)

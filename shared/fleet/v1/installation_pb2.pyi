@@ -38,7 +38,7 @@ Global___GetInstallationRequest: _TypeAlias = GetInstallationRequest  # noqa: Y0
 
 @_typing.final
 class GetInstallationResponse(_message.Message):
-    """GetInstallationResponse tells how an installation stands. Nothing in it is secret."""
+    """GetInstallationResponse tells how an installation stands. Nothing in it is secret; people are named to operators alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -54,6 +54,7 @@ class GetInstallationResponse(_message.Message):
     OWNER_OPERATOR_NAME_FIELD_NUMBER: _builtins.int
     CHALLENGE_FIELD_NUMBER: _builtins.int
     GRANTS_FIELD_NUMBER: _builtins.int
+    OWNER_CLAIMED_FIELD_NUMBER: _builtins.int
     installation_id: _builtins.str
     """Installation, as manifests and grants name it."""
     cluster_id: _builtins.str
@@ -71,14 +72,16 @@ class GetInstallationResponse(_message.Message):
     activated_at_ms: _builtins.int
     """Unix milliseconds; 0 before activation."""
     owner_operator_id: _builtins.str
-    """Operator that the first owner claimed; empty for none."""
+    """Operator that the first owner claimed; empty for none, and for callers without a token."""
     owner_operator_name: _builtins.str
-    """Name of that operator."""
+    """Name of that operator; likewise."""
     challenge: _builtins.bytes
     """For an OwnerClaimStatement, good for 5 minutes."""
+    owner_claimed: _builtins.bool
+    """Whether the first owner has claimed an operator."""
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlatformGrantView]:
-        """Grants that are in force."""
+        """Grants that are in force; none for callers without a token."""
 
     def __init__(
         self,
@@ -95,10 +98,11 @@ class GetInstallationResponse(_message.Message):
         owner_operator_name: _builtins.str = ...,
         challenge: _builtins.bytes = ...,
         grants: _abc.Iterable[Global___PlatformGrantView] | None = ...,
+        owner_claimed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at_ms", b"activated_at_ms", "active", b"active", "challenge", b"challenge", "cluster_id", b"cluster_id", "first_owner_key", b"first_owner_key", "grants", b"grants", "installation_id", b"installation_id", "owner_operator_id", b"owner_operator_id", "owner_operator_name", b"owner_operator_name", "root_key", b"root_key", "strict", b"strict", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at_ms", b"activated_at_ms", "active", b"active", "challenge", b"challenge", "cluster_id", b"cluster_id", "first_owner_key", b"first_owner_key", "grants", b"grants", "installation_id", b"installation_id", "owner_claimed", b"owner_claimed", "owner_operator_id", b"owner_operator_id", "owner_operator_name", b"owner_operator_name", "root_key", b"root_key", "strict", b"strict", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

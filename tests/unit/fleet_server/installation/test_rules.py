@@ -143,6 +143,19 @@ def test_a_clock_that_is_ahead_locks_nobody_out() -> None:
             rules.check_claim(far, held, challenge_key=KEY, now_ms=NOW_MS)
 
 
+@pytest.mark.parametrize("name", ["ada", ""])
+def test_an_owner_who_does_not_know_who_they_are_is_told(name: str) -> None:
+    """`GetInstallation` tells operators alone, and this one has lost the token."""
+    challenge = rules.make_challenge(KEY, NOW_MS, NONCE)
+    held = claim_of(challenge)
+    later = claim_of(challenge, operator_name=name, operator_id="op-" + "1" * 16, issued_at_ms=NOW_MS + 1)
+    with pytest.raises(Refusal, match="already") as caught:
+        rules.check_claim(later, held, challenge_key=KEY, now_ms=NOW_MS)
+    assert caught.value.metadata == {"operator_id": held.operator_id, "operator_name": "ada"}
+    other = claim_of(challenge, operator_name="ben", operator_id="op-" + "1" * 16, issued_at_ms=NOW_MS + 1)
+    rules.check_claim(other, held, challenge_key=KEY, now_ms=NOW_MS)
+
+
 @given(challenge=st.binary(max_size=64))
 def test_nobody_invents_a_challenge(challenge: bytes) -> None:
     assert not rules.is_fresh_challenge(challenge, KEY, NOW_MS)
