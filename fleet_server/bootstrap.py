@@ -112,7 +112,7 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
                 if made_key_file is not None:
                     made_key_file.unlink()  # it opens nothing here, and would hide that the right one is missing
                 raise
-            await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der])
+            await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der], as_replica=False)
             operators = OperatorService(database=database, clock=clock, audit=audit, secrets=secrets)
             token = None if settings.is_strict else await _create_owner(operators, owner)
             await audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)

@@ -85,6 +85,7 @@ class AuditService:
         self._database = database
         self._clock = clock
         self._wakeup = wakeup
+        self.writer = writer
         self._metrics = metrics
         self._seen_checkpoint = 0
         self.heads = Heads(row_mac("audit_heads"))

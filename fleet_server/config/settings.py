@@ -140,7 +140,8 @@ class Settings(BaseSettings):
     gateway_endpoints: Endpoints = Field(
         (),
         description="`host:port` under which nodes reach the gateway, preferred first; they travel in join tokens and"
-        " trust bundles. Empty, in development: 127.0.0.1 and the port of `gateway_listen`.",
+        " trust bundles. Nodes are offered those of every replica, the list that was changed last first; what no"
+        " replica has named for a day is dropped. Empty, in development: 127.0.0.1 and the port of `gateway_listen`.",
     )
 
     tls_hosts: Hosts = Field(

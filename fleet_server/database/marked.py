@@ -57,6 +57,11 @@ MARKED_TABLES = (
         place="command_keys/{key_id}",
     ),
     MarkedTable(
+        "gateway_endpoints",
+        ("cluster_id", "replica_id"),
+        ("cluster_id", "replica_id", "endpoints", "since_ms", "stated_ms"),
+    ),
+    MarkedTable(
         "operators",
         ("operator_id",),
         ("operator_id", "name", "role", "token_sha256", "created_at_ms", "revoked_at_ms"),

@@ -83,6 +83,18 @@ trust_bundles = Table(
     Column("expires_at_ms", BigInteger, nullable=False),
 )
 
+# What each replica wants nodes to be offered.
+gateway_endpoints = Table(
+    "gateway_endpoints",
+    metadata,
+    Column("cluster_id", ForeignKey("clusters.cluster_id"), primary_key=True),
+    Column("replica_id", _id(), primary_key=True),
+    Column("endpoints", Text, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("stated_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
 # -- admin: who may call ---------------------------------------------------------------------------
 operators = Table(
     "operators",

@@ -14,6 +14,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import phases, rules, store
+from fleet_server.trust.endpoints import EndpointBoard
 from fleet_server.trust.keyring import Keyring, TrustSetupError
 
 _EXPIRED_KEPT_MS = 24 * 3600 * 1000
@@ -24,12 +25,14 @@ class Offer(NamedTuple):
     """What a replica wants nodes to be offered.
 
     Args:
+        replica_id: which one; empty for a process that is none.
         endpoints: gateway endpoints, ``host:port``, preferred first.
         tls_ca_der: accepted TLS CAs.
     """
 
     endpoints: Sequence[str]
     tls_ca_der: Sequence[bytes]
+    replica_id: str
 
 
 class Published(NamedTuple):
@@ -69,12 +72,17 @@ class BundlePress:
 
     Args:
         people: `people(tx, cluster_id)`: what owners signed, as a bundle is to carry it.
+        board: the endpoints of all replicas.
     """
 
     def __init__(
-        self, audit: AuditService, people: Callable[[Transaction, str], trust_pb2.TrustBundleStatement]
+        self,
+        audit: AuditService,
+        people: Callable[[Transaction, str], trust_pb2.TrustBundleStatement],
+        board: EndpointBoard,
     ) -> None:
         self._audit = audit
+        self._board = board
         self._people = people
 
     def renew(
@@ -131,7 +139,7 @@ class BundlePress:
             generation=generation,
             authority_key=authority.public_key,
             command_keys=phases.certified(keyring.records, now_ms),
-            endpoints=offer.endpoints,
+            endpoints=self._board.offered(tx.conn, cluster_id, offer.replica_id, offer.endpoints, now_ms),
             tls_ca_der=offer.tls_ca_der,
             people=self._people(tx, cluster_id),
         )

@@ -26,6 +26,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.trust import bundles, rules, store
 from fleet_server.trust.bundles import BundlePress, Offer, Published
 from fleet_server.trust.clusters import create_cluster
+from fleet_server.trust.endpoints import EndpointBoard
 from fleet_server.trust.keyring import Keyring, TrustSetupError, check_not_older, load_keyring, revoke_what_stepped_back
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
 from fleet_server.trust.parts import TrustParts
@@ -89,7 +90,9 @@ class TrustService:
         self._active_keys: dict[bytes, HeldCommandKey] = {}
         self._bundle: TrustState | None = None
         self.offer: Offer | None = None
-        self.press = BundlePress(audit, self.people.kept_for_bundle)
+        self.press = BundlePress(
+            audit, self.people.kept_for_bundle, EndpointBoard(secrets.row_mac("gateway_endpoints"))
+        )
         self._told_refused: set[str] = set()
         self._raised_at: float | None = None
         self.watch = BundleWatch(
@@ -215,13 +218,18 @@ class TrustService:
             chain.append(newest.signed)
         return chain
 
-    async def publish_bundle(self, endpoints: Sequence[str], tls_ca_der: Sequence[bytes]) -> None:
+    async def publish_bundle(
+        self, endpoints: Sequence[str], tls_ca_der: Sequence[bytes], *, as_replica: bool = True
+    ) -> None:
         """Say what the bundle shall offer, and publish a new number when that differs or half of the newest's life is
         over.
 
         Args:
-            endpoints: gateway endpoints that nodes may use, ``host:port``, preferred first.
+            endpoints: gateway endpoints that nodes may use, ``host:port``, preferred first; those of other replicas
+                are offered as well.
             tls_ca_der: accepted TLS CAs.
+            as_replica: whether this process goes on serving; the endpoints of one that does not count only while
+                there are no others.
 
         Raises:
             TrustSetupError: none of the CAs is known to the nodes, which could therefore never connect again.
@@ -232,7 +240,7 @@ class TrustService:
                 "this server's TLS CA is not the one that the cluster's nodes trust:"
                 " copy the folder tls from another replica's data folder, or restore it from a backup"
             )
-        self.offer = Offer(tuple(endpoints), tuple(tls_ca_der))
+        self.offer = Offer(tuple(endpoints), tuple(tls_ca_der), self._audit.writer if as_replica else "")
         await self._refresh()
 
     async def note_held_bundle(self, generation: int, number: int) -> None:

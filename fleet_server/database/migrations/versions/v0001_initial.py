@@ -335,6 +335,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cluster_id", "generation", "number", name=op.f("pk_trust_bundles")),
     )
     op.create_table(
+        "gateway_endpoints",
+        sa.Column("cluster_id", sa.String(length=64), nullable=False),
+        sa.Column("replica_id", sa.String(length=64), nullable=False),
+        sa.Column("endpoints", sa.Text(), nullable=False),
+        sa.Column("since_ms", sa.BigInteger(), nullable=False),
+        sa.Column("stated_ms", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], name=op.f("fk_gateway_endpoints_cluster_id")),
+        sa.PrimaryKeyConstraint("cluster_id", "replica_id", name=op.f("pk_gateway_endpoints")),
+    )
+    op.create_table(
         "api_keys",
         sa.Column("key_sha256", sa.LargeBinary(length=32), nullable=False),
         sa.Column("node_id", sa.String(length=64), nullable=False),
