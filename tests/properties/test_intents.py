@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleet import envelope, people_signing
 from fleet.envelope import MAX_SIGNATURES, Domain, Signer
-from fleet.intents import MAX_LIFETIME_MS, SENTENCES, IntentVerdict, Order, judge_intent, read_intent
+from fleet.intents import MAX_LIFETIME_MS, SENTENCES, IntentVerdict, Order, judge_again, judge_intent, read_intent
 from fleet.people import CLOCK_SLACK_MS, People, take
 from fleet.v1 import trust_pb2
 from tests.properties.persons import (
@@ -263,6 +263,43 @@ def test_no_set_of_signers_below_the_number_passes(
     persons = {granted[one][0] for one in signing if one in granted and granted[one][1] in roles}
     verdict = judge_intent(held, signed, ORDER, now_ms=NOW_MS).verdict
     assert (verdict is V.PASS) is (len(persons) >= required)
+
+
+@given(
+    later=st.dictionaries(
+        st.sampled_from(sorted(CROWD)),
+        st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(ROLES), st.booleans()),
+    ),
+    signing=crowds,
+    required=st.integers(1, 3),
+    owned=st.booleans(),
+    days=st.integers(0, 40),
+)
+def test_judged_again_nobody_passes_who_would_not_with_the_intent_in_hand(
+    later: dict[str, tuple[str, str, bool]], signing: list[str], required: int, owned: bool, days: int
+) -> None:
+    """What people sign later counts the same for a command that waits as for one that comes."""
+    before = known(granted=[grant(signer, name) for name, signer in CROWD.items()], ruled=policy(rule(required=1)))
+    wish = intent(not_after_ms=NOW_MS + 29 * DAY_MS)
+    signed = signed_by(STRANGER, *[CROWD[one] for one in signing], statement=wish)
+    passed = judge_intent(before, signed, ORDER, now_ms=NOW_MS)
+    assert passed.passes is bool(signing)
+    owner = NEXT_OWNER if owned else OWNER
+    after, refused = take(
+        before,
+        owners=[owner_statement(NEXT_OWNER, 2, OWNER)] if owned else [],
+        policy=policy(rule(required=required), version=2, owner=owner, not_after_ms=NOW_MS + 20 * DAY_MS),
+        grants=[
+            grant(CROWD[key], name, role, owner=owner, issued_at_ms=NOW_MS, not_after_ms=NOW_MS + DAY_MS * holds)
+            for key, (name, role, holds) in later.items()
+        ],
+    )
+    assert not refused
+    now_ms = NOW_MS + days * DAY_MS
+    again = judge_again(after, passed.signing, ORDER.action, now_ms=now_ms)
+    if now_ms < wish.not_after_ms:
+        assert again.passes is judge_intent(after, signed, ORDER, now_ms=now_ms).passes
+    assert not again.passes or days < 20
 
 
 @given(repeats=st.lists(st.sampled_from([0, 1]), min_size=2, max_size=MAX_SIGNATURES))
