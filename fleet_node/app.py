@@ -34,6 +34,7 @@ from fleet_node.commands.opening import open_journal
 from fleet_node.commands.protection import Verifier
 from fleet_node.commands.service import CommandService
 from fleet_node.config import Settings
+from fleet_node.drivers.protected import protected_of
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
@@ -233,6 +234,7 @@ class Node:
             trust=self.trust,
             drivers=parts.drivers,
             metrics=self.metrics,
+            protected=lambda: protected_of(parts.drivers.actions, settings.protected, people.people.protects),
             metrics_address=lambda: self._metrics_address,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @json_option
 @node_options
 def owner(act: str, pin: str | None, replace: bool, as_json: bool, config: Path | None, state_dir: Path | None) -> None:
-    """Show the pinned owner, and what it has signed; or pin one.
+    """Show the pinned owner, what it has signed, and which actions need its people's intent; or pin one.
 
     The pin is the SHA-256 of the owner's public key, 64 hexadecimal digits. Get it from the owner, not from the server:
     it is what protected actions are safe by. The join token brings it when the operator who made the token has it in
@@ -48,7 +48,7 @@ def owner(act: str, pin: str | None, replace: bool, as_json: bool, config: Path 
             _pin(folder, membership, pin or "", replace=replace)
         elif pin is not None:
             raise click.UsageError("show takes no argument")
-        _show(known_people(folder, membership), as_json=as_json)
+        _show(known_people(folder, membership), _protected(folder), as_json=as_json)
 
 
 def _pin(folder: StateFolder, membership: Membership, text: str, *, replace: bool) -> None:
@@ -77,15 +77,28 @@ def _pin(folder: StateFolder, membership: Membership, text: str, *, replace: boo
         raise Failure(f"the owner is pinned, but {error}", hint=hint) from error
 
 
-def _show(people: People, *, as_json: bool) -> None:
+def _protected(folder: StateFolder) -> dict[str, Any] | None:
+    """What the daemon says is protected here; None when none runs, or one of another version."""
+    from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
+
+    try:
+        said: dict[str, Any] | None = ask(folder.control_socket, "status").get("protected")
+    except (DaemonAwayError, DaemonSilentError):
+        return None
+    return said
+
+
+def _show(people: People, protected: dict[str, Any] | None, *, as_json: bool) -> None:
     from fleet.clock import SystemClock
-    from fleet_node.status.people import people_status, sentence
+    from fleet_node.status.people import people_status, protected_sentence, sentence
 
     said = people_status(people)
     if as_json:
-        click.echo(json.dumps(said, indent=2))
+        click.echo(json.dumps({**said, "protected": protected}, indent=2))
         return
     click.echo(f"owner pin  {said['pin'] or 'none'}")
     click.echo(f"owner      {folded(sentence(said, SystemClock().now_ms()), 11, sys.stdout)}")
+    shown = "the daemon does not run: `fleet-node doctor` tells" if protected is None else protected_sentence(protected)
+    click.echo(f"protected  {folded(shown, 11, sys.stdout)}")
     for one in said["roles"]:
         click.echo(f"role       {folded(one['role'] + ': ' + one['name'], 11, sys.stdout)}")

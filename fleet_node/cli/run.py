@@ -98,10 +98,13 @@ def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: No
     from fleet.logs import get_logger
     from fleet.process_end import end_without_teardown
     from fleet_node.app import NodeFailedError, Parts
+    from fleet_node.drivers.protected import protected_of, unmatched_remedy
     from fleet_node.drivers.registry import DriverRegistry
 
     settings = loaded.settings
     drivers = DriverRegistry.load(settings.drivers_enabled, settings.driver_tables, place_of=loaded.place_of)
+    for glob in protected_of(drivers.actions, settings.protected, lambda name: False).unmatched:
+        get_logger(__name__).warning("protects_nothing", glob=glob, what_to_do=unmatched_remedy(glob))
     parts = Parts(settings=settings, folder=folder, membership=membership, keys=keys, drivers=drivers)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

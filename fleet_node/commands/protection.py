@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fleet.clock import Clock, ServerTime
-from fleet.globs import glob_matches
 from fleet.intents import SENTENCES, IntentVerdict, Order, judge_again, judge_intent
 from fleet.logs import get_logger
 from fleet.people import CLOCK_SLACK_MS, People
@@ -18,6 +17,7 @@ from fleet.v1 import command_pb2
 from fleet_node.commands.rules import Objection
 from fleet_node.commands.used_intents import Use, UsedIntents
 from fleet_node.drivers.api import Action
+from fleet_node.drivers.protected import protected_by
 from fleet_node.link.ports import PeoplePort
 
 log = get_logger(__name__)
@@ -100,8 +100,8 @@ class Protection:
             self._people, self._protected = people, {}
         answer = self._protected.get(action.name)
         if answer is None:
-            by_config = any(glob_matches(glob, action.name) for glob in self._verifier.protected)
-            answer = self._protected[action.name] = action.protected or by_config or people.protects(action.name)
+            here = protected_by(action, self._verifier.protected)
+            answer = self._protected[action.name] = here or people.protects(action.name)
         return answer
 
     def judge(self, command: command_pb2.Command, permits: Mapping[bytes, Permit]) -> Permit | Objection:

@@ -13,6 +13,7 @@ from fleet.identity import PrivateFileError, check_private, load_node_keys, priv
 from fleet_node.commands.opening import JournalDamagedError, JournalUnavailableError, inspect_journal
 from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, fail, ok, warn
+from fleet_node.drivers.protected import Protected, unmatched_remedy
 from fleet_node.enrollment.folder import PRIVATE_FILES, StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, MembershipError
 from fleet_node.enrollment.rotation_file import load_rotation
@@ -79,15 +80,25 @@ def check_bundle(folder: StateFolder, membership: Membership, now_ms: int) -> Fi
     return ok("trust bundle", f"{version} verifies under the pinned authority, good for {hours} h")
 
 
-def check_owner(folder: StateFolder, membership: Membership, now_ms: int) -> Finding:
-    """Whether protected actions can run. A node without an owner is well: it just runs none."""
+def check_protected(protected: Protected) -> Iterator[Finding]:
+    """Every glob of the setting `protected` protects something."""
+    shown = ", ".join(protected.actions)
+    yield ok("protected", f"{shown}: on people's intent only" if shown else "no action needs people's intent")
+    for glob in protected.unmatched:
+        detail = f"`{glob}` in the setting `protected` matches no action of this node: it protects nothing"
+        yield warn("protected", detail, unmatched_remedy(glob))
+
+
+def check_owner(folder: StateFolder, membership: Membership, now_ms: int, protected: Protected) -> Finding:
+    """Whether protected actions can run. A node that protects nothing is well without an owner."""
     try:
         said = people_status(known_people(folder, membership))
     except MembershipError as error:
         return fail("owner", str(error), "restore the state folder, or move the file away")
     gap, remedy = missing(said, now_ms)
-    if gap and said["pin"]:
-        return warn("owner", gap, remedy)
+    if gap and (said["pin"] or protected.actions):
+        refused = f" ({', '.join(protected.actions)})" if protected.actions else ""
+        return warn("owner", gap + refused, remedy)
     return ok("owner", sentence(said, now_ms))
 
 

@@ -12,11 +12,13 @@ from fleet_node.config import Settings
 from fleet_node.doctor import folder_checks, gateway_checks, way_checks
 from fleet_node.doctor.finding import Finding, Level, fail, ok, skip, warn
 from fleet_node.doctor.gateway_checks import Identity, LookOnlyTrust
+from fleet_node.drivers.protected import Protected, protected_of
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import FolderLockedError, StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, MembershipError, load_membership, load_pending
 from fleet_node.link.credentials import Credentials
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, ask
+from fleet_node.status.people import known_people
 from fleet_node.status.view import what_to_do
 
 _SEE_BELOW = "the lines about each gateway below go the same way: begin at the first that fails; if none does, wait"
@@ -95,18 +97,27 @@ class Doctor:
         yield ok("membership", f"{membership.name} ({membership.node_id}) in cluster {membership.cluster_id}")
         yield folder_checks.check_rotation(folder)
         yield folder_checks.check_bundle(folder, membership, self._patient.clock.now_ms())
-        yield folder_checks.check_owner(folder, membership, self._patient.clock.now_ms())
+        protected = Protected(self._settings.protected, ())  # as far as is known without drivers
         try:
-            for finding in _of_daemon(ask(folder.control_socket, "status")):
+            said = ask(folder.control_socket, "status")
+            for finding in _of_daemon(said):
                 yield finding
+            protected = _protected(said, protected)
         except DaemonSilentError as error:
             yield fail("daemon", str(error), "restart it; what matters is in the journal")
             yield skip("journal", "the state folder is in use")
         except DaemonAwayError:
             for finding in self._without_daemon(folder, membership.node_id):
                 yield finding
-            async for finding in self._drivers():
+            drivers = self._load_drivers()
+            for finding in _of_drivers(drivers):
                 yield finding
+            policy = _policy(folder, membership)
+            protected = protected_of(drivers.actions, self._settings.protected, policy)
+            await drivers.close()
+        for finding in folder_checks.check_protected(protected):
+            yield finding
+        yield folder_checks.check_owner(folder, membership, self._patient.clock.now_ms(), protected)
         async for finding in self._gateways(folder, membership):
             yield finding
 
@@ -127,15 +138,10 @@ class Doctor:
         finally:
             folder.unlock()
 
-    async def _drivers(self) -> AsyncIterator[Finding]:
-        drivers = DriverRegistry.load(
+    def _load_drivers(self) -> DriverRegistry:
+        return DriverRegistry.load(
             self._settings.drivers_enabled, self._settings.driver_tables, place_of=self._patient.place_of
         )
-        if drivers.drivers:
-            yield ok("drivers", ", ".join(driver.name for driver in drivers.drivers))
-        for problem in drivers.problems:
-            yield warn("drivers", f"{problem.driver} ({problem.reason}): {problem.detail}", _DRIVER_REMEDY)
-        await drivers.close()
 
     async def _gateways(self, folder: StateFolder, membership: Membership) -> AsyncIterator[Finding]:
         try:
@@ -167,6 +173,27 @@ class Doctor:
             yield await gateway_checks.check_stream(met)
         finally:
             await met.caller.close()
+
+
+def _of_drivers(drivers: DriverRegistry) -> Iterator[Finding]:
+    if drivers.drivers:
+        yield ok("drivers", ", ".join(driver.name for driver in drivers.drivers))
+    for problem in drivers.problems:
+        yield warn("drivers", f"{problem.driver} ({problem.reason}): {problem.detail}", _DRIVER_REMEDY)
+
+
+def _policy(folder: StateFolder, membership: Membership) -> Callable[[str], bool]:
+    try:
+        return known_people(folder, membership).protects
+    except MembershipError:  # the owner's finding tells
+        return lambda action: False
+
+
+def _protected(said: Mapping[str, Any], otherwise: Protected) -> Protected:
+    try:
+        return Protected(tuple(said["protected"]["actions"]), tuple(said["protected"]["unmatched"]))
+    except (KeyError, TypeError):
+        return otherwise
 
 
 def _of_daemon(said: Mapping[str, Any]) -> Iterator[Finding]:

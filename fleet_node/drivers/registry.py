@@ -18,7 +18,6 @@ from typing import Any, Final, Self
 
 import jsonschema_rs
 
-from fleet.globs import glob_matches
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_node.drivers.api import (
@@ -39,6 +38,7 @@ from fleet_node.drivers.promises import (
     keeps_outcome_promise,
     keeps_sample_promise,
 )
+from fleet_node.drivers.protected import protected_by
 from fleet_node.drivers.schema_rules import MAX_SCHEMA_BYTES
 
 ENTRY_POINT_GROUP: Final = "fleet_node.drivers"
@@ -138,6 +138,11 @@ class DriverRegistry:
         """The action of that full name."""
         offer = self._offers.get(name)
         return None if offer is None else offer.action
+
+    @property
+    def actions(self) -> list[Action]:
+        """All of them, in the order of the drivers."""
+        return [offer.action for offer in self._offers.values()]
 
     def descriptors(self, protected: Sequence[str] = ()) -> list[gateway_pb2.DriverDescriptor]:
         """What `hello` says of the drivers (docs/protocol.md, "Hello").
@@ -341,7 +346,7 @@ def _descriptor(offer: _Offer, protected: Sequence[str]) -> gateway_pb2.ActionDe
         action=offer.action.name,
         arguments_schema=offer.schema_bytes,
         idempotent=offer.action.idempotent,
-        protected=offer.action.protected or any(glob_matches(glob, offer.action.name) for glob in protected),
+        protected=protected_by(offer.action, protected),
         description=offer.action.description,
         timeout_ms=round(offer.action.timeout_s * 1000),
     )

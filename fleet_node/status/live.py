@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fleet.clock import Clock, ServerTime
+from fleet_node.drivers.protected import Protected
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.link.credentials import Credentials
 from fleet_node.link.link import LinkStatus
@@ -22,6 +23,7 @@ class LiveSources:
     Args:
         version: of the software.
         started_at_ms: when the node started, its own clock.
+        protected: which actions need people's intent, as things stand.
         metrics_address: where the metrics listener is, or why it is not.
     """
 
@@ -34,6 +36,7 @@ class LiveSources:
     trust: TrustPort
     drivers: DriverRegistry
     metrics: NodeMetrics
+    protected: Callable[[], Protected]
     metrics_address: Callable[[], str]
 
 
@@ -67,5 +70,6 @@ def live_status(sources: LiveSources) -> Mapping[str, Any]:
         },
         "drivers": [driver.name for driver in sources.drivers.drivers],
         "driver_problems": [asdict(problem) for problem in sources.drivers.problems],
+        "protected": asdict(sources.protected()),
         "metrics_address": sources.metrics_address(),
     }

@@ -77,6 +77,11 @@ def sentence(said: Mapping[str, Any], now_ms: int) -> str:
     )
 
 
+def protected_sentence(said: Mapping[str, Any]) -> str:
+    """Which actions need people's intent, as the daemon says under `protected`."""
+    return ", ".join(said["actions"]) or "no action: every operator's command runs without people's intent"
+
+
 def _date(at_ms: int) -> str:
     return datetime.fromtimestamp(min(at_ms, _LAST_MS) / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 

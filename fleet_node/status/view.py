@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet.errors import Advice, Reason, advice
-from fleet_node.status.people import sentence
+from fleet_node.drivers.protected import unmatched_remedy
+from fleet_node.status.people import protected_sentence, sentence
 
 _WHAT_TO_DO = {
     Reason.NOT_APPROVED: "an operator has to approve this node: `fleetctl enrollments list`",
@@ -102,6 +103,9 @@ def _daemon(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     yield "drivers", ", ".join(live["drivers"]) or "none"
     for problem in live["driver_problems"]:
         yield "left out", f"{problem['driver']} ({problem['reason']}): {problem['detail']}"
+    yield "protected", protected_sentence(live["protected"])
+    for glob in live["protected"]["unmatched"]:
+        yield "protects nothing", f"`{glob}` matches no action here: {unmatched_remedy(glob)}"
     yield "metrics", live["metrics_address"]
 
 

@@ -65,12 +65,31 @@ async def test_a_running_daemon_takes_a_pin_at_once(
     await gateway.wait_stream()
     pinned = await fleet_node("owner", "pin", PIN.hex(), "--state-dir", member.path)
     assert (pinned.code, "policy 1 until" in pinned.out, "operator: ada" in pinned.out) == (0, True, True)
+    assert "protected" in pinned.out
     status = json.loads((await fleet_node("status", "--json", "--state-dir", member.path)).out)
     assert (status["owner"]["pin"], status["owner"]["generation"]) == (PIN.hex(), 1)
     doctor = await fleet_node("doctor", "--state-dir", member.path)
     assert "owner: generation 1, policy 1" in doctor.out
     process.terminate()
     await end(process)
+
+
+async def test_what_is_protected_is_shown_and_what_protects_nothing_is_told(
+    gateway: FakeGateway, member: StateFolder, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('protected = ["simulated.noop", "exec"]\n[drivers]\nenabled = ["simulated"]\n', encoding="utf-8")
+    away = await fleet_node("owner", "show", "--config", config, "--state-dir", member.path)
+    assert "fleet-node doctor" in away.out
+    process = await start("run", "--config", config, "--state-dir", member.path)
+    await gateway.wait_stream()
+    shown = await fleet_node("owner", "show", "--json", "--config", config, "--state-dir", member.path)
+    assert json.loads(shown.out)["protected"] == {"actions": ["simulated.noop"], "unmatched": ["exec"]}
+    status = await fleet_node("status", "--config", config, "--state-dir", member.path)
+    assert "simulated.noop" in status.out
+    assert "`exec` matches no action" in status.out
+    process.terminate()
+    assert "protects_nothing" in (await end(process)).err
 
 
 async def test_hello_says_what_the_configuration_protects(gateway: FakeGateway, member: StateFolder) -> None:

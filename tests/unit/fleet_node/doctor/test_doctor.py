@@ -57,10 +57,11 @@ async def test_a_node_that_is_well(gateway: FakeGateway, folder: StateFolder) ->
         "membership",
         "rotation",
         "trust bundle",
-        "owner",
         "daemon",
         "journal",
         "drivers",
+        "protected",
+        "owner",
         "dns",
         "tcp",
         "tls",
@@ -87,13 +88,16 @@ async def test_beside_a_daemon_it_opens_no_stream_and_asks(gateway: FakeGateway,
             "link": link,
             "commands": {"journal_rows": 3, "drained": drained},
             "driver_problems": [problem],
+            "protected": {"actions": ["exec.run"], "unmatched": ["exce.*"]},
         }
 
     daemon = ControlServer(folder.control_socket, {"status": status})
     await daemon.start()
     # In a process of its own, as it is in life: asking is blocking.
     findings = await asyncio.to_thread(lambda: asyncio.run(examine(folder)))
-    assert levels(findings) == {"drivers": "warn"}
+    assert levels(findings) == {"drivers": "warn", "protected": "warn", "owner": "warn"}
+    assert "exce.*" in findings["protected"].detail
+    assert "exec.run" in findings["owner"].detail
     assert "epoch 4" in findings["daemon's stream"].detail
     assert "both ways" in findings["stream"].detail
     assert "3 commands" in findings["journal"].detail
@@ -314,6 +318,20 @@ async def test_a_bundle_that_ran_out(installation: FakeInstallation, folder: Sta
 async def test_a_damaged_bundle(folder: StateFolder) -> None:
     folder.bundle.write_bytes(b"garbage")
     assert (await examine(folder))["trust bundle"].level is Level.FAIL
+
+
+async def test_a_node_that_protects_something_needs_an_owner(folder: StateFolder) -> None:
+    finding = (await examine(folder, protected=("simulated.no*",)))["owner"]
+    assert finding.level is Level.WARN
+    assert "simulated.noop" in finding.detail
+    assert "fleet-node owner pin" in finding.next_step
+
+
+async def test_a_glob_that_protects_nothing_is_told(folder: StateFolder) -> None:
+    findings = await examine(folder, protected=("simulated",))
+    assert findings["protected"].level is Level.WARN
+    assert "`simulated.*`" in findings["protected"].next_step
+    assert findings["owner"].level is Level.OK
 
 
 async def test_new_credentials_that_cannot_be_read(folder: StateFolder) -> None:

@@ -33,6 +33,7 @@ DAEMON: dict[str, Any] = {
     "telemetry": {"spool_bytes": 4096, "spool_batches": 3, "dropped_batches": 0},
     "drivers": ["host"],
     "driver_problems": [],
+    "protected": {"actions": ["exec.run"], "unmatched": []},
     "metrics_address": "127.0.0.1:9465",
 }
 MEMBER: dict[str, Any] = {
@@ -63,6 +64,7 @@ def test_a_live_node_is_shown_whole() -> None:
         "process 7",
         "up 61 min",
         "live for 5 s",
+        "protected exec.run",
     ):
         assert part in said
     for part in (
@@ -96,6 +98,7 @@ def test_what_is_wrong_stands_out() -> None:
         daemon=DAEMON
         | {
             "driver_problems": [problem],
+            "protected": {"actions": [], "unmatched": ["exec"]},
             "commands": commands,
             "telemetry": telemetry,
             "credentials": {"fingerprint": "AAAA", "rotating": ["api_key", "keys"]},
@@ -103,6 +106,8 @@ def test_what_is_wrong_stands_out() -> None:
         bundle={"generation": 1, "number": 2, "expires_at_ms": NOW_MS - 1},
     )
     for part in ("exec (BAD_SETTINGS): no path", "DRAINED", "9 dropped", "EXPIRED", "new api_key and keys of its own"):
+        assert part in said
+    for part in ("protected no action: every operator's command runs", "`exec` matches no action", "`exec.*` stands"):
         assert part in said
 
 
