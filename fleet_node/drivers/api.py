@@ -51,7 +51,7 @@ class Action:
         arguments_schema: JSON Schema, draft 2020-12, of an object; `fleet_node.drivers.schema_rules` says
             what it may hold.
         idempotent: it may run again after an interruption; only say so when running twice does no harm.
-        protected: it needs a person's signed intent.
+        protected: it must not happen at the server's word alone: each run needs people's signed intent.
         timeout_s: default time limit; `Invocation.timeout_s` is what counts.
         max_output_bytes: largest output as `encode_output` writes it.
         ordering_key: commands with an equal key run one after the other, in seq order (per-device order).
@@ -76,7 +76,7 @@ class Invocation(NamedTuple):
         arguments: parsed, and valid under the action's schema.
         timeout_s: time limit of this run.
         stop: set on cancel, timeout or shutdown; the driver then ends the work soon and returns what it has.
-        actor: operator on whose behalf.
+        actor: operator on whose behalf, as the server claims; no person signed it. For logs, and no ground to decide.
     """
 
     command_id: bytes
