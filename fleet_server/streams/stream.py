@@ -134,6 +134,7 @@ class Stream:
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._certificate_from_s = 0.0  # monotonic: no certificate before
+        self._bundles_again = (0, 0), 0  # which bundle was sent for a refused statement, and how often
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
@@ -338,7 +339,11 @@ class Stream:
         self._reports.put(reports, size_bytes)
 
     def _take_statement_refused(self, refused: command_pb2.StatementRefused, size_bytes: int) -> None:
-        self._send_bundle(refused.bundle_version)
+        newest = self._rooms.trust.bundle.version
+        again = self._bundles_again[1] if self._bundles_again[0] == newest else 0
+        if again < rules.MAX_RESENDS:  # one that refuses on and reads nothing would be queued copies without end
+            self._bundles_again = newest, again + 1
+            self._send_bundle(refused.bundle_version)
         self.commands.statement_refused(refused)
         self._notices.put(lambda: self._rooms.commands.record_statement_refused(self.node_id, refused), size_bytes)
 

@@ -11,6 +11,7 @@ from fleet_server.streams import stream
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.notice_lane import MAX_WAITING_BYTES as MAX_NOTICE_BYTES
 from fleet_server.streams.report_lane import MAX_WAITING, HeldReports
+from fleet_server.streams.rules import MAX_RESENDS
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.wire import Wire
 
@@ -78,6 +79,18 @@ async def test_a_node_that_refuses_without_end_is_read_no_faster_than_it_is_reco
     await wire.settle()
     assert wire.transport.incoming.empty()
     assert not wire.running.done()
+
+
+async def test_a_node_that_refuses_without_end_is_sent_a_bundle_a_few_times(wire: Wire) -> None:
+    """It need not read them: copies would pile up, hundreds of kilobytes each."""
+    refused = command_pb2.StatementRefused(reason="UNKNOWN_KEY")
+    refused.bundle_version.generation = refused.bundle_version.number = 1
+    for number in (2, 3):
+        wire.trust.bundle.version = (1, number)
+        for _ in range(20):
+            await wire.say(statement_refused=refused)
+        assert wire.kinds() == ["trust_bundle"] * MAX_RESENDS
+    assert not wire.stream.ended
 
 
 async def test_large_notices_wait_in_a_bounded_number_of_bytes(wire: Wire) -> None:
