@@ -33,6 +33,7 @@ _COLUMNS = [
 ]
 _DETAIL_CELLS = 160
 _READ_CELLS = 4 * _DETAIL_CELLS  # names are shorter than ids
+_SIGNED_WITHIN_S = 10.0
 
 
 @click.group(cls=Noun)
@@ -73,29 +74,42 @@ def tail(invocation: Invocation, lines: int, follow: bool) -> None:
 @audit.command("verify", example="fleetctl audit verify")
 @click.option("--authority-key", metavar="HEX", help="Raw public key of the first authority, if no login pinned it.")
 @click.option("--cluster", metavar="ID", help="Cluster id, when no login has pinned it.")
+@click.option(
+    "--signed-within",
+    type=click.FloatRange(0),
+    default=_SIGNED_WITHIN_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="So long a row may wait for a signed checkpoint.",
+)
 @click.pass_obj
-def verify(invocation: Invocation, authority_key: str | None, cluster: str | None) -> None:
+def verify(invocation: Invocation, authority_key: str | None, cluster: str | None, signed_within: float) -> None:
     """Read the whole audit, the nodes' own chains with it, and check every hash, every link and every signed
     checkpoint on this machine. Then hold what each node says against what the server says of it, command by command.
 
     Checkpoints must be signed by the authority that was pinned at login, or one that followed it, and the newest must
     not be older than the newest that you saw before: so not even the server can take back what it once showed you. Ends
     with 1 and the name of what is wrong:
-    CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE or CHECKPOINT_ROLLED_BACK;
+    CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE, CHECKPOINT_ROLLED_BACK
+    or UNSIGNED (the server signs within seconds what it wrote itself);
     between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE, CHAIN_NOT_OPENED or
     NODE_ROW_MALFORMED.
 
     A node that was adopted goes on in another chain. Each is checked and named, with what it says it continues and how
     many rows of the older chain stand behind that: they stay, and the machine that was adopted does not have them.
     """
-    from fleet.audit_chain import AuditFinding
+    from fleet.audit_findings import AuditFinding
+    from fleet_server.cli.audit_reading import AuditReading
+    from fleet_server.cli.progress import Bar
 
     context = invocation.context()
     pinned, cluster_id = _pins(authority_key, cluster, context)
     try:
         with invocation.connect() as admin:
             verifier = _verifier(invocation, admin, pinned, cluster_id)
-            summary, agreed = _verify_export(admin, verifier)
+            with Bar("verifying rows", None) as bar:
+                reading = AuditReading(admin, verifier, bar.show)
+                summary, agreed = reading.run(signed_within)
     except AuditFinding as finding:
         if invocation.wants_json:
             invocation.emit_json({"verified": False, "finding": finding.code, "message": str(finding)})
@@ -105,7 +119,7 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
         ) from finding
     if context.name and summary.newest is not None and not authority_key:
         invocation.profile_file().remember_checkpoint(context.name, summary.newest)
-    _emit_summary(invocation, summary, agreed)
+    _emit_summary(invocation, summary, agreed, reading.alarms)
 
 
 @audit.command("export", example="fleetctl audit export > audit.jsonl")
@@ -167,29 +181,7 @@ def _verifier(invocation: Invocation, admin: Admin, pinned: bytes, cluster_id: s
     )
 
 
-def _verify_export(admin: Admin, verifier: ChainVerifier) -> tuple[ChainSummary, CrossCheckSummary]:
-    from fleet.audit_crosscheck import CrossCheck
-    from fleet.v1 import admin_pb2
-    from fleet_server.cli.progress import Bar
-
-    rows = 0
-    between = CrossCheck()
-    with Bar("verifying rows", None) as bar:
-        changes: Iterator[admin_pb2.ExportAuditResponse] = admin.stream(
-            admin.stub.ExportAudit, admin_pb2.ExportAuditRequest()
-        )
-        for change in changes:
-            for entry in change.entries:
-                verifier.add_row(entry)
-                between.add_row(entry)
-            for checkpoint in change.checkpoints:
-                verifier.add_checkpoint(checkpoint)
-            rows += len(change.entries)
-            bar.show(rows)
-        return verifier.finish(), between.finish()
-
-
-def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCheckSummary) -> None:
+def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCheckSummary, alarms: int) -> None:
     from fleet_server.cli.views import moment, moment_text
 
     newest = summary.newest
@@ -204,6 +196,7 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
                 "newest_checkpoint_sha256": newest.sha256.hex() if newest else None,
                 "newest_checkpoint_at": moment(summary.newest_at_ms),
                 "uncovered_rows": summary.uncovered_rows,
+                "alarms": alarms,
                 "agreed_commands": agreed.commands,
                 "awaited_commands": agreed.awaited,
                 "left_out_commands": agreed.left_out,
@@ -222,6 +215,7 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
             ("not signed yet", f"{summary.uncovered_rows} rows after the newest checkpoint"),
             ("commands", _agreed_text(agreed)),
             *[("later chain", _chain_text(chain)) for chain in agreed.chains],
+            *([("alarms", Styled(_alarm_text(alarms), "red"))] if alarms else []),
             *([("broken nodes", Styled(_broken_text(agreed), "red"))] if agreed.broken else []),
         ]
     )
@@ -241,6 +235,11 @@ def _chain_text(chain: LaterChain) -> str:
         if chain.beyond
         else text
     )
+
+
+def _alarm_text(alarms: int) -> str:
+    rows = counted(alarms, "row")
+    return f"{rows} audit.tampered: the server found the audit changed around it; see `fleetctl audit tail`"
 
 
 def _broken_text(agreed: CrossCheckSummary) -> str:

@@ -84,8 +84,8 @@ JSON_OF_VERB = {
     "telemetry history": "array of SeriesHistory",
     "audit tail": "JSON Lines of AuditEntry",
     "audit verify": "`{verified, rows, writers, checkpoints, newest_checkpoint, newest_checkpoint_sha256, "
-    "newest_checkpoint_at, uncovered_rows, agreed_commands, awaited_commands, left_out_commands, lost_commands, "
-    "broken_nodes, later_chains: [{node_id, chain, reason, continues, number, beyond}]}`, "
+    "newest_checkpoint_at, uncovered_rows, alarms, agreed_commands, awaited_commands, left_out_commands, "
+    "lost_commands, broken_nodes, later_chains: [{node_id, chain, reason, continues, number, beyond}]}`, "
     "or `{verified: false, finding, message}`",
     "audit export": 'JSON Lines of AuditEntry with `"type": "row"` and Signed with `"type": "checkpoint"`',
     "keys list": "ListKeysResponse",

@@ -23,6 +23,15 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
+from fleet.audit_findings import (
+    ChainTruncated,
+    CheckpointBadSignature,
+    CheckpointMismatch,
+    CheckpointRolledBack,
+    RowChanged,
+    RowRemoved,
+    RowReordered,
+)
 from fleet.envelope import Domain, EnvelopeError, verify
 from fleet.v1 import trust_pb2
 
@@ -129,54 +138,6 @@ def row_hash(
         digest.update(len(column).to_bytes(4, "big"))
         digest.update(column)
     return digest.digest()
-
-
-class AuditFinding(Exception):
-    """The audit is not what was written and signed. `code` is stable; the message names writer and row."""
-
-    code = "FINDING"
-
-
-class RowChanged(AuditFinding):
-    """A row's content, or its link to the row before, is not what was hashed."""
-
-    code = "CHANGED"
-
-
-class RowRemoved(AuditFinding):
-    """A row is missing between two others, or at the beginning."""
-
-    code = "REMOVED"
-
-
-class RowReordered(AuditFinding):
-    """Rows come in an order in which they were not written, or twice."""
-
-    code = "REORDERED"
-
-
-class ChainTruncated(AuditFinding):
-    """Rows that a checkpoint vouches for are missing at the end of a chain, or a whole chain is."""
-
-    code = "TRUNCATED"
-
-
-class CheckpointMismatch(AuditFinding):
-    """A checkpoint does not fit the rows, the checkpoint before it, or the one that was remembered."""
-
-    code = "CHECKPOINT_MISMATCH"
-
-
-class CheckpointBadSignature(AuditFinding):
-    """A checkpoint is not signed by the pinned authority, or speaks for another cluster."""
-
-    code = "CHECKPOINT_BAD_SIGNATURE"
-
-
-class CheckpointRolledBack(AuditFinding):
-    """The newest checkpoint is older than the one that was remembered: history was cut back."""
-
-    code = "CHECKPOINT_ROLLED_BACK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +250,27 @@ class ChainVerifier:
         self._newest = CheckpointMark(statement.number, sha256)
         self._newest_at_ms = statement.issued_at_ms
         self._checkpoints += 1
+
+    def uncovered(self) -> dict[str, int]:
+        """Newest row that was read of each chain that no checkpoint covers yet, by writer."""
+        return {writer: chain.number for writer, chain in self._chains.items() if chain.number > chain.signed_number}
+
+    def still_uncovered(self, awaited: Mapping[str, int]) -> dict[str, int]:
+        """Those of `awaited` (see `uncovered`) that no checkpoint covers still."""
+        return {writer: number for writer, number in awaited.items() if self._chains[writer].signed_number < number}
+
+    def has_row(self, row: ChainRow) -> bool:
+        """Whether the row, or one in its place, was taken."""
+        chain = self._chains.get(row.writer)
+        return chain is not None and row.number <= chain.number
+
+    def has_checkpoint(self, signed: trust_pb2.Signed) -> bool:
+        """Whether the checkpoint was taken. One that nobody can read was not."""
+        try:
+            number = trust_pb2.AuditCheckpointStatement.FromString(signed.statement).number
+        except DecodeError:
+            return False
+        return self._newest is not None and number <= self._newest.number
 
     def finish(self) -> ChainSummary:
         """Say that nothing more comes.

@@ -26,7 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet.audit_chain import AuditFinding, ChainRow
+from fleet.audit_chain import ChainRow
+from fleet.audit_findings import AuditFinding
 from fleet.node_audit import Begun, NodeAuditKind, chain_of, node_of
 
 GRACE_MS = 600_000

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fleet.audit_chain import AuditFinding, row_hash
+from fleet.audit_chain import row_hash
+from fleet.audit_findings import AuditFinding
 from fleet.node_audit import NodeAuditKind, writer_of
 from fleet.v1 import admin_pb2, command_pb2
 from tests.integration.audits import agreed, verify

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import audit_chain
-from fleet.audit_chain import AuditFinding, ChainSummary, ChainVerifier, CheckpointMark
+from fleet import audit_chain, audit_findings
+from fleet.audit_chain import ChainSummary, ChainVerifier, CheckpointMark
+from fleet.audit_findings import AuditFinding
 from fleet.envelope import Domain, Signer
 from fleet.v1 import trust_pb2
 
@@ -167,7 +168,7 @@ def test_two_swapped_rows_of_a_writer_are_found(export: Export, data: st.DataObj
         return
     one, two = data.draw(st.lists(st.sampled_from(longest), min_size=2, max_size=2, unique=True))
     export[one], export[two] = export[two], export[one]
-    with pytest.raises(audit_chain.RowReordered):
+    with pytest.raises(audit_findings.RowReordered):
         read(export)
 
 
@@ -180,7 +181,7 @@ def test_history_rebuilt_without_the_authority_is_found(export: Export, data: st
         if isinstance(item, Row) and item.writer == writer:
             rebuilt = sealed(replace(item, actor=item.actor + "!"), previous)
             export[i], previous = rebuilt, rebuilt.hash
-    with pytest.raises(audit_chain.CheckpointMismatch):
+    with pytest.raises(audit_findings.CheckpointMismatch):
         read(export)
 
 
@@ -197,7 +198,7 @@ def test_a_checkpoint_by_a_stranger_or_for_another_purpose_is_found(
         )
     )
     export[at] = forged
-    with pytest.raises(audit_chain.CheckpointBadSignature):
+    with pytest.raises(audit_findings.CheckpointBadSignature):
         read(export)
 
 

@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 
-from fleet import audit_chain
-from fleet.audit_chain import AuditFinding, ChainVerifier, CheckpointMark
+from fleet import audit_chain, audit_findings
+from fleet.audit_chain import ChainVerifier, CheckpointMark
+from fleet.audit_findings import AuditFinding
 from fleet.envelope import Domain, Signer
 from fleet.v1 import admin_pb2, trust_pb2
 
@@ -138,7 +139,7 @@ def test_a_checkpoint_names_what_grew_and_a_whole_one_names_all(monkeypatch: pyt
     assert read(*a, *b[:2], first, second).uncovered_rows == 0
 
     monkeypatch.setattr(audit_chain, "WHOLE_CHECKPOINT_EVERY", 3)
-    with pytest.raises(audit_chain.ChainTruncated, match="no longer names the chain of a"):
+    with pytest.raises(audit_findings.ChainTruncated, match="no longer names the chain of a"):
         read(*a, *b, first, second, checkpoint(3, b[2], previous=second))
     assert read(*a, *b, first, second, checkpoint(3, a[0], b[2], previous=second)).uncovered_rows == 0
 
@@ -147,7 +148,7 @@ def test_a_gap_is_told_before_rows_pile_up() -> None:
     rows = chain("a", 3 + audit_chain.MAX_ROWS_AHEAD)
     verifier = ChainVerifier(cluster_id="c", authority_keys=KEYS)
     verifier.add_row(rows[0])
-    with pytest.raises(audit_chain.RowRemoved, match="row 2 of a is missing; row 3 follows"):
+    with pytest.raises(audit_findings.RowRemoved, match="row 2 of a is missing; row 3 follows"):
         for row in rows[2:]:
             verifier.add_row(row)
 
@@ -168,5 +169,5 @@ def test_a_relinked_row_is_caught_by_its_previous_hash() -> None:
     relinked = admin_pb2.AuditEntry()
     relinked.CopyFrom(first)
     relinked.previous_hash = b"\x01" * 32
-    with pytest.raises(audit_chain.RowChanged, match="does not link"):
+    with pytest.raises(audit_findings.RowChanged, match="does not link"):
         read(relinked)

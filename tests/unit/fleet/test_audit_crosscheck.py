@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fleet.audit_chain import AuditFinding
 from fleet.audit_crosscheck import GRACE_MS, ChainNotOpened, CrossCheck, CrossCheckSummary, LaterChain
+from fleet.audit_findings import AuditFinding
 from fleet.node_audit import Begun, BegunBecause
 from fleet.v1 import admin_pb2
 

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from fleet.audit_chain import AuditFinding, ChainVerifier
+from fleet.audit_chain import ChainVerifier
+from fleet.audit_findings import AuditFinding
 from fleet.envelope import Domain, Signer
 from fleet.metrics import Registry
 from fleet.secrets import Secret

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from fleet.audit_chain import FIRST_PREVIOUS_HASH, AuditFinding, ChainTruncated, RowChanged, RowRemoved, row_hash
+from fleet.audit_chain import FIRST_PREVIOUS_HASH, row_hash
+from fleet.audit_findings import AuditFinding, ChainTruncated, RowChanged, RowRemoved
 from fleet.metrics import Registry
 from fleet_server.audit import rules
 from fleet_server.audit.kinds import AuditKind

@@ -20,7 +20,7 @@ from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
 
 
-def entries(count: int, writer: str = "replica-a") -> list[admin_pb2.AuditEntry]:
+def entries(count: int, writer: str = "replica-a", kind: str = "command.issued") -> list[admin_pb2.AuditEntry]:
     made = []
     previous = audit_chain.FIRST_PREVIOUS_HASH
     for number in range(1, count + 1):
@@ -28,7 +28,7 @@ def entries(count: int, writer: str = "replica-a") -> list[admin_pb2.AuditEntry]
             "writer": writer,
             "number": number,
             "at_ms": NOW_MS + number,
-            "kind": "command.issued",
+            "kind": kind,
             "actor": "ada",
             "subject": "press-1",
             "detail": b'{"n":%d}' % number,
@@ -57,18 +57,41 @@ def exported(rows: list[admin_pb2.AuditEntry], *checkpoints: trust_pb2.Signed) -
 
 
 def test_a_genuine_audit_verifies_and_is_remembered(ctl: Fleetctl) -> None:
-    rows = entries(4)
+    rows = entries(5)
     first = checkpoint(1, rows[1])
     second = checkpoint(2, rows[2], previous=first)
-    ctl.fake.answers["ExportAudit"] = [exported(rows[:2], first), exported(rows[2:], second)]
+    third = checkpoint(3, rows[3], previous=second)
+    read = [exported(rows[:2], first), exported(rows[2:4], second)]
+    news = [exported(rows[2:], second), exported([], third)]
+    ctl.fake.answers["ExportAudit"] = lambda request: news if request.follow else read
     result = ctl.run("audit", "verify")
     assert result.exit_code == 0, result.output
     assert "nothing was changed" in result.stdout
     assert "1 rows after the newest checkpoint" in result.stdout
     remembered = ctl.profile.load().contexts["default"].checkpoint
-    assert remembered == CheckpointMark(2, hashlib.sha256(second.statement).digest())
+    assert remembered == CheckpointMark(3, hashlib.sha256(third.statement).digest())
+    ctl.fake.answers["ExportAudit"] = [exported(rows[:4], first, second, third)]
     view = ctl.json("audit", "verify")
-    assert (view["verified"], view["rows"], view["newest_checkpoint"], view["uncovered_rows"]) == (True, 4, 2, 1)
+    assert (view["verified"], view["rows"], view["newest_checkpoint"], view["uncovered_rows"]) == (True, 4, 3, 0)
+
+
+@pytest.mark.parametrize("covered", [0, 2])
+def test_rows_that_nobody_signs_are_a_finding(ctl: Fleetctl, covered: int) -> None:
+    """Whoever writes the database invents rows, and chains of writers that are none; the server signs its own."""
+    rows = entries(4)
+    signed = [checkpoint(1, rows[covered - 1])] if covered else []
+    ctl.fake.answers["ExportAudit"] = [exported(rows, *signed)]
+    result = ctl.run("audit", "verify")
+    assert result.exit_code == 1
+    assert "UNSIGNED: within 10 s no signed checkpoint came for 1 chains: replica-a up to row 4" in result.stderr
+    assert ctl.profile.load().contexts["default"].checkpoint is None
+
+
+def test_the_servers_own_alarms_are_counted(ctl: Fleetctl) -> None:
+    rows = entries(2, kind="audit.tampered")
+    ctl.fake.answers["ExportAudit"] = [exported(rows, checkpoint(1, rows[1]))]
+    assert "2 rows audit.tampered" in ctl.run("audit", "verify").stdout
+    assert ctl.json("audit", "verify")["alarms"] == 2
 
 
 def test_an_older_history_than_the_one_seen_is_refused(ctl: Fleetctl) -> None:
