@@ -19,7 +19,6 @@ from fleet_node.commands.rules import STATE_NAMES
 T = TypeVar("T")
 
 _ITEMS = 256
-_LONG_ITEMS = 32
 _EMPTY_OUTPUTS = (b"", b"{}")
 
 
@@ -95,14 +94,21 @@ def _fitting(
     items: Sequence[T], describe: Callable[[Sequence[T]], dict[str, JSON]]
 ) -> Iterator[tuple[Sequence[T], bytes]]:
     for start in range(0, len(items), _ITEMS):
-        some = items[start : start + _ITEMS]
-        detail = encode_detail(describe(some))
-        if len(detail) <= MAX_DETAIL_BYTES:
-            yield some, detail
-        else:  # many long names: a few of them always fit
-            for first in range(0, len(some), _LONG_ITEMS):
-                few = some[first : first + _LONG_ITEMS]
-                yield few, encode_detail(describe(few))
+        yield from _halved(items[start : start + _ITEMS], describe)
+
+
+def _halved(
+    some: Sequence[T], describe: Callable[[Sequence[T]], dict[str, JSON]]
+) -> Iterator[tuple[Sequence[T], bytes]]:
+    """In as many rows as it takes: the server refuses one that is too long, and all that is chained behind it. One
+    item always fits (`MAX_ACTION_CHARS`, `MAX_ACTOR_CHARS`)."""
+    detail = encode_detail(describe(some))
+    if len(detail) <= MAX_DETAIL_BYTES or len(some) == 1:
+        yield some, detail
+        return
+    middle = len(some) // 2
+    yield from _halved(some[:middle], describe)
+    yield from _halved(some[middle:], describe)
 
 
 def _accepted(entries: Sequence[Entry]) -> dict[str, JSON]:

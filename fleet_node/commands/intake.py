@@ -12,6 +12,7 @@ from fleet.clock import MAX_TIME_MS, ServerTime
 from fleet.command_trust import verify_command_envelope
 from fleet.envelope import Domain, EnvelopeError, verify_one
 from fleet.logs import get_logger
+from fleet.redaction import printable
 from fleet.sequence import (
     StatementReason,
     StatementRefusal,
@@ -262,8 +263,8 @@ class Intake:
             seq,
             command.command_id,
             command_digest(command),
-            command.actor[:MAX_ACTOR_CHARS],
-            action[:MAX_ACTION_CHARS],
+            printable(command.actor)[:MAX_ACTOR_CHARS],
+            printable(action)[:MAX_ACTION_CHARS],
             arguments,
             command.not_after_ms,
             now_ms if verdict.advances else 0,

@@ -51,7 +51,7 @@ def escape_controls(_logger: object, _method: str, event: MutableMapping[str, An
     """A structlog processor for terminals: control characters come out as `\\x1b`."""
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = _escape(value, keep="\n" if name in _UNPRINTED else "")
+            event[name] = printable(value, keep="\n" if name in _UNPRINTED else "")
     return event
 
 
@@ -89,7 +89,8 @@ def _mask(match: re.Match[str]) -> str:
     return f"{kept}{MASK}"
 
 
-def _escape(text: str, keep: str) -> str:
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with control characters made visible; those in `keep` stay."""
     if text.isprintable():
         return text
     return "".join(
