@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,11 @@ from fleet import trust as node_trust
 from fleet.envelope import Domain, Signer, key_id, verified_signers, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.trust import BUNDLE_GRACE_S, BUNDLE_LIFETIME_MS, TrustError
+from fleet.v1 import trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditCursor
 from fleet_server.database.engine import Connection, Database
+from fleet_server.streams.rpc import Gateway
 from fleet_server.trust import store
 from fleet_server.trust.master_keys import writing_key_id
 from fleet_server.trust.secrets import SealError
@@ -238,6 +242,17 @@ async def test_a_replica_that_is_asked_for_what_it_does_not_know_looks_at_once(
         await asking
     assert refused.value.reason is Reason.UNAVAILABLE
     assert refused.value.retry_after_s
+
+
+async def test_the_chain_that_a_stranger_asks_for_is_the_newest(
+    trust: TrustService, database: Database, clock: MockClock
+) -> None:
+    other = await replica(database, clock, writer="r-2")
+    await rotate(trust)
+    gateway: Any = SimpleNamespace(_rooms=SimpleNamespace(trust=other))
+    request = trust_pb2.GetTrustChainRequest(cluster_id=trust.cluster_id, from_generation=1, from_number=1)
+    answer = await Gateway._trust_chain(gateway, request, "192.0.2.7")
+    assert list(answer.bundles) == trust.bundle_chain_from(1, 1)
 
 
 async def test_many_who_ask_at_once_cost_two_looks_and_a_pause(clock: MockClock) -> None:
