@@ -6,7 +6,7 @@ from fleet.clock import Clock
 from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller
 from fleet_server.admin.paging import next_token, page_size
-from fleet_server.admin.views import enrollment_view, join_token_view
+from fleet_server.admin.views import enrollment_view, join_token_view, node_view
 from fleet_server.enrollment.service import EnrollmentService
 
 
@@ -72,3 +72,16 @@ class EnrollmentApi:
             reason=request.reason,
         )
         return admin_pb2.DecideEnrollmentResponse(enrollment=enrollment_view(record))
+
+    async def replace_node(
+        self, caller: Caller, request: admin_pb2.ReplaceNodeRequest
+    ) -> admin_pb2.ReplaceNodeResponse:
+        """Approve a machine as a node that is there already."""
+        node = await self._enrollment.replace_node(
+            caller.name,
+            request.node,
+            request.enrollment_id,
+            fingerprint=request.fingerprint,
+            reason=request.reason,
+        )
+        return admin_pb2.ReplaceNodeResponse(node=node_view(node))

@@ -88,6 +88,7 @@ class Admin:
             "GetNode": rooms.nodes.get,
             "SetNodeState": rooms.nodes.set_state,
             "AdoptNodes": rooms.nodes.adopt,
+            "ReplaceNode": rooms.enrollment.replace_node,
             "LabelNodes": rooms.nodes.label,
             "RotateNodes": rooms.nodes.rotate,
             "GetChecklist": rooms.nodes.checklist,

@@ -46,6 +46,7 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "WatchNodes": Role.VIEWER,
     "SetNodeState": Role.OPERATOR,
     "AdoptNodes": Role.RELEASE,
+    "ReplaceNode": Role.RELEASE,
     "LabelNodes": Role.OPERATOR,
     "RotateNodes": Role.OPERATOR,
     "GetChecklist": Role.VIEWER,

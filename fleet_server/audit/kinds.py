@@ -65,6 +65,7 @@ class AuditKind(StrEnum):
     DATABASE_RESTORED = "database.restored"
     NODE_RATCHET_FOREIGN = "node.ratchet_foreign"
     NODE_ADOPTED = "node.adopted"
+    NODE_REPLACED = "node.replaced"
     NODE_DRAIN_REQUESTED = "node.drain_requested"
     NODE_DRAINED = "node.drained"
     NODE_RESUMED = "node.resumed"

@@ -72,9 +72,9 @@ def approve(
 
     chosen_labels = dict(key_value(label, option="--label") for label in labels)
     with invocation.connect() as admin:
-        found = _find(admin, enrollment)
-        _say_authority(invocation, admin)
-        compared = _compare(invocation, found, fingerprint, yes)
+        found = find_enrollment(admin, enrollment)
+        say_authority(invocation, admin)
+        compared = compare(invocation, found, fingerprint, yes)
         request = admin_pb2.DecideEnrollmentRequest(
             enrollment_id=found.enrollment_id, approve=True, fingerprint=compared, name=name, labels=chosen_labels
         )
@@ -91,7 +91,7 @@ def reject(invocation: Invocation, enrollment: str, reason: str) -> None:
     from fleet.v1 import admin_pb2
 
     with invocation.connect() as admin:
-        found = _find(admin, enrollment)
+        found = find_enrollment(admin, enrollment)
         request = admin_pb2.DecideEnrollmentRequest(enrollment_id=found.enrollment_id, approve=False, reason=reason)
         answer = admin.call(admin.stub.DecideEnrollment, request)
     _emit(invocation, answer.enrollment)
@@ -112,7 +112,7 @@ def _load(admin: Admin, state: str) -> list[admin_pb2.EnrollmentView]:
     )
 
 
-def _find(admin: Admin, wanted: str) -> admin_pb2.EnrollmentView:
+def find_enrollment(admin: Admin, wanted: str) -> admin_pb2.EnrollmentView:
     """By id; or by name among those that wait, when only one has it: two nodes may wish the same name."""
     from fleet_server.cli.failures import Refused
 
@@ -143,7 +143,7 @@ def _none_of_that_name(admin: Admin, wanted: str) -> Refused:
     )
 
 
-def _say_authority(invocation: Invocation, admin: Admin) -> None:
+def say_authority(invocation: Invocation, admin: Admin) -> None:
     """Which authority's word the node takes: the one pinned at login, or else the one that the server names."""
     import hashlib
 
@@ -156,9 +156,7 @@ def _say_authority(invocation: Invocation, admin: Admin) -> None:
     invocation.say_fields([("authority", f"SHA-256 {grouped_hex(hashlib.sha256(key).digest())} ({source})")])
 
 
-def _compare(
-    invocation: Invocation, enrollment: admin_pb2.EnrollmentView, asserted: str | None, assumed: bool
-) -> bytes:
+def compare(invocation: Invocation, enrollment: admin_pb2.EnrollmentView, asserted: str | None, assumed: bool) -> bytes:
     """The fingerprint that a person compared; empty when nobody did."""
     import hmac
 

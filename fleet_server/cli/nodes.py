@@ -12,6 +12,7 @@ from fleet_server.cli import complete
 from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.node_credentials import checklist, rotate
+from fleet_server.cli.node_replacement import replace
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import (
     Styled,
@@ -58,7 +59,7 @@ _CHANGE_COLUMNS = [
 
 @click.group(cls=Noun)
 def nodes() -> None:
-    """List, watch, label, suspend, rotate, adopt and revoke nodes.
+    """List, watch, label, suspend, rotate, adopt, replace and revoke nodes.
 
     TARGETS are names, ids, globs, labels (`rack=4`, `rack=4,line=2` for both) or `*`; a node is meant if any of them
     matches.
@@ -85,7 +86,7 @@ def list_nodes(invocation: Invocation, targets: tuple[str, ...]) -> None:
     emit_nodes(invocation, found)
     if found:
         invocation.advise(f"{counted(len(found), 'node')}, {sum(map(_takes_part, found))} online")
-        _remind(invocation, found)
+        remind(invocation, found)
     elif targets:
         invocation.advise("No node matches. All that there are: `fleetctl nodes list`")
     else:
@@ -148,11 +149,12 @@ def resume(invocation: Invocation, targets: tuple[str, ...], reason: str) -> Non
 def revoke(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: bool) -> None:
     """Put nodes out for good: to come back they must enroll again."""
     invocation.confirm(f"Revoke {' '.join(targets)} for good?", assumed=yes)
-    _remind(invocation, _set_state(invocation, targets, "REVOKED", reason))
+    remind(invocation, _set_state(invocation, targets, "REVOKED", reason))
 
 
 nodes.add_command(rotate)
 nodes.add_command(checklist)
+nodes.add_command(replace)
 
 
 @nodes.command("adopt", example="fleetctl nodes adopt press-7 --reason 'restored from the image of Monday' --yes")
@@ -199,8 +201,8 @@ def emit_nodes(invocation: Invocation, found: list[admin_pb2.NodeView]) -> None:
     invocation.emit_list(found, COLUMNS, lambda node: node_row(node, now_ms))
 
 
-def _remind(invocation: Invocation, found: list[admin_pb2.NodeView]) -> None:
-    """Of revoked nodes for which something is left to do."""
+def remind(invocation: Invocation, found: list[admin_pb2.NodeView]) -> None:
+    """Of nodes for which something is left to do since they, or their former machines, were revoked."""
     left = [node.name for node in found if node.checklist_open]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""

@@ -61,6 +61,7 @@ JSON_OF_VERB = {
     "nodes resume": "array of NodeView",
     "nodes revoke": "array of NodeView",
     "nodes adopt": "array of NodeView",
+    "nodes replace": "array of NodeView, with one",
     "nodes rotate": "RotateNodesResponse",
     "nodes checklist": "GetChecklistResponse; with `--done` TickChecklistResponse",
     "nodes label": "array of NodeView",

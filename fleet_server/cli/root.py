@@ -19,7 +19,7 @@ NOUNS = {
     "policy": Lazy(f"{_PACKAGE}.policy:policy", "Say which actions need how many people's signatures."),
     "join-token": Lazy(f"{_PACKAGE}.join_token:join_token", "Make, list and revoke join tokens."),
     "enrollments": Lazy(f"{_PACKAGE}.enrollments:enrollments", "Decide which nodes may join."),
-    "nodes": Lazy(f"{_PACKAGE}.nodes:nodes", "List, watch, label, suspend, rotate, adopt and revoke nodes."),
+    "nodes": Lazy(f"{_PACKAGE}.nodes:nodes", "List, watch, label, suspend, rotate, adopt, replace and revoke nodes."),
     "run": Lazy(f"{_PACKAGE}.run:run", "Issue an action to nodes and wait for every outcome."),
     "approve": Lazy(f"{_PACKAGE}.approvals:approve", "Sign a protected command that waits."),
     "approvals": Lazy(f"{_PACKAGE}.approvals:approvals", "See and end protected commands that wait."),

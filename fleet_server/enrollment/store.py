@@ -125,8 +125,9 @@ class EnrollmentStore:
         return None if row is None else self._record(tuple(row))
 
     def token_of_node(self, conn: Connection, node_id: str) -> str | None:
-        """Id of the token with which a node joined."""
-        row = conn.exec_driver_sql(sql(conn, "SELECT token_id FROM enrollments WHERE node_id = ?"), (node_id,)).first()
+        """Id of the token with which a node's machine joined."""
+        text = "SELECT token_id FROM enrollments WHERE node_id = ? ORDER BY decided_at_ms DESC LIMIT 1"
+        row = conn.exec_driver_sql(sql(conn, text), (node_id,)).first()
         return None if row is None else str(row[0])
 
     def page(self, conn: Connection, state: int, before: tuple[int, str], limit: int) -> list[EnrollmentRecord]:

@@ -13,7 +13,8 @@ class ChecklistStore:
     """Checklists of revoked nodes. They confer nothing, so no MAC covers them; the audit has every tick."""
 
     def add(self, conn: Connection, node_id: str, items: Sequence[ChecklistItem]) -> None:
-        """A node's list, as it begins."""
+        """A node's list, as it begins; one of a machine before is done with."""
+        conn.exec_driver_sql(sql(conn, "DELETE FROM revocation_items WHERE node_id = ?"), (node_id,))
         rows = [
             (node_id, position, item.item, item.detail, item.done_at_ms, item.done_by, item.note)
             for position, item in enumerate(items)

@@ -59,6 +59,15 @@ def refuse_inactive(node: NodeRecord) -> Refusal | None:
     return Refusal(reason, sentence, metadata={"node": node.name})
 
 
+def replaced_by_another(node: NodeRecord) -> str:
+    """What a machine is told that was the node before."""
+    why = f" The reason given: {node.state_reason}" if node.state_reason else ""
+    return (
+        "another machine has taken this one's place as the node (`fleetctl nodes replace`). To use this one again,"
+        f" enroll it anew, with an empty state folder and a new join token.{why}"
+    )
+
+
 def settable_state(text: str) -> NodeState:
     """The state that an operator may ask for.
 

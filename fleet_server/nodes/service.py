@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet.identity import show_fingerprint
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
@@ -62,7 +63,7 @@ class NodeService(NodePresence):
         self._on_revoke.append(hook)
 
     def on_adopt(self, hook: Callable[[Transaction, str], None]) -> None:
-        """Run `hook(tx, node_id)` in the transaction that adopts a node."""
+        """Run `hook(tx, node_id)` in the transaction that adopts a node, or has another machine take its place."""
         self._on_adopt.append(hook)
 
     # -- membership -------------------------------------------------------------------------------------------------
@@ -253,6 +254,45 @@ class NodeService(NodePresence):
         if not self._store.update_authority(tx.conn, [(node, changed)]):
             return Refusal(Reason.CONFLICT, "somebody else changed this node at the same moment: try again")
         return None
+
+    def replace_machine(
+        self, tx: Transaction, actor: str, node: NodeRecord, identity_key: bytes, sealing_key: bytes, reason: str
+    ) -> NodeRecord:
+        """Another machine is the node from now on; id, name, labels, site, history and seq stay. The former one's
+        credentials and streams end, what was signed to it and has no result is given up, and a checklist begins, unless
+        one of its revocation stands. The caller issues an api_key.
+
+        Raises:
+            Refusal: CONFLICT when the node's record was changed outside the server, when the keys are a node's
+                already, or when somebody changed the node at the same moment.
+        """
+        if not node.intact:
+            raise rules.refuse_transition([node], NodeState.ACTIVE)
+        holder = self._store.holder_of_key(tx.conn, identity_key)
+        if holder is not None:
+            raise Refusal(Reason.CONFLICT, f"these keys belong to node {holder!r} already")
+        changed = replace(
+            node,
+            identity_key=identity_key,
+            sealing_key=sealing_key,
+            state=NodeState.ACTIVE,
+            state_reason=reason,
+            enrolled_at_ms=max(self._clock.now_ms(), node.enrolled_at_ms + 1),
+        )
+        if not self._store.replace_machine(tx.conn, node, changed):
+            raise Refusal(Reason.CONFLICT, "somebody else changed this node at the same moment: try again")
+        if node.state is not NodeState.REVOKED:
+            self._revoked(tx, node.node_id)
+        for hook in self._on_adopt:
+            hook(tx, node.node_id)
+        detail: Mapping[str, JSON] = {
+            "reason": reason,
+            "state": node.state.value,
+            "fingerprint": show_fingerprint(changed.fingerprint),
+            "former_fingerprint": show_fingerprint(node.fingerprint),
+        }
+        self._tell(tx, AuditKind.NODE_REPLACED, actor, [node], detail)
+        return changed
 
     def tell_decided(self, tx: Transaction, node_ids: Sequence[str]) -> None:
         """Something was decided about nodes that their streams, on any replica, have to hear of."""

@@ -136,6 +136,22 @@ class NodeStore:
             rows.append((identity, sealing, labels, state, reason, mac, before.node_id, before.mac))
         return not rows or conn.exec_driver_sql(text, rows).rowcount == len(rows)
 
+    def replace_machine(self, conn: Connection, before: NodeRecord, after: NodeRecord) -> bool:
+        """Write the keys and the state of another machine, and end every stream of the former one: its epoch is
+        behind from here on, so nothing more is sent on it.
+
+        Returns:
+            False when the row is no longer as it was read.
+        """
+        text = (
+            "UPDATE nodes SET identity_key = ?, sealing_key = ?, state = ?, state_reason = ?, enrolled_at_ms = ?,"
+            " mac = ?, stream_epoch = stream_epoch + 1, stream_id = '', replica_id = '', online = 0"
+            " WHERE node_id = ? AND mac = ?"
+        )
+        identity, sealing, _, state, reason, enrolled_at_ms, mac = self._authority_row(after)[4:]
+        fields = (identity, sealing, state, reason, enrolled_at_ms, mac, before.node_id, before.mac)
+        return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
+
     def note_decided(self, conn: Connection, node_ids: Sequence[str], now_ms: int) -> None:
         """Note that something was decided about nodes; the time of each grows, so that no two decisions look alike."""
         for chunk in _chunks(sorted(node_ids)):

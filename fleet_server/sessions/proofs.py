@@ -66,11 +66,11 @@ def session_expired() -> Refusal:
 
 
 def unknown_credential() -> Refusal:
-    """An api_key that was made here, and that no node has: the database lost it."""
+    """An api_key that was made here, and that no node has: it ended long ago, or the database lost it."""
     return Refusal(
         Reason.UNKNOWN_CREDENTIAL,
-        "no node has this api_key: if the server's database was restored, restore a later backup,"
-        " or enroll the node anew",
+        "no node has this api_key any more: another machine took this one's place long ago, or the server's database"
+        " was restored. Restore a later backup of that, or enroll this machine anew",
     )
 
 

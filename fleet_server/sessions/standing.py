@@ -10,7 +10,7 @@ from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet_server.database.engine import Connection
 from fleet_server.nodes.record import NodeRecord
-from fleet_server.nodes.rules import refuse_inactive
+from fleet_server.nodes.rules import refuse_inactive, replaced_by_another
 from fleet_server.nodes.service import NodeService
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.rotations import ApiKeyRow, Rotation
@@ -75,6 +75,8 @@ class Standings:
                 "this api_key belongs to another node: restore the membership file of this one",
             )
         if key.ended(self._clock.now_ms()):
+            if key.created_at_ms < node.enrolled_at_ms:
+                raise Refusal(Reason.REVOKED, replaced_by_another(node), metadata={"node": node.name})
             raise refuse_inactive(node) or Refusal(
                 Reason.REVOKED, "this api_key has ended: the node holds a newer one, or enrolls with a new join token"
             )

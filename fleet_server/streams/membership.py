@@ -7,6 +7,7 @@ from typing import Protocol
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.rules import replaced_by_another
 from fleet_server.nodes.service import NodeService
 from fleet_server.sessions.claim import StreamClaim
 from fleet_server.streams.command_lane import CommandLane
@@ -43,11 +44,12 @@ class Leaving(Protocol):
 class Membership:
     """Keeps one stream in step with its node's row."""
 
-    __slots__ = ("_claimed", "_decisions", "_drain_sent", "_node_id", "_nodes", "_stream")
+    __slots__ = ("_claimed", "_decisions", "_drain_sent", "_enrolled_at_ms", "_node_id", "_nodes", "_stream")
 
     def __init__(self, nodes: NodeService, claim: StreamClaim, stream: Leaving) -> None:
         self._nodes = nodes
         self._node_id = claim.node.node_id
+        self._enrolled_at_ms = claim.node.enrolled_at_ms
         self._claimed: NodeRecord | None = claim.node  # until `start`
         self._decisions = claim.decisions
         self._stream = stream
@@ -67,8 +69,12 @@ class Membership:
 
     def apply(self, node: NodeRecord) -> None:
         """Act on the node's row."""
+        if node.enrolled_at_ms != self._enrolled_at_ms:
+            self._remove(Reason.REVOKED, gateway_pb2.GOAWAY_REASON_REVOKED, replaced_by_another(node))
+            return
         if node.state in _REMOVED:
-            self._remove(node)
+            detail = f"an operator set this node to {node.state}: {node.state_reason or 'no reason was given'}"
+            self._remove(*_REMOVED[node.state], detail)
             return
         draining = node.drain_state != "NONE"
         self._stream.commands.hold(draining)
@@ -84,8 +90,6 @@ class Membership:
         if drained.drained and drained.running == 0:
             await self._nodes.mark_drained(self._node_id)
 
-    def _remove(self, node: NodeRecord) -> None:
-        reason, goaway_reason = _REMOVED[node.state]
-        detail = f"an operator set this node to {node.state}: {node.state_reason or 'no reason was given'}"
+    def _remove(self, reason: Reason, goaway_reason: gateway_pb2.GoawayReason.ValueType, detail: str) -> None:
         self._stream.goaway(gateway_pb2.ControlGoaway(reason=goaway_reason, detail=detail, resume=False))
         self._stream.end(Refusal(reason, detail))

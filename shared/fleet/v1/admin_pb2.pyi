@@ -1247,6 +1247,64 @@ class AdoptNodesResponse(_message.Message):
 Global___AdoptNodesResponse: _TypeAlias = AdoptNodesResponse  # noqa: Y015
 
 @_typing.final
+class ReplaceNodeRequest(_message.Message):
+    """ReplaceNodeRequest says that a node's machine is gone and that the one which waits takes its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Name or id of the node."""
+    enrollment_id: _builtins.str
+    """Enrollment of the new machine."""
+    fingerprint: _builtins.bytes
+    """Fingerprint that the operator compared with the new machine's; when set it must match."""
+    reason: _builtins.str
+    """Reason that reaches the former machine and the audit."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        enrollment_id: _builtins.str = ...,
+        fingerprint: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrollment_id", b"enrollment_id", "fingerprint", b"fingerprint", "node", b"node", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceNodeRequest: _TypeAlias = ReplaceNodeRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceNodeResponse(_message.Message):
+    """ReplaceNodeResponse shows what stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___NodeView:
+        """The node, with the keys of the new machine."""
+
+    def __init__(
+        self,
+        *,
+        node: Global___NodeView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceNodeResponse: _TypeAlias = ReplaceNodeResponse  # noqa: Y015
+
+@_typing.final
 class LabelNodesRequest(_message.Message):
     """LabelNodesRequest changes operator labels."""
 

@@ -105,6 +105,11 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesResponse.FromString,
                 _registered_method=True)
+        self.ReplaceNode = channel.unary_unary(
+                '/fleet.v1.Admin/ReplaceNode',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ReplaceNodeRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ReplaceNodeResponse.FromString,
+                _registered_method=True)
         self.LabelNodes = channel.unary_unary(
                 '/fleet.v1.Admin/LabelNodes',
                 request_serializer=fleet_dot_v1_dot_admin__pb2.LabelNodesRequest.SerializeToString,
@@ -369,6 +374,13 @@ class AdminServicer:
 
     def AdoptNodes(self, request, context):
         """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceNode(self, request, context):
+        """ReplaceNode approves a machine that waits to be enrolled as a node that is there already (release).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -677,6 +689,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.AdoptNodes,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.AdoptNodesResponse.SerializeToString,
+            ),
+            'ReplaceNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceNode,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ReplaceNodeRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ReplaceNodeResponse.SerializeToString,
             ),
             'LabelNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.LabelNodes,
@@ -1223,6 +1240,33 @@ class Admin:
             '/fleet.v1.Admin/AdoptNodes',
             fleet_dot_v1_dot_admin__pb2.AdoptNodesRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.AdoptNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ReplaceNode',
+            fleet_dot_v1_dot_admin__pb2.ReplaceNodeRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ReplaceNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

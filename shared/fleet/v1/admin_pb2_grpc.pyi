@@ -61,6 +61,8 @@ class AdminStub:
     """SetNodeState suspends, resumes or revokes (operator; revoke: release)."""
     AdoptNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdoptNodesRequest, _admin_pb2.AdoptNodesResponse]
     """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
+    ReplaceNode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReplaceNodeRequest, _admin_pb2.ReplaceNodeResponse]
+    """ReplaceNode approves a machine that waits to be enrolled as a node that is there already (release)."""
     LabelNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]
     """LabelNodes sets and removes operator labels (operator)."""
     GetChecklist: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetChecklistRequest, _admin_pb2.GetChecklistResponse]
@@ -161,6 +163,8 @@ class AdminAsyncStub(AdminStub):
     """SetNodeState suspends, resumes or revokes (operator; revoke: release)."""
     AdoptNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdoptNodesRequest, _admin_pb2.AdoptNodesResponse]  # type: ignore[assignment]
     """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
+    ReplaceNode: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReplaceNodeRequest, _admin_pb2.ReplaceNodeResponse]  # type: ignore[assignment]
+    """ReplaceNode approves a machine that waits to be enrolled as a node that is there already (release)."""
     LabelNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.LabelNodesRequest, _admin_pb2.LabelNodesResponse]  # type: ignore[assignment]
     """LabelNodes sets and removes operator labels (operator)."""
     GetChecklist: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetChecklistRequest, _admin_pb2.GetChecklistResponse]  # type: ignore[assignment]
@@ -342,6 +346,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AdoptNodesResponse, _abc.Awaitable[_admin_pb2.AdoptNodesResponse]]:
         """AdoptNodes lets quarantined nodes back in, each with the machine that comes next (release)."""
+
+    @_abc_1.abstractmethod
+    def ReplaceNode(
+        self,
+        request: _admin_pb2.ReplaceNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReplaceNodeResponse, _abc.Awaitable[_admin_pb2.ReplaceNodeResponse]]:
+        """ReplaceNode approves a machine that waits to be enrolled as a node that is there already (release)."""
 
     @_abc_1.abstractmethod
     def LabelNodes(

@@ -17,6 +17,7 @@ from fleet.identity import show_fingerprint
 from fleet.v1 import admin_pb2, enrollment_pb2
 from fleet_server.cli.views import grouped_hex
 from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
+from tests.unit.fleet_server.cli.made import node
 
 FINGERPRINT = bytes(range(20))
 OTHER_FINGERPRINT = bytes(range(1, 21))
@@ -269,3 +270,26 @@ def test_a_refusal_of_the_server_is_told(ctl: Fleetctl) -> None:
     assert result.exit_code == 3
     assert "en_1 was approved by ada" in result.stderr
     assert "--state all" in result.stderr
+
+
+def test_a_machine_takes_a_nodes_place_after_its_fingerprint_was_compared(ctl: Fleetctl) -> None:
+    enrollments(ctl, enrollment(name="spare"))
+    ctl.fake.answers["ReplaceNode"] = admin_pb2.ReplaceNodeResponse(node=node(7, checklist_open=1))
+    verb = ("nodes", "replace", "press-7", "--with", "spare", "--reason", "stolen")
+
+    assert ctl.run(*verb).exit_code == 2, "nobody is there to ask"
+    wrong = ctl.run(*verb, "--fingerprint", show_fingerprint(bytes(20)), "--yes")
+    assert "another fingerprint" in wrong.stderr
+    assert ctl.fake.requests("ReplaceNode") == []
+    done = ctl.run(*verb, "--fingerprint", show_fingerprint(FINGERPRINT), "--yes")
+
+    assert "press-7" in done.stdout
+    assert "fleetctl nodes checklist press-7" in done.stderr
+    (request,) = ctl.fake.requests("ReplaceNode")
+    assert (request.node, request.enrollment_id, request.fingerprint, request.reason) == (
+        "press-7",
+        "en_1",
+        FINGERPRINT,
+        "stolen",
+    )
+    assert ctl.json(*verb, "--yes")[0]["name"] == "press-7"

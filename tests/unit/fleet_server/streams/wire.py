@@ -192,7 +192,13 @@ class Wire:
         self.clock = clock
         self.transport = MemoryTransport()
         row = SimpleNamespace(
-            node_id=node_id, site="", state="ACTIVE", state_reason="", drain_state="NONE", drain_deadline_ms=0
+            node_id=node_id,
+            site="",
+            state="ACTIVE",
+            state_reason="",
+            drain_state="NONE",
+            drain_deadline_ms=0,
+            enrolled_at_ms=0,
         )
         self.commands = FakeCommands(unreconciled=list(unreconciled))
         self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()
