@@ -12,8 +12,8 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-STEP_BYTES = 1024 * 1024
-"""What is copied in one go, a few milliseconds from the page cache; commits wait for as long."""
+STEP_BYTES = 256 * 1024
+"""What is copied in one go, some milliseconds at most unless the disk is slow; commits wait for as long."""
 
 Between = Callable[[int, int], None]
 """Called after each step with the bytes copied and the bytes in all. It may write into the journal; what it raises

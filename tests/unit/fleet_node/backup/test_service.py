@@ -16,7 +16,7 @@ from fleet_node.backup.archive import unseal
 from fleet_node.commands.opening import ensure_journal
 from fleet_node.commands.store import Batch, JournalStore
 from fleet_node.commands.used_intents import Use
-from fleet_node.enrollment.folder import StateFolder
+from fleet_node.enrollment.folder import PRIVATE_FILES, StateFolder
 from tests.fakes.clock import MockClock
 from tests.properties.persons import ADA, BEN, HOUR_MS, NOW_MS, ORDER, intent, known, signed_by
 
@@ -55,6 +55,11 @@ def settle(folder: StateFolder) -> None:
     """What a daemon does when the server was met with the new keys."""
     store_node_keys(folder.path, NEW)
     folder.rotation.unlink(missing_ok=True)
+
+
+def test_every_file_of_a_node_is_in_its_backup_or_left_out_on_purpose() -> None:
+    left_out = {"enrollment.json", "client.pem", "spool.db", "lock"}
+    assert {*service.NEEDED, *service.OPTIONAL} | left_out == set(PRIVATE_FILES)
 
 
 NAMES = ["identity.key", "sealing.key", "membership.json", "bundle.bin", "ratchet.bin", "rotation.json"]
