@@ -30,9 +30,14 @@ from fleet.audit_chain import ChainRow
 from fleet.audit_findings import AuditFinding
 from fleet.node_audit import Begun, NodeAuditKind, chain_of, node_of
 
+MAX_UNISSUED = 16_384
+"""So many commands a node may name before the server's row about them is read: rows are read in the order of storage,
+and the server's is stored first. More is a finding, and the node's chain is not looked at any further."""
 GRACE_MS = 600_000
 """A node's rows about what it reported come within seconds; one that speaks of later and not of it has left it out."""
 
+_MAX_NUMBER = 2**63
+_MAX_TEXT_CHARS = 64  # a digest in hexadecimal; names of states are shorter
 _FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED"})
 _PAGE = 1024
 _DIGEST_BYTES = 8
@@ -156,6 +161,8 @@ class _Settled:
 class _Node:
     commands: dict[int, _Command] = field(default_factory=dict)
     settled: _Settled = field(default_factory=_Settled)
+    issued_open: int = 0
+    given_up: bool = False
     agreed: int = 0
     last_accepted: int = 0
     last_at_ms: int = 0
@@ -169,7 +176,8 @@ class _Node:
 class CrossCheck:
     """Take the verified rows of all chains, in any order that keeps each chain's own; then `finish`.
 
-    Memory grows with commands that are not settled, not with the audit.
+    Memory grows with commands that the server issued and that are not settled, not with the audit, nor with what a node
+    makes up.
     """
 
     def __init__(self) -> None:
@@ -182,7 +190,10 @@ class CrossCheck:
         and one node that lies must not keep anybody from hearing that."""
         node_id = node_of(row.writer)
         if node_id is not None:
-            self._add_node_row(node_id, row)
+            node = self._nodes.setdefault(node_id, _Node())
+            if not node.given_up:
+                self._add_node_row(node_id, node, row)
+                self._give_up_on_flood(node_id, node)
         elif row.kind == "command.issued":
             detail = json.loads(row.detail)
             for node, digests in detail.get("digests", {}).items():
@@ -265,8 +276,7 @@ class CrossCheck:
             more = len(self._findings) - 1
             raise type(first)(f"{first}; and of {more} nodes more" if more else str(first))
 
-    def _add_node_row(self, node_id: str, row: ChainRow) -> None:
-        node = self._nodes.setdefault(node_id, _Node())
+    def _add_node_row(self, node_id: str, node: _Node, row: ChainRow) -> None:
         node.last_at_ms = max(node.last_at_ms, row.at_ms)
         try:
             chain = chain_of(row.writer)
@@ -290,9 +300,20 @@ class CrossCheck:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self._find(node_id, NodeRowMalformed(f"row {row.number} of {row.writer}: {error}"))
 
+    def _give_up_on_flood(self, node_id: str, node: _Node) -> None:
+        if len(node.commands) - node.issued_open > MAX_UNISSUED:
+            text = f"node {node_id} has more than {MAX_UNISSUED} commands in its chain that the server never issued"
+            self._find(node_id, NeverIssued(text))
+            node.given_up = True
+            node.commands.clear()
+
     def _note(self, node_id: str, seq: int, said: str, what: str, at_ms: int = 0) -> None:
         node = self._nodes.setdefault(node_id, _Node())
+        if node.given_up:
+            return
         command = node.commands.setdefault(seq, _Command())
+        if said == "issued" and not command.issued:
+            node.issued_open += 1
         setattr(command, said, what)
         if at_ms:
             command.reported_at_ms = at_ms
@@ -305,6 +326,7 @@ class CrossCheck:
         if command.issued and (command.accepted or command.too_far) and _final(command) and command.ended:
             node.settled.add(seq, command.accepted)
             del node.commands[seq]
+            node.issued_open -= 1
             node.agreed += 1
 
 
@@ -359,12 +381,12 @@ def _list(value: Any) -> Sequence[Any]:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MAX_NUMBER:
         raise TypeError("a number was expected")
     return value
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError("a text was expected")
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT_CHARS:
+        raise TypeError("a short text was expected")
     return value

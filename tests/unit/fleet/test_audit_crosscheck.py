@@ -1,11 +1,20 @@
 """What node and server say of each other: each way in which they may differ has its name, and lag is none of them."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
-from fleet.audit_crosscheck import GRACE_MS, ChainNotOpened, CrossCheck, CrossCheckSummary, LaterChain
+from fleet.audit_crosscheck import (
+    GRACE_MS,
+    MAX_UNISSUED,
+    ChainNotOpened,
+    CrossCheck,
+    CrossCheckSummary,
+    LaterChain,
+    NeverIssued,
+)
 from fleet.audit_findings import AuditFinding
 from fleet.node_audit import Begun, BegunBecause
 from fleet.v1 import admin_pb2
@@ -78,6 +87,8 @@ def test_every_finding_has_its_name() -> None:
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", b"[" * 60_000)]),
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", {"commands": [{"seqs": [1], "digests": []}]})]),
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.ended", {"results": "all"})]),
+        ("NODE_ROW_MALFORMED", [accepted([1], "1" * 65)]),
+        ("NODE_ROW_MALFORMED", [accepted([2**63], D1)]),
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "audit.gap", {"command.accepted": -1})]),
     ]
     for code, rows in cases:
@@ -190,3 +201,32 @@ def test_a_later_chain_may_tell_again_what_is_settled_and_nothing_else() -> None
         with pytest.raises(AuditFinding) as caught:
             check(*settled, of_chain(1, lie))
         assert caught.value.code == "NEVER_ISSUED"
+
+
+def test_a_node_that_makes_up_commands_without_end_fills_no_readers_memory() -> None:
+    between = CrossCheck()
+    per_row, other = 4096, "n-2"
+
+    def grow(rows: int, first: int) -> None:
+        for turn in range(rows):
+            seqs = list(range(first + turn * per_row, first + (turn + 1) * per_row))
+            between.add_row(accepted(seqs, *[D1] * per_row))
+
+    grow(MAX_UNISSUED // per_row + 1, 0)
+    tracemalloc.start()
+    grow(20, 10**6)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 500_000  # 82,000 commands would take 20 MB
+    between.add_row(row(f"node:{other}", "command.accepted", {"commands": [{"seqs": [1], "digests": [D1]}]}))
+    with pytest.raises(NeverIssued, match=f"more than {MAX_UNISSUED} commands .*; and of 1 nodes more"):
+        between.finish()
+
+
+def test_commands_that_were_issued_are_bounded_by_nothing_but_the_server() -> None:
+    between = CrossCheck()
+    count = MAX_UNISSUED + 10
+    seqs = list(range(1, count + 1))
+    between.add_row(issued(1, *[D1] * count))
+    between.add_row(accepted(seqs, *[D1] * count))
+    assert between.finish().nodes == 1
