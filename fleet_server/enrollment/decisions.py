@@ -72,12 +72,13 @@ class Decisions(JoinTokens):
         settings: EnrollmentSettings,
     ) -> None:
         tokens = TokenStore(secrets.row_mac("join_tokens"))
-        super().__init__(database=database, clock=clock, audit=audit, trust=trust, tokens=tokens)
+        token_ids = rules.MarkedIds("jt_", secrets.derive("join-token-id"))
+        super().__init__(database=database, clock=clock, audit=audit, trust=trust, tokens=tokens, token_ids=token_ids)
         self._metrics = metrics
         self._nodes = nodes
         self._issue_api_key = issue_api_key
         self._settings = settings
-        self._ids = rules.EnrollmentIds(secrets.derive("enrollment-id"))
+        self._ids = rules.MarkedIds("en_", secrets.derive("enrollment-id"))
         self._enrollments = EnrollmentStore(secrets.row_mac("enrollments"))
 
     async def list(

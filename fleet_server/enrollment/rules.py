@@ -25,8 +25,7 @@ MAX_REASON_CHARS = 500
 SECRET_BYTES = 32
 ID_NONCE_BYTES = 10
 _ID_MAC_BYTES = 10
-_ID_PREFIX = "en_"
-_ID_CHARS = len(_ID_PREFIX) + (ID_NONCE_BYTES + _ID_MAC_BYTES) * 8 // 5
+_ID_CHARS = (ID_NONCE_BYTES + _ID_MAC_BYTES) * 8 // 5
 _SITE = re.compile(r"[a-z0-9-]{0,63}")
 _TOKEN_ID = re.compile(r"[a-z0-9_-]{1,64}")
 # Any key will do: it only shows whether the other side's is one that an exchange can be made with.
@@ -112,31 +111,37 @@ class EnrollmentRecord:
         return f"{self.created_at_ms}:{self.enrollment_id}"
 
 
-class EnrollmentIds:
-    """Ids of enrollments carry a MAC, so that a poll about an invented one costs no query: whoever polls has no
-    credential yet, and a whole fleet may poll from one address.
+class MarkedIds:
+    """Ids that carry a MAC, so that an invented one costs no query: whoever enrolls, or polls, has no credential yet,
+    and a whole fleet may come from one address.
 
     Args:
+        prefix: what the ids begin with.
         key: 32 bytes that the replicas share.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, prefix: str, key: bytes) -> None:
+        self._prefix = prefix
         self._key = key
 
-    def text(self, nonce: bytes) -> str:
-        """The id of a random nonce of 10 bytes: ``en_`` + base32(nonce ‖ MAC), lower case."""
-        mac = hmac.digest(self._key, nonce, "sha256")[:_ID_MAC_BYTES]
-        return _ID_PREFIX + base64.b32encode(nonce + mac).decode().lower()
+    def text(self, nonce: bytes, bound: bytes = b"") -> str:
+        """The id of a random nonce of 10 bytes: prefix + base32(nonce ‖ MAC), lower case.
 
-    def genuine(self, text: str) -> bool:
-        """Whether this installation made the id."""
-        if len(text) != _ID_CHARS or not text.isascii():
+        Args:
+            bound: what the id is good with, and nothing else.
+        """
+        mac = hmac.digest(self._key, nonce + bound, "sha256")[:_ID_MAC_BYTES]
+        return self._prefix + base64.b32encode(nonce + mac).decode().lower()
+
+    def genuine(self, text: str, bound: bytes = b"") -> bool:
+        """Whether this installation made the id, for `bound`."""
+        if len(text) != len(self._prefix) + _ID_CHARS or not text.isascii():
             return False
         try:
-            nonce = base64.b32decode(text.removeprefix(_ID_PREFIX).upper())[:ID_NONCE_BYTES]
+            nonce = base64.b32decode(text.removeprefix(self._prefix).upper())[:ID_NONCE_BYTES]
         except binascii.Error:
             return False
-        return hmac.compare_digest(text, self.text(nonce))
+        return hmac.compare_digest(text, self.text(nonce, bound))
 
 
 def checked_token_terms(site: str, ttl_s: int, max_uses: int) -> tuple[int, int]:
@@ -184,15 +189,20 @@ def held_token(token: JoinTokenRecord | None, secret: bytes) -> JoinTokenRecord:
         Refusal: JOIN_TOKEN_INVALID.
     """
     if token is None or not hmac.compare_digest(token.secret_sha256, hashlib.sha256(secret).digest()):
-        raise Refusal(
-            Reason.JOIN_TOKEN_INVALID, "the server knows no such join token: copy it again, whole, or ask for a new one"
-        )
+        raise unknown_token()
     if not token.intact:
         raise Refusal(
             Reason.JOIN_TOKEN_INVALID,
             "the record of this join token was changed outside the server: it lets nobody in. Ask for a new one",
         )
     return token
+
+
+def unknown_token() -> Refusal:
+    """There is no such join token, or another one has this secret."""
+    return Refusal(
+        Reason.JOIN_TOKEN_INVALID, "the server knows no such join token: copy it again, whole, or ask for a new one"
+    )
 
 
 def check_token(token: JoinTokenRecord, now_ms: int) -> None:

@@ -109,6 +109,8 @@ class EnrollmentService(Decisions):
         check_reported(said.version, said.labels)
         if said.cluster_id != self._trust.cluster_id:
             raise proofs.wrong_cluster()
+        if not self._token_ids.genuine(said.token_id, said.token_secret_sha256):  # an invented one costs no query
+            raise rules.unknown_token()
         try:
             # On a snapshot first: what a stranger makes up never reaches the writer.
             judged = await self._database.read(lambda conn: self._judge(conn, said, request.token_secret))

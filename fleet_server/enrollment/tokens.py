@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 from collections.abc import Mapping
@@ -29,16 +28,28 @@ MAX_PAGE = 1000
 
 
 class JoinTokens:
-    """Operators' verbs around join tokens."""
+    """Operators' verbs around join tokens.
+
+    Args:
+        token_ids: makes their ids, each good with its token's secret alone.
+    """
 
     def __init__(
-        self, *, database: Database, clock: Clock, audit: AuditService, trust: TrustService, tokens: TokenStore
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        audit: AuditService,
+        trust: TrustService,
+        tokens: TokenStore,
+        token_ids: rules.MarkedIds,
     ) -> None:
         self._database = database
         self._clock = clock
         self._audit = audit
         self._trust = trust
         self._tokens = tokens
+        self._token_ids = token_ids
         self._told: set[str] = set()
 
     async def create_token(
@@ -55,11 +66,12 @@ class JoinTokens:
         """
         ttl_s, max_uses = rules.checked_token_terms(site, ttl_s, max_uses)
         secret = os.urandom(rules.SECRET_BYTES)
+        secret_sha256 = hashlib.sha256(secret).digest()
         now_ms = self._clock.now_ms()
         record = JoinTokenRecord(
-            token_id=_new_id(),
+            token_id=self._token_ids.text(os.urandom(rules.ID_NONCE_BYTES), secret_sha256),
             cluster_id=self._trust.cluster_id,
-            secret_sha256=hashlib.sha256(secret).digest(),
+            secret_sha256=secret_sha256,
             site=site,
             max_uses=max_uses,
             uses=0,
@@ -146,7 +158,3 @@ class JoinTokens:
             auto_approve=record.auto_approve,
             authority_generation=bundle.generation,
         ).SerializeToString(deterministic=True)
-
-
-def _new_id() -> str:
-    return "jt_" + base64.b32encode(os.urandom(15)).decode().lower()

@@ -129,6 +129,19 @@ async def test_a_token_that_nobody_made(world: World) -> None:
         assert await refused(Node(world).enroll(await world.token(), token_id=no_id)) is Reason.MALFORMED
 
 
+async def test_an_invented_token_costs_no_query(world: World) -> None:
+    """Nor does a known id with a secret that is not its own: ids stand in lists and logs."""
+    genuine = await world.token()
+    said = enrollment_pb2.JoinTokenStatement.FromString(genuine.signed.statement)
+    near = said.token_id[:-1] + ("a" if said.token_id[-1] != "a" else "b")
+    reads = world.count_reads()
+    for token_id in ("jt_none", near, "jt_" + "a" * 32, "en_" + said.token_id[3:]):
+        assert await refused(Node(world).enroll(genuine, token_id=token_id)) is Reason.JOIN_TOKEN_INVALID
+    genuine.secret = os.urandom(32)
+    assert await refused(Node(world).enroll(genuine)) is Reason.JOIN_TOKEN_INVALID
+    assert reads == []
+
+
 async def test_a_token_of_another_cluster(world: World) -> None:
     token = await world.token()
     assert await refused(Node(world).enroll(token, cluster_id="c-else")) is Reason.WRONG_CLUSTER

@@ -99,6 +99,18 @@ class World:
         await self.trust.publish_bundle(["gateway.example:7443"], [b"ca der"])
         return self
 
+    def count_reads(self) -> list[object]:
+        """What the database is asked from now on."""
+        reads: list[object] = []
+        original = self.database.read
+
+        async def read(query: Any) -> Any:
+            reads.append(query)
+            return await original(query)
+
+        self.database.read = read  # type: ignore[method-assign]
+        return reads
+
     async def token(self, **terms: Any) -> enrollment_pb2.JoinToken:
         wanted = {"site": "", "ttl_s": 0, "max_uses": 0, "auto_approve": False} | terms
         _, token = await self.enrollment.create_token("ada", **wanted)
