@@ -191,6 +191,7 @@ class EnrollmentService(Decisions):
             raise Refusal(Reason.MALFORMED, "the poll's nonce has 32 bytes")
         record = None
         if self._ids.genuine(said.enrollment_id):  # an invented one costs no query
+            self._admission.admit_poll(said.enrollment_id, address)
             record = await self._database.read(lambda conn: self._enrollments.by_id(conn, said.enrollment_id))
         if record is None:
             self._admission.charge_garbage("GetBootstrap", address)

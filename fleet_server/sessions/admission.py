@@ -40,6 +40,7 @@ class AdmissionPolicy:
         burst_s: seconds' worth of handshakes that may come at once.
         max_delay_s: nobody is sent away for longer.
         key_per_s, key_burst: handshakes of one api_key.
+        poll_per_s, poll_burst: polls about one enrollment from one address.
         address_per_s, address_burst: refused garbage, and enrollments, of one address (IPv6: one /64).
     """
 
@@ -51,6 +52,8 @@ class AdmissionPolicy:
     max_delay_s: float = 60.0
     key_per_s: float = 0.5
     key_burst: float = 20.0
+    poll_per_s: float = 2.0
+    poll_burst: float = 20.0
     address_per_s: float = 5.0
     address_burst: float = 100.0
 
@@ -90,6 +93,10 @@ class Admission:
         )
         self._addresses: BucketTable[str] = BucketTable(
             rate_per_s=self._policy.address_per_s, burst=self._policy.address_burst, max_keys=_MAX_ADDRESSES
+        )
+
+        self._polls: BucketTable[tuple[str, str]] = BucketTable(
+            rate_per_s=self._policy.poll_per_s, burst=self._policy.poll_burst, max_keys=_MAX_KEYS
         )
 
     @property
@@ -153,6 +160,22 @@ class Admission:
             Refusal: OVERLOADED once the address has used up its bucket.
         """
         self._charge("Enroll", address)
+
+    def admit_poll(self, enrollment_id: str, address: str) -> None:
+        """Let an address ask about a genuine enrollment; who it is shows only once that was read. A poll that somebody
+        recorded may be played again from elsewhere, and takes nothing from the node.
+
+        Raises:
+            Refusal: OVERLOADED once the two of them have used up their bucket.
+        """
+        delay_s = self._polls.delay_s((enrollment_id, network_of(address)), self._clock.monotonic())
+        if delay_s:
+            self._metrics.rate_limited.labels("GetBootstrap", "credential").inc()
+            raise Refusal(
+                Reason.OVERLOADED,
+                "this enrollment is asked about too often: wait, and look for a second node with its folder",
+                retry_after_s=delay_s,
+            )
 
     def _charge(self, rpc: str, address: str) -> None:
         delay_s = self._addresses.delay_s(network_of(address), self._clock.monotonic())

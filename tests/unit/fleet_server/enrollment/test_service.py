@@ -1,6 +1,7 @@
 """Join tokens, requests, decisions and bootstraps, over both databases."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 
@@ -242,6 +243,17 @@ async def test_an_invented_enrollment_costs_no_query(world: World) -> None:
     for enrollment_id in invented:
         assert await refused(dataclasses.replace(node, enrollment_id=enrollment_id).poll()) is Reason.NOT_FOUND
     assert await refused(node.poll()) is Reason.UNAVAILABLE
+
+
+async def test_a_poll_played_again_costs_a_bounded_number_of_queries_and_the_node_nothing(world: World) -> None:
+    node = await world.member()
+    reads = world.count_reads()
+    for asking in (node, dataclasses.replace(node, keys=NodeKeys.generate())):
+        for _ in range(200):
+            with contextlib.suppress(Refusal):
+                await asking.poll("192.0.2.66")
+    assert len(reads) <= 20
+    await node.poll()
 
 
 async def test_the_bootstrap_is_signed_by_the_authority(world: World) -> None:

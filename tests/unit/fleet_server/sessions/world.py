@@ -173,10 +173,10 @@ class Node:
         self.enrollment_id = answer.enrollment_id
         return answer
 
-    async def poll(self) -> enrollment_pb2.GetBootstrapResponse:
+    async def poll(self, address: str = ADDRESS) -> enrollment_pb2.GetBootstrapResponse:
         statement = enrollment_pb2.BootstrapPollStatement(enrollment_id=self.enrollment_id, nonce=os.urandom(32))
         signed = self.keys.identity.sign(Domain.BOOTSTRAP_POLL, statement.SerializeToString())
-        return await self.world.enrollment.get_bootstrap(enrollment_pb2.GetBootstrapRequest(signed=signed), ADDRESS)
+        return await self.world.enrollment.get_bootstrap(enrollment_pb2.GetBootstrapRequest(signed=signed), address)
 
     async def fetch_bootstrap(self) -> enrollment_pb2.BootstrapStatement:
         answer = await self.poll()
