@@ -54,8 +54,13 @@ class NodeService(NodePresence):
         super().__init__(
             database=database, clock=clock, wakeup=wakeup, audit=audit, row_mac=row_mac, replica_id=replica_id
         )
+        self._on_create: list[Callable[[Transaction, str], None]] = []
         self._on_revoke: list[OnRevoke] = []
         self._on_adopt: list[Callable[[Transaction, str], None]] = []
+
+    def on_create(self, hook: Callable[[Transaction, str], None]) -> None:
+        """Run `hook(tx, node_id)` in the transaction that makes a node."""
+        self._on_create.append(hook)
 
     def on_revoke(self, hook: OnRevoke) -> None:
         """Run `hook(tx, node_id)` in the transaction that revokes a node: its credentials end with it. What it did, and
@@ -117,6 +122,8 @@ class NodeService(NodePresence):
                 if holder
                 else f"another node took the name {name!r} at the same moment: try again",
             )
+        for hook in self._on_create:
+            hook(tx, record.node_id)
         self._wake(tx, ["nodes"])
         return record
 

@@ -103,7 +103,7 @@ class Turn(NamedTuple):
 
 
 class TamperedRatchetError(Exception):
-    """The row was changed outside the server."""
+    """The row was changed outside the server, or removed."""
 
 
 class Ratchets:
@@ -131,7 +131,7 @@ class Ratchets:
         Raises:
             TamperedRatchetError: nothing can be told.
         """
-        row = self._load(conn, node_id) or _Row(node_id)
+        row = self._load(conn, node_id)
         offered = self._open(row)
         verdict = judge(
             confirmed_sha256=row.confirmed_sha256, offered=offered, any_once=bool(row.any_once), shown=shown
@@ -148,6 +148,10 @@ class Ratchets:
         self._save(conn, turned)
         return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, starts_over)
 
+    def begin(self, conn: Connection, node_id: str) -> None:
+        """A node was made, and nothing handed on to it yet."""
+        self._save(conn, _Row(node_id))
+
     def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int) -> None:
         """The node's next hello may show anything, once.
 
@@ -156,7 +160,7 @@ class Ratchets:
             now_ms: Unix milliseconds.
         """
         try:
-            row = self._load(conn, node_id) or _Row(node_id)
+            row = self._load(conn, node_id)
         except TamperedRatchetError:
             row = _Row(node_id)  # a person decided: nothing of it counts any more
         floor = max(row.seq_floor, seq_floor)
@@ -166,19 +170,19 @@ class Ratchets:
     def expect_any(self, conn: Connection, node_id: str) -> None:
         """The node's next hello may show anything, once, and its floor stays: the database went back in time."""
         try:
-            row = self._load(conn, node_id) or _Row(node_id)
+            row = self._load(conn, node_id)
         except TamperedRatchetError:
             return  # stays for a person to adopt
         self._save(conn, replace(row, any_once=1))
 
-    def _load(self, conn: Connection, node_id: str) -> _Row | None:
+    def _load(self, conn: Connection, node_id: str) -> _Row:
         text = (
             "SELECT confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, audit_chain, mac"
             " FROM node_ratchets WHERE node_id = ?"
         )
         found = conn.exec_driver_sql(sql(conn, text) + for_update(conn), (node_id,)).first()
-        if found is None:
-            return None
+        if found is None:  # every node has one
+            raise TamperedRatchetError(node_id)
         *fields, mac = found
         if not self._mac.verify(mac, node_id, *fields):
             raise TamperedRatchetError(node_id)

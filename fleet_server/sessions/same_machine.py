@@ -21,7 +21,7 @@ from fleet_server.sessions.ratchet import Ratchets, TamperedRatchetError, Turn
 _FOREIGN_RATCHET = "another machine with its keys has connected since, or this one was restored from an older copy"
 _NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
 _OLDER_AUDIT = "this machine lacks audit rows that it once sent: it was restored from an older copy"
-_TAMPERED_RATCHET = "the record of its ratchet was changed outside the server"
+_TAMPERED_RATCHET = "the record of its ratchet was changed or removed outside the server"
 
 
 class SameMachine:

@@ -92,6 +92,7 @@ class SessionService(HandshakeService):
             session_ttl_ms=session_ttl_ms,
             rotations_per_day=rotations_per_day,
         )
+        nodes.on_create(lambda tx, node_id: self._ratchets.begin(tx.conn, node_id))
         self._same_machine = SameMachine(self._ratchets, nodes, audit)
         self._hellos = HelloRules()
         self._waiting_hellos: Counter[bytes] = Counter()

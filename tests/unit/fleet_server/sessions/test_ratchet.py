@@ -115,4 +115,18 @@ async def test_a_record_that_was_changed_around_the_server_lets_nobody_in(world:
     fields = (b"x" * 32,) if "?" in change else ()
     text = f"UPDATE node_ratchets SET {change}"
     await world.database.write(lambda tx: tx.conn.exec_driver_sql(sql(tx.conn, text), fields).rowcount)
-    assert "changed outside" in await quarantined(node, first)
+    assert "changed or removed outside" in await quarantined(node, first)
+
+
+@pytest.mark.parametrize("connected_before", [True, False])
+async def test_a_record_that_was_removed_lets_nobody_in(world: World, connected_before: bool) -> None:
+    """Not even who shows nothing, as a node before its first welcome does."""
+    node = await world.member()
+    if connected_before:
+        await shown(node, b"")
+    await world.execute("DELETE FROM node_ratchets")
+    assert "changed or removed outside" in await quarantined(node, b"")
+    world.sessions.adopt_nodes(lambda _tx, _node_id: 7)
+    await world.nodes.adopt("carol", [node.name], "")
+    token, _ = await node.handshake()
+    assert (await node.claim(token, node.hello(token, ratchet=b""))).turn.seq_floor == 7
