@@ -183,6 +183,7 @@ class Node:
         self.commands.audit(
             NodeAuditKind.PROCESS_STARTED, bundle=list(self.trust.state.version), version=software_version()
         )
+        self.commands.tell_owner_pin(people.people.pin)
         self._key_audit.audited_by(self.commands)
         self.link = Link(
             credentials=credentials,
@@ -344,6 +345,7 @@ class Node:
         """A person has pinned an owner: no restart is needed."""
         pin = pinned_owner(self._parts.folder.owner_pin, self._parts.membership)
         await self.trust.pin_owner(pin)
+        self.commands.tell_owner_pin(pin)
         return {"owner_pin": pin.hex()}
 
     async def _rotate(self, *, identity: bool, sealing_key: bool) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def owner(act: str, pin: str | None, replace: bool, as_json: bool, config: Path 
 
     The pin is the SHA-256 of the owner's public key, 64 hexadecimal digits. Get it from the owner, not from the server:
     it is what protected actions are safe by. The join token brings it when the operator who made the token has it in
-    their profile. A running daemon takes a new pin at once. A pin can be replaced, and not be removed: a node that pins
-    nobody runs no protected action.
+    their profile. A running daemon takes a new pin at once. Pins stand in the node's audit, one that was set while no
+    daemon ran once it starts. A pin can be replaced, and not be removed: a node that pins nobody runs no protected
+    action.
     """
     settings = settings_from(config, state_dir).settings
     from fleet_node.cli.failures import told

@@ -56,10 +56,11 @@ CREATE TABLE audit_state (
     acked_number INTEGER NOT NULL,
     dropped TEXT NOT NULL,
     chain INTEGER NOT NULL,
-    next_chain INTEGER NOT NULL
+    next_chain INTEGER NOT NULL,
+    owner_pin TEXT NOT NULL
 );
 """
-FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}', 0, 0)"
+FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}', 0, 0, '')"
 _INSERT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?)"
 _AFTER = "SELECT number, at_ms, kind, detail, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?"
 _AGAIN = "SELECT at_ms, kind, detail FROM audit WHERE number > ? ORDER BY number"
@@ -67,7 +68,7 @@ _UNACKED_BYTES = f"SELECT coalesce(sum(length(detail) + {ROW_BYTES}), 0) FROM au
 _LOST = "not_written"  # what a gap calls events whose commit failed
 _SET_STATE = (
     "UPDATE audit_state SET number = ?, hash = ?, sealed_seq = ?, sealed_report_no = ?, acked_number = ?, dropped = ?,"
-    " chain = ?, next_chain = ?"
+    " chain = ?, next_chain = ?, owner_pin = ?"
 )
 
 
@@ -87,7 +88,7 @@ class AuditLog:
         self._node_id = node_id
         self._max_unacked_bytes = max_unacked_bytes
         state = connection.execute(
-            "SELECT number, hash, sealed_seq, sealed_report_no, acked_number, dropped, chain, next_chain"
+            "SELECT number, hash, sealed_seq, sealed_report_no, acked_number, dropped, chain, next_chain, owner_pin"
             " FROM audit_state"
         ).fetchone()
         self.number: int = state[0]
@@ -98,12 +99,13 @@ class AuditLog:
         self._dropped: dict[str, int] = json.loads(state[5])
         self.chain: int = state[6]
         self.next_chain: int = state[7]
+        self.owner_pin: str = state[8]
         self._unacked_bytes = self._count_unacked()
         self._accepted: list[Entry] = []
         self._ended: list[command_pb2.Report] = []
         self._unsealed_bytes = 0
         self._lost = 0
-        self._draft = _Draft(0, 0, 0, b"", 0, {}, dropping=False)
+        self._draft = _Draft(0, 0, self.owner_pin, 0, b"", 0, {}, dropping=False)
 
     @property
     def unsealed(self) -> int:
@@ -171,6 +173,7 @@ class AuditLog:
         draft = self._draft = _Draft(
             self.chain,
             max([self.next_chain, *[event.opens_chain for event in events]]),
+            self.owner_pin,
             self.number,
             self._hash,
             self._unacked_bytes,
@@ -192,7 +195,7 @@ class AuditLog:
         """The transaction of the last `seal` is durable."""
         draft = self._draft
         self.number, self._hash, self._dropped = draft.number, draft.hash, draft.dropped
-        self.next_chain = draft.next_chain
+        self.next_chain, self.owner_pin = draft.next_chain, draft.owner_pin
         self.sealed_seq, self.sealed_report_no = draft.sealed_seq, draft.sealed_report_no
         self._unacked_bytes = draft.unacked_bytes
         self._accepted, self._ended, self._unsealed_bytes, self._lost = [], [], 0, 0
@@ -229,7 +232,9 @@ class AuditLog:
         begun = Begun(self.chain, agreed, held[0] if held else b"", self.number, self._hash, reason)
         dropping = any(kind != _LOST for kind in self._dropped)
         chain = self.next_chain
-        draft = self._draft = _Draft(chain, chain, 0, FIRST_PREVIOUS_HASH, 0, dict(self._dropped), dropping)
+        draft = self._draft = _Draft(
+            chain, chain, self.owner_pin, 0, FIRST_PREVIOUS_HASH, 0, dict(self._dropped), dropping
+        )
         draft.sealed_seq, draft.sealed_report_no = self.sealed_seq, self.sealed_report_no
         for event in (AuditEvent(NodeAuditKind.CHAIN_BEGUN, at_ms, begun.detail()), *again):
             self._append(draft, event)
@@ -247,7 +252,8 @@ class AuditLog:
 
     def _save(self, draft: _Draft, acked_number: int) -> None:
         state = (draft.number, draft.hash, draft.sealed_seq, draft.sealed_report_no, acked_number)
-        self._connection.execute(_SET_STATE, (*state, json.dumps(draft.dropped), draft.chain, draft.next_chain))
+        chain = (draft.chain, draft.next_chain, draft.owner_pin)
+        self._connection.execute(_SET_STATE, (*state, json.dumps(draft.dropped), *chain))
 
     def after(self, number: int) -> list[gateway_pb2.AuditRow]:
         """The next rows after `number`, as many as one frame takes; those that are forgotten are passed over."""
@@ -285,6 +291,7 @@ class AuditLog:
         draft.number = row.number
         draft.hash = node_row_hash(self._node_id, draft.hash, row, chain=draft.chain)
         draft.unacked_bytes += len(event.detail) + ROW_BYTES
+        draft.owner_pin = event.owner_pin or draft.owner_pin
         draft.rows.append((row.number, row.at_ms, row.kind, event.detail, draft.hash))
 
 
@@ -294,6 +301,7 @@ class _Draft:
 
     chain: int
     next_chain: int
+    owner_pin: str
     number: int
     hash: bytes
     unacked_bytes: int

@@ -32,6 +32,7 @@ class AuditEvent:
         detail: from `encode_detail`.
         items: what a gap counts it as, should it not be kept.
         opens_chain: chain that the node is to begin from here on; 0 when this says nothing of it.
+        owner_pin: that is told, in hexadecimal; empty when this says nothing of it.
     """
 
     kind: NodeAuditKind
@@ -39,6 +40,7 @@ class AuditEvent:
     detail: bytes
     items: int = 1
     opens_chain: int = 0
+    owner_pin: str = ""
 
 
 def event(kind: NodeAuditKind, at_ms: int, detail: dict[str, JSON]) -> AuditEvent:
@@ -65,6 +67,12 @@ def intent_used(entry: Entry, intent_id: bytes, people: Sequence[str]) -> AuditE
     """People's intent let a protected action run."""
     detail: dict[str, JSON] = {"intent_id": intent_id.hex(), "people": people, "seq": entry.seq}
     return event(NodeAuditKind.INTENT_USED, entry.accepted_at_ms, detail)
+
+
+def owner_pinned(pin: str, former: str, at_ms: int) -> AuditEvent:
+    """Another owner is pinned than the chain has told."""
+    told = event(NodeAuditKind.OWNER_PINNED, at_ms, {"former": former, "pin": pin})
+    return replace(told, owner_pin=pin)
 
 
 def floor(statement: trust_pb2.FloorStatement, last_accepted_seq: int, at_ms: int) -> AuditEvent:

@@ -119,6 +119,11 @@ class Journal:
         return self._store.audit.number
 
     @property
+    def audit_owner_pin(self) -> str:
+        """Owner pin that the audit told last, in hexadecimal; empty before it told any."""
+        return self._store.audit.owner_pin
+
+    @property
     def next_audit_chain(self) -> int:
         """Chain that a floor named, which is written now or begun soon."""
         return self._store.audit.next_chain

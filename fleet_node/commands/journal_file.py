@@ -13,7 +13,7 @@ from pathlib import Path
 from fleet_node.commands.audit_log import AUDIT_SCHEMA, FIRST_STATE
 from fleet_node.commands.intent_rows import INTENTS_SCHEMA
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 _FIRST_VERSION = 1
 CHECKPOINT_PAGES = 256
 """Pages in the write-ahead log before it is folded in and written over from its start: overwriting costs a disk less

@@ -119,10 +119,19 @@ class CommandService:
         self._turn = asyncio.Lock()
         self._welcomed = False
         self._closing = False
+        self._told_owner_pin = journal.audit_owner_pin
 
     def audit(self, kind: NodeAuditKind, **detail: JSON) -> None:
         """Record in the node's audit what no command of the journal says; durable with the journal's next commit."""
         self._journal.audit_nowait(audit_rows.event(kind, self._server_time.now_ms(), detail))
+
+    def tell_owner_pin(self, pin: bytes) -> None:
+        """Record in the node's audit which owner is pinned, unless it says so already. Whoever pinned one while no
+        process ran is told of by the next one."""
+        if pin and pin.hex() != self._told_owner_pin:
+            told = audit_rows.owner_pinned(pin.hex(), self._told_owner_pin, self._server_time.now_ms())
+            self._journal.audit_nowait(told)
+            self._told_owner_pin = pin.hex()
 
     def hello(self) -> HelloCounters:
         """See `CommandPort`."""

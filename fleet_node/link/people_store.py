@@ -117,6 +117,7 @@ class PeopleStore:
             self._audit.tell(
                 NodeAuditKind.PEOPLE_TAKEN,
                 owner=0 if people.owner is None else people.owner.generation,
+                owner_sha256="" if people.owner is None else hashlib.sha256(people.owner.public_key).hexdigest(),
                 policy=0 if policy is None else policy.version,
                 policy_sha256="" if policy is None else hashlib.sha256(policy.signed.statement).hexdigest(),
                 roles=len(people.grants),

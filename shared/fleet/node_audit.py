@@ -41,6 +41,7 @@ class NodeAuditKind(StrEnum):
     STATEMENT_REFUSED = "statement.refused"
     BUNDLE_APPLIED = "bundle.applied"
     BUNDLE_REFUSED = "bundle.refused"
+    OWNER_PINNED = "owner.pinned"
     PEOPLE_TAKEN = "people.taken"
     PEOPLE_REFUSED = "people.refused"
     CREDENTIAL_STORED = "credential.stored"

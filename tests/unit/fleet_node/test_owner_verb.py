@@ -9,8 +9,9 @@ from fleet.people import owner_pin
 from fleet.v1 import trust_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
-from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
+from tests.fakes.gateway import CLUSTER, NODE, FakeGateway, FakeInstallation
 from tests.properties.persons import ADA, NEXT_OWNER, PIN, grant, owner_statement, policy
+from tests.unit.fleet_node.commands.audit_reader import read_audit_of
 from tests.unit.fleet_node.program import end, fleet_node, start
 from tests.unit.fleet_node.test_app import build, running
 
@@ -72,6 +73,23 @@ async def test_a_running_daemon_takes_a_pin_at_once(
     assert "owner: generation 1, policy 1" in doctor.out
     process.terminate()
     await end(process)
+
+
+async def test_every_pin_stands_once_in_the_nodes_audit(gateway: FakeGateway, member: StateFolder) -> None:
+    """The first one was set while no daemon ran, the second one while one did."""
+    other = owner_pin(NEXT_OWNER.public_key).hex()
+    await fleet_node("owner", "pin", PIN.hex(), "--state-dir", member.path)
+    for streams in (1, 2):
+        process = await start("run", "--state-dir", member.path)
+        await gateway.wait_stream(streams)
+        await fleet_node("owner", "pin", other, "--replace", "--state-dir", member.path)
+        await fleet_node("owner", "pin", other, "--state-dir", member.path)
+        process.terminate()
+        await end(process)
+
+    audit = read_audit_of(member.journal, NODE)
+
+    assert audit.details("owner.pinned") == [{"former": "", "pin": PIN.hex()}, {"former": PIN.hex(), "pin": other}]
 
 
 async def test_what_is_protected_is_shown_and_what_protects_nothing_is_told(

@@ -380,3 +380,19 @@ async def test_a_node_whose_chain_forked_sends_the_next_one_and_listens_to_no_la
     assert node.service.hello().audit_chain == 1
     node.open_stream(binding=b"c" * 32)
     assert await next_frame(node, node.clock) == second
+
+
+def test_a_pin_that_was_not_chained_is_told_again(path: Path) -> None:
+    store = JournalStore(path, NODE)
+    store.audit = AuditLog(store.connection, NODE, max_unacked_bytes=0)
+    store.apply([Batch(audit=[audit_rows.owner_pinned("aa", "", 7)])], 0)
+    assert store.audit.owner_pin == ""
+    store.close()
+    store = JournalStore(path, NODE)
+    assert store.audit.owner_pin == ""
+    store.apply([Batch(audit=[audit_rows.owner_pinned("bb", "", 8), an_event(), floor_event(1)])], 0)
+    assert store.audit.answered(an_ack(0, "CHAIN_ENDED"), store.audit.number, 9)
+    store.close()
+    store = JournalStore(path, NODE)
+    assert (store.audit.owner_pin, store.audit.chain) == ("bb", 1), "another chain forgets nothing"
+    store.close()

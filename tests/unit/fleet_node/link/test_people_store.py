@@ -28,6 +28,7 @@ from tests.properties.persons import (
     GRANTS,
     NEXT_OWNER,
     NOW_MS,
+    OWNER,
     PIN,
     STRANGER,
     grant,
@@ -331,3 +332,14 @@ def test_a_person_at_the_node_goes_before_the_token(tmp_path: Path, installation
     path.write_text("half a pin")
     with pytest.raises(MembershipError, match="pin the owner again"):
         pinned_owner(path, membership)
+
+
+async def test_an_owners_successor_stands_in_the_audit_by_its_key(place: Place) -> None:
+    place.open()
+    first = owner_statement(cluster_id=CLUSTER)
+    await place.offer(owners=[first])
+    await place.offer(owners=[first, owner_statement(NEXT_OWNER, 2, OWNER, cluster_id=CLUSTER)])
+
+    told = [(row["owner"], row["owner_sha256"]) for kind, row in place.heard.rows]
+
+    assert told == [(1, PIN.hex()), (2, owner_pin(NEXT_OWNER.public_key).hex())]
