@@ -131,6 +131,7 @@ class Node:
             BundleFile(parts.folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key),
             self.metrics.link,
             people,
+            self._key_audit,
         )
         self.telemetry = TelemetryService(
             spool=Spool(parts.folder.spool, max_bytes=settings.spool_max_bytes, now_ms=self._clock.now_ms()),
@@ -178,8 +179,8 @@ class Node:
                 people=people,
                 protected=settings.protected,
             ),
+            refusals=self._key_audit,
         )
-        self.trust.audited_by(self.commands)
         self.commands.audit(
             NodeAuditKind.PROCESS_STARTED, bundle=list(self.trust.state.version), version=software_version()
         )

@@ -136,7 +136,11 @@ class AuditLog:
 
     def lost(self, events: Sequence[AuditEvent]) -> None:
         """A commit that failed held these: the next gap counts them."""
-        self._lost += sum(event.items for event in events)
+        self.left_out(sum(event.items for event in events))
+
+    def left_out(self, items: int) -> None:
+        """So much was never to be written: the next gap counts it."""
+        self._lost += items
 
     def acked(self, number: int) -> None:
         """The server has every row up to `number`; written down with the next seal."""

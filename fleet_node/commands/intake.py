@@ -203,7 +203,7 @@ class Intake:
         if isinstance(checked, Objection):
             return checked
         action, arguments = checked
-        limit_ms = self._protection.resume(action, entry.seq)
+        limit_ms = self._protection.resume(action, entry)
         if isinstance(limit_ms, Objection):
             return limit_ms
         entry.not_after_ms = min(entry.not_after_ms, limit_ms)
@@ -211,11 +211,11 @@ class Intake:
 
     def permits(self, action: Action, entry: Entry) -> bool:
         """Whether a journaled command may still run, as far as people are concerned."""
-        return not isinstance(self._protection.resume(action, entry.seq), Objection)
+        return self._protection.permits(action, entry)
 
     def objection(self, run: Run) -> Objection | None:
         """Why a command whose turn has come may not start."""
-        return self._protection.start(run.action, run.entry.seq)
+        return self._protection.start(run.action, run.entry)
 
     def _verified(self, signed: trust_pb2.Signed, domain: Domain, message: type[MessageT]) -> MessageT:
         now_ms = self._server_time.now_ms()

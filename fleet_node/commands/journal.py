@@ -13,6 +13,8 @@ Mental model
     last, so they wait for no turn of their own.
     Callbacks come back on the loop in the order in which batches were handed in, so report numbers become visible in
     their order.
+    Rows of the audit that belong to no batch gather while some of them are written, and no more than a bounded number:
+    a server that makes the node refuse costs it neither its memory nor a commit each.
     Acknowledgements ride along with a later commit: losing some only sends reports again.
     A copy of the file is made in steps, and what was queued during a step is done after it: commands do not wait for
     a backup.
@@ -44,6 +46,8 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Done = Callable[[JournalUnavailableError | None], None]
 _CLOSED = "the node is shutting down"
+MAX_ROWS_WAITING = 1024
+"""Rows of the audit that wait for their commit; beyond, as when the disk hangs, they are counted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +89,9 @@ class Journal:
         self._copies: deque[_Copy] = deque()  # the thread's, and so is the next
         self._ending = False
         self._acked_report_no = 0
+        self._rows: list[AuditEvent] = []
+        self._rows_left_out = 0
+        self._rows_open = self._rows_under_way = False
         self.audit_news = asyncio.Event()
         """Set whenever something was handed in that the audit speaks of; whoever sends the audit clears it."""
         self._closed = False
@@ -138,7 +145,12 @@ class Journal:
 
     def audit_nowait(self, event: AuditEvent) -> None:
         """Chain a row of the node's audit that belongs to no other batch."""
-        self.submit(Batch(audit=[event]), partial(_audited, event))
+        if len(self._rows) >= MAX_ROWS_WAITING:
+            self._rows_left_out += event.items
+            return
+        self._rows.append(event)
+        if not self._rows_under_way:
+            self._submit_rows()
 
     def submit_late(self, submit: Callable[[], None]) -> None:
         """Call `submit` at the end of this turn of the event loop; what it submits goes over with all of this turn."""
@@ -179,6 +191,8 @@ class Journal:
     async def close(self) -> None:
         """Commit what is queued and close the file. A second call does nothing."""
         if not self._closed:
+            if not self._rows_open:
+                self._submit_rows()
             self._closed = True
             self._hand_over()
             self._queue.put(None)
@@ -186,6 +200,22 @@ class Journal:
             self._store.close()
         else:
             await asyncio.to_thread(self._thread.join)
+
+    def _submit_rows(self) -> None:
+        if self._rows:
+            batch = Batch(audit=self._rows, audit_left_out=self._rows_left_out)
+            self._rows_left_out = 0
+            self._rows_open = self._rows_under_way = True  # what this turn adds goes with them
+            self.submit(batch, partial(self._rows_written, batch))
+
+    def _rows_written(self, batch: Batch, failure: JournalUnavailableError | None) -> None:
+        self._rows_under_way = False
+        if failure is not None:
+            log.error("audit_rows_not_written", rows=len(batch.audit), error=str(failure))
+        if self._closed:
+            self._rows = []
+        else:
+            self._submit_rows()
 
     def _hand_in(self, item: _Item) -> None:
         self._await_end()
@@ -202,6 +232,8 @@ class Journal:
         self._hand_over()
 
     def _hand_over(self) -> None:
+        if self._rows_open:
+            self._rows, self._rows_open = [], False
         if self._turn:
             self._queue.put(self._turn)
             self._turn = []
@@ -303,11 +335,6 @@ def _settle(callbacks: list[Done], failure: JournalUnavailableError | None) -> N
             done(failure)
         except Exception:
             log.exception("journal_callback_failed")  # the others still have to hear
-
-
-def _audited(event: AuditEvent, failure: JournalUnavailableError | None) -> None:
-    if failure is not None:
-        log.error("audit_row_not_written", kind=event.kind.value, error=str(failure))
 
 
 def _resolve(future: asyncio.Future[Any], answer: object) -> None:

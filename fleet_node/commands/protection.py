@@ -6,15 +6,19 @@ that the node holds does. The server has no say in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fleet.clock import Clock, ServerTime
-from fleet.intents import SENTENCES, IntentVerdict, Order, judge_again, judge_intent
+from fleet.envelope import MAX_SIGNATURES
+from fleet.intents import SENTENCES, IntentVerdict, Judgement, Order, judge_again, judge_intent, read_intent
 from fleet.logs import get_logger
 from fleet.people import CLOCK_SLACK_MS, People
-from fleet.v1 import command_pb2
-from fleet_node.commands.rules import Objection
+from fleet.redaction import printable
+from fleet.v1 import command_pb2, trust_pb2
+from fleet_node.commands.entry import Entry
+from fleet_node.commands.refusals import Refusals
+from fleet_node.commands.rules import MAX_ACTOR_CHARS, Objection
 from fleet_node.commands.used_intents import Use, UsedIntents
 from fleet_node.drivers.api import Action
 from fleet_node.drivers.protected import protected_by
@@ -72,7 +76,7 @@ class Protection:
     Args:
         verifier: see there.
         used: the node's memory of intents; what becomes durable is added to it by the ledger.
-        refused: told the verdict of each command that may not run.
+        refusals: told of each command that may not run.
     """
 
     def __init__(
@@ -82,13 +86,13 @@ class Protection:
         *,
         clock: Clock,
         server_time: ServerTime,
-        refused: Callable[[IntentVerdict], None],
+        refusals: Refusals,
     ) -> None:
         self._verifier = verifier
         self._used = used
         self._clock = clock
         self._server_time = server_time
-        self._refused = refused
+        self._refusals = refusals
         self._people = verifier.people.people
         self._protected: dict[str, bool] = {}
 
@@ -126,25 +130,26 @@ class Protection:
         )
         intent = judgement.intent
         if not judgement.passes or intent is None:
-            self._refused(judgement.verdict)
-            log.warning(
-                "protected_command_refused",
-                reason=judgement.verdict.value,
-                detail=judgement.detail,
-                action=command.action,
-                seq=command.monotonic_seq,
-                command_id=command.command_id.hex(),
-                intent_id="" if intent is None else intent.intent_id.hex(),
-            )
+            self._refuse(command, judgement)
             return _objection(command.action, judgement.verdict, judgement.detail)
         signing = b"".join(sorted(judgement.signing))
         use = Use(intent.intent_id, command.monotonic_seq, intent.issued_at_ms, intent.not_after_ms, signing)
         return Permit(use, self._start_by_ms(use, now_ms), judgement.people)
 
-    def resume(self, action: Action, seq: int) -> int | Objection:
+    def permits(self, action: Action, entry: Entry) -> bool:
+        """Whether a journaled command may still start, as far as people are concerned."""
+        return not isinstance(self._resumed(action, entry.seq), Objection)
+
+    def resume(self, action: Action, entry: Entry) -> int | Objection:
         """Until when a journaled command may start in this process, in server time, or why it may not: the intent that
         let it in must have been used by it, and must not have ended, and those who signed it must still have their
         roles."""
+        answer = self._resumed(action, entry.seq)
+        if isinstance(answer, Objection):
+            self._refuse_waiting(entry, answer)
+        return answer
+
+    def _resumed(self, action: Action, seq: int) -> int | Objection:
         if not self.protects(action):
             return _NO_END_MS
         use, now_ms = self._used.of(seq), self._now_ms()
@@ -156,21 +161,57 @@ class Protection:
             return _objection(action.name, judgement.verdict, judgement.detail)
         return self._start_by_ms(use, now_ms)
 
-    def start(self, action: Action, seq: int) -> Objection | None:
+    def start(self, action: Action, entry: Entry) -> Objection | None:
         """Why a command whose turn has come may not start: people may have signed something else while it waited."""
         if not self.protects(action):
             return None
-        answer = self.resume(action, seq)
-        if not isinstance(answer, Objection):
-            return None
-        self._refused(IntentVerdict(answer.reason))
-        log.warning("waiting_command_refused", reason=answer.reason, detail=answer.detail, seq=seq)
-        return answer
+        answer = self.resume(action, entry)
+        return answer if isinstance(answer, Objection) else None
 
     def latest_floor_ms(self) -> int:
         """The latest moment up to which a floor may end intents, Unix milliseconds: as far ahead as a person's clock
         may be. Server time says nothing here, or one lie of a server would end all protected actions for ever."""
         return self._own_now_ms() + CLOCK_SLACK_MS
+
+    def _refuse(self, command: command_pb2.Command, judgement: Judgement) -> None:
+        people = self._verifier.people.people
+        signers = [signature.key_id for signature in command.intent.signatures[:MAX_SIGNATURES]]
+        verified = judgement.intent is not None  # before that, anybody may have written these key ids
+        intent_id = _claimed_id(command.intent)
+        log.warning(
+            "protected_command_refused",
+            reason=judgement.verdict.value,
+            detail=judgement.detail,
+            action=command.action,
+            seq=command.monotonic_seq,
+            command_id=command.command_id.hex(),
+            intent_id=intent_id.hex(),
+        )
+        self._refusals.protected(
+            judgement.verdict,
+            seq=command.monotonic_seq,
+            command_id=command.command_id,
+            action=command.action,
+            actor=printable(command.actor)[:MAX_ACTOR_CHARS],
+            intent_id=intent_id,
+            signers=signers,
+            people=_names(people, signers if verified else ()),
+        )
+
+    def _refuse_waiting(self, entry: Entry, objection: Objection) -> None:
+        use, people = self._used.of(entry.seq), self._verifier.people.people
+        signers = sorted(use.key_ids) if use is not None else []
+        log.warning("waiting_command_refused", reason=objection.reason, detail=objection.detail, seq=entry.seq)
+        self._refusals.protected(
+            IntentVerdict(objection.reason),
+            seq=entry.seq,
+            command_id=entry.command_id,
+            action=entry.action,
+            actor=entry.actor,
+            intent_id=b"" if use is None else use.intent_id,
+            signers=signers,
+            people=_names(people, signers),
+        )
 
     def _start_by_ms(self, use: Use, now_ms: int) -> int:
         # The server may be behind, or hold the node drained for as long as it likes: the intent goes on ending.
@@ -181,6 +222,19 @@ class Protection:
 
     def _own_now_ms(self) -> int:
         return max(self._clock.now_ms(), self._verifier.people.latest_signed_ms, self._used.latest_signed_ms)
+
+
+def _names(people: People, signers: Iterable[bytes]) -> set[str]:
+    known = people.keys_by_id
+    return {people.name_of(known[one]) for one in signers if one in known} - {""}
+
+
+def _claimed_id(signed: trust_pb2.Signed) -> bytes:
+    """The id that an intent names, whoever signed it; empty when there is none."""
+    try:
+        return read_intent(signed).intent_id
+    except ValueError:
+        return b""
 
 
 def _objection(action: str, verdict: IntentVerdict, detail: str) -> Objection:

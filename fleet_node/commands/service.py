@@ -10,14 +10,12 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 from fleet.clock import Clock, ServerTime
-from fleet.logs import get_logger
 from fleet.node_audit import JSON, NodeAuditKind
-from fleet.sequence import MAX_DETAIL_CHARS, StatementReason, StatementRefusal, StreamContext
+from fleet.sequence import StatementReason, StatementRefusal, StreamContext
 from fleet.trust import TrustState
-from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet.v1.command_pb2 import CancelOutcome, CommandState
 from fleet_node.commands import audit_rows, rules
 from fleet_node.commands.audit_sender import AuditSender
@@ -28,13 +26,20 @@ from fleet_node.commands.intake import Intake
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.ledger import Ledger
 from fleet_node.commands.protection import Protection, Verifier
+from fleet_node.commands.refusals import Refusals
 from fleet_node.commands.runner import Phase, StopCause
 from fleet_node.commands.store import JournalUnavailableError
 from fleet_node.drivers.registry import DriverRegistry
-from fleet_node.link.ports import MAX_REPORT_FRAME_BYTES, MAX_REPORTS_PER_FRAME, HelloCounters, TrustPort, Uplink
+from fleet_node.link.key_audit import Unheard
+from fleet_node.link.ports import (
+    MAX_REPORT_FRAME_BYTES,
+    MAX_REPORTS_PER_FRAME,
+    HelloCounters,
+    KeyAuditPort,
+    TrustPort,
+    Uplink,
+)
 from fleet_node.observability.metrics import CommandMetrics
-
-log = get_logger(__name__)
 
 MAX_BACKLOG = 16_384
 MAX_BACKLOG_BYTES = 128 * 1024 * 1024
@@ -55,6 +60,7 @@ class CommandService:
         clock: for time limits, retries and the drain's deadline.
         server_time: kept by the link, which has told it the time of a welcome before it calls `opened`.
         limits: see `CommandLimits`.
+        refusals: told of what is refused.
 
     Raises:
         JournalUnavailableError: the journal cannot be read.
@@ -72,12 +78,14 @@ class CommandService:
         metrics: CommandMetrics,
         limits: CommandLimits | None = None,
         verifier: Verifier | None = None,
+        refusals: KeyAuditPort | None = None,
     ) -> None:
         self._journal = journal
         self._trust = trust
         self._server_time = server_time
         self._metrics = metrics
         self._limits = limits or CommandLimits()
+        self._refusals = Refusals(refusals or Unheard(), metrics)
         recovered = journal.start()
         self._intake = Intake(
             offers=registry,
@@ -86,7 +94,7 @@ class CommandService:
                 recovered.used,
                 clock=clock,
                 server_time=server_time,
-                refused=lambda verdict: metrics.intent_refusals.labels(verdict.value).inc(),
+                refusals=self._refusals,
             ),
             trust=self._trust_state,
             site=site,
@@ -235,8 +243,7 @@ class CommandService:
                 now_ms = self._server_time.now_ms()
                 await take_floor(signed, stream.context, self._intake, self._ledger, self._journal, now_ms)
             except (StatementRefusal, JournalUnavailableError) as error:
-                log.error("floor_refused", detail=str(error))
-                self.audit(NodeAuditKind.FLOOR_REFUSED, detail=str(error)[:MAX_DETAIL_CHARS])
+                self._refusals.floor(error)
 
     def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[bytes]:
         """Reports for `stream`, if it is the newest."""
@@ -274,12 +281,7 @@ class CommandService:
             self._metrics.disk_full.inc(len(statement.commands))
             raise _unavailable(str(error)) from error
         for refused in plan.refused:
-            self.audit(
-                NodeAuditKind.COMMAND_REFUSED,
-                command_id=refused.command_id[:16].hex(),
-                reason=refused.reason,
-                seq=refused.monotonic_seq,
-            )
+            self._refusals.command(refused)
             stream.uplink.send_control(gateway_pb2.NodeControl(command_refused=refused))
 
     async def _cancel(self, cancel: command_pb2.CancelStatement) -> CancelOutcome.ValueType:
@@ -315,25 +317,9 @@ class CommandService:
         return audit_rows.cancel(cancel, outcome, self._server_time.now_ms())
 
     def _refuse(self, stream: _Stream, signed: trust_pb2.Signed, refusal: StatementRefusal) -> None:
-        key_id = signed.signatures[0].key_id[:16] if signed.signatures else b""
-        self._metrics.statement_refusals.labels(refusal.reason.value).inc()
-        log.warning("statement_refused", reason=refusal.reason.value, detail=refusal.detail)
-        self.audit(
-            NodeAuditKind.STATEMENT_REFUSED,
-            detail=refusal.detail,
-            key_id=key_id.hex(),
-            reason=refusal.reason.value,
-            statement_sha256=hashlib.sha256(signed.statement).hexdigest(),
-        )
-        generation, number = self._trust.state.version
-        refused = command_pb2.StatementRefused(
-            statement_sha256=hashlib.sha256(signed.statement).digest(),
-            key_id=key_id,
-            reason=refusal.reason.value,
-            last_accepted_seq=self._ledger.last_accepted_seq,
-            bundle_version=session_pb2.BundleVersion(generation=generation, number=number),
-            detail=refusal.detail,
-        )
+        refused = self._refusals.statement(signed, refusal)
+        refused.last_accepted_seq = self._ledger.last_accepted_seq
+        refused.bundle_version.generation, refused.bundle_version.number = self._trust.state.version
         stream.uplink.send_control(gateway_pb2.NodeControl(statement_refused=refused))
 
     def _tell_drain(self) -> None:

@@ -77,6 +77,7 @@ class Batch:
         last_accepted_seq: where it stands after this batch; 0 when the batch does not move it.
         last_report_no: highest report_no in this batch; 0 when it has none.
         audit: what the node's audit says beside that.
+        audit_left_out: how much more it would say, had there been room to keep it until now; a gap counts it.
     """
 
     accepted: Sequence[Entry] = ()
@@ -88,6 +89,7 @@ class Batch:
     last_accepted_seq: int = 0
     last_report_no: int = 0
     audit: Sequence[AuditEvent] = ()
+    audit_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class JournalStore:
         uses = [use for batch in batches for use in batch.uses]
         intents_after_ms = max([batch.intents_after_ms for batch in batches], default=0)
         events = [event for batch in batches for event in batch.audit]
+        self.audit.left_out(sum([batch.audit_left_out for batch in batches]))
         last_accepted_seq, last_report_no, acked = self._counters
         counters = (
             max([last_accepted_seq, *[batch.last_accepted_seq for batch in batches]]),

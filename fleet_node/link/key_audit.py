@@ -1,11 +1,13 @@
 """What the node's audit says of keys and of people's words: each event a row, and refusals that repeat counted.
 
 A server decides how often it makes a node refuse. So of refusals that are alike one row is written in `ROW_EVERY_S`,
-with how many there were since the last one, and no more kinds of them are told apart than `MAX_ALIKE`.
+with how many there were since the last one, and no more of one kind are told apart than `MAX_ALIKE`: what a server
+makes up of one kind hides nothing of another.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from fleet.clock import Clock
@@ -39,6 +41,7 @@ class KeyAudit:
         self._audit: AuditPort | None = None
         self._early: list[tuple[NodeAuditKind, dict[str, JSON]]] = []
         self._alike: dict[tuple[NodeAuditKind, JSON, str], _Alike] = {}
+        self._told_apart: Counter[NodeAuditKind] = Counter()
 
     def audited_by(self, audit: AuditPort) -> None:
         """Write rows there from now on; first those about what the process found when it started."""
@@ -58,8 +61,10 @@ class KeyAudit:
         """See `KeyAuditPort`."""
         reason, now = reason[:_MAX_REASON_CHARS], self._clock.monotonic()
         of = kind, detail.get("subject"), reason
-        if of not in self._alike and len(self._alike) >= MAX_ALIKE:
+        if of not in self._alike and self._told_apart[kind] >= MAX_ALIKE:
             of = kind, None, _FURTHER
+        elif of not in self._alike:
+            self._told_apart[kind] += 1
         alike = self._alike.setdefault(of, _Alike())
         alike.count += 1
         alike.detail = {**detail, "reason": reason}

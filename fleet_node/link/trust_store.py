@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 
 from fleet import trust
 from fleet.logs import get_logger
-from fleet.node_audit import JSON, NodeAuditKind
+from fleet.node_audit import NodeAuditKind
 from fleet.trust import TrustState
 from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_node.enrollment.membership import BundleFile
+from fleet_node.link.key_audit import Unheard
 from fleet_node.link.people_store import PeopleStore
-from fleet_node.link.ports import AuditPort
+from fleet_node.link.ports import KeyAuditPort
 from fleet_node.observability.metrics import LinkMetrics
 
 log = get_logger(__name__)
@@ -25,14 +26,21 @@ class TrustStore:
         file: where the bundle rests.
         metrics: shows generation and number.
         people: takes from each bundle what people signed; None where nobody asks for it.
+        audit: told of every bundle that is applied or refused.
     """
 
-    def __init__(self, file: BundleFile, metrics: LinkMetrics, people: PeopleStore | None = None) -> None:
+    def __init__(
+        self,
+        file: BundleFile,
+        metrics: LinkMetrics,
+        people: PeopleStore | None = None,
+        audit: KeyAuditPort | None = None,
+    ) -> None:
         self._file = file
         self._metrics = metrics
         self._people = people
         self._callbacks: list[Callable[[TrustState], None]] = []
-        self._audit = _unheard
+        self._audit = audit or Unheard()
         self._turn = asyncio.Lock()
         self._state = file.load()
         if people is not None:  # the file with people's words may have been moved away
@@ -48,10 +56,6 @@ class TrustStore:
         """Call `callback` whenever another bundle is in force."""
         self._callbacks.append(callback)
 
-    def audited_by(self, audit: AuditPort) -> None:
-        """Tell `audit` of every bundle that is applied or refused."""
-        self._audit = audit.audit
-
     async def offer(self, bundles: Sequence[trust_pb2.Signed]) -> gateway_pb2.BundleApplied:
         """Judge a chain, oldest first; what to tell the server once the newest good one is durable."""
         async with self._turn:
@@ -64,11 +68,11 @@ class TrustStore:
                     self._state = offered[-1]
             except (trust.TrustError, OSError) as error:
                 reason = str(error.reason) if isinstance(error, trust.TrustError) else "DISK"
-                self._audit(NodeAuditKind.BUNDLE_REFUSED, held=list(self._state.version), reason=reason)
+                self._audit.refuse(NodeAuditKind.BUNDLE_REFUSED, reason, held=list(self._state.version))
                 log.warning("trust_bundle_refused", reason=reason, detail=str(error))
                 return self._applied(applied=False, reason=f"{reason}: {error}")
         if offered:
-            self._audit(NodeAuditKind.BUNDLE_APPLIED, version=list(self._state.version))
+            self._audit.tell(NodeAuditKind.BUNDLE_APPLIED, version=list(self._state.version))
         self._show()
         for callback in self._callbacks:
             callback(self._state)
@@ -88,7 +92,3 @@ class TrustStore:
     def _show(self) -> None:
         self._metrics.bundle_generation.set(self._state.generation)
         self._metrics.bundle_number.set(self._state.number)
-
-
-def _unheard(kind: NodeAuditKind, **detail: JSON) -> None:
-    """Nobody keeps an audit yet."""

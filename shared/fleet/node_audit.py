@@ -35,6 +35,7 @@ class NodeAuditKind(StrEnum):
     PROCESS_STOPPED = "process.stopped"
     COMMAND_ACCEPTED = "command.accepted"
     INTENT_USED = "intent.used"
+    PROTECTED_REFUSED = "protected.refused"
     COMMAND_ENDED = "command.ended"
     COMMAND_REFUSED = "command.refused"
     COMMAND_CANCEL = "command.cancel"

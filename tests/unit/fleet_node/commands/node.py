@@ -22,6 +22,7 @@ from fleet_node.commands.rules import STATE_NAMES
 from fleet_node.commands.service import CommandService
 from fleet_node.commands.store import JournalStore
 from fleet_node.drivers.registry import DriverRegistry
+from fleet_node.link.key_audit import KeyAudit
 from fleet_node.observability.metrics import CommandMetrics
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_node.commands.probe import ProbeDriver
@@ -106,6 +107,7 @@ class TestNode:
         self.probe = ProbeDriver.latest
         self.metrics = CommandMetrics(Registry())
         self.server_time = ServerTime(self.clock)
+        self.key_audit = KeyAudit(self.clock)
         self.store = JournalStore(self.path, NODE)
         self.journal = Journal(self.store, commit_duration=self.metrics.commit_duration)
         self.service = CommandService(
@@ -118,7 +120,9 @@ class TestNode:
             metrics=self.metrics,
             limits=self.limits,
             verifier=self.verifier,
+            refusals=self.key_audit,
         )
+        self.key_audit.audited_by(self.service)
         self.states: dict[bytes, command_pb2.Report] = {}
         self.seen: list[command_pb2.Report] = []
 
