@@ -57,6 +57,7 @@ from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
+from fleet_server.trust.tls_rotation import TlsRotation
 
 log = get_logger(__name__)
 
@@ -158,7 +159,9 @@ class Server:
         )
         self.nodes.on_revoke(self.sessions.rotations.revoke_api_keys)
         self.nodes.show_rotating_with(self.sessions.rotations.open)
-        self.rotation = KeyRotation(self.trust, self.nodes.bundle_holdings, days=settings.command_key_rotation_days)
+        holdings = self.nodes.bundle_holdings
+        self.rotation = KeyRotation(self.trust, holdings, days=settings.command_key_rotation_days)
+        self.tls_rotation = TlsRotation.of_server(self.trust, holdings, settings, self.certificates)
         self.enrollment = EnrollmentService(
             database=self.database,
             clock=clock,
@@ -242,7 +245,7 @@ class Server:
             self.build_rooms()
             await self.commands.load()
             await self.replicas.register()
-            await self.trust.publish_bundle(self.settings.advertised_endpoints(), [self.certificates.ca_der])
+            await self.tls_rotation.open(self.settings.advertised_endpoints())
             async with contextlib.AsyncExitStack() as listening:
                 gateway = await self._listen(listening)
                 return await self._serve(gateway, stopping)
@@ -280,7 +283,9 @@ class Server:
             boundary=boundary,
             require_active=self.installation.require_active,
         )
-        installation = InstallationApi(self.installation, boundary, authenticate=self.operators.authenticate)
+        installation = InstallationApi(
+            self.installation, boundary, authenticate=self.operators.authenticate, chain=self.trust.fresh_chain
+        )
         gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
         services = (ADMIN_SERVICE, INSTALLATION_SERVICE)
         reflection = Reflection(services=services, access=self.operators, boundary=boundary)
@@ -332,7 +337,7 @@ class Server:
                 "installation": self.installation.run(),
                 "trust-watch": self.trust.watch.run(),
                 "key-rotation": self.rotation.run(),
-                "certificates": self.certificates.run(),
+                "certificates": self.tls_rotation.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
                 "process-metrics": self.process.run(),
@@ -377,9 +382,7 @@ class Server:
 
     async def _drain_requested(self, stopping: StopRequest) -> None:
         request = await self.replicas.wait_drain_requested()
-        if request.deadline_ms:
-            stopping.deadline_s = max(0.0, (request.deadline_ms - self.clock.now_ms()) / 1000)
-        stopping.reason = request.reason
+        stopping.ordered(request.reason, request.deadline_ms, self.clock.now_ms())
 
     async def _last_writes(self) -> None:
         await write_last(

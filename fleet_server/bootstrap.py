@@ -18,7 +18,7 @@ from fleet.errors import Reason, Refusal
 from fleet.identity import private_folder
 from fleet.logs import get_logger
 from fleet.secrets import Secret
-from fleet.tls import certificate_sha256
+from fleet.tls import certificate_sha256, split_endpoint
 from fleet_server.admin.access import OperatorService
 from fleet_server.audit.service import AuditService
 from fleet_server.certificates import ServerCertificates, open_certificates
@@ -38,6 +38,7 @@ from fleet_server.trust.secrets import (
     read_key_file,
 )
 from fleet_server.trust.service import TrustService, TrustSetupError
+from fleet_server.trust.tls_rotation import TlsRotation
 
 log = get_logger(__name__)
 
@@ -112,7 +113,8 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
                 if made_key_file is not None:
                     made_key_file.unlink()  # it opens nothing here, and would hide that the right one is missing
                 raise
-            await trust.publish_bundle(settings.advertised_endpoints(), [certificates.ca_der], as_replica=False)
+            tls = TlsRotation.of_server(trust, lambda *_: [], settings, certificates)
+            await tls.open(settings.advertised_endpoints(), as_replica=False)
             operators = OperatorService(database=database, clock=clock, audit=audit, secrets=secrets)
             token = None if settings.is_strict else await _create_owner(operators, owner)
             await audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
@@ -172,12 +174,13 @@ def master_key(settings: Settings) -> Secret[bytes]:
 
 
 def open_tls(settings: Settings, clock: Clock) -> ServerCertificates:
-    """CA and leaf of an installation.
+    """Certificates of an installation; the database says which.
 
     Raises:
-        CertificateError: the files cannot be used.
+        CertificateError: their folder cannot be used.
     """
-    return open_certificates(_tls_folder(settings), settings.certificate_hosts(), clock)
+    endpoint_hosts = [split_endpoint(endpoint)[0] for endpoint in settings.advertised_endpoints()]
+    return open_certificates(_tls_folder(settings), endpoint_hosts, clock)
 
 
 def require_schema(settings: Settings) -> None:

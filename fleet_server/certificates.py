@@ -1,232 +1,237 @@
-"""The server's own TLS: CA and leaf on disk, renewal before the leaf ends, and reload without a restart.
+"""What the server's listeners show: the cluster's own certificate, or one from outside, changed without a restart.
 
 Mental model
-    `ca.pem` and `leaf.pem` hold certificate and key together, so that each is replaced in one atomic step and never
-    torn. At two thirds of its life the leaf is replaced. gRPC asks for the current one at each TLS handshake; streams
-    that are open stay. The leaf before it stays accepted in handshakes until it ends: a node that fetched it a moment
-    ago has signed its hash. Files are looked at again with each check, so that a leaf that another process or a
-    person put there is served too.
+    The database holds TLS CAs and the certificate that every replica shows, keys sealed; `take` is told whenever one
+    of them changed. gRPC asks for the current certificate at each TLS handshake; streams that are open stay. What was
+    shown before stays accepted in handshakes until it ends: a node that fetched it a moment ago has signed its hash.
+    While the ACTIVE CA is one from outside, its certificate lies in `outside.pem`, chain and key together, put there
+    by a person and looked at again each minute. Without that file the own certificate is shown, for the terminator
+    that shows the other one. `ca.crt` is written for people to copy: the CAs that a caller may meet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fleet import tls
 from fleet.clock import Clock
-from fleet.identity import PrivateFileError, private_folder, read_private, write_private
+from fleet.identity import PrivateFileError, private_folder, read_private
 from fleet.logs import get_logger
 from fleet.tls import CertifiedKey, certificate_sha256
 
 log = get_logger(__name__)
 
-CHECK_INTERVAL_S = 60.0
-_KEY_BEGINS = b"-----BEGIN PRIVATE KEY-----"
+OUTSIDE_FILE = "outside.pem"
+_CERTIFICATES = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.+?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
+_ROUNDS = 16
 
 
 class CertificateError(Exception):
     """The TLS files cannot be used. The message says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaves:
-    current: CertifiedKey
-    previous_der: bytes
+@dataclass(frozen=True, slots=True, repr=False)
+class ServedTls:
+    """What the database says about TLS.
+
+    Args:
+        leaf: the cluster's own certificate.
+        issuer_der: the own CA that signed it.
+        active_der: the CA whose certificate is to be shown.
+        published_der: CAs that nodes trust, the ACTIVE one first.
+    """
+
+    leaf: CertifiedKey
+    issuer_der: bytes
+    active_der: bytes
+    published_der: Sequence[bytes]
 
 
 class ServerCertificates:
-    """CA and leaf of one installation. Build it with `open_certificates`.
+    """Certificates of one server process. Build it with `open_certificates`, and give it what it shows with `take`.
 
     Args:
         folder: 0700; see the module.
-        hosts: DNS names and addresses that the leaf is for.
-        clock: decides when the leaf is due.
+        endpoint_hosts: names and addresses under which nodes come, which a certificate from outside has to be for.
+        clock: decides what has ended.
     """
 
-    def __init__(self, folder: Path, hosts: Sequence[str], clock: Clock, ca: CertifiedKey, leaves: _Leaves) -> None:
+    def __init__(self, folder: Path, endpoint_hosts: Sequence[str], clock: Clock) -> None:
         self._folder = folder
-        self._hosts = tuple(hosts)
+        self._endpoint_hosts = tuple(endpoint_hosts)
         self._clock = clock
-        self._ca = ca
-        self._leaves = leaves
+        self._served: ServedTls | None = None
+        self._current: CertifiedKey | None = None
+        self._shown: list[bytes] = []
+        self._roots = b""
+        self._told = ""
+
+    def take(self, served: ServedTls) -> None:
+        """Show what the database says from now on."""
+        self._served = served
+        self._choose()
+        roots = b"".join(tls.der_to_pem(der) for der in dict.fromkeys([*served.published_der, served.issuer_der]))
+        if roots != self._roots:
+            self._roots = roots
+            try:
+                (self._folder / "ca.crt").write_bytes(roots)
+            except OSError as error:
+                log.error("ca_file_not_written", path=str(self._folder / "ca.crt"), error=error.strerror)
 
     @property
     def ca_der(self) -> bytes:
-        """The CA certificate, for join tokens and bundles."""
-        return self._ca.certificate_der
+        """The CA whose certificate callers are to meet."""
+        return self._known.active_der
 
     @property
     def leaf_der(self) -> bytes:
-        """The leaf that new connections are shown."""
-        return self._leaves.current.certificate_der
+        """The certificate that new connections are shown."""
+        return self._leaf.certificate_der
 
     def accepted_leaves(self) -> frozenset[bytes]:
-        """SHA-256 of the leaves that a node's handshake may name: the current one, and the one before while it
-        lasts."""
-        accepted = {certificate_sha256(self.leaf_der)}
-        previous = self._leaves.previous_der
-        if previous and _validity(previous)[1] > self._now():
-            accepted.add(certificate_sha256(previous))
-        return frozenset(accepted)
+        """SHA-256 of the certificates that a node's handshake may name: the current one, and those that this process
+        showed before while they last."""
+        now = self._now()
+        self._shown = [der for der in self._shown if der == self.leaf_der or _ends(der) > now]
+        return frozenset(certificate_sha256(der) for der in self._shown)
+
+    def can_show(self, ca_der: bytes) -> bool:
+        """Whether `outside.pem` would prove this server to nodes that trust that CA."""
+        return self._outside(ca_der) is not None
 
     def credentials(self, client_ca_pem: bytes | None = None) -> grpc.ServerCredentials:
-        """Credentials for one listener; they follow every renewal. The CA is shown too, for `fleetctl login` to pin.
+        """Credentials for one listener; they follow every change. The own CA is shown too, for `fleetctl login` to pin.
 
         Args:
             client_ca_pem: every caller has to show a certificate of this CA; None asks for none.
         """
-        served = self._leaves.current
+        served = self._leaf
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             nonlocal served
-            current = self._leaves.current
+            current = self._leaf
             if current is served:
                 return None  # gRPC keeps what it has
             served = current
-            return self._configuration(current, client_ca_pem)
+            return _configuration(current, client_ca_pem)
 
         # The stubs do not know that the fetcher may answer None.
-        first, mutual = self._configuration(served, client_ca_pem), client_ca_pem is not None
+        first, mutual = _configuration(served, client_ca_pem), client_ca_pem is not None
         return grpc.dynamic_ssl_server_credentials(first, fetch, mutual)  # type: ignore[arg-type]
 
-    def renew(self) -> bool:
-        """Take up a leaf that was put into the folder, or make one when the current one is due; whether there is a
-        new one.
+    def look(self) -> None:
+        """See whether there is another `outside.pem`."""
+        if self._served is not None:
+            self._choose()
 
-        Raises:
-            CertificateError: the files cannot be read or written; the current leaf stays.
-        """
-        with _explained(self._folder):
-            stored = _load_leaf(self._folder, self._ca)
-            if stored is None or _leaf_is_due(stored, self._hosts, self._now()):
-                stored = _issue(self._folder, self._ca, self._hosts, self._now(), before=stored)
-        if stored.certificate_pem == self._leaves.current.certificate_pem:
-            return False
-        self._leaves = _Leaves(stored, self.leaf_der)
-        return True
+    @property
+    def _known(self) -> ServedTls:
+        if self._served is None:
+            raise RuntimeError("ServerCertificates.take() was not called")
+        return self._served
 
-    async def run(self) -> None:
-        """Check each minute, until cancelled. What fails is logged and tried again."""
-        while True:
-            await self._clock.sleep(CHECK_INTERVAL_S)
-            try:
-                renewed = self.renew()
-            except CertificateError as error:
-                log.error("certificate_renewal_failed", error=str(error))
-                continue
-            if renewed:
-                log.info("certificate_renewed", until=self._leaves.current.not_after.isoformat())
+    @property
+    def _leaf(self) -> CertifiedKey:
+        if self._current is None:
+            raise RuntimeError("ServerCertificates.take() was not called")
+        return self._current
 
-    def _configuration(self, leaf: CertifiedKey, client_ca_pem: bytes | None) -> grpc.ServerCertificateConfiguration:
-        chain_pem = leaf.certificate_pem + self._ca.certificate_pem
-        return grpc.ssl_server_certificate_configuration([(leaf.private_key_pem, chain_pem)], client_ca_pem)
+    def _choose(self) -> None:
+        known, chosen = self._known, None
+        if known.active_der != known.issuer_der:
+            chosen = self._outside(known.active_der)
+        if chosen is None:
+            chosen = CertifiedKey(
+                known.leaf.certificate_pem + tls.der_to_pem(known.issuer_der), known.leaf.private_key_pem
+            )
+        if self._current is not None and chosen.certificate_pem == self._current.certificate_pem:
+            return
+        if self._current is not None:
+            sha256 = certificate_sha256(chosen.certificate_der).hex()
+            log.info("certificate_changed", sha256=sha256, until=_ends(chosen.certificate_der).isoformat())
+        self._current = chosen
+        if chosen.certificate_der not in self._shown:
+            self._shown.append(chosen.certificate_der)
+
+    def _outside(self, ca_der: bytes) -> CertifiedKey | None:
+        """What `outside.pem` holds, if a node that trusts `ca_der` would believe it; the log says why not."""
+        path = self._folder / OUTSIDE_FILE
+        if not path.exists():
+            return None
+        try:
+            content = read_private(path)
+            for host in self._endpoint_hosts:
+                _shake_hands(path, ca_der, host)
+        except (PrivateFileError, OSError, ValueError) as error:
+            self._tell(f"{path} proves nothing to nodes: {error}")
+            return None
+        self._told = ""
+        key = _KEY.search(content)
+        return CertifiedKey(b"".join(_CERTIFICATES.findall(content)), key.group() if key else b"")
+
+    def _tell(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            log.error("certificate_unfit", detail=what)
 
     def _now(self) -> dt.datetime:
-        return _utc(self._clock)
+        return dt.datetime.fromtimestamp(self._clock.now_ms() / 1000, dt.UTC)
 
 
-def open_certificates(folder: Path, hosts: Sequence[str], clock: Clock) -> ServerCertificates:
-    """Load the TLS files; make CA and leaf where there are none, and a new leaf when it is due or for other hosts.
+def open_certificates(folder: Path, endpoint_hosts: Sequence[str], clock: Clock) -> ServerCertificates:
+    """Certificates that show nothing yet.
 
     Args:
         folder: made with mode 0700.
-        hosts: DNS names and IP addresses of the leaf; the first names it.
+        endpoint_hosts: names and addresses under which nodes come.
         clock: for validity.
 
     Raises:
-        CertificateError: the files cannot be used.
+        CertificateError: the folder cannot be used.
     """
-    with _explained(folder):
+    try:
         private_folder(folder)
-        now = _utc(clock)
-        ca = _load(folder / "ca.pem")
-        if ca is None:
-            ca = tls.make_ca("fleet-server CA", now)
-            _store(folder / "ca.pem", ca)
-        (folder / "ca.crt").write_bytes(ca.certificate_pem)  # the public part, for operators to copy
-        leaf = _load_leaf(folder, ca)
-        if leaf is None or _leaf_is_due(leaf, hosts, now):
-            leaf = _issue(folder, ca, hosts, now, before=leaf)
-        previous = _load_previous(folder)
-        return ServerCertificates(folder, hosts, clock, ca, _Leaves(leaf, previous))
+    except PrivateFileError as error:
+        raise CertificateError(str(error)) from error
+    return ServerCertificates(folder, endpoint_hosts, clock)
 
 
-def _issue(
-    folder: Path, ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, *, before: CertifiedKey | None
-) -> CertifiedKey:
-    leaf = tls.make_leaf(ca, hosts, now)
-    if before is not None:
-        # First, so that a crash in between leaves it accepted twice rather than never.
-        write_private(folder / "previous.crt", before.certificate_pem)
-    _store(folder / "leaf.pem", leaf)
-    return leaf
+def _configuration(shown: CertifiedKey, client_ca_pem: bytes | None) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(shown.private_key_pem, shown.certificate_pem)], client_ca_pem)
 
 
-def _leaf_is_due(leaf: CertifiedKey, hosts: Sequence[str], now: dt.datetime) -> bool:
-    begins, ends = _validity(leaf.certificate_der)
-    covered = set(tls.host_names(hosts)) <= set(tls.leaf_hosts(leaf.certificate_pem))
-    return now >= begins + (ends - begins) * 2 / 3 or not covered
+def _shake_hands(path: Path, ca_der: bytes, host: str) -> None:
+    """Play a node that dials `host` and trusts `ca_der` alone against a server that shows `path`, in memory.
+
+    Raises:
+        OSError: the TLS library's reason why not.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.minimum_version = ssl.TLSVersion.TLSv1_3
+    server.load_cert_chain(path, password=lambda: "")  # asks nobody: a key under a passphrase is of no use here
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller = tls.client_context([ca_der]).wrap_bio(to_client, to_server, server_hostname=host)
+    called = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(_ROUNDS):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            caller.do_handshake()
+            return
+        with contextlib.suppress(ssl.SSLWantReadError):
+            called.do_handshake()
+    raise OSError("the TLS handshake does not end")
 
 
 @lru_cache(maxsize=16)
-def _validity(der: bytes) -> tuple[dt.datetime, dt.datetime]:
-    certificate = x509.load_der_x509_certificate(der)
-    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
-
-
-def _store(path: Path, pair: CertifiedKey) -> None:
-    write_private(path, pair.certificate_pem + pair.private_key_pem)
-
-
-def _load(path: Path) -> CertifiedKey | None:
-    if not path.exists():
-        return None
-    content = read_private(path)
-    certificate, separator, key = content.partition(_KEY_BEGINS)
-    if not separator:
-        raise ValueError(f"{path.name} holds no private key")
-    shown = x509.load_pem_x509_certificate(certificate).public_key()
-    if load_pem_private_key(separator + key, password=None).public_key() != shown:
-        raise ValueError(f"the private key in {path.name} is not that of its certificate")
-    return CertifiedKey(certificate, separator + key)
-
-
-def _load_leaf(folder: Path, ca: CertifiedKey) -> CertifiedKey | None:
-    leaf = _load(folder / "leaf.pem")
-    if leaf is not None and not tls.is_issued_by(leaf.certificate_pem, ca.certificate_pem):
-        raise ValueError("leaf.pem is not signed by ca.pem, which is all that nodes trust: remove it to get a new one")
-    return leaf
-
-
-def _load_previous(folder: Path) -> bytes:
-    path = folder / "previous.crt"
-    return tls.pem_to_der(read_private(path)) if path.exists() else b""
-
-
-def _utc(clock: Clock) -> dt.datetime:
-    return dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC)
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn whatever can go wrong with TLS files into one error that names the folder and the remedy."""
-    try:
-        yield
-    except PrivateFileError as error:
-        raise CertificateError(str(error)) from error
-    except OSError as error:
-        raise CertificateError(f"the TLS files in {folder} cannot be used: {error.strerror}") from error
-    except ValueError as error:
-        raise CertificateError(
-            f"the TLS files in {folder} are damaged ({error}): restore them from a backup;"
-            " without ca.pem every node has to learn a new CA"
-        ) from error
+def _ends(der: bytes) -> dt.datetime:
+    return x509.load_der_x509_certificate(der).not_valid_after_utc

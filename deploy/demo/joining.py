@@ -27,7 +27,7 @@ def server(stage: Stage, here: Installation) -> None:
     here.fleetctl(*login)
     me = here.fleetctl("whoami")
     stage.check(me["role"] == "owner", f"logged in as {me['operator']} ({me['role']}) to replica {me['replica_id']}")
-    secret = [here.data / "secret.key", here.data / "tls" / "ca.pem", here.owner_token_file, here.profile]
+    secret = [here.data / "secret.key", here.owner_token_file, here.profile]
     stage.check(all(_private(path) for path in secret), "every file that holds a secret is 0600")
 
 

@@ -122,7 +122,10 @@ def _remedy(error: ssl.SSLCertVerificationError) -> str:
         return "check this machine's clock; if it is right, the server has to renew its certificate"
     if "mismatch" in error.verify_message:
         return "the certificate is for other names: correct the endpoint, or add the name on the server"
-    return "something in between opens TLS, or this is another installation: let traffic to the gateway pass untouched"
+    return (
+        "something in between opens TLS, or this is another installation: let traffic to the gateway pass untouched. Or"
+        " the server's TLS CA was replaced while this node was away: the daemon finds that out by itself"
+    )
 
 
 def _describe(leaf: bytes | None) -> str:

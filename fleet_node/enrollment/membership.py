@@ -27,7 +27,11 @@ class MembershipError(Exception):
 @dataclass(frozen=True, slots=True)
 class PendingEnrollment:
     """An enrollment that waits for an operator: what the join token pinned, under which id to poll, and what the node
-    said of itself (`labels`)."""
+    said of itself (`labels`).
+
+    `bundle_version` is the (generation, number) that was in force when the token was made: no older bundle tells this
+    node of a TLS CA.
+    """
 
     token_id: str
     enrollment_id: str
@@ -37,6 +41,7 @@ class PendingEnrollment:
     authority_key: bytes
     owner_pin: bytes
     poll_interval_s: float
+    bundle_version: tuple[int, int] = (0, 0)
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,6 +76,7 @@ def save_pending(path: Path, pending: PendingEnrollment) -> None:
             "authority_key": _text(pending.authority_key),
             "owner_pin": _text(pending.owner_pin),
             "poll_interval_s": pending.poll_interval_s,
+            "bundle_version": list(pending.bundle_version),
             "labels": dict(pending.labels),
         },
     )
@@ -95,10 +101,16 @@ def load_pending(path: Path) -> PendingEnrollment | None:
             authority_key=_raw(found["authority_key"]),
             owner_pin=_raw(found["owner_pin"]),
             poll_interval_s=float(found["poll_interval_s"]),
+            bundle_version=_version(found["bundle_version"]),
             labels={str(key): str(value) for key, value in found["labels"].items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path) from error
+
+
+def _version(found: Any) -> tuple[int, int]:
+    generation, number = found
+    return int(generation), int(number)
 
 
 def save_membership(path: Path, membership: Membership) -> None:

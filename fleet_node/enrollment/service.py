@@ -18,7 +18,7 @@ from fleet import envelope, jointoken, sealing, trust, trust_chain
 from fleet.backoff import Backoff, BackoffPolicy
 from fleet.clock import Clock
 from fleet.envelope import Domain, EnvelopeError
-from fleet.errors import Advice, Refusal, advice
+from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.identity import NodeKeys, has_node_keys, load_node_keys, store_node_keys
 from fleet.secrets import Secret
 from fleet.v1 import enrollment_pb2
@@ -32,6 +32,7 @@ from fleet_node.enrollment.membership import (
     save_pending,
 )
 from fleet_node.link.caller import GatewayCaller, open_caller
+from fleet_node.link.following import learn_cas
 
 T = TypeVar("T")
 _POLL_BACKOFF = BackoffPolicy(initial_s=1.0, maximum_s=30.0)
@@ -126,7 +127,13 @@ class EnrollmentService:
         if pending is not None and (pending.token_id, pending.authority_key) == (said.token_id, said.authority_key):
             return pending
         keys = self.keys()
-        line = _Line(tuple(said.endpoints), said.tls_ca_der)
+        line = _Line(
+            endpoints=tuple(said.endpoints),
+            ca_der=said.tls_ca_der,
+            cluster_id=said.cluster_id,
+            authority_key=said.authority_key,
+            bundle_version=(said.authority_generation, said.bundle_number),
+        )
         try:
             answer = await self._ask(line, lambda caller: caller.enroll(_request(token, said, keys, applicant)))
         finally:
@@ -142,6 +149,7 @@ class EnrollmentService:
             authority_key=said.authority_key,
             owner_pin=token.owner_pin,
             poll_interval_s=float(answer.poll_interval_s),
+            bundle_version=(said.authority_generation, said.bundle_number),
             labels=dict(applicant.labels),
         )
         save_pending(self._folder.enrollment, pending)
@@ -161,7 +169,13 @@ class EnrollmentService:
             EnrollmentError: the bootstrap does not verify.
         """
         keys = self.keys()
-        line = _Line(pending.endpoints, pending.tls_ca_der)
+        line = _Line(
+            endpoints=pending.endpoints,
+            ca_der=pending.tls_ca_der,
+            cluster_id=pending.cluster_id,
+            authority_key=pending.authority_key,
+            bundle_version=pending.bundle_version,
+        )
         try:
             while True:
                 answer = await self._ask(line, lambda caller: caller.get_bootstrap(_poll(pending, keys)))
@@ -261,18 +275,46 @@ class EnrollmentService:
 
 
 class _Line:
-    """A connection that is opened anew after every failure: the wait for an operator outlives certificates and
-    gateways, and a channel is tied to the leaf that it saw first."""
+    """A connection that is opened anew after every failure: the wait for an operator outlives certificates, their CA
+    and gateways, and a channel is tied to the leaf that it saw first."""
 
-    def __init__(self, endpoints: tuple[str, ...], ca_der: bytes) -> None:
+    def __init__(
+        self,
+        *,
+        endpoints: tuple[str, ...],
+        ca_der: bytes,
+        cluster_id: str,
+        authority_key: bytes,
+        bundle_version: tuple[int, int],
+    ) -> None:
         self._endpoints = endpoints
-        self._ca_der = ca_der
+        self._cas: tuple[bytes, ...] = (ca_der,)
+        self._cluster_id = cluster_id
+        self._authority_key = authority_key
+        self._at_least = bundle_version
         self._caller: GatewayCaller | None = None
 
     async def caller(self) -> GatewayCaller:
         if self._caller is None:
-            self._caller = await open_caller(self._endpoints, (self._ca_der,))
+            self._caller = await self._open()
         return self._caller
+
+    async def _open(self) -> GatewayCaller:
+        try:
+            return await open_caller(self._endpoints, self._cas)
+        except Refusal as refusal:
+            if refusal.reason is not Reason.WRONG_CERTIFICATE:
+                raise
+            cas = await learn_cas(
+                self._endpoints,
+                cluster_id=self._cluster_id,
+                authority_key=self._authority_key,
+                at_least=self._at_least,
+            )
+            if not cas:
+                raise
+        self._cas = cas
+        return await open_caller(self._endpoints, cas)
 
     async def hang_up(self) -> None:
         if self._caller is not None:

@@ -48,10 +48,11 @@ class ClientCertificate:
 
 
 class LeafCache:
-    """Leaf certificates by endpoint, so that a reconnect costs one TLS connection and not two."""
+    """Leaf certificates by endpoint, so that a reconnect costs one TLS connection and not two. What was verified under
+    other CAs does not count: one of them may have been revoked."""
 
     def __init__(self) -> None:
-        self._leaves: dict[str, bytes] = {}
+        self._leaves: dict[str, tuple[tuple[bytes, ...], bytes]] = {}
 
     async def get(self, endpoint: str, ca_der: Sequence[bytes], client: Path | None = None) -> bytes:
         """DER of the endpoint's leaf, verified under `ca_der`.
@@ -59,10 +60,10 @@ class LeafCache:
         Raises:
             Refusal: WRONG_CERTIFICATE or UNAVAILABLE.
         """
-        leaf = self._leaves.get(endpoint)
-        if leaf is None:
+        verified_under, leaf = self._leaves.get(endpoint, ((), b""))
+        if verified_under != tuple(ca_der):
             leaf = await _fetch(endpoint, ca_der, client)
-            self._leaves[endpoint] = leaf
+            self._leaves[endpoint] = tuple(ca_der), leaf
         return leaf
 
     def forget(self, endpoint: str) -> None:
@@ -170,7 +171,7 @@ async def open_caller(
         certificate: of this node, for endpoints that want one.
 
     Raises:
-        Refusal: none answered; the reason is that of the last one.
+        Refusal: none will do; WRONG_CERTIFICATE if one of them showed a wrong one, or the reason of the last one.
     """
     leaves = leaves or LeafCache()
     failure = Refusal(Reason.UNAVAILABLE, "no gateway endpoint is known")
@@ -179,8 +180,29 @@ async def open_caller(
             leaf = await leaves.get(endpoint, ca_der, certificate.path if certificate is not None else None)
             return GatewayCaller(endpoint, leaf, leaves, certificate)
         except Refusal as refusal:
-            failure = refusal
+            if failure.reason is not Reason.WRONG_CERTIFICATE:
+                failure = refusal
     raise failure
+
+
+async def unverified_chain(
+    endpoint: str, asked: trust_pb2.GetTrustChainRequest, certificate: ClientCertificate | None = None
+) -> Sequence[trust_pb2.Signed]:
+    """Signed bundles from whoever answers at an endpoint: only their signatures count, and nothing secret is said.
+
+    Raises:
+        Refusal: nobody answers, or not in order.
+    """
+    try:
+        path = certificate.path if certificate is not None else None
+        leaf = await tls.fetch_unverified_leaf(endpoint, _LEAF_TIMEOUT_S, path)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise Refusal(Reason.UNAVAILABLE, f"cannot reach {endpoint} ({str(error) or type(error).__name__})") from error
+    caller = GatewayCaller(endpoint, leaf, LeafCache(), certificate)
+    try:
+        return (await caller.get_trust_chain(asked)).bundles
+    finally:
+        await caller.close()
 
 
 async def _fetch(endpoint: str, ca_der: Sequence[bytes], client: Path | None) -> bytes:

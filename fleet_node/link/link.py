@@ -20,9 +20,10 @@ from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.logs import get_logger
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
-from fleet_node.link.caller import ClientCertificate, GatewayCaller, LeafCache, open_caller
+from fleet_node.link.caller import ClientCertificate, GatewayCaller, LeafCache
 from fleet_node.link.connection import Connection, Ports, SelfDescription
 from fleet_node.link.credentials import Credentials, Shown
+from fleet_node.link.following import open_following
 from fleet_node.link.handshake import handshake
 from fleet_node.observability.metrics import LinkMetrics
 
@@ -125,9 +126,8 @@ class Link:
         certificate = mutual_tls.choose() if mutual_tls is not None else None
         if mutual_tls is not None and certificate is not None:
             endpoints = mutual_tls.endpoints
-        cas = self._ports.trust.state.tls_ca_der or (self._membership.tls_ca_der,)
         try:
-            connection = await self._connect_to(endpoints, cas, certificate, takeover_of)
+            connection = await self._connect_to(endpoints, certificate, takeover_of)
         except Refusal as refusal:
             if mutual_tls is not None:
                 mutual_tls.note_failure(refusal.reason)
@@ -137,13 +137,10 @@ class Link:
         return connection
 
     async def _connect_to(
-        self,
-        endpoints: tuple[str, ...],
-        cas: tuple[bytes, ...],
-        certificate: ClientCertificate | None,
-        takeover_of: str,
+        self, endpoints: tuple[str, ...], certificate: ClientCertificate | None, takeover_of: str
     ) -> Connection:
-        caller = await open_caller(endpoints, cas, self._leaves, certificate)
+        trust = self._ports.trust
+        caller = await open_following(endpoints, trust, self._membership, self._leaves, certificate)
         try:
             connection = await self._open_stream(caller, takeover_of)
         except BaseException as error:

@@ -119,7 +119,7 @@ def _key_view(record: KeyRecord, nodes: int = 0) -> admin_pb2.CommandKeyView:
     )
 
 
-def _rollout_view(far: Rollout) -> admin_pb2.KeyRollout:
+def _rollout_view(far: Rollout[KeyRecord]) -> admin_pb2.KeyRollout:
     return admin_pb2.KeyRollout(
         key_id=far.record.key_id,
         site=far.record.key.site,

@@ -15,6 +15,7 @@ from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
 from fleet_server.admin.rpc import AdminRooms
 from fleet_server.admin.telemetry import TelemetryApi
+from fleet_server.admin.tls import TlsApi
 from fleet_server.admin.trail import TrailApi
 from fleet_server.approvals.service import ApprovalService
 from fleet_server.audit.node_audit import NodeAudit
@@ -31,6 +32,7 @@ from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService
 from fleet_server.trust.succession import AuthorityRotation
+from fleet_server.trust.tls_rotation import TlsRotation
 
 
 class Services(Protocol):
@@ -44,6 +46,7 @@ class Services(Protocol):
     trust: TrustService
     installation: InstallationService
     rotation: KeyRotation
+    tls_rotation: TlsRotation
     nodes: NodeService
     sessions: SessionService
     node_audit: NodeAudit
@@ -67,4 +70,5 @@ def admin_rooms(server: Services) -> AdminRooms:
         trail=TrailApi(server.audit),
         approvals=ApprovalsApi(server.trust, server.approvals),
         keys=KeysApi(server.trust, server.rotation, AuthorityRotation(server.trust), server.nodes),
+        tls=TlsApi(server.trust, server.tls_rotation),
     )

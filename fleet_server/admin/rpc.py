@@ -26,6 +26,7 @@ from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
 from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.texts import check_texts
+from fleet_server.admin.tls import TlsApi
 from fleet_server.admin.trail import TrailApi
 from fleet_server.boundary import (
     Boundary,
@@ -58,6 +59,7 @@ class AdminRooms:
     trail: TrailApi
     approvals: ApprovalsApi
     keys: KeysApi
+    tls: TlsApi
 
 
 class Admin:
@@ -118,6 +120,11 @@ class Admin:
             "GetKeyRollout": rooms.keys.rollout,
             "ListAuthorities": rooms.keys.list_authorities,
             "RotateAuthority": rooms.keys.rotate_authority,
+            "ListTlsCas": rooms.tls.list_cas,
+            "PrepareTlsCa": rooms.tls.prepare,
+            "ActivateTlsCa": rooms.tls.activate,
+            "RetireTlsCa": rooms.tls.retire,
+            "RevokeTlsCa": rooms.tls.revoke,
         }
         self._streams: Mapping[str, StreamHandler] = {
             "WatchNodes": rooms.nodes.watch,

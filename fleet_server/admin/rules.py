@@ -80,6 +80,11 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "GetKeyRollout": Role.VIEWER,
     "ListAuthorities": Role.VIEWER,
     "RotateAuthority": Role.OWNER,
+    "ListTlsCas": Role.VIEWER,
+    "PrepareTlsCa": Role.OWNER,
+    "ActivateTlsCa": Role.OWNER,
+    "RetireTlsCa": Role.OWNER,
+    "RevokeTlsCa": Role.OWNER,
 }
 
 

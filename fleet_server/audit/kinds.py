@@ -26,6 +26,15 @@ class AuditKind(StrEnum):
     BUNDLE_PUBLISHED = "bundle.published"
     BUNDLE_BEHIND = "bundle.behind"
     AUDIT_TAMPERED = "audit.tampered"
+    TLS_CA_CREATED = "tls_ca.created"
+    TLS_CA_PREPARED = "tls_ca.prepared"
+    TLS_CA_ACTIVATED = "tls_ca.activated"
+    TLS_CA_OUTGOING = "tls_ca.outgoing"
+    TLS_CA_RETIRED = "tls_ca.retired"
+    TLS_CA_REVOKED = "tls_ca.revoked"
+    TLS_CA_QUARANTINED = "tls_ca.quarantined"
+    TLS_LEAF_ISSUED = "tls_leaf.issued"
+    TLS_LEAF_QUARANTINED = "tls_leaf.quarantined"
     # Operators
     OPERATOR_CREATED = "operator.created"
     OPERATOR_REVOKED = "operator.revoked"
@@ -101,6 +110,8 @@ class AuditKind(StrEnum):
 
 TABLE_OF_QUARANTINE = {
     AuditKind.KEY_QUARANTINED: "command_keys",
+    AuditKind.TLS_CA_QUARANTINED: "tls_cas",
+    AuditKind.TLS_LEAF_QUARANTINED: "tls_leaves",
     AuditKind.OPERATOR_QUARANTINED: "operators",
     AuditKind.JOIN_TOKEN_QUARANTINED: "join_tokens",
     AuditKind.ENROLLMENT_QUARANTINED: "enrollments",

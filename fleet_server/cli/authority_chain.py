@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fleet_server.cli.failures import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from fleet.v1 import trust_pb2
     from fleet_server.cli.connection import Admin
@@ -64,6 +64,14 @@ def proven(chain: Iterable[trust_pb2.Signed], pinned: bytes, cluster_id: str) ->
     except TrustError as error:
         raise _refused(error.detail) from error
     return list(trust_chain.authorities(links).values())
+
+
+def newest_version(chain: Sequence[trust_pb2.Signed]) -> tuple[int, int]:
+    """Version of the bundle at the end of a chain, as whoever shows it says."""
+    from fleet.trust import claimed
+
+    newest = claimed(chain[-1]) if chain else None
+    return (newest.generation, newest.number) if newest is not None else (0, 0)
 
 
 def first_of(chain: Iterable[trust_pb2.Signed]) -> bytes:

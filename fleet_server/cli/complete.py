@@ -95,6 +95,14 @@ def _command_keys(admin: Admin, _incomplete: str) -> Iterable[str]:
     return [key.key_id.hex() for key in answer.command_keys if key.phase != trust_pb2.KEY_PHASE_REVOKED]
 
 
+def _tls_cas(admin: Admin, _incomplete: str) -> Iterable[str]:
+    from fleet.v1 import admin_pb2
+
+    ended = (admin_pb2.TLS_CA_PHASE_RETIRED, admin_pb2.TLS_CA_PHASE_REVOKED)
+    answer = admin.call(admin.stub.ListTlsCas, admin_pb2.ListTlsCasRequest(), timeout_s=_TIMEOUT_S)
+    return [ca.sha256.hex() for ca in answer.cas if ca.phase not in ended]
+
+
 def _approvals(admin: Admin, _incomplete: str) -> Iterable[str]:
     from fleet.v1 import admin_pb2
 
@@ -108,6 +116,7 @@ replica = _of_server(_replicas)
 join_token = _of_server(_join_tokens)
 enrollment = _of_server(_enrollments)
 command_key = _of_server(_command_keys)
+tls_ca = _of_server(_tls_cas)
 approval = _of_server(_approvals)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import grpc
 
@@ -43,6 +43,22 @@ class Paged(Protocol):
 PagedResponse = TypeVar("PagedResponse", bound=Paged)
 
 
+Follow = Callable[[Context], Context | None]
+
+
+class _LateStub:
+    """A stub whose methods belong to the channel that is open when they are called."""
+
+    def __init__(self, stub: Callable[[], AdminStub]) -> None:
+        self._stub = stub
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            return getattr(self._stub(), name)(*args, **options)
+
+        return call
+
+
 class Admin:
     """Calls to the Admin service of one context.
 
@@ -50,16 +66,45 @@ class Admin:
         context: server, CA and token.
         say: takes messages for the person.
         sleep: waits seconds, when a busy server names a delay.
+        follow: answers the context with other TLS CAs when the server proves itself by these, and None otherwise;
+            asked once, when it shows a certificate of a CA that is not trusted.
     """
 
-    def __init__(self, context: Context, *, say: Callable[[str], None], sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        say: Callable[[str], None],
+        sleep: Callable[[float], None],
+        follow: Follow = lambda context: None,
+    ) -> None:
         self.context = context
         self._say = say
         self._sleep = sleep
+        self._follow: Follow | None = follow
         self._metadata = (("authorization", f"Bearer {context.token}"),)
-        credentials = grpc.ssl_channel_credentials(root_certificates=context.ca_pem.encode())
-        self.channel = grpc.secure_channel(context.server, credentials, options=_OPTIONS)
-        self.stub = AdminStub(self.channel)
+        self._open()
+        self.stub = cast("AdminStub", _LateStub(lambda: self._stub))
+
+    def _open(self) -> None:
+        credentials = grpc.ssl_channel_credentials(root_certificates=self.context.ca_pem.encode())
+        self.channel = grpc.secure_channel(self.context.server, credentials, options=_OPTIONS)
+        self._stub = AdminStub(self.channel)
+
+    def _followed(self, error: grpc.RpcError) -> bool:
+        """Whether there is a new channel, under TLS CAs that took the place of the pinned ones. What failed so never
+        reached the server."""
+        failed: Any = error
+        if self._follow is None or "CERTIFICATE_VERIFY_FAILED" not in (failed.details() or ""):
+            return False
+        follow, self._follow = self._follow, None
+        context = follow(self.context)
+        if context is None:
+            return False
+        self.channel.close()
+        self.context = context
+        self._open()
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +134,8 @@ class Admin:
             try:
                 return method(request, timeout=timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
+                if self._followed(error):
+                    continue
                 delay_s = _busy_delay_s(error)
                 waited_s += delay_s or 0.0
                 if delay_s is None or attempt == _MAX_TRIES or waited_s > MAX_BUSY_WAIT_S:
@@ -109,14 +156,17 @@ class Admin:
         Raises:
             Failure: as `failures.explain` says.
         """
-        reading: Any = method(request, timeout=timeout_s, metadata=self._metadata)
-        try:
-            yield from reading
-        except grpc.RpcError as error:
-            raise explain(error, server=self.context.server) from error
-        finally:
-            with contextlib.suppress(grpc.RpcError):
-                reading.cancel()
+        while True:
+            reading: Any = method(request, timeout=timeout_s, metadata=self._metadata)
+            try:
+                yield from reading
+                return
+            except grpc.RpcError as error:
+                if not self._followed(error):
+                    raise explain(error, server=self.context.server) from error
+            finally:
+                with contextlib.suppress(grpc.RpcError):
+                    reading.cancel()
 
     def follow(
         self,

@@ -77,7 +77,12 @@ class Invocation:
         """A connection to the context's server; use it in a `with`."""
         from fleet_server.cli.connection import Admin
 
-        return Admin(self.context(), say=self.say, sleep=self.sleep)
+        def follow(context: Context) -> Context | None:
+            from fleet_server.cli.tls_following import followed
+
+            return followed(self, context)
+
+        return Admin(self.context(), say=self.say, sleep=self.sleep, follow=follow)
 
     def say(self, message: str) -> None:
         """A message for the person; not data. It may quote the server, so it is made printable.

@@ -63,7 +63,7 @@ def login(
     command line, where other users of this machine would see it.
     """
     from fleet.v1 import admin_pb2
-    from fleet_server.cli.authority_chain import first_of, proven
+    from fleet_server.cli.authority_chain import first_of, newest_version, proven
     from fleet_server.cli.connection import Admin
     from fleet_server.cli.profile import DEFAULT_CONTEXT, Context, parse_server
 
@@ -83,6 +83,7 @@ def login(
         cluster_id=me.cluster_id,
         authority_key=keys[0],
         newest_authority=keys[-1] if len(keys) > 1 else b"",
+        newest_bundle=newest_version(chain),
         owner_pin=pin,
     )
     if known is not None:
@@ -161,7 +162,7 @@ def _parsed_pin(text: str | None) -> bytes:
 
 
 def _read_token(invocation: Invocation, token_file: str | None) -> str:
-    from fleet_server.cli.profile import MAX_TOKEN_BYTES, clean_token, read_token_file, token_of_environment
+    from fleet_server.cli.operator_token import MAX_TOKEN_BYTES, clean_token, read_token_file, token_of_environment
 
     if token_file:
         return read_token_file(token_file)

@@ -20,10 +20,9 @@ from typing import Any
 from fleet.audit_chain import CheckpointMark
 from fleet.identity import PrivateFileError, private_folder, read_private, write_private
 from fleet_server.cli.failures import BadProfile
+from fleet_server.cli.operator_token import token_of_environment
 
 DEFAULT_CONTEXT = "default"
-MAX_TOKEN_BYTES = 4096
-_JOIN_TOKEN_BEGINS = "fjt1."
 _MAX_PROFILE_BYTES = 1 << 20
 _PROFILE_KEYS = ("current", "contexts")
 _REPAIR = "repair it, or move the file away and run `fleetctl login SERVER`"
@@ -35,8 +34,9 @@ class Context:
     """One server as this person knows it.
 
     `authority_key` is the raw Ed25519 public key of the cluster's first authority, `newest_authority` of the newest
-    that was seen to follow it; `owner_pin` the SHA-256 of the owner's; empty when not known. The token
-    never prints. `owner_key_file` and `key_file` are where the owner's and one's own private key lie.
+    that was seen to follow it, `newest_bundle` the version (generation, number) of the newest bundle seen; `owner_pin`
+    the SHA-256 of the owner's; empty when not known. The token never prints. `owner_key_file` and `key_file` are where
+    the owner's and one's own private key lie.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Context:
     key_file: str = ""
     checkpoint: CheckpointMark | None = None
     newest_authority: bytes = b""
+    newest_bundle: tuple[int, int] = (0, 0)
 
 
 _CONTEXT_KEYS = tuple(known.name for known in fields(Context) if known.name != "name")
@@ -196,54 +197,6 @@ def context_in_force(file: ProfileFile, name: str | None, environment: Mapping[s
     return replace(context, server=parse_server(server) if server else context.server, token=token or context.token)
 
 
-def token_of_environment(environment: Mapping[str, str]) -> str:
-    """The token in FLEETCTL_TOKEN, or in the file that FLEETCTL_TOKEN_FILE names; empty when neither is set.
-
-    Raises:
-        BadProfile: the file cannot be read, or what is there is no token.
-    """
-    if token := environment.get("FLEETCTL_TOKEN"):
-        return clean_token(token, "FLEETCTL_TOKEN")
-    if path := environment.get("FLEETCTL_TOKEN_FILE"):
-        return read_token_file(path)
-    return ""
-
-
-def read_token_file(path: str) -> str:
-    """The token in a file.
-
-    Raises:
-        BadProfile: it cannot be read, or what is there is no token.
-    """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_TOKEN_BYTES + 1)
-    except OSError as error:
-        raise BadProfile(
-            f"cannot read the token file {path}: {error.strerror}", hint="name a file that this user may read"
-        ) from error
-    return clean_token(raw.decode("ascii", "replace"), path)
-
-
-def clean_token(text: str, source: str) -> str:
-    """The token without white space around it. Never quotes it.
-
-    Raises:
-        BadProfile: it cannot be an operator's token.
-    """
-    token = text.strip()
-    if token.startswith(_JOIN_TOKEN_BEGINS):
-        raise BadProfile(
-            f"{source} holds a join token: that is for `fleet-node enroll`",
-            hint="give an operator's token, as `fleet-server init` or `fleetctl operators create` made it",
-        )
-    if not token or len(token) > MAX_TOKEN_BYTES or not (token.isascii() and token.isprintable()) or " " in token:
-        raise BadProfile(
-            f"{source} holds no operator token", hint="copy the whole text that was shown when it was made"
-        )
-    return token
-
-
 def read_ca_file(path: str) -> str:
     """The PEM text of a CA file.
 
@@ -331,6 +284,7 @@ def _parse_context(name: str, table: Mapping[str, object], where: str) -> Contex
         cluster_id=_text(table, "cluster_id", where, ""),
         authority_key=_hex(table, "authority_key", where),
         newest_authority=_hex(table, "newest_authority", where),
+        newest_bundle=_version(table, "newest_bundle", where),
         owner_pin=_hex(table, "owner_pin", where),
         owner_key_file=_text(table, "owner_key_file", where, ""),
         key_file=_text(table, "key_file", where, ""),
@@ -354,6 +308,13 @@ def _text(table: Mapping[str, object], key: str, where: str, default: str | None
     if not isinstance(value, str):
         raise BadProfile(f"{where}`{key}` is missing or not a text", hint=_REPAIR)
     return value
+
+
+def _version(table: Mapping[str, object], key: str, where: str) -> tuple[int, int]:
+    generation, separator, number = _text(table, key, where, "0.0").partition(".")
+    if not separator or not (generation + number).isdecimal():
+        raise BadProfile(f"{where}`{key}` is no version of a bundle", hint=_REPAIR)
+    return int(generation), int(number)
 
 
 def _hex(table: Mapping[str, object], key: str, where: str) -> bytes:
@@ -386,6 +347,7 @@ def _columns(context: Context) -> list[tuple[str, str]]:
         ("cluster_id", context.cluster_id),
         ("authority_key", context.authority_key.hex()),
         ("newest_authority", context.newest_authority.hex()),
+        ("newest_bundle", ".".join(map(str, context.newest_bundle)) if any(context.newest_bundle) else ""),
         ("owner_pin", context.owner_pin.hex()),
         ("owner_key_file", context.owner_key_file),
         ("key_file", context.key_file),

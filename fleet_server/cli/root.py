@@ -31,6 +31,7 @@ NOUNS = {
     "audit": Lazy(f"{_PACKAGE}.audit:audit", "Read, verify and export the audit."),
     "keys": Lazy(f"{_PACKAGE}.keys:keys", "See the cluster's keys, and rotate command keys."),
     "authority": Lazy(f"{_PACKAGE}.authority:authority", "See and rotate the cluster's authority."),
+    "tls": Lazy(f"{_PACKAGE}.tls:tls", "See and rotate the TLS CAs that nodes trust the server by."),
     "root": Lazy(f"{_PACKAGE}.product_root:root", "Make the product root's key, and sign with it; offline."),
     "installation": Lazy(f"{_PACKAGE}.installation:installation", "Activate an installation in strict mode."),
     "completion": Lazy(f"{_PACKAGE}.shell:completion", "Print a shell's completion script."),

@@ -57,6 +57,18 @@ def fetch_root(server: str) -> ShownCertificate:
     return _shown(leaf, is_ca=False)
 
 
+def fetch_leaf(server: str) -> bytes:
+    """The certificate that a server shows, as PEM. Nothing is verified.
+
+    Args:
+        server: "host:port".
+
+    Raises:
+        Unreachable: nobody answers, or what answers does not speak TLS 1.3.
+    """
+    return ssl.DER_cert_to_PEM_cert(_fetch_chain(server)[0]).encode()
+
+
 def ca_file_fingerprint(pem: str, path: str) -> ShownCertificate:
     """The first certificate of a PEM text.
 

@@ -173,6 +173,31 @@ MARKED_TABLES = (
     ),
     MarkedTable("audit_heads", ("writer",), ("writer", "number", "hash")),
     MarkedTable("audit_newest", ("cluster_id",), ("cluster_id", "number", "sha256")),
+    MarkedTable(
+        "tls_cas",
+        ("sha256",),
+        (
+            "sha256",
+            "cluster_id",
+            "certificate",
+            "own",
+            "sealed_private",
+            "phase",
+            "created_at_ms",
+            "since_ms",
+            "first_generation",
+            "first_number",
+        ),
+        sealed="sealed_private",
+        place="tls_cas/{sha256}",
+    ),
+    MarkedTable(
+        "tls_leaves",
+        ("cluster_id",),
+        ("cluster_id", "ca_sha256", "certificate", "sealed_private", "made_at_ms"),
+        sealed="sealed_private",
+        place="tls_leaves/{cluster_id}",
+    ),
     MarkedTable("sealed_secrets", ("name",), sealed="sealed", place="sealed_secrets/{name}"),
 )
 """Every such table but `commands`, whose MAC reaches into the issue: that room has a walk of its own."""

@@ -27,6 +27,7 @@ from fleet_server.database import (  # noqa: F401 - tables of the same list
     credential_schema,
     installation_schema,
     people_schema,
+    tls_schema,
 )
 from fleet_server.database.columns import Position, metadata
 from fleet_server.database.columns import id_column as _id

@@ -157,4 +157,5 @@ class JoinTokens:
             max_uses=record.max_uses,
             auto_approve=record.auto_approve,
             authority_generation=bundle.generation,
+            bundle_number=bundle.number,
         ).SerializeToString(deterministic=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -10,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import installation_pb2
+from fleet.v1 import installation_pb2, trust_pb2
 from fleet_server.boundary import (
     Boundary,
     Context,
@@ -27,6 +27,7 @@ SERVICE = "fleet.v1.Installation"
 
 Answer = Callable[[Any, str | None], Awaitable[Message]]
 """Of a request, and of the address that pays; None for an operator."""
+TrustChain = Callable[[str, int, int], Awaitable[Sequence[trust_pb2.Signed]]]
 
 
 class InstallationApi:
@@ -36,6 +37,7 @@ class InstallationApi:
         installation: the room.
         boundary: around every call.
         authenticate: refuses a token that is no operator's. None is needed here, and whoever shows one is told more.
+        chain: `chain(cluster_id, generation, number)`: signed bundles after that version.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class InstallationApi:
         boundary: Boundary,
         *,
         authenticate: Callable[[str], Awaitable[object]],
+        chain: TrustChain,
     ) -> None:
         self._installation = installation
         self._authenticate = authenticate
+        self._chain = chain
         self._boundary = boundary
         self._requests = RequestReader(prompt_s=0.1, slow_s=9.9, places=8)
         self._answers: dict[str, Answer] = {
@@ -54,6 +58,7 @@ class InstallationApi:
             "Activate": self._activate,
             "ClaimOwner": self._claim_owner,
             "ImportGrant": self._import_grant,
+            "GetTrustChain": self._trust_chain,
         }
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -105,6 +110,10 @@ class InstallationApi:
 
     async def _import_grant(self, request: installation_pb2.ImportGrantRequest, payer: str | None) -> Message:
         return _grant_view(await self._installation.import_grant(request.grant, payer))
+
+    async def _trust_chain(self, request: trust_pb2.GetTrustChainRequest, _: str | None) -> Message:
+        chain = await self._chain(request.cluster_id, request.from_generation, request.from_number)
+        return trust_pb2.GetTrustChainResponse(bundles=chain)
 
 
 def _view(view: InstallationView, *, named: bool) -> installation_pb2.GetInstallationResponse:

@@ -27,11 +27,9 @@ class Offer(NamedTuple):
     Args:
         replica_id: which one; empty for a process that is none.
         endpoints: gateway endpoints, ``host:port``, preferred first.
-        tls_ca_der: accepted TLS CAs.
     """
 
     endpoints: Sequence[str]
-    tls_ca_der: Sequence[bytes]
     replica_id: str
 
 
@@ -65,6 +63,23 @@ def newest(conn: Connection, cluster_id: str, authority: Signer) -> Published | 
 def authority_ids(chain: Iterable[trust_pb2.Signed]) -> set[bytes]:
     """Key ids of the authorities that bundles of this server name."""
     return {key_id(trust.claimed(signed).authority_key) for signed in chain}
+
+
+def chain_after(
+    version: tuple[int, int], steps: Iterable[tuple[int, trust_pb2.Signed]], newest: TrustState
+) -> list[trust_pb2.Signed]:
+    """What leads from a bundle of `version` to the newest: the first of each later generation, then the newest itself.
+
+    Args:
+        version: (generation, number).
+        steps: the first bundle of each generation, by generation, ascending.
+    """
+    if version >= newest.version:
+        return []
+    chain = [signed for generation, signed in steps if generation > version[0]]
+    if not chain or chain[-1].statement != newest.signed.statement:
+        chain.append(newest.signed)
+    return chain
 
 
 class BundlePress:
@@ -140,7 +155,7 @@ class BundlePress:
             authority_key=authority.public_key,
             command_keys=phases.certified(keyring.records, now_ms),
             endpoints=self._board.offered(tx.conn, cluster_id, offer.replica_id, offer.endpoints, now_ms),
-            tls_ca_der=offer.tls_ca_der,
+            tls_ca_der=keyring.tls.published_der,
             people=self._people(tx, cluster_id),
         )
 

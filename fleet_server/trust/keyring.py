@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fleet.envelope import Signer
 from fleet.trust import CommandKey
@@ -16,6 +16,7 @@ from fleet_server.trust import store
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
 from fleet_server.trust.phases import Change, KeyRecord, steps_back
 from fleet_server.trust.store import CommandKeyRow
+from fleet_server.trust.tls_keys import TlsRing
 
 
 class TrustSetupError(Exception):
@@ -27,7 +28,7 @@ class Keyring:
     """Opened keys.
 
     `steps` holds the first bundle of each generation; `refused` the ids of command keys whose rows were changed
-    around the server.
+    around the server; `tls` what the listeners show, and the CAs that nodes are told to trust.
     """
 
     authority: Signer
@@ -35,6 +36,7 @@ class Keyring:
     command_keys: Mapping[bytes, HeldCommandKey]
     steps: tuple[tuple[int, trust_pb2.Signed], ...]
     refused: tuple[str, ...]
+    tls: TlsRing = field(default_factory=TlsRing)
 
     @property
     def records(self) -> list[KeyRecord]:

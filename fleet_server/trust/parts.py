@@ -8,6 +8,7 @@ from fleet.clock import Clock
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.trust.keys import KeyVault
+from fleet_server.trust.tls_keys import TlsVault
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,11 @@ class TrustParts:
         vault: what seals and opens them.
         clock: for statements and renewal.
         audit: told of every key event.
+        tls_vault: as `vault`, for the server's TLS.
     """
 
     database: Database
     vault: KeyVault
     clock: Clock
     audit: AuditService
+    tls_vault: TlsVault

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from fleet.errors import Reason, Refusal
 from fleet_server.trust.phases import KeyRecord, name
@@ -15,6 +16,18 @@ from fleet_server.trust.phases import KeyRecord, name
 SEEN_LATELY_MS = 24 * 3600 * 1000
 
 Version = tuple[int, int]
+
+
+class Carried(Protocol):
+    """What a bundle tells nodes: a command key, a TLS CA."""
+
+    @property
+    def first_bundle(self) -> Version:
+        """(generation, number) of the first bundle with it."""
+        ...
+
+
+Record = TypeVar("Record", bound=Carried)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +48,8 @@ class BundleHolding:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """How far a key has come.
+class Rollout(Generic[Record]):
+    """How far a key, or a TLS CA, has come.
 
     Args:
         asked: nodes that it waits for.
@@ -45,7 +58,7 @@ class Rollout:
         lacking: names of a few that it waits for.
     """
 
-    record: KeyRecord
+    record: Record
     asked: int
     holding: int
     away: int
@@ -57,12 +70,12 @@ class Rollout:
         return self.holding == self.asked
 
 
-def carriers(record: KeyRecord, published: Iterable[Version]) -> frozenset[Version]:
-    """Bundles that certify the key. A version that this server never published carries nothing that it knows."""
+def carriers(record: Carried, published: Iterable[Version]) -> frozenset[Version]:
+    """Bundles with the key. A version that this server never published carries nothing that it knows."""
     return frozenset(version for version in published if version >= record.first_bundle)
 
 
-def measure(record: KeyRecord, published: Iterable[Version], holdings: Sequence[BundleHolding]) -> Rollout:
+def measure(record: Record, published: Iterable[Version], holdings: Sequence[BundleHolding]) -> Rollout[Record]:
     """The rollout of `record`, from what the nodes of its scope hold."""
     carry: Collection[Version] = carriers(record, published)
     without = [held for held in holdings if held.version not in carry]
@@ -75,7 +88,7 @@ def measure(record: KeyRecord, published: Iterable[Version], holdings: Sequence[
     )
 
 
-def check_complete(rollout: Rollout) -> None:
+def check_complete(rollout: Rollout[KeyRecord]) -> None:
     """Refuse to activate a key that nodes do not know yet.
 
     Raises:

@@ -81,7 +81,7 @@ class KeyRotation:
 
         return await self._changed(work)
 
-    async def activate(self, actor: str, key: str, *, override: str = "") -> tuple[KeyRecord, Rollout]:
+    async def activate(self, actor: str, key: str, *, override: str = "") -> tuple[KeyRecord, Rollout[KeyRecord]]:
         """Sign with a PREPARED key from now on, and retire the one before it.
 
         Args:
@@ -93,7 +93,7 @@ class KeyRotation:
         """
         if override:
             phases.checked_reason(override)
-        measured: list[Rollout] = []
+        measured: list[Rollout[KeyRecord]] = []
 
         def work(tx: Transaction, keyring: Keyring, _: Version) -> bytes:
             record = phases.find(keyring.records, key)
@@ -143,7 +143,7 @@ class KeyRotation:
 
         return await self._changed(work)
 
-    async def rollouts(self) -> list[Rollout]:
+    async def rollouts(self) -> list[Rollout[KeyRecord]]:
         """How far each PREPARED key has come."""
         prepared = [record for record in self._records() if record.key.phase == phases.PREPARED]
         return await self._database.read(lambda conn: [self._measure(conn, record) for record in prepared])
@@ -231,7 +231,7 @@ class KeyRotation:
             said: dict[str, JSON] = {"site": record.key.site, "verify_until_ms": change.verify_until_ms, **detail}
             self._audit.append(tx, _KIND_OF[change.phase], actor=actor, subject=record.key_id.hex(), detail=said)
 
-    def _measure(self, conn: Connection, record: KeyRecord) -> Rollout:
+    def _measure(self, conn: Connection, record: KeyRecord) -> Rollout[KeyRecord]:
         published, holdings = self._held(conn, record.key.site, self._clock.now_ms() - rollout.SEEN_LATELY_MS)
         return rollout.measure(record, published, holdings)
 

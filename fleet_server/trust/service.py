@@ -10,7 +10,7 @@ Mental model
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from fleet.clock import Clock
@@ -20,10 +20,11 @@ from fleet.logs import get_logger
 from fleet.trust import TrustState
 from fleet.v1 import trust_pb2
 from fleet_server.audit.service import AuditService
+from fleet_server.certificates import ServedTls
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.trust import bundles, rules, store
+from fleet_server.trust import bundles, rules, store, tls_ring
 from fleet_server.trust.bundles import BundlePress, Offer, Published
 from fleet_server.trust.clusters import create_cluster
 from fleet_server.trust.endpoints import EndpointBoard
@@ -33,6 +34,7 @@ from fleet_server.trust.parts import TrustParts
 from fleet_server.trust.people import ClusterPeople
 from fleet_server.trust.phases import KeyRecord
 from fleet_server.trust.secrets import SealError, Secrets
+from fleet_server.trust.tls_keys import TlsRing, TlsVault
 from fleet_server.trust.watch import BundleWatch
 
 __all__ = ["TrustService", "TrustSetupError"]
@@ -71,7 +73,7 @@ class TrustService:
         self._database = database
         self._vault = KeyVault(secrets)
         self._cluster_mac = secrets.row_mac("clusters")
-        self.parts = TrustParts(database, self._vault, clock, audit)
+        self.parts = TrustParts(database, self._vault, clock, audit, TlsVault(secrets))
         self._clock = clock
         self._audit = audit
         self._wakeup = wakeup
@@ -93,6 +95,7 @@ class TrustService:
         self.press = BundlePress(
             audit, self.people.kept_for_bundle, EndpointBoard(secrets.row_mac("gateway_endpoints"))
         )
+        self._serve_tls: Callable[[ServedTls], None] = lambda served: None
         self._told_refused: set[str] = set()
         self._raised_at: float | None = None
         self.watch = BundleWatch(
@@ -210,38 +213,35 @@ class TrustService:
     def bundle_chain_from(self, generation: int, number: int) -> list[trust_pb2.Signed]:
         """What a node that holds that version needs to reach the newest: one bundle a generation step, then the
         newest."""
-        newest = self.bundle
-        if (generation, number) >= newest.version:
-            return []
-        chain = [signed for step, signed in self._known.steps if step > generation]
-        if not chain or chain[-1].statement != newest.signed.statement:
-            chain.append(newest.signed)
-        return chain
+        return bundles.chain_after((generation, number), self._known.steps, self.bundle)
 
-    async def publish_bundle(
-        self, endpoints: Sequence[str], tls_ca_der: Sequence[bytes], *, as_replica: bool = True
-    ) -> None:
+    async def fresh_chain(self, cluster_id: str, generation: int, number: int) -> list[trust_pb2.Signed]:
+        """As `bundle_chain_from`, for a stranger, after a look whether another replica published.
+
+        Raises:
+            Refusal: WRONG_CLUSTER.
+        """
+        if cluster_id != self.cluster_id:
+            raise Refusal(Reason.WRONG_CLUSTER, "this server does not serve that cluster: check the endpoint")
+        await self.watch.look()
+        return self.bundle_chain_from(generation, number)
+
+    async def publish_bundle(self, endpoints: Sequence[str], *, as_replica: bool = True) -> None:
         """Say what the bundle shall offer, and publish a new number when that differs or half of the newest's life is
         over.
 
         Args:
             endpoints: gateway endpoints that nodes may use, ``host:port``, preferred first; those of other replicas
                 are offered as well.
-            tls_ca_der: accepted TLS CAs.
             as_replica: whether this process goes on serving; the endpoints of one that does not count only while
                 there are no others.
-
-        Raises:
-            TrustSetupError: none of the CAs is known to the nodes, which could therefore never connect again.
         """
-        known_ca = self._bundle.tls_ca_der if self._bundle is not None else ()
-        if known_ca and not set(known_ca) & set(tls_ca_der):
-            raise TrustSetupError(
-                "this server's TLS CA is not the one that the cluster's nodes trust:"
-                " copy the folder tls from another replica's data folder, or restore it from a backup"
-            )
-        self.offer = Offer(tuple(endpoints), tuple(tls_ca_der), self._audit.writer if as_replica else "")
+        self.offer = Offer(tuple(endpoints), self._audit.writer if as_replica else "")
         await self._refresh()
+
+    def serve_tls_with(self, take: Callable[[ServedTls], None]) -> None:
+        """Tell `take` what the listeners are to show, whenever that changes here or at another replica."""
+        self._serve_tls = take
 
     async def note_held_bundle(self, generation: int, number: int) -> None:
         """A node shows a bundle version. One newer than any here means a restored database: the number is raised
@@ -289,7 +289,7 @@ class TrustService:
                 result = change(tx, keyring, (keyring.generation, number))
             except Refusal as refusal:  # raised from here it would roll back the whole group
                 return refusal
-            keyring, newest = self._read(tx, keyring.refused)
+            keyring, newest = self._read(tx, keyring)
             now_ms = self._clock.now_ms()
             bundle = self.press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=above)
             tx.after_commit(lambda: self._adopt(keyring, bundle))
@@ -311,6 +311,11 @@ class TrustService:
         return tuple(self._known.records)
 
     @property
+    def tls(self) -> TlsRing:
+        """The server's TLS."""
+        return self._known.tls
+
+    @property
     def _known(self) -> Keyring:
         if self._keyring is None:
             raise RuntimeError("TrustService.load() has not run")
@@ -326,12 +331,13 @@ class TrustService:
             )
         return keys[key_id]
 
-    def _read(self, tx: Transaction, refused: Iterable[str] = ()) -> tuple[Keyring, Published | None]:
+    def _read(self, tx: Transaction, earlier: Keyring | None = None) -> tuple[Keyring, Published | None]:
         """Keys and newest bundle as they are in the database, under the cluster's lock.
 
         Args:
-            refused: keys whose refusal this transaction audits already.
+            earlier: what this transaction read before: it has audited what it refused.
         """
+        refused = earlier.refused if earlier is not None else ()
         keyring = load_keyring(
             tx,
             self._vault,
@@ -345,8 +351,9 @@ class TrustService:
         before = dict(newest.state.command_keys) if newest is not None else {}
         if self._keyring is not None:  # as a rule newer than the bundle, and it names keys that bundles do not
             before |= {key_id: held.key for key_id, held in self._keyring.command_keys.items()}
-        now_ms = self._clock.now_ms()
-        return revoke_what_stepped_back(tx, self._vault, self._audit, keyring, before, now_ms), newest
+        keyring = revoke_what_stepped_back(tx, self._vault, self._audit, keyring, before, self._clock.now_ms())
+        published = newest and newest.state
+        return tls_ring.with_tls(tx, self.parts, self.cluster_id, keyring, published, earlier or self._keyring), newest
 
     async def _refresh(self, above: int = 0) -> None:
         """Take what another replica changed; publish when it is due, or when the number has to pass `above`."""
@@ -371,6 +378,9 @@ class TrustService:
             self._told_refused |= news
             log.error("command_keys_quarantined", key_ids=sorted(news))
         self._keyring = keyring
+        served = keyring.tls.served()
+        if served is not None:
+            self._serve_tls(served)
         self._active_keys = {
             key_id: held
             for key_id, held in keyring.command_keys.items()

@@ -66,7 +66,7 @@ def make_ca(common_name: str, now: dt.datetime, key: ec.EllipticCurvePrivateKey 
     key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     builder = (
-        _builder(name, name, now, CA_DAYS)
+        _builder(name, name, now, now + dt.timedelta(days=CA_DAYS))
         .public_key(key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
@@ -82,7 +82,7 @@ def make_leaf(ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, days: in
         ca: signs.
         hosts: DNS names and IP addresses that it is for; the first is the common name too.
         now: UTC.
-        days: until it ends.
+        days: until it ends, or until the CA does.
 
     Raises:
         ValueError: no host, or the CA's key is not ECDSA.
@@ -96,7 +96,7 @@ def make_leaf(ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, days: in
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     builder = (
-        _builder(subject, issuer.subject, now, days)
+        _builder(subject, issuer.subject, now, min(now + dt.timedelta(days=days), issuer.not_valid_after_utc))
         .public_key(key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
@@ -179,8 +179,28 @@ async def fetch_leaf(
         OSError, TimeoutError: unreachable.
         ValueError: no endpoint, or no CA is pinned.
     """
+    return await _fetch_leaf(endpoint, client_context(ca_der), timeout_s, client_certificate)
+
+
+async def fetch_unverified_leaf(endpoint: str, timeout_s: float, client_certificate: Path | None = None) -> bytes:
+    """As `fetch_leaf`, from whoever answers: nothing that comes over such a connection counts but what is signed, and
+    nothing secret goes over it.
+
+    Raises:
+        ssl.SSLError: no TLS 1.3, or no HTTP/2.
+        OSError, TimeoutError: unreachable.
+        ValueError: no endpoint.
+    """
+    context = _context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return await _fetch_leaf(endpoint, context, timeout_s, client_certificate)
+
+
+async def _fetch_leaf(
+    endpoint: str, context: ssl.SSLContext, timeout_s: float, client_certificate: Path | None
+) -> bytes:
     host, port = split_endpoint(endpoint)
-    context = client_context(ca_der)
     if client_certificate is not None:
         context.load_cert_chain(client_certificate)
     async with asyncio.timeout(timeout_s):
@@ -210,21 +230,26 @@ def client_context(ca_der: Iterable[bytes]) -> ssl.SSLContext:
     roots = "".join(der_to_pem(der).decode() for der in ca_der)
     if not roots:
         raise ValueError("no TLS CA is pinned: nobody can be believed")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
+    context = _context()
     context.load_verify_locations(cadata=roots)
     return context
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, now: dt.datetime, days: int) -> x509.CertificateBuilder:
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, now: dt.datetime, until: dt.datetime) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + dt.timedelta(days=days))
+        .not_valid_after(until)
     )
 
 

@@ -186,9 +186,9 @@ async def test_what_a_restored_server_forgot_the_result_of_is_asked_for_and_not_
 async def test_a_restored_servers_bundles_rise_above_what_nodes_hold(installation: Installation) -> None:
     node = await installation.add_node("n-1")
     copy = await copied(installation)
-    trust, ca = installation.server.trust, installation.server.certificates.ca_der
+    trust = installation.server.trust
     for port in (1, 2, 3):
-        await trust.publish_bundle([installation.gateway, f"127.0.0.1:{port}"], [ca])
+        await trust.publish_bundle([installation.gateway, f"127.0.0.1:{port}"])
     newest = trust.bundle.version
     await installation.owner.wait_node("n-1", lambda view: view.bundle_version.number == newest[1])
 

@@ -19,7 +19,6 @@ from fleet import jointoken
 from fleet.backoff import BackoffPolicy
 from fleet.clock import Clock, SystemClock
 from fleet.errors import Refusal
-from fleet.tls import CertifiedKey
 from fleet.v1 import admin_pb2
 from fleet_node.app import Node, Parts
 from fleet_node.commands.opening import ensure_journal
@@ -138,10 +137,16 @@ class Installation:
         """Start it on its ports and its data; returns once it is ready."""
         await self.launch()
         if not hasattr(self, "owner"):
-            self.owner = Operator(f"127.0.0.1:{self.admin_port}", self.ca_pem, self.owner_token)
+            self.log_in()
         # A channel that found nobody waits before it tries again: it is not asked before somebody listens.
         await eventually(self._is_listening, "the server listens")
         await eventually(lambda: self.owner.ask("WhoAmI", admin_pb2.WhoAmIRequest()), "the server answers")
+
+    def log_in(self) -> None:
+        """Be the owner, who trusts the CAs that lie in the server's folder now; calls under way go on."""
+        if hasattr(self, "owner"):
+            self._proxies.push_async_callback(self.owner.close)
+        self.owner = Operator(f"127.0.0.1:{self.admin_port}", self.ca_pem, self.owner_token)
 
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
@@ -188,12 +193,12 @@ class Installation:
     def stolen(self) -> StolenTrust:
         """All that the server can sign with, as whoever took it would have it."""
         trust = self.server.trust
-        stored = self.server.certificates._leaves.current
+        assert trust.tls.leaf is not None
         return StolenTrust(
             cluster_id=trust.cluster_id,
             authority=trust.authority,
             command_key=trust._active("").signer,
-            leaf=CertifiedKey(stored.certificate_pem, stored.private_key_pem),
+            leaf=trust.tls.leaf.pair,
             bundles=(trust.bundle.signed,),
         )
 

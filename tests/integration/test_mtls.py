@@ -62,13 +62,14 @@ async def moved(node: RunningNode, mutual: Installation) -> None:
 @pytest.mark.parametrize("shown", ["none", "of another CA", "ended", "not begun", "the server's own leaf"])
 async def test_tls_lets_nobody_in_without_a_good_certificate(mutual: Installation, shown: str) -> None:
     node = await mutual.enroll("n-1")
-    now_ms, leaf = mutual.clock.now_ms(), mutual.server.certificates._leaves.current
+    now_ms, leaf = mutual.clock.now_ms(), mutual.server.trust.tls.leaf
+    assert leaf is not None
     certificate = {
         "none": None,
         "of another CA": client(stranger_ca(now_ms), node.node_id, now_ms),
         "ended": client(node_ca(mutual), node.node_id, now_ms - 31 * DAY_MS),
         "not begun": client(node_ca(mutual), node.node_id, now_ms + DAY_MS),
-        "the server's own leaf": CertifiedKey(leaf.certificate_pem, leaf.private_key_pem),
+        "the server's own leaf": leaf.pair,
     }[shown]
     async with HandmadeNode(mutual, node, endpoint(mutual), certificate) as hand:
         with pytest.raises(Refusal) as refusal:

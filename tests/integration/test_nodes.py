@@ -1,22 +1,20 @@
 """A node's life with its server: joining, leaving, being sent away, coming back, renewing what runs out."""
 
 import asyncio
-import datetime as dt
 import shutil
 import threading
 from dataclasses import replace
 
 import pytest
 
-from fleet import tls
 from fleet.clock import SystemClock
 from fleet.errors import Reason, Refusal
-from fleet.identity import write_private
 from fleet.v1 import admin_pb2, command_pb2, enrollment_pb2, gateway_pb2, trust_pb2
 from fleet_node.doctor.finding import Level
 from fleet_node.doctor.service import Doctor, Patient
 from fleet_node.enrollment.membership import load_pending
 from fleet_node.enrollment.service import EnrollmentRefusedError
+from fleet_server.trust.tls_rotation import TlsRotation
 from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.waiting import eventually
@@ -262,9 +260,7 @@ async def test_a_connected_node_gets_the_renewed_bundle(installation: Installati
     await installation.add_node("n-1")
     before = (await installation.owner.node("n-1")).bundle_version
 
-    await installation.server.trust.publish_bundle(
-        [installation.gateway, "127.0.0.1:1"], [installation.server.certificates.ca_der]
-    )
+    await installation.server.trust.publish_bundle([installation.gateway, "127.0.0.1:1"])
 
     view = await installation.owner.wait_node("n-1", lambda view: view.bundle_version.number > before.number)
     assert view.bundle_version.generation == before.generation
@@ -275,13 +271,13 @@ async def test_a_connected_node_gets_the_renewed_bundle(installation: Installati
 async def test_a_renewed_leaf_is_taken_up_without_losing_a_stream(installation: Installation) -> None:
     node = await installation.add_node("n-1", endpoints=())
     stream = node.link.stream_id
-    certificates = installation.server.certificates
-    ca = certificates._ca
-    leaf = tls.make_leaf(ca, installation.settings.certificate_hosts(), dt.datetime.now(dt.UTC))
-    write_private(installation.data / "tls" / "leaf.pem", leaf.certificate_pem + leaf.private_key_pem)
+    server, hosts = installation.server, installation.settings.certificate_hosts()
+    before = server.certificates.leaf_der
+    wider = TlsRotation(server.trust, lambda *_: [], hosts=(*hosts, "new.example"), shows=lambda _: False)
 
-    assert certificates.renew()
+    assert await wider.renew()
 
+    assert server.certificates.leaf_der != before
     (view,) = await installation.owner.run("n-1")
     assert (view.state, node.link.stream_id) == (SUCCEEDED, stream)
     await node.stop()
@@ -292,13 +288,13 @@ async def test_a_renewed_leaf_is_taken_up_without_losing_a_stream(installation: 
 
 async def test_a_node_that_cached_the_old_leaf_finds_the_new_one(installation: Installation) -> None:
     node = await installation.add_node("n-1")
-    certificates = installation.server.certificates
-    leaf = tls.make_leaf(certificates._ca, installation.settings.certificate_hosts(), dt.datetime.now(dt.UTC))
-    write_private(installation.data / "tls" / "leaf.pem", leaf.certificate_pem + leaf.private_key_pem)
+    before = installation.server.certificates.leaf_der
 
     await installation.crash_server()  # the node reconnects by itself, with the leaf that it remembers
+    installation.settings = installation.settings.model_copy(update={"tls_hosts": ("new.example",)})
     await installation.start_server()
 
+    assert installation.server.certificates.leaf_der != before
     await node.wait_live(streams=2)
     (view,) = await installation.owner.run("n-1")
     assert view.state == SUCCEEDED

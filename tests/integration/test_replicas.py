@@ -107,6 +107,41 @@ async def test_keys_rotate_on_both_replicas_and_a_revoked_one_signs_on_neither(
     assert [node.link.streams_opened for node in nodes] == [1, 1]
 
 
+async def test_both_replicas_show_one_certificate_and_the_one_of_a_new_ca_at_once(
+    replicas: tuple[Installation, Installation],
+) -> None:
+    here, there = replicas
+    nodes = [await here.add_node("n-1"), await there.add_node("n-2")]
+    shown = {each.server.certificates.leaf_der for each in replicas}
+    assert len(shown) == 1
+    made = (await here.owner.ask("PrepareTlsCa", admin_pb2.PrepareTlsCaRequest())).ca
+
+    async def complete() -> bool:
+        answer = await there.owner.ask("ListTlsCas", admin_pb2.ListTlsCasRequest())
+        return [(far.sha256, far.asked, far.complete) for far in answer.rollouts] == [(made.sha256, 2, True)]
+
+    await eventually(complete, "both nodes trust it")
+    request = admin_pb2.ActivateTlsCaRequest(ca=made.sha256.hex())
+    answers = await asyncio.gather(*(each.owner.ask("ActivateTlsCa", request) for each in replicas))
+    assert {answer.ca.phase for answer in answers} == {admin_pb2.TLS_CA_PHASE_ACTIVE}
+    await eventually(
+        lambda: {each.server.certificates.ca_der for each in replicas} == {made.certificate}, "both have heard of it"
+    )
+    (leaf,) = {each.server.certificates.leaf_der for each in replicas}
+    assert leaf not in shown
+    for each in replicas:
+        each.log_in()
+    (outgoing,) = [ca for ca in here.server.trust.tls.cas if ca.sha256 != made.sha256]
+    await there.owner.ask("RetireTlsCa", admin_pb2.RetireTlsCaRequest(ca=outgoing.sha256.hex()))
+    assert [node.link.streams_opened for node in nodes] == [1, 1]
+    for node, at in zip(nodes, replicas, strict=True):
+        await node.stop()
+        await node.start()
+        assert {view.state for view in await at.owner.run(node.name)} == {command_pb2.COMMAND_STATE_SUCCEEDED}
+    (row,) = await here.owner.audit("tls_ca.activated")
+    assert row.actor == "owner"
+
+
 async def test_a_rotation_ordered_at_one_replica_is_done_over_a_stream_at_the_other(
     replicas: tuple[Installation, Installation],
 ) -> None:

@@ -47,6 +47,7 @@ def join_token() -> Statement:
             expires_at_ms=NOW_MS + 3_600_000,
             max_uses=1,
             authority_generation=1,
+            bundle_number=7,
         ),
     )
 

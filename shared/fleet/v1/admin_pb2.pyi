@@ -13,6 +13,7 @@ from fleet.v1 import trust_pb2 as _trust_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,6 +24,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TlsCaPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TlsCaPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TlsCaPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TLS_CA_PHASE_UNSPECIFIED: _TlsCaPhase.ValueType  # 0
+    """Never sent."""
+    TLS_CA_PHASE_PREPARED: _TlsCaPhase.ValueType  # 1
+    """Nodes trust it; nothing of it is shown yet."""
+    TLS_CA_PHASE_ACTIVE: _TlsCaPhase.ValueType  # 2
+    """Nodes trust it; the server shows a certificate of it."""
+    TLS_CA_PHASE_OUTGOING: _TlsCaPhase.ValueType  # 3
+    """Nodes still trust it; another one is ACTIVE."""
+    TLS_CA_PHASE_RETIRED: _TlsCaPhase.ValueType  # 4
+    """Nodes trust it no longer."""
+    TLS_CA_PHASE_REVOKED: _TlsCaPhase.ValueType  # 5
+    """Nodes trust it no longer, since it may be in wrong hands."""
+
+class TlsCaPhase(_TlsCaPhase, metaclass=_TlsCaPhaseEnumTypeWrapper):
+    """TlsCaPhase is where a TLS CA stands in its life. It only goes forward."""
+
+TLS_CA_PHASE_UNSPECIFIED: TlsCaPhase.ValueType  # 0
+"""Never sent."""
+TLS_CA_PHASE_PREPARED: TlsCaPhase.ValueType  # 1
+"""Nodes trust it; nothing of it is shown yet."""
+TLS_CA_PHASE_ACTIVE: TlsCaPhase.ValueType  # 2
+"""Nodes trust it; the server shows a certificate of it."""
+TLS_CA_PHASE_OUTGOING: TlsCaPhase.ValueType  # 3
+"""Nodes still trust it; another one is ACTIVE."""
+TLS_CA_PHASE_RETIRED: TlsCaPhase.ValueType  # 4
+"""Nodes trust it no longer."""
+TLS_CA_PHASE_REVOKED: TlsCaPhase.ValueType  # 5
+"""Nodes trust it no longer, since it may be in wrong hands."""
+Global___TlsCaPhase: _TypeAlias = TlsCaPhase  # noqa: Y015
 
 @_typing.final
 class Page(_message.Message):
@@ -3921,3 +3958,364 @@ class RotateAuthorityResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RotateAuthorityResponse: _TypeAlias = RotateAuthorityResponse  # noqa: Y015
+
+@_typing.final
+class TlsCaView(_message.Message):
+    """TlsCaView shows a TLS CA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_MS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the certificate's DER, 32 bytes."""
+    phase: Global___TlsCaPhase.ValueType
+    """Where it stands."""
+    own: _builtins.bool
+    """Made by this installation; otherwise brought from outside."""
+    subject: _builtins.str
+    """Its subject, as in RFC 4514."""
+    not_after_ms: _builtins.int
+    """When it ends, Unix milliseconds."""
+    created_at_ms: _builtins.int
+    """When it was made or brought, Unix milliseconds."""
+    since_ms: _builtins.int
+    """When it came into its phase, Unix milliseconds."""
+    nodes: _builtins.int
+    """Nodes that hold a bundle with it."""
+    certificate: _builtins.bytes
+    """DER certificate."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        phase: Global___TlsCaPhase.ValueType = ...,
+        own: _builtins.bool = ...,
+        subject: _builtins.str = ...,
+        not_after_ms: _builtins.int = ...,
+        created_at_ms: _builtins.int = ...,
+        since_ms: _builtins.int = ...,
+        nodes: _builtins.int = ...,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "created_at_ms", b"created_at_ms", "nodes", b"nodes", "not_after_ms", b"not_after_ms", "own", b"own", "phase", b"phase", "sha256", b"sha256", "since_ms", b"since_ms", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TlsCaView: _TypeAlias = TlsCaView  # noqa: Y015
+
+@_typing.final
+class TlsCaRollout(_message.Message):
+    """TlsCaRollout says how many nodes trust a TLS CA that they have to. Asked for are the ACTIVE nodes that are online or were
+    seen within a day.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
+    HOLDING_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the CA."""
+    asked: _builtins.int
+    """Nodes that are asked for."""
+    holding: _builtins.int
+    """Those among them that hold a bundle with it."""
+    away: _builtins.int
+    """Other nodes that do not hold one; they fetch it when they connect."""
+    complete: _builtins.bool
+    """Whether the next step may be taken."""
+    @_builtins.property
+    def lacking(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of a few nodes that are asked for and lack it."""
+
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        asked: _builtins.int = ...,
+        holding: _builtins.int = ...,
+        away: _builtins.int = ...,
+        lacking: _abc.Iterable[_builtins.str] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "away", b"away", "complete", b"complete", "holding", b"holding", "lacking", b"lacking", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TlsCaRollout: _TypeAlias = TlsCaRollout  # noqa: Y015
+
+@_typing.final
+class ListTlsCasRequest(_message.Message):
+    """ListTlsCasRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTlsCasRequest: _TypeAlias = ListTlsCasRequest  # noqa: Y015
+
+@_typing.final
+class ListTlsCasResponse(_message.Message):
+    """ListTlsCasResponse shows TLS CAs; never a private part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAS_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cas(self) -> _containers.RepeatedCompositeFieldContainer[Global___TlsCaView]:
+        """Oldest first."""
+
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TlsCaRollout]:
+        """Of the PREPARED one, and of the ACTIVE one while another is OUTGOING."""
+
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedCompositeFieldContainer[_trust_pb2.Signed]:
+        """The first bundle of each generation, oldest first, then the newest."""
+
+    def __init__(
+        self,
+        *,
+        cas: _abc.Iterable[Global___TlsCaView] | None = ...,
+        rollouts: _abc.Iterable[Global___TlsCaRollout] | None = ...,
+        chain: _abc.Iterable[_trust_pb2.Signed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cas", b"cas", "chain", b"chain", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTlsCasResponse: _TypeAlias = ListTlsCasResponse  # noqa: Y015
+
+@_typing.final
+class PrepareTlsCaRequest(_message.Message):
+    """PrepareTlsCaRequest brings a CA, or has one made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """Certificate of a CA from outside, PEM or DER; empty for a new one of the installation's own."""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareTlsCaRequest: _TypeAlias = PrepareTlsCaRequest  # noqa: Y015
+
+@_typing.final
+class PrepareTlsCaResponse(_message.Message):
+    """PrepareTlsCaResponse shows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ca(self) -> Global___TlsCaView:
+        """PREPARED."""
+
+    def __init__(
+        self,
+        *,
+        ca: Global___TlsCaView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareTlsCaResponse: _TypeAlias = PrepareTlsCaResponse  # noqa: Y015
+
+@_typing.final
+class ActivateTlsCaRequest(_message.Message):
+    """ActivateTlsCaRequest names the CA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    OVERRIDE_REASON_FIELD_NUMBER: _builtins.int
+    ca: _builtins.str
+    """Its SHA-256 in hexadecimal, or the first 8 digits or more."""
+    override_reason: _builtins.str
+    """Why it may not wait until every node trusts it; empty when it may. Audited."""
+    def __init__(
+        self,
+        *,
+        ca: _builtins.str = ...,
+        override_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "override_reason", b"override_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateTlsCaRequest: _TypeAlias = ActivateTlsCaRequest  # noqa: Y015
+
+@_typing.final
+class ActivateTlsCaResponse(_message.Message):
+    """ActivateTlsCaResponse shows it, and how far it had come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ca(self) -> Global___TlsCaView:
+        """ACTIVE."""
+
+    @_builtins.property
+    def rollout(self) -> Global___TlsCaRollout:
+        """Its rollout."""
+
+    def __init__(
+        self,
+        *,
+        ca: Global___TlsCaView | None = ...,
+        rollout: Global___TlsCaRollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateTlsCaResponse: _TypeAlias = ActivateTlsCaResponse  # noqa: Y015
+
+@_typing.final
+class RetireTlsCaRequest(_message.Message):
+    """RetireTlsCaRequest names the CA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    OVERRIDE_REASON_FIELD_NUMBER: _builtins.int
+    ca: _builtins.str
+    """Its SHA-256 in hexadecimal, or the first 8 digits or more."""
+    override_reason: _builtins.str
+    """Why it may not wait until every node trusts the ACTIVE one; empty when it may. Audited."""
+    def __init__(
+        self,
+        *,
+        ca: _builtins.str = ...,
+        override_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "override_reason", b"override_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireTlsCaRequest: _TypeAlias = RetireTlsCaRequest  # noqa: Y015
+
+@_typing.final
+class RetireTlsCaResponse(_message.Message):
+    """RetireTlsCaResponse shows it, and how far the ACTIVE one had come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ca(self) -> Global___TlsCaView:
+        """RETIRED."""
+
+    @_builtins.property
+    def rollout(self) -> Global___TlsCaRollout:
+        """Rollout of the ACTIVE one."""
+
+    def __init__(
+        self,
+        *,
+        ca: Global___TlsCaView | None = ...,
+        rollout: Global___TlsCaRollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireTlsCaResponse: _TypeAlias = RetireTlsCaResponse  # noqa: Y015
+
+@_typing.final
+class RevokeTlsCaRequest(_message.Message):
+    """RevokeTlsCaRequest names the CA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ca: _builtins.str
+    """Its SHA-256 in hexadecimal, or the first 8 digits or more."""
+    reason: _builtins.str
+    """Why; audited."""
+    def __init__(
+        self,
+        *,
+        ca: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTlsCaRequest: _TypeAlias = RevokeTlsCaRequest  # noqa: Y015
+
+@_typing.final
+class RevokeTlsCaResponse(_message.Message):
+    """RevokeTlsCaResponse shows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ca(self) -> Global___TlsCaView:
+        """REVOKED."""
+
+    def __init__(
+        self,
+        *,
+        ca: Global___TlsCaView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTlsCaResponse: _TypeAlias = RevokeTlsCaResponse  # noqa: Y015

@@ -275,6 +275,31 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityResponse.FromString,
                 _registered_method=True)
+        self.ListTlsCas = channel.unary_unary(
+                '/fleet.v1.Admin/ListTlsCas',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ListTlsCasRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ListTlsCasResponse.FromString,
+                _registered_method=True)
+        self.PrepareTlsCa = channel.unary_unary(
+                '/fleet.v1.Admin/PrepareTlsCa',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.PrepareTlsCaRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.PrepareTlsCaResponse.FromString,
+                _registered_method=True)
+        self.ActivateTlsCa = channel.unary_unary(
+                '/fleet.v1.Admin/ActivateTlsCa',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.ActivateTlsCaRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.ActivateTlsCaResponse.FromString,
+                _registered_method=True)
+        self.RetireTlsCa = channel.unary_unary(
+                '/fleet.v1.Admin/RetireTlsCa',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RetireTlsCaRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RetireTlsCaResponse.FromString,
+                _registered_method=True)
+        self.RevokeTlsCa = channel.unary_unary(
+                '/fleet.v1.Admin/RevokeTlsCa',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -617,6 +642,41 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTlsCas(self, request, context):
+        """ListTlsCas shows the server's TLS CAs, who trusts them, and how far those have come that nodes have to learn (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareTlsCa(self, request, context):
+        """PrepareTlsCa lets nodes trust another TLS CA; nothing of it is shown yet (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateTlsCa(self, request, context):
+        """ActivateTlsCa shows a certificate of a PREPARED TLS CA from now on (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireTlsCa(self, request, context):
+        """RetireTlsCa lets nodes trust an OUTGOING TLS CA no longer (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeTlsCa(self, request, context):
+        """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -859,6 +919,31 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RotateAuthority,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.RotateAuthorityResponse.SerializeToString,
+            ),
+            'ListTlsCas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTlsCas,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ListTlsCasRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ListTlsCasResponse.SerializeToString,
+            ),
+            'PrepareTlsCa': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareTlsCa,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.PrepareTlsCaRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.PrepareTlsCaResponse.SerializeToString,
+            ),
+            'ActivateTlsCa': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateTlsCa,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.ActivateTlsCaRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.ActivateTlsCaResponse.SerializeToString,
+            ),
+            'RetireTlsCa': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireTlsCa,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RetireTlsCaRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RetireTlsCaResponse.SerializeToString,
+            ),
+            'RevokeTlsCa': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeTlsCa,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2158,6 +2243,141 @@ class Admin:
             '/fleet.v1.Admin/RotateAuthority',
             fleet_dot_v1_dot_admin__pb2.RotateAuthorityRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.RotateAuthorityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTlsCas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListTlsCas',
+            fleet_dot_v1_dot_admin__pb2.ListTlsCasRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ListTlsCasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareTlsCa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/PrepareTlsCa',
+            fleet_dot_v1_dot_admin__pb2.PrepareTlsCaRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.PrepareTlsCaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateTlsCa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ActivateTlsCa',
+            fleet_dot_v1_dot_admin__pb2.ActivateTlsCaRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.ActivateTlsCaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireTlsCa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RetireTlsCa',
+            fleet_dot_v1_dot_admin__pb2.RetireTlsCaRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RetireTlsCaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeTlsCa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RevokeTlsCa',
+            fleet_dot_v1_dot_admin__pb2.RevokeTlsCaRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RevokeTlsCaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -129,6 +129,16 @@ class AdminStub:
     """ListAuthorities shows every authority that the cluster had, and the chain that proves who followed whom (viewer)."""
     RotateAuthority: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateAuthorityRequest, _admin_pb2.RotateAuthorityResponse]
     """RotateAuthority lets a new authority follow the one in force (owner)."""
+    ListTlsCas: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListTlsCasRequest, _admin_pb2.ListTlsCasResponse]
+    """ListTlsCas shows the server's TLS CAs, who trusts them, and how far those have come that nodes have to learn (viewer)."""
+    PrepareTlsCa: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PrepareTlsCaRequest, _admin_pb2.PrepareTlsCaResponse]
+    """PrepareTlsCa lets nodes trust another TLS CA; nothing of it is shown yet (owner)."""
+    ActivateTlsCa: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ActivateTlsCaRequest, _admin_pb2.ActivateTlsCaResponse]
+    """ActivateTlsCa shows a certificate of a PREPARED TLS CA from now on (owner)."""
+    RetireTlsCa: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RetireTlsCaRequest, _admin_pb2.RetireTlsCaResponse]
+    """RetireTlsCa lets nodes trust an OUTGOING TLS CA no longer (owner)."""
+    RevokeTlsCa: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeTlsCaRequest, _admin_pb2.RevokeTlsCaResponse]
+    """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner)."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -231,6 +241,16 @@ class AdminAsyncStub(AdminStub):
     """ListAuthorities shows every authority that the cluster had, and the chain that proves who followed whom (viewer)."""
     RotateAuthority: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateAuthorityRequest, _admin_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
     """RotateAuthority lets a new authority follow the one in force (owner)."""
+    ListTlsCas: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListTlsCasRequest, _admin_pb2.ListTlsCasResponse]  # type: ignore[assignment]
+    """ListTlsCas shows the server's TLS CAs, who trusts them, and how far those have come that nodes have to learn (viewer)."""
+    PrepareTlsCa: _aio.UnaryUnaryMultiCallable[_admin_pb2.PrepareTlsCaRequest, _admin_pb2.PrepareTlsCaResponse]  # type: ignore[assignment]
+    """PrepareTlsCa lets nodes trust another TLS CA; nothing of it is shown yet (owner)."""
+    ActivateTlsCa: _aio.UnaryUnaryMultiCallable[_admin_pb2.ActivateTlsCaRequest, _admin_pb2.ActivateTlsCaResponse]  # type: ignore[assignment]
+    """ActivateTlsCa shows a certificate of a PREPARED TLS CA from now on (owner)."""
+    RetireTlsCa: _aio.UnaryUnaryMultiCallable[_admin_pb2.RetireTlsCaRequest, _admin_pb2.RetireTlsCaResponse]  # type: ignore[assignment]
+    """RetireTlsCa lets nodes trust an OUTGOING TLS CA no longer (owner)."""
+    RevokeTlsCa: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeTlsCaRequest, _admin_pb2.RevokeTlsCaResponse]  # type: ignore[assignment]
+    """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner)."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Admin is the operators' service. Every call names the least role that may make it."""
@@ -618,5 +638,45 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RotateAuthorityResponse, _abc.Awaitable[_admin_pb2.RotateAuthorityResponse]]:
         """RotateAuthority lets a new authority follow the one in force (owner)."""
+
+    @_abc_1.abstractmethod
+    def ListTlsCas(
+        self,
+        request: _admin_pb2.ListTlsCasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListTlsCasResponse, _abc.Awaitable[_admin_pb2.ListTlsCasResponse]]:
+        """ListTlsCas shows the server's TLS CAs, who trusts them, and how far those have come that nodes have to learn (viewer)."""
+
+    @_abc_1.abstractmethod
+    def PrepareTlsCa(
+        self,
+        request: _admin_pb2.PrepareTlsCaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PrepareTlsCaResponse, _abc.Awaitable[_admin_pb2.PrepareTlsCaResponse]]:
+        """PrepareTlsCa lets nodes trust another TLS CA; nothing of it is shown yet (owner)."""
+
+    @_abc_1.abstractmethod
+    def ActivateTlsCa(
+        self,
+        request: _admin_pb2.ActivateTlsCaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ActivateTlsCaResponse, _abc.Awaitable[_admin_pb2.ActivateTlsCaResponse]]:
+        """ActivateTlsCa shows a certificate of a PREPARED TLS CA from now on (owner)."""
+
+    @_abc_1.abstractmethod
+    def RetireTlsCa(
+        self,
+        request: _admin_pb2.RetireTlsCaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RetireTlsCaResponse, _abc.Awaitable[_admin_pb2.RetireTlsCaResponse]]:
+        """RetireTlsCa lets nodes trust an OUTGOING TLS CA no longer (owner)."""
+
+    @_abc_1.abstractmethod
+    def RevokeTlsCa(
+        self,
+        request: _admin_pb2.RevokeTlsCaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeTlsCaResponse, _abc.Awaitable[_admin_pb2.RevokeTlsCaResponse]]:
+        """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner)."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

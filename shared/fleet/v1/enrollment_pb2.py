@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fleet.v1 import trust_pb2 as fleet_dot_v1_dot_trust__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66leet/v1/enrollment.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"\xe3\x01\n\x12JoinTokenStatement\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x12\n\ntls_ca_der\x18\x04 \x01(\x0c\x12\x15\n\rauthority_key\x18\x05 \x01(\x0c\x12\x0c\n\x04site\x18\x06 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x07 \x01(\x03\x12\x10\n\x08max_uses\x18\x08 \x01(\r\x12\x14\n\x0c\x61uto_approve\x18\t \x01(\x08\x12\x1c\n\x14\x61uthority_generation\x18\n \x01(\x04\"P\n\tJoinToken\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x11\n\towner_pin\x18\x03 \x01(\x0c\"\x84\x02\n\x0f\x45nrollStatement\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x1b\n\x13token_secret_sha256\x18\x02 \x01(\x0c\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x14\n\x0cidentity_key\x18\x04 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\x05 \x01(\x0c\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x35\n\x06labels\x18\x07 \x03(\x0b\x32%.fleet.v1.EnrollStatement.LabelsEntry\x12\x0f\n\x07version\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\rEnrollRequest\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\"U\n\x0e\x45nrollResponse\x12\x15\n\renrollment_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x17\n\x0fpoll_interval_s\x18\x03 \x01(\r\">\n\x16\x42ootstrapPollStatement\x12\x15\n\renrollment_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"7\n\x13GetBootstrapRequest\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"\xb6\x01\n\x14GetBootstrapResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.fleet.v1.EnrollmentState\x12#\n\tbootstrap\x18\x02 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x17\n\x0fpoll_interval_s\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12&\n\x0c\x62undle_chain\x18\x05 \x03(\x0b\x32\x10.fleet.v1.Signed\"E\n\x0eNodeParameters\x12\x1c\n\x14telemetry_interval_s\x18\x01 \x01(\r\x12\x15\n\rmax_in_flight\x18\x02 \x01(\r\"\xef\x01\n\x12\x42ootstrapStatement\x12\x15\n\renrollment_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\x12\x16\n\x0esealed_api_key\x18\x05 \x01(\x0c\x12&\n\x0ctrust_bundle\x18\x06 \x01(\x0b\x32\x10.fleet.v1.Signed\x12,\n\nparameters\x18\x07 \x01(\x0b\x32\x18.fleet.v1.NodeParameters\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x0c\n\x04site\x18\t \x01(\t*\x8f\x01\n\x0f\x45nrollmentState\x12 \n\x1c\x45NROLLMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45NROLLMENT_STATE_PENDING\x10\x01\x12\x1d\n\x19\x45NROLLMENT_STATE_APPROVED\x10\x02\x12\x1d\n\x19\x45NROLLMENT_STATE_REJECTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66leet/v1/enrollment.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"\xfa\x01\n\x12JoinTokenStatement\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x12\n\ntls_ca_der\x18\x04 \x01(\x0c\x12\x15\n\rauthority_key\x18\x05 \x01(\x0c\x12\x0c\n\x04site\x18\x06 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x07 \x01(\x03\x12\x10\n\x08max_uses\x18\x08 \x01(\r\x12\x14\n\x0c\x61uto_approve\x18\t \x01(\x08\x12\x1c\n\x14\x61uthority_generation\x18\n \x01(\x04\x12\x15\n\rbundle_number\x18\x0b \x01(\x04\"P\n\tJoinToken\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x11\n\towner_pin\x18\x03 \x01(\x0c\"\x84\x02\n\x0f\x45nrollStatement\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x1b\n\x13token_secret_sha256\x18\x02 \x01(\x0c\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x14\n\x0cidentity_key\x18\x04 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\x05 \x01(\x0c\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x35\n\x06labels\x18\x07 \x03(\x0b\x32%.fleet.v1.EnrollStatement.LabelsEntry\x12\x0f\n\x07version\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\rEnrollRequest\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\"U\n\x0e\x45nrollResponse\x12\x15\n\renrollment_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x17\n\x0fpoll_interval_s\x18\x03 \x01(\r\">\n\x16\x42ootstrapPollStatement\x12\x15\n\renrollment_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"7\n\x13GetBootstrapRequest\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"\xb6\x01\n\x14GetBootstrapResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.fleet.v1.EnrollmentState\x12#\n\tbootstrap\x18\x02 \x01(\x0b\x32\x10.fleet.v1.Signed\x12\x17\n\x0fpoll_interval_s\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12&\n\x0c\x62undle_chain\x18\x05 \x03(\x0b\x32\x10.fleet.v1.Signed\"E\n\x0eNodeParameters\x12\x1c\n\x14telemetry_interval_s\x18\x01 \x01(\r\x12\x15\n\rmax_in_flight\x18\x02 \x01(\r\"\xef\x01\n\x12\x42ootstrapStatement\x12\x15\n\renrollment_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\x12\x16\n\x0esealed_api_key\x18\x05 \x01(\x0c\x12&\n\x0ctrust_bundle\x18\x06 \x01(\x0b\x32\x10.fleet.v1.Signed\x12,\n\nparameters\x18\x07 \x01(\x0b\x32\x18.fleet.v1.NodeParameters\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x0c\n\x04site\x18\t \x01(\t*\x8f\x01\n\x0f\x45nrollmentState\x12 \n\x1c\x45NROLLMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45NROLLMENT_STATE_PENDING\x10\x01\x12\x1d\n\x19\x45NROLLMENT_STATE_APPROVED\x10\x02\x12\x1d\n\x19\x45NROLLMENT_STATE_REJECTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLLSTATEMENT_LABELSENTRY']._loaded_options = None
   _globals['_ENROLLSTATEMENT_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ENROLLMENTSTATE']._serialized_start=1416
-  _globals['_ENROLLMENTSTATE']._serialized_end=1559
+  _globals['_ENROLLMENTSTATE']._serialized_start=1439
+  _globals['_ENROLLMENTSTATE']._serialized_end=1582
   _globals['_JOINTOKENSTATEMENT']._serialized_start=62
-  _globals['_JOINTOKENSTATEMENT']._serialized_end=289
-  _globals['_JOINTOKEN']._serialized_start=291
-  _globals['_JOINTOKEN']._serialized_end=371
-  _globals['_ENROLLSTATEMENT']._serialized_start=374
-  _globals['_ENROLLSTATEMENT']._serialized_end=634
-  _globals['_ENROLLSTATEMENT_LABELSENTRY']._serialized_start=589
-  _globals['_ENROLLSTATEMENT_LABELSENTRY']._serialized_end=634
-  _globals['_ENROLLREQUEST']._serialized_start=636
-  _globals['_ENROLLREQUEST']._serialized_end=707
-  _globals['_ENROLLRESPONSE']._serialized_start=709
-  _globals['_ENROLLRESPONSE']._serialized_end=794
-  _globals['_BOOTSTRAPPOLLSTATEMENT']._serialized_start=796
-  _globals['_BOOTSTRAPPOLLSTATEMENT']._serialized_end=858
-  _globals['_GETBOOTSTRAPREQUEST']._serialized_start=860
-  _globals['_GETBOOTSTRAPREQUEST']._serialized_end=915
-  _globals['_GETBOOTSTRAPRESPONSE']._serialized_start=918
-  _globals['_GETBOOTSTRAPRESPONSE']._serialized_end=1100
-  _globals['_NODEPARAMETERS']._serialized_start=1102
-  _globals['_NODEPARAMETERS']._serialized_end=1171
-  _globals['_BOOTSTRAPSTATEMENT']._serialized_start=1174
-  _globals['_BOOTSTRAPSTATEMENT']._serialized_end=1413
+  _globals['_JOINTOKENSTATEMENT']._serialized_end=312
+  _globals['_JOINTOKEN']._serialized_start=314
+  _globals['_JOINTOKEN']._serialized_end=394
+  _globals['_ENROLLSTATEMENT']._serialized_start=397
+  _globals['_ENROLLSTATEMENT']._serialized_end=657
+  _globals['_ENROLLSTATEMENT_LABELSENTRY']._serialized_start=612
+  _globals['_ENROLLSTATEMENT_LABELSENTRY']._serialized_end=657
+  _globals['_ENROLLREQUEST']._serialized_start=659
+  _globals['_ENROLLREQUEST']._serialized_end=730
+  _globals['_ENROLLRESPONSE']._serialized_start=732
+  _globals['_ENROLLRESPONSE']._serialized_end=817
+  _globals['_BOOTSTRAPPOLLSTATEMENT']._serialized_start=819
+  _globals['_BOOTSTRAPPOLLSTATEMENT']._serialized_end=881
+  _globals['_GETBOOTSTRAPREQUEST']._serialized_start=883
+  _globals['_GETBOOTSTRAPREQUEST']._serialized_end=938
+  _globals['_GETBOOTSTRAPRESPONSE']._serialized_start=941
+  _globals['_GETBOOTSTRAPRESPONSE']._serialized_end=1123
+  _globals['_NODEPARAMETERS']._serialized_start=1125
+  _globals['_NODEPARAMETERS']._serialized_end=1194
+  _globals['_BOOTSTRAPSTATEMENT']._serialized_start=1197
+  _globals['_BOOTSTRAPSTATEMENT']._serialized_end=1436
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,7 @@ class JoinTokenStatement(_message.Message):
     MAX_USES_FIELD_NUMBER: _builtins.int
     AUTO_APPROVE_FIELD_NUMBER: _builtins.int
     AUTHORITY_GENERATION_FIELD_NUMBER: _builtins.int
+    BUNDLE_NUMBER_FIELD_NUMBER: _builtins.int
     token_id: _builtins.str
     """Token id."""
     cluster_id: _builtins.str
@@ -82,6 +83,8 @@ class JoinTokenStatement(_message.Message):
     """Nodes are approved without an operator."""
     authority_generation: _builtins.int
     """Generation of the authority."""
+    bundle_number: _builtins.int
+    """Number of the newest bundle of that generation: the node takes no older one to learn a later TLS CA from."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Gateway endpoints, "host:port"."""
@@ -99,10 +102,11 @@ class JoinTokenStatement(_message.Message):
         max_uses: _builtins.int = ...,
         auto_approve: _builtins.bool = ...,
         authority_generation: _builtins.int = ...,
+        bundle_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_generation", b"authority_generation", "authority_key", b"authority_key", "auto_approve", b"auto_approve", "cluster_id", b"cluster_id", "endpoints", b"endpoints", "expires_at_ms", b"expires_at_ms", "max_uses", b"max_uses", "site", b"site", "tls_ca_der", b"tls_ca_der", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_generation", b"authority_generation", "authority_key", b"authority_key", "auto_approve", b"auto_approve", "bundle_number", b"bundle_number", "cluster_id", b"cluster_id", "endpoints", b"endpoints", "expires_at_ms", b"expires_at_ms", "max_uses", b"max_uses", "site", b"site", "tls_ca_der", b"tls_ca_der", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from fleet.v1 import installation_pb2 as fleet_dot_v1_dot_installation__pb2
+from fleet.v1 import trust_pb2 as fleet_dot_v1_dot_trust__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -55,6 +56,11 @@ class InstallationStub:
                 request_serializer=fleet_dot_v1_dot_installation__pb2.ImportGrantRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_installation__pb2.PlatformGrantView.FromString,
                 _registered_method=True)
+        self.GetTrustChain = channel.unary_unary(
+                '/fleet.v1.Installation/GetTrustChain',
+                request_serializer=fleet_dot_v1_dot_trust__pb2.GetTrustChainRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_trust__pb2.GetTrustChainResponse.FromString,
+                _registered_method=True)
 
 
 class InstallationServicer:
@@ -89,6 +95,14 @@ class InstallationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrustChain(self, request, context):
+        """GetTrustChain hands out signed bundles, as the gateway's does: whoever pinned an authority finds out which TLS CAs hold
+        now, before it believes the connection.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InstallationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +125,11 @@ def add_InstallationServicer_to_server(servicer, server):
                     servicer.ImportGrant,
                     request_deserializer=fleet_dot_v1_dot_installation__pb2.ImportGrantRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_installation__pb2.PlatformGrantView.SerializeToString,
+            ),
+            'GetTrustChain': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrustChain,
+                    request_deserializer=fleet_dot_v1_dot_trust__pb2.GetTrustChainRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_trust__pb2.GetTrustChainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +241,33 @@ class Installation:
             '/fleet.v1.Installation/ImportGrant',
             fleet_dot_v1_dot_installation__pb2.ImportGrantRequest.SerializeToString,
             fleet_dot_v1_dot_installation__pb2.PlatformGrantView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrustChain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Installation/GetTrustChain',
+            fleet_dot_v1_dot_trust__pb2.GetTrustChainRequest.SerializeToString,
+            fleet_dot_v1_dot_trust__pb2.GetTrustChainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ Who may begin on an installation. On the operators' listener, for callers withou
 
 from collections import abc as _abc
 from fleet.v1 import installation_pb2 as _installation_pb2
+from fleet.v1 import trust_pb2 as _trust_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -41,6 +42,10 @@ class InstallationStub:
     """ClaimOwner gives the first owner of the manifest a token, once for each claim."""
     ImportGrant: _grpc.UnaryUnaryMultiCallable[_installation_pb2.ImportGrantRequest, _installation_pb2.PlatformGrantView]
     """ImportGrant imports a signed PlatformRoleGrantStatement."""
+    GetTrustChain: _grpc.UnaryUnaryMultiCallable[_trust_pb2.GetTrustChainRequest, _trust_pb2.GetTrustChainResponse]
+    """GetTrustChain hands out signed bundles, as the gateway's does: whoever pinned an authority finds out which TLS CAs hold
+    now, before it believes the connection.
+    """
 
 @_typing.type_check_only
 class InstallationAsyncStub(InstallationStub):
@@ -55,6 +60,10 @@ class InstallationAsyncStub(InstallationStub):
     """ClaimOwner gives the first owner of the manifest a token, once for each claim."""
     ImportGrant: _aio.UnaryUnaryMultiCallable[_installation_pb2.ImportGrantRequest, _installation_pb2.PlatformGrantView]  # type: ignore[assignment]
     """ImportGrant imports a signed PlatformRoleGrantStatement."""
+    GetTrustChain: _aio.UnaryUnaryMultiCallable[_trust_pb2.GetTrustChainRequest, _trust_pb2.GetTrustChainResponse]  # type: ignore[assignment]
+    """GetTrustChain hands out signed bundles, as the gateway's does: whoever pinned an authority finds out which TLS CAs hold
+    now, before it believes the connection.
+    """
 
 class InstallationServicer(metaclass=_abc_1.ABCMeta):
     """Installation is what a server in strict mode offers before it is activated, and after."""
@@ -90,5 +99,15 @@ class InstallationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_installation_pb2.PlatformGrantView, _abc.Awaitable[_installation_pb2.PlatformGrantView]]:
         """ImportGrant imports a signed PlatformRoleGrantStatement."""
+
+    @_abc_1.abstractmethod
+    def GetTrustChain(
+        self,
+        request: _trust_pb2.GetTrustChainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trust_pb2.GetTrustChainResponse, _abc.Awaitable[_trust_pb2.GetTrustChainResponse]]:
+        """GetTrustChain hands out signed bundles, as the gateway's does: whoever pinned an authority finds out which TLS CAs hold
+        now, before it believes the connection.
+        """
 
 def add_InstallationServicer_to_server(servicer: InstallationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

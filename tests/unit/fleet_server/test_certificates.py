@@ -1,4 +1,5 @@
 import asyncio
+import datetime as dt
 import ssl
 from pathlib import Path
 
@@ -6,8 +7,8 @@ import grpc
 import pytest
 
 from fleet import tls
-from fleet.tls import LEAF_DAYS, certificate_sha256
-from fleet_server.certificates import CertificateError, ServerCertificates, open_certificates
+from fleet.tls import LEAF_DAYS, CertifiedKey, certificate_sha256
+from fleet_server.certificates import CertificateError, ServedTls, ServerCertificates, open_certificates
 from tests.fakes.clock import MockClock
 
 HOSTS = ("localhost", "127.0.0.1")
@@ -28,56 +29,76 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def certificates(folder: Path, clock: MockClock) -> ServerCertificates:
-    return open_certificates(folder, HOSTS, clock)
+def now(clock: MockClock) -> dt.datetime:
+    return dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC)
 
 
-def test_files_are_private_but_for_the_public_certificate(certificates: ServerCertificates, folder: Path) -> None:
+@pytest.fixture
+def ca(now: dt.datetime) -> CertifiedKey:
+    return tls.make_ca("own CA", now)
+
+
+@pytest.fixture
+def certificates(folder: Path, clock: MockClock, ca: CertifiedKey, now: dt.datetime) -> ServerCertificates:
+    opened = open_certificates(folder, HOSTS, clock)
+    opened.take(served(ca, now))
+    return opened
+
+
+def served(ca: CertifiedKey, now: dt.datetime, active: CertifiedKey | None = None) -> ServedTls:
+    active_der = (active or ca).certificate_der
+    published = tuple(dict.fromkeys([active_der, ca.certificate_der]))
+    return ServedTls(tls.make_leaf(ca, HOSTS, now), ca.certificate_der, active_der, published)
+
+
+def put(folder: Path, pair: CertifiedKey, mode: int = 0o600) -> None:
+    path = folder / "outside.pem"
+    path.unlink(missing_ok=True)
+    path.write_bytes(pair.certificate_pem + pair.private_key_pem)
+    path.chmod(mode)
+
+
+def test_the_folder_is_private_and_holds_public_certificates_alone(
+    certificates: ServerCertificates, folder: Path
+) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("ca.pem", "leaf.pem"):
-        assert (folder / name).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in folder.iterdir()] == ["ca.crt"]
     assert b"PRIVATE" not in (folder / "ca.crt").read_bytes()
     assert tls.pem_to_der((folder / "ca.crt").read_bytes()) == certificates.ca_der
 
 
-def test_opening_again_finds_the_same(certificates: ServerCertificates, folder: Path, clock: MockClock) -> None:
-    again = open_certificates(folder, HOSTS, clock)
-    assert (again.ca_der, again.leaf_der) == (certificates.ca_der, certificates.leaf_der)
-    assert not again.renew()
+def test_a_folder_that_is_open_to_others_is_refused_with_what_to_do(folder: Path, clock: MockClock) -> None:
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    with pytest.raises(CertificateError, match="chmod 700"):
+        open_certificates(folder, HOSTS, clock)
 
 
-def test_other_hosts_make_another_leaf_of_the_same_ca(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
+def test_the_ca_file_lists_every_ca_that_a_caller_may_meet_the_active_one_first(
+    certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime
 ) -> None:
-    moved = open_certificates(folder, (*HOSTS, "new.example"), clock)
-    assert moved.ca_der == certificates.ca_der
-    assert moved.leaf_der != certificates.leaf_der
-    assert certificate_sha256(certificates.leaf_der) in moved.accepted_leaves()
+    outside = tls.make_ca("outside", now)
+    certificates.take(served(ca, now, outside))
+    assert (folder / "ca.crt").read_bytes() == b"".join(
+        tls.der_to_pem(der) for der in (outside.certificate_der, ca.certificate_der)
+    )
 
 
-async def test_the_leaf_is_renewed_at_two_thirds_and_the_one_before_stays_accepted_while_it_lasts(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
+def test_what_was_shown_before_stays_accepted_while_it_lasts(
+    certificates: ServerCertificates, clock: MockClock, ca: CertifiedKey
 ) -> None:
     first = certificates.leaf_der
-    running = asyncio.create_task(certificates.run())
-    await clock.wait_sleepers(1)
-    clock.step_wall(LEAF_DAYS * DAY_S * 2 / 3 - 600)
-    await clock.advance(60)
-    assert certificates.leaf_der == first
-    clock.step_wall(600)
-    await clock.advance(60)
+    clock.step_wall(LEAF_DAYS * DAY_S * 2 / 3)
+    later = dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC)
+    certificates.take(served(ca, later))
     second = certificates.leaf_der
-    assert second != first
     assert certificates.accepted_leaves() == {certificate_sha256(first), certificate_sha256(second)}
-    restarted = open_certificates(folder, HOSTS, clock)
-    assert restarted.accepted_leaves() == certificates.accepted_leaves()
     clock.step_wall(LEAF_DAYS * DAY_S / 3)
     assert certificates.accepted_leaves() == {certificate_sha256(second)}
-    running.cancel()
 
 
-async def test_a_live_server_serves_the_new_leaf_and_open_connections_stay(
-    certificates: ServerCertificates, clock: MockClock
+async def test_a_live_server_shows_the_new_certificate_and_open_connections_stay(
+    certificates: ServerCertificates, ca: CertifiedKey, now: dt.datetime
 ) -> None:
     async def echo(request: bytes, _context: object) -> bytes:
         return request
@@ -88,113 +109,65 @@ async def test_a_live_server_serves_the_new_leaf_and_open_connections_stay(
     port = server.add_secure_port("127.0.0.1:0", certificates.credentials())
     await server.start()
     endpoint = f"127.0.0.1:{port}"
-    ca = [certificates.ca_der]
+    another = tls.make_ca("another", now)
     try:
-        first = await tls.fetch_leaf(endpoint, ca, 10)
+        first = await tls.fetch_leaf(endpoint, [ca.certificate_der], 10)
         assert first == certificates.leaf_der
         pinned = grpc.ssl_channel_credentials(tls.der_to_pem(first))
         async with grpc.aio.secure_channel(endpoint, pinned) as channel:
             call = channel.unary_unary("/t.T/Echo")
             assert await call(b"before") == b"before"
-            clock.step_wall(LEAF_DAYS * DAY_S * 2 / 3)
-            # The new leaf begins in the test's future; what counts here is which one is shown.
-            assert certificates.renew()
+            certificates.take(served(another, now))
             assert await call(b"after") == b"after"
-        shown = await asyncio.to_thread(shown_leaf, port)
-        assert shown == certificates.leaf_der != first
+        second = await tls.fetch_leaf(endpoint, [ca.certificate_der, another.certificate_der], 10)
+        assert second == certificates.leaf_der != first
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await tls.fetch_leaf(endpoint, [ca.certificate_der], 10)
     finally:
-        await server.stop(None)
+        await asyncio.shield(server.stop(None))
 
 
-def shown_leaf(port: int) -> bytes:
-    return tls.pem_to_der(ssl.get_server_certificate(("127.0.0.1", port)).encode())
-
-
-def test_a_leaf_that_was_put_into_the_folder_is_taken_up(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
+# -- a certificate from outside ---------------------------------------------------------------------------------------
+def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_comes_later(
+    certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime
 ) -> None:
-    """Replicas behind one name serve one leaf: whoever shares the folder follows."""
-    other = open_certificates(folder, HOSTS, clock)
-    clock.step_wall(LEAF_DAYS * DAY_S * 2 / 3)
-    assert other.renew()
-    assert certificates.renew()
-    assert certificates.leaf_der == other.leaf_der
+    outside = tls.make_ca("outside", now)
+    theirs = tls.make_leaf(outside, HOSTS, now)
+    put(folder, theirs)
+    own = certificates.leaf_der
+    certificates.look()
+    assert certificates.leaf_der == own, "its CA is not ACTIVE"
+    assert certificates.can_show(outside.certificate_der)
+
+    certificates.take(served(ca, now, outside))
+    assert certificates.leaf_der == theirs.certificate_der
+    renewed = tls.make_leaf(outside, HOSTS, now)
+    put(folder, renewed)
+    certificates.look()
+    assert certificates.leaf_der == renewed.certificate_der
+
+    certificates.take(served(ca, now))
+    assert certificates.leaf_der not in (theirs.certificate_der, renewed.certificate_der)
 
 
-def test_another_spelling_of_a_host_is_no_other_host(folder: Path, clock: MockClock) -> None:
-    """An address that was written in its long form would have a new leaf made with every check."""
-    certificates = open_certificates(folder, (*HOSTS, "2001:DB8:0::1"), clock)
-    assert not certificates.renew()
-    assert "2001:db8::1" in tls.leaf_hosts((folder / "leaf.pem").read_bytes())
-
-
-def test_a_leaf_for_more_hosts_than_are_asked_for_stays(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
+@pytest.mark.parametrize("fault", ["none", "open", "damaged", "of another CA", "for another host", "ended", "no key"])
+def test_what_would_prove_nothing_to_nodes_is_not_shown(
+    certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, fault: str
 ) -> None:
-    wide = open_certificates(folder, (*HOSTS, "new.example"), clock)
-    assert certificates.renew()
-    assert certificates.leaf_der == wide.leaf_der
-
-
-def test_a_leaf_that_names_no_host_is_replaced(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
-) -> None:
-    (folder / "leaf.pem").write_bytes((folder / "ca.pem").read_bytes())
-    assert certificates.renew()
-    assert set(tls.leaf_hosts((folder / "leaf.pem").read_bytes())) == set(HOSTS)
-
-
-def test_a_leaf_of_another_ca_is_not_taken_up_and_the_message_says_what_to_do(
-    certificates: ServerCertificates, folder: Path, tmp_path: Path, clock: MockClock
-) -> None:
-    open_certificates(tmp_path / "other", HOSTS, clock)
-    foreign = (tmp_path / "other" / "leaf.pem").read_bytes()
-    (folder / "leaf.pem").write_bytes(foreign)
-    first = certificates.leaf_der
-    with pytest.raises(CertificateError, match=r"not signed by ca\.pem"):
-        certificates.renew()
-    assert certificates.leaf_der == first
-    assert (folder / "leaf.pem").read_bytes() == foreign
-
-
-def test_a_key_that_is_not_its_certificates_is_refused(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
-) -> None:
-    """gRPC would take it for a port that is not free."""
-    begins = b"-----BEGIN PRIVATE KEY-----"
-    certificate, _, _ = (folder / "leaf.pem").read_bytes().partition(begins)
-    _, _, key = (folder / "ca.pem").read_bytes().partition(begins)
-    (folder / "leaf.pem").write_bytes(certificate + begins + key)
-    with pytest.raises(CertificateError, match="not that of its certificate"):
-        open_certificates(folder, HOSTS, clock)
-
-
-@pytest.mark.parametrize("name", ["ca.pem", "leaf.pem"])
-def test_damaged_or_open_files_are_refused_with_what_to_do(
-    certificates: ServerCertificates, folder: Path, clock: MockClock, name: str
-) -> None:
-    path = folder / name
-    path.chmod(0o644)
-    with pytest.raises(CertificateError, match="chmod 600"):
-        open_certificates(folder, HOSTS, clock)
-    path.chmod(0o600)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CertificateError, match="restore them from a backup"):
-        open_certificates(folder, HOSTS, clock)
-
-
-async def test_a_renewal_that_fails_keeps_the_leaf_and_is_tried_again(
-    certificates: ServerCertificates, folder: Path, clock: MockClock
-) -> None:
-    leaf = (folder / "leaf.pem").read_bytes()
-    first = certificates.leaf_der
-    running = asyncio.create_task(certificates.run())
-    await clock.wait_sleepers(1)
-    (folder / "leaf.pem").write_bytes(b"damaged")
-    clock.step_wall(LEAF_DAYS * DAY_S * 2 / 3)
-    await clock.advance(60)
-    assert certificates.leaf_der == first
-    (folder / "leaf.pem").write_bytes(leaf)
-    await clock.advance(60)
-    assert certificates.leaf_der != first
-    running.cancel()
+    outside = tls.make_ca("outside", now)
+    good = tls.make_leaf(outside, HOSTS, now)
+    if fault == "open":
+        put(folder, good, mode=0o644)
+    elif fault == "damaged":
+        put(folder, CertifiedKey(good.certificate_pem[:100], good.private_key_pem))
+    elif fault == "of another CA":
+        put(folder, tls.make_leaf(tls.make_ca("outside", now), HOSTS, now))
+    elif fault == "for another host":
+        put(folder, tls.make_leaf(outside, ["localhost"], now))
+    elif fault == "ended":
+        put(folder, tls.make_leaf(outside, HOSTS, now - dt.timedelta(days=LEAF_DAYS + 1)))
+    elif fault == "no key":
+        put(folder, CertifiedKey(good.certificate_pem, b""))
+    certificates.take(served(ca, now, outside))
+    assert not certificates.can_show(outside.certificate_der)
+    assert tls.is_issued_by(tls.der_to_pem(certificates.leaf_der), ca.certificate_pem)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from fleet_server.database.migrations import audit_tables, credential_tables
+from fleet_server.database.migrations import audit_tables, credential_tables, trust_tables
 
 revision = "0001"
 down_revision = None
@@ -323,17 +323,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_nodes_name")),
     )
     op.create_index("ix_nodes_decided_at", "nodes", ["decided_at_ms"], unique=False)
-    op.create_table(
-        "trust_bundles",
-        sa.Column("cluster_id", sa.String(length=64), nullable=False),
-        sa.Column("generation", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("signed", sa.LargeBinary(), nullable=False),
-        sa.Column("content_sha256", sa.LargeBinary(), nullable=False),
-        sa.Column("expires_at_ms", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["cluster_id"], ["clusters.cluster_id"], name=op.f("fk_trust_bundles_cluster_id")),
-        sa.PrimaryKeyConstraint("cluster_id", "generation", "number", name=op.f("pk_trust_bundles")),
-    )
+    trust_tables.create()
     op.create_table(
         "gateway_endpoints",
         sa.Column("cluster_id", sa.String(length=64), nullable=False),

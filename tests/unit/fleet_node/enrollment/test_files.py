@@ -30,7 +30,7 @@ from fleet_node.link.people_store import load_people
 from tests.fakes.gateway import CLUSTER, FakeInstallation
 
 PENDING = PendingEnrollment(
-    "jt_1", "en_1", CLUSTER, ("gw:7443", "[::1]:7443"), b"ca", b"a" * 32, b"", 2.0, {"rack": "7"}
+    "jt_1", "en_1", CLUSTER, ("gw:7443", "[::1]:7443"), b"ca", b"a" * 32, b"", 2.0, (1, 7), {"rack": "7"}
 )
 
 

@@ -171,7 +171,7 @@ async def _rooms(database: Database, clock: MockClock, replica_id: str) -> Plant
     )
     await trust.create_cluster()
     await trust.load()
-    await trust.publish_bundle(["gateway.example:7443"], [b"ca"])
+    await trust.publish_bundle(["gateway.example:7443"])
     nodes = NodeService(
         database=database,
         clock=clock,

@@ -96,7 +96,7 @@ class World:
     async def start(self) -> World:
         await self.trust.create_cluster()
         await self.trust.load()
-        await self.trust.publish_bundle(["gateway.example:7443"], [b"ca der"])
+        await self.trust.publish_bundle(["gateway.example:7443"])
         return self
 
     def count_reads(self) -> list[object]:

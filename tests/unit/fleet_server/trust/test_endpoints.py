@@ -8,7 +8,7 @@ from fleet_server.database.engine import Database
 from fleet_server.trust.endpoints import MAX_ENDPOINTS, STATED_EVERY_MS, EndpointList, joined, stated
 from fleet_server.trust.service import CHECK_INTERVAL_S, TrustService
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.trust.test_trust import CA, edit, make
+from tests.unit.fleet_server.trust.test_trust import edit, make
 
 DAY_S = 24 * 3600
 
@@ -76,7 +76,7 @@ async def replica(
     trust = make(database, clock, writer=name)
     await trust.create_cluster()
     await trust.load()
-    await trust.publish_bundle(endpoints, [CA], as_replica=as_replica)
+    await trust.publish_bundle(endpoints, as_replica=as_replica)
     return trust
 
 
@@ -97,7 +97,7 @@ async def test_replicas_with_different_settings_agree_on_one_bundle(database: Da
     await check(clock, one, other, rounds=20)
     assert one.bundle.version == other.bundle.version == settled
     assert one.bundle.endpoints == ("b:1", "shared:1", "a:1")
-    await other.publish_bundle(["b:1", "shared:1"], [CA])
+    await other.publish_bundle(["b:1", "shared:1"])
     await check(clock, one, other)
     assert one.bundle.version == settled, "a restart without a change is none"
 
@@ -105,9 +105,9 @@ async def test_replicas_with_different_settings_agree_on_one_bundle(database: Da
 async def test_a_change_of_settings_reaches_nodes_replica_by_replica(database: Database, clock: MockClock) -> None:
     replicas = [await replica(database, clock, f"r-{number}", "old:1") for number in (1, 2)]
     await clock.advance(1)
-    await replicas[0].publish_bundle(["new:1"], [CA])
+    await replicas[0].publish_bundle(["new:1"])
     assert replicas[0].bundle.endpoints == ("new:1", "old:1")
-    await replicas[1].publish_bundle(["new:1"], [CA])
+    await replicas[1].publish_bundle(["new:1"])
     await check(clock, *replicas)
     assert {each.bundle.endpoints for each in replicas} == {("new:1",)}
 

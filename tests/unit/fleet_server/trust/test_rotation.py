@@ -21,7 +21,7 @@ from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService, TrustSetupError
 from fleet_server.trust.watch import WATCH_INTERVAL_S
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.trust.test_trust import CA, ENDPOINTS, edit, make
+from tests.unit.fleet_server.trust.test_trust import ENDPOINTS, edit, make
 
 ACTIVE, RETIRED = trust_pb2.KEY_PHASE_ACTIVE, trust_pb2.KEY_PHASE_RETIRED
 PREPARED, REVOKED = trust_pb2.KEY_PHASE_PREPARED, trust_pb2.KEY_PHASE_REVOKED
@@ -55,7 +55,7 @@ async def replica(database: Database, clock: MockClock, *, writer: str = "r-1", 
     trust = make(database, clock, writer=writer)
     await trust.create_cluster()
     await trust.load()
-    await trust.publish_bundle(ENDPOINTS, [CA])
+    await trust.publish_bundle(ENDPOINTS)
     fleet = Fleet()
     rotation = KeyRotation(trust, fleet, days=days)
     return Replica(trust, rotation, fleet)
@@ -107,7 +107,7 @@ async def test_a_rotation_from_the_first_step_to_the_last(one: Replica, clock: M
     with pytest.raises(StatementRefusal) as ended:
         verify(trust.bundle, in_flight, clock)
     assert ended.value.reason is StatementReason.KEY_EXPIRED
-    await trust.publish_bundle(ENDPOINTS, [CA])
+    await trust.publish_bundle(ENDPOINTS)
     assert before not in trust.bundle.command_keys, "what has ended leaves the bundle"
     assert [(kind, actor) for kind, actor, _ in await audited(one)] == [
         ("key.created", "server"),
@@ -193,7 +193,7 @@ async def test_what_is_refused_changes_nothing(one: Replica, verb: str) -> None:
             await one.rotation.retire("ada", made.key_id.hex(), verify_for_ms=0)
         else:
             await one.rotation.revoke("ada", made.key_id.hex(), reason=" ", stop_commands=True)
-    await one.trust.publish_bundle(ENDPOINTS, [CA])
+    await one.trust.publish_bundle(ENDPOINTS)
     assert (one.trust.bundle.version, one.trust.command_keys()) == (version, keys)
     assert await audited(one) == seen
 
@@ -214,7 +214,7 @@ async def test_two_replicas_that_rotate_at_once_take_turns(database_url: str, cl
     )
     assert sum(isinstance(each, Refusal) for each in activated) == 1
     for each in both:
-        await each.trust.publish_bundle(ENDPOINTS, [CA])
+        await each.trust.publish_bundle(ENDPOINTS)
     assert {each.trust.command_key_id("") for each in both} == {made.key_id}
     assert {each.trust.bundle.version for each in both} == {(1, 3)}
 
@@ -266,7 +266,7 @@ async def test_replicas_that_offer_different_endpoints_do_not_answer_each_other_
 ) -> None:
     other = make(database, clock, writer="r-2")
     await other.load()
-    await other.publish_bundle(["other.example:7443"], [CA])
+    await other.publish_bundle(["other.example:7443"])
     watching = [asyncio.create_task(each.watch.run()) for each in (one.trust, other)]
     for _ in range(6):
         await clock.wait_sleepers(2)
@@ -304,8 +304,8 @@ async def test_a_row_that_was_put_back_around_the_server_is_used_for_nothing(
     await one.rotation.revoke("ada", revoked.hex(), reason="leaked", stop_commands=False)
     await edit(database, "UPDATE command_keys SET phase = ?, since_ms = ?, mac = ? WHERE key_id = ?", *kept, revoked)
     for each in (one, await replica(database, clock, writer="r-2")):
-        await each.trust.publish_bundle(ENDPOINTS, [CA])
-        await each.trust.publish_bundle([*ENDPOINTS, "again.example:7443"], [CA])
+        await each.trust.publish_bundle(ENDPOINTS)
+        await each.trust.publish_bundle([*ENDPOINTS, "again.example:7443"])
         assert each.trust.command_key_id("") == made.key_id
         assert each.trust.bundle.command_keys[revoked].phase == REVOKED
     assert "key.quarantined" in [kind for kind, _, _ in await audited(one)]
@@ -345,7 +345,7 @@ async def test_a_row_that_is_edited_under_a_running_server_is_dropped_and_audite
     made = await one.rotation.prepare("ada", "berlin")
     await edit(database, "UPDATE command_keys SET phase = ? WHERE key_id = ?", ACTIVE, made.key_id)
     for _ in range(3):
-        await one.trust.publish_bundle(ENDPOINTS, [CA])
+        await one.trust.publish_bundle(ENDPOINTS)
     assert made.key_id not in one.trust.bundle.command_keys
     assert one.trust.command_key_id("berlin") == one.trust.command_key_id("")
     assert [kind for kind, _, _ in await audited(one)].count("key.quarantined") == 1

@@ -24,14 +24,14 @@ from fleet_server.trust.service import TrustService, TrustSetupError
 from fleet_server.trust.succession import AuthorityRotation, chain_behind
 from fleet_server.trust.watch import LOOK_PAUSE_S, WATCH_INTERVAL_S, BundleWatch
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.trust.test_trust import CA, ENDPOINTS, SECRETS, edit, make
+from tests.unit.fleet_server.trust.test_trust import ENDPOINTS, SECRETS, edit, make
 
 
 async def replica(database: Database, clock: MockClock, *, writer: str = "r-1") -> TrustService:
     trust = make(database, clock, writer=writer)
     await trust.create_cluster()
     await trust.load()
-    await trust.publish_bundle(ENDPOINTS, [CA])
+    await trust.publish_bundle(ENDPOINTS)
     return trust
 
 
@@ -70,7 +70,7 @@ async def test_the_step_is_signed_by_both_and_everything_after_it_by_the_new_one
     floor = trust.sign_floor("n-1", seq_floor=1, intents_after_ms=1, audit_chain=0)
     verify_one(floor, domain=Domain.FLOOR, public_key=new)
 
-    await trust.publish_bundle(["other.example:7443"], [CA])
+    await trust.publish_bundle(["other.example:7443"])
     assert [signature.key_id for signature in trust.bundle.signed.signatures] == [key_id(new)]
     walked = node_trust.walk(held, trust.bundle_chain_from(*held.version))
     assert walked.version == (2, 2)
@@ -83,7 +83,7 @@ async def test_the_step_is_signed_by_both_and_everything_after_it_by_the_new_one
 async def test_whoever_pinned_an_authority_of_any_generation_finds_the_newest(trust: TrustService) -> None:
     keys = [trust.authority.public_key]
     for number in range(5):
-        await trust.publish_bundle([f"gateway{number}.example:7443"], [CA])
+        await trust.publish_bundle([f"gateway{number}.example:7443"])
         keys.append(await rotate(trust))
     found = await AuthorityRotation(trust).succession()
     assert [(record.generation, record.public_key) for record in found.records] == list(enumerate(keys, 1))
@@ -105,7 +105,7 @@ async def test_bundles_that_nobody_can_hold_are_forgotten_and_every_link_of_the_
     keys = [trust.authority.public_key]
     for generation in range(3):
         for number in range(4):
-            await trust.publish_bundle([f"gateway{generation}{number}.example:7443"], [CA])
+            await trust.publish_bundle([f"gateway{generation}{number}.example:7443"])
         if generation < 2:
             keys.append(await rotate(trust))
 
@@ -116,10 +116,10 @@ async def test_bundles_that_nobody_can_hold_are_forgotten_and_every_link_of_the_
     full = [(generation, number) for generation in (1, 2, 3) for number in (1, 2, 3, 4, 5)]
     assert await versions() == full
     await clock.advance(BUNDLE_LIFETIME_MS / 1000 + BUNDLE_GRACE_S)
-    await trust.publish_bundle(["gateway24.example:7443"], [CA])
+    await trust.publish_bundle(["gateway24.example:7443"])
     assert await versions() == [*full, (3, 6)], "nodes that were away may come with any of them"
     await clock.advance(24 * 3600 + 1)
-    await trust.publish_bundle(["later.example:7443"], [CA])
+    await trust.publish_bundle(["later.example:7443"])
     assert await versions() == [(1, 1), (2, 1), (3, 1), (3, 6), (3, 7)]
     again = await replica(database, clock, writer="r-2")
     for first, pinned in enumerate(keys):
@@ -201,7 +201,7 @@ async def test_of_two_replicas_that_rotate_at_once_one_wins_and_both_go_on(datab
         assert isinstance(refused, Refusal)
         assert refused.reason is Reason.CONFLICT
         for each in both:
-            await each.publish_bundle(ENDPOINTS, [CA])
+            await each.publish_bundle(ENDPOINTS)
         (won,) = [answer for answer in answers if isinstance(answer, bytes)]
         assert {each.authority.public_key for each in both} == {won}
         assert {each.bundle.version for each in both} == {(generation + 1, 1)}

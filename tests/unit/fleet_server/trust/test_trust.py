@@ -21,7 +21,6 @@ from fleet_server.trust.service import MAX_NUMBER_RAISE, TrustService, TrustSetu
 from tests.fakes.clock import MockClock
 
 ENDPOINTS = ["gateway.example:7443"]
-CA = b"der of the ca"
 SECRETS = Secrets(Secret(bytes(32)))
 
 
@@ -50,7 +49,7 @@ async def trust(database: Database, clock: MockClock, wakeup: Wakeup) -> TrustSe
     service = make(database, clock, wakeup=wakeup)
     await service.create_cluster()
     await service.load()
-    await service.publish_bundle(ENDPOINTS, [CA])
+    await service.publish_bundle(ENDPOINTS)
     return service
 
 
@@ -72,12 +71,13 @@ async def test_a_new_cluster_has_an_authority_an_active_key_and_a_bundle_that_no
     state = node_trust.first(trust.bundle.signed, cluster_id=trust.cluster_id, authority_key=trust.authority.public_key)
     assert state.version == (1, 1)
     assert state.endpoints == tuple(ENDPOINTS)
-    assert state.tls_ca_der == (CA,)
+    assert state.tls_ca_der == tuple(trust.tls.published_der) != ()
     assert state.command_keys.keys() == {trust.command_key_id("")}
     assert await kinds(database, clock) == [
         "cluster.created",
         "authority.created",
         "key.created",
+        "tls_ca.created",
         "bundle.published",
     ]
 
@@ -103,7 +103,7 @@ async def test_loading_again_finds_the_same_keys_and_publishes_nothing(
     again = make(database, clock)
     assert await again.create_cluster() == trust.cluster_id
     await again.load()
-    await again.publish_bundle(ENDPOINTS, [CA])
+    await again.publish_bundle(ENDPOINTS)
     assert again.authority.public_key == trust.authority.public_key
     assert again.command_key_id("") == trust.command_key_id("")
     assert again.bundle.signed == trust.bundle.signed
@@ -116,7 +116,7 @@ async def test_many_replicas_that_start_at_once_agree_on_one_authority(database_
         database.start()
     await services[0].create_cluster()
     await asyncio.gather(*(service.load() for service in services))
-    await asyncio.gather(*(service.publish_bundle(ENDPOINTS, [CA]) for service in services))
+    await asyncio.gather(*(service.publish_bundle(ENDPOINTS) for service in services))
     assert len({service.authority.public_key for service in services}) == 1
     assert len({service.command_key_id("") for service in services}) == 1
     assert {service.bundle.version for service in services} == {(1, 1)}
@@ -129,9 +129,9 @@ async def test_many_replicas_that_start_at_once_agree_on_one_authority(database_
 async def test_changed_content_and_half_a_life_make_a_new_number_and_nothing_else_does(
     trust: TrustService, clock: MockClock
 ) -> None:
-    await trust.publish_bundle(ENDPOINTS, [CA])
+    await trust.publish_bundle(ENDPOINTS)
     assert trust.bundle.version == (1, 1)
-    await trust.publish_bundle([*ENDPOINTS, "second.example:7443"], [CA])
+    await trust.publish_bundle([*ENDPOINTS, "second.example:7443"])
     assert trust.bundle.version == (1, 2)
     running = asyncio.create_task(trust.run())
     await clock.wait_sleepers(1)
@@ -150,10 +150,10 @@ async def test_a_replica_takes_up_what_another_published(
     other = make(database, clock)
     await other.create_cluster()
     await other.load()
-    await other.publish_bundle(["elsewhere.example:7443"], [CA])
+    await other.publish_bundle(["elsewhere.example:7443"])
     woken: list[int] = []
     wakeup.subscribe("bundle", lambda: woken.append(1))
-    await trust.publish_bundle(["elsewhere.example:7443"], [CA])
+    await trust.publish_bundle(["elsewhere.example:7443"])
     assert trust.bundle.version == other.bundle.version == (1, 2)
     assert woken == [1]
 
@@ -161,7 +161,7 @@ async def test_a_replica_takes_up_what_another_published(
 async def test_the_chain_brings_any_older_node_to_the_newest_bundle(trust: TrustService) -> None:
     held = trust.bundle
     for number in range(3):
-        await trust.publish_bundle([f"gateway{number}.example:7443"], [CA])
+        await trust.publish_bundle([f"gateway{number}.example:7443"])
     chain = trust.bundle_chain_from(*held.version)
     assert node_trust.walk(held, chain).version == trust.bundle.version == (1, 4)
     assert trust.bundle_chain_from(*trust.bundle.version) == []
@@ -219,7 +219,7 @@ async def test_a_command_key_that_was_written_into_the_database_signs_nothing(
     )
     again = make(database, clock)
     await again.load()
-    await again.publish_bundle(ENDPOINTS, [CA])
+    await again.publish_bundle(ENDPOINTS)
     assert again.command_key_id("") == trust.command_key_id("")
     assert planted not in again.bundle.command_keys
     assert (await kinds(database, clock))[-1] == "key.quarantined"
@@ -280,16 +280,12 @@ async def test_a_database_without_the_cluster_or_with_another_says_what_to_do(
         await other.create_cluster()
 
 
-async def test_a_replica_with_a_tls_ca_of_its_own_is_refused(
-    trust: TrustService, database: Database, clock: MockClock
-) -> None:
-    """Otherwise two replicas would replace each other's CA in the bundle for ever, and nodes would lose one of them."""
+async def test_replicas_share_one_tls_ca(trust: TrustService, database: Database, clock: MockClock) -> None:
     other = make(database, clock)
     await other.load()
-    with pytest.raises(TrustSetupError, match="copy the folder tls"):
-        await other.publish_bundle(ENDPOINTS, [b"der of another ca"])
-    await other.publish_bundle(ENDPOINTS, [CA, b"der of another ca"])
-    assert other.bundle.version == (1, 2)
+    await other.publish_bundle(ENDPOINTS)
+    assert other.tls.published_der == trust.tls.published_der
+    assert other.bundle.version == (1, 1)
 
 
 async def test_before_the_first_bundle_callers_are_told_to_wait(database: Database, clock: MockClock) -> None:

@@ -1,0 +1,346 @@
+"""Use cases around the server's TLS: CAs prepared, activated, retired, revoked; and the certificate that replicas show.
+
+Each runs in one transaction under the cluster's lock: what `tls_phases` decides is written under new row MACs, audited,
+and published as the next trust bundle, or nothing of it happens. A certificate of the CA that becomes ACTIVE is issued
+in the same transaction, so every replica shows the same one as soon as it hears of the step, which it does twice a
+second.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from fleet import tls
+from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.certificates import ServerCertificates
+from fleet_server.config import Settings
+from fleet_server.database.engine import Connection
+from fleet_server.database.writer import Transaction
+from fleet_server.trust import phases, rollout, store, tls_phases, tls_ring, tls_store
+from fleet_server.trust.keyring import Keyring, TrustSetupError
+from fleet_server.trust.rollout import BundleHolding, Rollout, Version
+from fleet_server.trust.rotation import Holdings
+from fleet_server.trust.secrets import SealError
+from fleet_server.trust.service import TrustService
+from fleet_server.trust.tls_keys import Leaf, TlsRing
+from fleet_server.trust.tls_phases import TlsCa, TlsChange, TlsPhase
+
+log = get_logger(__name__)
+
+CHECK_INTERVAL_S = 60.0
+_KIND_OF = {
+    TlsPhase.ACTIVE: AuditKind.TLS_CA_ACTIVATED,
+    TlsPhase.OUTGOING: AuditKind.TLS_CA_OUTGOING,
+    TlsPhase.RETIRED: AuditKind.TLS_CA_RETIRED,
+    TlsPhase.REVOKED: AuditKind.TLS_CA_REVOKED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TlsCaInUse:
+    """A TLS CA, and how many nodes hold a bundle with it: 0 once the newest bundle names it no more."""
+
+    ca: TlsCa
+    nodes: int
+
+
+class TlsRotation:
+    """Changes TLS CAs, and keeps the certificate that replicas show fresh.
+
+    Args:
+        trust: whose CAs they are.
+        holdings: what nodes hold, as the nodes room knows it.
+        hosts: names and addresses that the certificate is for; the first names it.
+        shows: whether a certificate of a CA from outside is shown: by this process, or by a terminator.
+        look: sees what lies in files.
+    """
+
+    def __init__(
+        self,
+        trust: TrustService,
+        holdings: Holdings,
+        *,
+        hosts: Sequence[str],
+        shows: Callable[[bytes], bool],
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._trust = trust
+        self._vault = trust.parts.tls_vault
+        self._clock = trust.parts.clock
+        self._audit = trust.parts.audit
+        self._holdings = holdings
+        self._hosts = tuple(hosts)
+        self._shows = shows
+        self._look = look
+
+    @classmethod
+    def of_server(
+        cls, trust: TrustService, holdings: Holdings, settings: Settings, certificates: ServerCertificates
+    ) -> TlsRotation:
+        """That of a server with these settings, whose listeners show `certificates`."""
+        trust.serve_tls_with(certificates.take)
+        terminated = bool(settings.terminator_leaves())
+        return cls(
+            trust,
+            holdings,
+            hosts=settings.certificate_hosts(),
+            shows=lambda ca_der: terminated or certificates.can_show(ca_der),
+            look=certificates.look,
+        )
+
+    # -- the certificate --------------------------------------------------------------------------------------------
+    async def open(self, endpoints: Sequence[str], *, as_replica: bool = True) -> None:
+        """Publish the bundle, and see to the certificate: before anything listens.
+
+        Args:
+            endpoints, as_replica: see `TrustService.publish_bundle`.
+
+        Raises:
+            Refusal, SealError, TrustSetupError: see `renew`.
+        """
+        await self._trust.publish_bundle(endpoints, as_replica=as_replica)
+        await self.renew()
+
+    async def renew(self) -> bool:
+        """Issue the certificate that replicas show when there is none, it is due, not of the CA that has to sign it, or
+        not for every host; or take up the one that another replica issued. Whether another one is shown.
+
+        Raises:
+            Refusal: the database is away, or no bundle was published yet.
+            SealError, TrustSetupError: rows do not verify; what was shown stays.
+        """
+        before = self._trust.tls.leaf
+        if before is not None and not self._is_due(self._trust.tls):
+            return False
+        await self._trust.change_keys(lambda tx, keyring, _: self._ensure_leaf(tx, keyring.tls))
+        return self._trust.tls.leaf != before
+
+    async def run(self) -> None:
+        """Look each minute, until cancelled. What fails is logged and tried again."""
+        while True:
+            await self._clock.sleep(CHECK_INTERVAL_S)
+            self._look()
+            try:
+                await self.renew()
+            except (Refusal, SealError, TrustSetupError) as error:
+                log.error("certificate_renewal_failed", error=str(error))
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+    async def prepare(self, actor: str, certificate: bytes) -> TlsCa:
+        """Let nodes trust another CA; nothing of it is shown yet. The same certificate again changes nothing.
+
+        Args:
+            certificate: of a CA from outside, PEM or DER; empty for a new one of this installation's own.
+
+        Raises:
+            Refusal: see `tls_phases.check_certificate` and `tls_phases.check_prepare`.
+        """
+        der = tls_phases.parse(certificate) if certificate else b""
+
+        def work(tx: Transaction, keyring: Keyring, next_version: Version) -> bytes:
+            now_ms = self._clock.now_ms()
+            waiting = tls_phases.check_prepare(keyring.tls.cas, der)
+            if waiting is not None:
+                return waiting.sha256
+            cluster_id = self._trust.cluster_id
+            if der:
+                tls_phases.check_certificate(der, now_ms)
+                row = self._vault.brought_ca(cluster_id, der, now_ms=now_ms, first_bundle=next_version)
+            else:
+                row = self._vault.new_ca(cluster_id, phase=TlsPhase.PREPARED, now_ms=now_ms, first_bundle=next_version)
+            tls_store.insert_ca(tx.conn, row)
+            detail: Mapping[str, JSON] = {"own": bool(row.own), "bundle": list(next_version)}
+            self._audit.append(tx, AuditKind.TLS_CA_PREPARED, actor=actor, subject=row.sha256.hex(), detail=detail)
+            return row.sha256
+
+        return await self._changed(work)
+
+    async def activate(self, actor: str, ca: str, *, override: str = "") -> tuple[TlsCa, Rollout[TlsCa]]:
+        """Show a certificate of a PREPARED CA from now on, on every replica; the CA before it goes out.
+
+        Args:
+            ca: SHA-256 in hexadecimal, or the beginning of it.
+            override: why it may not wait until every node trusts it; empty when it may.
+
+        Raises:
+            Refusal: see `tls_phases.activate` and `check_reaches`; CONFLICT when nothing shows a certificate of it.
+        """
+        measured: list[Rollout[TlsCa]] = []
+
+        def work(tx: Transaction, keyring: Keyring, _: Version) -> bytes:
+            found = tls_phases.find(keyring.tls.cas, ca)
+            changes = tls_phases.activate(keyring.tls.cas, found)
+            far = self._measure(tx.conn, found)
+            measured[:] = [far]
+            if changes:
+                self._check(found, far, override)
+                self._apply(tx, actor, keyring.tls, changes, _figures(far, override))
+            return found.sha256
+
+        if override:
+            phases.checked_reason(override)
+        return await self._changed(work), measured[0]
+
+    async def retire(self, actor: str, ca: str, *, override: str = "") -> tuple[TlsCa, Rollout[TlsCa]]:
+        """Let nodes trust an OUTGOING CA no longer; the rollout is that of the ACTIVE one, which they need then.
+
+        Args:
+            ca: SHA-256 in hexadecimal, or the beginning of it.
+            override: why it may not wait until every node trusts the ACTIVE one; empty when it may.
+
+        Raises:
+            Refusal: see `tls_phases.retire` and `check_reaches`; CONFLICT when nothing shows a certificate of the
+                ACTIVE one.
+        """
+        measured: list[Rollout[TlsCa]] = []
+
+        def work(tx: Transaction, keyring: Keyring, _: Version) -> bytes:
+            found = tls_phases.find(keyring.tls.cas, ca)
+            changes = tls_phases.retire(found)
+            active = _active(keyring.tls)
+            far = self._measure(tx.conn, active)
+            measured[:] = [far]
+            if changes:
+                self._check(active, far, override)
+                self._apply(tx, actor, keyring.tls, changes, _figures(far, override))
+            return found.sha256
+
+        if override:
+            phases.checked_reason(override)
+        return await self._changed(work), measured[0]
+
+    async def revoke(self, actor: str, ca: str, *, reason: str) -> TlsCa:
+        """Let nodes trust a CA no longer, at once; see `tls_phases.revoke`.
+
+        Raises:
+            Refusal: INVALID_ARGUMENT without a reason; see `tls_phases.revoke`.
+        """
+        phases.checked_reason(reason)
+
+        def work(tx: Transaction, keyring: Keyring, _: Version) -> bytes:
+            found = tls_phases.find(keyring.tls.cas, ca)
+            self._apply(tx, actor, keyring.tls, tls_phases.revoke(keyring.tls.cas, found), {"reason": reason})
+            return found.sha256
+
+        return await self._changed(work)
+
+    # -- views ------------------------------------------------------------------------------------------------------
+    async def in_use(self) -> tuple[list[TlsCaInUse], list[Rollout[TlsCa]]]:
+        """Every CA, oldest first, with the nodes that trust it; and the rollouts of those that nodes have to learn: the
+        PREPARED one, and the ACTIVE one while another is OUTGOING."""
+        cas = list(self._trust.tls.cas)
+        published, holdings = await self._trust.parts.database.read(self._held)
+        known = {ca.sha256 for ca in tls_phases.published(cas)}
+        carried = {ca.sha256: rollout.carriers(ca, published) for ca in cas if ca.sha256 in known}
+        used = [
+            TlsCaInUse(ca, sum(held.nodes for held in holdings if held.version in carried.get(ca.sha256, ())))
+            for ca in cas
+        ]
+        going = any(ca.phase is TlsPhase.OUTGOING for ca in cas)
+        learned = [ca for ca in cas if ca.phase is TlsPhase.PREPARED or (going and ca.phase is TlsPhase.ACTIVE)]
+        return used, [rollout.measure(ca, published, holdings) for ca in learned]
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+    async def _changed(self, work: Callable[[Transaction, Keyring, Version], bytes]) -> TlsCa:
+        sha256 = await self._trust.change_keys(work)
+        return next(ca for ca in self._trust.tls.cas if ca.sha256 == sha256)
+
+    def _check(self, ca: TlsCa, far: Rollout[TlsCa], override: str) -> None:
+        if override:
+            return
+        check_reaches(far)
+        if not ca.own and not self._shows(ca.certificate_der):
+            raise Refusal(
+                Reason.CONFLICT,
+                f"nothing here shows a certificate of {tls_phases.name(ca)}: put its certificate, chain and key into"
+                " outside.pem (0600) in the folder tls of each replica's data folder, or name what shows it in"
+                " tls_terminator_leaf_sha256; with --override it is your word that something does",
+            )
+
+    def _apply(
+        self, tx: Transaction, actor: str, ring: TlsRing, changes: Sequence[TlsChange], detail: Mapping[str, JSON]
+    ) -> None:
+        if not changes:
+            return
+        for change in changes:
+            kind, subject = _KIND_OF[change.phase], change.ca.sha256.hex()
+            self._audit.append(tx, kind, actor=actor, subject=subject, detail={"own": change.ca.own, **detail})
+        now_ms = self._clock.now_ms()
+        self._ensure_leaf(tx, tls_ring.change(tx, self._vault, self._trust.cluster_id, ring, changes, now_ms))
+
+    def _ensure_leaf(self, tx: Transaction, ring: TlsRing) -> None:
+        issuer = tls_phases.issuer(ring.cas)
+        if issuer is None or not self._is_due(ring):
+            return
+        # Replicas may be asked for under names of their own, and all show one certificate.
+        others = [] if ring.leaf is None else tls.leaf_hosts(ring.leaf.pair.certificate_pem)
+        hosts = list(dict.fromkeys([*tls.host_names(self._hosts), *others]))
+        row = self._vault.new_leaf(ring.row(issuer.sha256), hosts, self._clock.now_ms())
+        tls_store.put_leaf(tx.conn, row)
+        detail: Mapping[str, JSON] = {"ca": issuer.sha256.hex(), "hosts": hosts}
+        subject = tls.certificate_sha256(row.certificate).hex()
+        self._audit.append(tx, AuditKind.TLS_LEAF_ISSUED, actor="server", subject=subject, detail=detail)
+
+    def _is_due(self, ring: TlsRing) -> bool:
+        issuer = tls_phases.issuer(ring.cas)
+        if ring.leaf is None or issuer is None or ring.leaf.ca_sha256 != issuer.sha256:
+            return True
+        return leaf_is_due(ring.leaf, self._hosts, self._clock.now_ms())
+
+    def _measure(self, conn: Connection, ca: TlsCa) -> Rollout[TlsCa]:
+        published, holdings = self._held(conn)
+        return rollout.measure(ca, published, holdings)
+
+    def _held(self, conn: Connection) -> tuple[list[Version], list[BundleHolding]]:
+        since_ms = self._clock.now_ms() - rollout.SEEN_LATELY_MS
+        holdings = [BundleHolding(*held) for held in self._holdings(conn, "", since_ms)]
+        return store.published(conn, self._trust.cluster_id, [held.version for held in holdings]), holdings
+
+
+def leaf_is_due(leaf: Leaf, hosts: Sequence[str], now_ms: int) -> bool:
+    """Whether a certificate is to be replaced: two thirds of its life are over, or it is not for one of `hosts`."""
+    certificate = x509.load_pem_x509_certificate(leaf.pair.certificate_pem)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+    covered = set(tls.host_names(hosts)) <= set(tls.leaf_hosts(leaf.pair.certificate_pem))
+    return now >= begins + (ends - begins) * 2 / 3 or not covered
+
+
+def check_reaches(far: Rollout[TlsCa]) -> None:
+    """Refuse a step after which nodes would meet a certificate that they do not trust yet.
+
+    Raises:
+        Refusal: CONFLICT, with the numbers.
+    """
+    if far.complete:
+        return
+    missing = far.asked - far.holding
+    raise Refusal(
+        Reason.CONFLICT,
+        f"{tls_phases.name(far.record)} is not everywhere yet: {far.holding} of {far.asked} nodes that are online or"
+        f" were seen within a day trust it, and {missing} would be cut off until they fetch it, such as"
+        f" {', '.join(far.lacking[:3])}. Wait until `fleetctl tls rollout` shows none, suspend what cannot follow, or"
+        " go on all the same with --override",
+        metadata={"asked": str(far.asked), "holding": str(far.holding), "lacking": str(missing)},
+    )
+
+
+def _active(ring: TlsRing) -> TlsCa:
+    found = tls_phases.active(ring.cas)
+    if found is None:  # `tls_ring` has checked it
+        raise TrustSetupError("no TLS CA is ACTIVE: restore the table tls_cas from a backup")
+    return found
+
+
+def _figures(far: Rollout[TlsCa], override: str) -> dict[str, JSON]:
+    figures: dict[str, JSON] = {"asked": far.asked, "holding": far.holding}
+    if override:
+        figures |= {"override": override, "lacking": far.asked - far.holding}
+    return figures
