@@ -3,8 +3,9 @@
 The mental model: BeginHandshake is admitted against a rate that is sized from what handshakes have really cost here.
 A challenge is the
 ticket for the rest: CompleteHandshake and Connect are not charged again, so nobody who was let in is turned away
-halfway. Each api_key
-has a bucket of its own, so that one node in a loop starves nobody. Addresses only count for garbage and Enroll, for a
+halfway, unless proofs fail again and again. Each api_key
+has buckets of its own, so that one node in a loop starves nobody, and other ones at each address, so that whoever stole
+one cannot use up the node's from elsewhere. Addresses alone only count for garbage and Enroll, for a
 whole fleet may
 share one (docs/protocol.md, "Service Gateway").
 """
@@ -39,7 +40,8 @@ class AdmissionPolicy:
         most_per_s: never more.
         burst_s: seconds' worth of handshakes that may come at once.
         max_delay_s: nobody is sent away for longer.
-        key_per_s, key_burst: handshakes of one api_key.
+        key_per_s, key_burst: handshakes of one api_key from one address.
+        failed_per_s, failed_burst: proofs of one api_key from one address that fail.
         poll_per_s, poll_burst: polls about one enrollment from one address.
         address_per_s, address_burst: refused garbage, and enrollments, of one address (IPv6: one /64).
     """
@@ -52,6 +54,8 @@ class AdmissionPolicy:
     max_delay_s: float = 60.0
     key_per_s: float = 0.5
     key_burst: float = 20.0
+    failed_per_s: float = 0.5
+    failed_burst: float = 20.0
     poll_per_s: float = 2.0
     poll_burst: float = 20.0
     address_per_s: float = 5.0
@@ -88,8 +92,11 @@ class Admission:
         self._cost = CostAverage(self._policy.unmeasured_cost_s)
         self._bucket = TokenBucket(self.rate_per_s, self._burst(), clock.monotonic())
         self._slots = ReturnSlots(self._policy.max_delay_s)
-        self._keys: BucketTable[bytes] = BucketTable(
+        self._keys: BucketTable[tuple[bytes, str]] = BucketTable(
             rate_per_s=self._policy.key_per_s, burst=self._policy.key_burst, max_keys=_MAX_KEYS
+        )
+        self._failed: BucketTable[tuple[bytes, str]] = BucketTable(
+            rate_per_s=self._policy.failed_per_s, burst=self._policy.failed_burst, max_keys=_MAX_KEYS
         )
         self._addresses: BucketTable[str] = BucketTable(
             rate_per_s=self._policy.address_per_s, burst=self._policy.address_burst, max_keys=_MAX_ADDRESSES
@@ -114,14 +121,14 @@ class Admission:
         yield
         self._cost.observe(stage, self._cpu_s() - started_s)
 
-    def admit_handshake(self, key_digest: bytes) -> None:
+    def admit_handshake(self, key_digest: bytes, address: str) -> None:
         """Let a caller with a genuine api_key begin.
 
         Raises:
             Refusal: OVERLOADED with the delay after which this caller is to come back.
         """
         now_s = self._clock.monotonic()
-        delay_s = self._keys.delay_s(key_digest, now_s)
+        delay_s = self._keys.delay_s((key_digest, network_of(address)), now_s)
         if delay_s:
             self._metrics.rate_limited.labels("BeginHandshake", "credential").inc()
             raise Refusal(
@@ -135,6 +142,32 @@ class Admission:
         if not self._bucket.take(now_s):
             self._metrics.rate_limited.labels("BeginHandshake", "concurrency").inc()
             raise self.overloaded()
+
+    @contextmanager
+    def proving(self, rpc: str, key_digest: bytes, address: str) -> Iterator[None]:
+        """Around the work for a proof that came with a genuine api_key: only failures cost. Each is paid for in
+        advance, for many can be under way at once.
+
+        Raises:
+            Refusal: OVERLOADED once proofs of this api_key from this address have failed too often.
+        """
+        caller = (key_digest, network_of(address))
+        delay_s = self._failed.delay_s(caller, self._clock.monotonic())
+        if delay_s:
+            self._metrics.rate_limited.labels(rpc, "credential").inc()
+            raise Refusal(
+                Reason.OVERLOADED,
+                "what this api_key comes with is refused again and again: if this is its node, look into its log for"
+                " why; if not, rotate the api_key",
+                retry_after_s=delay_s,
+            )
+        try:
+            yield
+        except Refusal as refusal:
+            if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED):
+                self._failed.give_back(caller)
+            raise
+        self._failed.give_back(caller)
 
     def overloaded(self) -> Refusal:
         """A refusal for load, with a slot of the caller's own in the line."""

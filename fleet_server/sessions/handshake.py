@@ -146,7 +146,7 @@ class HandshakeService:
         check_protocol_version(request.protocol_version)
         if not 0 < len(request.node_id) <= MAX_ID_CHARS:
             raise Refusal(Reason.MALFORMED, "node_id is missing or too long")
-        self.admission.admit_handshake(digest)
+        self.admission.admit_handshake(digest, address)
         held = request.bundle_version
         if held.generation > self._trust.authority_generation:
             await self._trust.watch.look()
@@ -174,13 +174,14 @@ class HandshakeService:
 
         Raises:
             Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CHALLENGE_EXPIRED, WRONG_CERTIFICATE, CLIENT_CERTIFICATE,
-                WRONG_CLUSTER, PROTOCOL_TOO_OLD, or the state of the node.
+                WRONG_CLUSTER, PROTOCOL_TOO_OLD, the state of the node, or OVERLOADED with a delay.
         """
         started_s = self._clock.monotonic()
         digest = self._genuine("CompleteHandshake", request.api_key, address)
         said = proofs.parse(session_pb2.HandshakeStatement, request.signed)
         try:
-            response = await self._complete(digest, request.signed, said, certificate_pem)
+            with self.admission.proving("CompleteHandshake", digest, address):
+                response = await self._complete(digest, request.signed, said, certificate_pem)
         except Refusal as refusal:
             self._metrics.handshakes.labels(str(refusal.reason)).inc()
             self._refusals.note("CompleteHandshake", said.node_id, address, refusal)

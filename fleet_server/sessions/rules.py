@@ -39,6 +39,10 @@ class TokenBucket:
         self._tokens -= 1.0
         return True
 
+    def give_back(self) -> None:
+        """Put a token back that was taken for nothing."""
+        self._tokens = min(self.burst, self._tokens + 1.0)
+
     def wait_s(self, now_s: float) -> float:
         """Seconds until there is a token."""
         self._refill(now_s)
@@ -101,6 +105,12 @@ class BucketTable(Generic[Key]):
         else:
             self._buckets.move_to_end(key)
         return 0.0 if bucket.take(now_s) else max(bucket.wait_s(now_s), 0.001)
+
+    def give_back(self, key: Key) -> None:
+        """Put the key's token back; a bucket that was forgotten is full anyway."""
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket.give_back()
 
     def __len__(self) -> int:
         return len(self._buckets)

@@ -37,7 +37,7 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
-from fleet_server.sessions.admission import Admission
+from fleet_server.sessions.admission import Admission, network_of
 from fleet_server.sessions.claim import StreamClaim, StreamSession
 from fleet_server.sessions.client_certificates import check_binding, check_not_ended
 from fleet_server.sessions.credentials import ChallengePurpose
@@ -56,7 +56,7 @@ log = get_logger(__name__)
 REAUTH_TTL_MS = 60_000
 CLEANUP_INTERVAL_S = 60.0
 AUDIT_INTERVAL_S = 1.0
-MAX_WAITING_HELLOS = 8  # of one api_key: a node opens one stream, and one more when it moves
+MAX_WAITING_HELLOS = 8  # of one api_key from one address: a node opens one stream, and one more when it moves
 EXPIRED_KEPT_MS = 3_600_000  # so long a late token is told from one that never was
 ENDED_KEPT_MS = 24 * 3_600_000  # as long an api_key
 
@@ -95,32 +95,32 @@ class SessionService(HandshakeService):
         nodes.on_create(lambda tx, node_id: self._ratchets.begin(tx.conn, node_id))
         self._same_machine = SameMachine(self._ratchets, nodes, audit)
         self._hellos = HelloRules()
-        self._waiting_hellos: Counter[bytes] = Counter()
+        self._waiting_hellos: Counter[tuple[bytes, str]] = Counter()
 
     # -- streams ------------------------------------------------------------------------------------------------------
     @contextmanager
     def waiting_for_hello(self, api_key: str, address: str) -> Iterator[None]:
-        """Hold one of the few places in which an api_key may wait for the first frame of a stream. A stranger gets
-        none: nobody without a genuine api_key keeps a call open here. Reads no table.
+        """Hold one of the few places in which an api_key may wait, at one address, for the first frame of a stream. A
+        stranger gets none: nobody without a genuine api_key keeps a call open here. Reads no table.
 
         Raises:
             Refusal: UNKNOWN_CREDENTIAL, or OVERLOADED with a delay.
         """
-        digest = self._genuine("Connect", api_key, address)
-        if self._waiting_hellos[digest] >= MAX_WAITING_HELLOS:
+        caller = (self._genuine("Connect", api_key, address), network_of(address))
+        if self._waiting_hellos[caller] >= MAX_WAITING_HELLOS:
             self._metrics.rate_limited.labels("Connect", "credential").inc()
             raise Refusal(
                 Reason.OVERLOADED,
                 "this api_key opens streams and sends no hello on them: end those first",
                 retry_after_s=1.0,
             )
-        self._waiting_hellos[digest] += 1
+        self._waiting_hellos[caller] += 1
         try:
             yield
         finally:
-            self._waiting_hellos[digest] -= 1
-            if not self._waiting_hellos[digest]:
-                del self._waiting_hellos[digest]
+            self._waiting_hellos[caller] -= 1
+            if not self._waiting_hellos[caller]:
+                del self._waiting_hellos[caller]
 
     async def claim(
         self,
@@ -137,12 +137,14 @@ class SessionService(HandshakeService):
         certificate that it was made over.
 
         Raises:
-            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CLIENT_CERTIFICATE, SESSION_EXPIRED, TOKEN_USED, MALFORMED or state.
+            Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CLIENT_CERTIFICATE, SESSION_EXPIRED, TOKEN_USED, MALFORMED, state,
+                or OVERLOADED with a delay.
         """
         digest = self._credentials.api_key_digest(api_key)
         said = proofs.parse(session_pb2.StreamStatement, hello.proof)
         try:
-            return await self._claim(digest, token, hello, said, certificate_pem, stream_id, replica_id)
+            with self.admission.proving("Connect", digest, address):
+                return await self._claim(digest, token, hello, said, certificate_pem, stream_id, replica_id)
         except Refusal as refusal:
             self._refusals.note("Connect", said.node_id, address, refusal)
             raise

@@ -250,10 +250,10 @@ async def test_an_invented_enrollment_costs_no_query(world: World) -> None:
 async def test_a_poll_played_again_costs_a_bounded_number_of_queries_and_the_node_nothing(world: World) -> None:
     node = await world.member()
     reads = world.count_reads()
-    for asking in (node, dataclasses.replace(node, keys=NodeKeys.generate())):
+    for keys in (node.keys, NodeKeys.generate()):
         for _ in range(200):
             with contextlib.suppress(Refusal):
-                await asking.poll("192.0.2.66")
+                await dataclasses.replace(node, keys=keys, address="198.51.100.66").poll()
     assert len(reads) <= 20
     await node.poll()
 

@@ -2,6 +2,7 @@
 
 import heapq
 import random
+from contextlib import ExitStack
 
 import pytest
 
@@ -10,6 +11,8 @@ from fleet.metrics import Registry
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions.admission import Admission, AdmissionPolicy, network_of
 from tests.fakes.clock import MockClock
+
+HOME, ELSEWHERE = "192.0.2.7", "198.51.100.66"
 
 
 class Cpu:
@@ -68,7 +71,7 @@ def test_a_storm_of_2000_nodes_is_back_within_10_seconds(clock: MockClock) -> No
         clock.advance_nowait(max(0.0, due - now))
         now = max(now, due)
         try:
-            admission.admit_handshake(node.to_bytes(4, "big"))
+            admission.admit_handshake(node.to_bytes(4, "big"), HOME)
             back.append(now)
         except Refusal as refusal:
             refusals += 1
@@ -89,12 +92,54 @@ def test_one_node_in_a_loop_starves_nobody(clock: MockClock) -> None:
     for _ in range(100):
         clock.advance_nowait(0.01)
         try:
-            admission.admit_handshake(b"looping")
+            admission.admit_handshake(b"looping", HOME)
         except Refusal as refusal:
             refused += 1
             assert refusal.retry_after_s
     assert refused == 80
-    admission.admit_handshake(b"another")
+    admission.admit_handshake(b"another", HOME)
+
+
+def test_a_stolen_api_key_takes_no_turns_from_its_node(clock: MockClock) -> None:
+    admission = make(clock, key_burst=3)
+    for _ in range(3):
+        admission.admit_handshake(b"stolen", ELSEWHERE)
+    with pytest.raises(Refusal):
+        admission.admit_handshake(b"stolen", ELSEWHERE)
+    admission.admit_handshake(b"stolen", HOME)
+
+
+def prove(admission: Admission, address: str, refusal: Refusal | None = None) -> Reason | None:
+    """Why an attempt with one api_key is refused, whose work comes to `refusal`."""
+    try:
+        with admission.proving("Connect", b"key", address):
+            if refusal is not None:
+                raise refusal
+    except Refusal as refused:
+        return refused.reason
+    return None
+
+
+def test_only_proofs_that_fail_are_counted_and_only_where_they_come_from(clock: MockClock) -> None:
+    admission = make(clock, failed_per_s=0.5, failed_burst=3)
+    bad, busy = Refusal(Reason.BAD_PROOF, "no"), Refusal(Reason.UNAVAILABLE, "the database is away")
+    for _ in range(50):
+        assert prove(admission, ELSEWHERE) is None
+        assert prove(admission, ELSEWHERE, busy) is Reason.UNAVAILABLE
+    assert [prove(admission, ELSEWHERE, bad) for _ in range(4)] == [Reason.BAD_PROOF] * 3 + [Reason.OVERLOADED]
+    assert prove(admission, ELSEWHERE) is Reason.OVERLOADED
+    assert prove(admission, HOME) is None
+    clock.advance_nowait(2)
+    assert prove(admission, ELSEWHERE) is None
+
+
+def test_proofs_that_are_under_way_at_once_are_counted_too(clock: MockClock) -> None:
+    admission = make(clock, failed_burst=3)
+    with ExitStack() as under_way:
+        for _ in range(3):
+            under_way.enter_context(admission.proving("Connect", b"key", HOME))
+        assert prove(admission, HOME) is Reason.OVERLOADED
+    assert prove(admission, HOME) is None
 
 
 def test_garbage_uses_up_its_address_alone(clock: MockClock) -> None:
@@ -105,7 +150,7 @@ def test_garbage_uses_up_its_address_alone(clock: MockClock) -> None:
         admission.charge_garbage("BeginHandshake", "192.0.2.1")
     assert caught.value.reason is Reason.OVERLOADED
     admission.charge_garbage("BeginHandshake", "192.0.2.2")
-    admission.admit_handshake(b"a node behind the same address")
+    admission.admit_handshake(b"a node behind the same address", "192.0.2.1")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import json
-from contextlib import ExitStack
+import os
+from contextlib import ExitStack, suppress
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -152,8 +153,27 @@ async def test_few_streams_of_one_api_key_wait_for_their_hello_and_none_of_a_str
         assert caught.value.retry_after_s
         with world.sessions.waiting_for_hello(other.api_key, "192.0.2.1"):
             pass
+        with world.sessions.waiting_for_hello(node.api_key, "192.0.2.2"):
+            pass  # the node, when it is a thief who waits
     with world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"):
         pass
+
+
+async def test_a_stolen_api_key_costs_few_queries_and_keeps_its_node_out_of_nothing(world: World) -> None:
+    node = await world.member()
+    thief = dataclasses.replace(node, keys=NodeKeys.generate(), address="198.51.100.66")
+    challenge = await thief.begin()
+    reads = world.count_reads()
+    for _ in range(200):
+        with suppress(Refusal):
+            await thief.complete(thief.prove(challenge, X25519PrivateKey.generate()))
+        with suppress(Refusal):
+            token = os.urandom(32)
+            await thief.claim(token, thief.hello(token))
+        with suppress(Refusal):
+            await thief.begin()
+    assert 0 < len(reads) <= 20
+    assert (await node.connect()).epoch == 1
 
 
 async def test_the_audit_tells_a_restart_from_a_reconnect(world: World) -> None:

@@ -150,6 +150,7 @@ class Node:
     enrollment_id: str = ""
     node_id: str = ""
     api_key: str = ""
+    address: str = ADDRESS
 
     def enroll_request(self, token: enrollment_pb2.JoinToken, **changes: Any) -> enrollment_pb2.EnrollRequest:
         said = enrollment_pb2.JoinTokenStatement.FromString(token.signed.statement)
@@ -169,14 +170,16 @@ class Node:
         )
 
     async def enroll(self, token: enrollment_pb2.JoinToken, **changes: Any) -> enrollment_pb2.EnrollResponse:
-        answer = await self.world.enrollment.enroll(self.enroll_request(token, **changes), ADDRESS)
+        answer = await self.world.enrollment.enroll(self.enroll_request(token, **changes), self.address)
         self.enrollment_id = answer.enrollment_id
         return answer
 
-    async def poll(self, address: str = ADDRESS) -> enrollment_pb2.GetBootstrapResponse:
+    async def poll(self) -> enrollment_pb2.GetBootstrapResponse:
         statement = enrollment_pb2.BootstrapPollStatement(enrollment_id=self.enrollment_id, nonce=os.urandom(32))
         signed = self.keys.identity.sign(Domain.BOOTSTRAP_POLL, statement.SerializeToString())
-        return await self.world.enrollment.get_bootstrap(enrollment_pb2.GetBootstrapRequest(signed=signed), address)
+        return await self.world.enrollment.get_bootstrap(
+            enrollment_pb2.GetBootstrapRequest(signed=signed), self.address
+        )
 
     async def fetch_bootstrap(self) -> enrollment_pb2.BootstrapStatement:
         answer = await self.poll()
@@ -190,7 +193,7 @@ class Node:
 
     async def begin(self, **changes: Any) -> bytes:
         fields = {"api_key": self.api_key, "node_id": self.node_id, "protocol_version": 1} | changes
-        answer = await self.world.sessions.begin(session_pb2.BeginHandshakeRequest(**fields), ADDRESS)
+        answer = await self.world.sessions.begin(session_pb2.BeginHandshakeRequest(**fields), self.address)
         return answer.challenge
 
     def prove(self, challenge: bytes, share: X25519PrivateKey, **changes: Any) -> trust_pb2.Signed:
@@ -210,7 +213,7 @@ class Node:
         self, proof: trust_pb2.Signed, api_key: str = "", certificate_pem: bytes = b""
     ) -> session_pb2.CompleteHandshakeResponse:
         request = session_pb2.CompleteHandshakeRequest(api_key=api_key or self.api_key, signed=proof)
-        return await self.world.sessions.complete(request, ADDRESS, certificate_pem)
+        return await self.world.sessions.complete(request, self.address, certificate_pem)
 
     async def handshake(self, certificate_pem: bytes = b"") -> tuple[bytes, FrameKeys]:
         """Session token and frame keys, the server's answer verified as a node must."""
@@ -249,7 +252,7 @@ class Node:
             api_key or self.api_key,
             token,
             hello,
-            ADDRESS,
+            self.address,
             stream_id=stream_id,
             replica_id="r1",
             certificate_pem=certificate_pem,
