@@ -141,6 +141,10 @@ class AuditService:
         except IntegrityError:
             return False
 
+    def newest_chain(self, conn: Connection, node_id: str) -> int:
+        """The newest chain of a node that has rows; 0 is its first. Any thread."""
+        return store.node_standing(conn, node_id).chain
+
     def newest_number(self, conn: Connection, writer: str) -> int:
         """Number of the newest row of a chain; 0 without one. Any thread."""
         row = store.head(conn, writer)

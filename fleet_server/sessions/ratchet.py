@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from enum import Enum
 from typing import NamedTuple
@@ -63,7 +64,8 @@ def next_chain(held: int, told: int) -> int:
 
     Args:
         held: newest chain that was given to the node, as the database remembers it.
-        told: chain that the machine writes by its own word; a database that was restored may have forgotten a few.
+        told: chain that the machine writes by its own word, as a database that was restored may have forgotten a few;
+            or the newest that has rows, as a ratchet row that was changed around the server has forgotten all.
     """
     return max(held, min(told, held + MAX_CHAINS_FORGOTTEN)) + 1
 
@@ -118,7 +120,9 @@ class Ratchets:
         self._box = box
         self._mac = mac
 
-    def turn(self, conn: Connection, node_id: str, shown: bytes, audit_chain: int = 0) -> Turn | None:
+    def turn(
+        self, conn: Connection, node_id: str, shown: bytes, newest_chain: Callable[[], int] = lambda: 0
+    ) -> Turn | None:
         """Judge what a hello shows; what to hand on, or None when it is FOREIGN.
 
         A machine that starts over may have written other audit rows than are held here: it is given a chain of its own,
@@ -126,7 +130,8 @@ class Ratchets:
 
         Args:
             shown: the ratchet.
-            audit_chain: that the node says it writes; believed only of a machine that starts over.
+            newest_chain: the newest audit chain that the machine says it writes, or that has rows here; asked only of a
+                machine that starts over.
 
         Raises:
             TamperedRatchetError: nothing can be told.
@@ -141,7 +146,7 @@ class Ratchets:
         if verdict is Verdict.LAGS and offered:
             return Turn(offered, row.seq_floor, row.floor_at_ms, row.audit_chain)
         starts_over = verdict is Verdict.STARTS_OVER
-        chain = next_chain(row.audit_chain, audit_chain) if starts_over else row.audit_chain
+        chain = next_chain(row.audit_chain, newest_chain()) if starts_over else row.audit_chain
         handed_on = os.urandom(RATCHET_BYTES)
         sealed = self._box.seal(handed_on, row=_place(node_id))
         turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_once=0, audit_chain=chain)

@@ -41,7 +41,12 @@ class SameMachine:
             Refusal: QUARANTINED.
         """
         try:
-            turn = self._ratchets.turn(tx.conn, node.node_id, said.ratchet, body.audit_chain)
+            turn = self._ratchets.turn(
+                tx.conn,
+                node.node_id,
+                said.ratchet,
+                lambda: max(body.audit_chain, self._audit.newest_chain(tx.conn, node.node_id)),
+            )
             why = _FOREIGN_RATCHET if said.ratchet else _NO_RATCHET
         except TamperedRatchetError:
             turn, why = None, _TAMPERED_RATCHET

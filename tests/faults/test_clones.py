@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from fleet.errors import Reason
+from fleet.node_audit import writer_of
 from fleet.secrets import Secret
 from fleet.v1 import admin_pb2
 from fleet.v1.command_pb2 import COMMAND_STATE_INTERRUPTED as INTERRUPTED
@@ -15,6 +16,9 @@ from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
 from fleet_node.backup.service import back_up
 from fleet_node.backup.service import restore as restore_backup
 from fleet_node.commands.opening import copy_journal
+from fleet_server import bootstrap
+from fleet_server.restored import note_restored
+from tests.faults.test_database import copied, restored
 from tests.integration.audits import agreed, verify
 from tests.integration.installation import Installation, RunningNode
 from tests.integration.waiting import eventually
@@ -174,6 +178,35 @@ async def test_a_disk_that_went_back_within_one_stream_is_found_by_its_audit(qui
     _, between = await agreed(quick, 3)
     assert [(chain.chain, chain.beyond > 0) for chain in between.chains] == [(1, True)]
     assert not between.broken
+
+
+async def test_what_a_restored_database_lost_of_a_nodes_audit_is_brought_again(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1", count=2)
+    await agreed(quick, 2)
+    copy = await copied(quick)
+    await quick.owner.run("n-1")
+    await agreed(quick, 3)
+    before = await rows_of(quick, node)
+    await restored(quick, copy, start=False)
+    secrets = bootstrap.load_secrets(quick.settings)
+    url = quick.settings.resolved_database_url()
+    await note_restored(url, secrets, quick.clock, "the disk failed", cluster_name=quick.settings.cluster_name)
+
+    await quick.start_server()
+    await node.wait_live(2)
+    begun = await quick.owner.wait_audit("chain.begun")
+
+    after = await rows_of(quick, node)
+    assert after[: len(before)] == before
+    assert begun["continues"]["number"] >= len(before), "all of it was brought again, in its own chain"
+    shown = await quick.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
+    assert (shown.audit.chain, shown.audit.finding) == (1, "")
+
+
+async def rows_of(installation: Installation, node: RunningNode) -> list[bytes]:
+    """Hashes of the node's first chain."""
+    return [row.hash for row in await installation.owner.audit() if row.writer == writer_of(node.node_id)]
 
 
 async def test_a_machine_that_nobody_adopted_cannot_begin_its_history_anew(quick: Installation) -> None:

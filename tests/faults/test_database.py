@@ -113,13 +113,14 @@ async def copied(installation: Installation) -> Path:
     return copy
 
 
-async def restored(installation: Installation, copy: Path) -> None:
-    """The server runs on the older copy."""
+async def restored(installation: Installation, copy: Path, *, start: bool = True) -> None:
+    """The server runs on the older copy, or may."""
     await installation.crash_server()
     for leftover in installation.data.glob("fleet.db-*"):
         leftover.unlink()
     shutil.copyfile(copy, installation.database_file)
-    await installation.start_server()
+    if start:
+        await installation.start_server()
 
 
 async def test_a_restored_server_never_issues_a_used_seq_again(installation: Installation) -> None:

@@ -162,3 +162,18 @@ async def test_the_audit_says_who_replaced_what_by_what(world: World) -> None:
         "state": "ACTIVE",
     }
     assert {"api_key.revoked", "api_key.issued", "enrollment.approved"} <= {row.kind for row in rows}
+
+
+async def test_its_audit_chain_is_none_that_has_rows_whatever_became_of_the_ratchet_row(world: World) -> None:
+    old = await world.member("press-7")
+    await world.execute(
+        "INSERT INTO node_audits (node_id, chain, last_at_ms, day, day_rows, day_bytes, paused_day, finding,"
+        " finding_at_ms) VALUES (?, 6, 0, 0, 0, 0, 0, '', 0)",
+        old.node_id,
+    )
+    await world.execute("DELETE FROM node_ratchets")
+    new = await waiting(world)
+    await world.enrollment.replace_node("carol", "press-7", new.enrollment_id, reason="dead")
+    await new.fetch_bootstrap()
+
+    assert (await new.connect()).turn.audit_chain == 7
