@@ -111,7 +111,8 @@ class InstallationApi:
     async def _import_grant(self, request: installation_pb2.ImportGrantRequest, payer: str | None) -> Message:
         return _grant_view(await self._installation.import_grant(request.grant, payer))
 
-    async def _trust_chain(self, request: trust_pb2.GetTrustChainRequest, _: str | None) -> Message:
+    async def _trust_chain(self, request: trust_pb2.GetTrustChainRequest, payer: str | None) -> Message:
+        self._installation.admit(payer)
         chain = await self._chain(request.cluster_id, request.from_generation, request.from_number)
         return trust_pb2.GetTrustChainResponse(bundles=chain)
 

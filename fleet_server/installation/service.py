@@ -157,16 +157,25 @@ class InstallationService:
             except Refusal as refusal:
                 log.debug("activation_look_waits", reason=str(refusal.reason))
 
-    async def view(self, address: str | None) -> InstallationView:
-        """How it stands, with a fresh challenge.
+    def admit(self, address: str | None) -> None:
+        """Let somebody call.
 
         Args:
             address: of the caller, whose bucket pays; None for an operator, who pays nothing here or below.
 
         Raises:
+            Refusal: OVERLOADED.
+        """
+        if address is not None and not self._bucket.take(address, self._clock.monotonic()):
+            raise Refusal(Reason.OVERLOADED, "too many calls without a token: try again", retry_after_s=1.0)
+
+    async def view(self, address: str | None) -> InstallationView:
+        """How it stands, with a fresh challenge.
+
+        Raises:
             Refusal: OVERLOADED, or the database is away.
         """
-        self._pay(address)
+        self.admit(address)
         return await self._view()
 
     async def activate(self, signed: trust_pb2.Signed, address: str | None) -> InstallationView:
@@ -175,7 +184,7 @@ class InstallationService:
         Raises:
             Refusal: not signed by the pinned root, for another installation, expired, or older than the held one.
         """
-        self._pay(address)
+        self.admit(address)
         root_key = self._pinned()
         manifest = rules.verify_manifest(signed, root_key=root_key, installation_id=self._installation_id)
         now_ms = self._clock.now_ms()
@@ -216,7 +225,7 @@ class InstallationService:
         Raises:
             Refusal: NOT_ACTIVATED, not signed by the first owner, not fresh, or the name is taken.
         """
-        self._pay(address)
+        self.admit(address)
         make_owner = self._make_owner
         if make_owner is None:
             raise RuntimeError("InstallationService.make_owners_with() was not called")
@@ -251,7 +260,7 @@ class InstallationService:
         Raises:
             Refusal: not signed by the pinned root, for another installation, or expired.
         """
-        self._pay(address)
+        self.admit(address)
         grant = rules.verify_grant(signed, root_key=self._pinned(), installation_id=self._installation_id)
         now_ms = self._clock.now_ms()
         rules.check_grant_import(grant, now_ms)
@@ -373,7 +382,3 @@ class InstallationService:
                 "this server pins no product root, so nobody can sign for it: set product_root_key, and start it again",
             )
         return self._root_key
-
-    def _pay(self, address: str | None) -> None:
-        if address is not None and not self._bucket.take(address, self._clock.monotonic()):
-            raise Refusal(Reason.OVERLOADED, "too many calls without a token: try again", retry_after_s=1.0)

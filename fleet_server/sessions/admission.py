@@ -43,6 +43,7 @@ class AdmissionPolicy:
         key_per_s, key_burst: handshakes of one api_key from one address.
         failed_per_s, failed_burst: proofs of one api_key from one address that fail.
         poll_per_s, poll_burst: polls about one enrollment from one address.
+        chain_per_s, chain_burst: trust chains for one address: after a rotation a whole fleet may ask from one.
         address_per_s, address_burst: refused garbage, and enrollments, of one address (IPv6: one /64).
     """
 
@@ -58,6 +59,8 @@ class AdmissionPolicy:
     failed_burst: float = 20.0
     poll_per_s: float = 2.0
     poll_burst: float = 20.0
+    chain_per_s: float = 50.0
+    chain_burst: float = 500.0
     address_per_s: float = 5.0
     address_burst: float = 100.0
 
@@ -104,6 +107,10 @@ class Admission:
 
         self._polls: BucketTable[tuple[str, str]] = BucketTable(
             rate_per_s=self._policy.poll_per_s, burst=self._policy.poll_burst, max_keys=_MAX_KEYS
+        )
+
+        self._chains: BucketTable[str] = BucketTable(
+            rate_per_s=self._policy.chain_per_s, burst=self._policy.chain_burst, max_keys=_MAX_ADDRESSES
         )
 
     @property
@@ -184,7 +191,7 @@ class Admission:
         Raises:
             Refusal: OVERLOADED once the address has used up its bucket.
         """
-        self._charge(rpc, address)
+        self._charge(self._addresses, rpc, address)
 
     def admit_enroll(self, address: str) -> None:
         """Let an address enroll.
@@ -192,7 +199,15 @@ class Admission:
         Raises:
             Refusal: OVERLOADED once the address has used up its bucket.
         """
-        self._charge("Enroll", address)
+        self._charge(self._addresses, "Enroll", address)
+
+    def admit_chain(self, address: str) -> None:
+        """Let an address ask for the trust chain, which needs no credential and may be long.
+
+        Raises:
+            Refusal: OVERLOADED once the address has used up its bucket for it.
+        """
+        self._charge(self._chains, "GetTrustChain", address)
 
     def admit_poll(self, enrollment_id: str, address: str) -> None:
         """Let an address ask about a genuine enrollment; who it is shows only once that was read. A poll that somebody
@@ -210,8 +225,8 @@ class Admission:
                 retry_after_s=delay_s,
             )
 
-    def _charge(self, rpc: str, address: str) -> None:
-        delay_s = self._addresses.delay_s(network_of(address), self._clock.monotonic())
+    def _charge(self, buckets: BucketTable[str], rpc: str, address: str) -> None:
+        delay_s = buckets.delay_s(network_of(address), self._clock.monotonic())
         if delay_s:
             self._metrics.rate_limited.labels(rpc, "address").inc()
             raise Refusal(

@@ -148,7 +148,10 @@ class Gateway:
             response_serializer=request_serializer,
         )
 
-    async def _trust_chain(self, request: trust_pb2.GetTrustChainRequest, _: str) -> trust_pb2.GetTrustChainResponse:
+    async def _trust_chain(
+        self, request: trust_pb2.GetTrustChainRequest, address: str
+    ) -> trust_pb2.GetTrustChainResponse:
+        self._rooms.sessions.admission.admit_chain(address)
         # Who asks saw a signature that its own bundles do not explain: another replica may have published just now.
         held = request.from_generation, request.from_number
         return trust_pb2.GetTrustChainResponse(bundles=await self._rooms.trust.fresh_chain(request.cluster_id, *held))

@@ -145,10 +145,14 @@ async def test_a_flood_and_large_requests_are_refused(strict: Installation, stra
     with pytest.raises(Refusal) as caught:
         await stranger.ask("Activate", installation_pb2.ActivateRequest(manifest=large))
     assert caught.value.reason is Reason.FRAME_TOO_LARGE
-    get = installation_pb2.GetInstallationRequest()
-    answers = await asyncio.gather(*(stranger.ask("GetInstallation", get) for _ in range(60)), return_exceptions=True)
-    reasons = {answer.reason for answer in answers if isinstance(answer, Refusal)}
-    assert reasons == {Reason.OVERLOADED}
+    cluster = trust_pb2.GetTrustChainRequest(cluster_id=strict.server.trust.cluster_id)
+    for method, request in (
+        ("GetInstallation", installation_pb2.GetInstallationRequest()),
+        ("GetTrustChain", cluster),
+    ):
+        answers = await asyncio.gather(*(stranger.ask(method, request) for _ in range(60)), return_exceptions=True)
+        reasons = {answer.reason for answer in answers if isinstance(answer, Refusal)}
+        assert reasons == {Reason.OVERLOADED}
 
 
 async def test_who_administers_it_is_told_to_operators_alone(strict: Installation, stranger: Stranger) -> None:

@@ -153,6 +153,17 @@ def test_garbage_uses_up_its_address_alone(clock: MockClock) -> None:
     admission.admit_handshake(b"a node behind the same address", "192.0.2.1")
 
 
+def test_a_fleet_behind_one_address_gets_its_chain_and_one_address_not_for_ever(clock: MockClock) -> None:
+    admission = make(clock, chain_burst=500)
+    for _ in range(500):
+        admission.admit_chain(HOME)
+    with pytest.raises(Refusal) as caught:
+        admission.admit_chain(HOME)
+    assert caught.value.retry_after_s
+    admission.admit_chain(ELSEWHERE)
+    admission.admit_enroll(HOME)
+
+
 @pytest.mark.parametrize(
     ("address", "network"),
     [
