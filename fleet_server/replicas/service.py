@@ -199,7 +199,19 @@ class ReplicaService:
             self._woken.clear()
 
     def _beat(self, tx: Transaction) -> None:
-        store.beat(
+        if self._write_beat(tx):
+            return
+        # Cut off for so long that the others forgot it. Its nodes may still be here: what is said of them stays, and
+        # those that went elsewhere meanwhile have a newer epoch.
+        store.register(tx.conn, self.replica_id, self._version, self._key_words(), self._clock.now_ms())
+        self._write_beat(tx)
+        detail: Mapping[str, JSON] = {"version": self._version, "forgotten": True}
+        self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, detail)
+        say = "it is registered again: look why it could not reach the database"
+        tx.after_commit(lambda: log.warning("replica_was_forgotten", next=say))
+
+    def _write_beat(self, tx: Transaction) -> bool:
+        return store.beat(
             tx.conn,
             self.replica_id,
             state=self._state,

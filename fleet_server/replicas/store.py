@@ -36,14 +36,14 @@ def beat(
     admission_per_s: float,
     secret_keys: str,
     now_ms: int,
-) -> None:
-    """Say that this replica lives."""
+) -> bool:
+    """Say that this replica lives; False when it has no row."""
     text = (
         "UPDATE replicas SET state = ?, streams = ?, admission_per_s = ?, secret_keys = ?, heartbeat_at_ms = ?"
         " WHERE replica_id = ?"
     )
     fields = (state.value, streams, admission_per_s, secret_keys, now_ms, replica_id)
-    conn.exec_driver_sql(sql(conn, text), fields)
+    return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
 def every(conn: Connection) -> list[ReplicaRecord]:

@@ -1,12 +1,14 @@
 """Replicas over both databases: beats, the dead, and requests to drain."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_server.database.wakeup import Wakeup
+from fleet_server.database.writer import Transaction
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
 from tests.fakes.clock import MockClock
@@ -142,3 +144,39 @@ async def test_replicas_that_ended_are_forgotten(world: World, clock: MockClock)
     await clock.advance(25 * 3600)
     await a.beat()
     assert [replica.replica_id for replica in await a.list()] == ["a"]
+
+
+async def test_a_replica_that_was_forgotten_registers_again_and_keeps_its_streams(
+    world: World, clock: MockClock
+) -> None:
+    a, b = await ready(world, "r1"), await ready(world, "b")
+    stays, left = await world.member("stays"), await world.member("left")
+
+    def opened(node_id: str, replica_id: str) -> Callable[[Transaction], int]:
+        fields = {"stream_id": "s", "replica_id": replica_id, "last_accepted_seq": 0}
+        return lambda tx: world.nodes.open_stream(tx, node_id, **fields)  # type: ignore[arg-type]
+
+    for node in (stays, left):
+        await world.database.write(opened(node.node_id, "r1"))
+    await b.beat()
+    for hours in (1, 25):
+        await clock.advance(hours * 3600)
+        await b.beat()
+    assert [replica.replica_id for replica in await b.list()] == ["b"]
+    await world.database.write(lambda tx: world.nodes.forget_streams(tx, "r1"))  # as the server does with the lost
+    await world.database.write(opened(left.node_id, "b"))
+
+    for node in (stays, left):
+        world.nodes.note_alive_nowait(node.node_id, rtt_us=1, clock_offset_ms=0)
+    for _ in range(2):
+        await a.beat()
+        await world.nodes.flush()
+    shown = await b.get("r1")
+    assert (shown.state, shown.streams, shown.heartbeat_at_ms) == (ReplicaState.READY, 7, clock.now_ms())
+    assert (await world.audited()).count("replica.started") == 3, "once more, and once only"
+    there, away = await world.node("stays"), await world.node("left")
+    assert (there.online, there.replica_id, there.stream_epoch) == (True, "r1", 1)
+    assert (away.replica_id, away.stream_epoch) == ("b", 2)
+    await a.request_drain("ada", "r1", 0, gateway_pb2.GOAWAY_REASON_DRAIN)
+    await a.beat()
+    assert (await a.wait_drain_requested()).deadline_ms == 0
