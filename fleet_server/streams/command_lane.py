@@ -34,8 +34,8 @@ _JOURNAL_PAUSE_S = 5.0
 class Send(Protocol):
     """Hands a control frame to the stream's writer."""
 
-    def __call__(self, frame: gateway_pb2.ServerControl) -> None:
-        """Queue `frame`."""
+    def __call__(self, frame: gateway_pb2.ServerControl, size_bytes: int, /) -> None:
+        """Queue `frame`, which has about so many bytes."""
         ...
 
 
@@ -54,7 +54,7 @@ class CommandLane:
 
     Args:
         claim: who the stream belongs to, and from which seq on it goes.
-        send: queues a frame.
+        send: queues a frame of about so many bytes.
         failed: told when the lane cannot go on.
     """
 
@@ -245,7 +245,7 @@ class CommandLane:
         self._statements[hashlib.sha256(statement).digest()] = self._sent_seq
         self._metrics.statements.inc()
         self._metrics.per_statement.observe(len(batch))
-        self._send(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=signed)))
+        self._send(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame(signed=signed)), len(statement))
 
     async def _send_cancels(self) -> None:
         for order in await self._commands.pending_cancels(self._node_id, self._epoch):
@@ -261,4 +261,4 @@ class CommandLane:
                 actor=order.actor,
             ).SerializeToString()
             signed = self._trust.sign_command_statement(Domain.CANCEL, statement, site=self._site)
-            self._send(gateway_pb2.ServerControl(cancel=command_pb2.CancelFrame(signed=signed)))
+            self._send(gateway_pb2.ServerControl(cancel=command_pb2.CancelFrame(signed=signed)), len(statement))

@@ -9,25 +9,33 @@ import asyncio
 from fleet.v1 import command_pb2, gateway_pb2, telemetry_pb2
 
 MAX_QUEUED = 512
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
+"""What an honest node has waiting: commands are bounded by its window, and trust bundles by what they answer."""
 
 
 class Outbox:
     """Queue between the lanes of a stream and its one writer. Acks are cumulative, so only the newest is kept."""
 
-    __slots__ = ("_closed", "_frames", "_report_ack", "_telemetry_ack", "_waiter")
+    __slots__ = ("_closed", "_frames", "_queued_bytes", "_report_ack", "_telemetry_ack", "_waiter")
 
     def __init__(self) -> None:
-        self._frames: list[gateway_pb2.ServerControl] = []
+        self._frames: list[tuple[gateway_pb2.ServerControl, int]] = []
+        self._queued_bytes = 0
         self._report_ack = 0
         self._telemetry_ack = 0
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, frame: gateway_pb2.ServerControl) -> bool:
-        """Queue a control frame. False when the peer has stopped reading for so long that the queue is full."""
-        if self._closed or len(self._frames) >= MAX_QUEUED:
+    def put(self, frame: gateway_pb2.ServerControl, size_bytes: int) -> bool:
+        """Queue a control frame. False when the peer has stopped reading for so long that the queue is full.
+
+        Args:
+            size_bytes: of it, about; measuring it here would serialize it once more.
+        """
+        if self._closed or len(self._frames) >= MAX_QUEUED or self._queued_bytes >= MAX_QUEUED_BYTES:
             return False
-        self._frames.append(frame)
+        self._frames.append((frame, size_bytes))
+        self._queued_bytes += size_bytes
         self._wake()
         return True
 
@@ -62,7 +70,8 @@ class Outbox:
 
     def _pop(self) -> gateway_pb2.ServerControl | None:
         if self._frames:
-            frame = self._frames.pop(0)
+            frame, size_bytes = self._frames.pop(0)
+            self._queued_bytes -= size_bytes
             if self._report_ack and frame.HasField("commands"):
                 # A node that has room for commands has mostly just reported others: one frame says both.
                 frame.commands.reports_acked, self._report_ack = self._report_ack, 0

@@ -182,9 +182,10 @@ class Stream:
             if not await self._transport.write(gateway_pb2.ServerFrame(control=sealed)):
                 return
 
-    def send(self, frame: gateway_pb2.ServerControl) -> None:
-        """Queue a control frame; a peer that let the queue fill up has stopped reading and loses its stream."""
-        if not self._outbox.put(frame) and not self._ended:
+    def send(self, frame: gateway_pb2.ServerControl, size_bytes: int = 0) -> None:
+        """Queue a control frame of about `size_bytes`; 0 has them counted. A peer that let the queue fill up has
+        stopped reading and loses its stream."""
+        if not self._outbox.put(frame, size_bytes or frame.ByteSize()) and not self._ended:
             self.end(Refusal(Reason.HEARTBEAT_LOST, "the node stopped reading its stream: it may connect again"))
 
     def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:

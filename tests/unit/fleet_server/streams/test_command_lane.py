@@ -105,7 +105,8 @@ def _bench(clock: MockClock, seqs: Sequence[int], *, max_in_flight: int = 64, st
     sent: list[command_pb2.CommandStatement] = []
     frames: list[gateway_pb2.ServerControl] = []
 
-    def send(frame: gateway_pb2.ServerControl) -> None:
+    def send(frame: gateway_pb2.ServerControl, size_bytes: int) -> None:
+        assert len(frame.commands.signed.statement) == size_bytes
         frames.append(frame)
         sent.append(command_pb2.CommandStatement.FromString(frame.commands.signed.statement))
 

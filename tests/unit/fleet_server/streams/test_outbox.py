@@ -3,11 +3,15 @@
 import asyncio
 
 from fleet.v1 import command_pb2, gateway_pb2
-from fleet_server.streams.outbox import MAX_QUEUED, Outbox
+from fleet_server.streams.outbox import MAX_QUEUED, MAX_QUEUED_BYTES, Outbox
 
 
 def _ping(number: int) -> gateway_pb2.ServerControl:
     return gateway_pb2.ServerControl(ping=gateway_pb2.Ping(number=number))
+
+
+def _put(outbox: Outbox, frame: gateway_pb2.ServerControl, size_bytes: int = 10) -> bool:
+    return outbox.put(frame, size_bytes)
 
 
 async def test_control_goes_first_and_acks_fold_into_the_newest() -> None:
@@ -15,7 +19,7 @@ async def test_control_goes_first_and_acks_fold_into_the_newest() -> None:
     for number in (3, 7, 5):
         outbox.ack_reports(number)
     outbox.ack_telemetry(9)
-    outbox.put(_ping(1))
+    _put(outbox, _ping(1))
     assert (await outbox.next()).ping.number == 1
     assert (await outbox.next()).result_ack.report_no == 7
     assert (await outbox.next()).telemetry_ack.batch_seq == 9
@@ -24,9 +28,9 @@ async def test_control_goes_first_and_acks_fold_into_the_newest() -> None:
 async def test_an_acknowledgement_that_is_ready_leaves_with_the_commands() -> None:
     outbox = Outbox()
     outbox.ack_reports(7)
-    outbox.put(_ping(1))
-    outbox.put(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
-    outbox.put(gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
+    _put(outbox, _ping(1))
+    _put(outbox, gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
+    _put(outbox, gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
     assert (await outbox.next()).ping.number == 1
     assert (await outbox.next()).commands.reports_acked == 7
     assert (await outbox.next()).commands.reports_acked == 0
@@ -36,17 +40,30 @@ async def test_an_acknowledgement_that_is_ready_leaves_with_the_commands() -> No
 
 async def test_closing_hands_out_what_is_queued_and_takes_nothing_more() -> None:
     outbox = Outbox()
-    outbox.put(_ping(1))
+    _put(outbox, _ping(1))
     outbox.close()
-    assert not outbox.put(_ping(2))
+    assert not _put(outbox, _ping(2))
     assert (await outbox.next()).ping.number == 1
     assert await outbox.next() is None
 
 
 async def test_a_peer_that_stopped_reading_is_noticed_by_a_full_queue() -> None:
     outbox = Outbox()
-    assert all(outbox.put(_ping(number)) for number in range(MAX_QUEUED))
-    assert not outbox.put(_ping(0))
+    assert all(_put(outbox, _ping(number)) for number in range(MAX_QUEUED))
+    assert not _put(outbox, _ping(0))
+
+
+async def test_a_peer_that_stopped_reading_is_noticed_by_the_bytes_that_wait() -> None:
+    outbox = Outbox()
+    large = MAX_QUEUED_BYTES // 4
+    assert all(_put(outbox, _ping(number), large) for number in range(4))
+    assert not _put(outbox, _ping(4), 1)
+    assert (await outbox.next()).ping.number == 0
+    assert _put(outbox, _ping(5), 2 * MAX_QUEUED_BYTES), "what is larger than the bound goes as well, alone over it"
+    assert not _put(outbox, _ping(6), 1)
+    for number in (1, 2, 3, 5):
+        assert (await outbox.next()).ping.number == number
+    assert _put(outbox, _ping(7))
 
 
 async def test_a_waiting_writer_is_woken() -> None:

@@ -10,6 +10,7 @@ from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_server.streams import stream
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.notice_lane import MAX_WAITING_BYTES as MAX_NOTICE_BYTES
+from fleet_server.streams.outbox import MAX_QUEUED_BYTES
 from fleet_server.streams.report_lane import MAX_WAITING, HeldReports
 from fleet_server.streams.rules import MAX_RESENDS
 from tests.fakes.clock import MockClock
@@ -259,6 +260,21 @@ async def test_a_peer_that_stopped_reading_holds_nothing_up(wire: Wire, monkeypa
     refusal = await wire.wait_refusal()
     assert refusal.reason is Reason.HEARTBEAT_LOST
     assert wire.telemetry.closed == 1
+
+
+async def test_a_peer_that_reads_nothing_loses_its_stream_before_many_megabytes_wait_for_it(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_LAST_WRITE_S", 0.01)
+    await wire.settle()
+    wire.transport.reads.clear()
+    large = trust_pb2.Signed(statement=bytes(MAX_QUEUED_BYTES // 4))
+    for _ in range(5):  # the writer has the first of them
+        wire.stream.send(gateway_pb2.ServerControl(trust_bundle=gateway_pb2.TrustBundles(bundles=[large])))
+        await wire.settle()
+    assert not wire.stream.ended
+    wire.stream.send(gateway_pb2.ServerControl(ping=gateway_pb2.Ping()))
+    assert (await wire.wait_refusal()).reason is Reason.HEARTBEAT_LOST
 
 
 async def test_a_suspension_reaches_the_node_and_ends_its_stream(wire: Wire) -> None:
