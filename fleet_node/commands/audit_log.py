@@ -10,6 +10,8 @@ Mental model
     A row is on the disk before it is sent: what the server once saw never becomes another row.
     Acknowledged rows are forgotten beyond a tail. While the server takes none, rows are kept up to a bound; beyond it
     they are counted instead of chained, and the first row afterwards is a gap that says how many of which kind.
+    Evidence is kept apart as well (`evidence`), and each kind of it has a share of its own of the bound: what a server
+    can make plenty of displaces nothing else, whether it takes rows or not.
     A machine that was let in again may have written other rows than the server holds. Its floor names another chain,
     which it begins once the server has said up to where both hold the same: nothing is lost, and nothing comes twice.
 """
@@ -37,10 +39,13 @@ from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.commands import audit_rows
 from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
+from fleet_node.commands.evidence import EVIDENCE, EvidenceRow, keep_evidence
 
 MAX_UNSEALED = 2048
 MAX_UNSEALED_BYTES = 1024 * 1024
 MAX_UNACKED_BYTES = 32 * 1024 * 1024
+MAX_UNACKED_EVIDENCE_BYTES = 512 * 1024
+"""Of each kind of evidence, beside the others."""
 KEEP_ROWS = 256
 
 AUDIT_SCHEMA = """
@@ -64,7 +69,7 @@ FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}', 0, 0, '
 _INSERT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?)"
 _AFTER = "SELECT number, at_ms, kind, detail, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?"
 _AGAIN = "SELECT at_ms, kind, detail FROM audit WHERE number > ? ORDER BY number"
-_UNACKED_BYTES = f"SELECT coalesce(sum(length(detail) + {ROW_BYTES}), 0) FROM audit WHERE number > ?"  # noqa: S608
+_UNACKED_BYTES = f"SELECT kind, sum(length(detail) + {ROW_BYTES}) FROM audit WHERE number > ? GROUP BY kind"  # noqa: S608
 _LOST = "not_written"  # what a gap calls events whose commit failed
 _SET_STATE = (
     "UPDATE audit_state SET number = ?, hash = ?, sealed_seq = ?, sealed_report_no = ?, acked_number = ?, dropped = ?,"
@@ -78,7 +83,7 @@ class AuditLog:
     Args:
         connection: the journal's.
         node_id: whose chain it is.
-        max_unacked_bytes: rows kept while the server takes none.
+        max_unacked_bytes: rows kept while the server takes none, evidence aside.
     """
 
     def __init__(
@@ -105,7 +110,7 @@ class AuditLog:
         self._ended: list[command_pb2.Report] = []
         self._unsealed_bytes = 0
         self._lost = 0
-        self._draft = _Draft(0, 0, self.owner_pin, 0, b"", 0, {}, dropping=False)
+        self._draft = _Draft(0, 0, self.owner_pin, 0, b"", {}, {}, set())
 
     @property
     def unsealed(self) -> int:
@@ -173,22 +178,23 @@ class AuditLog:
             *audit_rows.ended([*self._ended, *ended]),
             *events,
         ]
-        dropping = any(kind != _LOST for kind in self._dropped)
         draft = self._draft = _Draft(
             self.chain,
             max([self.next_chain, *[event.opens_chain for event in events]]),
             self.owner_pin,
             self.number,
             self._hash,
-            self._unacked_bytes,
+            dict(self._unacked_bytes),
             dict(self._dropped),
-            dropping,
+            self._dropping(),
         )
         if self._lost:
             draft.dropped[_LOST] = draft.dropped.get(_LOST, 0) + self._lost
         for row in rows:
             self._chain(draft, row)
         self._connection.executemany(_INSERT, draft.rows)
+        if draft.evidence:
+            keep_evidence(self._connection, draft.evidence)
         forget = min(self.acked_number, draft.number - KEEP_ROWS)
         if forget > 0:
             self._connection.execute("DELETE FROM audit WHERE number <= ?", (forget,))
@@ -234,10 +240,9 @@ class AuditLog:
         restored = any(event.kind is NodeAuditKind.JOURNAL_RESTORED for event in again)
         reason = BegunBecause.RESTORED if restored else BegunBecause.ADOPTED
         begun = Begun(self.chain, agreed, held[0] if held else b"", self.number, self._hash, reason)
-        dropping = any(kind != _LOST for kind in self._dropped)
         chain = self.next_chain
         draft = self._draft = _Draft(
-            chain, chain, self.owner_pin, 0, FIRST_PREVIOUS_HASH, 0, dict(self._dropped), dropping
+            chain, chain, self.owner_pin, 0, FIRST_PREVIOUS_HASH, {}, dict(self._dropped), self._dropping()
         )
         draft.sealed_seq, draft.sealed_report_no = self.sealed_seq, self.sealed_report_no
         for event in (AuditEvent(NodeAuditKind.CHAIN_BEGUN, at_ms, begun.detail()), *again):
@@ -246,6 +251,7 @@ class AuditLog:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("DELETE FROM audit")
             self._connection.executemany(_INSERT, draft.rows)
+            keep_evidence(self._connection, draft.evidence[:1])  # the others are kept as they stood in the chain before
             self._save(draft, 0)
             self._connection.execute("COMMIT")
         finally:
@@ -270,19 +276,28 @@ class AuditLog:
             rows.append(gateway_pb2.AuditRow(number=row[0], at_ms=row[1], kind=row[2], detail=row[3], hash=row[4]))
         return rows
 
-    def _count_unacked(self) -> int:
+    def _count_unacked(self) -> dict[str, int]:
         # Few are left after an acknowledgement; counting them with each seal would read all that waits.
-        return int(self._connection.execute(_UNACKED_BYTES, (self.acked_number,)).fetchone()[0])
+        by_share: dict[str, int] = {}
+        for kind, size in self._connection.execute(_UNACKED_BYTES, (self.acked_number,)):
+            by_share[_share(kind)] = by_share.get(_share(kind), 0) + size
+        return by_share
+
+    def _dropping(self) -> set[str]:
+        return {_share(kind) for kind in self._dropped if kind != _LOST}
+
+    def _room(self, share: str) -> int:
+        return MAX_UNACKED_EVIDENCE_BYTES if share else self._max_unacked_bytes
 
     def _chain(self, draft: _Draft, event: AuditEvent) -> None:
-        size = len(event.detail) + ROW_BYTES
-        if draft.dropping and draft.unacked_bytes <= self._max_unacked_bytes // 2:
-            draft.dropping = False
-        if draft.dropping or draft.unacked_bytes + size > self._max_unacked_bytes:
-            draft.dropping = True
+        size, share = len(event.detail) + ROW_BYTES, _share(event.kind)
+        if draft.dropping:
+            draft.dropping -= {one for one in draft.dropping if draft.unacked(one) <= self._room(one) // 2}
+        if share in draft.dropping or draft.unacked(share) + size > self._room(share):
+            draft.dropping.add(share)
             draft.drop(event)
             return
-        if draft.dropped:
+        if draft.dropped and not draft.dropping:
             gap = encode_detail(draft.dropped)
             draft.dropped = {}
             self._append(draft, AuditEvent(NodeAuditKind.AUDIT_GAP, event.at_ms, gap))
@@ -292,32 +307,48 @@ class AuditLog:
         row = gateway_pb2.AuditRow(
             number=draft.number + 1, at_ms=event.at_ms, kind=event.kind.value, detail=event.detail
         )
-        draft.number = row.number
-        draft.hash = node_row_hash(self._node_id, draft.hash, row, chain=draft.chain)
-        draft.unacked_bytes += len(event.detail) + ROW_BYTES
+        draft.number, previous, share = row.number, draft.hash, _share(event.kind)
+        draft.hash = node_row_hash(self._node_id, previous, row, chain=draft.chain)
+        draft.unacked_bytes[share] = draft.unacked(share) + len(event.detail) + ROW_BYTES
         draft.owner_pin = event.owner_pin or draft.owner_pin
         draft.rows.append((row.number, row.at_ms, row.kind, event.detail, draft.hash))
+        if share:
+            kept = EvidenceRow(draft.chain, row.number, row.at_ms, row.kind, event.detail, draft.hash, previous)
+            draft.evidence.append(kept)
 
 
 @dataclass(slots=True)
 class _Draft:
-    """The chain as it stands once a transaction is committed; `dropped` counts what it leaves out, by kind."""
+    """The chain as it stands once a transaction is committed; `dropped` counts what it leaves out, by kind, and
+    `dropping` names the shares that are full."""
 
     chain: int
     next_chain: int
     owner_pin: str
     number: int
     hash: bytes
-    unacked_bytes: int
+    unacked_bytes: dict[str, int]
     dropped: dict[str, int]
-    dropping: bool
+    dropping: set[str]
     rows: list[tuple[int, int, str, bytes, bytes]] = field(default_factory=list)
+    evidence: list[EvidenceRow] = field(default_factory=list)
     sealed_seq: int = 0
     sealed_report_no: int = 0
 
+    def unacked(self, share: str) -> int:
+        """Bytes of a share that wait."""
+        return self.unacked_bytes.get(share, 0)
+
     def drop(self, event: AuditEvent) -> None:
-        """Count it instead."""
+        """Count it instead; evidence is kept all the same."""
         self.dropped[event.kind.value] = self.dropped.get(event.kind.value, 0) + event.items
+        if event.kind in EVIDENCE:
+            self.evidence.append(EvidenceRow(self.chain, 0, event.at_ms, event.kind.value, event.detail, b"", b""))
+
+
+def _share(kind: str) -> str:
+    """Of what may wait for the server: each kind of evidence has its own, and all the rest one."""
+    return kind if kind in EVIDENCE else ""
 
 
 def _accepted(entries: Iterable[Entry]) -> list[Entry]:

@@ -65,7 +65,12 @@ def cancel(
 
 def intent_used(entry: Entry, intent_id: bytes, people: Sequence[str]) -> AuditEvent:
     """People's intent let a protected action run."""
-    detail: dict[str, JSON] = {"intent_id": intent_id.hex(), "people": people, "seq": entry.seq}
+    detail: dict[str, JSON] = {
+        "action": entry.action,
+        "intent_id": intent_id.hex(),
+        "people": people,
+        "seq": entry.seq,
+    }
     return event(NodeAuditKind.INTENT_USED, entry.accepted_at_ms, detail)
 
 

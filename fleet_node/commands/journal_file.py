@@ -11,9 +11,10 @@ import sqlite3
 from pathlib import Path
 
 from fleet_node.commands.audit_log import AUDIT_SCHEMA, FIRST_STATE
+from fleet_node.commands.evidence import EVIDENCE_SCHEMA
 from fleet_node.commands.intent_rows import INTENTS_SCHEMA
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 _FIRST_VERSION = 1
 CHECKPOINT_PAGES = 256
 """Pages in the write-ahead log before it is folded in and written over from its start: overwriting costs a disk less
@@ -44,6 +45,7 @@ CREATE TABLE counters (
 );
 {INTENTS_SCHEMA}
 {AUDIT_SCHEMA}
+{EVIDENCE_SCHEMA}
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _START_OVER = (

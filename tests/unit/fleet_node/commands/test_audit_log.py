@@ -35,7 +35,7 @@ async def node(tmp_path: Path) -> AsyncIterator[TestNode]:
 
 
 def an_event(size: int = 10) -> AuditEvent:
-    return audit_rows.event(NodeAuditKind.STATEMENT_REFUSED, 7, {"detail": "x" * size})
+    return audit_rows.event(NodeAuditKind.DRAIN_ORDERED, 7, {"detail": "x" * size})
 
 
 async def test_accepted_and_ended_commands_stand_in_rows_for_many(node: TestNode) -> None:
@@ -159,8 +159,8 @@ def test_beyond_the_bound_rows_are_counted_and_the_gap_says_so(path: Path) -> No
 
     audit = read_audit(store, NODE)
 
-    assert audit.kinds() == ["statement.refused"] * kept + ["audit.gap", "statement.refused"]
-    assert audit.details("audit.gap") == [{"statement.refused": 20 - kept}]
+    assert audit.kinds() == ["drain.ordered"] * kept + ["audit.gap", "drain.ordered"]
+    assert audit.details("audit.gap") == [{"drain.ordered": 20 - kept}]
     store.close()
 
 
@@ -306,7 +306,7 @@ def test_a_forked_chain_goes_on_in_the_next_one_without_loss_and_without_telling
         "journal.restored",
         "process.started",
         "floor.raised",
-        "statement.refused",
+        "drain.ordered",
     ]
     begun = Begun.parse(audit.rows[0].detail)
     assert begun == Begun(0, 1, forked[0].hash, 4, forked[3].hash, "RESTORED")
@@ -356,7 +356,7 @@ def test_no_chain_begins_that_no_floor_named(path: Path) -> None:
 def test_a_kill_before_the_next_chain_is_durable_leaves_the_one_before(path: Path) -> None:
     store = JournalStore(path, NODE)
     store.apply([Batch(audit=[an_event(), floor_event(1)])], 0)
-    for kinds in (["statement.refused", "floor.raised"], ["chain.begun"]):
+    for kinds in (["drain.ordered", "floor.raised"], ["chain.begun"]):
         left = JournalStore(copy_as_left(path), NODE)
         assert read_audit(left, NODE).kinds() == kinds
         assert left.audit.next_chain == 1
@@ -382,10 +382,11 @@ async def test_a_node_whose_chain_forked_sends_the_next_one_and_listens_to_no_la
     assert await next_frame(node, node.clock) == second
 
 
-def test_a_pin_that_was_not_chained_is_told_again(path: Path) -> None:
+def test_a_pin_that_was_not_chained_is_told_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = JournalStore(path, NODE)
-    store.audit = AuditLog(store.connection, NODE, max_unacked_bytes=0)
-    store.apply([Batch(audit=[audit_rows.owner_pinned("aa", "", 7)])], 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_log, "MAX_UNACKED_EVIDENCE_BYTES", 0)
+        store.apply([Batch(audit=[audit_rows.owner_pinned("aa", "", 7)])], 0)
     assert store.audit.owner_pin == ""
     store.close()
     store = JournalStore(path, NODE)

@@ -45,7 +45,7 @@ async def test_an_order_of_a_protected_action_that_is_refused_says_whose_it_was(
 
     intent_id = trust_pb2.IntentStatement.FromString(used.intent.statement).intent_id.hex()
     (ran,) = await details(node, "intent.used")
-    assert ran == {"intent_id": intent_id, "people": ["ada", "ben"], "seq": used.monotonic_seq}
+    assert ran == {"action": SEALED, "intent_id": intent_id, "people": ["ada", "ben"], "seq": used.monotonic_seq}
     (attempt,) = await details(node, "protected.refused")
     assert attempt == {
         "actor": "mallory\\x1b[2J",
