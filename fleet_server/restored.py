@@ -81,7 +81,7 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
         authorities = {key_id(record.public_key): record.public_key for record in succession.records}
         count, after = 0, ""
         while batch := await nodes.select([], after=after, limit=_BATCH_NODES):
-            await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch))  # type: ignore[misc]
+            await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch, clock.now_ms()))  # type: ignore[misc]
             count, after = count + len(batch), batch[-1].name
 
         def tell(tx: Transaction) -> Accepted:
@@ -111,6 +111,6 @@ def _is_signed(raw: bytes, authorities: Mapping[bytes, bytes]) -> bool:
     return True
 
 
-def _expect(tx: Transaction, ratchets: Ratchets, nodes: list[NodeRecord]) -> None:
+def _expect(tx: Transaction, ratchets: Ratchets, nodes: list[NodeRecord], now_ms: int) -> None:
     for node in nodes:
-        ratchets.expect_any(tx.conn, node.node_id)
+        ratchets.expect_any(tx.conn, node.node_id, now_ms=now_ms)

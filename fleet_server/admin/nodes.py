@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,16 @@ class NodesApi:
     """Nodes as operators see them."""
 
     def __init__(
-        self, nodes: NodeService, rotations: RotationService, audit: NodeAudit, wakeup: Wakeup, clock: Clock
+        self,
+        nodes: NodeService,
+        rotations: RotationService,
+        audit: NodeAudit,
+        wakeup: Wakeup,
+        clock: Clock,
+        any_machine_until_ms: Callable[[str], Awaitable[int]],
     ) -> None:
         self._nodes = nodes
+        self._any_machine_until_ms = any_machine_until_ms
         self._rotations = rotations
         self._audit = audit
         self._wakeup = wakeup
@@ -61,6 +68,7 @@ class NodesApi:
                 finding_at_ms=standing.finding_at_ms,
                 chain=standing.chain,
             ),
+            any_machine_until_ms=await self._any_machine_until_ms(node.node_id),
         )
 
     async def watch(

@@ -63,7 +63,14 @@ def admin_rooms(server: Services) -> AdminRooms:
     return AdminRooms(
         operators=OperatorsApi(server.operators, server.trust, server.installation, server.replica_id),
         enrollment=EnrollmentApi(server.enrollment, server.clock),
-        nodes=NodesApi(server.nodes, server.sessions.rotations, server.node_audit, server.wakeup, server.clock),
+        nodes=NodesApi(
+            server.nodes,
+            server.sessions.rotations,
+            server.node_audit,
+            server.wakeup,
+            server.clock,
+            server.sessions.any_machine_until_ms,
+        ),
         commands=CommandsApi(server.commands, server.metrics.streams.refusals),
         replicas=ReplicasApi(server.replicas, server.clock),
         telemetry=TelemetryApi(server.telemetry),

@@ -74,6 +74,7 @@ class AuditKind(StrEnum):
     DATABASE_RESTORED = "database.restored"
     NODE_RATCHET_FOREIGN = "node.ratchet_foreign"
     NODE_ADOPTED = "node.adopted"
+    NODE_REBASELINED = "node.rebaselined"
     NODE_REPLACED = "node.replaced"
     NODE_DRAIN_REQUESTED = "node.drain_requested"
     NODE_DRAINED = "node.drained"

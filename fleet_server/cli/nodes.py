@@ -102,7 +102,10 @@ def show(invocation: Invocation, node: str) -> None:
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.GetNode, admin_pb2.GetNodeRequest(node=node))
-    invocation.emit_message(answer, [*_details(answer.node, invocation.now_ms()), ("audit", _audit(answer.audit))])
+    fields = [*_details(answer.node, invocation.now_ms()), ("audit", _audit(answer.audit))]
+    if answer.any_machine_until_ms:
+        fields.append(("any machine", _any_machine(answer.any_machine_until_ms)))
+    invocation.emit_message(answer, fields)
     if not invocation.wants_json:
         from fleet_server.cli.actions import describe
 
@@ -341,6 +344,12 @@ def _stream(node: admin_pb2.NodeView) -> Styled:
 def _left(node: admin_pb2.NodeView) -> Styled:
     what = f"{counted(node.checklist_open, 'item')}: `fleetctl nodes checklist {shlex.quote(node.name)}`"
     return Styled(what, "yellow")
+
+
+def _any_machine(until_ms: int) -> Cell:
+    from fleet_server.cli.views import moment_text
+
+    return Styled(f"with its keys is taken for it, once, until {moment_text(until_ms)}", "yellow")
 
 
 def _audit(audit: admin_pb2.NodeAuditView) -> Cell:

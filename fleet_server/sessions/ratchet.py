@@ -25,6 +25,10 @@ from fleet_server.database.engine import Connection, for_update, sql
 from fleet_server.trust.secrets import RowMac, SealError, SecretBox
 
 RATCHET_BYTES = 32
+ADOPTED_FOR_MS = 7 * 86_400_000
+"""So long the machine that a person decided for may take to come."""
+RESTORED_FOR_MS = 30 * 86_400_000
+"""So long nodes may be away when the database is restored; who comes later, and is ahead of it, has to be adopted."""
 MAX_CHAINS_FORGOTTEN = 1000
 
 
@@ -35,23 +39,18 @@ class Verdict(Enum):
     """It is the offered one: confirmed from now on."""
     LAGS = "lags"
     """It is the confirmed one: the offered one did not get through."""
-    STARTS_OVER = "starts over"
-    """Anything was good, this once: a person said so."""
     FOREIGN = "foreign"
     """It is neither."""
 
 
-def judge(*, confirmed_sha256: bytes, offered: bytes, any_once: bool, shown: bytes) -> Verdict:
+def judge(*, confirmed_sha256: bytes, offered: bytes, shown: bytes) -> Verdict:
     """Decide about a shown value.
 
     Args:
         confirmed_sha256: of the value that the last hello showed; empty when that showed none, or there was no hello.
         offered: handed on since; empty when nothing was.
-        any_once: a person decided that this machine is the node.
         shown: from the hello; empty when the node has none.
     """
-    if any_once:
-        return Verdict.STARTS_OVER
     if offered and hmac.compare_digest(shown, offered):
         return Verdict.KEEPS_UP
     if hmac.compare_digest(digest(shown), confirmed_sha256):
@@ -80,7 +79,7 @@ class _Row:
     node_id: str
     confirmed_sha256: bytes = b""
     sealed_offer: bytes = b""
-    any_once: int = 0
+    any_until_ms: int = 0
     seq_floor: int = 0
     floor_at_ms: int = 0
     audit_chain: int = 0
@@ -94,14 +93,15 @@ class Turn(NamedTuple):
         seq_floor: every seq up to it lies behind the node; 0 without a floor.
         floor_at_ms: intents issued up to then lie behind the node, too. Unix milliseconds; 0 if it never was adopted.
         audit_chain: chain that the node writes; 0 is its first.
-        starts_over: a person said that this machine is the node, and this was the stream that it let in.
+        starts_over: a person said that this machine is the node, and this was the stream that it let in: how its
+            ratchet would have been judged without that. None otherwise.
     """
 
     handed_on: bytes
     seq_floor: int
     floor_at_ms: int
     audit_chain: int = 0
-    starts_over: bool = False
+    starts_over: Verdict | None = None
 
 
 class TamperedRatchetError(Exception):
@@ -121,7 +121,13 @@ class Ratchets:
         self._mac = mac
 
     def turn(
-        self, conn: Connection, node_id: str, shown: bytes, newest_chain: Callable[[], int] = lambda: 0
+        self,
+        conn: Connection,
+        node_id: str,
+        shown: bytes,
+        newest_chain: Callable[[], int] = lambda: 0,
+        *,
+        now_ms: int,
     ) -> Turn | None:
         """Judge what a hello shows; what to hand on, or None when it is FOREIGN.
 
@@ -132,33 +138,32 @@ class Ratchets:
             shown: the ratchet.
             newest_chain: the newest audit chain that the machine says it writes, or that has rows here; asked only of a
                 machine that starts over.
+            now_ms: Unix milliseconds.
 
         Raises:
             TamperedRatchetError: nothing can be told.
         """
         row = self._load(conn, node_id)
         offered = self._open(row)
-        verdict = judge(
-            confirmed_sha256=row.confirmed_sha256, offered=offered, any_once=bool(row.any_once), shown=shown
-        )
-        if verdict is Verdict.FOREIGN:
+        verdict = judge(confirmed_sha256=row.confirmed_sha256, offered=offered, shown=shown)
+        starts_over = now_ms < row.any_until_ms
+        if verdict is Verdict.FOREIGN and not starts_over:
             return None
-        if verdict is Verdict.LAGS and offered:
+        if verdict is Verdict.LAGS and offered and not starts_over:
             return Turn(offered, row.seq_floor, row.floor_at_ms, row.audit_chain)
-        starts_over = verdict is Verdict.STARTS_OVER
         chain = next_chain(row.audit_chain, newest_chain()) if starts_over else row.audit_chain
         handed_on = os.urandom(RATCHET_BYTES)
         sealed = self._box.seal(handed_on, row=_place(node_id))
-        turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_once=0, audit_chain=chain)
+        turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_until_ms=0, audit_chain=chain)
         self._save(conn, turned)
-        return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, starts_over)
+        return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, verdict if starts_over else None)
 
     def begin(self, conn: Connection, node_id: str) -> None:
         """A node was made, and nothing handed on to it yet."""
         self._save(conn, _Row(node_id))
 
     def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int) -> None:
-        """The node's next hello may show anything, once.
+        """The node's next hello within `ADOPTED_FOR_MS` may show anything, once.
 
         Args:
             seq_floor: highest seq that was ever signed to the node.
@@ -170,22 +175,33 @@ class Ratchets:
             row = _Row(node_id)  # a person decided: nothing of it counts any more
         floor = max(row.seq_floor, seq_floor)
         floor_at_ms = now_ms + CLOCK_SLACK_MS  # a person's clock may be ahead, and what it signed used already
-        self._save(conn, replace(row, any_once=1, seq_floor=floor, floor_at_ms=floor_at_ms))
+        until_ms = now_ms + ADOPTED_FOR_MS
+        self._save(conn, replace(row, any_until_ms=until_ms, seq_floor=floor, floor_at_ms=floor_at_ms))
 
-    def expect_any(self, conn: Connection, node_id: str) -> None:
-        """The node's next hello may show anything, once, and its floor stays: the database went back in time."""
+    def expect_any(self, conn: Connection, node_id: str, *, now_ms: int) -> None:
+        """The node's next hello within `RESTORED_FOR_MS` may show anything, once, and its floor stays: the database
+        went back in time."""
         try:
             row = self._load(conn, node_id)
         except TamperedRatchetError:
             return  # stays for a person to adopt
-        self._save(conn, replace(row, any_once=1))
+        self._save(conn, replace(row, any_until_ms=now_ms + RESTORED_FOR_MS))
 
-    def _load(self, conn: Connection, node_id: str) -> _Row:
+    def any_until_ms(self, conn: Connection, node_id: str) -> int:
+        """Until when any machine with the node's keys is taken for it, once, Unix milliseconds; 0 when none is. For
+        whoever looks: nothing is locked.
+
+        Raises:
+            TamperedRatchetError: nothing can be told.
+        """
+        return self._load(conn, node_id, lock=False).any_until_ms
+
+    def _load(self, conn: Connection, node_id: str, *, lock: bool = True) -> _Row:
         text = (
-            "SELECT confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, audit_chain, mac"
+            "SELECT confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, mac"
             " FROM node_ratchets WHERE node_id = ?"
         )
-        found = conn.exec_driver_sql(sql(conn, text) + for_update(conn), (node_id,)).first()
+        found = conn.exec_driver_sql(sql(conn, text) + (for_update(conn) if lock else ""), (node_id,)).first()
         if found is None:  # every node has one
             raise TamperedRatchetError(node_id)
         *fields, mac = found
@@ -204,10 +220,10 @@ class Ratchets:
     def _save(self, conn: Connection, row: _Row) -> None:
         text = (
             "INSERT INTO node_ratchets"
-            " (node_id, confirmed_sha256, sealed_offer, any_once, seq_floor, floor_at_ms, audit_chain, mac)"
+            " (node_id, confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, mac)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
             " confirmed_sha256 = excluded.confirmed_sha256, sealed_offer = excluded.sealed_offer,"
-            " any_once = excluded.any_once, seq_floor = excluded.seq_floor, floor_at_ms = excluded.floor_at_ms,"
+            " any_until_ms = excluded.any_until_ms, seq_floor = excluded.seq_floor, floor_at_ms = excluded.floor_at_ms,"
             " audit_chain = excluded.audit_chain, mac = excluded.mac"
         )
         fields = astuple(row)

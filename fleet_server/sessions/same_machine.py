@@ -33,7 +33,13 @@ class SameMachine:
         self._audit = audit
 
     def turn(
-        self, tx: Transaction, node: NodeRecord, said: session_pb2.StreamStatement, body: gateway_pb2.HelloBody
+        self,
+        tx: Transaction,
+        node: NodeRecord,
+        said: session_pb2.StreamStatement,
+        body: gateway_pb2.HelloBody,
+        *,
+        now_ms: int,
     ) -> Turn:
         """What to hand on; a node that shows what it cannot have is set aside, and that stands.
 
@@ -46,13 +52,16 @@ class SameMachine:
                 node.node_id,
                 said.ratchet,
                 lambda: max(body.audit_chain, self._audit.newest_chain(tx.conn, node.node_id)),
+                now_ms=now_ms,
             )
             why = _FOREIGN_RATCHET if said.ratchet else _NO_RATCHET
         except TamperedRatchetError:
             turn, why = None, _TAMPERED_RATCHET
-        if turn is not None and turn.starts_over:
-            detail: Mapping[str, JSON] = {"chain": turn.audit_chain, "told": body.audit_chain}
+        if turn is not None and turn.starts_over is not None:
             subject = f"node:{node.node_id}"
+            judged: Mapping[str, JSON] = {"ratchet": turn.starts_over.name}
+            self._audit.append(tx, AuditKind.NODE_REBASELINED, actor="server", subject=subject, detail=judged)
+            detail: Mapping[str, JSON] = {"chain": turn.audit_chain, "told": body.audit_chain}
             self._audit.append(tx, AuditKind.NODE_AUDIT_CHAIN_OPENED, actor="server", subject=subject, detail=detail)
         elif turn is not None and self._went_back(tx, node, said, body, turn):
             turn, why = None, _OLDER_AUDIT

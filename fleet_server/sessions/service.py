@@ -31,7 +31,7 @@ from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
@@ -43,7 +43,7 @@ from fleet_server.sessions.client_certificates import check_binding, check_not_e
 from fleet_server.sessions.credentials import ChallengePurpose
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
-from fleet_server.sessions.ratchet import Turn
+from fleet_server.sessions.ratchet import TamperedRatchetError, Turn
 from fleet_server.sessions.rotations import Rotation
 from fleet_server.sessions.same_machine import SameMachine
 from fleet_server.sessions.standing import open_session, refuse_unless_active
@@ -227,7 +227,7 @@ class SessionService(HandshakeService):
         try:
             self._standings.check_unchanged(tx.conn, digest, node)
             open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
-            turn = self._same_machine.turn(tx, node, said, body)
+            turn = self._same_machine.turn(tx, node, said, body, now_ms=self._clock.now_ms())
         except Refusal as refusal:
             return refusal
         epoch = self._nodes.open_stream(
@@ -263,6 +263,18 @@ class SessionService(HandshakeService):
             self._ratchets.accept_any(tx.conn, node_id, seq_floor=floor, now_ms=self._clock.now_ms())
 
         self._nodes.on_adopt(adopt)
+
+    async def any_machine_until_ms(self, node_id: str) -> int:
+        """Until when any machine with the node's keys is taken for it, once, Unix milliseconds; 0 when none is."""
+
+        def query(conn: Connection) -> int:
+            try:
+                return self._ratchets.any_until_ms(conn, node_id)
+            except TamperedRatchetError:
+                return 0
+
+        until_ms = await self._database.read(query)
+        return until_ms if until_ms > self._clock.now_ms() else 0
 
     def reauth_challenge(self, node_id: str, stream_id: str) -> bytes:
         """A challenge that only this node's proof over this stream answers."""

@@ -15,16 +15,13 @@ class Server:
     def __init__(self) -> None:
         self.confirmed_sha256 = b""
         self.offered = b""
-        self.any_once = False
 
     def hello(self, shown: bytes) -> bytes | None:
-        verdict = judge(
-            confirmed_sha256=self.confirmed_sha256, offered=self.offered, any_once=self.any_once, shown=shown
-        )
+        verdict = judge(confirmed_sha256=self.confirmed_sha256, offered=self.offered, shown=shown)
         if verdict is Verdict.FOREIGN:
             return None
         if verdict is not Verdict.LAGS or not self.offered:
-            self.confirmed_sha256, self.offered, self.any_once = digest(shown), os.urandom(32), False
+            self.confirmed_sha256, self.offered = digest(shown), os.urandom(32)
         return self.offered
 
 
@@ -74,7 +71,6 @@ def test_of_two_machines_that_both_move_on_one_is_foreign(turns: list[bool]) -> 
 
 @given(shown=st.binary(max_size=40), offered=st.binary(min_size=32, max_size=32), confirmed=st.binary(max_size=32))
 def test_only_what_was_handed_on_is_taken(shown: bytes, offered: bytes, confirmed: bytes) -> None:
-    verdict = judge(confirmed_sha256=digest(confirmed), offered=offered, any_once=False, shown=shown)
+    verdict = judge(confirmed_sha256=digest(confirmed), offered=offered, shown=shown)
     expected = Verdict.KEEPS_UP if shown == offered else Verdict.LAGS if shown == confirmed else Verdict.FOREIGN
     assert verdict is expected
-    assert judge(confirmed_sha256=b"", offered=b"", any_once=True, shown=shown) is Verdict.STARTS_OVER

@@ -1062,6 +1062,11 @@ class GetNodeResponse(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     DRIVERS_FIELD_NUMBER: _builtins.int
     AUDIT_FIELD_NUMBER: _builtins.int
+    ANY_MACHINE_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    any_machine_until_ms: _builtins.int
+    """Unix milliseconds until which any machine with its keys is taken for it, once, because it was adopted or the server's
+    database restored; 0 when none is.
+    """
     @_builtins.property
     def node(self) -> Global___NodeView:
         """The node."""
@@ -1080,10 +1085,11 @@ class GetNodeResponse(_message.Message):
         node: Global___NodeView | None = ...,
         drivers: _abc.Iterable[_gateway_pb2.DriverDescriptor] | None = ...,
         audit: Global___NodeAuditView | None = ...,
+        any_machine_until_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "drivers", b"drivers", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_machine_until_ms", b"any_machine_until_ms", "audit", b"audit", "drivers", b"drivers", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from fleet_server.audit.acceptance import Accepted
 from fleet_server.audit.service import AuditCursor
 from fleet_server.nodes.record import NodeState
 from fleet_server.restored import note_restored
+from fleet_server.sessions.ratchet import RESTORED_FOR_MS
 from tests.unit.fleet_server.sessions.conftest import world
 from tests.unit.fleet_server.sessions.world import Node, World
 
@@ -67,3 +68,13 @@ async def test_what_a_restore_left_of_the_audit_is_taken_as_it_is_and_signed_aga
     pages = [page async for page in world.audit.export()]
     told = [json.loads(row.detail) for page in pages for row in page.rows if row.kind == "database.restored"]
     assert told[0]["audit_checkpoint"] == 1
+
+
+async def test_a_node_that_is_ahead_and_comes_a_month_later_has_to_be_adopted(world: World, database_url: str) -> None:
+    node = await world.member()
+    await shown(node, await shown(node, b""))
+    await note_restored(database_url, world.secrets, world.clock, "the disk failed", cluster_name="test")
+    world.clock.step_wall(RESTORED_FOR_MS / 1000)
+    with pytest.raises(Refusal) as refusal:
+        await shown(node, b"a value from after the backup".ljust(32))
+    assert refusal.value.reason is Reason.QUARANTINED

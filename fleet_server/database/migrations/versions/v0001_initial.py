@@ -351,7 +351,7 @@ def upgrade() -> None:
         sa.Column("node_id", sa.String(length=64), nullable=False),
         sa.Column("confirmed_sha256", sa.LargeBinary(length=32), nullable=False),
         sa.Column("sealed_offer", sa.LargeBinary(), nullable=False),
-        sa.Column("any_once", sa.Integer(), nullable=False),
+        sa.Column("any_until_ms", sa.BigInteger(), nullable=False),
         sa.Column("seq_floor", sa.BigInteger(), nullable=False),
         sa.Column("floor_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("audit_chain", sa.BigInteger(), nullable=False),

@@ -199,3 +199,10 @@ def test_lists_remind_of_what_is_left_to_do(ctl: Fleetctl) -> None:
     assert reminder in ctl.run("nodes", "list").stderr
     assert reminder in ctl.run("nodes", "show", "press-1").stdout
     assert reminder in ctl.run("nodes", "revoke", "press-1", "--reason", "stolen", "--yes").stderr
+
+
+def test_while_any_machine_is_taken_for_a_node_it_is_shown(ctl: Fleetctl) -> None:
+    ctl.fake.answers["GetNode"] = admin_pb2.GetNodeResponse(node=node(1))
+    assert "any machine" not in ctl.run("nodes", "show", "press-1").stdout
+    ctl.fake.answers["GetNode"] = admin_pb2.GetNodeResponse(node=node(1), any_machine_until_ms=NOW_MS)
+    assert "with its keys is taken for it, once, until 20" in ctl.run("nodes", "show", "press-1").stdout

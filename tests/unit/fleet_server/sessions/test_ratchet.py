@@ -1,11 +1,15 @@
 """What a hello shows of the ratchet decides whether its machine is the node."""
 
+import json
+
 import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.people import CLOCK_SLACK_MS
+from fleet_server.audit.service import AuditCursor
 from fleet_server.database.engine import sql
 from fleet_server.nodes.record import NodeState
+from fleet_server.sessions.ratchet import ADOPTED_FOR_MS, Verdict
 from tests.unit.fleet_server.sessions.world import Node, World, hello_body
 
 
@@ -60,7 +64,7 @@ async def test_an_adopted_node_is_whoever_comes_next_and_nobody_after(world: Wor
     token, _ = await node.handshake()
     turn = (await node.claim(token, node.hello(token, ratchet=first))).turn
     assert (turn.seq_floor, turn.floor_at_ms) == (7, world.clock.now_ms() + CLOCK_SLACK_MS)
-    assert (turn.audit_chain, turn.starts_over) == (1, True)
+    assert (turn.audit_chain, turn.starts_over) == (1, Verdict.FOREIGN)
     handed_on = turn.handed_on
     assert await shown(node, handed_on) != handed_on
     await quarantined(node, b"the other machine")
@@ -82,7 +86,7 @@ async def test_a_machine_that_is_let_in_writes_a_chain_behind_every_one_that_is_
     body = hello_body(audit_chain=chain + 7)
     after = (await node.claim(token, node.hello(token, ratchet=turn.handed_on, body=body))).turn
 
-    assert (turn.audit_chain, after.audit_chain, after.starts_over) == (chain, chain, False)
+    assert (turn.audit_chain, after.audit_chain, after.starts_over) == (chain, chain, None)
 
 
 async def test_only_a_node_with_a_sound_record_that_was_set_aside_is_adopted(world: World) -> None:
@@ -106,9 +110,7 @@ async def test_resuming_is_no_way_around_adopting(world: World) -> None:
     assert "adopt" in refusal.value.detail
 
 
-@pytest.mark.parametrize(
-    "change", ["confirmed_sha256 = ?", "sealed_offer = ?", "any_once = 1, confirmed_sha256 = confirmed_sha256"]
-)
+@pytest.mark.parametrize("change", ["confirmed_sha256 = ?", "sealed_offer = ?", "any_until_ms = 9999999999999"])
 async def test_a_record_that_was_changed_around_the_server_lets_nobody_in(world: World, change: str) -> None:
     node = await world.member()
     first = await shown(node, b"")
@@ -130,3 +132,33 @@ async def test_a_record_that_was_removed_lets_nobody_in(world: World, connected_
     await world.nodes.adopt("carol", [node.name], "")
     token, _ = await node.handshake()
     assert (await node.claim(token, node.hello(token, ratchet=b""))).turn.seq_floor == 7
+
+
+async def test_whoever_is_let_in_is_audited_with_what_its_ratchet_said(world: World) -> None:
+    node = await world.member()
+    first = await shown(node, b"")
+    await shown(node, await shown(node, first))
+    await quarantined(node, first)
+    world.sessions.adopt_nodes(lambda _tx, _node_id: 0)
+    for ratchet in (first, b""):
+        await world.nodes.adopt("carol", [node.name], "")
+        handed_on = await shown(node, ratchet)
+        await shown(node, await shown(node, handed_on))
+        await quarantined(node, handed_on)
+    rows = (await world.audit.page(AuditCursor(), limit=1000)).rows
+    told = [(row.subject, json.loads(row.detail)) for row in rows if row.kind == "node.rebaselined"]
+    assert told == [(f"node:{node.node_id}", {"ratchet": "FOREIGN"})] * 2
+
+
+async def test_the_machine_that_a_person_decided_for_has_its_time_to_come_and_no_more(world: World) -> None:
+    node = await world.member()
+    first = await shown(node, b"")
+    await shown(node, await shown(node, first))
+    await quarantined(node, first)
+    world.sessions.adopt_nodes(lambda _tx, _node_id: 0)
+    await world.nodes.adopt("carol", [node.name], "")
+    until_ms = world.clock.now_ms() + ADOPTED_FOR_MS
+    assert await world.sessions.any_machine_until_ms(node.node_id) == until_ms
+    world.clock.step_wall(ADOPTED_FOR_MS / 1000)
+    assert await world.sessions.any_machine_until_ms(node.node_id) == 0
+    await quarantined(node, first)
