@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fleet.trust import BUNDLE_GRACE_S, BUNDLE_LIFETIME_MS, CommandKey, TrustState
+from fleet.trust import BUNDLE_GRACE_S, BUNDLE_LIFETIME_MS, MAX_BUNDLE_AHEAD_MS, CommandKey, TrustState
 from fleet.v1 import trust_pb2
 
 RENEW_AFTER_MS = BUNDLE_LIFETIME_MS // 2
@@ -69,8 +69,11 @@ def content_sha256(content: BundleContent) -> bytes:
 
 
 def needs_new_bundle(*, held_sha256: bytes, expires_at_ms: int, content: BundleContent, now_ms: int) -> bool:
-    """Whether the content changed, or half of the newest bundle's life is over."""
-    return held_sha256 != content_sha256(content) or now_ms >= expires_at_ms - RENEW_AFTER_MS
+    """Whether the content changed, half of the newest bundle's life is over, or a clock that was wrong dated it so far
+    ahead that nodes would not take commands under it."""
+    issued_at_ms = expires_at_ms - BUNDLE_LIFETIME_MS
+    due = now_ms >= expires_at_ms - RENEW_AFTER_MS or now_ms < issued_at_ms - MAX_BUNDLE_AHEAD_MS // 2
+    return due or held_sha256 != content_sha256(content)
 
 
 def number_to_pass(current: TrustState, generation: int, number: int, *, max_step: int) -> int | None:

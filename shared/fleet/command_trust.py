@@ -26,7 +26,7 @@ def command_signer(state: TrustState, key_id: bytes, *, site: str, now_ms: int) 
     if not state.fresh(now_ms):
         raise StatementRefusal(
             StatementReason.BUNDLE_EXPIRED,
-            "the trust bundle has expired and none newer came: commands are refused",
+            "the trust bundle has expired and none newer came, or its time is yet to come: commands are refused",
         )
     key = state.command_keys.get(key_id)
     if key is None:

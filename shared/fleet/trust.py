@@ -36,6 +36,11 @@ TOKEN_SECRET_BYTES = 32
 OWNER_PIN_BYTES = 32
 BUNDLE_LIFETIME_MS = 7 * 24 * 3600 * 1000
 BUNDLE_GRACE_S = 24 * 3600
+"""With `BUNDLE_LIFETIME_MS` the most that a bundle may claim: whoever had the authority for a moment keeps nodes on a
+bundle of their own no longer than that."""
+MAX_BUNDLE_AHEAD_MS = 24 * 3600 * 1000
+"""How far before its time of issue a bundle counts: what a node may think of server time and still be put right by it
+alone (docs/protocol.md, "Time")."""
 
 
 class TrustReason(StrEnum):
@@ -88,6 +93,7 @@ class TrustState:
     command_keys: Mapping[bytes, CommandKey]
     tls_ca_der: tuple[bytes, ...]
     endpoints: tuple[str, ...]
+    issued_at_ms: int
     expires_at_ms: int
     grace_s: int
     signed: trust_pb2.Signed
@@ -99,9 +105,9 @@ class TrustState:
         return (self.generation, self.number)
 
     def fresh(self, now_ms: int) -> bool:
-        """Whether commands may still be taken: before expiry plus grace (an attacker who withholds bundles gains no
-        more time)."""
-        return now_ms < self.expires_at_ms + self.grace_s * 1000
+        """Whether commands may be taken: before expiry plus grace (an attacker who withholds bundles gains no more
+        time), and not long before its issue (one that dates a bundle ahead does not, either)."""
+        return self.issued_at_ms - MAX_BUNDLE_AHEAD_MS <= now_ms < self.expires_at_ms + self.grace_s * 1000
 
 
 def first(
@@ -301,6 +307,13 @@ def _state(
             TrustReason.WRONG_CLUSTER,
             f"the bundle is for cluster {statement.cluster_id!r}, this is {cluster_id!r}",
         )
+    lifetime_ms = statement.expires_at_ms - statement.issued_at_ms
+    if lifetime_ms > BUNDLE_LIFETIME_MS or statement.grace_s > BUNDLE_GRACE_S:
+        raise TrustError(
+            TrustReason.MALFORMED,
+            f"the bundle is good for {lifetime_ms} ms and {statement.grace_s} s of grace;"
+            f" {BUNDLE_LIFETIME_MS} ms and {BUNDLE_GRACE_S} s are allowed",
+        )
     if _too_many(statement) or statement.generation == 0 or statement.number == 0:
         raise TrustError(
             TrustReason.MALFORMED,
@@ -317,6 +330,7 @@ def _state(
         command_keys=command_keys,
         tls_ca_der=tuple(statement.tls_ca_der),
         endpoints=tuple(statement.endpoints),
+        issued_at_ms=statement.issued_at_ms,
         expires_at_ms=statement.expires_at_ms,
         grace_s=statement.grace_s,
         signed=signed,

@@ -37,7 +37,9 @@ class FakeInstallation:
         self.leaf = tls.make_leaf(self.ca, ["localhost", "127.0.0.1"], now)
         self.endpoints: list[str] = []
 
-    def bundle(self, number: int = 1, *, signer: Signer | None = None, expires_in_ms: int = 10**9) -> trust_pb2.Signed:
+    def bundle(
+        self, number: int = 1, *, signer: Signer | None = None, expires_in_ms: int = trust.BUNDLE_LIFETIME_MS
+    ) -> trust_pb2.Signed:
         """A signed bundle with the command key and the endpoints known so far."""
         issued_ms = now_ms()
         key = trust_pb2.KeyCertificateStatement(

@@ -39,7 +39,9 @@ class Offer:
     signers: tuple[Signer, ...] = (AUTHORITIES[2],)
     certificates: tuple[trust_pb2.Signed, ...] | None = None
     domain: Domain = Domain.TRUST_BUNDLE
+    issued_at_ms: int = NOW_MS
     expires_at_ms: int = NOW_MS + 7 * DAY_MS
+    grace_s: int = 86_400
     damage: Callable[[trust_pb2.Signed], None] = field(default=lambda signed: None)
 
     def signed(self) -> trust_pb2.Signed:
@@ -50,8 +52,9 @@ class Offer:
             number=self.number,
             authority_key=self.authority.public_key,
             command_keys=certificates,
+            issued_at_ms=self.issued_at_ms,
             expires_at_ms=self.expires_at_ms,
-            grace_s=86_400,
+            grace_s=self.grace_s,
             endpoints=["gateway.example:7443"],
         ).SerializeToString()
         made = trust_pb2.Signed(statement=raw)

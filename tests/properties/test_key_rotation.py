@@ -118,7 +118,7 @@ class Fleet:
         if not self.bundles or named != self.bundles[-1].command_keys:
             number, ends = len(self.bundles) + 1, BEGAN + BUNDLES
             signed = trust_pb2.Signed()
-            self.bundles.append(TrustState("c", 1, number, b"a", named, (), (), ends, 0, signed))
+            self.bundles.append(TrustState("c", 1, number, b"a", named, (), (), BEGAN, ends, 0, signed))
 
     def step(self, act: Callable[["Fleet", int], None], pick: int) -> None:
         before = dict(self.records)

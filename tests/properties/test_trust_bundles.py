@@ -35,7 +35,13 @@ TAKEN = {
     "numbers left out (the node was offline)": Offer(number=500),
     "as far ahead as may be": Offer(number=10 + trust.MAX_NUMBER_STEP),
     "with strangers' signatures beside": Offer(signers=(STRANGER, AUTHORITIES[2])),
-    "expired already: it refuses commands, and moves on": Offer(expires_at_ms=NOW_MS - 9 * DAY_MS),
+    "expired already: it refuses commands, and moves on": Offer(
+        issued_at_ms=NOW_MS - 16 * DAY_MS, expires_at_ms=NOW_MS - 9 * DAY_MS
+    ),
+    "ended as it is issued, without grace": Offer(expires_at_ms=NOW_MS, grace_s=0),
+    "of a far time: it refuses commands until then, and moves on": Offer(
+        issued_at_ms=NOW_MS + 900 * DAY_MS, expires_at_ms=NOW_MS + 907 * DAY_MS
+    ),
     "the next generation, number restarted": step(3),
     "the next generation, not from its first number": step(3, number=77),
     "no command key (all revoked)": Offer(certificates=()),
@@ -107,6 +113,13 @@ REFUSED = {
         TrustReason.MALFORMED,
     ),
     "a command key that is none": (Offer(certificates=(certificate(AUTHORITIES[2], b"short"),)), TrustReason.MALFORMED),
+    "good for a millisecond more than 7 days": (Offer(expires_at_ms=NOW_MS + 7 * DAY_MS + 1), TrustReason.MALFORMED),
+    "good for ever": (Offer(expires_at_ms=2**63 - 1), TrustReason.MALFORMED),
+    "good for ever, in a new generation": (replace(step(3), expires_at_ms=2**63 - 1), TrustReason.MALFORMED),
+    "issued at no time": (Offer(issued_at_ms=0), TrustReason.MALFORMED),
+    "issued before all time": (Offer(issued_at_ms=-(2**63)), TrustReason.MALFORMED),
+    "a second more than a day of grace": (Offer(grace_s=86_401), TrustReason.MALFORMED),
+    "grace for ever": (Offer(grace_s=2**32 - 1), TrustReason.MALFORMED),
     "a revoked command key certified again beside": (
         Offer(
             certificates=(
@@ -216,8 +229,19 @@ def test_the_same_bundle_again_changes_nothing() -> None:
         (Offer(damage=flip_statement), TrustReason.WRONG_SIGNER),
         (Offer(generation=0), TrustReason.MALFORMED),
         (Offer(number=0), TrustReason.MALFORMED),
+        (Offer(expires_at_ms=2**63 - 1), TrustReason.MALFORMED),
     ],
-    ids=["stranger", "names another", "stranger for itself", "cluster", "not signed", "changed", "no generation", "0"],
+    ids=[
+        "stranger",
+        "names another",
+        "stranger for itself",
+        "cluster",
+        "not signed",
+        "changed",
+        "no generation",
+        "0",
+        "for ever",
+    ],
 )
 def test_first_bundles_that_are_refused(offer: Offer, reason: TrustReason) -> None:
     with pytest.raises(TrustError) as caught:

@@ -4,13 +4,24 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet import command_trust, trust
 from fleet.envelope import Domain, Signer
 from fleet.sequence import StatementReason, StatementRefusal
-from fleet.trust import TrustState
+from fleet.trust import TrustError, TrustReason, TrustState
 from fleet.v1 import trust_pb2
-from tests.properties.offers import AUTHORITIES, CLUSTER, COMMAND_KEY, NOW_MS, OTHER_COMMAND_KEY, Offer, certificate
+from tests.properties.offers import (
+    AUTHORITIES,
+    CLUSTER,
+    COMMAND_KEY,
+    DAY_MS,
+    NOW_MS,
+    OTHER_COMMAND_KEY,
+    Offer,
+    certificate,
+)
 
 BERLIN = {"site": "berlin"}
 BELIEVED = {
@@ -140,6 +151,37 @@ def test_a_withheld_bundle_stops_commands_after_its_grace() -> None:
     with pytest.raises(StatementRefusal) as caught:
         open_command(state, signed, now_ms=end_ms)
     assert caught.value.reason is StatementReason.BUNDLE_EXPIRED
+
+
+def test_a_bundle_of_a_far_time_lets_no_command_through_before_it() -> None:
+    issued_ms = NOW_MS + 900 * DAY_MS
+    offer = Offer(issued_at_ms=issued_ms, expires_at_ms=issued_ms + trust.BUNDLE_LIFETIME_MS)
+    state = trust.first(offer.signed(), cluster_id=CLUSTER, authority_key=AUTHORITIES[2].public_key)
+    begins_ms = issued_ms - trust.MAX_BUNDLE_AHEAD_MS
+    assert open_command(state, signed_by(COMMAND_KEY), now_ms=begins_ms) == b"statement"
+    for now_ms in (NOW_MS, begins_ms - 1):
+        with pytest.raises(StatementRefusal) as caught:
+            open_command(state, signed_by(COMMAND_KEY), now_ms=now_ms)
+        assert caught.value.reason is StatementReason.BUNDLE_EXPIRED
+
+
+@given(
+    st.integers(-(2**62), 2**62),
+    st.integers(-DAY_MS, 8 * DAY_MS) | st.integers(-(2**62), 2**62),
+    st.integers(0, 2 * 86_400) | st.integers(0, 2**32 - 1),
+    st.integers(-2 * DAY_MS, 10 * DAY_MS),
+)
+def test_whatever_a_bundle_says_it_is_good_for_nine_days_at_most(
+    issued_ms: int, lifetime_ms: int, grace_s: int, later_ms: int
+) -> None:
+    offer = Offer(issued_at_ms=issued_ms, expires_at_ms=issued_ms + lifetime_ms, grace_s=grace_s)
+    now_ms = issued_ms + later_ms
+    try:
+        state = trust.first(offer.signed(), cluster_id=CLUSTER, authority_key=AUTHORITIES[2].public_key)
+    except TrustError as error:
+        assert error.reason is TrustReason.MALFORMED
+        return
+    assert not (state.fresh(now_ms) and state.fresh(now_ms + 9 * DAY_MS))
 
 
 @pytest.mark.parametrize("domain", sorted(set(Domain) - {Domain.COMMAND, Domain.CANCEL}))

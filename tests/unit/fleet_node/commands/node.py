@@ -40,7 +40,7 @@ class FixedTrust:
     def __init__(self, signer: Signer, authority: Signer, now_ms: int) -> None:
         key = CommandKey(signer.public_key, "", 0, 0, trust_pb2.KEY_PHASE_ACTIVE)
         self.state = TrustState(
-            CLUSTER, 1, 7, authority.public_key, {signer.key_id: key}, (), (), now_ms + 10**12, 0, trust_pb2.Signed()
+            CLUSTER, 1, 7, authority.public_key, {signer.key_id: key}, (), (), 0, now_ms + 10**12, 0, trust_pb2.Signed()
         )
 
     async def offer(self, bundles: object) -> gateway_pb2.BundleApplied:

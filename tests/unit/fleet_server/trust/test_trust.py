@@ -144,6 +144,23 @@ async def test_changed_content_and_half_a_life_make_a_new_number_and_nothing_els
     running.cancel()
 
 
+async def test_a_bundle_that_a_wrong_clock_dated_ahead_is_replaced_once_the_clock_is_right(
+    database: Database, clock: MockClock
+) -> None:
+    ahead = MockClock()
+    ahead.step_wall((clock.now_ms() - ahead.now_ms()) / 1000 + 3 * 86_400)
+    wrong = make(database, ahead)
+    await wrong.create_cluster()
+    await wrong.load()
+    await wrong.publish_bundle(ENDPOINTS)
+    assert not wrong.bundle.fresh(clock.now_ms())
+    trust = make(database, clock, writer="r-2")
+    await trust.load()
+    await trust.publish_bundle(ENDPOINTS)
+    assert trust.bundle.version == (1, 2)
+    assert trust.bundle.fresh(clock.now_ms())
+
+
 async def test_a_replica_takes_up_what_another_published(
     trust: TrustService, database: Database, clock: MockClock, wakeup: Wakeup
 ) -> None:
