@@ -64,6 +64,7 @@ class Authority:
     manifest: Manifest
     claim: Claim | None
     activated_at_ms: int
+    signed_claim: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +195,16 @@ class InstallationService:
             return held is None or held.manifest != manifest
 
         def work(tx: Transaction) -> Refusal | None:
+            held = self._read(tx.conn, lock=True)
             try:
-                if not is_new(self._read(tx.conn, lock=True)):
+                if not is_new(held):
                     return None
             except Refusal as refusal:
                 return refusal
-            raw = signed.SerializeToString()
-            store.put_authority(tx.conn, store.AuthorityRow(self._installation_id, raw, now_ms, b""))
+            raw, claim = signed.SerializeToString(), b""
+            if held is not None and held.manifest.first_owner_key == manifest.first_owner_key:
+                claim = held.signed_claim  # the owner keeps its name, and no claim of before is good again
+            store.put_authority(tx.conn, store.AuthorityRow(self._installation_id, raw, now_ms, claim))
             self._audit.append(
                 tx,
                 AuditKind.INSTALLATION_ACTIVATED,
@@ -348,7 +352,8 @@ class InstallationService:
         except (Refusal, DecodeError) as error:
             log.error("activation_refused", error=str(error))
             return None
-        return Authority(manifest, self._read_claim(row.claim, manifest), row.activated_at_ms)
+        claim = self._read_claim(row.claim, manifest)
+        return Authority(manifest, claim, row.activated_at_ms, row.claim if claim is not None else b"")
 
     def _read_claim(self, raw: bytes, manifest: Manifest) -> Claim | None:
         if not raw:

@@ -129,6 +129,39 @@ async def test_the_first_owner_claims_a_token_and_again_when_it_is_lost(parts: P
     assert (await parts.kinds()).count("installation.owner_claimed") == 2
 
 
+@pytest.mark.parametrize("same_key", [True, False])
+async def test_a_renewed_manifest_keeps_the_claim_of_the_same_owner_key_and_of_no_other(
+    parts: Parts, clock: MockClock, same_key: bool
+) -> None:
+    await parts.activate()
+    await parts.claim()
+    operator_id = (await parts.operators.all())[0].operator_id
+    await clock.advance(2)
+    owner = OWNER if same_key else STRANGER
+    renewed = signed.manifest(first_owner_key=owner.public_key, **parts.times())
+    view = await parts.service.activate(renewed, ADDRESS)
+    assert view.authority is not None
+    assert (view.authority.claim is not None) is same_key
+    assert await parts.service.is_platform_admin(operator_id) is same_key
+    await clock.advance(2)
+    if same_key:
+        assert (await parts.operators.authorise(await parts.claim(), "WhoAmI")).operator_id == operator_id
+        return
+    with pytest.raises(Refusal, match="exists already"):
+        await parts.claim(by=STRANGER, operator_id=OPERATOR)
+
+
+async def test_a_renewed_manifest_makes_no_old_claim_good_again(parts: Parts, clock: MockClock) -> None:
+    await parts.activate()
+    challenge = (await parts.service.view(ADDRESS)).challenge
+    claim = signed.claim(challenge, issued_at_ms=parts.clock.now_ms())
+    await parts.service.claim_owner(claim, ADDRESS)
+    await clock.advance(2)
+    await parts.activate()
+    with pytest.raises(Refusal, match="made already"):
+        await parts.service.claim_owner(claim, ADDRESS)
+
+
 async def test_a_claim_played_again_gives_nothing(parts: Parts) -> None:
     await parts.activate()
     challenge = (await parts.service.view(ADDRESS)).challenge
