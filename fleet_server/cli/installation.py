@@ -14,6 +14,7 @@ from fleet_server.cli.failures import Refused
 from fleet_server.cli.grammar import Noun
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.passphrase import open_key, passphrase_file_option
+from fleet_server.cli.product_root import installation_id
 from fleet_server.cli.secret_output import check_new_file, emit_secret, secret_file_option
 from fleet_server.cli.signed_file import GRANT, MANIFEST, read_signed
 from fleet_server.cli.tables import Cell, Column
@@ -74,10 +75,18 @@ def activate(
 
 @installation.command(
     "claim",
-    example="fleetctl installation claim --key owner.key --name ada --output-file ada.token --server 127.0.0.1:7444",
+    example="fleetctl installation claim --key owner.key --name ada --output-file ada.token --server 127.0.0.1:7444 "
+    "--installation i-5d1f0c2e8a4b4d7f9e3a6b2c1d0e9f8a",
 )
 @click.option("--key", type=click.Path(path_type=Path), required=True, metavar="FILE", help="First owner's key file.")
 @click.option("--name", metavar="NAME", help="Operator's name; that of the last claim by default.")
+@click.option(
+    "--installation",
+    "wanted_installation",
+    metavar="ID",
+    callback=installation_id,
+    help="Installation that you own; you are asked otherwise.",
+)
 @secret_file_option
 @passphrase_file_option
 @_reach_options
@@ -86,6 +95,7 @@ def claim(
     invocation: Invocation,
     key: Path,
     name: str | None,
+    wanted_installation: str | None,
     output_file: str | None,
     passphrase_file: Path | None,
     server: str | None,
@@ -93,6 +103,9 @@ def claim(
     ca_fingerprint: str | None,
 ) -> None:
     """Get the first owner's token, once.
+
+    The installation's id is signed along: compare it with the one that `fleet-server init` printed. A server that names
+    another wants to be its owner in your name.
 
     Claiming again ends the token before it: for when that was lost, and nobody else may have it.
     """
@@ -106,6 +119,7 @@ def claim(
         wanted = name or view.owner_operator_name
         if not wanted and not view.owner_claimed:
             raise click.UsageError("say who you are: --name NAME")
+        _check_installation(invocation, view.installation_id, wanted_installation)
 
         def ask(operator_id: str, operator_name: str) -> installation_pb2.ClaimOwnerResponse:
             statement = trust_pb2.OwnerClaimStatement(
@@ -145,6 +159,19 @@ def grant(
         view = admin.call(_stub(admin).ImportGrant, installation_pb2.ImportGrantRequest(grant=signed))
     labels = ("operator", "role", "good until", "id")
     invocation.emit_message(view, zip(labels, _grant_row(view), strict=True))
+
+
+def _check_installation(invocation: Invocation, named: str, wanted: str | None) -> None:
+    """The owner's word is given for the installation that the person means, not for any that a server names: one may
+    have relayed the challenge of another that the same key owns."""
+    if wanted is not None and named != wanted:
+        raise Refused(
+            f"the server says that it is installation {named[:64]!r}, not {wanted}: nothing was signed",
+            hint="check --server; if it is right, the server is in the wrong hands",
+        )
+    invocation.confirm(
+        f"Claim installation {named[:64]} as its first owner?", assumed=wanted is not None, option="--installation ID"
+    )
 
 
 def _claimed_before(failure: Refused) -> tuple[str, str] | None:

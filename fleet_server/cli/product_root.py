@@ -30,14 +30,15 @@ _output_option = click.option(
 )
 
 
-def _installation_id(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    if not _INSTALLATION.match(value):
+def installation_id(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """Check the id of an installation that a person typed."""
+    if value is not None and not _INSTALLATION.match(value):
         raise click.BadParameter('"i-" and 32 hexadecimal digits, as `fleetctl installation status` shows it')
     return value
 
 
 _installation_option = click.option(
-    "--installation", required=True, metavar="ID", callback=_installation_id, help="Installation that it is for."
+    "--installation", required=True, metavar="ID", callback=installation_id, help="Installation that it is for."
 )
 
 

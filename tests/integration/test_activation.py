@@ -227,7 +227,13 @@ async def test_from_an_empty_folder_to_a_second_platform_admin(tmp_path: Path) -
         await fleetctl.signed(*sign, *installation, "--output-file", tmp_path / "a")
         assert "active" in await fleetctl("installation", "activate", tmp_path / "a", *reach)
 
-        claim = ["installation", "claim", "--name", "ada", *reach]
+        claim = ["installation", "claim", "--name", "ada", *installation, *reach]
+        unnamed = [word for word in claim if word not in installation]
+        asked = await fleetctl.signed(*unnamed, "--key", tmp_path / "owner.key", code=2)
+        assert made.installation_id in asked
+        another = ["--installation", "i-" + "0" * 32]
+        refused = await fleetctl.signed(*unnamed, *another, "--key", tmp_path / "owner.key", code=3)
+        assert "nothing was signed" in refused
         stranger = await fleetctl.signed(*claim, "--key", tmp_path / "root.key", code=3)
         assert "not signed by the first owner" in stranger
         await fleetctl.signed(*claim, "--key", tmp_path / "owner.key", "--output-file", tmp_path / "ada.token")
@@ -252,7 +258,7 @@ async def test_from_an_empty_folder_to_a_second_platform_admin(tmp_path: Path) -
         assert "log in to see who" in await fleetctl("installation", "status", *reach)
 
         # The token was lost: neither the name nor the id has to be known.
-        lost = ["installation", "claim", *reach, "--key", tmp_path / "owner.key"]
+        lost = ["installation", "claim", *installation, *reach, "--key", tmp_path / "owner.key"]
         await fleetctl.signed(*lost, "--output-file", tmp_path / "ada2.token")
         await fleetctl("login", *reach[1:], "--token-file", tmp_path / "ada2.token")
         again = json.loads(await fleetctl("operators", "list", "-o", "json"))
