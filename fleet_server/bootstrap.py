@@ -42,7 +42,7 @@ from fleet_server.trust.tls_rotation import TlsRotation
 
 log = get_logger(__name__)
 
-_INIT_WRITER = "init"
+_INIT_WRITER = "init-"
 
 
 class NotInitialisedError(Exception):
@@ -85,16 +85,17 @@ async def init(settings: Settings, *, owner: str, clock: Clock) -> Installation:
         Refusal: a bad owner name, or the database went away.
     """
     private_folder(settings.data_dir)
-    # Two runs at once would each make a secret key, and one of them would lose everything sealed under its own.
-    with _locked(settings.data_dir / "init.lock", fcntl.LOCK_EX):
+    url = settings.resolved_database_url()
+    # Two runs at once would each make a secret key, and one of them would lose everything sealed under its own. On one
+    # database the second, of another machine, finds what the first one made.
+    with _locked(settings.data_dir / "init.lock", fcntl.LOCK_EX), migrate.sole_init(url):
         secrets, made_key_file = _secrets_or_new(settings)
         certificates = open_tls(settings, clock)
-        schema_before = migrate.upgrade(settings.resolved_database_url())
-        database = Database(settings.resolved_database_url(), readers=1)
+        schema_before = migrate.upgrade(url)
+        database = Database(url, readers=1)
         wakeup = Wakeup()
-        audit = AuditService(
-            database=database, clock=clock, wakeup=wakeup, writer=_INIT_WRITER, row_mac=secrets.row_mac
-        )
+        writer = _INIT_WRITER + os.urandom(4).hex()  # a chain of its own, whatever becomes of the lock
+        audit = AuditService(database=database, clock=clock, wakeup=wakeup, writer=writer, row_mac=secrets.row_mac)
         trust = TrustService(
             database=database,
             secrets=secrets,

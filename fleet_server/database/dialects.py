@@ -28,6 +28,7 @@ LOCK_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
 
 _SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that all programs on a database share
+_INSTALLATION_LOCK = _SCHEMA_LOCK + 1
 
 _READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
 
@@ -154,9 +155,20 @@ def lock_schema(conn: Connection) -> None:
     """Let one server at a time change the schema, for as long as that takes. SQLite's transaction is that lock
     already."""
     if conn.dialect.name == "postgresql":
-        conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        conn.exec_driver_sql("SET LOCAL lock_timeout = 0")
-        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
+        _wait_for(conn, _SCHEMA_LOCK)
+
+
+def lock_installation(conn: Connection) -> None:
+    """Let one program at a time make an installation in a PostgreSQL database, for as long as the transaction lasts,
+    which does nothing else and is in nobody's way."""
+    conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+    _wait_for(conn, _INSTALLATION_LOCK)
+
+
+def _wait_for(conn: Connection, lock: int) -> None:
+    conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    conn.exec_driver_sql("SET LOCAL lock_timeout = 0")
+    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
 
 
 def _sqlite_engine(url: URL, **pool: Any) -> Engine:

@@ -7,7 +7,7 @@ older server would write rows that the newer one no longer expects.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -96,6 +96,21 @@ def upgrade(url: str) -> SchemaReport:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         return before
+
+
+@contextmanager
+def sole_init(url: str) -> Iterator[None]:
+    """Wait until no other machine makes an installation in this database, and keep others waiting meanwhile. A SQLite
+    file is in one machine's data folder, and locked with that.
+
+    Raises:
+        DatabaseUrlError: the URL is of no use.
+        DatabaseUnreachableError: it does not answer.
+    """
+    with ExitStack() as held:
+        if dialects.dialect_of(dialects.parse_url(url)) == "postgresql":
+            dialects.lock_installation(held.enter_context(_connection(url)))
+        yield
 
 
 def _config() -> Config:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import re
@@ -5,7 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,12 +14,17 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import create_engine
 
+from fleet.clock import SystemClock
+from fleet.errors import Refusal
 from fleet.standard_streams import READER_LEFT
 from fleet_server import bootstrap
 from fleet_server.__main__ import main
-from fleet_server.config import load
+from fleet_server.config import Settings, load
 from fleet_server.config.reference import render
+from fleet_server.database.migrate import SchemaState
 from fleet_server.replicas.identity import own_replica_id
+from fleet_server.trust.secrets import KEY_FILE_NAME, make_key_file
+from fleet_server.trust.service import TrustSetupError
 
 TOKEN = re.compile(r"^fop1\.\S+$", re.MULTILINE)
 
@@ -97,19 +103,67 @@ def test_the_token_can_go_to_a_private_file_instead(folder: Path, tmp_path: Path
 
 def test_inits_at_once_make_one_installation(folder: Path) -> None:
     settings = load(environment={}, flags={"data_dir": str(folder)}).settings
-
-    def one(_: int) -> bootstrap.Installation:
-        import asyncio
-
-        from fleet.clock import SystemClock
-
-        return asyncio.run(bootstrap.init(settings, owner="ada", clock=SystemClock()))
-
-    with ThreadPoolExecutor(3) as threads:
-        made = list(threads.map(one, range(3)))
+    made = [each for each in inits_at_once([settings] * 3) if isinstance(each, bootstrap.Installation)]
+    assert len(made) == 3
     assert len({installation.cluster_id for installation in made}) == 1
     assert len({installation.authority_key for installation in made}) == 1
     assert sum(installation.owner_token is not None for installation in made) == 1
+
+
+def inits_at_once(settings: Sequence[Settings]) -> list[bootstrap.Installation | Exception]:
+    """What becomes of one run each, all at once."""
+
+    def one(each: Settings) -> bootstrap.Installation | Exception:
+        try:
+            return asyncio.run(bootstrap.init(each, owner="ada", clock=SystemClock()))
+        except (TrustSetupError, Refusal) as error:
+            return error
+
+    with ThreadPoolExecutor(len(settings)) as threads:
+        return list(threads.map(one, settings))
+
+
+def written_by(url: str, kind: str) -> set[str]:
+    """Audit chains with rows of a kind."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(f"SELECT DISTINCT writer FROM audit_rows WHERE kind = '{kind}'").fetchall()
+    engine.dispose()
+    return {row[0] for row in found}
+
+
+def settings_of_machines(tmp_path: Path, count: int, **shared: str) -> list[Settings]:
+    """Machines with a data folder each, and other settings the same."""
+    return [
+        load(environment={}, flags={"data_dir": str(tmp_path / f"m{number}"), **shared}).settings
+        for number in range(count)
+    ]
+
+
+def test_inits_of_several_machines_at_once_make_one_installation(tmp_path: Path, postgres_url: str) -> None:
+    key = tmp_path / "shared.key"
+    make_key_file(key)
+    machines = settings_of_machines(tmp_path, 3, database_url=postgres_url, secret_encryption_key_file=str(key))
+    made = [each for each in inits_at_once(machines) if isinstance(each, bootstrap.Installation)]
+    assert len(made) == 3
+    assert len({(each.cluster_id, each.authority_key, each.tls_ca_sha256) for each in made}) == 1
+    assert sum(each.owner_token is not None for each in made) == 1
+    assert sum(each.schema_before.state is SchemaState.EMPTY for each in made) == 1
+    more = settings_of_machines(tmp_path, 2, database_url=postgres_url, secret_encryption_key_file=str(key))
+    rescue = [asyncio.run(bootstrap.init(each, owner="rescue", clock=SystemClock())) for each in more]
+    assert [each.owner_token is not None for each in rescue] == [True, False]
+    assert len(written_by(postgres_url, "operator.created")) == 2, "each run writes an audit chain of its own"
+
+
+def test_of_two_machines_that_each_make_a_key_one_is_told_that_the_other_was_first(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    machines = settings_of_machines(tmp_path, 2, database_url=postgres_url)
+    ends = inits_at_once(machines)
+    (lost,) = (number for number, each in enumerate(ends) if isinstance(each, Exception))
+    assert "another secret encryption key" in str(ends[lost])
+    assert not (machines[lost].data_dir / KEY_FILE_NAME).exists()
+    assert isinstance(ends[1 - lost], bootstrap.Installation)
 
 
 def test_a_bad_owner_name_is_refused(folder: Path) -> None:
