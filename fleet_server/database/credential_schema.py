@@ -34,3 +34,11 @@ revocation_items = Table(
     Column("done_by", String(63), nullable=False),
     Column("note", String(500), nullable=False),
 )
+
+node_certificate_budgets = Table(  # without a MAC: it confers nothing
+    "node_certificate_budgets",
+    metadata,
+    Column("node_id", ForeignKey("nodes.node_id"), primary_key=True),
+    Column("from_ms", BigInteger, nullable=False),
+    Column("asked", Integer, nullable=False),
+)

@@ -21,10 +21,14 @@ from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
-from fleet_server.sessions.store import SessionRow
+from fleet_server.sessions.rotations import ASKED_WINDOW_MS, OVER_BUDGET
+from fleet_server.sessions.store import SessionRow, count_certificate
 from fleet_server.trust.secrets import Secrets
 
 log = get_logger(__name__)
+
+CERTIFICATES_PER_DAY = 24
+"""Of one node. One lasts a month: whoever asks more often has lost one after the other, or wears the audit out."""
 
 _AGAIN = "get a new one over gateway_listen"
 
@@ -124,11 +128,26 @@ class NodeCertificates:
         issued = node_certificate.read(certificate)
         detail: Mapping[str, JSON] = {"certificate_sha256": issued.sha256.hex(), "until_ms": issued.ends_ms}
 
-        def work(tx: Transaction) -> None:
-            kind, subject = AuditKind.NODE_CERTIFICATE_ISSUED, f"node:{node_id}"
-            self._audit.append(tx, kind, actor=subject, subject=subject, detail=detail)
+        def work(tx: Transaction) -> int:
+            subject = f"node:{node_id}"
+            asked, until_ms = count_certificate(
+                tx.conn, node_id, now_ms=self._clock.now_ms(), window_ms=ASKED_WINDOW_MS, limit=CERTIFICATES_PER_DAY
+            )
+            if asked <= CERTIFICATES_PER_DAY:
+                self._audit.append(tx, AuditKind.NODE_CERTIFICATE_ISSUED, actor=subject, subject=subject, detail=detail)
+                return 0
+            if asked == CERTIFICATES_PER_DAY + 1:  # once in the window
+                why: Mapping[str, JSON] = {"rotate": "certificate", "by": "server", "reason": OVER_BUDGET}
+                self._audit.append(tx, AuditKind.NODE_ROTATION_REFUSED, actor=subject, subject=subject, detail=why)
+            return until_ms
 
-        await self._database.write(work)
+        until_ms = await self._database.write(work)
+        if until_ms:
+            wait_min = (until_ms - self._clock.now_ms()) // 60_000 + 1
+            raise Refusal(
+                Reason.OVERLOADED,
+                f"this node had {CERTIFICATES_PER_DAY} certificates in 24 hours: the next one in {wait_min} minutes",
+            )
         log.info("node_certificate_issued", node_id=node_id, certificate_sha256=issued.sha256.hex())
         return certificate
 

@@ -192,3 +192,21 @@ def delete_expired(conn: Connection, before_ms: int) -> int:
     """Delete sessions that ended before a time."""
     text = "DELETE FROM sessions WHERE expires_at_ms < ?"
     return conn.exec_driver_sql(sql(conn, text), (before_ms,)).rowcount
+
+
+def count_certificate(conn: Connection, node_id: str, *, now_ms: int, window_ms: int, limit: int) -> tuple[int, int]:
+    """Count a certificate that a node asks for: (how many in this window, when the window ends in Unix ms).
+
+    Args:
+        limit: how many it may have; two more are counted, and no further.
+    """
+    text = (
+        "INSERT INTO node_certificate_budgets AS b (node_id, from_ms, asked) VALUES (?, ?, 1)"
+        " ON CONFLICT (node_id) DO UPDATE SET"
+        " asked = CASE WHEN b.from_ms > ? OR b.from_ms <= ? THEN 1 WHEN b.asked > ? THEN b.asked ELSE b.asked + 1 END,"
+        " from_ms = CASE WHEN b.from_ms > ? OR b.from_ms <= ? THEN excluded.from_ms ELSE b.from_ms END"
+        " RETURNING asked, from_ms"
+    )
+    over_ms = now_ms - window_ms
+    [(asked, from_ms)] = fetch(conn, text, (node_id, now_ms, now_ms, over_ms, limit + 1, now_ms, over_ms))
+    return int(asked), int(from_ms) + window_ms

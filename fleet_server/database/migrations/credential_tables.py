@@ -25,6 +25,14 @@ def create() -> None:
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_credential_rotations")),
     )
     op.create_table(
+        "node_certificate_budgets",
+        sa.Column("node_id", sa.String(length=64), nullable=False),
+        sa.Column("from_ms", sa.BigInteger(), nullable=False),
+        sa.Column("asked", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_node_certificate_budgets_node_id")),
+        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_certificate_budgets")),
+    )
+    op.create_table(
         "revocation_items",
         sa.Column("node_id", sa.String(length=64), nullable=False),
         sa.Column("item", sa.String(length=32), nullable=False),

@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fleet import node_certificate
 from fleet.errors import Reason, Refusal
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.sessions.client_certificates import check_binding, client_certificate
+from fleet_server.sessions.client_certificates import CERTIFICATES_PER_DAY, check_binding, client_certificate
 from fleet_server.sessions.store import SessionRow
 from tests.fakes.client_certificate import client, stranger_ca
+from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import World, refused
 
 DAY_MS = 86_400_000
@@ -109,13 +110,36 @@ async def test_a_binding_changed_in_the_database_opens_nothing(world: World) -> 
 
 async def test_a_certificate_is_issued_for_the_node_that_asks_and_audited(world: World) -> None:
     ca = world.sessions.certificates.offer()
+    node_id = (await world.member()).node_id
     key = ec.generate_private_key(ec.SECP256R1())
-    answer = await world.sessions.certificates.issue("n-1", node_certificate.public_key_bytes(key))
+    answer = await world.sessions.certificates.issue(node_id, node_certificate.public_key_bytes(key))
     said = node_certificate.read(answer.certificate)
-    assert (said.node_id, said.public_key) == ("n-1", node_certificate.public_key_bytes(key))
+    assert (said.node_id, said.public_key) == (node_id, node_certificate.public_key_bytes(key))
     assert said.ends_ms - world.clock.now_ms() == 30 * DAY_MS
     assert world.sessions.certificates.offer() == ca
     assert AuditKind.NODE_CERTIFICATE_ISSUED in await world.audited()
+
+
+async def test_a_node_gets_so_many_certificates_a_day_however_often_it_reconnects(
+    world: World, clock: MockClock
+) -> None:
+    world.sessions.certificates.offer()
+    greedy, other = await world.member("greedy"), await world.member("other")
+    key = node_certificate.public_key_bytes(ec.generate_private_key(ec.SECP256R1()))
+    issue = world.sessions.certificates.issue
+    for _ in range(CERTIFICATES_PER_DAY):
+        assert (await issue(greedy.node_id, key)).certificate
+        await clock.advance(60)
+    for _ in range(3):
+        refusal = await issue(greedy.node_id, key)
+        assert (refusal.certificate, refusal.reason) == (b"", "OVERLOADED")
+        assert "minutes" in refusal.detail
+    kinds = await world.audited()
+    assert kinds.count("node_certificate.issued") == CERTIFICATES_PER_DAY
+    assert kinds.count("node.rotation_refused") == 1
+    assert (await issue(other.node_id, key)).certificate
+    await clock.advance(24 * 3600)
+    assert (await issue(greedy.node_id, key)).certificate
 
 
 async def test_without_a_listener_none_is_issued(world: World) -> None:
