@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +12,6 @@ from fleet_node.cli.grammar import ExitCode, Failure, Verb, again, node_options,
 
 if TYPE_CHECKING:
     from fleet.secrets import Secret
-    from fleet_node.backup.service import ReadJournal
-    from fleet_node.enrollment.folder import StateFolder
 
 _passphrase_option = click.option(
     "--passphrase-file",
@@ -39,7 +34,9 @@ def backup(archive: Path, passphrase_file: Path | None, config: Path | None, sta
 
     with told(settings.state_dir):
         from fleet.clock import SystemClock
+        from fleet.identity import read_private
         from fleet_node.backup import service
+        from fleet_node.cli.journal_reading import journal_copy
         from fleet_node.enrollment.folder import StateFolder
         from fleet_node.enrollment.membership import load_membership
 
@@ -52,13 +49,18 @@ def backup(archive: Path, passphrase_file: Path | None, config: Path | None, sta
                 hint=f"`{again('enroll', config, state_dir)}` first",
             )
         passphrase = _passphrase(passphrase_file, new=True)
+
+        def read_journal() -> bytes:
+            with journal_copy(folder, membership.node_id) as copy:
+                return read_private(copy)
+
         try:
             made = service.back_up(
                 folder,
                 archive,
                 passphrase,
                 node_id=membership.node_id,
-                read_journal=_reader(folder, membership.node_id),
+                read_journal=read_journal,
                 clock=SystemClock(),
             )
         except (service.BackupError, service.ArchiveError) as error:
@@ -97,58 +99,6 @@ def restore(archive: Path, passphrase_file: Path | None, config: Path | None, st
     if os.geteuid() == 0:
         click.echo(f"It belongs to root. If the node runs as another user: `chown -R USER: {settings.state_dir}`.")
     click.echo(f"Next: {again('run', config, state_dir)}")
-
-
-def _reader(folder: StateFolder, node_id: str) -> ReadJournal:
-    """How to read the journal: the running daemon makes a copy, or this process while it holds the folder."""
-    from fleet.identity import read_private
-    from fleet_node.commands.opening import copy_journal
-    from fleet_node.enrollment.folder import FolderLockedError
-    from fleet_node.status.client import DaemonAwayError, DaemonSilentError, asking
-
-    def read() -> bytes:
-        try:
-            with _shown_progress() as show, asking(folder.control_socket, "copy_journal", show) as answer:
-                return read_private(Path(answer["path"]))
-        except DaemonAwayError:
-            return alone()
-        except DaemonSilentError as error:
-            raise Failure(str(error)) from error
-
-    def alone() -> bytes:
-        copy = folder.new_journal_copy()
-        try:
-            folder.lock()
-            with _shown_progress() as show:
-                copy_journal(folder.journal, node_id, copy, show)
-            return read_private(copy)
-        except FolderLockedError as error:
-            raise Failure(
-                "the daemon of this state folder does not answer", hint="wait until it is up, or stop it"
-            ) from error
-        finally:
-            copy.unlink(missing_ok=True)
-            folder.unlock()
-
-    return read
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[int, int], None]]:
-    """Shows a person how far the copy of the journal is."""
-    shown = False
-
-    def show(done: int, of: int) -> None:
-        nonlocal shown
-        if sys.stderr.isatty():
-            shown = True
-            click.echo(f"\rjournal: {done / 2**20:.0f} of {of / 2**20:.0f} MiB", nl=False, err=True)
-
-    try:
-        yield show
-    finally:
-        if shown:
-            click.echo(err=True)
 
 
 def _passphrase(path: Path | None, *, new: bool) -> Secret[str]:

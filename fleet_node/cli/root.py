@@ -13,6 +13,7 @@ VERBS = {
     "rotate-keys": Lazy("fleet_node.cli.rotate_keys:rotate_keys", "Replace this node's own keys."),
     "doctor": Lazy("fleet_node.cli.doctor:doctor", "Find out why this node does not connect, and what to do."),
     "owner": Lazy("fleet_node.cli.owner:owner", "Show or pin the owner whose policy protected actions obey."),
+    "audit": Lazy("fleet_node.cli.audit:audit", "Show and verify the audit that this node keeps itself."),
     "backup": Lazy("fleet_node.cli.backup:backup", "Put this node into one encrypted file."),
     "restore": Lazy("fleet_node.cli.backup:restore", "Make the node of a backup on this machine."),
     "version": Lazy("fleet_node.cli.version:version", "Print the version."),
