@@ -84,8 +84,11 @@ class TlsRotation:
     def of_server(
         cls, trust: TrustService, holdings: Holdings, settings: Settings, certificates: ServerCertificates
     ) -> TlsRotation:
-        """That of a server with these settings, whose listeners show `certificates`."""
+        """That of a server with these settings, whose listeners show `certificates`; `trust` has loaded."""
         trust.serve_tls_with(certificates.take)
+        served = trust.tls.served()
+        if served is not None:
+            certificates.take(served)
         terminated = bool(settings.terminator_leaves())
         return cls(
             trust,

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from fleet import tls
 from fleet.errors import Reason, Refusal
 from fleet.tls import LEAF_DAYS
 from fleet_server.audit.service import AuditCursor, AuditService
+from fleet_server.certificates import open_certificates
+from fleet_server.config import Settings
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.trust import tls_store
@@ -108,6 +111,17 @@ async def test_replicas_show_one_certificate_for_the_names_of_all_and_renew_it_o
     assert third not in (None, first, wider)
     assert other.trust.tls.leaf == elsewhere.trust.tls.leaf == third
     assert len(await audited(database, clock, "tls_leaf.")) == 3
+
+
+async def test_a_server_knows_what_to_show_before_it_publishes_anything(
+    one: Replica, database: Database, clock: MockClock, tmp_path: Path
+) -> None:
+    again = make(database, clock, writer="r-2")
+    await again.load()
+    certificates = open_certificates(tmp_path / "tls", HOSTS, clock)
+    TlsRotation.of_server(again, lambda *_: [], Settings(data_dir=tmp_path), certificates)
+    assert one.trust.tls.leaf is not None
+    assert certificates.leaf_der == one.trust.tls.leaf.pair.certificate_der
 
 
 async def test_renewals_that_fail_are_tried_again_and_files_are_looked_at(
