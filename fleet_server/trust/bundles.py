@@ -15,7 +15,7 @@ from fleet_server.database.engine import Connection
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import phases, rules, store
 from fleet_server.trust.endpoints import EndpointBoard
-from fleet_server.trust.keyring import Keyring, TrustSetupError
+from fleet_server.trust.keyring import Keyring, TrustSetupError, signed_bundle
 
 _EXPIRED_KEPT_MS = 24 * 3600 * 1000
 """After its grace: until then a rollout may ask whether a node that was seen lately holds it."""
@@ -44,14 +44,13 @@ def newest(conn: Connection, cluster_id: str, authority: Signer) -> Published | 
     """The newest bundle; None before the first.
 
     Raises:
-        TrustSetupError: it does not verify under the authority.
+        TrustSetupError: it cannot be read, or does not verify under the authority.
     """
     row = store.newest_bundle(conn, cluster_id)
     if row is None:
         return None
     try:
-        signed = trust_pb2.Signed.FromString(row.signed)
-        state = trust.first(signed, cluster_id=cluster_id, authority_key=authority.public_key)
+        state = trust.first(signed_bundle(row), cluster_id=cluster_id, authority_key=authority.public_key)
     except TrustError as error:
         raise TrustSetupError(
             f"the newest trust bundle in the database does not verify ({error.detail}):"

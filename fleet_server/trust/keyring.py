@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from google.protobuf.message import DecodeError
+
+from fleet import trust
 from fleet.envelope import Signer
-from fleet.trust import CommandKey
+from fleet.trust import CommandKey, TrustError
 from fleet.v1 import trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
@@ -15,7 +18,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.trust import store
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
 from fleet_server.trust.phases import Change, KeyRecord, steps_back
-from fleet_server.trust.store import CommandKeyRow
+from fleet_server.trust.store import BundleRow, CommandKeyRow
 from fleet_server.trust.tls_keys import TlsRing
 
 
@@ -61,7 +64,7 @@ def load_keyring(
 
     Raises:
         SealError: sealed under another secret encryption key, or changed.
-        TrustSetupError: a new authority cannot be stored.
+        TrustSetupError: a new authority cannot be stored, or a bundle cannot be read.
     """
     if store.authority(tx.conn, cluster_id) is None:
         _create_keys(tx, vault, audit, cluster_id, now_ms)
@@ -76,9 +79,26 @@ def load_keyring(
         authority=authority,
         generation=row.generation,
         command_keys=held,
-        steps=tuple((step.generation, trust_pb2.Signed.FromString(step.signed)) for step in steps),
+        steps=tuple((step.generation, signed_bundle(step)) for step in steps),
         refused=tuple(bad.key_id.hex() for bad in refused),
     )
+
+
+def signed_bundle(row: BundleRow) -> trust_pb2.Signed:
+    """The bundle in a row; its signatures are not looked at.
+
+    Raises:
+        TrustSetupError: it is none.
+    """
+    try:
+        signed = trust_pb2.Signed.FromString(row.signed)
+        trust.claimed(signed)
+    except (DecodeError, TrustError) as error:
+        raise TrustSetupError(
+            f"bundle {row.generation}.{row.number} in the database cannot be read:"
+            " restore the table trust_bundles from a backup"
+        ) from error
+    return signed
 
 
 def check_not_older(keyring: Keyring, before: Keyring | None) -> None:
