@@ -17,7 +17,7 @@ from collections.abc import Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleet.backoff import BackoffPolicy
 from fleet.clock import Clock, ServerTime, SystemClock
@@ -39,12 +39,12 @@ from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.enrollment.owner_pin import pinned_owner
-from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials, RotationPinnedError
 from fleet_node.link.key_audit import KeyAudit
 from fleet_node.link.link import Link, LinkState
-from fleet_node.link.mutual_tls import open_mutual_tls
 from fleet_node.link.people_store import PeopleStore
+from fleet_node.link.ports import Ports
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
@@ -53,6 +53,9 @@ from fleet_node.status.server import ControlServer, Progress
 from fleet_node.telemetry.collector import Collector, OwnProcess
 from fleet_node.telemetry.service import TelemetryService
 from fleet_node.telemetry.spool import Spool
+
+if TYPE_CHECKING:
+    from fleet_node.link.mutual_tls import MutualTls
 
 log = get_logger(__name__)
 
@@ -193,13 +196,7 @@ class Node:
                 telemetry=self.telemetry,
                 trust=self.trust,
                 ratchet=Ratchet(parts.folder.ratchet),
-                mutual_tls=open_mutual_tls(
-                    settings.mtls_endpoints,
-                    parts.folder.client_certificate,
-                    membership.node_id,
-                    self._clock,
-                    self._key_audit,
-                ),
+                mutual_tls=self._mutual_tls(parts),
             ),
             about=SelfDescription(
                 software_version=software_version(),
@@ -239,6 +236,14 @@ class Node:
             protected=lambda: protected_of(parts.drivers.actions, settings.protected, people.people.protects),
             metrics_address=lambda: self._metrics_address,
         )
+
+    def _mutual_tls(self, parts: Parts) -> MutualTls | None:
+        if not parts.settings.mtls_endpoints:
+            return None
+        from fleet_node.link.mutual_tls import MutualTls  # reads certificates: a MiB that no other node needs
+
+        path, node_id = parts.folder.client_certificate, parts.membership.node_id
+        return MutualTls(parts.settings.mtls_endpoints, path, node_id, self._clock, self._key_audit)
 
     def stop(self) -> None:
         """End in order; `run` returns within `SHUTDOWN_TIMEOUT_S`."""

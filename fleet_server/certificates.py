@@ -27,7 +27,8 @@ from fleet import tls
 from fleet.clock import Clock
 from fleet.identity import PrivateFileError, private_folder, read_private
 from fleet.logs import get_logger
-from fleet.tls import CertifiedKey, certificate_sha256
+from fleet.tls import certificate_sha256
+from fleet.tls_certificates import CertifiedKey
 
 log = get_logger(__name__)
 

@@ -32,24 +32,11 @@ from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.frames import encode_reports
 from fleet_node.link.handshake import Session
 from fleet_node.link.inbox import Inbox
-from fleet_node.link.mutual_tls import MutualTls
-from fleet_node.link.ports import CommandPort, CommandStream, TelemetryPort, TelemetryStream, TrustPort
-from fleet_node.link.ratchet import Ratchet
+from fleet_node.link.ports import CommandStream, Ports, TelemetryStream
 
 _WELCOME_TIMEOUT_S = 10.0
 _MAX_CONTROL = 1024
 _FLUSH_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The rooms behind the link."""
-
-    commands: CommandPort
-    telemetry: TelemetryPort
-    trust: TrustPort
-    ratchet: Ratchet
-    mutual_tls: MutualTls | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,10 +157,3 @@ class MutualTls:
             log.warning("client_certificate_not_usable", error=str(error))
             return
         self._held = ClientCertificate(self._path, certificate_pem, begins + key)
-
-
-def open_mutual_tls(
-    endpoints: tuple[str, ...], path: Path, node_id: str, clock: Clock, audit: KeyAuditPort | None = None
-) -> MutualTls | None:
-    """None where no endpoint wants a certificate; arguments as `MutualTls` has them."""
-    return MutualTls(endpoints, path, node_id, clock, audit) if endpoints else None

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fleet.node_audit import JSON, NodeAuditKind
 from fleet.people import People
 from fleet.sequence import StreamContext
 from fleet.trust import TrustState
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
+from fleet_node.link.ratchet import Ratchet
+
+if TYPE_CHECKING:
+    from fleet_node.link.mutual_tls import MutualTls
 
 MAX_REPORTS_PER_FRAME = 256
 MAX_REPORT_FRAME_BYTES = 512 * 1024
@@ -214,3 +218,14 @@ class KeyAuditPort(Protocol):
         """Something was refused: a row at once, and of those that are alike at most one in ten minutes, with their
         `count`. Alike are those of one kind, `subject` and reason; the row has the detail of the latest."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The rooms behind the link."""
+
+    commands: CommandPort
+    telemetry: TelemetryPort
+    trust: TrustPort
+    ratchet: Ratchet
+    mutual_tls: MutualTls | None = None

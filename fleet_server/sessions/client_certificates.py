@@ -14,7 +14,7 @@ from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.node_certificate import NodeCertificateError
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 from fleet.v1 import gateway_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON

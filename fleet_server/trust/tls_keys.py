@@ -8,9 +8,10 @@ import secrets as chance
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fleet import tls
+from fleet import tls, tls_certificates
 from fleet.logs import get_logger
-from fleet.tls import CertifiedKey, certificate_sha256
+from fleet.tls import certificate_sha256
+from fleet.tls_certificates import CertifiedKey
 from fleet_server.certificates import ServedTls
 from fleet_server.trust import tls_phases
 from fleet_server.trust.secrets import SealError, Secrets
@@ -84,7 +85,7 @@ class TlsVault:
     def new_ca(self, cluster_id: str, *, phase: TlsPhase, now_ms: int, first_bundle: tuple[int, int]) -> TlsCaRow:
         """A row with a fresh CA of this installation's own."""
         # Two of one name would be told apart by their key ids alone.
-        made = tls.make_ca(f"fleet-server CA {chance.token_hex(4)}", _utc(now_ms))
+        made = tls_certificates.make_ca(f"fleet-server CA {chance.token_hex(4)}", _utc(now_ms))
         row = _ca_row(cluster_id, made.certificate_der, phase, now_ms, first_bundle)
         sealed = self._box.seal(made.private_key_pem, row=_ca_place(row.sha256))
         return self._marked(replace(row, own=1, sealed_private=sealed))
@@ -107,7 +108,7 @@ class TlsVault:
             SealError: the CA's key does not open.
         """
         key = self._box.unseal(ca.sealed_private, row=_ca_place(ca.sha256))
-        made = tls.make_leaf(CertifiedKey(tls.der_to_pem(ca.certificate), key), hosts, _utc(now_ms))
+        made = tls_certificates.make_leaf(CertifiedKey(tls.der_to_pem(ca.certificate), key), hosts, _utc(now_ms))
         sealed = self._box.seal(made.private_key_pem, row=_leaf_place(ca.cluster_id))
         row = TlsLeafRow(ca.cluster_id, ca.sha256, made.certificate_der, sealed, now_ms)
         return replace(row, mac=self._leaf_mac.compute(*row.authority_fields()))

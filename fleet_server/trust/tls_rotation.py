@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from fleet import tls
+from fleet import tls, tls_certificates
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet_server.audit.kinds import AuditKind
@@ -283,8 +283,8 @@ class TlsRotation:
         if issuer is None or not self._is_due(ring):
             return
         # Replicas may be asked for under names of their own, and all show one certificate.
-        others = [] if ring.leaf is None else tls.leaf_hosts(ring.leaf.pair.certificate_pem)
-        hosts = list(dict.fromkeys([*tls.host_names(self._hosts), *others]))
+        others = [] if ring.leaf is None else tls_certificates.leaf_hosts(ring.leaf.pair.certificate_pem)
+        hosts = list(dict.fromkeys([*tls_certificates.host_names(self._hosts), *others]))
         row = self._vault.new_leaf(ring.row(issuer.sha256), hosts, self._clock.now_ms())
         tls_store.put_leaf(tx.conn, row)
         detail: Mapping[str, JSON] = {"ca": issuer.sha256.hex(), "hosts": hosts}
@@ -312,7 +312,7 @@ def leaf_is_due(leaf: Leaf, hosts: Sequence[str], now_ms: int) -> bool:
     certificate = x509.load_pem_x509_certificate(leaf.pair.certificate_pem)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
-    covered = set(tls.host_names(hosts)) <= set(tls.leaf_hosts(leaf.pair.certificate_pem))
+    covered = set(tls_certificates.host_names(hosts)) <= set(tls_certificates.leaf_hosts(leaf.pair.certificate_pem))
     return now >= begins + (ends - begins) * 2 / 3 or not covered
 
 

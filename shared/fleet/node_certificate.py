@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleet.tls import CertifiedKey, certificate_sha256, make_ca
+from fleet.tls import certificate_sha256
+from fleet.tls_certificates import CertifiedKey, make_ca
 
 DAYS = 30
 MAX_PUBLIC_KEY_BYTES = 128

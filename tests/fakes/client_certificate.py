@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fleet import node_certificate, tls
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 
 
 def client(ca: CertifiedKey, node_id: str, now_ms: int) -> CertifiedKey:

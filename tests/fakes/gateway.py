@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from fleet import jointoken, sealing, status, tls, trust
+from fleet import jointoken, sealing, status, tls, tls_certificates, trust
 from fleet.channel import FrameKeys, server_end
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
@@ -33,8 +33,8 @@ class FakeInstallation:
         self.authority = Signer.generate()
         self.command_key = Signer.generate()
         now = dt.datetime.now(dt.UTC)
-        self.ca = tls.make_ca("test CA", now)
-        self.leaf = tls.make_leaf(self.ca, ["localhost", "127.0.0.1"], now)
+        self.ca = tls_certificates.make_ca("test CA", now)
+        self.leaf = tls_certificates.make_leaf(self.ca, ["localhost", "127.0.0.1"], now)
         self.endpoints: list[str] = []
 
     def bundle(
@@ -215,7 +215,7 @@ class FakeGateway(ServedGateway[FakeStream]):
         self.handshakes = 0
         self.trust_chain: list[trust_pb2.Signed] = []
 
-    async def start(self, leaf: tls.CertifiedKey | None = None, port: int = 0) -> None:
+    async def start(self, leaf: tls_certificates.CertifiedKey | None = None, port: int = 0) -> None:
         """Listen on a free port, and make the endpoint known to the installation."""
         self.leaf = leaf or self.leaf
         await self.listen(self.leaf, port)

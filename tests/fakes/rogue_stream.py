@@ -8,7 +8,7 @@ from typing import Any
 
 from fleet.channel import ChannelError, FrameKeys, server_end
 from fleet.envelope import Domain, Signer
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, telemetry_pb2, trust_pb2
 from tests.fakes.served import WAIT_TIMEOUT_S, now_ms
 from tests.fakes.watch import Watch

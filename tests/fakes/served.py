@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fleet.channel import FrameKeys, derive_frame_keys
 from fleet.envelope import Domain, Signer
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 from fleet.v1 import gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
 from tests.fakes.watch import Watch
 

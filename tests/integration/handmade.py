@@ -20,7 +20,7 @@ from fleet import status, tls
 from fleet.channel import FrameKeys, derive_frame_keys, node_end
 from fleet.envelope import Domain, Signer
 from fleet.errors import Refusal
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 from fleet.v1 import command_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
 from tests.integration.installation import Installation, RunningNode
 

@@ -10,7 +10,7 @@ import pytest
 from fleet import node_certificate
 from fleet.errors import Reason, Refusal
 from fleet.identity import write_private
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 from fleet.v1 import command_pb2, enrollment_pb2, gateway_pb2, trust_pb2
 from tests.fakes.client_certificate import client, stranger_ca
 from tests.integration.handmade import HandmadeNode, Session

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet import tls
+from fleet import tls, tls_certificates
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.certificates import ServedTls
@@ -76,7 +76,7 @@ def trusted(node: RunningNode) -> tuple[bytes, ...]:
 
 def leaf_is_of(installation: Installation, ca: admin_pb2.TlsCaView) -> bool:
     leaf = tls.der_to_pem(installation.server.certificates.leaf_der)
-    return tls.is_issued_by(leaf, tls.der_to_pem(ca.certificate))
+    return tls_certificates.is_issued_by(leaf, tls.der_to_pem(ca.certificate))
 
 
 async def run_everywhere(installation: Installation) -> None:
@@ -219,7 +219,7 @@ async def test_a_ca_from_outside_is_published_and_its_certificate_shown_from_the
 ) -> None:
     node = await installation.add_node("n-1")
     now = dt.datetime.now(dt.UTC)
-    outside = tls.make_ca("company", now)
+    outside = tls_certificates.make_ca("company", now)
     brought = await prepare(installation, outside.certificate_pem)
     assert (await prepare(installation, outside.certificate_pem)).sha256 == brought.sha256, "again changes nothing"
     assert (brought.own, brought.subject) == (False, "CN=company")
@@ -227,7 +227,7 @@ async def test_a_ca_from_outside_is_published_and_its_certificate_shown_from_the
     with pytest.raises(Refusal, match=r"outside\.pem"):
         await activate(installation, brought)
 
-    leaf = tls.make_leaf(outside, ["127.0.0.1"], now)
+    leaf = tls_certificates.make_leaf(outside, ["127.0.0.1"], now)
     file = installation.data / "tls" / "outside.pem"
     file.touch(mode=0o600)
     file.write_bytes(leaf.certificate_pem + leaf.private_key_pem)
@@ -299,9 +299,9 @@ async def test_fleetctl_follows_and_shows_its_token_to_nobody_else(installation:
     assert json.dumps(tls.der_to_pem(second.certificate).decode()) in profile
     assert json.dumps(tls.der_to_pem(first.certificate).decode()) not in profile
 
-    stranger = tls.make_ca("stranger", dt.datetime.now(dt.UTC))
+    stranger = tls_certificates.make_ca("stranger", dt.datetime.now(dt.UTC))
     installation.server.certificates.take(
-        replace(served(installation), leaf=tls.make_leaf(stranger, ["127.0.0.1"], dt.datetime.now(dt.UTC)))
+        replace(served(installation), leaf=tls_certificates.make_leaf(stranger, ["127.0.0.1"], dt.datetime.now(dt.UTC)))
     )
     code, _, err = await fleetctl("nodes", "list")
     assert code != 0

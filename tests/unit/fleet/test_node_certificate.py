@@ -7,9 +7,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fleet import node_certificate, tls
+from fleet import node_certificate, tls, tls_certificates
 from fleet.node_certificate import NodeCertificateError
-from fleet.tls import CertifiedKey
+from fleet.tls_certificates import CertifiedKey
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SEED = bytes(range(32))
@@ -18,14 +18,14 @@ KEY = node_certificate.public_key_bytes(ec.generate_private_key(ec.SECP256R1()))
 
 
 def is_of(certificate: bytes, ca: CertifiedKey) -> bool:
-    return tls.is_issued_by(tls.der_to_pem(certificate), ca.certificate_pem)
+    return tls_certificates.is_issued_by(tls.der_to_pem(certificate), ca.certificate_pem)
 
 
 def test_every_replica_derives_the_same_ca_and_another_secret_another_one() -> None:
     certificate = node_certificate.issue(CA, "n-1", KEY, NOW)
     assert is_of(certificate, node_certificate.derive_ca(SEED, NOW + dt.timedelta(days=7)))
     assert not is_of(certificate, node_certificate.derive_ca(bytes(32), NOW))
-    assert not is_of(certificate, tls.make_ca("fleet-server node CA", NOW))
+    assert not is_of(certificate, tls_certificates.make_ca("fleet-server node CA", NOW))
 
 
 def test_a_certificate_names_its_node_and_key_and_makes_a_client_alone() -> None:

@@ -14,14 +14,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet import tls
-from fleet.tls import CertifiedKey
+from fleet import tls, tls_certificates
+from fleet.tls_certificates import CertifiedKey
 
 NOW = dt.datetime.now(dt.UTC)
 HOSTS = ["127.0.0.1", "localhost"]
-CA = tls.make_ca("test CA", NOW)
-OTHER_CA = tls.make_ca("other CA", NOW)
-LEAF = tls.make_leaf(CA, HOSTS, NOW)
+CA = tls_certificates.make_ca("test CA", NOW)
+OTHER_CA = tls_certificates.make_ca("other CA", NOW)
+LEAF = tls_certificates.make_leaf(CA, HOSTS, NOW)
 TIMEOUT_S = 10.0
 
 
@@ -80,7 +80,7 @@ async def test_the_fetched_leaf_is_the_servers_and_grpc_takes_it_as_sole_root() 
 
 
 async def test_grpc_refuses_another_leaf_of_the_same_ca() -> None:
-    renewed = tls.make_leaf(CA, HOSTS, NOW)
+    renewed = tls_certificates.make_leaf(CA, HOSTS, NOW)
     async with grpc_server(renewed) as endpoint:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(endpoint, LEAF.certificate_pem)
@@ -89,7 +89,7 @@ async def test_grpc_refuses_another_leaf_of_the_same_ca() -> None:
 
 
 async def test_grpc_refuses_the_pinned_leaf_for_another_name() -> None:
-    elsewhere = tls.make_leaf(CA, ["gateway.example"], NOW)
+    elsewhere = tls_certificates.make_leaf(CA, ["gateway.example"], NOW)
     async with grpc_server(elsewhere) as endpoint:
         with pytest.raises(grpc.aio.AioRpcError):
             await call(endpoint, elsewhere.certificate_pem)
@@ -102,10 +102,10 @@ async def test_grpc_refuses_the_pinned_leaf_for_another_name() -> None:
     ("leaf", "pinned"),
     [
         (LEAF, [OTHER_CA]),
-        (tls.make_leaf(OTHER_CA, HOSTS, NOW), [CA]),
-        (tls.make_leaf(CA, ["gateway.example"], NOW), [CA]),
-        (tls.make_leaf(CA, HOSTS, NOW - dt.timedelta(days=100)), [CA]),
-        (tls.make_leaf(CA, HOSTS, NOW + dt.timedelta(days=1)), [CA]),
+        (tls_certificates.make_leaf(OTHER_CA, HOSTS, NOW), [CA]),
+        (tls_certificates.make_leaf(CA, ["gateway.example"], NOW), [CA]),
+        (tls_certificates.make_leaf(CA, HOSTS, NOW - dt.timedelta(days=100)), [CA]),
+        (tls_certificates.make_leaf(CA, HOSTS, NOW + dt.timedelta(days=1)), [CA]),
     ],
     ids=["another CA pinned", "another CA's", "another name", "expired", "not valid yet"],
 )
@@ -181,9 +181,9 @@ def test_what_a_leaf_may_and_may_not() -> None:
     certificate = x509.load_pem_x509_certificate(LEAF.certificate_pem)
     assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    assert tls.leaf_hosts(LEAF.certificate_pem) == HOSTS
+    assert tls_certificates.leaf_hosts(LEAF.certificate_pem) == HOSTS
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(CA.certificate_pem))
-    assert LEAF.not_after - NOW <= dt.timedelta(days=tls.LEAF_DAYS)
+    assert LEAF.not_after - NOW <= dt.timedelta(days=tls_certificates.LEAF_DAYS)
 
 
 def test_a_ca_signs_no_further_ca() -> None:
@@ -196,11 +196,11 @@ def test_a_ca_signs_no_further_ca() -> None:
 
 def test_a_leaf_needs_a_host() -> None:
     with pytest.raises(ValueError, match="at least one host"):
-        tls.make_leaf(CA, [], NOW)
+        tls_certificates.make_leaf(CA, [], NOW)
 
 
 def test_forms_of_a_certificate() -> None:
-    assert tls.pem_to_der(tls.der_to_pem(LEAF.certificate_der)) == LEAF.certificate_der
+    assert tls_certificates.pem_to_der(tls.der_to_pem(LEAF.certificate_der)) == LEAF.certificate_der
     assert len(tls.certificate_sha256(LEAF.certificate_der)) == 32
     assert "PRIVATE KEY" not in repr(LEAF)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from fleet import tls
-from fleet.tls import LEAF_DAYS, CertifiedKey, certificate_sha256
+from fleet import tls, tls_certificates
+from fleet.tls import certificate_sha256
+from fleet.tls_certificates import LEAF_DAYS, CertifiedKey
 from fleet_server.certificates import CertificateError, ServedTls, ServerCertificates, open_certificates
 from tests.fakes.clock import MockClock
 
@@ -35,7 +36,7 @@ def now(clock: MockClock) -> dt.datetime:
 
 @pytest.fixture
 def ca(now: dt.datetime) -> CertifiedKey:
-    return tls.make_ca("own CA", now)
+    return tls_certificates.make_ca("own CA", now)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def certificates(folder: Path, clock: MockClock, ca: CertifiedKey, now: dt.datet
 def served(ca: CertifiedKey, now: dt.datetime, active: CertifiedKey | None = None) -> ServedTls:
     active_der = (active or ca).certificate_der
     published = tuple(dict.fromkeys([active_der, ca.certificate_der]))
-    return ServedTls(tls.make_leaf(ca, HOSTS, now), ca.certificate_der, active_der, published)
+    return ServedTls(tls_certificates.make_leaf(ca, HOSTS, now), ca.certificate_der, active_der, published)
 
 
 def put(folder: Path, pair: CertifiedKey, mode: int = 0o600) -> None:
@@ -64,7 +65,7 @@ def test_the_folder_is_private_and_holds_public_certificates_alone(
     assert folder.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in folder.iterdir()] == ["ca.crt"]
     assert b"PRIVATE" not in (folder / "ca.crt").read_bytes()
-    assert tls.pem_to_der((folder / "ca.crt").read_bytes()) == certificates.ca_der
+    assert tls_certificates.pem_to_der((folder / "ca.crt").read_bytes()) == certificates.ca_der
 
 
 def test_a_folder_that_is_open_to_others_is_refused_with_what_to_do(folder: Path, clock: MockClock) -> None:
@@ -77,7 +78,7 @@ def test_a_folder_that_is_open_to_others_is_refused_with_what_to_do(folder: Path
 def test_the_ca_file_lists_every_ca_that_a_caller_may_meet_the_active_one_first(
     certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime
 ) -> None:
-    outside = tls.make_ca("outside", now)
+    outside = tls_certificates.make_ca("outside", now)
     certificates.take(served(ca, now, outside))
     assert (folder / "ca.crt").read_bytes() == b"".join(
         tls.der_to_pem(der) for der in (outside.certificate_der, ca.certificate_der)
@@ -109,7 +110,7 @@ async def test_a_live_server_shows_the_new_certificate_and_open_connections_stay
     port = server.add_secure_port("127.0.0.1:0", certificates.credentials())
     await server.start()
     endpoint = f"127.0.0.1:{port}"
-    another = tls.make_ca("another", now)
+    another = tls_certificates.make_ca("another", now)
     try:
         first = await tls.fetch_leaf(endpoint, [ca.certificate_der], 10)
         assert first == certificates.leaf_der
@@ -131,8 +132,8 @@ async def test_a_live_server_shows_the_new_certificate_and_open_connections_stay
 def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_comes_later(
     certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime
 ) -> None:
-    outside = tls.make_ca("outside", now)
-    theirs = tls.make_leaf(outside, HOSTS, now)
+    outside = tls_certificates.make_ca("outside", now)
+    theirs = tls_certificates.make_leaf(outside, HOSTS, now)
     put(folder, theirs)
     own = certificates.leaf_der
     certificates.look()
@@ -141,7 +142,7 @@ def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_
 
     certificates.take(served(ca, now, outside))
     assert certificates.leaf_der == theirs.certificate_der
-    renewed = tls.make_leaf(outside, HOSTS, now)
+    renewed = tls_certificates.make_leaf(outside, HOSTS, now)
     put(folder, renewed)
     certificates.look()
     assert certificates.leaf_der == renewed.certificate_der
@@ -154,20 +155,20 @@ def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_
 def test_what_would_prove_nothing_to_nodes_is_not_shown(
     certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, fault: str
 ) -> None:
-    outside = tls.make_ca("outside", now)
-    good = tls.make_leaf(outside, HOSTS, now)
+    outside = tls_certificates.make_ca("outside", now)
+    good = tls_certificates.make_leaf(outside, HOSTS, now)
     if fault == "open":
         put(folder, good, mode=0o644)
     elif fault == "damaged":
         put(folder, CertifiedKey(good.certificate_pem[:100], good.private_key_pem))
     elif fault == "of another CA":
-        put(folder, tls.make_leaf(tls.make_ca("outside", now), HOSTS, now))
+        put(folder, tls_certificates.make_leaf(tls_certificates.make_ca("outside", now), HOSTS, now))
     elif fault == "for another host":
-        put(folder, tls.make_leaf(outside, ["localhost"], now))
+        put(folder, tls_certificates.make_leaf(outside, ["localhost"], now))
     elif fault == "ended":
-        put(folder, tls.make_leaf(outside, HOSTS, now - dt.timedelta(days=LEAF_DAYS + 1)))
+        put(folder, tls_certificates.make_leaf(outside, HOSTS, now - dt.timedelta(days=LEAF_DAYS + 1)))
     elif fault == "no key":
         put(folder, CertifiedKey(good.certificate_pem, b""))
     certificates.take(served(ca, now, outside))
     assert not certificates.can_show(outside.certificate_der)
-    assert tls.is_issued_by(tls.der_to_pem(certificates.leaf_der), ca.certificate_pem)
+    assert tls_certificates.is_issued_by(tls.der_to_pem(certificates.leaf_der), ca.certificate_pem)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fleet import tls, trust
+from fleet import tls_certificates, trust
 from fleet.clock import SystemClock
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
@@ -181,7 +181,9 @@ async def test_a_server_that_is_not_the_clusters_is_named(gateway: FakeGateway, 
 async def test_a_stranger_who_opens_tls_is_shown(folder: StateFolder) -> None:
     now = dt.datetime.now(dt.UTC)
     stranger = FakeGateway(FakeInstallation())
-    await stranger.start(leaf=tls.make_leaf(tls.make_ca("Corporate Proxy", now), ["127.0.0.1"], now))
+    await stranger.start(
+        leaf=tls_certificates.make_leaf(tls_certificates.make_ca("Corporate Proxy", now), ["127.0.0.1"], now)
+    )
     findings = await examine(folder, endpoints=(stranger.endpoint,))
     assert levels(findings) == {"daemon": "warn", "tls": "fail", "http2": "skip"}
     assert "CN=Corporate Proxy" in findings["tls"].detail
@@ -191,7 +193,7 @@ async def test_a_stranger_who_opens_tls_is_shown(folder: StateFolder) -> None:
 
 async def test_a_certificate_for_other_names_is_told_apart(installation: FakeInstallation, folder: StateFolder) -> None:
     other = FakeGateway(installation)
-    await other.start(leaf=tls.make_leaf(installation.ca, ["gw.example"], dt.datetime.now(dt.UTC)))
+    await other.start(leaf=tls_certificates.make_leaf(installation.ca, ["gw.example"], dt.datetime.now(dt.UTC)))
     finding = (await examine(folder, endpoints=(other.endpoint,)))["tls"]
     assert finding.level is Level.FAIL
     assert "other names" in finding.next_step

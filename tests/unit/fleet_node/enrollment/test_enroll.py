@@ -187,7 +187,7 @@ async def test_the_wait_survives_a_gateway_that_comes_back_with_a_new_certificat
 ) -> None:
     import datetime as dt
 
-    from fleet import tls
+    from fleet import tls_certificates
 
     desk = Desk(folder, clock=clock)
     pending = await desk.service.apply(installation.join_token(), APPLICANT)
@@ -198,7 +198,7 @@ async def test_the_wait_survives_a_gateway_that_comes_back_with_a_new_certificat
     renewed.enrollments = gateway.enrollments
     renewed.approve()
     now = dt.datetime.now(dt.UTC)
-    leaf = tls.make_leaf(installation.ca, ["127.0.0.1"], now)
+    leaf = tls_certificates.make_leaf(installation.ca, ["127.0.0.1"], now)
     await renewed.start(leaf=leaf, port=int(gateway.endpoint.rpartition(":")[2]))
     while not waiting.done():
         sleeping = asyncio.create_task(clock.wait_sleepers(1))

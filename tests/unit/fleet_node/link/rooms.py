@@ -14,10 +14,10 @@ from fleet.sequence import StreamContext
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
-from fleet_node.link.connection import Ports, SelfDescription
+from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials
 from fleet_node.link.link import Link, LinkState
-from fleet_node.link.ports import HelloCounters, Uplink
+from fleet_node.link.ports import HelloCounters, Ports, Uplink
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import LinkMetrics

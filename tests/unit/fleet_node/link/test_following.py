@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fleet import tls, trust
+from fleet import tls, tls_certificates, trust
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.v1 import trust_pb2
@@ -15,7 +15,7 @@ from fleet_node.link.following import learn_cas, open_following
 from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
 
 NOW = dt.datetime.now(dt.UTC)
-NEW_CA = tls.make_ca("new", NOW)
+NEW_CA = tls_certificates.make_ca("new", NOW)
 STRANGER = Signer.generate()
 
 
@@ -24,12 +24,12 @@ async def rotated(gateway: FakeGateway) -> FakeGateway:
     """The gateway, which shows a certificate of another CA."""
     port = int(gateway.endpoint.rpartition(":")[2])
     await gateway.stop()
-    await gateway.start(tls.make_leaf(NEW_CA, ["127.0.0.1"], NOW), port)
+    await gateway.start(tls_certificates.make_leaf(NEW_CA, ["127.0.0.1"], NOW), port)
     return gateway
 
 
 def bundle(
-    installation: FakeInstallation, ca: tls.CertifiedKey, number: int, signer: Signer | None = None
+    installation: FakeInstallation, ca: tls_certificates.CertifiedKey, number: int, signer: Signer | None = None
 ) -> trust_pb2.Signed:
     before, installation.ca = installation.ca, ca
     try:
@@ -45,7 +45,7 @@ REFUSED: dict[str, Chain] = {
     "an older one with that CA": lambda installation: [bundle(installation, NEW_CA, 4)],
     "signed by a stranger": lambda installation: [bundle(installation, NEW_CA, 9, STRANGER)],
     "garbage": lambda _: [trust_pb2.Signed(statement=b"\xff")],
-    "newer, and another CA": lambda installation: [bundle(installation, tls.make_ca("other", NOW), 9)],
+    "newer, and another CA": lambda installation: [bundle(installation, tls_certificates.make_ca("other", NOW), 9)],
 }
 
 
@@ -65,7 +65,7 @@ async def test_an_endpoint_that_proves_nothing_does_not_hide_one_that_does(
     installation: FakeInstallation, rotated: FakeGateway
 ) -> None:
     other = FakeGateway(installation)
-    await other.start(tls.make_leaf(NEW_CA, ["127.0.0.1"], NOW))
+    await other.start(tls_certificates.make_leaf(NEW_CA, ["127.0.0.1"], NOW))
     other.trust_chain = [bundle(installation, NEW_CA, 9, STRANGER)]
     rotated.trust_chain = [bundle(installation, NEW_CA, 9)]
     for _ in range(8):  # whichever is asked first

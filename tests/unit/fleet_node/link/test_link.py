@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fleet import tls
+from fleet import tls_certificates
 from fleet.backoff import BackoffPolicy
 from fleet.clock import FAR_AHEAD_MS, MAX_TIME_MS, SystemClock
 from fleet.envelope import Signer
@@ -270,7 +270,7 @@ async def test_a_certificate_of_another_ca_is_refused(
 ) -> None:
     now = dt.datetime.now(dt.UTC)
     stranger = FakeGateway(installation)
-    await stranger.start(leaf=tls.make_leaf(tls.make_ca("stranger", now), ["127.0.0.1"], now))
+    await stranger.start(leaf=tls_certificates.make_leaf(tls_certificates.make_ca("stranger", now), ["127.0.0.1"], now))
     try:
         async with running_link(installation, tmp_path, clock=clock) as node:
             await node.wait_state(LinkState.WAITING)
@@ -290,7 +290,7 @@ async def test_a_renewed_certificate_is_found_again(
         await gateway.stop()
         renewed = FakeGateway(installation)
         now = dt.datetime.now(dt.UTC)
-        await renewed.start(leaf=tls.make_leaf(installation.ca, ["127.0.0.1"], now), port=port)
+        await renewed.start(leaf=tls_certificates.make_leaf(installation.ca, ["127.0.0.1"], now), port=port)
         try:
             await renewed.wait_stream()
         finally:

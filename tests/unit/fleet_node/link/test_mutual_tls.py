@@ -11,7 +11,7 @@ from fleet import node_certificate
 from fleet.errors import Reason
 from fleet.v1 import gateway_pb2
 from fleet_node.link.key_audit import KeyAudit
-from fleet_node.link.mutual_tls import ASK_EVERY_S, MutualTls, open_mutual_tls
+from fleet_node.link.mutual_tls import ASK_EVERY_S, MutualTls
 from tests.fakes.client_certificate import client, stranger_ca
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_node.link.test_key_audit import Heard
@@ -52,11 +52,6 @@ def certified(path: Path, clock: MockClock) -> MutualTls:
     mutual_tls = open_at(path, clock)
     assert mutual_tls.take(issued(asked(mutual_tls), clock))
     return mutual_tls
-
-
-def test_off_unless_an_endpoint_wants_it(path: Path, clock: MockClock) -> None:
-    assert open_mutual_tls((), path, "n-1", clock) is None
-    assert open_mutual_tls(("gw:7445",), path, "n-1", clock) is not None
 
 
 def test_the_first_one_is_asked_for_without_mtls_and_rests_private(path: Path, clock: MockClock) -> None:

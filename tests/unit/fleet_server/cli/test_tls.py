@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet import tls
+from fleet import tls, tls_certificates
 from fleet.envelope import Domain, Signer
 from fleet.v1 import admin_pb2, trust_pb2
 from fleet_server.cli.profile import Context
@@ -16,13 +16,15 @@ from fleet_server.cli.tls_following import proven
 from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
 
 NOW = dt.datetime.fromtimestamp(NOW_MS / 1000, dt.UTC)
-CA = tls.make_ca("old", NOW)
-NEW_CA = tls.make_ca("new", NOW)
+CA = tls_certificates.make_ca("old", NOW)
+NEW_CA = tls_certificates.make_ca("new", NOW)
 SECOND = Signer.from_private_bytes(b"\x06" * 32)
 STRANGER = Signer.from_private_bytes(b"\x07" * 32)
 
 
-def view(ca: tls.CertifiedKey, phase: admin_pb2.TlsCaPhase.ValueType, **fields: Any) -> admin_pb2.TlsCaView:
+def view(
+    ca: tls_certificates.CertifiedKey, phase: admin_pb2.TlsCaPhase.ValueType, **fields: Any
+) -> admin_pb2.TlsCaView:
     return admin_pb2.TlsCaView(
         sha256=tls.certificate_sha256(ca.certificate_der),
         phase=phase,
@@ -49,6 +51,7 @@ def bundle(
         number=number,
         authority_key=signer.public_key,
         tls_ca_der=cas,
+        issued_at_ms=NOW_MS - 1000,
         expires_at_ms=NOW_MS + expires_in_ms,
     )
     signed = signer.sign(Domain.TRUST_BUNDLE, statement.SerializeToString())
@@ -168,7 +171,7 @@ def test_a_chain_from_the_pinned_authority_proves_the_new_cas(
 ) -> None:
     found = proven(CONTEXT, chain, NOW_MS)
     assert found is not None
-    assert tls.pem_to_der(found.ca_pem.encode()) == NEW_CA.certificate_der
+    assert tls_certificates.pem_to_der(found.ca_pem.encode()) == NEW_CA.certificate_der
     assert (found.newest_authority, found.newest_bundle, found.token) == (newest_authority, version, CONTEXT.token)
 
 

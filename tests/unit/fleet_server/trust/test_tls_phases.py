@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import tls
+from fleet import tls, tls_certificates
 from fleet.errors import Reason, Refusal
 from fleet_server.trust import tls_phases
 from fleet_server.trust.tls_phases import TlsCa, TlsPhase
@@ -232,7 +232,7 @@ UNFIT = {
     "not a CA": (certificate(is_ca=False), "no CA's certificate"),
     "says nothing of being a CA": (certificate(is_ca=None), "no CA's certificate"),
     "a server's certificate": (
-        tls.make_leaf(tls.make_ca("x", NOW), ["gateway.example"], NOW).certificate_der,
+        tls_certificates.make_leaf(tls_certificates.make_ca("x", NOW), ["gateway.example"], NOW).certificate_der,
         "no CA's certificate",
     ),
     "may not sign certificates": (certificate(may_sign=False), "keyCertSign"),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet import tls
+from fleet import tls_certificates
 from fleet.errors import Reason, Refusal
-from fleet.tls import LEAF_DAYS
+from fleet.tls_certificates import LEAF_DAYS
 from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.certificates import open_certificates
 from fleet_server.config import Settings
@@ -102,7 +102,7 @@ async def test_replicas_show_one_certificate_for_the_names_of_all_and_renew_it_o
     wider = elsewhere.trust.tls.leaf
     assert wider is not None
     assert wider != first
-    assert set(tls.leaf_hosts(wider.pair.certificate_pem)) == {*HOSTS, "elsewhere.example", "2001:db8::1"}
+    assert set(tls_certificates.leaf_hosts(wider.pair.certificate_pem)) == {*HOSTS, "elsewhere.example", "2001:db8::1"}
     assert not await elsewhere.tls.renew(), "another spelling of a host is no other host"
 
     clock.step_wall(LEAF_DAYS * 24 * 3600 * 2 / 3)
@@ -195,7 +195,7 @@ async def test_a_step_waits_for_the_nodes_that_would_be_cut_off(one: Replica, st
 
 
 async def test_a_ca_from_outside_waits_until_something_shows_its_certificate(one: Replica, clock: MockClock) -> None:
-    company = tls.make_ca("company", dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC))
+    company = tls_certificates.make_ca("company", dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC))
     brought = await one.tls.prepare("ada", company.certificate_pem)
     assert await one.tls.prepare("ada", company.certificate_der) == brought, "the same again changes nothing"
     with pytest.raises(Refusal, match=r"outside\.pem"):
@@ -244,7 +244,7 @@ async def test_a_changed_certificate_is_replaced_and_told_once(
     await edit(database, "UPDATE tls_leaves SET certificate = ?", b"changed")
     other = await replica(database, clock, writer="r-2")
     assert other.trust.tls.leaf is not None
-    assert tls.leaf_hosts(other.trust.tls.leaf.pair.certificate_pem)
+    assert tls_certificates.leaf_hosts(other.trust.tls.leaf.pair.certificate_pem)
     assert await audited(database, clock, "tls_leaf.q") == ["tls_leaf.quarantined"]
 
 
