@@ -4,8 +4,8 @@ Mental model
     It speaks `fleet.v1.Gateway` over real TLS, proves itself with the stolen authority key, and then the test drives
     it: true statements, statements with one thing wrong, captured ones again. It knows no database and checks
     nothing of what the node proves; what the node answers waits in `RogueStream` until the test takes it.
-    Heartbeats are an hour apart unless told otherwise, so that no test depends on pings. Reports and telemetry are
-    acknowledged unless `acknowledges` is False.
+    Heartbeats are an hour apart unless told otherwise, so that no test depends on pings. Reports, telemetry
+    and audit rows, which it throws away, are acknowledged unless `acknowledges` is False.
     Everything runs on the loop that started it.
 """
 
@@ -32,7 +32,7 @@ class RogueGateway(ServedGateway[RogueStream]):
     Args:
         trust: what it stole.
         welcome: replaces fields of every welcome, such as `drained=True`.
-        acknowledges: whether new streams acknowledge reports and telemetry.
+        acknowledges: whether new streams acknowledge reports, telemetry and audit rows.
     """
 
     def __init__(self, trust: StolenTrust, *, welcome: dict[str, Any] | None = None, acknowledges: bool = True) -> None:

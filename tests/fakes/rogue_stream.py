@@ -264,6 +264,9 @@ class RogueStream:
             if self.acknowledges and control.reports.reports:
                 ack = command_pb2.ResultAck(report_no=control.reports.reports[-1].report_no)
                 self.send(result_ack=ack)
+            if self.acknowledges and control.audit.rows:
+                ack_of = gateway_pb2.AuditAck(number=control.audit.rows[-1].number, chain=control.audit.chain)
+                self.send(audit_ack=ack_of)
         self._watch.changed()
 
     def note_ended(self, fault: ChannelError | None = None) -> None:

@@ -2,12 +2,12 @@
 
 Must hold (docs/protocol.md, "Intents"): it makes a node run no protected action that people have not signed for that
 node, that action and those arguments; none twice; none later than they said; and what it makes up itself counts for
-nothing. Everything that people did sign has reached it.
+nothing. Everything that people did sign has reached it. And each attempt, and each intent that was used, shows in the
+node's audit, also once the server has acknowledged the rows, thrown them away and flooded the node.
 """
 
-import contextlib
 import json
-import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,9 +20,13 @@ from fleet.node_audit import NodeAuditKind
 from fleet.people import owner_pin
 from fleet.people_signing import make_intent
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
+from fleet_node.commands import audit_sender
+from fleet_node.commands.audit_log import KEEP_ROWS
+from fleet_node.commands.audit_reading import read_audit_copy
 from fleet_node.enrollment.owner_pin import pin_owner
 from tests.fakes.rogue import FINAL_STATES, RogueGateway, RogueStream, command
 from tests.integration.installation import Installation, RunningNode
+from tests.integration.waiting import eventually
 from tests.properties.persons import (
     ADA,
     BEN,
@@ -56,6 +60,8 @@ class Theft:
         self._number = trust_pb2.TrustBundleStatement.FromString(rogue.trust.bundles[-1].statement).number
         self.owners = [owner_statement(cluster_id=self.cluster_id)]
         self.stream: RogueStream
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        self.used: set[str] = set()
 
     def policy(self, *rules: trust_pb2.PolicyRule, **changes: Any) -> trust_pb2.Signed:
         return policy(*rules, **({"cluster_id": self.cluster_id} | FIRST | changes))
@@ -97,7 +103,10 @@ class Theft:
         self._seq += 1
         order = command(action, self._seq, arguments, intent=intent, **changes.pop("command", {}))
         self.stream.send_statement([order], **changes)
-        return await self.stream.wait_report(order, FINAL_STATES)
+        report = await self.stream.wait_report(order, FINAL_STATES)
+        if report.state == SUCCEEDED and intent is not None:
+            self.used.add(trust_pb2.IntentStatement.FromString(intent.statement).intent_id.hex())
+        return report
 
     async def refused(self, *args: Any, **changes: Any) -> str:
         """Order it, and see that it did not run."""
@@ -105,14 +114,42 @@ class Theft:
         report = await self.order(*args, **changes)
         assert report.state == command_pb2.COMMAND_STATE_REJECTED
         assert self.node.runs() == before
+        self.attempts[args[0], report.reason] += 1
         return str(report.reason)
 
-    async def audited(self, kind: NodeAuditKind) -> list[Any]:
-        """The details of such rows in the node's audit, once its process has ended."""
+    async def wipe(self) -> None:
+        """Acknowledge every row that the node has, and make it write and refuse until it has forgotten those."""
+        for number in range(KEEP_ROWS + 50):
+            self.stream.send(drain=gateway_pb2.DrainNode(drain=number % 2 == 0))
+            self.stream.send_statement([], stream_binding=number.to_bytes(32, "big"))
+        node = self.node.node
+        assert node is not None
+
+        async def forgotten() -> bool:
+            rows = await node._journal.query(lambda store: store.audit.after(0))
+            self.stream.send(drain=gateway_pb2.DrainNode(drain=not node.commands.hello().drained))
+            return rows[0].number > self._newest
+
+        self._newest = await node._journal.query(lambda store: store.audit.number)
+        await eventually(forgotten, "the node forgets what was acknowledged")
+
+    async def evidence(self, kind: NodeAuditKind) -> list[Any]:
+        """The details of such rows that the node keeps, once its process has ended; all that it kept verifies."""
         await self.node.stop()
-        with contextlib.closing(sqlite3.connect(self.node.folder.journal)) as database:
-            rows = database.execute("SELECT detail FROM audit WHERE kind = ? ORDER BY number", (kind.value,))
-            return [json.loads(detail) for (detail,) in rows]
+        found = read_audit_copy(self.node.folder.journal, self.node.node_id)
+        assert found.findings == []
+        return [json.loads(row.detail) for row in found.evidence if row.kind == kind]
+
+    async def look(self) -> None:
+        """See that every attempt, and every intent that was used, shows on the node."""
+        if self.node.node is not None:
+            await self.wipe()
+        told: Counter[tuple[str, str]] = Counter()
+        for row in await self.evidence(NodeAuditKind.PROTECTED_REFUSED):
+            told[row["subject"], row["reason"]] += row["count"]
+            assert row["actor"] == "rogue"
+        assert told == self.attempts
+        assert {row["intent_id"] for row in await self.evidence(NodeAuditKind.INTENT_USED)} == self.used
 
     async def restart(self) -> None:
         """The node's process ends and another begins."""
@@ -123,7 +160,8 @@ class Theft:
 
 
 @pytest.fixture
-async def theft(installation: Installation) -> AsyncIterator[Theft]:
+async def theft(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Theft]:
+    monkeypatch.setattr(audit_sender, "GATHER_S", 0.05)
     async with RogueGateway(installation.stolen()) as rogue:
         node = await installation.enroll("n-1", endpoints=(rogue.endpoint,), protected=(NOOP,))
         pin_owner(node.folder.owner_pin, PIN)
@@ -133,6 +171,7 @@ async def theft(installation: Installation) -> AsyncIterator[Theft]:
         people = [theft.grant(ADA, "ada"), theft.grant(BEN, "ben")]
         await theft.tell(owners=theft.owners, policy=theft.policy(rule(WORK)), role_grants=people)
         yield theft
+        await theft.look()
 
 
 async def test_what_people_signed_runs_once(theft: Theft) -> None:
@@ -167,9 +206,10 @@ async def test_words_that_it_forges_stand_in_the_nodes_audit(theft: Theft) -> No
     forged = theft.grant(STRANGER, "eve", owner=STRANGER)
     for _ in range(3):
         await theft.tell(policy=theft.policy(rule("*", 1, ["viewer"]), version=9, owner=STRANGER), role_grants=[forged])
-    refused = await theft.audited(NodeAuditKind.PEOPLE_REFUSED)
+    await theft.wipe()
+    refused = await theft.evidence(NodeAuditKind.PEOPLE_REFUSED)
     assert [(row["reason"], row["count"]) for row in refused] == [("WRONG_SIGNER", 1), ("WRONG_SIGNER", 5)]
-    (taken,) = await theft.audited(NodeAuditKind.PEOPLE_TAKEN)
+    (taken,) = await theft.evidence(NodeAuditKind.PEOPLE_TAKEN)
     assert (taken["owner"], taken["policy"], taken["roles"]) == (1, 1, 2)
 
 
