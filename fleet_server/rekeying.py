@@ -114,12 +114,12 @@ class Change:
             raise TrustSetupError(
                 "this database is kept under neither of these secret encryption keys: name the right one"
             )
-        await self._wait_replicas(
-            lambda keys: {old_id.hex(), new_id.hex()} <= set(keys),
-            "hold both keys: start them with the new one"
-            " as secret_encryption_key_file and the old one as secret_encryption_key_previous_file",
-        )
         if writing == old_id:
+            await self._wait_replicas(
+                lambda keys: {old_id.hex(), new_id.hex()} <= set(keys),
+                "hold both keys: start them with the new one"
+                " as secret_encryption_key_file and the old one as secret_encryption_key_previous_file",
+            )
             await self._write(self._begin)
         else:
             self._say("the new key writes already: going on")

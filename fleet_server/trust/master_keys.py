@@ -5,6 +5,8 @@ Mental model
     is the one that writes.
     A change names the new key here, in one transaction with the root of what outlives the key (see `secrets`). Every
     replica holds both keys, looks here every second or two, and tells in its heartbeat what it holds and writes.
+    Once the change has ended, whoever has the old key could mark rows that they wrote themselves: a replica gives it
+    up, whatever the settings name, and does not take it up again for anything that the database says.
 """
 
 from __future__ import annotations
@@ -69,9 +71,22 @@ class MasterKeys:
             )
         if before != key_id:
             log.info("secret_key_writes", key_id=key_id.hex())
+        self._give_up(last_change(conn), key_id)
         root = read_token_root(conn, self._secrets)
         if root is not None:
             self._secrets.adopt_token_root(root)
+
+    def _give_up(self, change: tuple[int, int] | None, key_id: bytes) -> None:
+        """Let go of the previous key once nothing is under it. Where the previous one writes, the next change is yet to
+        begin."""
+        held = self._secrets.key_ids
+        if change is None or not change[1] or len(held) == 1 or self._secrets.box.key_ids[0] != key_id:
+            return
+        self._secrets.give_up_others()
+        log.warning(
+            "previous_secret_key_given_up",
+            hint="the change has ended: remove secret_encryption_key_previous and its _file, and destroy that key",
+        )
 
 
 def writing_key_id(conn: Connection) -> bytes | None:

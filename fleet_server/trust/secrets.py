@@ -5,8 +5,9 @@ server. Nothing uses it directly: HKDF-SHA256 (RFC 5869) derives a key for each 
 played against each other.
 
 While the master key is being changed there are two. Both open and verify; one of them writes, the same on every replica
-(`master_keys`). Keys behind what left the server (tokens, api_keys, ids) outlive the master key: their root is sealed
-under the new one, or every node and operator would need new credentials.
+(`master_keys`). Once the change has ended the old one counts for nothing, also where it is still configured.
+Keys behind what left the server (tokens, api_keys, ids) outlive the master key: their root is sealed under the new one,
+or every node and operator would need new credentials.
 """
 
 from __future__ import annotations
@@ -90,12 +91,14 @@ def make_key_file(path: Path) -> Secret[bytes]:
 
 
 class Turn:
-    """Which of the keys that are held writes; shared by everything that comes from one `Secrets`."""
+    """Which of the keys that are held writes, and whether the others still count; shared by everything that comes from
+    one `Secrets`."""
 
-    __slots__ = ("writes",)
+    __slots__ = ("alone", "writes")
 
     def __init__(self) -> None:
         self.writes = 0
+        self.alone = False
 
 
 class SecretBox:
@@ -137,8 +140,9 @@ class SecretBox:
         if len(sealed) < _HEADER_BYTES or sealed[:1] != _FORMAT:
             raise SealError(f"{row} does not hold a sealed value: restore the row from a backup")
         header = sealed[:_HEADER_BYTES]
-        key = self._keys.get(sealed_under(sealed))
-        if key is None:
+        key_id = sealed_under(sealed)
+        key = self._keys.get(key_id)
+        if key is None or (self._turn.alone and key_id != self._key_ids[self._turn.writes]):
             raise SealError(
                 f"{row} was sealed under another secret encryption key:"
                 " start the server with the FLEET_SECRET_ENCRYPTION_KEY that this database was made with"
@@ -192,6 +196,8 @@ class RowMac:
 
     def verify_framed(self, mac: bytes, framed: bytes) -> bool:
         """`verify`, for who has framed the fields already."""
+        if self._turn.alone:
+            return hmac.compare_digest(mac, self._macs[self._turn.writes].digest(framed))
         return any(hmac.compare_digest(mac, each.digest(framed)) for each in self._macs)
 
 
@@ -216,14 +222,20 @@ class Secrets:
     def key_ids(self) -> tuple[bytes, ...]:
         """Ids of the master keys that are held, 8 bytes each, the one that writes first."""
         ids = self.box.key_ids
+        if self._turn.alone:
+            return (ids[self._turn.writes],)
         return (ids[self._turn.writes], *ids[: self._turn.writes], *ids[self._turn.writes + 1 :])
 
     def write_under(self, key_id: bytes) -> bool:
-        """Seal and mark under that key from now on; False when it is not held."""
-        if key_id not in self.box.key_ids:
+        """Seal and mark under that key from now on; False when it is not held, or was given up."""
+        if key_id not in self.key_ids:
             return False
         self._turn.writes = self.box.key_ids.index(key_id)
         return True
+
+    def give_up_others(self) -> None:
+        """Nothing under another key than the one that writes counts any more, for as long as this process lives."""
+        self._turn.alone = True
 
     def row_mac(self, table: str) -> RowMac:
         """The MAC of one table."""

@@ -22,7 +22,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.rekeying import Change
 from fleet_server.trust import master_keys
 from fleet_server.trust.keyring import TrustSetupError
-from fleet_server.trust.secrets import Secrets, make_key_file, read_key_file
+from fleet_server.trust.secrets import SealError, Secrets, make_key_file, read_key_file
 from tests.integration.installation import Installation, Template, server_settings
 from tests.integration.waiting import eventually
 
@@ -304,3 +304,69 @@ def test_secrets_of_two_keys_open_under_both_and_write_under_one() -> None:
     assert both.key_ids == (old.key_ids[0], Secrets(second).key_ids[0])
     assert not both.write_under(b"another!")
     assert both.derive("operator-token") == old.derive("operator-token")
+
+
+def test_a_key_that_was_given_up_opens_marks_and_verifies_nothing_again() -> None:
+    first, second = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
+    both, old, new = Secrets(second, first), Secrets(first), Secrets(second)
+    sealed, mac = old.box.seal(b"x", row="r"), old.row_mac("nodes").compute("x")
+    marks = both.row_mac("nodes")
+    both.give_up_others()
+    with pytest.raises(SealError, match="another secret encryption key"):
+        both.box.unseal(sealed, row="r")
+    assert not marks.verify(mac, "x")
+    assert not both.row_mac("nodes").verify(mac, "x")
+    assert both.key_ids == new.key_ids
+    assert not both.write_under(old.key_ids[0])
+    assert both.write_under(new.key_ids[0])
+    assert marks.verify(new.row_mac("nodes").compute("x"), "x")
+    assert both.box.unseal(new.box.seal(b"y", row="r"), row="r") == b"y"
+
+
+async def test_what_is_marked_under_the_old_key_after_the_change_is_used_for_nothing(rekeyed: Rekeyed) -> None:
+    """The old key leaked, and whoever has it writes to the database; the settings still name it."""
+    database = Database(rekeyed.settings.resolved_database_url(), readers=1)
+    database.start()
+    leaked = Secrets(read_key_file(rekeyed.old_file))
+
+    def forge(tx: Transaction) -> None:
+        columns = "operator_id, name, role, token_sha256, created_at_ms, revoked_at_ms"
+        row = [*tx.conn.exec_driver_sql(f"SELECT {columns} FROM operators WHERE name = 'ben'").one()]
+        row[2] = "owner"
+        mac = leaked.row_mac("operators").compute(*row)
+        tx.conn.exec_driver_sql(sql(tx.conn, "UPDATE operators SET role = 'owner', mac = ? WHERE name = 'ben'"), (mac,))
+
+    async def bens_role() -> str:
+        found = await rekeyed.owner.ask("ListOperators", admin_pb2.ListOperatorsRequest())
+        return next(str(each.role) for each in found.operators if each.name == "ben")
+
+    await rekeyed.change().run()
+    await rekeyed.server.master_keys.load()
+    await database.write(forge)
+    assert await bens_role() == "quarantined"
+    # Nor does it take the key up again because somebody says that it should.
+    await database.write(
+        lambda tx: tx.conn.exec_driver_sql(
+            sql(tx.conn, "UPDATE secret_key_state SET key_id = ?, done_at_ms = 0"), (leaked.key_ids[0],)
+        )
+    )
+    with pytest.raises(TrustSetupError):
+        await rekeyed.server.master_keys.load()
+    assert await bens_role() == "quarantined"
+    await database.close()
+
+
+async def test_the_next_change_begins_with_both_keys(rekeyed: Rekeyed) -> None:
+    await rekeyed.change().run()
+    third = rekeyed.folder / "third.key"
+    make_key_file(third)
+    await rekeyed.restart(secret_encryption_key_file=third, secret_encryption_key_previous_file=rekeyed.new_file)
+    rekeyed.old_file, rekeyed.new_file = rekeyed.new_file, third
+    assert (await rekeyed.change().run()).refused == ()
+    assert succeeded(await rekeyed.owner.run("n-1")) == 1
+
+
+async def test_a_run_after_the_end_finds_nothing_to_do(rekeyed: Rekeyed) -> None:
+    await rekeyed.change().run()
+    again = await rekeyed.change().run()
+    assert (again.done, again.refused) == (0, ())
