@@ -274,16 +274,6 @@ async def test_the_wrong_secret_key_is_named_at_load(trust: TrustService, databa
         await other.load()
 
 
-async def test_a_database_dump_holds_no_private_key(trust: TrustService, database: Database) -> None:
-    private = trust.authority.private_bytes()
-
-    def dump(tx: Transaction) -> bytes:
-        rows = [*tx.conn.exec_driver_sql("SELECT sealed_private FROM cluster_authorities")]
-        return b"".join(bytes(row[0]) for row in rows)
-
-    assert private not in await database.write(dump)
-
-
 async def test_a_database_without_the_cluster_or_with_another_says_what_to_do(
     database: Database, clock: MockClock
 ) -> None:
