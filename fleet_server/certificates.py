@@ -33,6 +33,8 @@ from fleet.tls_certificates import CertifiedKey
 log = get_logger(__name__)
 
 OUTSIDE_FILE = "outside.pem"
+ENDS_SOON = dt.timedelta(days=30)
+"""An own certificate is replaced before; a CA, and a certificate from outside, a person has to replace."""
 _CERTIFICATES = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.+?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
 _ROUNDS = 16
@@ -76,6 +78,7 @@ class ServerCertificates:
         self._current: CertifiedKey | None = None
         self._shown: list[bytes] = []
         self._roots = b""
+        self._looked_on: dt.date | None = None
         self._told = ""
 
     def take(self, served: ServedTls) -> None:
@@ -132,9 +135,18 @@ class ServerCertificates:
         return grpc.dynamic_ssl_server_credentials(first, fetch, mutual)  # type: ignore[arg-type]
 
     def look(self) -> None:
-        """See whether there is another `outside.pem`."""
-        if self._served is not None:
-            self._choose()
+        """See whether there is another `outside.pem`; the log tells once a day what ends soon."""
+        if self._served is None:
+            return
+        self._choose()
+        now, today = self._now(), self._now().date()
+        if today == self._looked_on:
+            return
+        self._looked_on = today
+        for what, der in (("TLS CA", self._served.active_der), ("certificate", self.leaf_der)):
+            if _ends(der) - now < ENDS_SOON:
+                sha256, until = certificate_sha256(der).hex(), _ends(der).isoformat()
+                log.warning("certificate_ends_soon", what=what, sha256=sha256, until=until)
 
     @property
     def _known(self) -> ServedTls:

@@ -34,6 +34,7 @@ _ROLLOUT_COLUMNS = [
     Column("STILL LACK IT", spare=1),
 ]
 _ID_CHARS = 16
+_ENDS_SOON_MS = 90 * 24 * 3600 * 1000
 
 
 @click.group(cls=Noun)
@@ -54,7 +55,7 @@ def list_cas(invocation: Invocation) -> None:
     if invocation.wants_json:
         invocation.emit_message(answer, [])
         return
-    invocation.emit_table(_CA_COLUMNS, [_row(ca) for ca in answer.cas])
+    invocation.emit_table(_CA_COLUMNS, [_row(ca, invocation.now_ms()) for ca in answer.cas])
 
 
 @tls.command("rollout", example="fleetctl tls rollout")
@@ -204,10 +205,11 @@ def _emit_ca(invocation: Invocation, answer: Message, ca: admin_pb2.TlsCaView) -
     invocation.emit_message(answer, shown)
 
 
-def _row(ca: admin_pb2.TlsCaView) -> list[Cell]:
+def _row(ca: admin_pb2.TlsCaView, now_ms: int) -> list[Cell]:
     from fleet_server.cli.views import moment_text
 
-    ends = moment_text(ca.not_after_ms)
+    soon = ca.not_after_ms - now_ms < _ENDS_SOON_MS
+    ends = Styled(moment_text(ca.not_after_ms), "yellow" if soon else None)
     return [
         ca.sha256.hex()[:_ID_CHARS],
         _phase(ca),

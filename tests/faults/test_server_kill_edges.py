@@ -165,3 +165,36 @@ async def test_a_rotation_of_all_credentials(mortal: MortalServer, edge: str) ->
 
     assert await killed_at_every_commit(mortal, edge, ready, rotate) >= 4  # order, keys, session, stream
     assert_each_ran_once(node, commands)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_step_of_the_tls_ca(mortal: MortalServer, edge: str) -> None:
+    (node,) = await mortal.add_nodes(1)
+    made: list[bytes] = []
+
+    async def listed() -> admin_pb2.ListTlsCasResponse:
+        return await mortal.owner.ask("ListTlsCas", admin_pb2.ListTlsCasRequest())
+
+    async def complete() -> bool:
+        return [far.complete for far in (await listed()).rollouts][-1:] == [True]
+
+    async def prepared(number: int) -> None:
+        await node.wait_live(number)
+        for ca in (await listed()).cas:
+            if ca.phase == admin_pb2.TLS_CA_PHASE_OUTGOING:
+                await eventually(complete, "the node trusts the one of now")
+                await mortal.owner.ask("RetireTlsCa", admin_pb2.RetireTlsCaRequest(ca=ca.sha256.hex()))
+        made.append((await mortal.owner.ask("PrepareTlsCa", admin_pb2.PrepareTlsCaRequest())).ca.sha256)
+        await eventually(complete, "the node trusts the next one")
+        mortal.log_in()  # this operator trusts both
+
+    async def activate(number: int) -> None:
+        request = admin_pb2.ActivateTlsCaRequest(ca=made[-1].hex())
+        await eventually(lambda: mortal.owner.ask("ActivateTlsCa", request), "an answer")
+
+    assert await killed_at_every_commit(mortal, edge, prepared, activate) >= 1
+    assert {ca.sha256: ca.phase for ca in (await listed()).cas}[made[-1]] == admin_pb2.TLS_CA_PHASE_ACTIVE
+    activated = [row.subject for row in await mortal.owner.audit("tls_ca.activated")]
+    assert activated == [sha256.hex() for sha256 in made], "each of them once"
+    (view,) = await mortal.owner.run("*")
+    assert view.state == SUCCEEDED

@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from fleet import tls, tls_certificates
 from fleet.errors import Reason, Refusal
-from fleet.v1 import admin_pb2, command_pb2
+from fleet.v1 import admin_pb2, command_pb2, installation_pb2_grpc, trust_pb2
 from fleet_server.certificates import ServedTls
 from tests.integration.command_line import Fleetctl
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
@@ -306,6 +307,19 @@ async def test_fleetctl_follows_and_shows_its_token_to_nobody_else(installation:
     code, _, err = await fleetctl("nodes", "list")
     assert code != 0
     assert "certificate" in err
+
+
+async def test_the_operators_listener_hands_the_chain_to_strangers_and_nothing_else(
+    installation: Installation,
+) -> None:
+    trust = installation.server.trust
+    credentials = grpc.ssl_channel_credentials(installation.ca_pem)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{installation.admin_port}", credentials) as channel:
+        stub = installation_pb2_grpc.InstallationStub(channel)
+        answer = await stub.GetTrustChain(trust_pb2.GetTrustChainRequest(cluster_id=trust.cluster_id))
+        assert answer.bundles[-1].statement == trust.bundle.signed.statement
+        with pytest.raises(grpc.aio.AioRpcError, match="does not serve that cluster"):
+            await stub.GetTrustChain(trust_pb2.GetTrustChainRequest(cluster_id="another"))
 
 
 def served(installation: Installation) -> ServedTls:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from fleet import tls, tls_certificates
 from fleet.tls import certificate_sha256
@@ -149,6 +150,27 @@ def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_
 
     certificates.take(served(ca, now))
     assert certificates.leaf_der not in (theirs.certificate_der, renewed.certificate_der)
+
+
+def test_the_log_tells_once_a_day_what_a_person_has_to_replace(
+    certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, clock: MockClock
+) -> None:
+    outside = tls.make_ca("outside", now)
+    put(folder, tls.make_leaf(outside, HOSTS, now, days=31))
+    certificates.take(served(ca, now, outside))
+
+    def told() -> list[str]:
+        with capture_logs() as logs:
+            certificates.look()
+            certificates.look()
+        return [line["event"] for line in logs]
+
+    assert told() == []
+    clock.step_wall(2 * DAY_S)
+    assert told() == ["certificate_ends_soon"]
+    assert told() == []
+    clock.step_wall(DAY_S)
+    assert told() == ["certificate_ends_soon"]
 
 
 @pytest.mark.parametrize("fault", ["none", "open", "damaged", "of another CA", "for another host", "ended", "no key"])
