@@ -169,7 +169,7 @@ class OperatorService:
             everyone = self._store.all(tx.conn, lock=True)
             operator = next((each for each in everyone if name in (each.name, each.operator_id)), None)
             if operator is None:
-                raise Refusal(Reason.NOT_FOUND, f"no operator is called {name[:80]!r}: see `fleetctl operators list`")
+                raise _no_operator(name)
             if operator.revoked_at_ms:
                 return operator
             if operator.is_owner and not may_end_owners:
@@ -183,6 +183,49 @@ class OperatorService:
             return revoked or operator
 
         return await self._database.write(work)
+
+    async def rotate_token(
+        self, caller: Caller, name: str, *, may_rotate_owners: bool = True
+    ) -> tuple[Operator, Secret[str]]:
+        """Give an operator a new token, which is never shown again, and end the one before at once.
+
+        Args:
+            caller: who asks: everybody for themselves, owners for others.
+            name: of the operator, or its id.
+            may_rotate_owners: whether it may be another owner's.
+
+        Raises:
+            Refusal: NOT_FOUND, PERMISSION_DENIED, or it was revoked (CONFLICT).
+        """
+        token = self._new_token()
+
+        def work(tx: Transaction) -> Operator | Refusal:
+            everyone = self._store.all(tx.conn, lock=True)
+            operator = next((each for each in everyone if name in (each.name, each.operator_id)), None)
+            own = operator is not None and operator.operator_id == caller.operator_id
+            try:
+                if not own:
+                    rules.authorise(caller.role, Role.OWNER, "another operator's token")
+                if operator is None:
+                    raise _no_operator(name)
+                if not operator.intact or operator.revoked_at_ms:
+                    raise Refusal(Reason.CONFLICT, "this operator was revoked: create another one, with a new name")
+                if operator.is_owner and not own and not may_rotate_owners:
+                    raise Refusal(Reason.PERMISSION_DENIED, "only a platform admin ends an owner's token: ask one")
+            except Refusal as refusal:
+                return refusal
+            self._store.give_token(tx.conn, operator, _hash(token.reveal()))
+            detail = {"own": own}
+            self._audit.append(
+                tx, AuditKind.OPERATOR_TOKEN_ROTATED, actor=caller.name, subject=operator.name, detail=detail
+            )
+            tx.after_commit(self._cache.clear)
+            return operator
+
+        rotated = await self._database.write(work)
+        if isinstance(rotated, Refusal):
+            raise rotated
+        return rotated, token
 
     async def run(self) -> None:
         """Write the record of calls every few seconds."""
@@ -289,6 +332,10 @@ def _by_operator(counted: Mapping[tuple[str, str], int]) -> dict[str, dict[str, 
 
 def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
+
+
+def _no_operator(name: str) -> Refusal:
+    return Refusal(Reason.NOT_FOUND, f"no operator is called {name[:80]!r}: see `fleetctl operators list`")
 
 
 def _unknown() -> Refusal:

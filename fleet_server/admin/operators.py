@@ -54,3 +54,13 @@ class OperatorsApi:
         may_end_owners = await self._installation.is_platform_admin(caller.operator_id)
         operator = await self._operators.revoke(caller.name, request.operator, may_end_owners=may_end_owners)
         return admin_pb2.RevokeOperatorResponse(operator=operator_view(operator))
+
+    async def rotate_token(
+        self, caller: Caller, request: admin_pb2.RotateOperatorTokenRequest
+    ) -> admin_pb2.RotateOperatorTokenResponse:
+        """A new token for an operator; it is in this answer and nowhere else."""
+        may_owners = await self._installation.is_platform_admin(caller.operator_id)
+        operator, token = await self._operators.rotate_token(caller, request.operator, may_rotate_owners=may_owners)
+        return admin_pb2.RotateOperatorTokenResponse(
+            operator=operator_view(operator), token=token.reveal(), own=operator.operator_id == caller.operator_id
+        )

@@ -81,6 +81,7 @@ class Admin:
             "CreateOperator": rooms.operators.create,
             "ListOperators": rooms.operators.list_operators,
             "RevokeOperator": rooms.operators.revoke,
+            "RotateOperatorToken": rooms.operators.rotate_token,
             "CreateJoinToken": rooms.enrollment.create_token,
             "ListJoinTokens": rooms.enrollment.list_tokens,
             "RevokeJoinToken": rooms.enrollment.revoke_token,

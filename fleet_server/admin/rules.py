@@ -36,6 +36,7 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "CreateOperator": Role.OWNER,
     "ListOperators": Role.OWNER,
     "RevokeOperator": Role.OWNER,
+    "RotateOperatorToken": Role.VIEWER,  # one's own; OperatorService.rotate_token looks whose
     "CreateJoinToken": Role.OPERATOR,
     "ListJoinTokens": Role.VIEWER,
     "RevokeJoinToken": Role.OPERATOR,

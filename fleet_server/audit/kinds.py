@@ -38,6 +38,7 @@ class AuditKind(StrEnum):
     # Operators
     OPERATOR_CREATED = "operator.created"
     OPERATOR_REVOKED = "operator.revoked"
+    OPERATOR_TOKEN_ROTATED = "operator.token_rotated"
     OPERATOR_QUARANTINED = "operator.quarantined"
     OPERATOR_REFUSED = "operator.refused"
     OPERATOR_CALLED = "operator.called"

@@ -36,6 +36,7 @@ JSON_OF_VERB = {
     "operators create": "CreateOperatorResponse",
     "operators list": "array of OperatorView",
     "operators revoke": "OperatorView",
+    "operators rotate-token": "RotateOperatorTokenResponse",
     "operator keygen": "`{file, public_key, sha256}`",
     "operator enroll": "OperatorKeyView",
     "operator list": "array of OperatorKeyView, each with `grants`: array of `{name, role, not_after}`",

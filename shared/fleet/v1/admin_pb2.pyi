@@ -330,6 +330,60 @@ class RevokeOperatorResponse(_message.Message):
 Global___RevokeOperatorResponse: _TypeAlias = RevokeOperatorResponse  # noqa: Y015
 
 @_typing.final
+class RotateOperatorTokenRequest(_message.Message):
+    """RotateOperatorTokenRequest names the operator by id or name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    operator: _builtins.str
+    """Id or name."""
+    def __init__(
+        self,
+        *,
+        operator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateOperatorTokenRequest: _TypeAlias = RotateOperatorTokenRequest  # noqa: Y015
+
+@_typing.final
+class RotateOperatorTokenResponse(_message.Message):
+    """RotateOperatorTokenResponse shows the new token once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """Token text."""
+    own: _builtins.bool
+    """Whether it is the caller."""
+    @_builtins.property
+    def operator(self) -> Global___OperatorView:
+        """The operator."""
+
+    def __init__(
+        self,
+        *,
+        operator: Global___OperatorView | None = ...,
+        token: _builtins.str = ...,
+        own: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator", "own", b"own", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateOperatorTokenResponse: _TypeAlias = RotateOperatorTokenResponse  # noqa: Y015
+
+@_typing.final
 class JoinTokenView(_message.Message):
     """JoinTokenView is a token without its secret."""
 

@@ -55,6 +55,11 @@ class AdminStub:
                 request_serializer=fleet_dot_v1_dot_admin__pb2.RevokeOperatorRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeOperatorResponse.FromString,
                 _registered_method=True)
+        self.RotateOperatorToken = channel.unary_unary(
+                '/fleet.v1.Admin/RotateOperatorToken',
+                request_serializer=fleet_dot_v1_dot_admin__pb2.RotateOperatorTokenRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__pb2.RotateOperatorTokenResponse.FromString,
+                _registered_method=True)
         self.CreateJoinToken = channel.unary_unary(
                 '/fleet.v1.Admin/CreateJoinToken',
                 request_serializer=fleet_dot_v1_dot_admin__pb2.CreateJoinTokenRequest.SerializeToString,
@@ -329,6 +334,14 @@ class AdminServicer:
 
     def RevokeOperator(self, request, context):
         """RevokeOperator ends an operator's token at once (owner).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateOperatorToken(self, request, context):
+        """RotateOperatorToken gives an operator a new token, shown once, and ends the one before at once (viewer for one's
+        own, owner for another's, a platform admin for another owner's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -700,6 +713,11 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeOperatorRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.RevokeOperatorResponse.SerializeToString,
             ),
+            'RotateOperatorToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateOperatorToken,
+                    request_deserializer=fleet_dot_v1_dot_admin__pb2.RotateOperatorTokenRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__pb2.RotateOperatorTokenResponse.SerializeToString,
+            ),
             'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJoinToken,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.CreateJoinTokenRequest.FromString,
@@ -1055,6 +1073,33 @@ class Admin:
             '/fleet.v1.Admin/RevokeOperator',
             fleet_dot_v1_dot_admin__pb2.RevokeOperatorRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.RevokeOperatorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateOperatorToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RotateOperatorToken',
+            fleet_dot_v1_dot_admin__pb2.RotateOperatorTokenRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__pb2.RotateOperatorTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class AdminStub:
     """ListOperators lists operators (owner)."""
     RevokeOperator: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeOperatorRequest, _admin_pb2.RevokeOperatorResponse]
     """RevokeOperator ends an operator's token at once (owner)."""
+    RotateOperatorToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateOperatorTokenRequest, _admin_pb2.RotateOperatorTokenResponse]
+    """RotateOperatorToken gives an operator a new token, shown once, and ends the one before at once (viewer for one's
+    own, owner for another's, a platform admin for another owner's).
+    """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateJoinTokenRequest, _admin_pb2.CreateJoinTokenResponse]
     """CreateJoinToken makes a join token; its text is shown once (operator)."""
     ListJoinTokens: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListJoinTokensRequest, _admin_pb2.ListJoinTokensResponse]
@@ -153,6 +157,10 @@ class AdminAsyncStub(AdminStub):
     """ListOperators lists operators (owner)."""
     RevokeOperator: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeOperatorRequest, _admin_pb2.RevokeOperatorResponse]  # type: ignore[assignment]
     """RevokeOperator ends an operator's token at once (owner)."""
+    RotateOperatorToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateOperatorTokenRequest, _admin_pb2.RotateOperatorTokenResponse]  # type: ignore[assignment]
+    """RotateOperatorToken gives an operator a new token, shown once, and ends the one before at once (viewer for one's
+    own, owner for another's, a platform admin for another owner's).
+    """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateJoinTokenRequest, _admin_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """CreateJoinToken makes a join token; its text is shown once (operator)."""
     ListJoinTokens: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListJoinTokensRequest, _admin_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
@@ -286,6 +294,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RevokeOperatorResponse, _abc.Awaitable[_admin_pb2.RevokeOperatorResponse]]:
         """RevokeOperator ends an operator's token at once (owner)."""
+
+    @_abc_1.abstractmethod
+    def RotateOperatorToken(
+        self,
+        request: _admin_pb2.RotateOperatorTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RotateOperatorTokenResponse, _abc.Awaitable[_admin_pb2.RotateOperatorTokenResponse]]:
+        """RotateOperatorToken gives an operator a new token, shown once, and ends the one before at once (viewer for one's
+        own, owner for another's, a platform admin for another owner's).
+        """
 
     @_abc_1.abstractmethod
     def CreateJoinToken(

@@ -14,8 +14,9 @@ from fleet.errors import Reason, Refusal
 from fleet.secrets import Secret
 from fleet.v1 import admin_pb2
 from fleet_server.admin import rules
-from fleet_server.admin.access import OperatorService
+from fleet_server.admin.access import Caller, OperatorService
 from fleet_server.admin.rules import Role
+from fleet_server.admin.store import Operator
 from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
@@ -85,6 +86,51 @@ async def test_an_invented_token_costs_no_query(access: OperatorService, databas
     for invented in ("fop1." + "A" * 64, token.reveal()[:-1] + ("A" if token.reveal()[-1] != "A" else "B")):
         assert (await _refused(access, invented, "WhoAmI")).reason is Reason.UNAUTHENTICATED
     assert (await _refused(access, token.reveal(), "WhoAmI")).reason is Reason.UNAVAILABLE
+
+
+async def test_a_rotated_token_ends_at_once_and_the_new_one_is_the_same_operators(
+    access: OperatorService, audit: AuditService
+) -> None:
+    await access.create("init", "own", "owner")
+    ada, before = await access.create("init", "ada", "viewer")
+    caller = await access.authorise(before.reveal(), "RotateOperatorToken")
+    _, after = await access.rotate_token(caller, "ada")
+    assert (await _refused(access, before.reveal(), "WhoAmI")).reason is Reason.UNAUTHENTICATED
+    again = await access.authorise(after.reveal(), "WhoAmI")
+    assert again == caller
+    owner = Caller("own", Role.OWNER, "op-own")
+    _, third = await access.rotate_token(owner, ada.operator_id)
+    assert (await _refused(access, after.reveal(), "WhoAmI")).reason is Reason.UNAUTHENTICATED
+    assert (await access.authorise(third.reveal(), "WhoAmI")).operator_id == ada.operator_id
+    rows = [row for row in (await audit.page(AuditCursor())).rows if row.kind == "operator.token_rotated"]
+    assert [(row.actor, row.subject, row.detail) for row in rows] == [
+        ("ada", "ada", b'{"own":true}'),
+        ("own", "ada", b'{"own":false}'),
+    ]
+
+
+async def test_whose_token_may_not_be_rotated(access: OperatorService) -> None:
+    for name, role in (("own", "owner"), ("other", "owner"), ("ada", "release"), ("gone", "viewer")):
+        await access.create("init", name, role)
+    await access.revoke("own", "gone")
+    owner, ada = _callers(await access.all(), "own", "ada")
+    for caller, name, may, reason in (
+        (ada, "own", True, Reason.PERMISSION_DENIED),
+        (ada, "gone", True, Reason.PERMISSION_DENIED),
+        (ada, "nobody", True, Reason.PERMISSION_DENIED),
+        (owner, "nobody", True, Reason.NOT_FOUND),
+        (owner, "gone", True, Reason.CONFLICT),
+        (owner, "other", False, Reason.PERMISSION_DENIED),
+    ):
+        with pytest.raises(Refusal) as caught:
+            await access.rotate_token(caller, name, may_rotate_owners=may)
+        assert caught.value.reason is reason, name
+    await access.rotate_token(owner, "own", may_rotate_owners=False)
+
+
+def _callers(everyone: list[Operator], *names: str) -> list[Caller]:
+    found = {each.name: Caller(each.name, each.role, each.operator_id) for each in everyone}
+    return [found[name] for name in names]
 
 
 async def test_a_revoked_token_opens_nothing_at_once(access: OperatorService) -> None:

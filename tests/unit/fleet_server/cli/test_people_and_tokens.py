@@ -122,6 +122,23 @@ def test_operators_are_listed_and_revoked(ctl: Fleetctl) -> None:
     assert "REVOKED" in ctl.run("operators", "revoke", "old", "--yes").stdout
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_token_is_replaced_and_ones_own_kept_in_the_profile(ctl: Fleetctl, tmp_path: Path, own: bool) -> None:
+    ctl.fake.answers["RotateOperatorToken"] = admin_pb2.RotateOperatorTokenResponse(
+        operator=operator(), token="fop1.fresh", own=own
+    )
+    assert ctl.run("operators", "rotate-token", "grace").exit_code == 2, "nobody is there to ask"
+    assert ctl.fake.requests("RotateOperatorToken") == []
+    file = tmp_path / "grace.token"
+    result = ctl.run("operators", "rotate-token", "grace", "--yes", "--output-file", str(file))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("fop1.fresh\n", 0o600)
+    assert (ctl.profile.load().contexts["default"].token == "fop1.fresh") is own
+    assert ctl.run("operators", "rotate-token", "grace", "--yes", "--output-file", str(file)).exit_code == 2
+    assert len(ctl.fake.requests("RotateOperatorToken")) == 1, "and no token ends whose successor has nowhere to go"
+    assert ctl.json("operators", "rotate-token", "grace", "--yes")["token"] == "fop1.fresh"
+
+
 def test_a_join_token_says_what_it_trusts(ctl: Fleetctl) -> None:
     ctl.fake.answers["CreateJoinToken"] = join_token()
     result = ctl.run("join-token", "create", "--site", "berlin", "--ttl", "2h", "--uses", "3", "--auto-approve")
