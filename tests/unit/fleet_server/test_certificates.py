@@ -155,8 +155,8 @@ def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_
 def test_the_log_tells_once_a_day_what_a_person_has_to_replace(
     certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, clock: MockClock
 ) -> None:
-    outside = tls.make_ca("outside", now)
-    put(folder, tls.make_leaf(outside, HOSTS, now, days=31))
+    outside = tls_certificates.make_ca("outside", now)
+    put(folder, tls_certificates.make_leaf(outside, HOSTS, now, days=31))
     certificates.take(served(ca, now, outside))
 
     def told() -> list[str]:
