@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
@@ -21,7 +22,7 @@ from fleet.envelope import Domain, EnvelopeError
 from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.identity import NodeKeys, has_node_keys, load_node_keys, store_node_keys
 from fleet.secrets import Secret
-from fleet.v1 import enrollment_pb2
+from fleet.v1 import enrollment_pb2, trust_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import (
     BundleFile,
@@ -180,7 +181,9 @@ class EnrollmentService:
             while True:
                 answer = await self._ask(line, lambda caller: caller.get_bootstrap(_poll(pending, keys)))
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_APPROVED:
-                    return self._become_member(pending, keys, answer)
+                    whole_chain = partial(_whole_chain, cluster_id=pending.cluster_id, answer=answer)
+                    chain = await self._ask(line, whole_chain)
+                    return self._become_member(pending, keys, answer.bootstrap, chain)
                 if answer.state == enrollment_pb2.ENROLLMENT_STATE_REJECTED:
                     # Nobody signed this: whoever terminates TLS could say it. So the enrollment stands, and asking
                     # again asks the same; a new token begins another.
@@ -219,15 +222,17 @@ class EnrollmentService:
                 await self._clock.sleep(delay_s)
 
     def _become_member(
-        self, pending: PendingEnrollment, keys: NodeKeys, answer: enrollment_pb2.GetBootstrapResponse
+        self,
+        pending: PendingEnrollment,
+        keys: NodeKeys,
+        bootstrap: trust_pb2.Signed,
+        chain: Sequence[trust_pb2.Signed],
     ) -> Membership:
         try:
             # From the token's authority on: it may have been rotated since the token was made.
-            links = trust_chain.from_pin(
-                answer.bundle_chain, cluster_id=pending.cluster_id, authority_key=pending.authority_key
-            )
+            links = trust_chain.from_pin(chain, cluster_id=pending.cluster_id, authority_key=pending.authority_key)
             signers = trust_chain.authorities(links)
-            raw = envelope.verify(answer.bootstrap, domain=Domain.BOOTSTRAP, keys=signers)
+            raw = envelope.verify(bootstrap, domain=Domain.BOOTSTRAP, keys=signers)
         except (trust.TrustError, EnvelopeError) as error:
             raise EnrollmentError(
                 "the bootstrap is not signed by the authority that the join token pinned, or one that followed it"
@@ -272,6 +277,24 @@ class EnrollmentService:
         save_membership(self._folder.membership, membership)
         self._folder.enrollment.unlink(missing_ok=True)
         return membership
+
+
+async def _whole_chain(
+    caller: GatewayCaller, cluster_id: str, answer: enrollment_pb2.GetBootstrapResponse
+) -> Sequence[trust_pb2.Signed]:
+    """The chain of a bootstrap, with what did not fit beside it. Nothing in it is verified yet."""
+    chain = list(answer.bundle_chain)
+    if answer.more_bundles:
+        asked = trust_pb2.GetTrustChainRequest(cluster_id=cluster_id)
+        if chain:
+            try:
+                last = trust.claimed(chain[-1])
+            except trust.TrustError:
+                return chain  # who judges it says what is wrong
+            asked.from_generation, asked.from_number = last.generation, last.number
+        async for part in caller.trust_chain(asked):
+            chain += part
+    return chain
 
 
 class _Line:

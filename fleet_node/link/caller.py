@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
-from fleet import status, tls
+from fleet import status, tls, trust
 from fleet.errors import Reason, Refusal
 from fleet.transport import FIXED_WINDOW
 from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
@@ -109,6 +109,29 @@ class GatewayCaller:
         """Ask for the bundles after the one that is held."""
         return await self._checked(self._stub.GetTrustChain(request, timeout=_CALL_TIMEOUT_S))
 
+    async def trust_chain(self, request: trust_pb2.GetTrustChainRequest) -> AsyncIterator[Sequence[trust_pb2.Signed]]:
+        """What `get_trust_chain` answers, part by part, each asked for from the last link before it. Ends where the
+        chain does, where it leads no further, or where it is longer than a node may keep.
+
+        Raises:
+            Refusal: as the server says.
+        """
+        asked, left_bytes = trust_pb2.GetTrustChainRequest(), trust.MAX_KEPT_BYTES
+        asked.CopyFrom(request)
+        while True:
+            answer = await self.get_trust_chain(asked)
+            left_bytes -= answer.ByteSize()
+            if not answer.bundles or left_bytes < 0:
+                return
+            yield answer.bundles
+            try:
+                last = trust.claimed(answer.bundles[-1])
+            except trust.TrustError:
+                return
+            if not answer.more or (last.generation, last.number) <= (asked.from_generation, asked.from_number):
+                return
+            asked.from_generation, asked.from_number = last.generation, last.number
+
     def connect(self, metadata: tuple[tuple[str, str], ...]) -> Stream:
         """Open the stream; it must be finished or cancelled (grpc/grpc#43462)."""
         call = self._stub.Connect(metadata=metadata)
@@ -200,7 +223,7 @@ async def unverified_chain(
         raise Refusal(Reason.UNAVAILABLE, f"cannot reach {endpoint} ({str(error) or type(error).__name__})") from error
     caller = GatewayCaller(endpoint, leaf, LeafCache(), certificate)
     try:
-        return (await caller.get_trust_chain(asked)).bundles
+        return [signed async for part in caller.trust_chain(asked) for signed in part]
     finally:
         await caller.close()
 

@@ -84,13 +84,14 @@ async def handshake(
     ).SerializeToString()
     proof = keys.identity.sign(Domain.HANDSHAKE, statement)
     answer = await caller.complete_handshake(session_pb2.CompleteHandshakeRequest(api_key=api_key, signed=proof))
-    if not _is_signed(answer, trust.state.authority_key):  # the authority may have been rotated in between
+    if not _is_signed(answer, trust.state.authority_key):  # rotated in between, or the chain did not fit
         generation, number = trust.state.version
         asked = trust_pb2.GetTrustChainRequest(
             cluster_id=membership.cluster_id, from_generation=generation, from_number=number
         )
         with contextlib.suppress(Refusal):  # without a chain the answer proves nothing, and that is said below
-            await trust.offer((await caller.get_trust_chain(asked)).bundles)
+            async for part in caller.trust_chain(asked):
+                await trust.offer(part)
     said = _verify_server(answer, proof, trust.state.authority_key)
     _meet(server_time, said.server_time_ms)
     try:

@@ -87,13 +87,14 @@ def _certificates(pem: str) -> list[str]:
 def _fetch_chain(context: Context) -> Sequence[trust_pb2.Signed]:
     import grpc
 
+    from fleet.trust import MAX_KEPT_BYTES
     from fleet.v1 import trust_pb2
     from fleet.v1.installation_pb2_grpc import InstallationStub
     from fleet_server.cli import server_certificate
     from fleet_server.cli.failures import explain
 
     leaf_pem = server_certificate.fetch_leaf(context.server)
-    options = [("grpc.use_local_subchannel_pool", 1)]
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", MAX_KEPT_BYTES)]
     with grpc.secure_channel(context.server, grpc.ssl_channel_credentials(leaf_pem), options=options) as channel:
         asked = trust_pb2.GetTrustChainRequest(cluster_id=context.cluster_id)
         try:

@@ -33,6 +33,7 @@ from fleet_server.observability.metrics import EnrollmentMetrics
 from fleet_server.sessions import proofs
 from fleet_server.sessions.admission import Admission
 from fleet_server.sessions.hello import check_reported
+from fleet_server.trust.bundles import part
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 from fleet_server.trust.succession import chain_behind
@@ -210,7 +211,9 @@ class EnrollmentService(Decisions):
         )
         if record.state == APPROVED:
             answer.bootstrap.MergeFromString(record.bootstrap)
-            answer.bundle_chain.extend(await chain_behind(self._trust, answer.bootstrap))
+            chain = await chain_behind(self._trust, answer.bootstrap)
+            answer.bundle_chain.extend(part(chain, answer.bootstrap.ByteSize()))
+            answer.more_bundles = len(answer.bundle_chain) < len(chain)
         return answer
 
     def checklist_of(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:

@@ -33,6 +33,7 @@ from fleet_server.sessions.refusals import RefusalLog
 from fleet_server.sessions.rotating import RotationService
 from fleet_server.sessions.standing import Standings, refuse_unless_active
 from fleet_server.sessions.store import ApiKeyStore, RotationStore, SessionRow
+from fleet_server.trust.bundles import part
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 
@@ -158,7 +159,7 @@ class HandshakeService:
                 expires_at_ms=self._clock.now_ms() + CHALLENGE_TTL_MS,
             )
             self._check_generation(held.generation)
-            chain = self._trust.bundle_chain_from(held.generation, held.number)
+            chain = part(self._trust.bundle_chain_from(held.generation, held.number))
         return session_pb2.BeginHandshakeResponse(
             challenge=challenge, valid_for_ms=CHALLENGE_TTL_MS, bundle_chain=chain
         )

@@ -148,7 +148,7 @@ class StreamRegistry:
 
     def _offer_bundle(self) -> None:
         for stream in self:
-            stream.send_bundle_if_older()
+            stream.bundles.offer()
 
     async def wait_empty(self) -> None:
         """Return once no stream is left."""

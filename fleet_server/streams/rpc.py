@@ -35,6 +35,7 @@ from fleet_server.streams import frames
 from fleet_server.streams.frames import BadFrame, FrameLimits
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.stream import Rooms, Stream
+from fleet_server.trust.bundles import part
 
 log = get_logger(__name__)
 
@@ -154,7 +155,9 @@ class Gateway:
         self._rooms.sessions.admission.admit_chain(address)
         # Who asks saw a signature that its own bundles do not explain: another replica may have published just now.
         held = request.from_generation, request.from_number
-        return trust_pb2.GetTrustChainResponse(bundles=await self._rooms.trust.fresh_chain(request.cluster_id, *held))
+        chain = await self._rooms.trust.fresh_chain(request.cluster_id, *held)
+        bundles = part(chain)
+        return trust_pb2.GetTrustChainResponse(bundles=bundles, more=len(bundles) < len(chain))
 
     async def _connect(self, _: object, context: Context) -> None:
         await self._boundary.call("Connect", context, self._serve(context))

@@ -21,7 +21,7 @@ from fleet.channel import ChannelError, server_end
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.boundary import incident
 from fleet_server.commands.service import CommandService
@@ -31,6 +31,7 @@ from fleet_server.sessions.claim import StreamClaim
 from fleet_server.sessions.service import SessionService
 from fleet_server.streams import frames, rules
 from fleet_server.streams.audit_lane import AuditLane
+from fleet_server.streams.bundle_lane import BundleLane
 from fleet_server.streams.command_lane import CommandLane
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.membership import Membership
@@ -103,6 +104,7 @@ class Stream:
         self._clock_offset_ms = 0
         self._turn = claim.turn
         self.pulse = Pulse(claim.session_expires_at_ms, claim.hello_body.bundle_version)
+        self.bundles = BundleLane(rooms.trust, self.pulse, self.send)
         self.commands = CommandLane(
             claim=claim,
             commands=rooms.commands,
@@ -134,7 +136,6 @@ class Stream:
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._certificate_from_s = 0.0  # monotonic: no certificate before
-        self._bundles_again = (0, 0), 0  # which bundle was sent for a refused statement, and how often
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
@@ -146,7 +147,7 @@ class Stream:
         """
         self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
-        self._send_bundle(self.pulse.bundle_version)
+        self.bundles.offer()
         turn = self._turn
         if turn.floor_at_ms or turn.audit_chain:  # it started over once: what lies behind it is told on every stream
             floor = self._rooms.trust.sign_floor(  # by the authority of the bundle that was just sent
@@ -236,10 +237,6 @@ class Stream:
         """Return once no report of this stream is being committed."""
         await self._reports.wait_idle()
 
-    def send_bundle_if_older(self) -> None:
-        """Offer the newest trust bundle to a node that holds an older one."""
-        self._send_bundle(self.pulse.bundle_version)
-
     def refresh_membership(self) -> None:
         """Something about the node changed: read its row again."""
         self._notices.put(self._refresh_membership)
@@ -317,7 +314,7 @@ class Stream:
         elif kind == "drained":
             notice(lambda: self.membership.drained(control.drained))
         elif kind == "bundle_applied":
-            self.pulse.bundle_version = control.bundle_applied.version
+            self.bundles.applied(control.bundle_applied)
             notice(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
         elif kind == "audit":
             self._audit.put(control.audit)
@@ -340,11 +337,7 @@ class Stream:
         self._reports.put(reports, size_bytes)
 
     def _take_statement_refused(self, refused: command_pb2.StatementRefused, size_bytes: int) -> None:
-        newest = self._rooms.trust.bundle.version
-        again = self._bundles_again[1] if self._bundles_again[0] == newest else 0
-        if again < rules.MAX_RESENDS:  # one that refuses on and reads nothing would be queued copies without end
-            self._bundles_again = newest, again + 1
-            self._send_bundle(refused.bundle_version)
+        self.bundles.refused(refused.bundle_version)
         self.commands.statement_refused(refused)
         self._notices.put(lambda: self._rooms.commands.record_statement_refused(self.node_id, refused), size_bytes)
 
@@ -387,13 +380,6 @@ class Stream:
         self._certificate_from_s = now + _CERTIFICATE_EVERY_S
         issued = await self._rooms.sessions.certificates.issue(self.node_id, request.public_key)
         self.send(gateway_pb2.ServerControl(certificate=issued))
-
-    def _send_bundle(self, held: session_pb2.BundleVersion) -> None:
-        self.pulse.bundle_version = held
-        newest = self._rooms.trust.bundle
-        if (held.generation, held.number) < newest.version:
-            chain = gateway_pb2.TrustBundles(bundles=self._rooms.trust.bundle_chain_from(held.generation, held.number))
-            self.send(gateway_pb2.ServerControl(trust_bundle=chain))
 
     def _failed(self, error: Exception) -> None:
         self.end(error if isinstance(error, Refusal) else incident("stream", error))

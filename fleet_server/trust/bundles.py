@@ -17,6 +17,9 @@ from fleet_server.trust import phases, rules, store
 from fleet_server.trust.endpoints import EndpointBoard
 from fleet_server.trust.keyring import Keyring, TrustSetupError, signed_bundle
 
+_MAX_PART_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""Nodes take messages of 4 MiB, as gRPC does unless it is told otherwise; a bundle has 2 MiB at most."""
+_FIELD_BYTES = 8
 _EXPIRED_KEPT_MS = 24 * 3600 * 1000
 """After its grace: until then a rollout may ask whether a node that was seen lately holds it."""
 
@@ -78,6 +81,21 @@ def chain_after(
     chain = [signed for generation, signed in steps if generation > version[0]]
     if not chain or chain[-1].statement != newest.signed.statement:
         chain.append(newest.signed)
+    return chain
+
+
+def part(chain: Sequence[trust_pb2.Signed], beside_bytes: int = 0) -> Sequence[trust_pb2.Signed]:
+    """The first links of a chain, as many as fit into one message: whoever asks again goes on from there.
+
+    Args:
+        chain: oldest first.
+        beside_bytes: of what else the message holds. Beside nothing at least one link fits.
+    """
+    room_bytes = _MAX_PART_BYTES - beside_bytes
+    for count, signed in enumerate(chain):
+        room_bytes -= signed.ByteSize() + _FIELD_BYTES
+        if room_bytes < 0:
+            return chain[:count]
     return chain
 
 

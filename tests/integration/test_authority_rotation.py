@@ -8,6 +8,7 @@ from fleet import jointoken, trust, trust_chain
 from fleet.audit_chain import ChainVerifier
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2
+from fleet_server.trust import bundles
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.test_key_rotation import more, traffic
 from tests.integration.waiting import eventually
@@ -51,6 +52,14 @@ async def test_rotations_under_traffic_lose_nothing_and_refuse_nothing(installat
     assert [(view.generation, view.nodes) for view in shown.authorities] == [(1, 0), (2, 0), (3, 3)]
 
 
+@pytest.fixture(params=["whole", "link by link"])
+def chains(request: pytest.FixtureRequest, installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that one message holds, and those that it does not."""
+    if request.param != "whole":
+        monkeypatch.setattr(bundles, "_MAX_PART_BYTES", installation.server.trust.bundle.signed.ByteSize() * 3 // 2)
+
+
+@pytest.mark.usefixtures("chains")
 async def test_a_node_that_was_away_over_five_rotations_walks_the_chain_and_runs_commands(
     installation: Installation,
 ) -> None:
@@ -72,6 +81,7 @@ async def test_a_node_that_was_away_over_five_rotations_walks_the_chain_and_runs
     assert {view.state for view in await installation.owner.run("n-1")} == {SUCCEEDED}
 
 
+@pytest.mark.usefixtures("chains")
 async def test_a_token_and_a_pending_enrollment_of_before_stay_good(installation: Installation) -> None:
     first_key = installation.server.trust.authority.public_key
     automatic, by_hand = await installation.join_token(), await installation.join_token(auto_approve=False)

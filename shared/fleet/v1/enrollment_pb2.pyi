@@ -335,12 +335,15 @@ class GetBootstrapResponse(_message.Message):
     POLL_INTERVAL_S_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     BUNDLE_CHAIN_FIELD_NUMBER: _builtins.int
+    MORE_BUNDLES_FIELD_NUMBER: _builtins.int
     state: Global___EnrollmentState.ValueType
     """Where the enrollment stands."""
     poll_interval_s: _builtins.int
     """Seconds to wait before the next poll."""
     reason: _builtins.str
     """Operator's reason when rejected."""
+    more_bundles: _builtins.bool
+    """Whether the chain has more links than fit: ask GetTrustChain from the last one."""
     @_builtins.property
     def bootstrap(self) -> _trust_pb2.Signed:
         """Signed BootstrapStatement when approved."""
@@ -359,10 +362,11 @@ class GetBootstrapResponse(_message.Message):
         poll_interval_s: _builtins.int = ...,
         reason: _builtins.str = ...,
         bundle_chain: _abc.Iterable[_trust_pb2.Signed] | None = ...,
+        more_bundles: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "bundle_chain", b"bundle_chain", "poll_interval_s", b"poll_interval_s", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "bundle_chain", b"bundle_chain", "more_bundles", b"more_bundles", "poll_interval_s", b"poll_interval_s", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -789,11 +789,16 @@ Global___GetTrustChainRequest: _TypeAlias = GetTrustChainRequest  # noqa: Y015
 
 @_typing.final
 class GetTrustChainResponse(_message.Message):
-    """GetTrustChainResponse carries signed bundles in ascending order: one per generation step, then the newest."""
+    """GetTrustChainResponse carries signed bundles in ascending order: one per generation step, then the newest; as many of
+    them as fit, at least one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BUNDLES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """Whether there are more: ask again from the last one."""
     @_builtins.property
     def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signed]:
         """Signed TrustBundleStatement."""
@@ -802,10 +807,11 @@ class GetTrustChainResponse(_message.Message):
         self,
         *,
         bundles: _abc.Iterable[Global___Signed] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,13 +11,14 @@ from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.v1 import trust_pb2
 from fleet_node.doctor.gateway_checks import LookOnlyTrust
-from fleet_node.link.caller import LeafCache
+from fleet_node.link.caller import GatewayCaller, LeafCache
 from fleet_node.link.following import learn_cas, open_following
 from tests.fakes.gateway import CLUSTER, FakeGateway, FakeInstallation
 
 NOW = dt.datetime.now(dt.UTC)
 NEW_CA = tls_certificates.make_ca("new", NOW)
 STRANGER = Signer.generate()
+GARBAGE = 99
 
 
 @pytest.fixture
@@ -47,6 +49,36 @@ REFUSED: dict[str, Chain] = {
     "garbage": lambda _: [trust_pb2.Signed(statement=b"\xff")],
     "newer, and another CA": lambda installation: [bundle(installation, tls_certificates.make_ca("other", NOW), 9)],
 }
+
+
+# -- parts of a chain --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("ends", "asked"),
+    [
+        ([], [0]),
+        ([2, 3, 4], [0, 2, 3, 4]),
+        ([2, 2, 3], [0, 2]),
+        ([2, 1, 3], [0, 2]),
+        ([GARBAGE, 2], [0]),
+    ],
+    ids=["nothing", "on and on", "no further", "back", "garbage"],
+)
+async def test_a_chain_is_asked_for_part_by_part_as_long_as_it_leads_further(ends: list[int], asked: list[int]) -> None:
+    """The server says of each part that there is more; `ends` are the numbers of their last bundles."""
+    left, heard = list(ends), []
+
+    async def get_trust_chain(request: trust_pb2.GetTrustChainRequest) -> trust_pb2.GetTrustChainResponse:
+        heard.append(request.from_number)
+        answer = trust_pb2.GetTrustChainResponse(more=True)
+        if left:
+            said = trust_pb2.TrustBundleStatement(generation=1, number=left.pop(0))
+            answer.bundles.add(statement=said.SerializeToString() if said.number != GARBAGE else b"\xff")
+        return answer
+
+    request = trust_pb2.GetTrustChainRequest(cluster_id="c", from_generation=1)
+    parts = GatewayCaller.trust_chain(SimpleNamespace(get_trust_chain=get_trust_chain), request)  # type: ignore[arg-type]
+    assert len([part async for part in parts]) == min(len(asked), len(ends))
+    assert heard == asked
 
 
 # -- a node that holds a bundle ----------------------------------------------------------------------------------------

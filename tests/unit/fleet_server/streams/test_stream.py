@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
+from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
 from fleet_server.streams import stream
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.notice_lane import MAX_WAITING_BYTES as MAX_NOTICE_BYTES
@@ -92,6 +92,32 @@ async def test_a_node_that_refuses_without_end_is_sent_a_bundle_a_few_times(wire
             await wire.say(statement_refused=refused)
         assert wire.kinds() == ["trust_bundle"] * MAX_RESENDS
     assert not wire.stream.ended
+
+
+async def test_a_chain_that_one_frame_does_not_hold_goes_on_once_the_node_has_taken_a_part(wire: Wire) -> None:
+    links = [trust_pb2.Signed(statement=bytes([number]) * (2**21 - 100)) for number in range(3)]
+    wire.trust.bundle_chain_from = lambda generation, number: links[generation - 1 :]
+    wire.trust.bundle.version = (4, 1)
+    await wire.settle()
+
+    def applied(generation: int, number: int = 1, *, ok: bool = True) -> gateway_pb2.BundleApplied:
+        version = session_pb2.BundleVersion(generation=generation, number=number)
+        return gateway_pb2.BundleApplied(version=version, applied=ok)
+
+    wire.heard()
+    wire.stream.bundles.offer()
+    await wire.settle()
+    for generation in (2, 3):
+        (sent,) = wire.heard()
+        assert list(sent.trust_bundle.bundles) == [links[generation - 2]]
+        await wire.say(bundle_applied=applied(generation - 1, ok=False))
+        assert wire.heard() == [], "a node that takes nothing is sent nothing more"
+        await wire.say(bundle_applied=applied(generation))
+    (sent,) = wire.heard()
+    assert list(sent.trust_bundle.bundles) == [links[2]]
+    await wire.say(bundle_applied=applied(4))
+    await wire.say(bundle_applied=applied(3, 7))
+    assert wire.heard() == []
 
 
 async def test_large_notices_wait_in_a_bounded_number_of_bytes(wire: Wire) -> None:

@@ -17,7 +17,7 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.service import AuditCursor
 from fleet_server.database.engine import Connection, Database
 from fleet_server.streams.rpc import Gateway
-from fleet_server.trust import store
+from fleet_server.trust import bundles, store
 from fleet_server.trust.master_keys import writing_key_id
 from fleet_server.trust.secrets import SealError
 from fleet_server.trust.service import TrustService, TrustSetupError
@@ -25,6 +25,8 @@ from fleet_server.trust.succession import AuthorityRotation, chain_behind
 from fleet_server.trust.watch import LOOK_PAUSE_S, WATCH_INTERVAL_S, BundleWatch
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.trust.test_trust import ENDPOINTS, SECRETS, edit, make
+
+NODE_TAKES_BYTES = 4 * 1024 * 1024
 
 
 async def replica(database: Database, clock: MockClock, *, writer: str = "r-1") -> TrustService:
@@ -97,6 +99,29 @@ async def test_whoever_pinned_an_authority_of_any_generation_finds_the_newest(tr
         trust_chain.from_pin(found.chain[:2] + found.chain[3:], cluster_id=trust.cluster_id, authority_key=keys[0])
     with pytest.raises(TrustError):
         trust_chain.from_pin(found.chain, cluster_id="another", authority_key=keys[0])
+
+
+async def test_a_chain_that_no_message_holds_is_walked_part_by_part(trust: TrustService) -> None:
+    held = trust.bundle
+    grants = [trust_pb2.Signed(statement=bytes(250)) for _ in range(node_trust.MAX_GRANTS)]
+    trust.press._people = lambda *_: trust_pb2.TrustBundleStatement(role_grants=grants)
+    for _ in range(18):
+        await rotate(trust)
+    chain = trust.bundle_chain_from(*held.version)
+    assert sum(signed.ByteSize() for signed in chain) > NODE_TAKES_BYTES
+    parts = 0
+    while held.version < trust.bundle.version:
+        part = trust_pb2.GetTrustChainResponse(bundles=bundles.part(trust.bundle_chain_from(*held.version)))
+        assert part.ByteSize() < NODE_TAKES_BYTES
+        held, parts = node_trust.walk(held, part.bundles), parts + 1
+    assert parts == 2
+
+
+def test_beside_what_else_a_message_holds_there_may_be_room_for_no_link() -> None:
+    chain = [trust_pb2.Signed(statement=bytes(node_trust.MAX_BUNDLE_BYTES - 100)) for _ in range(3)]
+    assert [len(bundles.part(chain, beside)) for beside in (0, 2**20, 2 * 2**20)] == [1, 1, 0]
+    assert bundles.part(chain[:1]) == chain[:1]
+    assert bundles.part([]) == []
 
 
 async def test_bundles_that_nobody_can_hold_are_forgotten_and_every_link_of_the_chain_is_kept(
@@ -249,7 +274,8 @@ async def test_the_chain_that_a_stranger_asks_for_is_the_newest(
 ) -> None:
     other = await replica(database, clock, writer="r-2")
     await rotate(trust)
-    gateway: Any = SimpleNamespace(_rooms=SimpleNamespace(trust=other))
+    sessions = SimpleNamespace(admission=SimpleNamespace(admit_chain=lambda address: None))
+    gateway: Any = SimpleNamespace(_rooms=SimpleNamespace(trust=other, sessions=sessions))
     request = trust_pb2.GetTrustChainRequest(cluster_id=trust.cluster_id, from_generation=1, from_number=1)
     answer = await Gateway._trust_chain(gateway, request, "192.0.2.7")
     assert list(answer.bundles) == trust.bundle_chain_from(1, 1)
