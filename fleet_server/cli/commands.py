@@ -215,7 +215,7 @@ def _row(command: admin_pb2.CommandView, now_ms: int) -> list[Cell]:
         command.command_id.hex(),
         Styled(command.node_name or command.node_id, bold=True),
         str(command.monotonic_seq),
-        command.action,
+        _action(command),
         command_state(command),
         command.actor,
         age(command.issued_at_ms, now_ms),
@@ -224,11 +224,15 @@ def _row(command: admin_pb2.CommandView, now_ms: int) -> list[Cell]:
     ]
 
 
+def _action(command: admin_pb2.CommandView) -> Cell:
+    return Styled(f"{command.action or '-'} (not verified)", "red") if command.unverified else command.action
+
+
 def _change_row(command: admin_pb2.CommandView) -> list[Cell]:
     return [
         Styled(command.node_name or command.node_id, bold=True),
         str(command.monotonic_seq),
-        command.action,
+        _action(command),
         command_state(command),
         _reason(command),
     ]
@@ -245,8 +249,10 @@ def _details(command: admin_pb2.CommandView) -> list[tuple[str, Cell]]:
         ("started", command.started_at_ms),
         ("finished", command.finished_at_ms),
     ]
+    changed = "this row was changed around the server: believe none of it, and see `fleetctl audit tail`"
     return [
         ("command", command.command_id.hex()),
+        *([("not verified", Styled(changed, "red"))] if command.unverified else []),
         ("issue", command.issue_id),
         ("node", Styled(f"{command.node_name} ({command.node_id})", bold=True)),
         ("seq", str(command.monotonic_seq)),

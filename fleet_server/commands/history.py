@@ -18,7 +18,11 @@ _MAX_SEQ = 2**63 - 1
 
 
 class FullRow(NamedTuple):
-    """A command as it is shown."""
+    """A command as it is shown.
+
+    Args:
+        mac: empty for one that did not come from the database just now, but with the change that this replica made.
+    """
 
     node_id: str
     seq: int
@@ -36,6 +40,7 @@ class FullRow(NamedTuple):
     output_truncated: int
     reason: str
     error: str
+    mac: bytes
     output: bytes | None
 
 
@@ -58,6 +63,7 @@ def as_issued(row: NewRow) -> FullRow:
         output_truncated=0,
         reason="",
         error="",
+        mac=b"",
         output=None,
     )
 
@@ -81,6 +87,7 @@ def as_reported(row: StandingRow, now: Standing) -> FullRow:
         output_truncated=now.output_truncated,
         reason=now.reason,
         error=now.error,
+        mac=b"",
         output=now.output,
     )
 

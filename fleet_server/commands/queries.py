@@ -150,7 +150,13 @@ class Queries:
     def _views(self, conn: Connection, rows: Sequence[FullRow], *, brief: bool) -> list[admin_pb2.CommandView]:
         authorities = self._authorities.load(conn, [row.issue_id for row in rows])
         names = self._names.of(conn, {row.node_id for row in rows})
-        return [_view(row, names.get(row.node_id, ""), authorities.get(row.issue_id), brief=brief) for row in rows]
+        views = []
+        for row in rows:
+            authority = authorities.get(row.issue_id)
+            view = _view(row, names.get(row.node_id, ""), authority, brief=brief)
+            view.unverified = not self._authorities.intact(authority, row)
+            views.append(view)
+        return views
 
 
 def _name_impossible(conn: Connection, issue_id: str) -> None:

@@ -1912,6 +1912,7 @@ class CommandView(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     OUTPUT_TRUNCATED_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
     command_id: _builtins.bytes
     """16-byte id."""
     issue_id: _builtins.str
@@ -1954,6 +1955,10 @@ class CommandView(_message.Message):
     """Key id of the command key that signed it last."""
     output_truncated: _builtins.bool
     """Output was cut."""
+    unverified: _builtins.bool
+    """Node, seq, action, arguments, actor, or who cancelled it: something is not what the server wrote, so believe none of
+    it. States, times, outputs and errors carry no MAC, in any command.
+    """
     def __init__(
         self,
         *,
@@ -1978,10 +1983,11 @@ class CommandView(_message.Message):
         error: _builtins.str = ...,
         key_id: _builtins.bytes = ...,
         output_truncated: _builtins.bool = ...,
+        unverified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at_ms", b"accepted_at_ms", "action", b"action", "actor", b"actor", "arguments", b"arguments", "cancel_requested", b"cancel_requested", "command_id", b"command_id", "error", b"error", "finished_at_ms", b"finished_at_ms", "issue_id", b"issue_id", "issued_at_ms", b"issued_at_ms", "key_id", b"key_id", "monotonic_seq", b"monotonic_seq", "node_id", b"node_id", "node_name", b"node_name", "not_after_ms", b"not_after_ms", "output", b"output", "output_truncated", b"output_truncated", "reason", b"reason", "sent_at_ms", b"sent_at_ms", "started_at_ms", b"started_at_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at_ms", b"accepted_at_ms", "action", b"action", "actor", b"actor", "arguments", b"arguments", "cancel_requested", b"cancel_requested", "command_id", b"command_id", "error", b"error", "finished_at_ms", b"finished_at_ms", "issue_id", b"issue_id", "issued_at_ms", b"issued_at_ms", "key_id", b"key_id", "monotonic_seq", b"monotonic_seq", "node_id", b"node_id", "node_name", b"node_name", "not_after_ms", b"not_after_ms", "output", b"output", "output_truncated", b"output_truncated", "reason", b"reason", "sent_at_ms", b"sent_at_ms", "started_at_ms", b"started_at_ms", "state", b"state", "unverified", b"unverified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -115,3 +115,13 @@ def test_watching_an_issue_ends_with_it(ctl: Fleetctl) -> None:
     assert ctl.fake.requests("WatchCommands")[0].until_final
     ctl.run("commands", "watch")
     assert not ctl.fake.requests("WatchCommands")[1].until_final
+
+
+def test_what_was_changed_around_the_server_is_marked(ctl: Fleetctl) -> None:
+    forged = command(1, unverified=True)
+    ctl.fake.answers["ListCommands"] = admin_pb2.ListCommandsResponse(commands=[forged, command(2)])
+    listed = ctl.run("commands", "list").stdout
+    assert listed.count("host.info (not verified)") == 1
+    ctl.fake.answers["GetCommand"] = admin_pb2.GetCommandResponse(command=forged)
+    assert "believe none of it" in ctl.run("commands", "show", "01" * 16).stdout
+    assert ctl.json("commands", "show", "01" * 16)["unverified"] is True

@@ -58,8 +58,13 @@ async def test_a_changed_row_is_never_handed_out(room: Room, change: str, fields
     node = await room.add_node("n1")
     await room.open_stream(node.node_id)
     issued = await room.commands.issue("alice", order("n1", count=2))
+    shown = [await room.commands.get(command.command_id) for command in issued.issued]
+    assert [view.unverified for view in shown] == [False, False]
     await room.tamper(change, *fields)
     restarted(room)
+    shown = [await room.commands.get(command.command_id) for command in issued.issued]
+    shown += (await room.commands.list_page(admin_pb2.ListCommandsRequest(node="n1"))).commands
+    assert [view.unverified for view in shown] == [True] * 4
     assert await room.claim(node.node_id) == []
     states = await room.query("SELECT state FROM commands")
     assert states == [(wire.COMMAND_STATE_QUARANTINED,)] * 2
