@@ -133,6 +133,7 @@ class NodeAudit:
             tx.after_commit(partial(self._metrics.node_rows_stored, len(judged.rows)))
             tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
         if judged.finding is not None:
+            ack.number = judged.agreed  # the node keeps what is not stored: a person may let it start over
             ack.paused, ack.retry_after_ms = Pause.CHAIN_BROKEN, RETRY_MS
             standing = self._record(tx, node_id, judged, judged.finding, standing, now_ms)
         if judged.rows or judged.finding is not None:

@@ -141,6 +141,10 @@ class AuditService:
         except IntegrityError:
             return False
 
+    def is_broken(self, conn: Connection, node_id: str) -> bool:
+        """Whether the chain that a node writes was found broken. Any thread."""
+        return bool(store.node_standing(conn, node_id).finding)
+
     def newest_chain(self, conn: Connection, node_id: str) -> int:
         """The newest chain of a node that has rows; 0 is its first. Any thread."""
         return store.node_standing(conn, node_id).chain

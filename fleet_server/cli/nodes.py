@@ -166,7 +166,8 @@ nodes.add_command(replace)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def adopt(invocation: Invocation, targets: tuple[str, ...], reason: str, yes: bool) -> None:
-    """Let quarantined nodes back in: the machine that connects next is the node.
+    """Let quarantined nodes back in: the machine that connects next is the node. So does an active one start over whose
+    own audit does not go on.
 
     Two machines showed the node's keys, or one came back from an older copy. Switch off the wrong one first. What was
     sent to the node and has no result is INTERRUPTED from then on, and is never sent again.

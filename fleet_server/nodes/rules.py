@@ -84,9 +84,11 @@ def may_become(current: NodeState, wanted: NodeState) -> bool:
     return wanted in _NEXT[current]
 
 
-def may_be_adopted(node: NodeRecord) -> bool:
-    """Whether an operator may let a quarantined node back in: not one whose row somebody else wrote."""
-    return node.state is NodeState.QUARANTINED and node.intact
+def may_be_adopted(node: NodeRecord, *, audit_broken: bool) -> bool:
+    """Whether an operator may let a node start over: one that was set aside, or whose own audit does not go on; not one
+    whose row somebody else wrote."""
+    wanted = node.state is NodeState.QUARANTINED or (node.state is NodeState.ACTIVE and audit_broken)
+    return wanted and node.intact
 
 
 def refuse_transition(nodes: Sequence[NodeRecord], wanted: NodeState) -> Refusal:

@@ -187,23 +187,29 @@ class NodeService(NodePresence):
         return await self.get(node.node_id), items
 
     async def adopt(self, actor: str, patterns: Sequence[str], reason: str) -> list[NodeRecord]:
-        """Let quarantined nodes back in, each with the machine that comes next.
+        """Let quarantined nodes back in, each with the machine that comes next; and active ones whose own audit was
+        found broken, so that they go on in another chain.
 
         Raises:
-            Refusal: INVALID_ARGUMENT, NO_TARGETS; CONFLICT when not one of them is quarantined with a sound record.
+            Refusal: INVALID_ARGUMENT, NO_TARGETS; CONFLICT when not one of them is such a node with a sound record.
         """
         rules.checked_reason(reason)
         selector = selectors.parse(patterns)
 
         def work(tx: Transaction) -> list[NodeRecord]:
             nodes = self._targets(tx.conn, selector)
-            able = [node for node in nodes if rules.may_be_adopted(node)]
+            able = [
+                node
+                for node in nodes
+                if rules.may_be_adopted(node, audit_broken=self._audit.is_broken(tx.conn, node.node_id))
+            ]
             if not able:
                 raise rules.refuse_transition(nodes, NodeState.ACTIVE)
             self._save(tx, [(node, replace(node, state=NodeState.ACTIVE, state_reason=reason)) for node in able])
             for node in able:
                 for hook in self._on_adopt:
                     hook(tx, node.node_id)
+                self._store.end_streams(tx.conn, node.node_id)
             self._tell(tx, AuditKind.NODE_ADOPTED, actor, able, {"reason": reason})
             return self._again(tx.conn, nodes)
 

@@ -136,6 +136,14 @@ class NodeStore:
             rows.append((identity, sealing, labels, state, reason, mac, before.node_id, before.mac))
         return not rows or conn.exec_driver_sql(text, rows).rowcount == len(rows)
 
+    def end_streams(self, conn: Connection, node_id: str) -> None:
+        """Leave every stream of a node behind: nothing more is sent on it, and it ends."""
+        text = (
+            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = '', replica_id = '', online = 0"
+            " WHERE node_id = ?"
+        )
+        conn.exec_driver_sql(sql(conn, text), (node_id,))
+
     def replace_machine(self, conn: Connection, before: NodeRecord, after: NodeRecord) -> bool:
         """Write the keys and the state of another machine, and end every stream of the former one: its epoch is
         behind from here on, so nothing more is sent on it.

@@ -44,12 +44,13 @@ class Leaving(Protocol):
 class Membership:
     """Keeps one stream in step with its node's row."""
 
-    __slots__ = ("_claimed", "_decisions", "_drain_sent", "_enrolled_at_ms", "_node_id", "_nodes", "_stream")
+    __slots__ = ("_claimed", "_decisions", "_drain_sent", "_enrolled_at_ms", "_epoch", "_node_id", "_nodes", "_stream")
 
     def __init__(self, nodes: NodeService, claim: StreamClaim, stream: Leaving) -> None:
         self._nodes = nodes
         self._node_id = claim.node.node_id
         self._enrolled_at_ms = claim.node.enrolled_at_ms
+        self._epoch = claim.epoch
         self._claimed: NodeRecord | None = claim.node  # until `start`
         self._decisions = claim.decisions
         self._stream = stream
@@ -75,6 +76,9 @@ class Membership:
         if node.state in _REMOVED:
             detail = f"an operator set this node to {node.state}: {node.state_reason or 'no reason was given'}"
             self._remove(*_REMOVED[node.state], detail)
+            return
+        if node.stream_epoch > self._epoch and not node.stream_id:
+            self._stream.end(Refusal(Reason.SUPERSEDED, "an operator adopted this node: connect again"))
             return
         draining = node.drain_state != "NONE"
         self._stream.commands.hold(draining)

@@ -180,6 +180,31 @@ async def test_a_disk_that_went_back_within_one_stream_is_found_by_its_audit(qui
     assert not between.broken
 
 
+async def test_a_fork_that_only_its_rows_show_is_adopted_while_it_runs(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1", count=2)
+    await agreed(quick, 2)
+    await node.stop()
+    with contextlib.closing(sqlite3.connect(node.folder.journal)) as database:
+        database.execute("UPDATE audit SET hash = zeroblob(32)")
+        database.execute("UPDATE audit_state SET hash = zeroblob(32), acked_number = 0")
+        database.commit()
+    await node.start()
+    await quick.owner.wait_audit("node.audit_broken")
+
+    await quick.owner.adopt("n-1")
+    await node.wait_live(2)
+    await quick.owner.run("n-1")
+
+    async def healed() -> bool:
+        shown = await quick.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
+        return (shown.audit.chain, shown.audit.finding) == (1, "")
+
+    await eventually(healed, "it goes on in another chain")
+    _, between = await agreed(quick, 3)
+    assert between.broken == (node.node_id,), "what was found stays"
+
+
 async def test_what_a_restored_database_lost_of_a_nodes_audit_is_brought_again(quick: Installation) -> None:
     node = await quick.add_node("n-1")
     await quick.owner.run("n-1", count=2)

@@ -199,6 +199,8 @@ class Wire:
             drain_state="NONE",
             drain_deadline_ms=0,
             enrolled_at_ms=0,
+            stream_epoch=epoch,
+            stream_id="s",
         )
         self.commands = FakeCommands(unreconciled=list(unreconciled))
         self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()
