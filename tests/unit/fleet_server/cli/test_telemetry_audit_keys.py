@@ -14,13 +14,16 @@ from fleet import audit_chain
 from fleet.audit_chain import CheckpointMark
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
+from fleet.node_audit import Begun, BegunBecause
 from fleet.v1 import admin_pb2, session_pb2, telemetry_pb2, trust_pb2
 from fleet_server.cli.chart import quantity, sparkline
 from tests.unit.fleet_server.cli.conftest import AUTHORITY, NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
 
 
-def entries(count: int, writer: str = "replica-a", kind: str = "command.issued") -> list[admin_pb2.AuditEntry]:
+def entries(
+    count: int, writer: str = "replica-a", kind: str = "command.issued", **changes: Any
+) -> list[admin_pb2.AuditEntry]:
     made = []
     previous = audit_chain.FIRST_PREVIOUS_HASH
     for number in range(1, count + 1):
@@ -32,6 +35,7 @@ def entries(count: int, writer: str = "replica-a", kind: str = "command.issued")
             "actor": "ada",
             "subject": "press-1",
             "detail": b'{"n":%d}' % number,
+            **changes,
         }
         digest = audit_chain.row_hash(previous_hash=previous, **fields)
         made.append(admin_pb2.AuditEntry(position=number, previous_hash=previous, hash=digest, **fields))
@@ -40,13 +44,16 @@ def entries(count: int, writer: str = "replica-a", kind: str = "command.issued")
 
 
 def checkpoint(
-    number: int, head: admin_pb2.AuditEntry, previous: trust_pb2.Signed | None = None, signer: Signer = AUTHORITY
+    number: int,
+    *heads: admin_pb2.AuditEntry,
+    previous: trust_pb2.Signed | None = None,
+    signer: Signer = AUTHORITY,
 ) -> trust_pb2.Signed:
     statement = trust_pb2.AuditCheckpointStatement(
         cluster_id="cluster-1",
         number=number,
         previous_sha256=hashlib.sha256(previous.statement).digest() if previous else b"",
-        heads=[trust_pb2.AuditHead(writer=head.writer, number=head.number, hash=head.hash)],
+        heads=[trust_pb2.AuditHead(writer=head.writer, number=head.number, hash=head.hash) for head in heads],
         issued_at_ms=NOW_MS,
     )
     return signer.sign(Domain.AUDIT_CHECKPOINT, statement.SerializeToString())
@@ -73,6 +80,24 @@ def test_a_genuine_audit_verifies_and_is_remembered(ctl: Fleetctl) -> None:
     ctl.fake.answers["ExportAudit"] = [exported(rows[:4], first, second, third)]
     view = ctl.json("audit", "verify")
     assert (view["verified"], view["rows"], view["newest_checkpoint"], view["uncovered_rows"]) == (True, 4, 3, 0)
+
+
+def test_a_later_chain_of_a_node_is_named_with_what_it_continues(ctl: Fleetctl) -> None:
+    opened = entries(1, kind="node.audit_chain_opened", subject="node:n-1", detail=b'{"chain":1,"told":0}')
+    first = entries(3, "node:n-1", "drain.ended")
+    begun = Begun(0, 1, first[0].hash, 2, bytes(32), BegunBecause.RESTORED)
+    later = entries(1, "node:n-1/1", "chain.begun", detail=begun.detail())
+    signed = checkpoint(1, opened[0], *[rows[-1] for rows in (first, later)])
+    ctl.fake.answers["ExportAudit"] = [exported(opened + first + later, signed)]
+
+    shown = " ".join(ctl.run("audit", "verify").stdout.split())
+    view = ctl.json("audit", "verify")
+
+    assert "1 of n-1 (RESTORED) continues row 1 of chain 0; 2 rows behind that" in shown
+    assert view["later_chains"] == [
+        {"node_id": "n-1", "chain": 1, "reason": "RESTORED", "continues": 0, "number": 1, "beyond": 2}
+    ]
+    assert view["lost_commands"] == 0
 
 
 @pytest.mark.parametrize("covered", [0, 2])
