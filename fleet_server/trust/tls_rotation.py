@@ -8,6 +8,7 @@ second.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from cryptography import x509
 from fleet import tls, tls_certificates
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
+from fleet.tls import split_endpoint
+from fleet.tls_certificates import CertifiedKey
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
-from fleet_server.certificates import ServerCertificates
+from fleet_server.certificates import ServedTls, ServerCertificates
 from fleet_server.config import Settings
 from fleet_server.database.engine import Connection
 from fleet_server.database.writer import Transaction
@@ -29,12 +32,14 @@ from fleet_server.trust.rollout import BundleHolding, Rollout, Version
 from fleet_server.trust.rotation import Holdings
 from fleet_server.trust.secrets import SealError
 from fleet_server.trust.service import TrustService
-from fleet_server.trust.tls_keys import Leaf, TlsRing
+from fleet_server.trust.tls_keys import TlsRing
 from fleet_server.trust.tls_phases import TlsCa, TlsChange, TlsPhase
 
 log = get_logger(__name__)
 
 CHECK_INTERVAL_S = 60.0
+MAX_HOSTS = 100
+"""Names in a certificate that replicas add theirs to: past it it begins anew."""
 _KIND_OF = {
     TlsPhase.ACTIVE: AuditKind.TLS_CA_ACTIVATED,
     TlsPhase.OUTGOING: AuditKind.TLS_CA_OUTGOING,
@@ -79,24 +84,32 @@ class TlsRotation:
         self._hosts = tuple(hosts)
         self._shows = shows
         self._look = look
+        self._uncovered = asyncio.Event()
 
     @classmethod
     def of_server(
         cls, trust: TrustService, holdings: Holdings, settings: Settings, certificates: ServerCertificates
     ) -> TlsRotation:
         """That of a server with these settings, whose listeners show `certificates`; `trust` has loaded."""
-        trust.serve_tls_with(certificates.take)
-        served = trust.tls.served()
-        if served is not None:
-            certificates.take(served)
         terminated = bool(settings.terminator_leaves())
-        return cls(
+        made = cls(
             trust,
             holdings,
             hosts=settings.certificate_hosts(),
             shows=lambda ca_der: terminated or certificates.can_show(ca_der),
             look=certificates.look,
         )
+
+        def take(served: ServedTls) -> None:
+            certificates.take(served)
+            if not leaf_covers(served.leaf, made._hosts):
+                made._uncovered.set()
+
+        trust.serve_tls_with(take)
+        known = trust.tls.served()
+        if known is not None:
+            take(known)
+        return made
 
     # -- the certificate --------------------------------------------------------------------------------------------
     async def open(self, endpoints: Sequence[str], *, as_replica: bool = True) -> None:
@@ -126,14 +139,27 @@ class TlsRotation:
         return self._trust.tls.leaf != before
 
     async def run(self) -> None:
-        """Look each minute, until cancelled. What fails is logged and tried again."""
+        """Look each minute, and when another replica issued a certificate without this one's names, until cancelled.
+        What fails is logged and tried again."""
         while True:
-            await self._clock.sleep(CHECK_INTERVAL_S)
+            await self._wait()
             self._look()
             try:
                 await self.renew()
             except (Refusal, SealError, TrustSetupError) as error:
                 log.error("certificate_renewal_failed", error=str(error))
+
+    async def _wait(self) -> None:
+        waiting = [asyncio.ensure_future(self._clock.sleep(CHECK_INTERVAL_S)), asyncio.ensure_future(self._called())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    async def _called(self) -> None:
+        await self._uncovered.wait()
+        self._uncovered.clear()
 
     # -- steps ------------------------------------------------------------------------------------------------------
     async def prepare(self, actor: str, certificate: bytes) -> TlsCa:
@@ -282,9 +308,13 @@ class TlsRotation:
         issuer = tls_phases.issuer(ring.cas)
         if issuer is None or not self._is_due(ring):
             return
-        # Replicas may be asked for under names of their own, and all show one certificate.
-        others = [] if ring.leaf is None else tls_certificates.leaf_hosts(ring.leaf.pair.certificate_pem)
-        hosts = list(dict.fromkeys([*tls_certificates.host_names(self._hosts), *others]))
+        # All replicas show one certificate, and each may have names of its own. Those that are left out when it is
+        # replaced are added by whoever misses them; names that nobody has any more go so.
+        others = [split_endpoint(endpoint)[0] for endpoint in self._trust.bundle.endpoints]
+        if ring.leaf is not None and not self._is_to_be_replaced(ring):
+            named = tls_certificates.leaf_hosts(ring.leaf.pair.certificate_pem)
+            others += named if len(named) < MAX_HOSTS else []
+        hosts = list(dict.fromkeys(tls_certificates.host_names([*self._hosts, *others])))
         row = self._vault.new_leaf(ring.row(issuer.sha256), hosts, self._clock.now_ms())
         tls_store.put_leaf(tx.conn, row)
         detail: Mapping[str, JSON] = {"ca": issuer.sha256.hex(), "hosts": hosts}
@@ -292,10 +322,17 @@ class TlsRotation:
         self._audit.append(tx, AuditKind.TLS_LEAF_ISSUED, actor="server", subject=subject, detail=detail)
 
     def _is_due(self, ring: TlsRing) -> bool:
+        return self._is_to_be_replaced(ring) or ring.leaf is None or not leaf_covers(ring.leaf.pair, self._hosts)
+
+    def _is_to_be_replaced(self, ring: TlsRing) -> bool:
+        """Whether there is none, it is another CA's than has to sign it, or two thirds of its life are over."""
         issuer = tls_phases.issuer(ring.cas)
         if ring.leaf is None or issuer is None or ring.leaf.ca_sha256 != issuer.sha256:
             return True
-        return leaf_is_due(ring.leaf, self._hosts, self._clock.now_ms())
+        certificate = x509.load_pem_x509_certificate(ring.leaf.pair.certificate_pem)
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        now = dt.datetime.fromtimestamp(self._clock.now_ms() / 1000, dt.UTC)
+        return now >= begins + (ends - begins) * 2 / 3
 
     def _measure(self, conn: Connection, ca: TlsCa) -> Rollout[TlsCa]:
         published, holdings = self._held(conn)
@@ -307,13 +344,9 @@ class TlsRotation:
         return store.published(conn, self._trust.cluster_id, [held.version for held in holdings]), holdings
 
 
-def leaf_is_due(leaf: Leaf, hosts: Sequence[str], now_ms: int) -> bool:
-    """Whether a certificate is to be replaced: two thirds of its life are over, or it is not for one of `hosts`."""
-    certificate = x509.load_pem_x509_certificate(leaf.pair.certificate_pem)
-    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
-    covered = set(tls_certificates.host_names(hosts)) <= set(tls_certificates.leaf_hosts(leaf.pair.certificate_pem))
-    return now >= begins + (ends - begins) * 2 / 3 or not covered
+def leaf_covers(leaf: CertifiedKey, hosts: Sequence[str]) -> bool:
+    """Whether a certificate is for each of `hosts`."""
+    return set(tls_certificates.host_names(hosts)) <= set(tls_certificates.leaf_hosts(leaf.certificate_pem))
 
 
 def check_reaches(far: Rollout[TlsCa]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fleet import tls_certificates
 from fleet.errors import Reason, Refusal
+from fleet.tls import der_to_pem
 from fleet.tls_certificates import LEAF_DAYS
 from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.certificates import open_certificates
@@ -22,6 +23,7 @@ from fleet_server.trust.service import TrustService
 from fleet_server.trust.tls_phases import TlsCa, TlsPhase
 from fleet_server.trust.tls_rotation import TlsRotation
 from tests.fakes.clock import MockClock
+from tests.integration.waiting import eventually
 from tests.unit.fleet_server.trust.test_trust import ENDPOINTS, SECRETS, edit, make
 
 DAY_MS = 24 * 3600 * 1000
@@ -106,11 +108,40 @@ async def test_replicas_show_one_certificate_for_the_names_of_all_and_renew_it_o
     assert not await elsewhere.tls.renew(), "another spelling of a host is no other host"
 
     clock.step_wall(LEAF_DAYS * 24 * 3600 * 2 / 3)
-    await asyncio.gather(*(each.tls.renew() for each in (one, other, elsewhere)))
+    await asyncio.gather(*(each.tls.renew() for each in (one, other)))
     third = one.trust.tls.leaf
-    assert third not in (None, first, wider)
-    assert other.trust.tls.leaf == elsewhere.trust.tls.leaf == third
+    assert third is not None
+    assert third not in (first, wider)
+    assert other.trust.tls.leaf == third
+    assert set(tls_certificates.leaf_hosts(third.pair.certificate_pem)) == set(HOSTS), "names that are gone go"
     assert len(await audited(database, clock, "tls_leaf.")) == 3
+
+
+async def test_a_replica_whose_names_were_left_out_adds_them_at_once(
+    one: Replica, database: Database, clock: MockClock, tmp_path: Path
+) -> None:
+    trust = make(database, clock, writer="r-2")
+    await trust.load()
+    certificates = open_certificates(tmp_path / "tls", HOSTS, clock)
+    settings = Settings(data_dir=tmp_path, tls_hosts=("only-here.example",))
+    missing = TlsRotation.of_server(trust, lambda *_: [], settings, certificates)
+    await missing.open(ENDPOINTS)
+    running = asyncio.create_task(missing.run())
+    await clock.wait_sleepers(1)
+    made = await one.tls.prepare("ada", b"")
+    await one.tls.activate("ada", ref(made))
+    assert one.trust.tls.leaf is not None
+    assert "only-here.example" not in tls_certificates.leaf_hosts(one.trust.tls.leaf.pair.certificate_pem)
+
+    await trust.watch.look()  # it hears of it, and no minute passes
+    await eventually(
+        lambda: "only-here.example" in tls_certificates.leaf_hosts(der_to_pem(certificates.leaf_der)),
+        "its name is in the certificate",
+    )
+
+    assert trust.tls.leaf is not None
+    assert trust.tls.leaf.ca_sha256 == made.sha256
+    running.cancel()
 
 
 async def test_a_server_knows_what_to_show_before_it_publishes_anything(
