@@ -29,6 +29,7 @@ from fleet.metrics_listener import Health, MetricsListener
 from fleet.node_audit import NodeAuditKind
 from fleet.process_metrics import ProcessMetrics
 from fleet.version import software_version
+from fleet_node.commands.audit_signer import AuditSigner
 from fleet_node.commands.execution import CommandLimits
 from fleet_node.commands.opening import open_journal
 from fleet_node.commands.protection import Verifier
@@ -160,7 +161,10 @@ class Node:
             audit=self._key_audit,
         )
         self._journal = open_journal(
-            parts.folder.journal, membership.node_id, commit_duration=self.metrics.commands.commit_duration
+            parts.folder.journal,
+            membership.node_id,
+            commit_duration=self.metrics.commands.commit_duration,
+            signer=AuditSigner(lambda: credentials.keys, self._clock, server_time),
         )
         self.commands = CommandService(
             journal=self._journal,

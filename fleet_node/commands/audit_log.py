@@ -12,6 +12,7 @@ Mental model
     they are counted instead of chained, and the first row afterwards is a gap that says how many of which kind.
     Evidence is kept apart as well (`evidence`), and each kind of it has a share of its own of the bound: what a server
     can make plenty of displaces nothing else, whether it takes rows or not.
+    The node signs the chain now and then, with a row over what is chained before it, and when it stops.
     A machine that was let in again may have written other rows than the server holds. Its floor names another chain,
     which it begins once the server has said up to where both hold the same: nothing is lost, and nothing comes twice.
 """
@@ -38,6 +39,7 @@ from fleet.node_audit import (
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.commands import audit_rows
 from fleet_node.commands.audit_rows import AuditEvent
+from fleet_node.commands.audit_signer import AuditSigner
 from fleet_node.commands.entry import Change, Entry
 from fleet_node.commands.evidence import EVIDENCE, EvidenceRow, keep_evidence
 
@@ -68,7 +70,7 @@ CREATE TABLE audit_state (
 FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}', 0, 0, '')"
 _INSERT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?)"
 _AFTER = "SELECT number, at_ms, kind, detail, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?"
-_AGAIN = "SELECT at_ms, kind, detail FROM audit WHERE number > ? ORDER BY number"
+_AGAIN = "SELECT at_ms, kind, detail FROM audit WHERE number > ? AND kind <> 'chain.signed' ORDER BY number"
 _UNACKED_BYTES = f"SELECT kind, sum(length(detail) + {ROW_BYTES}) FROM audit WHERE number > ? GROUP BY kind"  # noqa: S608
 _LOST = "not_written"  # what a gap calls events whose commit failed
 _SET_STATE = (
@@ -105,6 +107,10 @@ class AuditLog:
         self.chain: int = state[6]
         self.next_chain: int = state[7]
         self.owner_pin: str = state[8]
+        self.signer: AuditSigner | None = None
+        """Signs the chain; nobody does without one."""
+        newest = connection.execute("SELECT kind FROM audit WHERE number = ?", (self.number,)).fetchone()
+        self._signed_number = self.number if newest == (NodeAuditKind.CHAIN_SIGNED.value,) else 0
         self._unacked_bytes = self._count_unacked()
         self._accepted: list[Entry] = []
         self._ended: list[command_pb2.Report] = []
@@ -116,6 +122,16 @@ class AuditLog:
     def unsealed(self) -> int:
         """Acceptances and ends that are durable and have no row yet."""
         return len(self._accepted) + len(self._ended)
+
+    @property
+    def unsigned(self) -> int:
+        """Rows that the node is to sign; none without a signer."""
+        return self.number - self._signed_number if self.signer is not None else 0
+
+    @property
+    def signature_due(self) -> bool:
+        """Whether the next rows are to stand behind a signature of those before."""
+        return self.signer is not None and self.signer.due(self.unsigned)
 
     @property
     def due(self) -> bool:
@@ -190,8 +206,12 @@ class AuditLog:
         )
         if self._lost:
             draft.dropped[_LOST] = draft.dropped.get(_LOST, 0) + self._lost
+        if self.signature_due:
+            self._sign(draft)
         for row in rows:
             self._chain(draft, row)
+        if events and events[-1].kind is NodeAuditKind.PROCESS_STOPPED:
+            self._sign(draft)
         self._connection.executemany(_INSERT, draft.rows)
         if draft.evidence:
             keep_evidence(self._connection, draft.evidence)
@@ -207,6 +227,9 @@ class AuditLog:
         self.number, self._hash, self._dropped = draft.number, draft.hash, draft.dropped
         self.next_chain, self.owner_pin = draft.next_chain, draft.owner_pin
         self.sealed_seq, self.sealed_report_no = draft.sealed_seq, draft.sealed_report_no
+        if draft.signed_number and self.signer is not None:
+            self._signed_number = draft.signed_number
+            self.signer.signed()
         self._unacked_bytes = draft.unacked_bytes
         self._accepted, self._ended, self._unsealed_bytes, self._lost = [], [], 0, 0
 
@@ -258,6 +281,7 @@ class AuditLog:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
         self.chain, self.number, self._hash, self.acked_number = chain, draft.number, draft.hash, 0
+        self._signed_number = 0
         self._unacked_bytes = draft.unacked_bytes
 
     def _save(self, draft: _Draft, acked_number: int) -> None:
@@ -303,6 +327,11 @@ class AuditLog:
             self._append(draft, AuditEvent(NodeAuditKind.AUDIT_GAP, event.at_ms, gap))
         self._append(draft, event)
 
+    def _sign(self, draft: _Draft) -> None:
+        if self.signer is not None and draft.number:
+            self._append(draft, self.signer.row(self._node_id, draft.chain, draft.number, draft.hash))
+            draft.signed_number = draft.number
+
     def _append(self, draft: _Draft, event: AuditEvent) -> None:
         row = gateway_pb2.AuditRow(
             number=draft.number + 1, at_ms=event.at_ms, kind=event.kind.value, detail=event.detail
@@ -332,6 +361,7 @@ class _Draft:
     dropping: set[str]
     rows: list[tuple[int, int, str, bytes, bytes]] = field(default_factory=list)
     evidence: list[EvidenceRow] = field(default_factory=list)
+    signed_number: int = 0
     sealed_seq: int = 0
     sealed_report_no: int = 0
 

@@ -15,6 +15,7 @@ from functools import partial
 
 from fleet.clock import Clock, ServerTime
 from fleet.logs import get_logger
+from fleet.node_signatures import SIGN_EVERY_S
 from fleet.v1 import gateway_pb2
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.store import JournalStore, JournalUnavailableError
@@ -79,7 +80,7 @@ class AuditSender:
     async def _run(self, uplink: Uplink) -> None:
         self._journal.audit_news.set()  # what the last stream left
         while True:
-            await self._journal.audit_news.wait()
+            await self._wait_news()
             await self._clock.sleep(GATHER_S)
             self._journal.audit_news.clear()
             try:
@@ -88,6 +89,21 @@ class AuditSender:
                 log.error("audit_not_read", error=str(error))
                 await self._clock.sleep(_RETRY_S)
                 self._journal.audit_news.set()
+
+    async def _wait_news(self) -> None:
+        """There is more to tell, or what was told last is to be signed."""
+        if not self._journal.audit_unsigned:
+            await self._journal.audit_news.wait()
+            return
+        waits = [asyncio.ensure_future(self._journal.audit_news.wait()), asyncio.ensure_future(self._sign_time())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+
+    async def _sign_time(self) -> None:
+        await self._clock.sleep(SIGN_EVERY_S)
 
     async def _send_all(self, uplink: Uplink) -> None:
         await self._journal.query(JournalStore.chain_audit)

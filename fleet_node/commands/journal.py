@@ -126,6 +126,11 @@ class Journal:
         return self._store.audit.number
 
     @property
+    def audit_unsigned(self) -> bool:
+        """Whether the chain has rows that the node is to sign."""
+        return self._store.audit.unsigned > 0
+
+    @property
     def audit_owner_pin(self) -> str:
         """Owner pin that the audit told last, in hexadecimal; empty before it told any."""
         return self._store.audit.owner_pin

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fleet.node_audit import NodeAuditKind
 from fleet_node.commands import audit_rows
+from fleet_node.commands.audit_signer import AuditSigner
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_copy import Between, nothing_between
 from fleet_node.commands.journal_file import JournalDamagedError, ensure_journal
@@ -44,13 +45,18 @@ class JournalFacts:
     unacknowledged: int
 
 
-def open_journal(path: Path, node_id: str, *, commit_duration: Histogram) -> Journal:
+def open_journal(path: Path, node_id: str, *, commit_duration: Histogram, signer: AuditSigner | None = None) -> Journal:
     """The node's journal, checked and not yet started.
+
+    Args:
+        signer: signs its audit.
 
     Raises:
         JournalDamagedError: it cannot be used; says what to do.
     """
-    return Journal(JournalStore(path, node_id), commit_duration=commit_duration)
+    store = JournalStore(path, node_id)
+    store.audit.signer = signer
+    return Journal(store, commit_duration=commit_duration)
 
 
 def copy_journal(path: Path, node_id: str, to: Path, between: Between = nothing_between) -> None:

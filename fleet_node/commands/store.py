@@ -207,12 +207,12 @@ class JournalStore:
         self.rows, self._bytes, self._counters = count, size, counters
 
     def chain_audit(self) -> None:
-        """Write rows of the audit about what has none yet.
+        """Write rows of the audit about what has none yet, and sign the chain when it is time.
 
         Raises:
             JournalUnavailableError: they cannot be written.
         """
-        if not self.audit.unsealed:
+        if not self.audit.unsealed and not self.audit.signature_due:
             return
         last_seq, last_report_no, _ = self._counters
         try:

@@ -96,6 +96,11 @@ class Credentials:
         self._turn = asyncio.Lock()
 
     @property
+    def keys(self) -> NodeKeys:
+        """In force, until the server was met with those that replace them. Any thread may ask."""
+        return self._keys
+
+    @property
     def fingerprint(self) -> str:
         """Of the keys in force, as people read it."""
         return show_fingerprint(self._keys.fingerprint)
@@ -233,7 +238,12 @@ class Credentials:
             await self._save(replace(self._pending, keys=PendingKeys(new, statement)))
             fingerprint = show_fingerprint(new.fingerprint)
             log.info("new_keys_made", fingerprint=fingerprint)
-            self._audit.tell(NodeAuditKind.CREDENTIAL_STORED, subject="node_keys", fingerprint=fingerprint)
+            self._audit.tell(
+                NodeAuditKind.CREDENTIAL_STORED,
+                subject="node_keys",
+                fingerprint=fingerprint,
+                statement=statement.SerializeToString().hex(),
+            )
         pending = self._pending.keys
         assert pending is not None  # noqa: S101 - made above
         return gateway_pb2.NodeControl(node_key_rotation=pending.statement)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fleet.audit_chain import ChainSummary, ChainVerifier
     from fleet.audit_crosscheck import CrossCheckSummary, LaterChain
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.audit_reading import AuditReading
     from fleet_server.cli.connection import Admin
     from fleet_server.cli.node_names import NodeNames
     from fleet_server.cli.profile import Context
@@ -92,6 +93,7 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
     with 1 and the name of what is wrong:
     CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE, CHECKPOINT_ROLLED_BACK
     or UNSIGNED (the server signs within seconds what it wrote itself);
+    of what each node signs with its own key NODE_SIGNATURE_WRONG, NODE_KEY_CHANGED or NODE_UNSIGNED;
     between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE, CHAIN_NOT_OPENED or
     NODE_ROW_MALFORMED.
 
@@ -119,7 +121,7 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
         ) from finding
     if context.name and summary.newest is not None and not authority_key:
         invocation.profile_file().remember_checkpoint(context.name, summary.newest)
-    _emit_summary(invocation, summary, agreed, reading.alarms)
+    _emit_summary(invocation, summary, agreed, reading)
 
 
 @audit.command("export", example="fleetctl audit export > audit.jsonl")
@@ -181,10 +183,12 @@ def _verifier(invocation: Invocation, admin: Admin, pinned: bytes, cluster_id: s
     )
 
 
-def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCheckSummary, alarms: int) -> None:
+def _emit_summary(
+    invocation: Invocation, summary: ChainSummary, agreed: CrossCheckSummary, reading: AuditReading
+) -> None:
     from fleet_server.cli.views import moment, moment_text
 
-    newest = summary.newest
+    newest, alarms, nodes = summary.newest, reading.alarms, reading.signatures
     if invocation.wants_json:
         invocation.emit_json(
             {
@@ -197,6 +201,9 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
                 "newest_checkpoint_at": moment(summary.newest_at_ms),
                 "uncovered_rows": summary.uncovered_rows,
                 "alarms": alarms,
+                "node_fingerprints": dict(nodes.fingerprints),
+                "rows_not_signed_by_nodes": nodes.unsigned_rows,
+                "other_node_keys": list(nodes.replaced),
                 "agreed_commands": agreed.commands,
                 "awaited_commands": agreed.awaited,
                 "left_out_commands": agreed.left_out,
@@ -213,6 +220,8 @@ def _emit_summary(invocation: Invocation, summary: ChainSummary, agreed: CrossCh
             ("rows", f"{summary.rows} by {summary.writers} writers"),
             ("checkpoints", f"{summary.checkpoints}, the newest is {signed}"),
             ("not signed yet", f"{summary.uncovered_rows} rows after the newest checkpoint"),
+            ("nodes", f"{len(nodes.fingerprints)} signed their chains, but for the newest {nodes.unsigned_rows} rows"),
+            *[("other keys", Styled(text, "yellow")) for text in nodes.replaced],
             ("commands", _agreed_text(agreed)),
             *[("later chain", _chain_text(chain)) for chain in agreed.chains],
             *([("alarms", Styled(_alarm_text(alarms), "red"))] if alarms else []),

@@ -30,10 +30,13 @@ class AuditReading:
 
     def __init__(self, admin: Admin, verifier: ChainVerifier, show: Callable[[int], None]) -> None:
         from fleet.audit_crosscheck import CrossCheck
+        from fleet.node_signatures import NodeSignatures
 
         self._admin = admin
         self._verifier = verifier
         self._between = CrossCheck()
+        self.signatures = NodeSignatures()
+        """Of the nodes, over their own chains."""
         self._show = show
         self._rows = 0
         self._position = 0
@@ -54,6 +57,7 @@ class AuditReading:
             self._take(change)
         self._verifier.finish()
         self._await_signatures(signed_within_s)
+        self.signatures.finish()
         return self._verifier.finish(), self._between.finish()
 
     def _await_signatures(self, within_s: float) -> None:
@@ -76,6 +80,7 @@ class AuditReading:
         for entry in change.entries:
             self._verifier.add_row(entry)
             self._between.add_row(entry)
+            self.signatures.add_row(entry)
             self._position = max(self._position, entry.position)
             self.alarms += entry.kind == "audit.tampered"
         for checkpoint in change.checkpoints:

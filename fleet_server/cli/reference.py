@@ -87,7 +87,8 @@ JSON_OF_VERB = {
     "audit tail": "JSON Lines of AuditEntry",
     "audit verify": "`{verified, rows, writers, checkpoints, newest_checkpoint, newest_checkpoint_sha256, "
     "newest_checkpoint_at, uncovered_rows, alarms, agreed_commands, awaited_commands, left_out_commands, "
-    "lost_commands, broken_nodes, later_chains: [{node_id, chain, reason, continues, number, beyond}]}`, "
+    "lost_commands, node_fingerprints, rows_not_signed_by_nodes, other_node_keys, broken_nodes, "
+    "later_chains: [{node_id, chain, reason, continues, number, beyond}]}`, "
     "or `{verified: false, finding, message}`",
     "audit export": 'JSON Lines of AuditEntry with `"type": "row"` and Signed with `"type": "checkpoint"`',
     "keys list": "ListKeysResponse",

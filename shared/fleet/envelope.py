@@ -56,6 +56,7 @@ class Domain(StrEnum):
     LEASE = "lease"
     FLOOR = "floor"
     AUDIT_CHECKPOINT = "audit-checkpoint"
+    NODE_AUDIT = "node-audit"
     ACTIVATION = "activation"
     OWNER_CLAIM = "owner-claim"
     PLATFORM_GRANT = "platform-grant"

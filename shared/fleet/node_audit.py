@@ -54,6 +54,7 @@ class NodeAuditKind(StrEnum):
     DRAIN_ENDED = "drain.ended"
     AUDIT_GAP = "audit.gap"
     CHAIN_BEGUN = "chain.begun"
+    CHAIN_SIGNED = "chain.signed"
     JOURNAL_RESTORED = "journal.restored"
 
 

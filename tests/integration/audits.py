@@ -3,6 +3,7 @@
 from fleet.audit_chain import ChainSummary, ChainVerifier, CheckpointMark
 from fleet.audit_crosscheck import CrossCheck, CrossCheckSummary
 from fleet.envelope import key_id
+from fleet.node_signatures import NodeSignatures
 from fleet.v1 import admin_pb2
 from tests.integration.installation import Installation
 from tests.integration.waiting import eventually
@@ -18,14 +19,17 @@ async def verify(
         authority_keys={key_id(authority): authority},
         remembered=remembered,
     )
-    between = CrossCheck()
+    between, signatures = CrossCheck(), NodeSignatures()
     async for page in installation.owner.follow("ExportAudit", admin_pb2.ExportAuditRequest()):
         for entry in page.entries:
             verifier.add_row(entry)
             between.add_row(entry)
+            signatures.add_row(entry)
         for checkpoint in page.checkpoints:
             verifier.add_checkpoint(checkpoint)
-    return verifier.finish(), between.finish()
+    summary = verifier.finish()
+    signatures.finish()
+    return summary, between.finish()
 
 
 async def agreed(installation: Installation, commands: int) -> tuple[ChainSummary, CrossCheckSummary]:

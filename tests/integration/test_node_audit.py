@@ -10,7 +10,9 @@ import pytest
 
 from fleet.audit_chain import row_hash
 from fleet.audit_findings import AuditFinding
+from fleet.identity import show_fingerprint
 from fleet.node_audit import NodeAuditKind, writer_of
+from fleet.node_signatures import SIGN_EVERY_S, NodeSignatures
 from fleet.v1 import admin_pb2, command_pb2
 from tests.integration.audits import agreed, verify
 from tests.integration.installation import Installation
@@ -60,6 +62,41 @@ async def test_a_node_goes_on_with_its_chain_after_a_restart(quick: Installation
     kinds = [row.kind for row in await quick.owner.audit() if row.writer == writer_of(node.node_id)]
     assert kinds.count("process.started") == 2
     assert kinds.count("process.stopped") == 1
+
+
+async def test_who_holds_all_but_the_nodes_key_cannot_rebuild_its_chain(quick: Installation) -> None:
+    """The authority signs checkpoints over anything. What the node signed it does not sign."""
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1")
+    await agreed(quick, 1)
+    assert node.node is not None
+    keys = node.node.link.credentials.keys
+    await quick.clock.sleep(SIGN_EVERY_S)
+    await quick.owner.run("n-1")
+    await agreed(quick, 2)
+    rows = [row for row in await quick.owner.audit() if row.writer == writer_of(node.node_id)]
+
+    found = NodeSignatures()
+    for row in rows:
+        found.add_row(row)
+    found.finish()
+    assert found.fingerprints == {node.node_id: show_fingerprint(keys.fingerprint)}
+
+    (ended, *_) = [row for row in rows if row.kind == "command.ended"]
+    ended.detail = ended.detail.replace(b"SUCCEEDED", b"FAILED")
+    forged, previous = NodeSignatures(), rows[0].previous_hash
+    for row in rows:
+        row.previous_hash = previous
+        row.hash = previous = rehashed(row)
+        forged.add_row(row)
+    with pytest.raises(AuditFinding, match="signs another row"):
+        forged.finish()
+
+
+def rehashed(row: admin_pb2.AuditEntry) -> bytes:
+    """Its hash, as whoever rebuilds a chain makes it."""
+    parts = ("previous_hash", "writer", "number", "at_ms", "kind", "actor", "subject", "detail")
+    return row_hash(**{part: getattr(row, part) for part in parts})
 
 
 async def test_a_node_whose_chain_was_rewritten_is_found_and_keeps_its_stream(quick: Installation) -> None:

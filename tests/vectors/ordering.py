@@ -10,7 +10,7 @@ from fleet.v1 import command_pb2, trust_pb2
 from tests.vectors.cast import ARGUMENTS, CLUSTER, NAME, NODE, NOW_MS, Statement
 from tests.vectors.connecting import stream_binding
 from tests.vectors.joining import node_fingerprint
-from tests.vectors.keys import fixed_bytes
+from tests.vectors.keys import exchange_public, fixed_bytes, signer
 
 
 def intent() -> Statement:
@@ -87,6 +87,23 @@ def cancel() -> Statement:
             command_id=commands()[1].command_id,
             monotonic_seq=42,
             actor="ben",
+        ),
+    )
+
+
+def node_audit_head() -> Statement:
+    """What a node signs of its own chain."""
+    return Statement(
+        "node-audit",
+        Domain.NODE_AUDIT,
+        ("node-1",),
+        trust_pb2.NodeAuditHeadStatement(
+            node_id=NODE,
+            chain=1,
+            number=5,
+            hash=fixed_bytes("row 5", 32),
+            identity_key=signer("node-1").public_key,
+            sealing_key=exchange_public("node-1-sealing"),
         ),
     )
 

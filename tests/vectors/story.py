@@ -30,6 +30,7 @@ def statements() -> list[Statement]:
         ordering.command(),
         ordering.cancel(),
         ordering.audit_checkpoint(),
+        ordering.node_audit_head(),
         *people(),
         *activation(),
         *reserved.routes(),

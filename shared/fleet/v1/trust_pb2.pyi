@@ -532,6 +532,50 @@ class AuditHead(_message.Message):
 Global___AuditHead: _TypeAlias = AuditHead  # noqa: Y015
 
 @_typing.final
+class NodeAuditHeadStatement(_message.Message):
+    """NodeAuditHeadStatement is what a node signs over its own audit chain (domain `node-audit`, signer node); a
+    row of the chain holds it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    IDENTITY_KEY_FIELD_NUMBER: _builtins.int
+    SEALING_KEY_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Node."""
+    chain: _builtins.int
+    """Its chain; 0 is the first."""
+    number: _builtins.int
+    """Row that is signed: the one before the row that holds this."""
+    hash: _builtins.bytes
+    """Hash of that row."""
+    identity_key: _builtins.bytes
+    """The node's identity key, which signs."""
+    sealing_key: _builtins.bytes
+    """Its sealing key, for the fingerprint that people know."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        chain: _builtins.int = ...,
+        number: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        identity_key: _builtins.bytes = ...,
+        sealing_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hash", b"hash", "identity_key", b"identity_key", "node_id", b"node_id", "number", b"number", "sealing_key", b"sealing_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeAuditHeadStatement: _TypeAlias = NodeAuditHeadStatement  # noqa: Y015
+
+@_typing.final
 class AuditCheckpointStatement(_message.Message):
     """AuditCheckpointStatement fixes all chains at once (domain `audit-checkpoint`, signer authority)."""
 
