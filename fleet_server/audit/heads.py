@@ -5,8 +5,8 @@ Mental model
     not fit is continued and signed by nobody.
     An old head, put back, has a good MAC. This replica knows where its own chain ends and goes on behind that, whatever
     the database says, so what was cut off or written over there leaves a gap or a broken link for every reader.
-    A process that has just started knows nothing. When it does not find its chain whole it begins another one, under a
-    name of its own, and leaves the old one as it is.
+    A process that has just started knows nothing. When it does not find its chain whole, or when somebody else's rows
+    stand where its own belong, it begins another one, under a name of its own, and leaves the old one as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 from fleet_server.audit import rules, store
 from fleet_server.audit.rules import Entry, Head
 from fleet_server.audit.store import HeadRow
-from fleet_server.database.engine import Connection
+from fleet_server.database.engine import Connection, IntegrityError
 from fleet_server.database.writer import Transaction
 
 _MAX_NAME_CHARS = 48  # of a column of 64, with room for what tells a second chain from the first
@@ -109,6 +109,7 @@ class OwnChain:
         self._untold: tuple[str, str] | None = None
         self.suspect = False
         """Somebody found another end of it in the database: the next commit puts that right, and tells of it."""
+        self._blocked = False
 
     def seal(self, tx: Transaction, entries: Sequence[Entry]) -> int:
         """Chain entries behind the end of the chain and store them in `tx`; how many rows that are."""
@@ -123,7 +124,11 @@ class OwnChain:
             rows, after = rules.chain(tip, entries)
             self._heads.put_head(tx.conn, after)
         self.suspect = False
-        store.insert_rows(tx.conn, rows)
+        try:
+            store.insert_rows(tx.conn, rows)
+        except IntegrityError:
+            self._blocked = True
+            raise
         self._known, self._sealed = tip, (tx, after)
         return len(rows)
 
@@ -144,7 +149,13 @@ class OwnChain:
 
     def _tip(self, conn: Connection) -> Head:
         remembered = self._remembered()
-        return remembered[0] if remembered else self._open(conn)
+        if not remembered:
+            return self._open(conn)
+        if self._blocked:
+            self._blocked = False
+            if store.newest_row(conn, self.name) not in [(head.number, head.hash) for head in remembered]:
+                return self._begin_another("rows stand behind its end that this replica did not write")
+        return remembered[0]
 
     def _open(self, conn: Connection) -> Head:
         """Where a process that has just started goes on."""
@@ -156,11 +167,15 @@ class OwnChain:
             if newest is None and head.number:
                 raise TamperedHeadError(f"its head names row {head.number}, and it has no rows")
         except TamperedHeadError as tampered:
-            self._untold = (self.name, f"{tampered}: this replica goes on in another chain")
-            self.name = f"{self.name[:_MAX_NAME_CHARS]}+{os.urandom(4).hex()}"
-            head = Head.start(self.name)
+            return self._begin_another(str(tampered))
         self._known = head
         return head
+
+    def _begin_another(self, why: str) -> Head:
+        self._untold = (self.name, f"{why}: this replica goes on in another chain")
+        self.name = f"{self.name.partition('+')[0][:_MAX_NAME_CHARS]}+{os.urandom(4).hex()}"
+        self._known, self._sealed = Head.start(self.name), None
+        return self._known
 
     def _look(self, conn: Connection, tip: Head) -> tuple[Head, str]:
         """Where the chain ends, when the database does not hold the end that was taken for the likeliest; and what is

@@ -277,3 +277,24 @@ async def test_a_checkpoint_written_ahead_stops_signing_and_is_told_once(replica
     await replica.edit("DELETE FROM audit_checkpoints WHERE number = 2")
     assert await replica.sign()
     assert (await verify(replica.audit)).uncovered_rows == 0
+
+
+async def test_a_row_written_where_the_next_one_belongs_stops_one_commit_and_no_more(replica: Replica) -> None:
+    """The chain is left as it is, and the next deed begins another."""
+    last = (await replica.rows())[-1]
+    ghost = {"writer": "r-1", "number": 4, "at_ms": 5, "kind": "node.adopted", "actor": "ada", "subject": "n-1"}
+    digest = row_hash(previous_hash=last.hash, detail=b"{}", **ghost)  # type: ignore[arg-type]
+    await replica.edit(
+        "INSERT INTO audit_rows (writer, number, at_ms, kind, actor, subject, detail, previous_hash, hash)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *ghost.values(),
+        b"{}",
+        last.hash,
+        digest,
+    )
+    with pytest.raises(IntegrityError):
+        await replica.deed()
+    await go_on(replica)
+    assert await replica.alarms() == ["r-1"]
+    summary = await verify(replica.audit)
+    assert (summary.writers, summary.uncovered_rows) == (2, 1)
