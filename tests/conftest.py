@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
 
 # No deadline: the cores are shared, and a slow example is no wrong one.
-settings.register_profile("fast", max_examples=50, deadline=None)
+settings.register_profile("fast", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
     "ci", max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
