@@ -88,11 +88,13 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
             accepted = accept(
                 tx.conn, audit.heads, audit.checkpoints, trust.cluster_id, lambda raw: _is_signed(raw, authorities)
             )
+            spent = audit.spent.accept(tx.conn)
             detail: Mapping[str, JSON] = {
                 "nodes": count,
                 "reason": reason,
                 "audit_chains": accepted.chains,
                 "audit_checkpoint": accepted.checkpoint,
+                "spent_written_again": spent,
                 "audit_checkpoints_removed": accepted.removed,
             }
             audit.append(tx, AuditKind.DATABASE_RESTORED, actor="server", subject="database", detail=detail)

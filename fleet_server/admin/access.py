@@ -60,7 +60,7 @@ class OperatorService:
         self._database = database
         self._clock = clock
         self._audit = audit
-        self._store = OperatorStore(secrets.row_mac("operators"))
+        self._store = OperatorStore(secrets.row_mac("operators"), audit.spent)
         self._token_key = secrets.derive("operator-token")
         self._cache: dict[bytes, tuple[float, Operator]] = {}
         self._calls: Counter[tuple[str, str]] = Counter()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleet_server.admin.rules import ROLES, Role
-from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.audit.spent import Spent, SpentRecord, What
+from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.trust.secrets import RowMac
 
 _COLUMNS = "operator_id, name, role, token_sha256, created_at_ms, revoked_at_ms"
@@ -36,10 +37,12 @@ class OperatorStore:
 
     Args:
         row_mac: MAC of that table.
+        spent: which tokens ended; a row that was put back holds one of them.
     """
 
-    def __init__(self, row_mac: RowMac) -> None:
+    def __init__(self, row_mac: RowMac, spent: SpentRecord) -> None:
         self._row_mac = row_mac
+        self._spent = spent
 
     def insert(self, conn: Connection, operator: Operator, token_sha256: bytes) -> bool:
         """Add an operator; False when the name is taken."""
@@ -50,36 +53,53 @@ class OperatorStore:
     def by_token(self, conn: Connection, token_sha256: bytes) -> Operator | None:
         """Operator who holds the token with this hash."""
         row = conn.exec_driver_sql(sql(conn, f"{_SELECT} WHERE token_sha256 = ?"), (token_sha256,)).first()
-        return None if row is None else self._operator(tuple(row))
+        return None if row is None else self._operator(tuple(row), self._spent.known(conn, keep=True))
 
     def by_name(self, conn: Connection, name: str) -> Operator | None:
         """Operator by name or id."""
         row = conn.exec_driver_sql(sql(conn, f"{_SELECT} WHERE name = ? OR operator_id = ?"), (name, name)).first()
-        return None if row is None else self._operator(tuple(row))
+        return None if row is None else self._operator(tuple(row), self._spent.known(conn))
 
     def all(self, conn: Connection, *, lock: bool = False) -> list[Operator]:
         """Every operator by name, revoked ones too; with `lock` nobody else revokes one until the transaction ends."""
         text = f"{_SELECT} ORDER BY name" + (for_update(conn) if lock else "")
-        return [self._operator(tuple(row)) for row in conn.exec_driver_sql(text)]
+        rows = conn.exec_driver_sql(text).fetchall()
+        spent = self._spent.known(conn)
+        return [self._operator(tuple(row), spent) for row in rows]
 
     def give_token(self, conn: Connection, operator: Operator, token_sha256: bytes) -> None:
-        """Replace the token of an operator, revoked or not."""
+        """Replace the token of an operator, revoked or not; the one before ends for good."""
+        self._end_token(conn, operator.operator_id)
         fields = (operator.operator_id, operator.name, operator.role.word, token_sha256, operator.created_at_ms, 0)
         text = "UPDATE operators SET token_sha256 = ?, revoked_at_ms = 0, mac = ? WHERE operator_id = ?"
         values = (token_sha256, self._row_mac.compute(*fields), operator.operator_id)
         conn.exec_driver_sql(sql(conn, text), values)
 
     def revoke(self, conn: Connection, operator_id: str, now_ms: int) -> None:
-        """End an operator's token; the row is sealed anew, so that nobody revives it by editing a column."""
+        """End an operator's token for good; the row is sealed anew, so that nobody revives it by editing a column."""
+        self._end_token(conn, operator_id)
         row = conn.exec_driver_sql(sql(conn, f"{_SELECT} WHERE operator_id = ?"), (operator_id,)).one()
         mac = self._row_mac.compute(*row[:5], now_ms)
         text = "UPDATE operators SET revoked_at_ms = ?, mac = ? WHERE operator_id = ?"
         conn.exec_driver_sql(sql(conn, text), (now_ms, mac, operator_id))
 
-    def _operator(self, row: Sequence[Any]) -> Operator:
+    def _end_token(self, conn: Connection, operator_id: str) -> None:
+        text = "SELECT token_sha256 FROM operators WHERE operator_id = ?"
+        (token_sha256,) = conn.exec_driver_sql(sql(conn, text), (operator_id,)).one()
+        name = octets(token_sha256).hex()
+        if not self._spent.known(conn).times(What.OPERATOR_TOKEN, name):
+            self._spent.add(conn, What.OPERATOR_TOKEN, name)
+
+    def _operator(self, row: Sequence[Any], spent: Spent) -> Operator:
         *fields, mac = row
-        operator_id, name, role, _, created_at_ms, revoked_at_ms = fields
+        operator_id, name, role, token_sha256, created_at_ms, revoked_at_ms = fields
         intact = self._row_mac.verify(mac, *fields) and role in ROLES
+        if intact and not revoked_at_ms:
+            token = octets(token_sha256).hex()
+            if spent.is_put_back(What.OPERATOR_TOKEN, token, 0):
+                intact = False
+            elif spent.times(What.OPERATOR_TOKEN, token):
+                revoked_at_ms = created_at_ms  # ended a moment ago; the row of this snapshot says when
         return Operator(
             operator_id=operator_id,
             name=name,

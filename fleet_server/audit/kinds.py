@@ -35,6 +35,9 @@ class AuditKind(StrEnum):
     TLS_CA_QUARANTINED = "tls_ca.quarantined"
     TLS_LEAF_ISSUED = "tls_leaf.issued"
     TLS_LEAF_QUARANTINED = "tls_leaf.quarantined"
+    # What was used up or ended (a chain of its own)
+    SPENT_BEGUN = "spent.begun"
+    CREDENTIAL_SPENT = "credential.spent"
     # Operators
     OPERATOR_CREATED = "operator.created"
     OPERATOR_REVOKED = "operator.revoked"

@@ -21,12 +21,13 @@ from typing import Protocol
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet_server.audit import reading, rules, store
+from fleet_server.audit import reading, rules, spent, store
 from fleet_server.audit.checkpoints import Checkpoints, SignCheckpoint
 from fleet_server.audit.heads import Heads, Mac, OwnChain
 from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
 from fleet_server.audit.reading import AuditCursor, AuditPage
 from fleet_server.audit.rules import JSON
+from fleet_server.audit.spent import SpentRecord
 from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
@@ -90,6 +91,7 @@ class AuditService:
         self._seen_checkpoint = 0
         self.heads = Heads(row_mac("audit_heads"))
         self._own = OwnChain(writer, self.heads, self._changed_chain)
+        self.spent = SpentRecord(self.heads, lambda kind, subject: self._entry(kind, "server", subject, {}))
         self.checkpoints = Checkpoints(self.heads, self._own, row_mac("audit_newest"), self.tampered)
         database.writer.before_commit(self._seal)
         database.writer.when_committed(self._own.committed)
@@ -117,7 +119,7 @@ class AuditService:
 
         Args:
             tx: the running transaction.
-            what: "head", "checkpoint" or "newest".
+            what: "head", "checkpoint", "newest" or "spent".
             subject: whose head, or which checkpoint.
             why: how it was found.
         """
@@ -129,6 +131,7 @@ class AuditService:
         one was faster, or something was changed around the server (`Checkpoints`)."""
 
         def work(tx: Transaction) -> bool:
+            self.checkpoints.tell(tx, "spent", spent.WRITER, self.spent.tampered)
             made = self.checkpoints.make(tx, sign, cluster_id, self._clock.now_ms())
             if made:
                 tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
@@ -202,8 +205,11 @@ class AuditService:
         return await self._database.read(query)
 
     async def _has_news(self) -> bool:
+        before = self.spent.newest
+
         def query(conn: Connection) -> tuple[int, bool]:
-            return store.newest_checkpoint_number(conn), store.any_grown(conn)
+            self.spent.look(conn, before)
+            return store.newest_checkpoint_number(conn), store.any_grown(conn) or bool(self.spent.tampered)
 
         newest, news = await self._database.read(query)
         if newest > self._seen_checkpoint:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from fleet.audit_chain import CheckpointMark
 from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
-from fleet_server.database.engine import octets, sql
+from fleet_server.database.engine import for_update, octets, sql
 from fleet_server.database.statements import execute, execute_many, fetch
 
 LAST_POSITION = 2**63 - 1  # and largest number: a column holds no more
@@ -77,9 +77,10 @@ class NewestRow(NamedTuple):
     mac: bytes
 
 
-def head(conn: Connection, writer: str) -> HeadRow | None:
-    """Head of one writer's chain; None when there is none."""
-    found = fetch(conn, _HEAD + " WHERE writer = ?", (writer,))
+def head(conn: Connection, writer: str, *, lock: bool = False) -> HeadRow | None:
+    """Head of one writer's chain; None when there is none. With `lock` nobody else moves it until the transaction
+    ends."""
+    found = fetch(conn, _HEAD + " WHERE writer = ?" + (for_update(conn) if lock else ""), (writer,))
     return _head_row(found[0]) if found else None
 
 
@@ -130,6 +131,16 @@ def newest_row(conn: Connection, writer: str) -> tuple[int, bytes] | None:
     """Number and hash of the newest row of a chain; None without one."""
     text = "SELECT number, hash FROM audit_rows WHERE writer = ? ORDER BY number DESC LIMIT 1"
     found = fetch(conn, text, (writer,))
+    return (found[0][0], octets(found[0][1])) if found else None
+
+
+def newest_of_kind(conn: Connection, writer: str, kind: str, last: int) -> tuple[int, bytes] | None:
+    """Number and previous hash of a chain's newest row of a kind, up to row `last`; None without one."""
+    text = (
+        "SELECT number, previous_hash FROM audit_rows WHERE writer = ? AND kind = ? AND number <= ?"
+        " ORDER BY number DESC LIMIT 1"
+    )
+    found = fetch(conn, text, (writer, kind, last))
     return (found[0][0], octets(found[0][1])) if found else None
 
 

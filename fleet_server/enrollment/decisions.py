@@ -71,7 +71,7 @@ class Decisions(JoinTokens):
         issue_api_key: Callable[[Transaction, str], str],
         settings: EnrollmentSettings,
     ) -> None:
-        tokens = TokenStore(secrets.row_mac("join_tokens"))
+        tokens = TokenStore(secrets.row_mac("join_tokens"), audit.spent)
         token_ids = rules.MarkedIds("jt_", secrets.derive("join-token-id"))
         super().__init__(database=database, clock=clock, audit=audit, trust=trust, tokens=tokens, token_ids=token_ids)
         self._metrics = metrics

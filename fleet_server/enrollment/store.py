@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fleet.v1 import enrollment_pb2
+from fleet_server.audit.spent import Spent, SpentRecord, What
 from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.enrollment.rules import EnrollmentRecord, JoinTokenRecord
 from fleet_server.trust.secrets import RowMac
@@ -26,10 +27,17 @@ _STATES: Mapping[int, enrollment_pb2.EnrollmentState.ValueType] = {
 
 
 class TokenStore:
-    """Rows of `join_tokens`. The MAC covers the count of uses too: a used token is not made fresh by an UPDATE."""
+    """Rows of `join_tokens`. The MAC covers the count of uses too: a used token is not made fresh by an UPDATE, nor by
+    a row that is put back, for uses and ends are recorded a second time.
 
-    def __init__(self, mac: RowMac) -> None:
+    Args:
+        mac: of the table.
+        spent: that record.
+    """
+
+    def __init__(self, mac: RowMac, spent: SpentRecord) -> None:
         self._mac = mac
+        self._spent = spent
 
     def insert(self, conn: Connection, token: JoinTokenRecord) -> None:
         """Add a token."""
@@ -41,7 +49,7 @@ class TokenStore:
         """One token; with `lock` nobody else counts a use until the transaction ends."""
         text = f"SELECT {_TOKEN}, mac FROM join_tokens WHERE token_id = ?" + (for_update(conn) if lock else "")  # noqa: S608
         row = conn.exec_driver_sql(sql(conn, text), (token_id,)).first()
-        return None if row is None else self._record(tuple(row))
+        return None if row is None else self._record(tuple(row), self._spent.known(conn))
 
     def page(self, conn: Connection, before: tuple[int, str], limit: int) -> list[JoinTokenRecord]:
         """Tokens, newest first."""
@@ -49,15 +57,18 @@ class TokenStore:
             f"SELECT {_TOKEN}, mac FROM join_tokens WHERE created_at_ms < ? OR (created_at_ms = ? AND token_id < ?)"  # noqa: S608
             " ORDER BY created_at_ms DESC, token_id DESC LIMIT ?"
         )
-        rows = conn.exec_driver_sql(sql(conn, text), (before[0], before[0], before[1], limit))
-        return [self._record(tuple(row)) for row in rows]
+        rows = conn.exec_driver_sql(sql(conn, text), (before[0], before[0], before[1], limit)).fetchall()
+        spent = self._spent.known(conn)
+        return [self._record(tuple(row), spent) for row in rows]
 
     def count_use(self, conn: Connection, token: JoinTokenRecord) -> None:
         """One more node has enrolled with it."""
+        self._spent.add(conn, What.JOIN_TOKEN_USE, token.token_id)
         self._update(conn, replace(token, uses=token.uses + 1))
 
     def revoke(self, conn: Connection, token: JoinTokenRecord, now_ms: int) -> JoinTokenRecord:
         """End it."""
+        self._spent.add(conn, What.JOIN_TOKEN, token.token_id)
         revoked = replace(token, revoked_at_ms=now_ms)
         self._update(conn, revoked)
         return revoked
@@ -67,11 +78,13 @@ class TokenStore:
         mac = self._mac.compute(*_token_fields(token))
         conn.exec_driver_sql(sql(conn, text), (token.uses, token.revoked_at_ms, mac, token.token_id))
 
-    def _record(self, row: tuple[Any, ...]) -> JoinTokenRecord:
+    def _record(self, row: tuple[Any, ...], spent: Spent) -> JoinTokenRecord:
         *fields, mac = row
         fields.append(self._mac.verify(mac, *fields))
         fields[2] = octets(fields[2])
         record = JoinTokenRecord(*fields)
+        if record.intact:
+            record = _not_put_back(record, spent)
         return replace(record, auto_approve=bool(record.auto_approve) and record.intact)
 
 
@@ -151,6 +164,19 @@ class EnrollmentStore:
         fields[16] = fields[16] if intact else b""
         fields.append(intact)
         return EnrollmentRecord(*fields)
+
+
+def _not_put_back(token: JoinTokenRecord, spent: Spent) -> JoinTokenRecord:
+    """The token as it is known, when its row is of an earlier time; not intact, when the row was put back there."""
+    ended = bool(token.revoked_at_ms)
+    put_back = spent.is_put_back(What.JOIN_TOKEN_USE, token.token_id, token.uses) or (
+        not ended and spent.is_put_back(What.JOIN_TOKEN, token.token_id, 0)
+    )
+    if not ended and spent.times(What.JOIN_TOKEN, token.token_id):
+        ended = True
+        token = replace(token, revoked_at_ms=token.created_at_ms)
+    uses = max(token.uses, spent.times(What.JOIN_TOKEN_USE, token.token_id))
+    return replace(token, uses=uses, intact=not put_back)
 
 
 def _token_fields(token: JoinTokenRecord) -> tuple[Any, ...]:

@@ -31,6 +31,7 @@ def create_cluster(tx: Transaction, audit: AuditService, mac: RowMac, name: str,
     row = replace(row, mac=mac.compute(*row.authority_fields()))
     store.insert_cluster(tx.conn, row)
     audit.checkpoints.begin(tx.conn, row.cluster_id)
+    audit.spent.begin(tx.conn)
     detail = {"name": row.name, "installation_id": row.installation_id}
     audit.append(tx, AuditKind.CLUSTER_CREATED, actor="server", subject=row.cluster_id, detail=detail)
     return row.cluster_id

@@ -322,6 +322,28 @@ async def test_a_used_token_is_not_made_fresh_by_an_update(world: World) -> None
     assert await refused(Node(world, name="other").enroll(token)) is Reason.JOIN_TOKEN_INVALID
 
 
+@pytest.mark.parametrize("ended", ["used", "revoked"])
+async def test_a_token_whose_row_is_put_back_lets_nobody_in(
+    world: World, database: Database, clock: MockClock, ended: str
+) -> None:
+    token = await world.token(max_uses=2, auto_approve=True)
+    await Node(world, name="first").enroll(token)
+    mac = await world.value("SELECT mac FROM join_tokens")
+    if ended == "used":
+        await Node(world, name="second").enroll(token)
+    else:
+        [listed] = await world.enrollment.list_tokens()
+        await world.enrollment.revoke_token("ada", listed.token_id)
+    await world.execute("UPDATE join_tokens SET uses = 1, revoked_at_ms = 0, mac = ?", mac)
+    other = await World(database, clock, replica_id="r2").start()
+    for each in (world, other):
+        assert await refused(Node(each, name="third").enroll(token)) is Reason.JOIN_TOKEN_INVALID
+        [listed] = await each.enrollment.list_tokens()
+        assert listed.state(clock.now_ms()) is TokenState.QUARANTINED
+        assert not listed.auto_approve
+    assert "join_token.quarantined" in await world.audited()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -74,6 +74,7 @@ async def test_a_new_cluster_has_an_authority_an_active_key_and_a_bundle_that_no
     assert state.tls_ca_der == tuple(trust.tls.published_der) != ()
     assert state.command_keys.keys() == {trust.command_key_id("")}
     assert await kinds(database, clock) == [
+        "spent.begun",
         "cluster.created",
         "authority.created",
         "key.created",
