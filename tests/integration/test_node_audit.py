@@ -27,7 +27,7 @@ async def test_nodes_and_server_tell_the_same(quick: Installation) -> None:
 
     summary, between = await agreed(quick, 40)
 
-    assert summary.writers == 4, "both nodes, the replica, and the one that made the installation"
+    assert summary.writers == 5, "both nodes, the replica, the one that made the installation, and what was spent"
     assert (between.nodes, between.commands, between.awaited, between.broken) == (2, 40, 0, ())
     shown = await quick.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
     assert shown.audit.rows > 0
