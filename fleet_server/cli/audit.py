@@ -234,7 +234,7 @@ def _agreed_text(agreed: CrossCheckSummary) -> str:
     text = f"{agreed.commands} told alike by server and nodes from issue to end, {agreed.awaited} not told by both yet"
     if agreed.left_out:
         text += f", {agreed.left_out} left out by nodes that said so"
-    return f"{text}, {agreed.lost} lost with what machines held before they were adopted" if agreed.lost else text
+    return f"{text}, {agreed.lost} lost with adopted machines or a restored database" if agreed.lost else text
 
 
 def _chain_text(chain: LaterChain) -> str:

@@ -22,13 +22,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fleet.audit_chain import ChainRow
 from fleet.audit_findings import AuditFinding
 from fleet.node_audit import Begun, NodeAuditKind, chain_of, node_of
+from fleet.node_rows import accepted_commands, ended_commands, left_out_items
 
 MAX_UNISSUED = 16_384
 """So many commands a node may name before the server's row about them is read: rows are read in the order of storage,
@@ -36,8 +35,6 @@ and the server's is stored first. More is a finding, and the node's chain is not
 GRACE_MS = 600_000
 """A node's rows about what it reported come within seconds; one that speaks of later and not of it has left it out."""
 
-_MAX_NUMBER = 2**63
-_MAX_TEXT_CHARS = 64  # a digest in hexadecimal; names of states are shorter
 _FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED"})
 _PAGE = 1024
 _DIGEST_BYTES = 8
@@ -111,7 +108,8 @@ class CrossCheckSummary:
         awaited: that one side has told the end of, and the other not yet.
         left_out: that stand in a gap which the node declared.
         broken: nodes whose rows the server refused at some time, because they did not continue their chain.
-        lost: that the server was told of before it let a machine in again, and that no chain of the node tells.
+        lost: that the server was told of before it let a machine in again, and that no chain of the node tells; and
+            those that only a node tells, because the server's database was restored.
         chains: that nodes began behind their first.
     """
 
@@ -168,6 +166,7 @@ class _Node:
     last_at_ms: int = 0
     left_out: int = 0
     lost: int = 0
+    went_back: set[int] = field(default_factory=set)
     opened_at_ms: dict[int, int] = field(default_factory=dict)
     heads: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     begun: dict[int, Begun | None] = field(default_factory=dict)
@@ -184,6 +183,7 @@ class CrossCheck:
         self._nodes: dict[str, _Node] = {}
         self._broken: dict[str, None] = {}
         self._findings: dict[str, AuditFinding] = {}
+        self._restored_at_ms = 0
 
     def add_row(self, row: ChainRow) -> None:
         """Take the next row. What it shows to be wrong is kept for `finish`: whether the chains are whole matters more,
@@ -194,22 +194,8 @@ class CrossCheck:
             if not node.given_up:
                 self._add_node_row(node_id, node, row)
                 self._give_up_on_flood(node_id, node)
-        elif row.kind == "command.issued":
-            detail = json.loads(row.detail)
-            for node, digests in detail.get("digests", {}).items():
-                first = detail["seqs"][node][0]
-                for seq, digest in enumerate(digests, first):
-                    self._note(node, seq, "issued", digest)
-        elif row.kind == "command.reported":
-            for node, states in json.loads(row.detail).get("nodes", {}).items():
-                for state, seqs in states.items():
-                    for seq in seqs:
-                        self._note(node, seq, "reported", state, row.at_ms)
-        elif row.kind == "node.audit_chain_opened":
-            node = self._nodes.setdefault(node_of(row.subject) or row.subject, _Node())
-            node.opened_at_ms[json.loads(row.detail)["chain"]] = row.at_ms
-        elif row.kind == "node.audit_broken":
-            self._broken[node_of(row.subject) or row.subject] = None
+        else:
+            self._add_server_row(row)
 
     def finish(self) -> CrossCheckSummary:
         """Say that nothing more comes.
@@ -251,9 +237,29 @@ class CrossCheck:
             awaited=awaited,
             left_out=left_out,
             broken=tuple(self._broken),
-            lost=sum(node.lost for node in self._nodes.values()),
+            lost=sum(node.lost + len(node.went_back) for node in self._nodes.values()),
             chains=tuple(chains),
         )
+
+    def _add_server_row(self, row: ChainRow) -> None:
+        if row.kind == "command.issued":
+            detail = json.loads(row.detail)
+            for node, digests in detail.get("digests", {}).items():
+                first = detail["seqs"][node][0]
+                for seq, digest in enumerate(digests, first):
+                    self._note(node, seq, "issued", digest)
+        elif row.kind == "command.reported":
+            for node, states in json.loads(row.detail).get("nodes", {}).items():
+                for state, seqs in states.items():
+                    for seq in seqs:
+                        self._note(node, seq, "reported", state, row.at_ms)
+        elif row.kind == "node.audit_chain_opened":
+            node = self._nodes.setdefault(node_of(row.subject) or row.subject, _Node())
+            node.opened_at_ms[json.loads(row.detail)["chain"]] = row.at_ms
+        elif row.kind == "database.restored":
+            self._restored_at_ms = max(self._restored_at_ms, row.at_ms)
+        elif row.kind == "node.audit_broken":
+            self._broken[node_of(row.subject) or row.subject] = None
 
     def _check_chains(self, node_id: str, node: _Node, chains: list[LaterChain]) -> None:
         for chain, begun in node.begun.items():
@@ -284,21 +290,36 @@ class CrossCheck:
             if chain and row.number == 1:
                 node.begun[chain] = Begun.parse(row.detail) if row.kind == NodeAuditKind.CHAIN_BEGUN else None
             if row.kind == NodeAuditKind.COMMAND_ACCEPTED:
-                for seq, digest in _accepted(json.loads(row.detail)):
-                    node.last_accepted = max(node.last_accepted, seq)
-                    if not (chain and node.settled.tells(seq, digest)):
-                        self._note(node_id, seq, "accepted", digest)
+                self._add_accepted(node_id, node, chain, row)
             elif row.kind == NodeAuditKind.COMMAND_ENDED:
-                for seq, state, reason in _ended(json.loads(row.detail)):
-                    if chain and (node.settled.tells(seq, "") or _told_before(node, seq, chain, state)):
-                        continue
-                    if reason == _TOO_FAR:
-                        node.commands.setdefault(seq, _Command()).too_far = True
-                    self._note(node_id, seq, "ended", state)
+                self._add_ended(node_id, node, chain, row)
             elif row.kind == NodeAuditKind.AUDIT_GAP:
-                node.left_out += sum(_count(number) for number in _object(json.loads(row.detail)).values())
+                node.left_out += left_out_items(row.detail)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self._find(node_id, NodeRowMalformed(f"row {row.number} of {row.writer}: {error}"))
+
+    def _add_accepted(self, node_id: str, node: _Node, chain: int, row: ChainRow) -> None:
+        for seq, digest in accepted_commands(row.detail):
+            node.last_accepted = max(node.last_accepted, seq)
+            if not self._went_back(node, seq, row.at_ms) and not (chain and node.settled.tells(seq, digest)):
+                self._note(node_id, seq, "accepted", digest)
+
+    def _add_ended(self, node_id: str, node: _Node, chain: int, row: ChainRow) -> None:
+        for seq, state, reason in ended_commands(row.detail):
+            if chain and (node.settled.tells(seq, "") or _told_before(node, seq, chain, state)):
+                continue
+            if self._went_back(node, seq, row.at_ms):
+                continue
+            if reason == _TOO_FAR:
+                node.commands.setdefault(seq, _Command()).too_far = True
+            self._note(node_id, seq, "ended", state)
+
+    def _went_back(self, node: _Node, seq: int, at_ms: int) -> bool:
+        """Whether the server's database was restored to before it issued this: the node tells it alone."""
+        known = seq in node.commands or node.settled.tells(seq, "")
+        if at_ms <= self._restored_at_ms and not known and len(node.went_back) < MAX_UNISSUED:
+            node.went_back.add(seq)
+        return seq in node.went_back
 
     def _give_up_on_flood(self, node_id: str, node: _Node) -> None:
         if len(node.commands) - node.issued_open > MAX_UNISSUED:
@@ -354,39 +375,3 @@ def _short(digest: str) -> bytes:
 
 def _final(command: _Command) -> bool:
     return command.reported in _FINAL_STATES
-
-
-def _accepted(detail: Any) -> Iterator[tuple[int, str]]:
-    for alike in _object(detail)["commands"]:
-        for seq, digest in zip(_list(alike["seqs"]), _list(alike["digests"]), strict=True):
-            yield _count(seq), _text(digest)
-
-
-def _ended(detail: Any) -> Iterator[tuple[int, str, str]]:
-    for alike in _object(detail)["results"]:
-        for seq in _list(alike["seqs"]):
-            yield _count(seq), _text(alike["state"]), str(alike["reason"])
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("an object was expected")
-    return value
-
-
-def _list(value: Any) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise TypeError("a list was expected")
-    return value
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MAX_NUMBER:
-        raise TypeError("a number was expected")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT_CHARS:
-        raise TypeError("a short text was expected")
-    return value

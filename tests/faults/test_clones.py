@@ -7,14 +7,16 @@ import sqlite3
 from pathlib import Path
 
 from fleet.errors import Reason
-from fleet.node_audit import writer_of
+from fleet.node_audit import NodeAuditKind, writer_of
 from fleet.secrets import Secret
 from fleet.v1 import admin_pb2
 from fleet.v1.command_pb2 import COMMAND_STATE_INTERRUPTED as INTERRUPTED
 from fleet.v1.command_pb2 import COMMAND_STATE_RUNNING as RUNNING
 from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
+from fleet_node.app import Node
 from fleet_node.backup.service import back_up
 from fleet_node.backup.service import restore as restore_backup
+from fleet_node.commands.audit_log import KEEP_ROWS
 from fleet_node.commands.opening import copy_journal
 from fleet_server import bootstrap
 from fleet_server.restored import note_restored
@@ -227,6 +229,50 @@ async def test_what_a_restored_database_lost_of_a_nodes_audit_is_brought_again(q
     assert begun["continues"]["number"] >= len(before), "all of it was brought again, in its own chain"
     shown = await quick.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
     assert (shown.audit.chain, shown.audit.finding) == (1, "")
+
+
+async def test_a_busy_node_goes_on_after_a_restore_though_it_has_forgotten_rows_that_the_database_lost(
+    quick: Installation,
+) -> None:
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1", count=2)
+    await agreed(quick, 2)
+    held = len(await rows_of(quick, node))
+    copy = await copied(quick)
+    for number in range(KEEP_ROWS + 100):
+        live(node).commands.audit(NodeAuditKind.DRAIN_ENDED, number=number)
+    await quick.owner.run("n-1")
+    await agreed(quick, 3)
+    live(node).commands.audit(NodeAuditKind.DRAIN_ENDED)  # with it goes what was acknowledged
+    oldest = await eventually(lambda: first_row_left(node, above=held + 1), "the node forgets rows")
+    await restored(quick, copy, start=False)
+    secrets = bootstrap.load_secrets(quick.settings)
+    url = quick.settings.resolved_database_url()
+    await note_restored(url, secrets, quick.clock, "the disk failed", cluster_name=quick.settings.cluster_name)
+
+    await quick.start_server()
+    await node.wait_live(2)
+    begun = await quick.owner.wait_audit("chain.begun")
+
+    assert begun["continues"]["number"] in range(held, oldest - 1), "what lies between is gone"
+    await quick.owner.run("n-1")
+    _, between = await agreed(quick, 3)
+    assert between.broken == ()
+    shown = await quick.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
+    assert (shown.audit.chain, shown.audit.finding) == (1, "")
+    assert shown.audit.rows >= KEEP_ROWS
+
+
+def live(node: RunningNode) -> Node:
+    """The node that runs."""
+    assert node.node is not None
+    return node.node
+
+
+async def first_row_left(node: RunningNode, *, above: int) -> int:
+    """Number of the oldest row that the node has, once that is above another one; else 0."""
+    rows = await live(node)._journal.query(lambda store: store.audit.after(0))
+    return rows[0].number if rows[0].number > above else 0
 
 
 async def rows_of(installation: Installation, node: RunningNode) -> list[bytes]:

@@ -97,6 +97,18 @@ def test_every_finding_has_its_name() -> None:
         assert caught.value.code == code, f"{code}: {caught.value}"
 
 
+def test_what_only_a_node_tells_from_before_a_restore_is_lost_and_no_finding() -> None:
+    restored = row("restored-1", "database.restored", {}, 2000)
+    told = [accepted([1, 2], D1, D2), ended("SUCCEEDED", 1), ended("SUCCEEDED", 2, at_ms=3000)]
+    assert check(restored, *told).lost == 2
+    known = check(issued(1, D1), restored, *told, reported(SUCCEEDED=[1]), later())
+    assert (known.commands, known.lost) == (1, 1)
+    with pytest.raises(NeverIssued):
+        check(restored, accepted([1], D1, at_ms=2001))
+    with pytest.raises(AuditFinding, match="another command"):
+        check(issued(1, D1), restored, accepted([1], D2))
+
+
 def test_one_finding_hides_no_other() -> None:
     other = admin_pb2.AuditEntry()
     other.CopyFrom(accepted([1], D1))
