@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_FILE = re.compile(r"`([a-z_/]+/test_[a-z0-9_]+\.py)`:((?: `test_\w+`,?)+)")
+_FILE = re.compile(r"`([a-z_/]+/test_[a-z0-9_]+\.py)`:((?:\s+`test_\w+`,?)+)")
 pages = pytest.mark.parametrize("page", ["docs/faults.md", "docs/threat_model.md"])
 
 
