@@ -14,6 +14,7 @@ Mental model
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -177,8 +178,13 @@ class SpentRecord:
             self.known(conn)
         except Refusal:
             notes: dict[str, _Note] = {}
-            for row in _rows(conn, 0, store.LAST_POSITION):
-                _note(notes, row)
+            times: Counter[str] = Counter()
+            for number, kind, subject in store.kinds_and_subjects(conn, WRITER):
+                if kind == AuditKind.SPENT_BEGUN:
+                    times.clear()  # all of it is written again behind this
+                elif kind == AuditKind.CREDENTIAL_SPENT and isinstance(subject, str):
+                    times[subject] += 1
+                    notes[subject] = _larger(_Note(times[subject], number), notes.get(subject))
             self._write_again(conn, notes, [])
             return True
         return False
@@ -247,7 +253,9 @@ def _verified(conn: Connection, start: Head, end: Head, known: Mapping[str, _Not
             number, previous = row.number, row.hash
             if row.kind == AuditKind.SPENT_BEGUN:
                 notes, known = {}, {}
-            _note(notes, row, known)
+            if row.kind == AuditKind.CREDENTIAL_SPENT:
+                before = notes.get(row.subject) or known.get(row.subject) or _Note(0, 0)
+                notes[row.subject] = _Note(before.times + 1, row.number)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:  # SQLite keeps any type in any column
         raise TamperedHeadError(f"row {number + 1} of it cannot be read") from error
     if (number, previous) != (end.number, end.hash):
@@ -263,12 +271,6 @@ def _rows(conn: Connection, after: int, last: int) -> Iterable[AuditRow]:
     while page := store.rows_between(conn, WRITER, after, last, _PAGE):
         yield from page
         after = page[-1].number
-
-
-def _note(notes: dict[str, _Note], row: AuditRow, known: Mapping[str, _Note] | None = None) -> None:
-    if row.kind == AuditKind.CREDENTIAL_SPENT:
-        before = notes.get(row.subject) or (known or {}).get(row.subject) or _Note(0, 0)
-        notes[row.subject] = _Note(before.times + 1, row.number)
 
 
 def _hash(row: AuditRow) -> bytes:

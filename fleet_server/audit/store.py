@@ -144,6 +144,12 @@ def newest_of_kind(conn: Connection, writer: str, kind: str, last: int) -> tuple
     return (found[0][0], octets(found[0][1])) if found else None
 
 
+def kinds_and_subjects(conn: Connection, writer: str) -> list[tuple[int, Any, Any]]:
+    """Number, kind and subject of each row of a chain, as they stand."""
+    text = "SELECT number, kind, subject FROM audit_rows WHERE writer = ? ORDER BY number"
+    return [(row[0], row[1], row[2]) for row in fetch(conn, text, (writer,))]
+
+
 def any_grown(conn: Connection) -> bool:
     """Whether a chain has a row that no checkpoint covers."""
     return bool(fetch(conn, _HEADS + _GROWN + " LIMIT 1"))

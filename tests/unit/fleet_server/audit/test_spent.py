@@ -126,6 +126,7 @@ _ROW = "WHERE writer = 'server:spent' AND number ="
 TAMPERINGS = {
     "a record is removed": f"DELETE FROM audit_rows {_ROW} 2",
     "a record is changed": f"UPDATE audit_rows SET subject = 'join-token-use:x' {_ROW} 2",
+    "a record is of no type that a server writes": f"UPDATE audit_rows SET detail = 'text' {_ROW} 2",
     "the newest record is removed": f"DELETE FROM audit_rows {_ROW} 3",
     "all are removed": "DELETE FROM audit_rows WHERE writer = 'server:spent'",
     "the head is removed": "DELETE FROM audit_heads WHERE writer = 'server:spent'",
@@ -149,6 +150,17 @@ async def test_a_start_that_does_not_find_the_record_whole_believes_nothing_unti
     assert await other.times("t") <= 2
     await other.spend("t")
     assert not await replica.database.write(lambda tx: person.spent.accept(tx.conn))
+
+
+async def test_what_was_written_again_twice_is_not_counted_twice(
+    replica: Replica, another: Callable[[str], Replica]
+) -> None:
+    await replica.spend("t", 2)
+    for name in ("restored-1", "restored-2"):
+        await replica.database.write(lambda tx: tx.conn.exec_driver_sql(TAMPERINGS["the head is removed"]))
+        person = await another(name).start()
+        assert await replica.database.write(lambda tx, person=person: person.spent.accept(tx.conn))  # type: ignore[misc]
+        assert await person.times("t") == 2
 
 
 @pytest.mark.parametrize("text", TAMPERINGS.values(), ids=TAMPERINGS.keys())
