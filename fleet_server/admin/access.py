@@ -195,8 +195,10 @@ class OperatorService:
             may_rotate_owners: whether it may be another owner's.
 
         Raises:
-            Refusal: NOT_FOUND, PERMISSION_DENIED, or it was revoked (CONFLICT).
+            Refusal: INVALID_ARGUMENT without a name, NOT_FOUND, PERMISSION_DENIED, or it was revoked (CONFLICT).
         """
+        if not name:
+            raise Refusal(Reason.INVALID_ARGUMENT, "say whose token: an operator's name or id")
         token = self._new_token()
 
         def work(tx: Transaction) -> Operator | Refusal:

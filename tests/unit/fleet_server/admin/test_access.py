@@ -115,6 +115,7 @@ async def test_whose_token_may_not_be_rotated(access: OperatorService) -> None:
     await access.revoke("own", "gone")
     owner, ada = _callers(await access.all(), "own", "ada")
     for caller, name, may, reason in (
+        (ada, "", True, Reason.INVALID_ARGUMENT),
         (ada, "own", True, Reason.PERMISSION_DENIED),
         (ada, "gone", True, Reason.PERMISSION_DENIED),
         (ada, "nobody", True, Reason.PERMISSION_DENIED),
