@@ -184,6 +184,7 @@ class Server:
             row_mac=self._secrets.row_mac("commands"),
             cluster_id=self.trust.cluster_id,
             policy_covers=self.trust.people.policy_covers,
+            retention_s=settings.command_retention_s,
         )
         self.nodes.count_open_with(self.commands.open_counts)
         self.operators = OperatorService(database=self.database, clock=clock, audit=self.audit, secrets=self._secrets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import datetime as dt
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
@@ -34,20 +35,34 @@ _MAX_NAMED = 10
 class Queries:
     """Reads; nothing here writes."""
 
-    def __init__(self, rooms: Rooms, authorities: Authorities, announcer: Announcer, names: NodeNames) -> None:
+    def __init__(
+        self, rooms: Rooms, authorities: Authorities, announcer: Announcer, names: NodeNames, retention_s: int
+    ) -> None:
         self._rooms = rooms
         self._authorities = authorities
         self._feed = announcer.feed
         self._names = names
+        self._retention_s = retention_s
 
     async def get(self, command_id: bytes) -> admin_pb2.CommandView:
         """See `CommandService.get`."""
         views = await self._rooms.database.read(lambda conn: self._one(conn, command_id))
         if not views:
             raise Refusal(
-                Reason.NOT_FOUND, f"there is no command {command_id[:16].hex()}: see `fleetctl commands list`"
+                Reason.NOT_FOUND,
+                f"there is no command {command_id[:16].hex()}: {self._instead(rules.made_at_ms(command_id))}",
             )
         return views[0]
+
+    def _instead(self, made_at_ms: int) -> str:
+        """Where to look for a command that is not there."""
+        if 0 < made_at_ms < self._rooms.clock.now_ms() - self._retention_s * 1000:
+            made = dt.datetime.fromtimestamp(made_at_ms / 1000, dt.UTC)
+            return (
+                f"by its id it was issued on {made:%Y-%m-%d}, and commands are forgotten {self._retention_s // 86_400}"
+                " days after their issue has ended (command_retention_s): `fleetctl audit export` has who issued it"
+            )
+        return "see `fleetctl commands list`"
 
     async def list_page(self, request: admin_pb2.ListCommandsRequest) -> admin_pb2.ListCommandsResponse:
         """See `CommandService.list_page`."""
@@ -122,7 +137,9 @@ class Queries:
     ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
         if not await self._rooms.database.read(lambda conn: store.issue_exists(conn, request.issue_id)):
             raise Refusal(
-                Reason.NOT_FOUND, f"there is no issue {request.issue_id[:64]!r}: see `fleetctl commands list`"
+                Reason.NOT_FOUND,
+                f"there is no issue {request.issue_id[:64]!r}: see `fleetctl commands list`; one that ended"
+                f" {self._retention_s // 86_400} days ago is forgotten",
             )
         open_keys.clear()
         await self._rooms.database.read(lambda conn: _name_impossible(conn, request.issue_id))

@@ -66,10 +66,11 @@ class _Rows:
 class Reports:
     """Use cases of a stream's reader."""
 
-    def __init__(self, rooms: Rooms, authorities: Authorities, announcer: Announcer) -> None:
+    def __init__(self, rooms: Rooms, authorities: Authorities, announcer: Announcer, retention_ms: int) -> None:
         self._rooms = rooms
         self._authorities = authorities
         self._announcer = announcer
+        self._retention_ms = retention_ms
         self._gatherer: Gatherer[Frame] = Gatherer(rooms.database.write, self._record, max_items=_MAX_FRAMES_PER_WRITE)
 
     async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
@@ -188,6 +189,9 @@ class Reports:
                 authority = self._authorities.peek(issue_id)
                 if authority is not None:
                     histogram.observe((now_ms - authority.issued_at_ms) / 1000, count)
+        for _, report in digest.unmatched:
+            old = rules.made_at_ms(report.command_id) < now_ms - self._retention_ms
+            metrics.unmatched.labels("forgotten" if old else "unknown").inc()
         for node_id, report in digest.unmatched[:10]:
             log.warning("report_matches_no_command", node_id=node_id, seq=report.monotonic_seq, state=report.state)
 

@@ -17,11 +17,11 @@ from fleet_server.database.engine import Connection
 from fleet_server.database.statements import fetch, insert_many
 
 # No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
-_POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
+POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
 # CASE, because nothing else says what is evaluated first; NULL compares with nothing.
 _COMMANDS_OF_RUN = (
     "c.node_id = r.node_id AND c.seq >= r.first_seq"
-    f" AND c.seq < CASE WHEN {_POSSIBLE} THEN r.first_seq + r.count END AND c.issue_id = r.issue_id"
+    f" AND c.seq < CASE WHEN {POSSIBLE} THEN r.first_seq + r.count END AND c.issue_id = r.issue_id"
 )
 
 
@@ -48,5 +48,5 @@ def of_issue(conn: Connection, *, open_only: bool = False) -> str:
 
 def impossible(conn: Connection, issue_id: str) -> list[str]:
     """Ids of the nodes whose run of this issue was written by somebody else than a server."""
-    text = f"SELECT r.node_id FROM command_runs r WHERE r.issue_id = ? AND NOT ({_POSSIBLE}) ORDER BY r.node_id"  # noqa: S608
+    text = f"SELECT r.node_id FROM command_runs r WHERE r.issue_id = ? AND NOT ({POSSIBLE}) ORDER BY r.node_id"  # noqa: S608
     return [node_id for (node_id,) in fetch(conn, text, (issue_id,))]

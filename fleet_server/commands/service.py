@@ -15,6 +15,7 @@ Mental model
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from fleet.clock import Clock
@@ -33,6 +34,7 @@ from fleet_server.commands.ports import NodesPort, Rooms, RowSeal
 from fleet_server.commands.protection import PolicyCovers
 from fleet_server.commands.queries import MAX_PAGE, Queries
 from fleet_server.commands.reports import Reports
+from fleet_server.commands.retention import Retention
 from fleet_server.commands.runs import PendingCommand
 from fleet_server.commands.store import Connection
 from fleet_server.commands.sweep import Sweep
@@ -44,6 +46,7 @@ from fleet_server.observability.metrics import CommandMetrics
 __all__ = ["CancelOrder", "CommandService", "PendingCommand"]
 
 DEFAULT_MAX_OPEN_PER_NODE = 10_000
+DEFAULT_RETENTION_S = 90 * 86_400
 
 
 class CommandService:
@@ -54,6 +57,7 @@ class CommandService:
         row_mac: MACs of the `commands` table.
         max_open_per_node: open commands that a node may have before further ones are refused with QUEUE_FULL.
         policy_covers: whether the owner's policy asks for signatures before an action of that name.
+        retention_s: seconds that an issue is kept after its last command has ended.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class CommandService:
         cluster_id: str,
         max_open_per_node: int = DEFAULT_MAX_OPEN_PER_NODE,
         policy_covers: PolicyCovers = lambda action: False,
+        retention_s: int = DEFAULT_RETENTION_S,
     ) -> None:
         rooms = Rooms(database, clock, wakeup, audit, nodes, metrics)
         authorities = Authorities(row_mac)
@@ -84,19 +89,23 @@ class CommandService:
             policy_covers=policy_covers,
         )
         self._delivery = Delivery(rooms, authorities, self._announcer)
-        self._reports = Reports(rooms, authorities, self._announcer)
+        self._reports = Reports(rooms, authorities, self._announcer, retention_s * 1000)
         self._cancels = Cancels(rooms, authorities, self._announcer)
-        self._queries = Queries(rooms, authorities, self._announcer, names)
+        self._queries = Queries(rooms, authorities, self._announcer, names, retention_s)
         self._poll = Poll(rooms)
         self._sweep = Sweep(rooms, self._announcer, self._delivery, self._cancels)
+        self._retention = Retention(rooms, retention_s * 1000)
 
     async def load(self) -> None:
         """Read what is kept in memory. Once, before anything else is called."""
         await self._sweep.load()
 
     async def run_expiry(self) -> None:
-        """End commands that only time ends, until cancelled: EXPIRED if never signed, INTERRUPTED if nobody answers."""
-        await self._sweep.run()
+        """End commands that only time ends, until cancelled: EXPIRED if never signed, INTERRUPTED if nobody answers.
+        Forget those that ended long ago."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._sweep.run())
+            both.create_task(self._retention.run())
 
     async def run_poll(self) -> None:
         """Wake the streams of nodes that have something to be sent, every two seconds, until cancelled."""
@@ -109,6 +118,10 @@ class CommandService:
     async def sweep(self) -> None:
         """One round of `run_expiry`."""
         await self._sweep.sweep()
+
+    async def prune(self) -> int:
+        """Forget what ended longer ago than the retention; how many commands that were."""
+        return await self._retention.prune()
 
     # -- operators ---------------------------------------------------------------------------------
     async def issue(self, actor: str, request: admin_pb2.IssueCommandsRequest) -> admin_pb2.IssueCommandsResponse:

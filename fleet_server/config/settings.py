@@ -225,6 +225,13 @@ class Settings(BaseSettings):
         le=3650 * _DAY_S,
         description="Seconds that an approval is kept after its intent has ended; the audit keeps what was decided.",
     )
+    command_retention_s: int = Field(
+        90 * _DAY_S,
+        ge=31 * _DAY_S,
+        le=3650 * _DAY_S,
+        description="Seconds that commands are kept after the last one of their issue has ended; the audit keeps who"
+        " issued them and what became of them. No less than 31 days: so long a request may come again.",
+    )
     telemetry_retention_s: int = Field(
         7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
     )

@@ -142,6 +142,16 @@ class CommandMetrics:
         self.reports = registry.counter(
             "fleet_server_reports_total", "State reports received from nodes, repeats among them."
         )
+        self.unmatched = registry.counters(
+            "fleet_server_unmatched_reports_total",
+            "Reports about commands that are not here, by what their ids say: old enough to be forgotten, or unknown."
+            " Unknown ones deserve a look.",
+            labels=("kind",),
+            values=("forgotten", "unknown"),
+        )
+        self.forgotten = registry.counter(
+            "fleet_server_commands_forgotten_total", "Commands deleted because their issue ended long ago."
+        )
 
 
 class TelemetryMetrics:

@@ -17,7 +17,7 @@ from fleet_server.commands.service import CommandService, PendingCommand
 from fleet_server.database.engine import Database
 from fleet_server.database.schema import metadata
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.commands.room import BusyLane, Room, open_room, order, report
+from tests.unit.fleet_server.commands.room import BusyLane, Room, open_room, order, pruned, report
 
 T = TypeVar("T")
 NODES = ("n1", "n2")
@@ -144,6 +144,28 @@ class CommandsMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.run(self.clock.advance(seconds))
         self.run(self.room.commands.sweep())
+
+    @rule(days=st.sampled_from([50, 100]))
+    def much_time_passes_and_nobody_sweeps(self, days: int) -> None:
+        issues: dict[str, set[tuple[str, int, int, int]]] = {}
+        self.run(self.clock.advance(days * 86_400))
+        text = "SELECT issue_id, node_id, seq, state, finished_at_ms FROM commands"
+        for issue_id, *row in self.run(self.room.query(text)):
+            issues.setdefault(issue_id, set()).add(tuple(row))  # type: ignore[arg-type]
+        self.run(pruned(self.room, self.clock))
+        left: dict[str, set[tuple[str, int, int, int]]] = {}
+        for issue_id, *row in self.run(self.room.query(text)):
+            left.setdefault(issue_id, set()).add(tuple(row))  # type: ignore[arg-type]
+        before_ms = self.clock.now_ms() - 90 * 86_400_000
+        kept = {
+            issue_id: rows
+            for issue_id, rows in issues.items()
+            if any(state < rules.SUCCEEDED or finished_at_ms >= before_ms for *_, state, finished_at_ms in rows)
+        }
+        old = {issue_id for (issue_id,) in self.run(self.room.query("SELECT issue_id FROM command_issues"))}
+        assert left == kept, "whole, or not at all"
+        assert old == set(kept)
+        assert {issue_id for (issue_id,) in self.run(self.room.query("SELECT issue_id FROM command_runs"))} == set(kept)
 
     @invariant()
     def ends_stand_and_counts_are_true(self) -> None:

@@ -1,5 +1,6 @@
 """A commands room on a real database, with real nodes, audit and MACs, and the few steps that its tests repeat."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from fleet.clock import Clock
 from fleet.metrics import Registry
 from fleet.v1 import admin_pb2, command_pb2, gateway_pb2
 from fleet_server.audit.service import AuditService
+from fleet_server.commands.retention import PAUSE_S
 from fleet_server.commands.service import CommandService, PendingCommand
 from fleet_server.database.engine import Database, sql
 from fleet_server.database.wakeup import Wakeup
@@ -18,6 +20,7 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.trust.secrets import RowMac
+from tests.fakes.clock import MockClock
 
 CLUSTER = "cluster-1"
 ROW_KEY = hashlib.sha256(b"row key of these tests").digest()
@@ -189,6 +192,15 @@ def order(
         commands=[admin_pb2.CommandSpec(action=action, arguments=arguments)] * count,
         **more,
     )
+
+
+async def pruned(room: Room, clock: MockClock, commands: CommandService | None = None) -> int:
+    """How many commands were forgotten, the pauses between taken."""
+    pruning = asyncio.ensure_future((commands or room.commands).prune())
+    while not pruning.done():
+        await asyncio.wait([pruning], timeout=0.001)
+        await clock.advance(PAUSE_S)
+    return await pruning
 
 
 def report(command: PendingCommand, state: int, number: int = 1, **more: Any) -> command_pb2.Report:

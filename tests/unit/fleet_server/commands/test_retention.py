@@ -1,0 +1,204 @@
+"""Commands are forgotten long after they ended, and never before."""
+
+import asyncio
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import command_pb2 as wire
+from fleet_server.commands import retention
+from fleet_server.commands.retention_rows import Piece, pieces
+from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.commands.room import Room, order, pruned, report
+
+DAY_S = 86_400
+SUCCEEDED = wire.COMMAND_STATE_SUCCEEDED
+TABLES = ("command_issues", "commands", "command_runs")
+
+
+async def left(room: Room) -> list[int]:
+    """Rows of each table."""
+    return [(await room.query(f"SELECT COUNT(*) FROM {table}"))[0][0] for table in TABLES]
+
+
+async def end(room: Room, node_id: str, count: int = 100, **more: object) -> None:
+    """The node takes its next commands and reports results."""
+    claimed = await room.claim(node_id, limit=count)
+    await room.commands.record_reports(node_id, [report(each, SUCCEEDED, **more) for each in claimed])
+
+
+async def test_an_issue_goes_whole_so_long_after_its_last_command_ended(room: Room, clock: MockClock) -> None:
+    fast, slow = await room.add_node("fast"), await room.add_node("slow")
+    for node in (fast, slow):
+        await room.open_stream(node.node_id)
+    issued = await room.commands.issue("alice", order("*", count=2, ttl_s=20 * DAY_S))
+    await end(room, fast.node_id)
+    await clock.advance(15 * DAY_S)
+    await end(room, slow.node_id)
+    await clock.advance(80 * DAY_S)
+    assert await pruned(room, clock) == 0, "95 days after the first ended, 80 after the last"
+    assert len(await room.views(issued.issue_id)) == 4
+    await clock.advance(10 * DAY_S + 60)
+    assert await pruned(room, clock) == 4
+    assert await left(room) == [0, 0, 0]
+    assert room.metrics.commands.forgotten.value == 4
+
+
+@pytest.mark.parametrize("waits", ["queued", "sent", "accepted", "cancelling"])
+async def test_what_has_not_ended_keeps_its_issue_however_old(room: Room, clock: MockClock, waits: str) -> None:
+    node, other = await room.add_node("n1"), await room.add_node("n2")
+    for each in (node, other):
+        await room.open_stream(each.node_id)
+    issued = await room.commands.issue("alice", order("*", ttl_s=DAY_S))
+    await end(room, other.node_id)
+    if waits != "queued":
+        (command,) = await room.claim(node.node_id)
+        if waits == "accepted":
+            await room.commands.record_reports(node.node_id, [report(command, wire.COMMAND_STATE_ACCEPTED)])
+        if waits == "cancelling":
+            await room.commands.cancel("bob", issue_id=issued.issue_id)
+    await clock.advance(400 * DAY_S)
+    assert await pruned(room, clock) == 0
+    assert await left(room) == [1, 2, 2]
+
+
+async def test_an_issue_that_nobody_took_is_forgotten_too(room: Room, clock: MockClock) -> None:
+    await room.add_node("n1")
+    refused = await room.commands.issue("alice", order("n1", action="host.unknown"))
+    assert refused.issued_count == 0
+    await clock.advance(91 * DAY_S)
+    await pruned(room, clock)
+    assert await left(room) == [0, 0, 0]
+
+
+async def test_an_idempotency_key_lasts_as_long_as_its_issue(room: Room, clock: MockClock) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    request = order("n1", idempotency_key="once")
+    first = await room.commands.issue("alice", request)
+    await end(room, node.node_id)
+    await clock.advance(89 * DAY_S)
+    await pruned(room, clock)
+    assert (await room.commands.issue("alice", request)).issue_id == first.issue_id
+    await clock.advance(2 * DAY_S)
+    await pruned(room, clock)
+    again = await room.commands.issue("alice", request)
+    assert (again.issue_id != first.issue_id, again.repeated_request) == (True, False)
+    assert again.issued[0].monotonic_seq == 2, "no seq comes again"
+
+
+async def test_a_report_about_a_forgotten_command_is_acknowledged_counted_and_audited(
+    room: Room, clock: MockClock
+) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    await room.commands.issue("alice", order("n1"))
+    (command,) = await room.claim(node.node_id)
+    told = report(command, SUCCEEDED)
+    await room.commands.record_reports(node.node_id, [told])
+    await clock.advance(91 * DAY_S)
+    assert await pruned(room, clock) == 1
+    unknown = wire.Report(command_id=(clock.now_ms()).to_bytes(6, "big") + bytes(10), monotonic_seq=7, state=SUCCEEDED)
+    await room.commands.record_reports(node.node_id, [told, unknown])
+    counts = room.metrics.commands.unmatched
+    assert [counts.labels(kind).value for kind in ("forgotten", "unknown")] == [1, 1]
+    assert (await room.audited("command.reported"))[-1]["unmatched_count"] == 2
+    await room.commands.record_command_refused(
+        node.node_id, wire.CommandRefused(command_id=command.command_id, monotonic_seq=1, reason="FORGOTTEN")
+    )
+    assert await left(room) == [0, 0, 0]
+
+
+async def test_who_asks_for_a_forgotten_command_is_told_so(room: Room, clock: MockClock) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    issued = await room.commands.issue("alice", order("n1"))
+    await end(room, node.node_id)
+    await clock.advance(91 * DAY_S)
+    await pruned(room, clock)
+    with pytest.raises(Refusal, match="90 days after their issue has ended") as refused:
+        await room.commands.get(issued.issued[0].command_id)
+    assert refused.value.reason is Reason.NOT_FOUND
+    with pytest.raises(Refusal, match="commands list") as refused:
+        await room.commands.get((clock.now_ms()).to_bytes(6, "big") + bytes(10))
+    assert "forgotten" not in refused.value.detail
+
+
+async def test_a_result_that_turns_up_after_all_keeps_its_issue(room: Room, clock: MockClock) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    issued = await room.commands.issue("alice", order("n1", ttl_s=60))
+    (command,) = await room.claim(node.node_id)
+    await clock.advance(8 * DAY_S)
+    await room.commands.sweep()
+    (view,) = await room.views(issued.issue_id)
+    assert view.reason == "NO_ANSWER"
+    await clock.advance(80 * DAY_S)
+    await room.commands.record_reports(node.node_id, [report(command, SUCCEEDED, finished_at_ms=clock.now_ms())])
+    await clock.advance(80 * DAY_S)
+    assert await pruned(room, clock) == 0
+    await clock.advance(11 * DAY_S)
+    assert await pruned(room, clock) == 1
+
+
+async def test_small_transactions_may_end_anywhere_and_the_rest_is_forgotten_later(
+    room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_PIECE", 2)
+    monkeypatch.setattr(retention, "_ISSUES_AT_ONCE", 2)
+    nodes = [await room.add_node(f"n{number}") for number in range(3)]
+    for node in nodes:
+        await room.open_stream(node.node_id)
+    for _ in range(5):
+        await room.commands.issue("alice", order("*", count=3))
+    for node in nodes:
+        await end(room, node.node_id, count=32)
+    await clock.advance(91 * DAY_S)
+    pruning = asyncio.ensure_future(room.commands.prune())
+    while (await left(room))[1] == 45:
+        await clock.advance(retention.PAUSE_S)
+    pruning.cancel()
+    await asyncio.wait([pruning])
+    some = (await left(room))[1]
+    assert 0 < some < 45
+    assert await pruned(room, clock) == some
+    assert await left(room) == [0, 0, 0]
+
+
+async def test_two_replicas_may_forget_at_once(room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_PIECE", 3)
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    for _ in range(6):
+        await room.commands.issue("alice", order("n1", count=4))
+    await end(room, node.node_id, count=32)
+    await clock.advance(91 * DAY_S)
+    other = room.another_replica()
+    counts = await asyncio.gather(pruned(room, clock), pruned(room, clock, other))
+    assert sum(counts) == 24
+    assert await left(room) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("first_seq", "count"), [(1, 2**31 - 1), (2**62 + 1, 5), (-5, 3), (1, 0), (2**63 - 1, 1024)])
+async def test_a_run_that_no_server_wrote_stands_in_nobodys_way(
+    room: Room, clock: MockClock, first_seq: int, count: int
+) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    bad = await room.commands.issue("alice", order("n1"))
+    await room.commands.issue("alice", order("n1"))
+    await end(room, node.node_id)
+    await room.tamper(
+        "UPDATE command_runs SET first_seq = ?, count = ? WHERE issue_id = ?", first_seq, count, bad.issue_id
+    )
+    await clock.advance(91 * DAY_S)
+    await pruned(room, clock)
+    assert await left(room) == [1, 1, 1], "what was changed around the server is left to be looked at"
+
+
+async def test_a_long_run_is_deleted_in_pieces(room: Room) -> None:
+    await room.add_node("n1")
+    issued = await room.commands.issue("alice", order("n1", count=5))
+    node_id = issued.issued[0].node_id
+    found = await room.database.read(lambda conn: pieces(conn, issued.issue_id, 2))
+    assert found == [Piece(issued.issue_id, node_id, *each) for each in ((1, 3), (3, 5), (5, 6))]
