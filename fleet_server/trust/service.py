@@ -212,8 +212,7 @@ class TrustService:
         return self._active(site).signer.key_id
 
     def bundle_chain_from(self, generation: int, number: int) -> list[trust_pb2.Signed]:
-        """What a node that holds that version needs to reach the newest: one bundle a generation step, then the
-        newest."""
+        """What leads a node that holds that version to the newest: one bundle a generation step, then the newest."""
         return bundles.chain_after((generation, number), self._known.steps, self.bundle)
 
     async def fresh_chain(self, cluster_id: str, generation: int, number: int) -> list[trust_pb2.Signed]:
