@@ -165,6 +165,26 @@ async def test_small_transactions_may_end_anywhere_and_the_rest_is_forgotten_lat
     assert await left(room) == [0, 0, 0]
 
 
+async def test_the_server_looks_once_an_hour_beside_what_it_expires(room: Room, clock: MockClock) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    await room.commands.issue("alice", order("n1"))
+    await end(room, node.node_id)
+    await clock.advance(91 * DAY_S)
+    unsent = await room.commands.issue("alice", order("n1", ttl_s=60))
+    running = asyncio.ensure_future(room.commands.run_expiry())
+    await clock.wait_sleepers(2)
+    await clock.advance(120)
+    while (await room.views(unsent.issue_id))[0].state != wire.COMMAND_STATE_EXPIRED:
+        await clock.advance(1)
+    assert await left(room) == [2, 2, 2]
+    await clock.advance(retention.INTERVAL_S)
+    while await left(room) != [1, 1, 1]:
+        await clock.advance(retention.PAUSE_S)
+    running.cancel()
+    await asyncio.wait([running])
+
+
 async def test_two_replicas_may_forget_at_once(room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_PIECE", 3)
     node = await room.add_node("n1")
