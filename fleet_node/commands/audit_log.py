@@ -210,7 +210,7 @@ class AuditLog:
             self._sign(draft)
         for row in rows:
             self._chain(draft, row)
-        if events and events[-1].kind is NodeAuditKind.PROCESS_STOPPED:
+        if self.signer is not None and (self.signer.takes_over(events) or _stops(events)):
             self._sign(draft)
         self._connection.executemany(_INSERT, draft.rows)
         if draft.evidence:
@@ -374,6 +374,10 @@ class _Draft:
         self.dropped[event.kind.value] = self.dropped.get(event.kind.value, 0) + event.items
         if event.kind in EVIDENCE:
             self.evidence.append(EvidenceRow(self.chain, 0, event.at_ms, event.kind.value, event.detail, b"", b""))
+
+
+def _stops(events: Sequence[AuditEvent]) -> bool:
+    return bool(events) and events[-1].kind is NodeAuditKind.PROCESS_STOPPED
 
 
 def _share(kind: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fleet.clock import Clock, ServerTime
 from fleet.identity import NodeKeys
@@ -13,7 +13,9 @@ from fleet_node.commands.audit_rows import AuditEvent
 
 
 class AuditSigner:
-    """Signs at most once a minute, or once in 1,024 rows. What it reads of its arguments any thread may read.
+    """Signs at most once a minute, or once in 1,024 rows, and behind the row that says that other keys are in force: so
+    each key is named by the one before, and seen to sign, before the next one is. What it reads of its arguments any
+    thread may read.
 
     Args:
         keys: the node's, in force.
@@ -26,6 +28,7 @@ class AuditSigner:
         self._clock = clock
         self._server_time = server_time
         self._signed_at: float | None = None
+        self._signing = keys()
 
     def due(self, rows: int) -> bool:
         """Whether so many rows without a signature are to get one now."""
@@ -36,8 +39,15 @@ class AuditSigner:
 
     def row(self, node_id: str, chain: int, number: int, row_hash: bytes) -> AuditEvent:
         """The row that signs the newest one."""
-        detail = signature_detail(self._keys(), node_id, chain, number, row_hash)
+        detail = signature_detail(self._signing, node_id, chain, number, row_hash)
         return audit_rows.event(NodeAuditKind.CHAIN_SIGNED, self._server_time.now_ms(), {**detail})
+
+    def takes_over(self, events: Sequence[AuditEvent]) -> bool:
+        """Whether these rows say that other keys are in force; they sign from here on."""
+        if not any(event.kind is NodeAuditKind.CREDENTIAL_IN_FORCE for event in events):
+            return False
+        before, self._signing = self._signing, self._keys()
+        return self._signing is not before
 
     def signed(self) -> None:
         """It is durable."""

@@ -159,7 +159,7 @@ def _announce(node_id: str, node: _Signed, row: ChainRow) -> None:
     try:
         signed = trust_pb2.Signed.FromString(bytes.fromhex(json.loads(row.detail)["statement"]))
         said = trust_pb2.NodeKeyRotationStatement.FromString(signed.statement)
-        known = KnownKeys(said.cluster_id, node_id, node.identity_key, node.sealing_key, 0)
+        known = KnownKeys(said.cluster_id, node_id, node.identity_key, node.sealing_key, -1)
         node.announced = judge_rotation(signed, known, now_ms=_FAR_MS).identity_key
     except (ValueError, KeyError, TypeError, RecursionError, DecodeError, NodeKeyError):
         return  # an api_key, a certificate, or nobody's word

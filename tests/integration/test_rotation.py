@@ -9,11 +9,13 @@ import pytest
 from fleet.clock import SystemClock
 from fleet.errors import Reason, Refusal
 from fleet.identity import load_node_keys, show_fingerprint
+from fleet.node_signatures import NodeSignatures
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_node.doctor.finding import Level
 from fleet_node.doctor.service import Doctor, Patient
 from fleet_node.enrollment.membership import load_membership
 from tests.fakes.process import Processes
+from tests.integration.audits import agreed
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.processes import BIN, NodeProcess
 from tests.integration.waiting import eventually
@@ -91,6 +93,32 @@ async def test_new_keys_keep_node_name_history_and_seq(installation: Installatio
     await node.start()
     (view,) = await installation.owner.run("n-1")
     assert view.state == SUCCEEDED
+
+
+async def test_the_nodes_audit_is_signed_by_each_of_its_keys_in_turn(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
+    await quick.owner.run("n-1")
+    for _ in range(3):
+        held = load_node_keys(node.folder.path)
+        await rotate(quick, identity=True)
+        await quick.owner.wait_node("n-1", lambda view, held=held: view.fingerprint != held.fingerprint)  # type: ignore[misc]
+        await wait_rotated(quick, node)
+    await rotate(quick, sealing=True)
+    await wait_rotated(quick, node)
+    await quick.owner.run("n-1")
+    await agreed(quick, 2)
+    await node.stop()
+    await node.start()
+    await eventually(lambda: signed_by(quick, node), "what it told last is signed by its keys")
+    await agreed(quick, 2)
+
+
+async def signed_by(installation: Installation, node: RunningNode) -> bool:
+    signatures = NodeSignatures()
+    for row in await installation.owner.audit():
+        signatures.add_row(row)
+    signatures.finish()
+    return signatures.fingerprints == {node.node_id: show_fingerprint(load_node_keys(node.folder.path).fingerprint)}
 
 
 async def test_everything_again_and_again_under_traffic_loses_no_command(installation: Installation) -> None:

@@ -1,12 +1,14 @@
 """The node signs its chain: at most once a minute, at its stop, and again in a chain that begins anew."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from fleet.clock import ServerTime
-from fleet.identity import NodeKeys
+from fleet.identity import NodeKeys, show_fingerprint
 from fleet.node_audit import NodeAuditKind, writer_of
+from fleet.node_keys import sign_rotation
 from fleet.node_signatures import SIGN_EVERY_ROWS, SIGN_EVERY_S, NodeSignatures
 from fleet.v1 import admin_pb2, gateway_pb2
 from fleet_node.commands import audit_rows
@@ -81,6 +83,28 @@ def test_many_rows_do_not_wait_for_the_minute(path: Path, clock: MockClock) -> N
         store.apply([Batch(audit=[told() for _ in range(SIGN_EVERY_ROWS)])], 0)
     assert store.audit.unsigned == SIGN_EVERY_ROWS
     assert kinds(store).count("chain.signed") == 3, "the round that sends the rest signs it"
+    store.close()
+
+
+async def test_other_keys_sign_from_the_row_on_that_says_so_however_late_that_is_written(
+    path: Path, clock: MockClock
+) -> None:
+    keys = [NodeKeys.generate() for _ in range(3)]
+    in_force = keys[0]
+    store = JournalStore(path, NODE)
+    store.audit.signer = AuditSigner(lambda: in_force, clock, ServerTime(clock))
+    store.apply([Batch(audit=[told()])], 0)
+    for old, new in itertools.pairwise(keys):
+        in_force = new  # the disk hung meanwhile
+        await clock.advance(SIGN_EVERY_S)
+        store.apply([Batch(audit=[told()])], 0)
+        statement = sign_rotation(cluster_id="c", node_id=NODE, old=old, new=new, issued_at_ms=1)
+        stored = {"subject": "node_keys", "statement": statement.SerializeToString().hex()}
+        events = [audit_rows.event(NodeAuditKind.CREDENTIAL_STORED, 7, stored), told(NodeAuditKind.CREDENTIAL_IN_FORCE)]
+        store.apply([Batch(audit=events)], 0)
+    found = verified(store)
+    assert found.fingerprints == {NODE: show_fingerprint(keys[-1].fingerprint)}
+    assert (found.unsigned_rows, kinds(store)[-1]) == (0, "chain.signed")
     store.close()
 
 
