@@ -66,6 +66,7 @@ def load_keyring(
         SealError: sealed under another secret encryption key, or changed.
         TrustSetupError: a new authority cannot be stored, or a bundle cannot be read.
     """
+    audit.spent.require()  # the cluster is there, and with it the record of what was spent
     if store.authority(tx.conn, cluster_id) is None:
         _create_keys(tx, vault, audit, cluster_id, now_ms)
     row = store.authority(tx.conn, cluster_id, lock=True)

@@ -131,7 +131,6 @@ class TrustService:
                 f"there is no cluster {self.cluster_name!r} in this database: run `fleet-server init`"
             )
         self.cluster_id, self.installation_id = cluster.cluster_id, cluster.installation_id
-        self._audit.spent.require()
         try:
             keyring, newest = await self._database.write(self._read)
         except SealError as error:
