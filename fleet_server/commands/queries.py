@@ -50,14 +50,14 @@ class Queries:
         if not views:
             raise Refusal(
                 Reason.NOT_FOUND,
-                f"there is no command {command_id[:16].hex()}: {self._instead(rules.made_at_ms(command_id))}",
+                f"there is no command {command_id[:16].hex()}: {self._instead(command_id)}",
             )
         return views[0]
 
-    def _instead(self, made_at_ms: int) -> str:
+    def _instead(self, command_id: bytes) -> str:
         """Where to look for a command that is not there."""
-        if 0 < made_at_ms < self._rooms.clock.now_ms() - self._retention_s * 1000:
-            made = dt.datetime.fromtimestamp(made_at_ms / 1000, dt.UTC)
+        if rules.may_be_forgotten(command_id, self._rooms.clock.now_ms(), self._retention_s * 1000):
+            made = dt.datetime.fromtimestamp(rules.made_at_ms(command_id) / 1000, dt.UTC)
             return (
                 f"by its id it was issued on {made:%Y-%m-%d}, and commands are forgotten {self._retention_s // 86_400}"
                 " days after their issue has ended (command_retention_s): `fleetctl audit export` has who issued it"

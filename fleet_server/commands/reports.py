@@ -190,7 +190,7 @@ class Reports:
                 if authority is not None:
                     histogram.observe((now_ms - authority.issued_at_ms) / 1000, count)
         for _, report in digest.unmatched:
-            old = rules.made_at_ms(report.command_id) < now_ms - self._retention_ms
+            old = rules.may_be_forgotten(report.command_id, now_ms, self._retention_ms)
             metrics.unmatched.labels("forgotten" if old else "unknown").inc()
         for node_id, report in digest.unmatched[:10]:
             log.warning("report_matches_no_command", node_id=node_id, seq=report.monotonic_seq, state=report.state)

@@ -23,6 +23,7 @@ MAX_TTL_S = 30 * 24 * 3600
 DEFAULT_TTL_S = 300
 MAX_IDEMPOTENCY_KEY_CHARS = 128
 MAX_CANCELS = 1024
+ID_BYTES = 16
 MAX_CLAIM = 32
 _ALONE = 0  # in place of its number, for a command whose request holds no other
 
@@ -174,8 +175,14 @@ def is_final(state: int) -> bool:
 
 
 def made_at_ms(command_id: bytes) -> int:
-    """When a command was issued, Unix milliseconds, as its id says: nobody vouches for the id of an unknown one."""
-    return int.from_bytes(command_id[:6], "big")
+    """When a command was issued, Unix milliseconds, as its id says; 0 for what is no id. Nobody vouches for the id of a
+    command that is not here."""
+    return int.from_bytes(command_id[:6], "big") if len(command_id) == ID_BYTES else 0
+
+
+def may_be_forgotten(command_id: bytes, now_ms: int, retention_ms: int) -> bool:
+    """Whether a command that is not here may have been, by what its id says."""
+    return 0 < made_at_ms(command_id) < now_ms - retention_ms
 
 
 def expired(not_after_ms: int, now_ms: int) -> bool:

@@ -99,10 +99,11 @@ async def test_a_report_about_a_forgotten_command_is_acknowledged_counted_and_au
     await clock.advance(91 * DAY_S)
     assert await pruned(room, clock) == 1
     unknown = wire.Report(command_id=(clock.now_ms()).to_bytes(6, "big") + bytes(10), monotonic_seq=7, state=SUCCEEDED)
-    await room.commands.record_reports(node.node_id, [told, unknown])
+    odd = wire.Report(command_id=b"odd", monotonic_seq=8, state=SUCCEEDED)
+    await room.commands.record_reports(node.node_id, [told, unknown, odd])
     counts = room.metrics.commands.unmatched
-    assert [counts.labels(kind).value for kind in ("forgotten", "unknown")] == [1, 1]
-    assert (await room.audited("command.reported"))[-1]["unmatched_count"] == 2
+    assert [counts.labels(kind).value for kind in ("forgotten", "unknown")] == [1, 2]
+    assert (await room.audited("command.reported"))[-1]["unmatched_count"] == 3
     await room.commands.record_command_refused(
         node.node_id, wire.CommandRefused(command_id=command.command_id, monotonic_seq=1, reason="FORGOTTEN")
     )
@@ -119,9 +120,10 @@ async def test_who_asks_for_a_forgotten_command_is_told_so(room: Room, clock: Mo
     with pytest.raises(Refusal, match="90 days after their issue has ended") as refused:
         await room.commands.get(issued.issued[0].command_id)
     assert refused.value.reason is Reason.NOT_FOUND
-    with pytest.raises(Refusal, match="commands list") as refused:
-        await room.commands.get((clock.now_ms()).to_bytes(6, "big") + bytes(10))
-    assert "forgotten" not in refused.value.detail
+    for unknown in (clock.now_ms().to_bytes(6, "big") + bytes(10), b"short", bytes(16), b"too long by far for an id"):
+        with pytest.raises(Refusal, match="commands list") as refused:
+            await room.commands.get(unknown)
+        assert "forgotten" not in refused.value.detail
 
 
 async def test_a_result_that_turns_up_after_all_keeps_its_issue(room: Room, clock: MockClock) -> None:
