@@ -11,7 +11,6 @@ anyway (50 MiB, 0.33 s): plain pydantic takes 7 MiB and 60 ms more, pydantic-set
 
 from __future__ import annotations
 
-import difflib
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 from fleet.logs import LEVELS
 from fleet_node import config_values as values
 from fleet_node.config_file import ConfigFile, ConfigFileError
-from fleet_node.config_values import Kind
+from fleet_node.config_values import Kind, nearest_name
 
 DEFAULT_PATH = Path("/etc/fleet-node/config.toml")
 ENVIRONMENT_PREFIX = "FLEET_NODE_"
@@ -372,11 +371,9 @@ def _misspelt(environ: Mapping[str, str]) -> Iterator[Problem]:
     known = {each.environment for each in declared()} | {f"{ENVIRONMENT_PREFIX}CONFIG"}
     for name in environ:
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            near = nearest_name(name, known, 0.9)
             if near:
-                yield Problem(
-                    name, f"environment variable {name}", f"there is no such setting; did you mean {near[0]}?"
-                )
+                yield Problem(name, f"environment variable {name}", f"there is no such setting; did you mean {near}?")
 
 
 def _place(file: ConfigFile | None, *keys: str) -> str:
@@ -384,8 +381,8 @@ def _place(file: ConfigFile | None, *keys: str) -> str:
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)
-    return f"; did you mean {near[0]}?" if near else "; docs/fleet-node.md lists all of them"
+    near = nearest_name(name, known, _NEARLY)
+    return f"; did you mean {near}?" if near else "; docs/fleet-node.md lists all of them"
 
 
 def _show(default: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -221,3 +221,14 @@ def _pair(text: str) -> tuple[str, str]:
     if not separator:
         raise ValueError
     return key.strip(), value.strip()
+
+
+def nearest_name(name: str, known: Iterable[str], cutoff: float) -> str:
+    """The known name that somebody may have meant; empty when none is that alike.
+
+    Args:
+        cutoff: how alike, from 0 to 1, as `difflib` counts.
+    """
+    import difflib  # for mistakes alone: what the daemon loads is a promise (docs/performance.md, A7)
+
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), "")

@@ -11,7 +11,6 @@ import secrets
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.protobuf.message import DecodeError
 
 from fleet import envelope
@@ -80,7 +79,7 @@ async def handshake(
         cluster_id=membership.cluster_id,
         server_leaf_sha256=caller.leaf_sha256,
         protocol_version=PROTOCOL_VERSION,
-        x25519_share=ephemeral.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
+        x25519_share=ephemeral.public_key().public_bytes_raw(),
     ).SerializeToString()
     proof = keys.identity.sign(Domain.HANDSHAKE, statement)
     answer = await caller.complete_handshake(session_pb2.CompleteHandshakeRequest(api_key=api_key, signed=proof))

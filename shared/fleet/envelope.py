@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.v1 import trust_pb2
 
@@ -96,7 +95,7 @@ class Signer:
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
-        self.public_key = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.public_key = private.public_key().public_bytes_raw()
         self.key_id = key_id(self.public_key)
 
     @classmethod

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.envelope import Signer
 
@@ -70,7 +69,7 @@ class NodeKeys:
     @property
     def sealing_public(self) -> bytes:
         """Raw 32-byte X25519 public key."""
-        return self.sealing.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return self.sealing.public_key().public_bytes_raw()
 
     @property
     def fingerprint(self) -> bytes:

@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-_HEAVY = ("cryptography.x509", "sqlalchemy", "rich", "pydantic", "fleet_node.doctor", "fleet_node.backup.archive")
+_HEAVY = (
+    "cryptography.x509",
+    "cryptography.hazmat.primitives.serialization",
+    "difflib",
+    "sqlalchemy",
+    "rich",
+    "pydantic",
+    "fleet_node.doctor",
+    "fleet_node.backup.archive",
+)
 
 
 def test_the_daemon_loads_nothing_that_only_other_verbs_need() -> None:
