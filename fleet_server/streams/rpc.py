@@ -166,17 +166,17 @@ class Gateway:
         require_tls13(context)
         self._check_admitting()
         self._registry.check_room()
-        stream, welcome = await self._open(context)
+        stream = await self._open(context)
         self._registry.add(stream)
         log.info("stream_opened", node_id=stream.node_id, stream_id=stream.stream_id, epoch=stream.epoch)
         try:
-            await stream.run(welcome)
+            await stream.run()
         finally:
             self._registry.remove(stream)
             await asyncio.shield(self._close(stream))
 
-    async def _open(self, context: Context) -> tuple[Stream, gateway_pb2.Welcome]:
-        """Take the hello. What it said (schemas of all actions, for one) must not stay as long as the stream does."""
+    async def _open(self, context: Context) -> Stream:
+        """Take the hello and answer it. Neither (schemas of all actions, for one) may stay as long as the stream does."""
         transport = GrpcTransport(context)
         api_key, token = _credentials(context)
         address = peer_address(context)
@@ -196,7 +196,8 @@ class Gateway:
             )
         )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
-        return stream, self._welcome(stream, claim)
+        stream.greet(self._welcome(stream, claim))
+        return stream
 
     async def _hold(self, claim: Coroutine[object, object, StreamClaim]) -> StreamClaim:
         """Await a claim; whoever is gone before it is committed is not shown online without a stream."""

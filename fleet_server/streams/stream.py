@@ -125,27 +125,23 @@ class Stream:
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, rooms.held_reports, self._failed)
-        self._audit = AuditLane(
-            self.node_id,
-            rooms.node_audit,
-            rooms.clock,
-            opened_chain=claim.turn.audit_chain,
-            send=self.send,
-            failed=self._failed,
-        )
+        self._audit: AuditLane | None = None  # made with the first row: an idle node sends none
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._certificate_from_s = 0.0  # monotonic: no certificate before
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
-    async def run(self, welcome: gateway_pb2.Welcome) -> None:
+    def greet(self, welcome: gateway_pb2.Welcome) -> None:
+        """Say the first thing; then `run`."""
+        self.send(gateway_pb2.ServerControl(welcome=welcome))
+
+    async def run(self) -> None:
         """Serve the stream until it ends.
 
         Raises:
             Refusal: how the call is to be aborted; returns when the node ended the stream itself.
         """
-        self.send(gateway_pb2.ServerControl(welcome=welcome))
         reader = asyncio.create_task(self._read())  # never cancelled: it ends with the call
         self.bundles.offer()
         turn = self._turn
@@ -182,6 +178,7 @@ class Stream:
             self.pulse.spoke |= not body.HasField("ping")
             if not await self._transport.write(gateway_pb2.ServerFrame(control=sealed)):
                 return
+            del body, sealed  # nor is the last frame kept while there is none to send
 
     def send(self, frame: gateway_pb2.ServerControl, size_bytes: int = 0) -> None:
         """Queue a control frame of about `size_bytes`; 0 has them counted. A peer that let the queue fill up has
@@ -317,7 +314,7 @@ class Stream:
             self.bundles.applied(control.bundle_applied)
             notice(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
         elif kind == "audit":
-            self._audit.put(control.audit)
+            self._take_audit(control.audit)
         elif kind in ("node_key_rotation", "rotation_answer", "certificate_request"):
             notice(lambda: self._take_credential(control))
         elif kind == "goodbye":
@@ -325,6 +322,18 @@ class Stream:
             self.end(None)
         # route_health, config_applied and lease_ack belong to rooms that this server does
         # not have: nothing that it sends asks for them, and a newer node may volunteer them.
+
+    def _take_audit(self, rows: gateway_pb2.AuditRows) -> None:
+        if self._audit is None:
+            self._audit = AuditLane(
+                self.node_id,
+                self._rooms.node_audit,
+                self._rooms.clock,
+                opened_chain=self._turn.audit_chain,
+                send=self.send,
+                failed=self._failed,
+            )
+        self._audit.put(rows)
 
     def _take_reports(self, reports: command_pb2.ReportList, size_bytes: int) -> None:
         if not reports.reports:

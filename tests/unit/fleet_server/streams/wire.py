@@ -242,7 +242,8 @@ class Wire:
         )
         stream_id = f"{node_id}-{epoch}"
         self.stream = Stream(rooms, self.transport, claim, stream_id=stream_id, takeover_of=takeover_of)  # type: ignore[arg-type]
-        self.running = asyncio.create_task(self.stream.run(gateway_pb2.Welcome(stream_id=stream_id)))
+        self.stream.greet(gateway_pb2.Welcome(stream_id=stream_id))
+        self.running = asyncio.create_task(self.stream.run())
 
     async def settle(self) -> None:
         """Let every task that can run do so."""
