@@ -42,12 +42,13 @@ class BundleLane:
 
     def applied(self, applied: gateway_pb2.BundleApplied) -> None:
         """The node told which bundle it holds now."""
-        held, self._pulse.bundle_version = self._pulse.bundle_version, applied.version
+        held = self._pulse.bundle_version
+        self._pulse.holds(applied.version)
         if self._more and (applied.version.generation, applied.version.number) > (held.generation, held.number):
             self._offer(applied.version)
 
     def _offer(self, held: session_pb2.BundleVersion) -> None:
-        self._pulse.bundle_version = held
+        self._pulse.holds(held)
         if (held.generation, held.number) < self._trust.bundle.version:
             chain = self._trust.bundle_chain_from(held.generation, held.number)
             frame = gateway_pb2.ServerControl(trust_bundle=gateway_pb2.TrustBundles(bundles=part(chain)))

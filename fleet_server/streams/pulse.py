@@ -38,14 +38,18 @@ class Pulse:
         self.session_expires_at_ms = session_expires_at_ms
         self.reauth_asked = False
         self.last_rtt_us = 0
-        self.bundle_version = session_pb2.BundleVersion()
-        self.bundle_version.CopyFrom(bundle_version)  # a part of a message would keep all of it
+        self.holds(bundle_version)
         self._pings = 0
         self._pong = 0
         self._sent_at = 0.0
         self._told_interval_ms = 0  # so the first beat pings: round trip and clock offset are known at once
         self._told_round_trip = False
         self._unpinged_beats = 0
+
+    def holds(self, version: session_pb2.BundleVersion) -> None:
+        """The node holds that bundle."""
+        self.bundle_version = session_pb2.BundleVersion()
+        self.bundle_version.CopyFrom(version)  # a part of a message would keep all of it
 
     @property
     def lost(self) -> bool:

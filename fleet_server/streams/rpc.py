@@ -176,7 +176,7 @@ class Gateway:
             await asyncio.shield(self._close(stream))
 
     async def _open(self, context: Context) -> Stream:
-        """Take the hello and answer it. Neither (schemas of all actions, for one) may stay as long as the stream does."""
+        """Take the hello and answer it. Neither (schemas of all actions, for one) stays as long as the stream does."""
         transport = GrpcTransport(context)
         api_key, token = _credentials(context)
         address = peer_address(context)
