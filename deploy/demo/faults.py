@@ -104,6 +104,8 @@ def drain_and_resume(stage: Stage, here: Installation, admin: AdminClient) -> No
 
 def audit(stage: Stage, here: Installation) -> None:
     """All of the above is in the audit, and the audit proves itself."""
+    # A node's rows gather for some seconds before it sends them, and what follows an adoption comes last.
+    here.wait(lambda: len(_node_chains(here)) > len(NODES), "the nodes to tell what they did")
     stage.command("fleetctl", "audit", "verify")
     found = here.fleetctl_refused("audit", "verify")
     stage.check(
@@ -121,6 +123,11 @@ def audit(stage: Stage, here: Installation) -> None:
     stage.check(
         len(nodes) == len(NODES) + 1, "the node that was adopted goes on in a second one, which names the first"
     )
+
+
+def _node_chains(here: Installation) -> set[str]:
+    rows = here.fleetctl_lines("audit", "export")
+    return {row["writer"] for row in rows if "writer" in row and node_of(row["writer"]) is not None}
 
 
 def _replace_server(stage: Stage, here: Installation) -> None:
