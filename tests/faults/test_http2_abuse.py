@@ -299,4 +299,6 @@ async def test_large_requests_on_the_operators_listener_that_never_end(served: S
     async with contextlib.AsyncExitStack() as stack:
         abusers = [await stack.enter_async_context(Abuser.connected(served, served.admin_port)) for _ in range(4)]
         await asyncio.gather(*map(abuse, abusers))
-        await still_serves(served, stream_id, before, within_mib=128)
+        # Kept whole they are 1.6 GiB. What may be kept: eight slow ones of each open service, those of the first tenth
+        # of a second, and what the allocator has not given back; 110 to 140 MiB were seen.
+        await still_serves(served, stream_id, before, within_mib=256)
