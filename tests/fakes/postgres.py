@@ -23,15 +23,19 @@ _UNSAFE_BUT_FAST = ("fsync", "full_page_writes")
 
 
 class PostgresServer:
-    """The server; `stop` ends it and deletes its files."""
+    """The server; `stop` ends it and deletes its files.
 
-    def __init__(self) -> None:
+    Args:
+        durable: a commit waits for the disk, as where it serves; without, as tests can afford.
+    """
+
+    def __init__(self, *, durable: bool = False) -> None:
         # Not under pytest's folder: as root the server runs as another user, who must be able to walk there.
         folder = Path(tempfile.mkdtemp(prefix="fleet-pg-"))
         self._server = get_server(folder, cleanup_mode="delete")
         self._admin = psycopg.connect(self._server.get_uri(), autocommit=True)
         self._numbers = itertools.count(1)
-        for setting in _UNSAFE_BUT_FAST:
+        for setting in () if durable else _UNSAFE_BUT_FAST:
             self._admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
         self._admin.execute("SELECT pg_reload_conf()")
 

@@ -13,6 +13,7 @@ from tests.load import (
     c3_storm,
     m1_machine,
     t1_strangers,
+    t2_verbs,
 )
 from tests.load.results import Row
 
@@ -29,6 +30,7 @@ ROWS: dict[str, Row] = {
         a7_node_daemon,
         a8_fleetctl,
         t1_strangers,
+        t2_verbs,
         c2_fan_out,
         c3_storm,
     )

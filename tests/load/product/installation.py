@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import grpc
 import psutil
+from pydantic import SecretStr
 
 from fleet.clock import SystemClock
 from fleet.identity import NodeKeys, store_node_keys
@@ -118,11 +120,37 @@ class Installation:
 @asynccontextmanager
 async def installation(ctx: Context, name: str, *, nodes: int, **overrides: object) -> AsyncIterator[Installation]:
     """A server with `nodes` members, for the length of the block."""
-    folder = ctx.folder / name
-    settings = _settings(folder, overrides)
+    settings = _settings(ctx.folder / name, overrides)
+    async with _running(settings, *await _prepared(settings, nodes)) as server:
+        yield server
+
+
+@asynccontextmanager
+async def replicas(
+    ctx: Context, name: str, *, nodes: int, database_url: str
+) -> AsyncIterator[tuple[Installation, Installation]]:
+    """Two servers of one installation with `nodes` members, on one empty PostgreSQL database."""
+    url = SecretStr(database_url)
+    first, second = (
+        _settings(ctx.folder / f"{name}-{which}", {"database_url": url, "replica_id": f"replica-{which}"})
+        for which in ("a", "b")
+    )
+    prepared = await _prepared(first, nodes)
+    shutil.copytree(first.data_dir, second.data_dir)  # the secrets that replicas share
+    async with _running(first, *prepared) as one, _running(second, *prepared) as another:
+        yield one, another
+
+
+async def _prepared(settings: Settings, nodes: int) -> tuple[str, list[str]]:
+    """A new installation with members: its owner's token, and the nodes' state folders."""
     made = await bootstrap.init(settings, owner="owner", clock=SystemClock())
     assert made.owner_token is not None
-    node_folders = await _make_members(settings, folder / "nodes", nodes)
+    return made.owner_token.reveal(), await _make_members(settings, settings.data_dir.parent / "nodes", nodes)
+
+
+@asynccontextmanager
+async def _running(settings: Settings, token: str, node_folders: list[str]) -> AsyncIterator[Installation]:
+    folder = settings.data_dir.parent
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -130,14 +158,18 @@ async def installation(ctx: Context, name: str, *, nodes: int, **overrides: obje
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+            env={
+                **os.environ,
+                "GRPC_VERBOSITY": "NONE",
+                "FLEET_DATABASE_URL": settings.database_url.get_secret_value(),
+            },
         )
     try:
         await _wait_listening(settings, process, log_path)
         yield Installation(
             folder=folder,
             settings=settings,
-            token=made.owner_token.reveal(),
+            token=token,
             ca_pem=(settings.data_dir / "tls" / "ca.crt").read_bytes(),
             node_folders=node_folders,
             process=psutil.Process(process.pid),
@@ -170,6 +202,8 @@ def _flags(settings: Settings) -> Sequence[str]:
         "max_streams",
     )
     flags = [f"--set={name}={getattr(settings, name)}" for name in names]
+    if settings.replica_id:
+        flags.append(f"--set=replica_id={settings.replica_id}")
     return ["--data-dir", str(settings.data_dir), *flags]
 
 

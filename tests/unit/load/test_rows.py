@@ -5,7 +5,7 @@ import pytest
 from tests.load.results import Figures
 from tests.load.rows import DEFAULT_ROWS, ROWS
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2"]
 
 # row, product, baseline, ratio, met
 _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
@@ -32,6 +32,8 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("T1", {"p99_us": 3000, "streams_lost": 0}, {"p99_us": 1000}, 3.0, True),
     ("T1", {"p99_us": 3001, "streams_lost": 0}, {"p99_us": 1000}, 3.001, False),
     ("T1", {"p99_us": 3000, "streams_lost": 1}, {"p99_us": 1000}, 3.0, False),
+    ("T2", {"suspend_max_s": 1.0, "revoke_max_s": 0.5, "rotate_p50_s": 2.0}, {"suspend_max_s": 0.1}, 10.0, True),
+    ("T2", {"suspend_max_s": 0.5, "last_run_max_s": 1.01}, {"suspend_max_s": 0.1}, 10.1, False),
 ]
 
 
