@@ -3,10 +3,12 @@
 Mental model
     The database holds TLS CAs and the certificate that every replica shows, keys sealed; `take` is told whenever one
     of them changed. gRPC asks for the current certificate at each TLS handshake; streams that are open stay. What was
-    shown before stays accepted in handshakes until it ends: a node that fetched it a moment ago has signed its hash.
+    shown before stays accepted in handshakes until it ends, or its CA does: a node that fetched it a moment ago has
+    signed its hash.
     While the ACTIVE CA is one from outside, its certificate lies in `outside.pem`, chain and key together, put there
     by a person and looked at again each minute. Without that file the own certificate is shown, for the terminator
-    that shows the other one. `ca.crt` is written for people to copy: the CAs that a caller may meet.
+    that shows the other one; with one that is half written, what was shown before, for nodes may believe no other.
+    `ca.crt` is written for people to copy: the CAs that a caller may meet.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 from cryptography import x509
 
 from fleet import tls
 from fleet.clock import Clock
-from fleet.identity import PrivateFileError, private_folder, read_private
+from fleet.identity import PrivateFileError, private_folder, read_private, write_private
 from fleet.logs import get_logger
 from fleet.tls import certificate_sha256
 from fleet.tls_certificates import CertifiedKey
@@ -61,6 +64,13 @@ class ServedTls:
     published_der: Sequence[bytes]
 
 
+class _Shown(NamedTuple):
+    """A certificate with its key, and the CA (DER) that it proves itself by."""
+
+    pair: CertifiedKey
+    ca_der: bytes
+
+
 class ServerCertificates:
     """Certificates of one server process. Build it with `open_certificates`, and give it what it shows with `take`.
 
@@ -75,8 +85,9 @@ class ServerCertificates:
         self._endpoint_hosts = tuple(endpoint_hosts)
         self._clock = clock
         self._served: ServedTls | None = None
-        self._current: CertifiedKey | None = None
-        self._shown: list[bytes] = []
+        self._current: _Shown | None = None
+        self._shown: dict[bytes, bytes] = {}
+        """DER of each certificate that was shown -> DER of the CA that it proves itself by."""
         self._roots = b""
         self._looked_on: dt.date | None = None
         self._told = ""
@@ -89,7 +100,7 @@ class ServerCertificates:
         if roots != self._roots:
             self._roots = roots
             try:
-                (self._folder / "ca.crt").write_bytes(roots)
+                write_private(self._folder / "ca.crt", roots)  # whoever copies it finds it whole
             except OSError as error:
                 log.error("ca_file_not_written", path=str(self._folder / "ca.crt"), error=error.strerror)
 
@@ -105,9 +116,14 @@ class ServerCertificates:
 
     def accepted_leaves(self) -> frozenset[bytes]:
         """SHA-256 of the certificates that a node's handshake may name: the current one, and those that this process
-        showed before while they last."""
-        now = self._now()
-        self._shown = [der for der in self._shown if der == self.leaf_der or _ends(der) > now]
+        showed before while they last and callers may meet their CA. Whoever stole a CA that was revoked may have such
+        a certificate's key, too."""
+        now, cas = self._now(), {*self._known.published_der, self._known.issuer_der}
+        self._shown = {
+            der: ca_der
+            for der, ca_der in self._shown.items()
+            if der == self.leaf_der or (ca_der in cas and _ends(der) > now)
+        }
         return frozenset(certificate_sha256(der) for der in self._shown)
 
     def can_show(self, ca_der: bytes) -> bool:
@@ -143,7 +159,8 @@ class ServerCertificates:
         if today == self._looked_on:
             return
         self._looked_on = today
-        for what, der in (("TLS CA", self._served.active_der), ("certificate", self.leaf_der)):
+        cas = dict.fromkeys([self._served.active_der, self._served.issuer_der])
+        for what, der in (*(("TLS CA", ca_der) for ca_der in cas), ("certificate", self.leaf_der)):
             if _ends(der) - now < ENDS_SOON:
                 sha256, until = certificate_sha256(der).hex(), _ends(der).isoformat()
                 log.warning("certificate_ends_soon", what=what, sha256=sha256, until=until)
@@ -158,24 +175,26 @@ class ServerCertificates:
     def _leaf(self) -> CertifiedKey:
         if self._current is None:
             raise RuntimeError("ServerCertificates.take() was not called")
-        return self._current
+        return self._current.pair
 
     def _choose(self) -> None:
         known, chosen = self._known, None
         if known.active_der != known.issuer_der:
-            chosen = self._outside(known.active_der)
+            chosen = self._outside(known.active_der) or self._kept(known.active_der)
         if chosen is None:
             chosen = CertifiedKey(
                 known.leaf.certificate_pem + tls.der_to_pem(known.issuer_der), known.leaf.private_key_pem
             )
-        if self._current is not None and chosen.certificate_pem == self._current.certificate_pem:
+            by_der = known.issuer_der
+        else:
+            by_der = known.active_der
+        if self._current is not None and chosen.certificate_pem == self._current.pair.certificate_pem:
             return
         if self._current is not None:
             sha256 = certificate_sha256(chosen.certificate_der).hex()
             log.info("certificate_changed", sha256=sha256, until=_ends(chosen.certificate_der).isoformat())
-        self._current = chosen
-        if chosen.certificate_der not in self._shown:
-            self._shown.append(chosen.certificate_der)
+        self._current = _Shown(chosen, by_der)
+        self._shown[chosen.certificate_der] = by_der
 
     def _outside(self, ca_der: bytes) -> CertifiedKey | None:
         """What `outside.pem` holds, if a node that trusts `ca_der` would believe it; the log says why not."""
@@ -186,12 +205,22 @@ class ServerCertificates:
             content = read_private(path)
             for host in self._endpoint_hosts:
                 _shake_hands(path, ca_der, host)
+            if read_private(path) != content:
+                raise OSError("it is being replaced")  # what was tried is not what was read
         except (PrivateFileError, OSError, ValueError) as error:
             self._tell(f"{path} proves nothing to nodes: {error}")
             return None
         self._told = ""
         key = _KEY.search(content)
         return CertifiedKey(b"".join(_CERTIFICATES.findall(content)), key.group() if key else b"")
+
+    def _kept(self, ca_der: bytes) -> CertifiedKey | None:
+        """What is shown of a CA from outside, while it lasts and a file is there: one that is not whole, or not right,
+        takes nothing away."""
+        now = self._current
+        if now is None or now.ca_der != ca_der or not (self._folder / OUTSIDE_FILE).exists():
+            return None
+        return now.pair if _ends(now.pair.certificate_der) > self._now() else None
 
     def _tell(self, what: str) -> None:
         if what != self._told:

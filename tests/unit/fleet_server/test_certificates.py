@@ -1,6 +1,7 @@
 import asyncio
 import datetime as dt
 import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -9,7 +10,8 @@ from structlog.testing import capture_logs
 
 from fleet import tls, tls_certificates
 from fleet.tls import certificate_sha256
-from fleet.tls_certificates import LEAF_DAYS, CertifiedKey
+from fleet.tls_certificates import CA_DAYS, LEAF_DAYS, CertifiedKey
+from fleet_server import certificates as served_certificates
 from fleet_server.certificates import CertificateError, ServedTls, ServerCertificates, open_certificates
 from tests.fakes.clock import MockClock
 
@@ -99,6 +101,28 @@ def test_what_was_shown_before_stays_accepted_while_it_lasts(
     assert certificates.accepted_leaves() == {certificate_sha256(second)}
 
 
+@pytest.mark.parametrize("still", [True, False])
+def test_what_was_shown_before_is_accepted_no_longer_than_its_ca(
+    certificates: ServerCertificates, ca: CertifiedKey, now: dt.datetime, still: bool
+) -> None:
+    """Whoever has the key of a revoked CA may have that of its leaf, too, and would end TLS in between with it."""
+    first = certificates.leaf_der
+    another = tls_certificates.make_ca("another", now)
+    published = (another.certificate_der, *([ca.certificate_der] if still else []))
+    certificates.take(replace(served(another, now), published_der=published))
+    accepted = {certificates.leaf_der, *([first] if still else [])}
+    assert certificates.accepted_leaves() == {certificate_sha256(der) for der in accepted}
+
+
+def test_whoever_reads_the_ca_file_while_it_is_replaced_finds_one_whole(
+    certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime
+) -> None:
+    with (folder / "ca.crt").open("rb") as reading:
+        certificates.take(served(ca, now, tls_certificates.make_ca("outside", now)))
+        assert reading.read() == ca.certificate_pem
+    assert [path.name for path in folder.iterdir()] == ["ca.crt"]
+
+
 async def test_a_live_server_shows_the_new_certificate_and_open_connections_stay(
     certificates: ServerCertificates, ca: CertifiedKey, now: dt.datetime
 ) -> None:
@@ -152,6 +176,63 @@ def test_a_certificate_from_outside_is_shown_while_its_ca_is_active_and_when_it_
     assert certificates.leaf_der not in (theirs.certificate_der, renewed.certificate_der)
 
 
+@pytest.mark.parametrize("fault", ["half", "empty", "open", "of another CA"])
+def test_while_the_file_is_not_whole_what_was_shown_before_is_shown_on_until_it_ends(
+    certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, clock: MockClock, fault: str
+) -> None:
+    """The own CA may be retired: nodes would believe nothing else."""
+    outside = tls_certificates.make_ca("outside", now)
+    theirs, renewed = (tls_certificates.make_leaf(outside, HOSTS, now, days=days) for days in (2, 90))
+    put(folder, theirs)
+    certificates.take(served(ca, now, outside))
+    faulty = {
+        "half": CertifiedKey(renewed.certificate_pem, renewed.private_key_pem[:50]),
+        "empty": CertifiedKey(b"", b""),
+        "open": renewed,
+        "of another CA": tls_certificates.make_leaf(ca, HOSTS, now),
+    }[fault]
+    put(folder, faulty, mode=0o644 if fault == "open" else 0o600)
+    with capture_logs() as logs:
+        certificates.look()
+        certificates.take(served(ca, now, outside))
+    assert certificates.leaf_der == theirs.certificate_der
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["certificate_unfit"]
+    clock.step_wall(3 * DAY_S)
+    certificates.look()
+    assert tls_certificates.is_issued_by(tls.der_to_pem(certificates.leaf_der), ca.certificate_pem)
+
+    put(folder, renewed)
+    certificates.look()
+    assert certificates.leaf_der == renewed.certificate_der
+    (folder / "outside.pem").unlink()
+    certificates.look()
+    assert tls_certificates.is_issued_by(tls.der_to_pem(certificates.leaf_der), ca.certificate_pem), "taken away"
+
+
+def test_a_file_that_is_replaced_while_it_is_looked_at_is_looked_at_again(
+    certificates: ServerCertificates,
+    folder: Path,
+    ca: CertifiedKey,
+    now: dt.datetime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outside = tls_certificates.make_ca("outside", now)
+    theirs = tls_certificates.make_leaf(outside, HOSTS, now)
+    put(folder, CertifiedKey(b"", b""))
+    shake_hands = served_certificates._shake_hands
+
+    def replaced_before(path: Path, ca_der: bytes, host: str) -> None:
+        put(folder, theirs)
+        shake_hands(path, ca_der, host)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served_certificates, "_shake_hands", replaced_before)
+        certificates.take(served(ca, now, outside))
+    assert certificates.leaf_der != theirs.certificate_der
+    certificates.look()
+    assert certificates.leaf_der == theirs.certificate_der
+
+
 def test_the_log_tells_once_a_day_what_a_person_has_to_replace(
     certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, clock: MockClock
 ) -> None:
@@ -171,6 +252,18 @@ def test_the_log_tells_once_a_day_what_a_person_has_to_replace(
     assert told() == []
     clock.step_wall(DAY_S)
     assert told() == ["certificate_ends_soon"]
+
+
+def test_the_log_tells_of_the_own_ca_behind_one_from_outside(
+    certificates: ServerCertificates, now: dt.datetime, clock: MockClock
+) -> None:
+    old = tls_certificates.make_ca("own CA", now - dt.timedelta(days=CA_DAYS - 10))
+    outside = tls_certificates.make_ca("outside", now)
+    certificates.take(replace(served(old, now, outside), published_der=(outside.certificate_der,)))
+    with capture_logs() as logs:
+        certificates.look()
+    told = {line["sha256"] for line in logs if line["event"] == "certificate_ends_soon"}
+    assert certificate_sha256(old.certificate_der).hex() in told
 
 
 @pytest.mark.parametrize("fault", ["none", "open", "damaged", "of another CA", "for another host", "ended", "no key"])
