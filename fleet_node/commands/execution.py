@@ -111,14 +111,18 @@ class Execution:
         self._runner.held = held
         self._pump()
 
-    def resume_journaled(self, entries: Sequence[Entry]) -> None:
+    def resume_journaled(self, entries: Sequence[Entry], seq_floor: int) -> None:
         """Decide about what the last process left unfinished (docs/protocol.md, "Commands").
 
         Args:
             entries: in seq order.
+            seq_floor: see `leave_behind`.
         """
         now_ms = self._server_time.now_ms()
         for entry in entries:
+            if entry.seq <= seq_floor:
+                self._ledger.record(reports.left_behind(entry, now_ms))
+                continue
             action = self._registry.action(entry.action)
             decision = rules.after_restart(
                 entry.state,
@@ -137,6 +141,15 @@ class Execution:
                 decision = Resume.INTERRUPT if ran else Resume.REJECT
             self._ledger.record(reports.after_restart(entry, decision, objection, now_ms))
             log.info("command_not_resumed", command_id=entry.command_id.hex(), decision=decision.value)
+
+    def leave_behind(self, seq_floor: int) -> None:
+        """Start nothing any more that waits at or under `seq_floor`: a person has said that this machine is the node
+        since, and until then another one, or a later disk of this one, may have run it."""
+        now_ms = self._server_time.now_ms()
+        for run in self._runner.waiting if seq_floor else ():
+            if run.entry.seq <= seq_floor and run.cause is None:
+                self._runner.remove(run)
+                self._ledger.record(reports.left_behind(run.entry, now_ms))
 
     async def accept(self, plan: Plan) -> None:
         """Make a plan durable, with RUNNING in the same commit for what starts at once, then start it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet.node_audit import NodeAuditKind
-from fleet_node.commands import audit_rows
+from fleet_node.commands import audit_rows, reports
 from fleet_node.commands.audit_signer import AuditSigner
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.journal_copy import Between, nothing_between
@@ -78,7 +78,8 @@ def copy_journal(path: Path, node_id: str, to: Path, between: Between = nothing_
 
 def note_restored(path: Path, node_id: str, *, made_at_ms: int, intents_after_ms: int, now_ms: int) -> None:
     """Write into a journal that was restored that it was, for the audit, and that intents issued until then count for
-    nothing: it may have forgotten that they were used.
+    nothing: it may have forgotten that they were used. What has not ended in it is INTERRUPTED: the machine that was
+    backed up may have run it since.
 
     Args:
         made_at_ms: when the backup was made, Unix milliseconds.
@@ -92,7 +93,17 @@ def note_restored(path: Path, node_id: str, *, made_at_ms: int, intents_after_ms
     store = JournalStore(path, node_id)
     try:
         restored = audit_rows.event(NodeAuditKind.JOURNAL_RESTORED, now_ms, {"made_at_ms": made_at_ms})
-        store.apply([Batch(intents_after_ms=intents_after_ms, audit=[restored])], 0)
+        recovered = store.recover()
+        unknown = [reports.restored(entry, now_ms) for entry in recovered.unfinished]
+        for report_no, change in enumerate(unknown, recovered.last_report_no + 1):
+            change.number(report_no)
+        batch = Batch(
+            changed=unknown,
+            intents_after_ms=intents_after_ms,
+            last_report_no=recovered.last_report_no + len(unknown),
+            audit=[restored],
+        )
+        store.apply([batch], recovered.acked_report_no)
     finally:
         store.close()
 

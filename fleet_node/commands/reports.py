@@ -77,6 +77,18 @@ def after_restart(entry: Entry, decision: Resume, objection: Objection | None, n
     return _final(entry, CommandState.COMMAND_STATE_REJECTED, now_ms, why.reason, why.detail)
 
 
+def left_behind(entry: Entry, now_ms: int) -> Change:
+    """The node was adopted since it took this, and is not to run it."""
+    error = "another machine was the node since, or this one's disk went back: whether this ran is unknown"
+    return _final(entry, CommandState.COMMAND_STATE_INTERRUPTED, now_ms, "NODE_ADOPTED", error)
+
+
+def restored(entry: Entry, now_ms: int) -> Change:
+    """The journal that holds it was restored from a backup."""
+    error = "the node was restored from a backup that was made before this ended: whether it ran since is unknown"
+    return _final(entry, CommandState.COMMAND_STATE_INTERRUPTED, now_ms, "NODE_RESTORED", error)
+
+
 def ended(run: Run, outcome: Outcome | None, now_ms: int) -> Change:
     """Its run is over.
 

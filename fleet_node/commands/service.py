@@ -162,8 +162,9 @@ class CommandService:
             self.audit(NodeAuditKind.DRAIN_ORDERED if welcome.drained else NodeAuditKind.DRAIN_ENDED, deadline_ms=0)
         if not self._welcomed:
             self._welcomed = True
-            self._execution.resume_journaled(self._left_unfinished)
+            self._execution.resume_journaled(self._left_unfinished, welcome.seq_floor)
             self._left_unfinished = []
+        self._execution.leave_behind(welcome.seq_floor)
         self._execution.hold(self._drain.draining or self._closing)
         self._tell_drain()
         self._audit_sender.opened(uplink)

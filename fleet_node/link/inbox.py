@@ -2,9 +2,9 @@
 
 Mental model
     The reader never waits for the journal, so signed frames queue here. Statements go through one worker in the order
-    of the wire; cancels, bundles and credentials through another, since a cancel must get past statements that wait for
-    room. A statement waits for the bundles that came before it. What waits is bounded, and a fault of a worker ends the
-    stream: one that lived on would be deaf.
+    of the wire; cancels, bundles, floors and credentials through another, since a cancel must get past statements that
+    wait for room. A statement waits for the bundles and the floor that came before it: by those it is judged. What
+    waits is bounded, and a fault of a worker ends the stream: one that lived on would be deaf.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_WAITING_BYTES = 80 * 1024 * 1024
 
 
 class _Waiting(NamedTuple):
-    """A frame that waits; `judged` is set once the bundle is that it brings, or that came before it."""
+    """A frame that waits; `judged` is set once the bundle or floor is that it brings, or that came before it."""
 
     control: gateway_pb2.ServerControl
     size_bytes: int
@@ -65,7 +65,7 @@ class Inbox:
         self._failed = failed
         self._statements: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._orders: asyncio.Queue[_Waiting | None] = asyncio.Queue()
-        self._bundle_judged: asyncio.Event | None = None
+        self._judged: asyncio.Event | None = None
         self._waiting_bytes = 0
         self._closed = False
 
@@ -82,10 +82,10 @@ class Inbox:
         elif self._waiting_bytes > MAX_WAITING_BYTES:
             self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))
         elif control.HasField("commands"):
-            self._statements.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
-        elif control.HasField("trust_bundle"):
-            self._bundle_judged = asyncio.Event()
-            self._orders.put_nowait(_Waiting(control, size_bytes, self._bundle_judged))
+            self._statements.put_nowait(_Waiting(control, size_bytes, self._judged))
+        elif control.HasField("trust_bundle") or control.HasField("floor"):
+            self._judged = asyncio.Event()
+            self._orders.put_nowait(_Waiting(control, size_bytes, self._judged))
         else:
             self._orders.put_nowait(_Waiting(control, size_bytes, None))
 
@@ -111,21 +111,25 @@ class Inbox:
     async def _take_orders(self) -> None:
         while (waiting := await self._orders.get()) is not None:
             if waiting.judged is not None:
-                await self._take_bundles(waiting.control.trust_bundle, waiting.judged)
-            elif not self._closed and waiting.control.HasField("floor"):
-                await self._commands.floor_frame(waiting.control.floor)
+                await self._judge(waiting.control, waiting.judged)
             elif not self._closed and waiting.control.HasField("cancel"):
                 await self._commands.cancel_frame(waiting.control.cancel)
             elif not self._closed:
                 await self._take_credentials(waiting.control)
             self._waiting_bytes -= waiting.size_bytes
 
-    async def _take_bundles(self, chain: gateway_pb2.TrustBundles, judged: asyncio.Event) -> None:
+    async def _judge(self, control: gateway_pb2.ServerControl, judged: asyncio.Event) -> None:
         try:
-            applied = await self._trust.offer(chain.bundles)
+            if control.HasField("trust_bundle"):
+                applied = await self._trust.offer(control.trust_bundle.bundles)
+                self._answer(gateway_pb2.NodeControl(bundle_applied=applied))
+            elif not self._closed:
+                await self._commands.floor_frame(control.floor)
+        except BaseException:
+            self.close()  # nor is what waits for it judged without it
+            raise
         finally:
-            judged.set()  # also when it failed: a statement that waits for it would outlive the stream
-        self._answer(gateway_pb2.NodeControl(bundle_applied=applied))
+            judged.set()  # a statement that waits for it would outlive the stream
 
     async def _take_credentials(self, control: gateway_pb2.ServerControl) -> None:
         taken = await self._credentials.take(control)

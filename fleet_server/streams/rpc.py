@@ -239,6 +239,7 @@ class Gateway:
             session_expires_at_ms=claim.session_expires_at_ms,
             replica_id=self._replica_id,
             drained=claim.node.drain_state != "NONE",
+            seq_floor=claim.turn.seq_floor,
         )
 
     def _check_admitting(self) -> None:

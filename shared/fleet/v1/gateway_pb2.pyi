@@ -415,6 +415,7 @@ class Welcome(_message.Message):
     SESSION_EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
+    SEQ_FLOOR_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     """Stream id."""
     stream_epoch: _builtins.int
@@ -435,6 +436,11 @@ class Welcome(_message.Message):
     """Replica that owns the stream."""
     drained: _builtins.bool
     """The server holds the node drained: it takes no new work until told."""
+    seq_floor: _builtins.int
+    """Every command up to it that has not ended on the node is INTERRUPTED there: the
+    node was adopted since, and another machine or a later disk may have run it.
+    0 if it never was.
+    """
     def __init__(
         self,
         *,
@@ -448,10 +454,11 @@ class Welcome(_message.Message):
         session_expires_at_ms: _builtins.int = ...,
         replica_id: _builtins.str = ...,
         drained: _builtins.bool = ...,
+        seq_floor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "heartbeat_interval_ms", b"heartbeat_interval_ms", "max_frame_bytes", b"max_frame_bytes", "max_telemetry_bytes", b"max_telemetry_bytes", "next_ratchet", b"next_ratchet", "replica_id", b"replica_id", "server_time_ms", b"server_time_ms", "session_expires_at_ms", b"session_expires_at_ms", "stream_epoch", b"stream_epoch", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "heartbeat_interval_ms", b"heartbeat_interval_ms", "max_frame_bytes", b"max_frame_bytes", "max_telemetry_bytes", b"max_telemetry_bytes", "next_ratchet", b"next_ratchet", "replica_id", b"replica_id", "seq_floor", b"seq_floor", "server_time_ms", b"server_time_ms", "session_expires_at_ms", b"session_expires_at_ms", "stream_epoch", b"stream_epoch", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,12 +126,13 @@ class TestNode:
         self.states: dict[bytes, command_pb2.Report] = {}
         self.seen: list[command_pb2.Report] = []
 
-    def open_stream(self, *, binding: bytes = b"b" * 32, drained: bool = False) -> None:
+    def open_stream(self, *, binding: bytes = b"b" * 32, drained: bool = False, seq_floor: int = 0) -> None:
         """A stream is welcomed."""
         self.server_time.observe(self.clock.now_ms())
         self.context = StreamContext(CLUSTER, NODE, binding)
         self.uplink = RecordingUplink()
-        self.stream = self.service.opened(self.context, gateway_pb2.Welcome(drained=drained), self.uplink)
+        welcome = gateway_pb2.Welcome(drained=drained, seq_floor=seq_floor)
+        self.stream = self.service.opened(self.context, welcome, self.uplink)
         self.sent_seq = self.service.hello().last_accepted_seq
         self.uplink.woken.clear()
         self.collect()

@@ -57,3 +57,24 @@ async def test_a_command_key_sets_no_floor(node: TestNode) -> None:
     broken = trust_pb2.Signed(statement=b"\xff", signatures=[node.authority.sign(Domain.FLOOR, b"\xff").signatures[0]])
     await node.stream.floor_frame(broken)
     assert node.service.hello().last_accepted_seq == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_waits_at_or_under_the_floor_of_a_welcome_is_left_behind(node: TestNode, restarted: bool) -> None:
+    running = [node.command("probe.gate", gate="g") for _ in range(4)]
+    waiting, expiring, above = node.command(), node.command(ttl_ms=5000), node.command()
+    await node.give(*running, waiting, expiring, above)
+    if restarted:
+        await node.crash()
+        await node.clock.advance(6)
+        await node.restart()
+
+    node.open_stream(binding=b"n" * 32, seq_floor=expiring.monotonic_seq)
+
+    for command in (waiting, expiring):
+        assert (await node.wait_reported(command, "INTERRUPTED")).reason == "NODE_ADOPTED"
+    if not restarted:
+        assert node.probe.running == 4, "what runs goes on"
+        node.probe.release("g")
+    await node.wait_reported(above, "SUCCEEDED")
+    assert {waiting.command_id, expiring.command_id}.isdisjoint(node.probe.runs)
