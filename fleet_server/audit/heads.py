@@ -57,11 +57,11 @@ class Heads:
             TamperedHeadError: it was changed around the server, or removed.
         """
         found = store.head(conn, writer)
-        if found is not None:
-            return self.checked(found)
-        if store.newest_row(conn, writer) is not None:
-            raise TamperedHeadError("its head was removed, and rows of it are there")
-        return Head.start(writer)
+        if found is None and store.newest_row(conn, writer) is not None:
+            found = store.head(conn, writer)  # another replica may have begun it in between
+            if found is None:
+                raise TamperedHeadError("its head was removed, and rows of it are there")
+        return Head.start(writer) if found is None else self.checked(found)
 
     def checked(self, row: HeadRow) -> Head:
         """The head that a row holds.

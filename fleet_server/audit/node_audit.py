@@ -92,6 +92,9 @@ class NodeAudit:
         try:
             return await self._database.write(lambda tx: self._take(tx, node_id, frame, opened_chain, sent_back))
         except IntegrityError as error:
+            planted = await self._database.write(lambda tx: self._planted(tx, writer_of(node_id, frame.chain), frame))
+            if planted is not None:
+                return planted
             raise Refusal(Reason.UNAVAILABLE, "another stream of this node stores the same rows") from error
 
     async def standing(self, node_id: str) -> tuple[int, NodeStanding]:
@@ -162,10 +165,24 @@ class NodeAudit:
         tx.after_commit(partial(log.error, "node_audit_broken", node_id=node_id, finding=finding.value))
         return replace(standing, finding=text, finding_at_ms=now_ms)
 
-    def _tampered(self, tx: Transaction, writer: str, chain: int, why: str) -> gateway_pb2.AuditAck:
-        """Store nothing behind a head that this server did not write, and let the node forget nothing."""
+    def _planted(self, tx: Transaction, writer: str, frame: gateway_pb2.AuditRows) -> gateway_pb2.AuditAck | None:
+        """What to answer when rows stand behind the head that this server did not write there; None when there are
+        none, because another stream stored the same ones."""
+        newest = store.newest_row(tx.conn, writer)  # before the head, which may move on meanwhile
+        try:
+            head = self._audit.heads.read(tx.conn, writer)
+        except TamperedHeadError as tampered:
+            return self._tampered(tx, writer, frame.chain, str(tampered))
+        if newest is None or newest[0] <= head.number:
+            return None
+        why = f"row {newest[0]} stands behind its head, which names row {head.number}, and no server wrote it there"
+        return self._tampered(tx, writer, frame.chain, why, head.number)
+
+    def _tampered(self, tx: Transaction, writer: str, chain: int, why: str, number: int = 0) -> gateway_pb2.AuditAck:
+        """Store nothing behind a head that this server did not write, and let the node forget nothing behind
+        `number`."""
         self._audit.checkpoints.tell(tx, "head", writer, why)
-        return gateway_pb2.AuditAck(number=0, chain=chain, paused=Pause.CHAIN_BROKEN, retry_after_ms=RETRY_MS)
+        return gateway_pb2.AuditAck(number=number, chain=chain, paused=Pause.CHAIN_BROKEN, retry_after_ms=RETRY_MS)
 
     def _pause(
         self, tx: Transaction, node_id: str, chain: int, number: int, standing: NodeStanding, now_ms: int

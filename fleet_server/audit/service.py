@@ -23,7 +23,7 @@ from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.audit import reading, rules, spent, store
 from fleet_server.audit.checkpoints import Checkpoints, SignCheckpoint
-from fleet_server.audit.heads import Heads, Mac, OwnChain
+from fleet_server.audit.heads import Heads, Mac, OwnChain, TamperedHeadError
 from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
 from fleet_server.audit.reading import AuditCursor, AuditPage
 from fleet_server.audit.rules import JSON
@@ -152,10 +152,14 @@ class AuditService:
         """The newest chain of a node that has rows; 0 is its first. Any thread."""
         return store.node_standing(conn, node_id).chain
 
-    def newest_number(self, conn: Connection, writer: str) -> int:
-        """Number of the newest row of a chain; 0 without one. Any thread."""
-        row = store.head(conn, writer)
-        return 0 if row is None else row.number
+    def newest_number(self, tx: Transaction, writer: str) -> int:
+        """Number of the newest row of a chain; 0 without one, and where its end was changed around the server, which
+        is told."""
+        try:
+            return self.heads.read(tx.conn, writer).number
+        except TamperedHeadError as tampered:
+            self.checkpoints.tell(tx, "head", writer, str(tampered))
+            return 0
 
     async def run_checkpoints(self, sign: SignCheckpoint, cluster_id: str) -> None:
         """Checkpoint each second that has news, until cancelled. A database that is away is tried again a second

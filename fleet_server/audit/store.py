@@ -165,6 +165,11 @@ def note_signed(conn: Connection, numbers: Sequence[tuple[str, int]]) -> None:
     execute_many(conn, _SET_SIGNED, numbers)
 
 
+def forget_signed(conn: Connection) -> None:
+    """Note of no chain that a checkpoint named it."""
+    execute(conn, "DELETE FROM audit_signed", ())
+
+
 def hashes(conn: Connection, writer: str, first: int, last: int) -> dict[int, bytes]:
     """Hashes of one chain's rows by number, from `first` to `last`."""
     text = "SELECT number, hash FROM audit_rows WHERE writer = ? AND number BETWEEN ? AND ?"

@@ -86,4 +86,4 @@ class SameMachine:
         # stored behind the number that the newer one's hello told.
         if said.takeover_of or body.audit_chain != turn.audit_chain:
             return False
-        return body.audit_number < self._audit.newest_number(tx.conn, writer_of(node.node_id, turn.audit_chain))
+        return body.audit_number < self._audit.newest_number(tx, writer_of(node.node_id, turn.audit_chain))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,7 @@ class Desk:
 
     def __init__(self, database: Database, clock: MockClock) -> None:
         wakeup = Wakeup()
+        self._database = database
         self.clock = clock
         self.metrics = ServerMetrics(Registry()).audit
         self.audit = AuditService(
@@ -90,6 +92,9 @@ class Desk:
     async def told(self, kind: str) -> list[dict[str, object]]:
         pages = [page async for page in self.audit.export()]
         return [json.loads(row.detail) for page in pages for row in page.rows if row.kind == kind]
+
+    async def rows(self, text: str) -> list[tuple[Any, ...]]:
+        return await self._database.read(lambda conn: [tuple(row) for row in conn.exec_driver_sql(text)])
 
     async def verified_rows(self) -> int:
         await self.audit.checkpoint(sign, CLUSTER)

@@ -134,6 +134,18 @@ async def test_a_record_that_was_removed_lets_nobody_in(world: World, connected_
     assert (await node.claim(token, node.hello(token, ratchet=b""))).turn.seq_floor == 7
 
 
+async def test_a_machine_is_not_taken_for_an_older_one_by_a_head_that_no_server_wrote(world: World) -> None:
+    """Else who writes the database sets every node aside, and the message sends people after clones."""
+    node = await world.member()
+    first = await shown(node, b"")
+    text = "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, ?, ?, ?)"
+    head = (f"node:{node.node_id}", 7, b"h" * 32, b"m" * 32)
+    await world.database.write(lambda tx: tx.conn.exec_driver_sql(sql(tx.conn, text), head).rowcount)
+    await shown(node, await shown(node, first))
+    rows = (await world.audit.page(AuditCursor(), limit=1000)).rows
+    assert [row.subject for row in rows if row.kind == "audit.tampered"] == [f"node:{node.node_id}"]
+
+
 async def test_whoever_is_let_in_is_audited_with_what_its_ratchet_said(world: World) -> None:
     node = await world.member()
     first = await shown(node, b"")
