@@ -73,10 +73,11 @@ class Delivery:
             raise after_seq
         return after_seq
 
-    def abandon_signed(self, tx: Transaction, node_id: str) -> int:
+    def abandon_signed(self, tx: Transaction, node_id: str, replaced: bool) -> int:
         """See `CommandService.abandon_signed`."""
         rows = store.signed_open(tx.conn, node_id)
-        self._announcer.declare_unknown(tx, rows, rules.ADOPTED, self._rooms.clock.now_ms())
+        reason = rules.REPLACED if replaced else rules.ADOPTED
+        self._announcer.declare_unknown(tx, rows, reason, self._rooms.clock.now_ms())
         return store.highest_signed(tx.conn, node_id)
 
     def _claim(

@@ -49,7 +49,8 @@ SEQ_CONFLICT = "SEQ_CONFLICT"
 JOURNAL_LOST = "JOURNAL_LOST"
 NO_ANSWER = "NO_ANSWER"
 ADOPTED = "ADOPTED"
-DECLARED_REASONS = (FORGOTTEN, SEQ_CONFLICT, JOURNAL_LOST, NO_ANSWER, ADOPTED)
+REPLACED = "REPLACED"
+DECLARED_REASONS = (FORGOTTEN, SEQ_CONFLICT, JOURNAL_LOST, NO_ANSWER, ADOPTED, REPLACED)
 """Reasons with which the server itself declares INTERRUPTED."""
 
 DECLARED_ERRORS = {
@@ -57,6 +58,7 @@ DECLARED_ERRORS = {
     SEQ_CONFLICT: "the node holds another command under this seq: the server's database went back in time; nothing ran",
     JOURNAL_LOST: "the node's journal went back behind this command: whether it finished is unknown",
     ADOPTED: "the node was adopted with another machine or an older copy: whether this ran is unknown",
+    REPLACED: "this was signed to a machine whose place another one has taken: whether it ran there is unknown",
     NO_ANSWER: "the node never said what became of this command: whether it ran is unknown",
 }
 

@@ -258,10 +258,14 @@ class CommandService:
         """
         return await self._delivery.reconcile(node_id, epoch, last_accepted_seq, takeover=takeover)
 
-    def abandon_signed(self, tx: Transaction, node_id: str) -> int:
-        """Another machine is this node from now on: what was signed to it and has no result is INTERRUPTED, and never
-        sent again; the highest seq that was ever signed."""
-        return self._delivery.abandon_signed(tx, node_id)
+    def abandon_signed(self, tx: Transaction, node_id: str, replaced: bool) -> int:
+        """Another machine may be this node from now on: what was signed to it and has no result is INTERRUPTED, and
+        never sent again; the highest seq that was ever signed.
+
+        Args:
+            replaced: it surely is another one, with keys of its own.
+        """
+        return self._delivery.abandon_signed(tx, node_id, replaced)
 
     async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
         """Record what a node says of its commands; durable once this returns, so it may be acknowledged.

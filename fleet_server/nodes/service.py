@@ -31,6 +31,7 @@ from fleet_server.nodes.store import RowMac
 
 _SUBJECTS_PER_ROW = 5000
 OnRevoke = Callable[[Transaction, str], Sequence[ChecklistItem]]
+OnAdopt = Callable[[Transaction, str, bool], None]
 
 
 class NodeService(NodePresence):
@@ -56,7 +57,7 @@ class NodeService(NodePresence):
         )
         self._on_create: list[Callable[[Transaction, str], None]] = []
         self._on_revoke: list[OnRevoke] = []
-        self._on_adopt: list[Callable[[Transaction, str], None]] = []
+        self._on_adopt: list[OnAdopt] = []
 
     def on_create(self, hook: Callable[[Transaction, str], None]) -> None:
         """Run `hook(tx, node_id)` in the transaction that makes a node."""
@@ -67,8 +68,9 @@ class NodeService(NodePresence):
         what is left to do, goes onto the node's checklist."""
         self._on_revoke.append(hook)
 
-    def on_adopt(self, hook: Callable[[Transaction, str], None]) -> None:
-        """Run `hook(tx, node_id)` in the transaction that adopts a node, or has another machine take its place."""
+    def on_adopt(self, hook: OnAdopt) -> None:
+        """Run `hook(tx, node_id, replaced)` in the transaction that adopts a node, or has another machine take its
+        place."""
         self._on_adopt.append(hook)
 
     # -- membership -------------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ class NodeService(NodePresence):
             self._save(tx, [(node, replace(node, state=NodeState.ACTIVE, state_reason=reason)) for node in able])
             for node in able:
                 for hook in self._on_adopt:
-                    hook(tx, node.node_id)
+                    hook(tx, node.node_id, False)
                 self._store.end_streams(tx.conn, node.node_id)
             self._tell(tx, AuditKind.NODE_ADOPTED, actor, able, {"reason": reason})
             return self._again(tx.conn, nodes)
@@ -297,7 +299,7 @@ class NodeService(NodePresence):
         if node.state is not NodeState.REVOKED:
             self._revoked(tx, node.node_id)
         for hook in self._on_adopt:
-            hook(tx, node.node_id)
+            hook(tx, node.node_id, True)
         detail: Mapping[str, JSON] = {
             "reason": reason,
             "state": node.state.value,

@@ -162,19 +162,21 @@ class Ratchets:
         """A node was made, and nothing handed on to it yet."""
         self._save(conn, _Row(node_id))
 
-    def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int) -> None:
+    def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int, replaced: bool) -> None:
         """The node's next hello within `ADOPTED_FOR_MS` may show anything, once.
 
         Args:
             seq_floor: highest seq that was ever signed to the node.
             now_ms: Unix milliseconds.
+            replaced: by a machine with keys of its own, so with another fingerprint: no intent of before names it.
         """
         try:
             row = self._load(conn, node_id)
         except TamperedRatchetError:
             row = _Row(node_id)  # a person decided: nothing of it counts any more
         floor = max(row.seq_floor, seq_floor)
-        floor_at_ms = now_ms + CLOCK_SLACK_MS  # a person's clock may be ahead, and what it signed used already
+        # A person's clock may be ahead, and what it signed used already.
+        floor_at_ms = row.floor_at_ms if replaced else max(row.floor_at_ms, now_ms + CLOCK_SLACK_MS)
         until_ms = now_ms + ADOPTED_FOR_MS
         self._save(conn, replace(row, any_until_ms=until_ms, seq_floor=floor, floor_at_ms=floor_at_ms))
 

@@ -251,16 +251,18 @@ class SessionService(HandshakeService):
         self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)
         return epoch, turn
 
-    def adopt_nodes(self, abandon_signed: Callable[[Transaction, str], int]) -> None:
+    def adopt_nodes(self, abandon_signed: Callable[[Transaction, str, bool], int]) -> None:
         """Let operators adopt nodes: the machine that comes next is the node, whatever its ratchet.
 
         Args:
-            abandon_signed: gives up what was signed to a node and has no result; the highest seq that ever was.
+            abandon_signed: gives up what was signed to a node, adopted or replaced, and has no result; the highest seq
+                that ever was.
         """
 
-        def adopt(tx: Transaction, node_id: str) -> None:
-            floor = abandon_signed(tx, node_id)
-            self._ratchets.accept_any(tx.conn, node_id, seq_floor=floor, now_ms=self._clock.now_ms())
+        def adopt(tx: Transaction, node_id: str, replaced: bool) -> None:
+            floor = abandon_signed(tx, node_id, replaced)
+            now_ms = self._clock.now_ms()
+            self._ratchets.accept_any(tx.conn, node_id, seq_floor=floor, now_ms=now_ms, replaced=replaced)
 
         self._nodes.on_adopt(adopt)
 

@@ -52,7 +52,7 @@ async def test_a_dead_machine_is_replaced_and_its_disk_wakes_up_later(quick: Ins
 
     assert "stolen" in await old.wait_refused(Reason.REVOKED)
     (unknown,) = await quick.owner.outcomes(working.issue_id)
-    assert (unknown.state, unknown.reason) == (INTERRUPTED, "ADOPTED")
+    assert (unknown.state, unknown.reason) == (INTERRUPTED, "REPLACED")
     queued = await quick.owner.issue("n-1", count=2)
     await old.stop()
     await new.start()

@@ -58,7 +58,7 @@ async def test_an_adopted_node_is_whoever_comes_next_and_nobody_after(world: Wor
     first = await shown(node, b"")
     await shown(node, await shown(node, first))
     await quarantined(node, first)
-    world.sessions.adopt_nodes(lambda _, node_id: 7 if node_id == node.node_id else 0)
+    world.sessions.adopt_nodes(lambda _tx, node_id, _replaced: 7 if node_id == node.node_id else 0)
     [adopted] = await world.nodes.adopt("carol", [node.name], "restored from the image of Monday")
     assert adopted.state is NodeState.ACTIVE
     token, _ = await node.handshake()
@@ -77,7 +77,7 @@ async def test_a_machine_that_is_let_in_writes_a_chain_behind_every_one_that_is_
     node = await world.member()
     await shown(node, await shown(node, await shown(node, b"")))
     await quarantined(node, b"")
-    world.sessions.adopt_nodes(lambda _tx, _node_id: 0)
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 0)
     await world.nodes.adopt("carol", [node.name], "")
 
     token, _ = await node.handshake()
@@ -128,7 +128,7 @@ async def test_a_record_that_was_removed_lets_nobody_in(world: World, connected_
         await shown(node, b"")
     await world.execute("DELETE FROM node_ratchets")
     assert "changed or removed outside" in await quarantined(node, b"")
-    world.sessions.adopt_nodes(lambda _tx, _node_id: 7)
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 7)
     await world.nodes.adopt("carol", [node.name], "")
     token, _ = await node.handshake()
     assert (await node.claim(token, node.hello(token, ratchet=b""))).turn.seq_floor == 7
@@ -151,7 +151,7 @@ async def test_whoever_is_let_in_is_audited_with_what_its_ratchet_said(world: Wo
     first = await shown(node, b"")
     await shown(node, await shown(node, first))
     await quarantined(node, first)
-    world.sessions.adopt_nodes(lambda _tx, _node_id: 0)
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 0)
     for ratchet in (first, b""):
         await world.nodes.adopt("carol", [node.name], "")
         handed_on = await shown(node, ratchet)
@@ -167,7 +167,7 @@ async def test_the_machine_that_a_person_decided_for_has_its_time_to_come_and_no
     first = await shown(node, b"")
     await shown(node, await shown(node, first))
     await quarantined(node, first)
-    world.sessions.adopt_nodes(lambda _tx, _node_id: 0)
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 0)
     await world.nodes.adopt("carol", [node.name], "")
     until_ms = world.clock.now_ms() + ADOPTED_FOR_MS
     assert await world.sessions.any_machine_until_ms(node.node_id) == until_ms

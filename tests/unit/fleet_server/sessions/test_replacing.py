@@ -20,7 +20,7 @@ async def waiting(world: World, name: str = "spare") -> Node:
 
 @pytest.fixture
 def world(world: World) -> World:
-    world.sessions.adopt_nodes(lambda _tx, _node_id: 41)
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 41)
     return world
 
 
@@ -50,6 +50,7 @@ async def test_the_node_stays_what_it_is_and_knows_the_new_machine_alone(world: 
     assert (after.state, after.online, after.stream_epoch) == (NodeState.ACTIVE, False, epoch + 1)
     claim = await new.connect(hello_body())
     assert (claim.turn.seq_floor, claim.turn.audit_chain, claim.epoch) == (41, 1, epoch + 2)
+    assert claim.turn.floor_at_ms == 0, "no intent of before names its fingerprint: what people sign now counts"
 
 
 async def test_the_former_machine_is_out_at_once_and_told_why(world: World) -> None:
