@@ -287,7 +287,7 @@ class Server:
         installation = InstallationApi(
             self.installation, boundary, authenticate=self.operators.authenticate, chain=self.trust.fresh_chain
         )
-        gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams)
+        gateway_server = listeners.open_gateway(self.gateway.handlers(), settings.max_streams, settings.max_frame_bytes)
         services = (ADMIN_SERVICE, INSTALLATION_SERVICE)
         reflection = Reflection(services=services, access=self.operators, boundary=boundary)
         admin_server = listeners.open_admin((admin.handlers(), installation.handlers(), reflection.handlers()))

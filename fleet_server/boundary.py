@@ -7,8 +7,11 @@ grpc.aio sends an exception's text to the stranger who caused it; nothing passes
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -19,13 +22,17 @@ from google.protobuf.message import DecodeError, Message
 from fleet import status
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet.metrics import Counter, Family
+from fleet.metrics import Counter as MetricCounter
+from fleet.metrics import Family
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 log = get_logger(__name__)
+
+_LOOKS = 5
+"""At a request that is not there yet, while its caller counts as prompt."""
 
 
 class Boundary:
@@ -35,7 +42,7 @@ class Boundary:
         refusals: counts refusals by reason and place.
     """
 
-    def __init__(self, refusals: Family[Counter]) -> None:
+    def __init__(self, refusals: Family[MetricCounter]) -> None:
         self._refusals = refusals
 
     async def call(self, where: str, context: Context, work: Awaitable[Response]) -> Response:
@@ -84,9 +91,10 @@ class RequestReader:
     """Reads the one message of a call, which a stranger may have made.
 
     gRPC calls a handler of its unary kind once the message is whole, and waits for the rest of one for ever: calls that
-    are never finished would keep 4 MiB each in memory, eight a connection. So such calls are registered as streams,
-    which is the same on the wire, and are ours from their first byte. Whoever is not prompt, which a request of a few
-    hundred bytes is on any line, needs one of a few places, and keeps it for a few seconds.
+    are never finished would keep the listener's largest message each in memory, eight a connection. So such calls are
+    registered as streams, which is the same on the wire, and are ours from their first byte. Whoever is not prompt,
+    which a request of a few hundred bytes is on any line, needs one of a few places, and keeps it for a few seconds.
+    When all are taken the newest caller gets the oldest place of the address that holds most, unless its own does.
 
     Args:
         prompt_s: so long nobody is counted.
@@ -94,10 +102,11 @@ class RequestReader:
         places: for slow callers.
     """
 
-    def __init__(self, *, prompt_s: float = 1.0, slow_s: float = 9.0, places: int = 64) -> None:
+    def __init__(self, *, prompt_s: float = 0.25, slow_s: float = 9.75, places: int = 32) -> None:
         self._prompt_s = prompt_s
         self._slow_s = slow_s
-        self._free = places
+        self._places = places
+        self._slow: dict[asyncio.Future[None], str] = {}  # set when its place is wanted by another; the oldest first
 
     async def read(self, context: Context) -> Any:
         """The message as its deserializer made it.
@@ -106,19 +115,47 @@ class RequestReader:
             Refusal: MALFORMED when it does not come in time, or not at all; OVERLOADED when all places are taken.
         """
         reading = asyncio.create_task(read_message(context))  # never cancelled: the abort ends it (grpc/grpc#43360)
-        if not await _done_within(self._prompt_s, reading):
-            if not self._free:
-                raise Refusal(Reason.OVERLOADED, "too many requests are on their way: try again", retry_after_s=5.0)
-            self._free -= 1
-            try:
-                if not await _done_within(self._slow_s, reading):
+        if not await self._is_prompt(reading):
+            with self._place(network_of(peer_address(context))) as wanted:
+                if not await _done_within(self._slow_s, reading, wanted):
                     raise Refusal(Reason.MALFORMED, "the request did not arrive in time: look at the line")
-            finally:
-                self._free += 1
+                if not reading.done():
+                    raise _too_slow()
         message = reading.result()
         if message is None:
             raise Refusal(Reason.MALFORMED, "the call ended before its request")
         return message
+
+    async def _is_prompt(self, reading: asyncio.Task[Any]) -> bool:
+        # In pieces: a loop that lags would find the time over before it has looked at what came long since.
+        for _ in range(_LOOKS):
+            if await _done_within(self._prompt_s / _LOOKS, reading):
+                return True
+        return False
+
+    @contextmanager
+    def _place(self, network: str) -> Iterator[asyncio.Future[None]]:
+        if len(self._slow) >= self._places:
+            self._make_room(network)
+        wanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._slow[wanted] = network
+        try:
+            yield wanted
+        finally:
+            self._slow.pop(wanted, None)
+
+    def _make_room(self, network: str) -> None:
+        held = Counter(self._slow.values())
+        crowd, most = held.most_common(1)[0]
+        if held[network] + 1 >= most:
+            raise _too_slow()
+        oldest = next(wanted for wanted, whose in self._slow.items() if whose == crowd)
+        del self._slow[oldest]
+        oldest.set_result(None)
+
+
+def _too_slow() -> Refusal:
+    return Refusal(Reason.OVERLOADED, "too many requests are on their way: try again", retry_after_s=5.0)
 
 
 async def read_message(context: Context) -> Any | None:
@@ -130,8 +167,8 @@ async def read_message(context: Context) -> Any | None:
     return None if message is grpc.aio.EOF else message
 
 
-async def _done_within(seconds: float, task: asyncio.Task[Any]) -> bool:
-    done, _ = await asyncio.wait({task}, timeout=seconds)
+async def _done_within(seconds: float, *any_of: asyncio.Future[Any]) -> bool:
+    done, _ = await asyncio.wait(any_of, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 
@@ -165,6 +202,19 @@ def peer_address(context: Context) -> str:
         return ""
     host, _, _ = rest.replace("%5B", "[").replace("%5D", "]").rpartition(":")
     return host.strip("[]")
+
+
+def network_of(address: str) -> str:
+    """What shares a bucket: an IPv4 address, or the /64 of an IPv6 one, for whoever has one has 2^64."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((parsed, 64), strict=False))
+    return str(parsed)
 
 
 def peer_certificate(context: Context) -> bytes:

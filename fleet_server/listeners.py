@@ -16,7 +16,6 @@ _MIB = 1024 * 1024
 _COMMON = (
     *FIXED_WINDOW,
     ("grpc.so_reuseport", 0),  # a second server must fail to bind, not share the port silently
-    ("grpc.max_receive_message_length", 4 * _MIB),
     # A peer that stopped reading would hang abort() and stop() for ever; these two reap its transport.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -29,9 +28,13 @@ _COMMON = (
     ("grpc.server.max_pending_requests_hard_limit", 32_768),
 )
 _GATEWAY = (*_COMMON, ("grpc.max_concurrent_streams", 8))
+_SLIGHTLY_TOO_LARGE = 64 * 1024
+"""A frame over its limit by so much is read and refused by name. What is larger gRPC refuses by what its header says,
+before it takes up memory: strangers begin messages too."""
 _SPARE_CONNECTIONS = 1_000  # nodes that fetch the leaf, enroll or hand over hold a second one for a moment
 _ADMIN = (
     *_COMMON,
+    ("grpc.max_receive_message_length", 4 * _MIB),
     ("grpc.max_concurrent_streams", 100),  # a client that begins more before it has heard of it fails some
     ("grpc.max_allowed_incoming_connections", 512),
     ("grpc.max_connection_idle_ms", 300_000),  # one that only keeps its place; a client connects again by itself
@@ -56,14 +59,18 @@ class Listener:
         return f"{self.host}:{self.port}"
 
 
-def open_gateway(handlers: grpc.GenericRpcHandler, max_streams: int) -> grpc.aio.Server:
+def open_gateway(handlers: grpc.GenericRpcHandler, max_streams: int, max_frame_bytes: int) -> grpc.aio.Server:
     """The node-facing server, not started.
 
     Args:
         max_streams: most streams; connections are capped a little above.
+        max_frame_bytes: largest frame; messages are capped a little above.
     """
-    cap = ("grpc.max_allowed_incoming_connections", max_streams + _SPARE_CONNECTIONS)
-    server = grpc.aio.server(options=(*_GATEWAY, cap))
+    caps = (
+        ("grpc.max_allowed_incoming_connections", max_streams + _SPARE_CONNECTIONS),
+        ("grpc.max_receive_message_length", max_frame_bytes + _SLIGHTLY_TOO_LARGE),
+    )
+    server = grpc.aio.server(options=(*_GATEWAY, *caps))
     server.add_generic_rpc_handlers((handlers,))
     return server
 

@@ -12,7 +12,6 @@ share one (docs/protocol.md, "Service Gateway").
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
+from fleet_server.boundary import network_of
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions.rules import BucketTable, CostAverage, ReturnSlots, TokenBucket, admitted_per_s
 
@@ -266,16 +266,3 @@ class Strangers:
     def take(self, address: str, now_s: float) -> bool:
         """One more call from there; False for too many."""
         return not self._addresses.delay_s(network_of(address), now_s) and self._all.take(now_s)
-
-
-def network_of(address: str) -> str:
-    """What shares a bucket: an IPv4 address, or the /64 of an IPv6 one, for whoever has one has 2^64."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.IPv6Network((parsed, 64), strict=False))
-    return str(parsed)

@@ -31,13 +31,14 @@ from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
+from fleet_server.boundary import network_of
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
-from fleet_server.sessions.admission import Admission, network_of
+from fleet_server.sessions.admission import Admission
 from fleet_server.sessions.claim import StreamClaim, StreamSession
 from fleet_server.sessions.client_certificates import check_binding, check_not_ended
 from fleet_server.sessions.credentials import ChallengePurpose

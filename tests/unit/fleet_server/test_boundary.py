@@ -1,6 +1,7 @@
 """Nothing passes the boundary but what was meant to be said: over real gRPC and TLS."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ import pytest
 from fleet import status
 from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
-from fleet_server.boundary import Boundary, Context, RequestReader, peer_address, require_tls13
+from fleet_server.boundary import Boundary, Context, RequestReader, network_of, peer_address, require_tls13
 from fleet_server.observability.metrics import StreamMetrics
 from tests.fakes.tls import FakeAuthority
 
@@ -147,3 +148,76 @@ async def test_slow_callers_have_few_places_and_take_none_from_prompt_ones() -> 
             call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await next(ends)
+
+
+class Unfinished:
+    """A call whose request does not come until the test says so."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self.request = asyncio.get_running_loop().create_future()
+
+    def peer(self) -> str:
+        return self._peer
+
+    async def read(self) -> bytes:
+        return await self.request
+
+
+async def _refused(reading: asyncio.Task[bytes]) -> Reason:
+    with pytest.raises(Refusal) as caught:
+        await asyncio.wait_for(reading, 10)
+    return caught.value.reason
+
+
+async def test_slow_callers_of_one_address_leave_room_for_those_of_others() -> None:
+    """The attack: one address holds every place, so that nobody elsewhere may be slow."""
+    reader = RequestReader(prompt_s=0.001, slow_s=60.0, places=3)
+
+    def begin(peer: str) -> tuple[Unfinished, asyncio.Task[bytes]]:
+        call = Unfinished(peer)
+        return call, asyncio.create_task(reader.read(call))  # type: ignore[arg-type]
+
+    crowd = [begin("ipv4:198.51.100.66:1000") for _ in range(3)]
+    assert await _refused(begin("ipv4:198.51.100.66:1001")[1]) is Reason.OVERLOADED
+    slow, answer = begin("ipv6:[2001:db8::7]:1002")
+    assert await _refused(crowd[0][1]) is Reason.OVERLOADED
+    assert await _refused(begin("ipv4:198.51.100.66:1003")[1]) is Reason.OVERLOADED
+    slow.request.set_result(b"slow, and whole")
+    assert await asyncio.wait_for(answer, 10) == b"slow, and whole"
+    for call, reading in crowd[1:]:
+        assert not reading.done()
+        call.request.set_result(b"")
+        await reading
+
+
+async def test_what_came_is_read_however_late_the_loop_is() -> None:
+    """A storm: the loop looks when the time is long over, and what came meanwhile is no slow request."""
+    reader = RequestReader(prompt_s=0.005, slow_s=60.0, places=0)
+    call = Unfinished("ipv4:192.0.2.1:1000")
+    reading = asyncio.create_task(reader.read(call))  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+
+    def lag(turns: int) -> None:
+        time.sleep(0.01)
+        if turns:
+            loop.call_soon(lag, turns - 1)
+        else:
+            call.request.set_result(b"prompt")
+
+    loop.call_soon(lag, 4)
+    assert await reading == b"prompt"
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_what_shares_a_bucket(address: str, network: str) -> None:
+    assert network_of(address) == network

@@ -9,7 +9,7 @@ import pytest
 from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
 from fleet_server.observability.metrics import SessionMetrics
-from fleet_server.sessions.admission import Admission, AdmissionPolicy, network_of
+from fleet_server.sessions.admission import Admission, AdmissionPolicy
 from tests.fakes.clock import MockClock
 
 HOME, ELSEWHERE = "192.0.2.7", "198.51.100.66"
@@ -162,17 +162,3 @@ def test_a_fleet_behind_one_address_gets_its_chain_and_one_address_not_for_ever(
     assert caught.value.retry_after_s
     admission.admit_chain(ELSEWHERE)
     admission.admit_enroll(HOME)
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("", ""),
-        ("nonsense", ""),
-    ],
-)
-def test_what_shares_a_bucket(address: str, network: str) -> None:
-    assert network_of(address) == network
