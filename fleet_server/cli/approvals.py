@@ -111,6 +111,7 @@ def approve(
                 f"it is {found.state} already", hint=f"see: `fleetctl approvals show {found.approval_id[:8]}`"
             )
         intent = intents.read(admin.context, found)
+        intents.refuse_untimely(invocation, intent)
         intents.show(invocation, intent, found.command.arguments)
         invocation.say_fields(
             [("  signed by", _verified_signers(invocation, admin, found.command.intent) or "nobody whom we know")]

@@ -92,6 +92,24 @@ def read(context: Context, approval: admin_pb2.ApprovalView) -> trust_pb2.Intent
     return intent
 
 
+def refuse_untimely(invocation: Invocation, intent: trust_pb2.IntentStatement) -> None:
+    """Refuse to sign what counts only later, or not any more.
+
+    Raises:
+        Refused: by this machine's clock. One that is dated ahead could be kept until nobody thinks of it, and moves the
+            time by which nodes let people's words expire.
+    """
+    from fleet.people import CLOCK_SLACK_MS
+    from fleet_server.cli.views import moment_text
+
+    hint = "is this machine's clock right? Else have it proposed again, and find out who made it so"
+    now_ms = invocation.now_ms()
+    if intent.issued_at_ms > now_ms + CLOCK_SLACK_MS:
+        raise Refused(f"do not sign: it is dated ahead, {moment_text(intent.issued_at_ms)}", hint=hint)
+    if now_ms >= intent.not_after_ms:
+        raise Refused(f"do not sign: its time is over since {moment_text(intent.not_after_ms)}", hint=hint)
+
+
 def stated(approval: admin_pb2.ApprovalView) -> trust_pb2.IntentStatement:
     """What an approval's intent says, checked by nobody: to list it. Nothing, when it is no intent."""
     from google.protobuf.message import DecodeError

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleet.identity import PrivateFileError, read_private, write_private
 from fleet_server.cli.failures import BadProfile
 
 if TYPE_CHECKING:
-    from fleet.people import People
+    from fleet.people import Grant, People
+    from fleet.v1 import trust_pb2
     from fleet_server.cli.profile import Context, ProfileFile
 
 _FORMAT = 1
@@ -94,16 +96,31 @@ class KnownPeople:
         )
 
 
-def withheld(seen: People, shown: People) -> list[str]:
-    """What this machine has seen and the server does not show, in words."""
-    missing = []
-    if seen.owners[len(shown.owners) :]:
-        missing.append(f"owner {seen.owners[-1].generation}")
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A statement that this machine has seen and the server does not show.
+
+    Args:
+        words: for a person.
+        statement: by its field in `PutOwnerStatementRequest`.
+        ended: the role that it takes away.
+    """
+
+    words: str
+    statement: dict[str, trust_pb2.Signed]
+    ended: Grant | None = None
+
+
+def withheld(seen: People, shown: People) -> list[Missing]:
+    """What this machine has seen and the server does not show, in the order in which it can be taken."""
+    lost = seen.owners[len(shown.owners) :]
+    missing = [Missing(f"owner {owner.generation}", {"owner": owner.signed}) for owner in lost]
     if seen.policy is not None and (shown.policy is None or shown.policy.signed != seen.policy.signed):
-        missing.append(f"policy {seen.policy.version}")
+        missing.append(Missing(f"policy {seen.policy.version}", {"policy": seen.policy.signed}))
     for of, grant in seen.grants.items():
         stands = shown.grants.get(of)
         if stands is None or stands.signed != grant.signed:
             over = grant.not_after_ms <= grant.issued_at_ms
-            missing.append(f"{'the end of ' if over else ''}{grant.name}'s role {grant.role}")
+            words = f"{'the end of ' if over else ''}{grant.name}'s role {grant.role}"
+            missing.append(Missing(words, {"role_grant": grant.signed}, grant if over else None))
     return missing

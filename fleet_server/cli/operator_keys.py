@@ -18,8 +18,10 @@ from fleet_server.cli.people import (
     own_key_file,
     owner_key_option,
     owners_key_file,
+    put_signed,
     shown_key,
     verify_people,
+    verify_to_sign,
 )
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled
@@ -160,6 +162,8 @@ def grant(
     with invocation.connect() as admin:
         path = owners_key_file(admin.context, owner_key_file)
         public_key = _compared_key(invocation, admin, name, fingerprint)
+        if admin.context.owner_pin:
+            verify_to_sign(invocation, admin)  # and what is signed now is remembered behind it
         now_ms = invocation.now_ms()
         statement = trust_pb2.RoleGrantStatement(
             cluster_id=admin.context.cluster_id,
@@ -187,13 +191,16 @@ def revoke_grant(
     owner_key_file: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Take roles away from NAME, signed with the owner's key. Nodes that are offline hear of it when they return."""
+    """Take roles away from NAME, signed with the owner's key. Nodes that are offline hear of it when they return.
+
+    An end that this machine has seen signed, and the server does not show, is sent again.
+    """
     from fleet.v1 import trust_pb2
 
     now_ms = invocation.now_ms()
     with invocation.connect() as admin:
         path = owners_key_file(admin.context, owner_key_file)
-        people = verify_people(invocation, admin)
+        people, again = verify_to_sign(invocation, admin)
         ending = [
             trust_pb2.RoleGrantStatement(
                 cluster_id=admin.context.cluster_id,
@@ -206,6 +213,11 @@ def revoke_grant(
             for held in people.grants.values()
             if held.name == name and held.counts(now_ms) and role in (None, held.role)
         ]
+        sent = [held for held in again if held.name == name and role in (None, held.role)]
+        if not ending and sent:
+            said = [trust_pb2.RoleGrantStatement.FromString(held.signed.statement) for held in sent]
+            _emit_grants(invocation, said)
+            return
         if not ending:
             raise Refused(f"{name} has no such role", hint="see who has: `fleetctl operator list`")
         roles = ", ".join(sorted(each.role for each in ending))
@@ -221,13 +233,16 @@ def _sign_and_put(
     passphrase_file: Path | None,
 ) -> None:
     from fleet.people_signing import sign_grant
-    from fleet.v1 import admin_pb2
-    from fleet_server.cli.views import moment, moment_text
 
     owner = open_key(invocation, path, passphrase_file)
     for statement in statements:
-        signed = sign_grant(owner, statement)
-        admin.call(admin.stub.PutOwnerStatement, admin_pb2.PutOwnerStatementRequest(role_grant=signed))
+        put_signed(invocation, admin, admin.context, role_grant=sign_grant(owner, statement))
+    _emit_grants(invocation, statements)
+
+
+def _emit_grants(invocation: Invocation, statements: list[trust_pb2.RoleGrantStatement]) -> None:
+    from fleet_server.cli.views import moment, moment_text
+
     shown = [
         {
             "operator": each.operator_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,18 @@ from fleet_server.cli.people import (
     load_statements,
     owner_key_option,
     owners_key_file,
+    put_signed,
     say_policy,
     shown_key,
     verify_people,
+    verify_to_sign,
 )
 
 if TYPE_CHECKING:
     from fleet.envelope import Signer
     from fleet.people import Owner, People
     from fleet_server.cli.connection import Admin
+    from fleet_server.cli.profile import Context
 
 
 @click.group(cls=Noun)
@@ -50,7 +54,6 @@ def init(invocation: Invocation, owner_key_file: Path, passphrase_file: Path | N
     """
     from fleet.people import owner_pin
     from fleet.people_signing import sign_owner
-    from fleet.v1 import admin_pb2
 
     path = owner_key_file.expanduser().resolve()
     with invocation.connect() as admin:
@@ -61,8 +64,8 @@ def init(invocation: Invocation, owner_key_file: Path, passphrase_file: Path | N
             )
         signer = _open_or_make(invocation, path, passphrase_file)
         signed = sign_owner(admin.context.cluster_id, signer, generation=1, issued_at_ms=invocation.now_ms())
-        admin.call(admin.stub.PutOwnerStatement, admin_pb2.PutOwnerStatementRequest(owner=signed))
-    pin = owner_pin(signer.public_key)
+        pin = owner_pin(signer.public_key)
+        put_signed(invocation, admin, replace(admin.context, owner_pin=pin), owner=signed)
     invocation.profile_file().remember(admin.context.name, owner_pin=pin, owner_key_file=str(path))
     _emit(invocation, 1, signer.public_key)
     invocation.advise(
@@ -114,11 +117,10 @@ def rotate(
     """
     from fleet.people import owner_pin
     from fleet.people_signing import sign_owner
-    from fleet.v1 import admin_pb2
 
     path = new_key.expanduser().resolve()
     with invocation.connect() as admin:
-        people = verify_people(invocation, admin)
+        people, _ = verify_to_sign(invocation, admin)
         before = _in_force(people)
         old = open_key(invocation, owners_key_file(admin.context, owner_key_file), passphrase_file)
         if old.public_key != before.public_key:
@@ -130,10 +132,11 @@ def rotate(
         new = _open_or_make(invocation, path, new_passphrase_file)
         generation, now_ms = before.generation + 1, invocation.now_ms()
         signed = sign_owner(admin.context.cluster_id, new, generation=generation, issued_at_ms=now_ms, before=old)
-        admin.call(admin.stub.PutOwnerStatement, admin_pb2.PutOwnerStatementRequest(owner=signed))
         pin = owner_pin(new.public_key)
-        invocation.profile_file().remember(admin.context.name, owner_pin=pin, owner_key_file=str(path))
-        _sign_again(admin, people, new, now_ms)
+        context = replace(admin.context, owner_pin=pin)
+        put_signed(invocation, admin, context, owner=signed)
+        invocation.profile_file().remember(context.name, owner_pin=pin, owner_key_file=str(path))
+        _sign_again(invocation, admin, context, people, new, now_ms)
     _emit(invocation, generation, new.public_key)
     invocation.advise(
         "Operators and join tokens made before hold the old pin, and stay good: the old key vouches for this one."
@@ -154,20 +157,21 @@ def _say_standing(invocation: Invocation, people: People) -> None:
             )
 
 
-def _sign_again(admin: Admin, people: People, new: Signer, now_ms: int) -> None:
+def _sign_again(
+    invocation: Invocation, admin: Admin, context: Context, people: People, new: Signer, now_ms: int
+) -> None:
     from fleet.people_signing import sign_grant, sign_policy
-    from fleet.v1 import admin_pb2, trust_pb2
+    from fleet.v1 import trust_pb2
 
-    put = admin.stub.PutOwnerStatement
     if people.policy is not None:
         policy = trust_pb2.PolicyStatement.FromString(people.policy.signed.statement)
         policy.version, policy.issued_at_ms = policy.version + 1, now_ms
-        admin.call(put, admin_pb2.PutOwnerStatementRequest(policy=sign_policy(new, policy)))
+        put_signed(invocation, admin, context, policy=sign_policy(new, policy))
     for held in people.grants.values():
         if held.counts(now_ms):
             grant = trust_pb2.RoleGrantStatement.FromString(held.signed.statement)
             grant.issued_at_ms = now_ms
-            admin.call(put, admin_pb2.PutOwnerStatementRequest(role_grant=sign_grant(new, grant)))
+            put_signed(invocation, admin, context, role_grant=sign_grant(new, grant))
 
 
 def _open_or_make(invocation: Invocation, path: Path, passphrase_file: Path | None) -> Signer:

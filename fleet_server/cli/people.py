@@ -3,6 +3,8 @@ the server's word."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,10 @@ from fleet_server.cli.failures import BadProfile, Refused
 from fleet_server.cli.invocation import Invocation
 
 if TYPE_CHECKING:
-    from fleet.people import People
+    from fleet.people import Grant, People
     from fleet.v1 import admin_pb2, trust_pb2
     from fleet_server.cli.connection import Admin
+    from fleet_server.cli.known_people import Missing
     from fleet_server.cli.profile import Context
 
 _MISSING_SHOWN = 5
@@ -79,6 +82,42 @@ def verify_people(invocation: Invocation, admin: Admin) -> People:
         BadProfile: the profile pins no owner, or what was remembered cannot be read.
         Refused: what the server handed out does not begin with the pinned owner.
     """
+    found, missing = _verified(invocation, admin)
+    if missing:
+        invocation.say(
+            f"The server does not show what this machine has seen signed: {_named(missing)}. Its "
+            "database went back, or somebody withholds it. What was seen counts here."
+        )
+    return found
+
+
+def verify_to_sign(invocation: Invocation, admin: Admin) -> tuple[People, list[Grant]]:
+    """As `verify_people`, for who signs as the owner next. What the server lost, or hides, is sent again as it was
+    signed: without it the server would refuse what follows.
+
+    Returns:
+        Who decides, and the roles whose end was sent again.
+
+    Raises:
+        BadProfile, Refused: as `verify_people`.
+    """
+    found, missing = _verified(invocation, admin)
+    if missing:
+        invocation.say(
+            f"The server does not show what this machine has seen signed: {_named(missing)}. Its "
+            "database went back, or somebody withholds it. What was seen counts here, and is sent again."
+        )
+    for each in missing:
+        with contextlib.suppress(Refused):  # it has it, and hides it; or it refuses what follows as well
+            put_signed(invocation, admin, admin.context, **each.statement)
+    return found, [each.ended for each in missing if each.ended is not None]
+
+
+def _named(missing: Sequence[Missing]) -> str:
+    return ", ".join(each.words for each in missing[:_MISSING_SHOWN])
+
+
+def _verified(invocation: Invocation, admin: Admin) -> tuple[People, list[Missing]]:
     from fleet import people
     from fleet.v1 import trust_pb2
     from fleet_server.cli.known_people import KnownPeople, withheld
@@ -103,14 +142,36 @@ def verify_people(invocation: Invocation, admin: Admin) -> People:
             hint="is the pin right? Compare it with the owner's `fleetctl owner show`; else somebody replaced it",
         )
     kept = trust_pb2.TrustBundleStatement(owners=said.owners, policy=policy, role_grants=said.role_grants)
-    missing = withheld(found, people.restore(context.cluster_id, context.owner_pin, kept))
-    if missing:
-        invocation.say(
-            f"The server does not show what this machine has seen signed: {', '.join(missing[:_MISSING_SHOWN])}. Its "
-            "database went back, or somebody withholds it. What was seen counts here."
-        )
     known.remember(context, found)
-    return found
+    return found, withheld(found, people.restore(context.cluster_id, context.owner_pin, kept))
+
+
+def put_signed(
+    invocation: Invocation,
+    admin: Admin,
+    context: Context,
+    *,
+    owner: trust_pb2.Signed | None = None,
+    policy: trust_pb2.Signed | None = None,
+    role_grant: trust_pb2.Signed | None = None,
+) -> None:
+    """Send one statement of an owner, and remember it from then on as seen: a server that took it can hide it from the
+    very machine that signed it, which would sign something older again. One that did not arrive can be sent again.
+
+    Args:
+        context: with the pin that the statement counts under.
+    """
+    from fleet import people
+    from fleet.v1 import admin_pb2
+    from fleet_server.cli.known_people import KnownPeople
+
+    request = admin_pb2.PutOwnerStatementRequest(owner=owner, policy=policy, role_grant=role_grant)
+    admin.call(admin.stub.PutOwnerStatement, request)
+    if not context.owner_pin:
+        return
+    known = KnownPeople(invocation.profile_file())
+    owners, grants = [owner] if owner else [], [role_grant] if role_grant else []
+    known.remember(context, people.take(known.of(context), owners=owners, policy=policy, grants=grants)[0])
 
 
 def say_policy(invocation: Invocation, said: trust_pb2.PolicyStatement) -> None:

@@ -15,8 +15,10 @@ from fleet_server.cli.people import (
     ROLES,
     owner_key_option,
     owners_key_file,
+    put_signed,
     say_policy,
     verify_people,
+    verify_to_sign,
 )
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled
@@ -64,7 +66,8 @@ def set_policy(invocation: Invocation, file: Path, owner_key_file: Path | None, 
     """
     rules, lifetime_s = _read(file)
     with invocation.connect() as admin:
-        _sign_and_put(invocation, admin, rules, lifetime_s, owner_key_file, passphrase_file)
+        people, _ = verify_to_sign(invocation, admin)
+        _sign_and_put(invocation, admin, people, rules, lifetime_s, owner_key_file, passphrase_file)
 
 
 @policy.command("sign", example="fleetctl policy sign --for 90d")
@@ -84,29 +87,31 @@ def sign(
     from fleet.v1 import trust_pb2
 
     with invocation.connect() as admin:
-        people = verify_people(invocation, admin)
+        people, _ = verify_to_sign(invocation, admin)
         if people.policy is None:
             raise Refused("there is no policy to sign again", hint="write one: `fleetctl policy set FILE`")
         standing = trust_pb2.PolicyStatement.FromString(people.policy.signed.statement)
         say_policy(invocation, standing)
         invocation.confirm("Sign these rules once more?", assumed=yes)
-        _sign_and_put(invocation, admin, list(standing.rules), lifetime_s, owner_key_file, passphrase_file)
+        _sign_and_put(invocation, admin, people, list(standing.rules), lifetime_s, owner_key_file, passphrase_file)
 
 
 def _sign_and_put(
     invocation: Invocation,
     admin: Admin,
+    people: People,
     rules: list[trust_pb2.PolicyRule],
     lifetime_s: int,
     owner_key_file: Path | None,
     passphrase_file: Path | None,
 ) -> None:
+    """Sign rules as the successor of the policy of `people`: of what was shown with them, and of nothing that the
+    server shows since."""
     from fleet.people import PeopleError
     from fleet.people_signing import sign_policy
-    from fleet.v1 import admin_pb2, trust_pb2
+    from fleet.v1 import trust_pb2
 
     path = owners_key_file(admin.context, owner_key_file)
-    people = verify_people(invocation, admin)
     now_ms = invocation.now_ms()
     statement = trust_pb2.PolicyStatement(
         cluster_id=admin.context.cluster_id,
@@ -119,7 +124,7 @@ def _sign_and_put(
         signed = sign_policy(open_key(invocation, path, passphrase_file), statement)
     except PeopleError as error:
         raise BadProfile(error.detail, hint=f"a policy file holds {_EXAMPLE}") from error
-    admin.call(admin.stub.PutOwnerStatement, admin_pb2.PutOwnerStatementRequest(policy=signed))
+    put_signed(invocation, admin, admin.context, policy=signed)
     _emit(invocation, people, signed)
 
 

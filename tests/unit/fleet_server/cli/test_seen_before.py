@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
 from fleet import people_signing
@@ -53,6 +54,13 @@ def lied_to(desk: Desk) -> Desk:
     return desk
 
 
+def signed_by_successor(desk: Desk) -> list[admin_pb2.PutOwnerStatementRequest]:
+    """What was sent after the statement that names the next owner."""
+    requests = desk.ctl.fake.requests("PutOwnerStatement")
+    (at,) = [no for no, request in enumerate(requests) if request.HasField("owner")]
+    return requests[at + 1 :]  # type: ignore[no-any-return]
+
+
 def test_a_new_owner_signs_what_stands_and_not_what_the_server_shows(lied_to: Desk) -> None:
     new = lied_to.ctl.folder / "new.key"
     successor = create_key_file(new, ask, scrypt_cost=2**10)
@@ -60,7 +68,7 @@ def test_a_new_owner_signs_what_stands_and_not_what_the_server_shows(lied_to: De
 
     assert result.exit_code == 0, result.output
     assert "does not show what this machine has seen signed: policy 2, the end of eve's role operator" in result.stderr
-    _, *signed = lied_to.ctl.fake.requests("PutOwnerStatement")
+    signed = signed_by_successor(lied_to)
     policies = [request.policy for request in signed if request.HasField("policy")]
     grants = [request.role_grant for request in signed if request.HasField("role_grant")]
     (raw,) = [verify_one(one, domain=Domain.POLICY, public_key=successor.public_key) for one in policies]
@@ -74,7 +82,9 @@ def test_a_new_owner_signs_what_stands_and_not_what_the_server_shows(lied_to: De
 
 def test_a_policy_is_not_signed_again_as_an_older_one(lied_to: Desk) -> None:
     assert lied_to.run("policy", "sign", "--yes").exit_code == 0
-    said = trust_pb2.PolicyStatement.FromString(lied_to.put().policy.statement)
+    *brought_back, signed = lied_to.ctl.fake.requests("PutOwnerStatement")
+    assert [request.WhichOneof("statement") for request in brought_back] == ["policy", "role_grant"]
+    said = trust_pb2.PolicyStatement.FromString(signed.policy.statement)
     assert (said.version, said.rules[0].required) == (3, 3)
 
 
@@ -93,3 +103,88 @@ def test_what_this_machine_has_seen_is_private_and_damage_is_told(lied_to: Desk)
         assert (result.exit_code, "is damaged" in result.stderr) == (2, True), result.output
     kept.unlink()
     assert lied_to.run("policy", "show").exit_code == 0
+
+
+def test_what_this_machine_signed_itself_is_not_signed_again_as_older(desk: Desk) -> None:
+    """The server took a stricter policy and the end of eve's role, said so, and never showed either."""
+    desk.grant("eve", Signer.generate())
+    desk.statements.policy.CopyFrom(policy_of(desk, 1, 1))
+    stricter = desk.ctl.folder / "stricter.toml"
+    stricter.write_text('for = "90d"\n[[rule]]\nactions = "press.*"\npeople = 3\nroles = ["operator"]\n')
+    assert desk.run("policy", "set", str(stricter)).exit_code == 0
+    assert desk.run("operator", "revoke-grant", "eve", "--yes").exit_code == 0
+    desk.ctl.fake.calls.clear()
+
+    new = desk.ctl.folder / "new.key"
+    create_key_file(new, ask, scrypt_cost=2**10)
+    result = desk.run("owner", "rotate", "--new-key", str(new), "--yes", stdin=f"{PASSPHRASE}\n{PASSPHRASE}\n")
+
+    assert result.exit_code == 0, result.output
+    assert "does not show what this machine has seen signed: policy 2, the end of eve's role operator" in result.stderr
+    signed = signed_by_successor(desk)
+    (policy,) = [request.policy.statement for request in signed if request.HasField("policy")]
+    assert trust_pb2.PolicyStatement.FromString(policy).rules[0].required == 3
+    grants = [request.role_grant.statement for request in signed if request.HasField("role_grant")]
+    assert [trust_pb2.RoleGrantStatement.FromString(one).operator_name for one in grants] == ["ada"]
+
+
+def test_the_end_of_a_role_that_the_server_lost_is_sent_again(desk: Desk) -> None:
+    desk.grant("eve", Signer.generate())
+    assert desk.run("operator", "revoke-grant", "eve", "--yes").exit_code == 0
+    said = desk.put().role_grant
+    desk.ctl.fake.calls.clear()
+    again = desk.run("operator", "revoke-grant", "eve", "--yes")
+    assert again.exit_code == 0, again.output
+    assert desk.put().role_grant == said
+    desk.statements.role_grants.append(said)
+    done = desk.run("operator", "revoke-grant", "eve", "--yes")
+    assert (done.exit_code, "no such role" in done.stderr) == (3, True)
+
+
+def test_what_did_not_reach_the_server_is_not_taken_for_signed(desk: Desk) -> None:
+    desk.grant("eve", Signer.generate())
+    desk.ctl.fake.answers["PutOwnerStatement"] = grpc.StatusCode.UNAVAILABLE
+    assert desk.run("operator", "revoke-grant", "eve", "--yes").exit_code == 4
+    desk.ctl.fake.answers["PutOwnerStatement"] = admin_pb2.PutOwnerStatementResponse()
+    assert desk.run("operator", "revoke-grant", "eve", "--yes").exit_code == 0
+
+
+def test_the_rules_that_were_shown_are_not_signed_in_place_of_others_that_appear(desk: Desk) -> None:
+    """The server shows policy 1 to be read, and policy 2, which the nodes hold, once that was agreed to: signed as
+    policy 3, the rules of 1 would stand above it."""
+    older, newer = admin_pb2.GetOwnerStatementsResponse(), admin_pb2.GetOwnerStatementsResponse()
+    for statements, policy in ((older, policy_of(desk, 1, 1)), (newer, policy_of(desk, 2, 3))):
+        statements.CopyFrom(desk.statements)
+        statements.policy.CopyFrom(policy)
+    desk.ctl.fake.answers["GetOwnerStatements"] = [older, newer]
+    assert desk.run("policy", "sign", "--yes").exit_code == 0
+    said = trust_pb2.PolicyStatement.FromString(desk.put().policy.statement)
+    assert (said.version, said.rules[0].required) == (2, 1), "nodes that hold another policy 2 refuse it"
+
+
+def test_who_signs_next_brings_back_what_the_servers_database_lost(desk: Desk) -> None:
+    """The database is from before the owner changed: without that statement it would refuse whatever the new owner
+    signs, and nodes whatever the old one does."""
+    desk.statements.policy.CopyFrom(policy_of(desk, 1, 1))
+    new = desk.ctl.folder / "new.key"
+    create_key_file(new, ask, scrypt_cost=2**10)
+    before = admin_pb2.GetOwnerStatementsResponse()
+    before.CopyFrom(desk.statements)
+    rotated = desk.run("owner", "rotate", "--new-key", str(new), "--yes", stdin=f"{PASSPHRASE}\n{PASSPHRASE}\n")
+    assert rotated.exit_code == 0, rotated.output
+    sent = desk.ctl.fake.requests("PutOwnerStatement")
+    desk.log_in(owner_key_file=str(new))  # with the first owner's pin still, as others have it
+    desk.statements.owners.append(sent[0].owner)
+    desk.statements.policy.CopyFrom(sent[1].policy)
+    desk.statements.role_grants.append(sent[2].role_grant)
+    assert desk.run("policy", "show").exit_code == 0
+    desk.statements = before
+    desk.ctl.fake.calls.clear()
+
+    again = desk.run("policy", "sign", "--yes")
+
+    assert again.exit_code == 0, again.output
+    assert "owner 2, policy 2, ada's role operator" in again.stderr
+    *brought, signed = desk.ctl.fake.requests("PutOwnerStatement")
+    assert brought == sent
+    assert trust_pb2.PolicyStatement.FromString(signed.policy.statement).version == 3

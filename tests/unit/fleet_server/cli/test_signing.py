@@ -224,8 +224,8 @@ def approval(desk: Desk, **changes: Any) -> admin_pb2.ApprovalView:
         [trust_pb2.IntentTarget(node_id=node.node_id, name=node.name, fingerprint=node.fingerprint) for node in NODES],
         action="press.stop",
         arguments=ARGUMENTS,
-        issued_at_ms=NOW_MS - 1000,
-        not_after_ms=NOW_MS + 60_000,
+        issued_at_ms=(issued_at_ms := changes.pop("issued_at_ms", NOW_MS - 1000)),
+        not_after_ms=issued_at_ms + 61_000,
     )
     signed = people_signing.sign_intent(desk.ada, statement)
     spec = admin_pb2.CommandSpec(
@@ -347,6 +347,8 @@ TAMPERED: dict[str, Callable[[Desk], admin_pb2.ApprovalView]] = {
     "another action": lambda desk: approval(desk, action="press.start"),
     "other arguments": lambda desk: approval(desk, arguments=b'{"line": 3}'),
     "another cluster": lambda desk: approval(desk, cluster_id="cluster-2"),
+    "a date ahead": lambda desk: approval(desk, issued_at_ms=NOW_MS + 601_000),
+    "a time that is over": lambda desk: approval(desk, issued_at_ms=NOW_MS - 61_000),
     "no intent": lambda desk: approval(desk, command=admin_pb2.CommandSpec(action="press.stop", arguments=ARGUMENTS)),
 }
 
