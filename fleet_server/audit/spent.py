@@ -1,4 +1,4 @@
-"""What was used up or ended, and does not come back: tokens of operators, join tokens.
+"""What was used up or ended, and does not come back: tokens of operators, join tokens, command keys, TLS CAs.
 
 Mental model
     A row with a MAC is a row that the server once wrote, not the newest: who writes the database puts back the row of
@@ -37,6 +37,8 @@ class What(StrEnum):
     OPERATOR_TOKEN = "operator-token"  # SHA-256, hexadecimal
     JOIN_TOKEN = "join-token"  # id
     JOIN_TOKEN_USE = "join-token-use"  # id
+    COMMAND_KEY = "command-key"  # id, hexadecimal: it was revoked
+    TLS_CA = "tls-ca"  # SHA-256, hexadecimal: it was revoked
 
 
 class _Note(NamedTuple):

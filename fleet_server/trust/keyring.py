@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from google.protobuf.message import DecodeError
@@ -14,6 +14,7 @@ from fleet.v1 import trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
+from fleet_server.audit.spent import Spent, What
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import store
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
@@ -120,14 +121,24 @@ def revoke_what_stepped_back(
     vault: KeyVault,
     audit: AuditService,
     keyring: Keyring,
-    before: Mapping[bytes, CommandKey],
+    before: Sequence[Mapping[bytes, CommandKey]],
     now_ms: int,
+    *,
+    spent: Spent | None,
 ) -> Keyring:
-    """The keyring, with every key revoked that is worth more than it was in `before`: an old row was put back around
-    the server, its MAC still good. Revoked and not only passed over, so that no replica forgets it."""
+    """The keyring, with every key revoked that is worth more than it was: an old row was put back around the server,
+    its MAC still good. Revoked and not only passed over, so that no replica forgets it.
+
+    Args:
+        before: keys as bundles and replicas know them. A replica may lag behind the bundle, and the bundle of a
+            database that was written to behind a replica: what either says is over is over.
+        spent: what was revoked; None while nobody can tell.
+    """
     held = dict(keyring.command_keys)
     for key_id, now in keyring.command_keys.items():
-        if key_id in before and steps_back(now.key, before[key_id]):
+        back = any(key_id in known and steps_back(now.key, known[key_id]) for known in before)
+        revoked = spent is not None and bool(spent.times(What.COMMAND_KEY, key_id.hex()))
+        if back or (revoked and now.key.phase != trust_pb2.KEY_PHASE_REVOKED):
             row = vault.in_phase(now.row, Change(now.record, trust_pb2.KEY_PHASE_REVOKED), now_ms)
             store.save_key(tx.conn, row)
             held |= vault.open_command_keys([row])[0]

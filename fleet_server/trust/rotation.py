@@ -14,6 +14,7 @@ from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
+from fleet_server.audit.spent import What
 from fleet_server.database.engine import Connection
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import phases, rollout, store
@@ -225,6 +226,9 @@ class KeyRotation:
         self, tx: Transaction, actor: str, keyring: Keyring, changes: Sequence[Change], detail: Mapping[str, JSON]
     ) -> None:
         now_ms = self._clock.now_ms()
+        for change in changes:  # first, for it may refuse, and then nothing is to be written
+            if change.phase == phases.REVOKED:
+                self._audit.spent.add(tx.conn, What.COMMAND_KEY, change.record.key_id.hex())
         for change in changes:
             record = change.record
             store.save_key(tx.conn, self._vault.in_phase(keyring.command_keys[record.key_id].row, change, now_ms))

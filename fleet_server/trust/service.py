@@ -24,15 +24,16 @@ from fleet_server.certificates import ServedTls
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.trust import bundles, rules, store, tls_ring
+from fleet_server.trust import bundles, rules, store
 from fleet_server.trust.bundles import BundlePress, Offer, Published
 from fleet_server.trust.clusters import create_cluster
 from fleet_server.trust.endpoints import EndpointBoard
-from fleet_server.trust.keyring import Keyring, TrustSetupError, check_not_older, load_keyring, revoke_what_stepped_back
+from fleet_server.trust.keyring import Keyring, TrustSetupError
 from fleet_server.trust.keys import HeldCommandKey, KeyVault
 from fleet_server.trust.parts import TrustParts
 from fleet_server.trust.people import ClusterPeople
 from fleet_server.trust.phases import KeyRecord
+from fleet_server.trust.reading import number_to_pass, read_trust
 from fleet_server.trust.secrets import SealError, Secrets
 from fleet_server.trust.tls_keys import TlsRing, TlsVault
 from fleet_server.trust.watch import BundleWatch
@@ -283,14 +284,15 @@ class TrustService:
 
         def work(tx: Transaction) -> T | Refusal:
             keyring, newest = self._read(tx)
-            number = max(newest.state.number if newest is not None else 0, above) + 1
+            passed = number_to_pass(self._bundle, keyring, newest, above)
+            number = max(newest.state.number if newest is not None else 0, passed) + 1
             try:
                 result = change(tx, keyring, (keyring.generation, number))
             except Refusal as refusal:  # raised from here it would roll back the whole group
                 return refusal
             keyring, newest = self._read(tx, keyring)
-            now_ms = self._clock.now_ms()
-            bundle = self.press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=above)
+            now_ms, passed = self._clock.now_ms(), number_to_pass(self._bundle, keyring, newest, above)
+            bundle = self.press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=passed)
             tx.after_commit(lambda: self._adopt(keyring, bundle))
             return result
 
@@ -336,23 +338,8 @@ class TrustService:
         Args:
             earlier: what this transaction read before: it has audited what it refused.
         """
-        refused = earlier.refused if earlier is not None else ()
-        keyring = load_keyring(
-            tx,
-            self._vault,
-            self._audit,
-            cluster_id=self.cluster_id,
-            now_ms=self._clock.now_ms(),
-            told=self._told_refused.union(refused),
-        )
-        newest = bundles.newest(tx.conn, self.cluster_id, keyring.authority)
-        check_not_older(keyring, self._keyring)
-        before = dict(newest.state.command_keys) if newest is not None else {}
-        if self._keyring is not None:  # as a rule newer than the bundle, and it names keys that bundles do not
-            before |= {key_id: held.key for key_id, held in self._keyring.command_keys.items()}
-        keyring = revoke_what_stepped_back(tx, self._vault, self._audit, keyring, before, self._clock.now_ms())
-        published = newest and newest.state
-        return tls_ring.with_tls(tx, self.parts, self.cluster_id, keyring, published, earlier or self._keyring), newest
+        told = self._told_refused
+        return read_trust(tx, self.parts, self.cluster_id, known=self._keyring, told=told, earlier=earlier)
 
     async def _refresh(self, above: int = 0) -> None:
         """Take what another replica changed; publish when it is due, or when the number has to pass `above`."""
@@ -363,11 +350,13 @@ class TrustService:
         """Take what another replica changed, and publish nothing: replicas whose settings differ would answer each
         other without end."""
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> bool:
             keyring, newest = self._read(tx)
             tx.after_commit(lambda: self._adopt(keyring, newest.state if newest is not None else None))
+            return number_to_pass(self._bundle, keyring, newest, 0) > 0
 
-        await self._database.write(work)
+        if await self._database.write(work):
+            await self._refresh()  # a bundle that this replica knows was taken out around the server
 
     def _adopt(self, keyring: Keyring, bundle: TrustState | None) -> None:
         """What was committed is in force here: keys and bundle at once, so that no stream is sent a statement before
@@ -385,7 +374,7 @@ class TrustService:
             for key_id, held in keyring.command_keys.items()
             if held.key.phase == trust_pb2.KEY_PHASE_ACTIVE
         }
-        if bundle is not None and (self._bundle is None or bundle.version != self._bundle.version):
+        if bundle is not None and (self._bundle is None or bundle.version > self._bundle.version):
             self._bundle = bundle
             self._wakeup.wake_nowait([TOPIC])
 

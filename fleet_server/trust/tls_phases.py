@@ -9,7 +9,7 @@ do (docs/protocol.md, "TLS CAs").
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -253,21 +253,27 @@ def after(cas: Sequence[TlsCa], changes: Iterable[TlsChange], now_ms: int | None
 
 
 def stepped_back(
-    cas: Iterable[TlsCa], known: Iterable[TlsCa], *, version: tuple[int, int], named_der: Iterable[bytes]
+    cas: Iterable[TlsCa],
+    known: Iterable[TlsCa],
+    *,
+    version: tuple[int, int],
+    named_der: Iterable[bytes],
+    revoked: Callable[[bytes], bool] = lambda sha256: False,
 ) -> list[TlsChange]:
     """CAs whose rows say less than was true before: old rows, their MACs still good, were put back around the server.
-    What had been ahead is put there again; what a bundle had dropped is revoked.
+    What had been ahead is put there again; what a bundle had dropped, or was revoked, is revoked.
 
     Args:
         known: as this replica remembers them.
         version: (generation, number) of the newest bundle; (0, 0) before the first.
         named_der: CAs in it.
+        revoked: whether the CA of a SHA-256 ever was.
     """
     remembered = {ca.sha256: ca.phase for ca in known}
     standing = set(named_der)
     changes = []
     for ca in cas:
-        before = remembered.get(ca.sha256, ca.phase)
+        before = TlsPhase.REVOKED if revoked(ca.sha256) else remembered.get(ca.sha256, ca.phase)
         if before > ca.phase:
             changes.append(TlsChange(ca, before))
         elif ca.phase in _PUBLISHED and ca.first_bundle <= version and ca.certificate_der not in standing:

@@ -10,6 +10,7 @@ from fleet.trust import TrustState
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
+from fleet_server.audit.spent import Spent, What
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import tls_phases, tls_store
 from fleet_server.trust.keyring import Keyring, TrustSetupError
@@ -25,12 +26,15 @@ def with_tls(
     keyring: Keyring,
     newest: TrustState | None,
     before: Keyring | None,
+    *,
+    spent: Spent | None,
 ) -> Keyring:
     """The keyring with the server's TLS, read under the cluster's lock; a cluster without bundles gets its first CA.
 
     Args:
         newest: the newest bundle.
         before: what this replica, or this transaction, read before.
+        spent: what was revoked; None while nobody can tell.
 
     Raises:
         TrustSetupError: no CA that verifies is ACTIVE.
@@ -47,7 +51,13 @@ def with_tls(
     known = before.tls if before is not None else TlsRing()
     _tell_refused(tx, audit, cluster_id, ring, known)
     version, named_der = ((0, 0), ()) if newest is None else (newest.version, newest.tls_ca_der)
-    back = tls_phases.stepped_back(ring.cas, known.cas, version=version, named_der=named_der)
+    back = tls_phases.stepped_back(
+        ring.cas,
+        known.cas,
+        version=version,
+        named_der=named_der,
+        revoked=lambda sha256: spent is not None and bool(spent.times(What.TLS_CA, sha256.hex())),
+    )
     if back:
         ring = change(tx, vault, cluster_id, ring, back, now_ms)
         for each in back:

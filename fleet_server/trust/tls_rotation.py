@@ -22,6 +22,7 @@ from fleet.tls import split_endpoint
 from fleet.tls_certificates import CertifiedKey
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
+from fleet_server.audit.spent import What
 from fleet_server.certificates import ServedTls, ServerCertificates
 from fleet_server.config import Settings
 from fleet_server.database.engine import Connection
@@ -298,6 +299,9 @@ class TlsRotation:
     ) -> None:
         if not changes:
             return
+        for change in changes:  # first, for it may refuse, and then nothing is to be written
+            if change.phase is TlsPhase.REVOKED:
+                self._audit.spent.add(tx.conn, What.TLS_CA, change.ca.sha256.hex())
         for change in changes:
             kind, subject = _KIND_OF[change.phase], change.ca.sha256.hex()
             self._audit.append(tx, kind, actor=actor, subject=subject, detail={"own": change.ca.own, **detail})

@@ -21,6 +21,7 @@ from fleet_server.trust.rotation import KeyRotation
 from fleet_server.trust.service import TrustService, TrustSetupError
 from fleet_server.trust.watch import WATCH_INTERVAL_S
 from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.audit.test_spent import Copy
 from tests.unit.fleet_server.trust.test_trust import ENDPOINTS, edit, make
 
 ACTIVE, RETIRED = trust_pb2.KEY_PHASE_ACTIVE, trust_pb2.KEY_PHASE_RETIRED
@@ -314,18 +315,16 @@ async def test_a_row_that_was_put_back_around_the_server_is_used_for_nothing(
 async def test_a_revoked_key_stays_revoked_at_nodes_when_all_of_the_database_goes_back(
     one: Replica, database: Database, clock: MockClock
 ) -> None:
-    """Rows of keys and bundles from before the revocation, and every replica started anew: a restore, honest or not."""
+    """Keys, bundles and audit from before the revocation, and every replica started anew: a restore, honest or not."""
     stolen = one.trust.command_key_id("")
     thief = one.trust._active_keys[stolen].signer
-    row = await database.read(lambda conn: tuple(conn.exec_driver_sql("SELECT * FROM command_keys").one()))
+    copy = await Copy(database).take("command_keys", "trust_bundles", "audit_rows", "audit_heads")
     await one.rotation.prepare("ada", "")
     await one.rotation.revoke("ada", stolen.hex(), reason="stolen", stop_commands=False)
     node = one.trust.bundle
     forged = thief.sign(Domain.COMMAND, b"forged")
 
-    await edit(database, "DELETE FROM trust_bundles WHERE number > 1")
-    await edit(database, "DELETE FROM command_keys")
-    await edit(database, f"INSERT INTO command_keys VALUES ({', '.join('?' * len(row))})", *row)
+    await copy.put_back()
     again = await replica(database, clock, writer="r-2")
     await again.trust.note_held_bundle(*node.version)
     node = node_trust.walk(node, again.trust.bundle_chain_from(*node.version))
