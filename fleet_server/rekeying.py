@@ -87,8 +87,9 @@ class Change:
         self._audit = AuditService(
             database=self._database, clock=clock, wakeup=Wakeup(), writer=writer, row_mac=Secrets(new, old).row_mac
         )
-        self._walks: list[Walk] = [TableWalk(table, self._old, self._new) for table in MARKED_TABLES]
-        self._walks.append(CommandWalk(self._old, self._new))
+        self._walks = _walks(self._old, self._new)
+        # Nothing under the old key counts once the change has ended: what is, somebody wrote around the server since.
+        self._looks = {walk.name: walk for walk in _walks(self._new, self._new)}
 
     async def run(self) -> Outcome:
         """Do all of it.
@@ -109,7 +110,8 @@ class Change:
             raise TrustSetupError(
                 "the new secret encryption key is the old one: make one with `openssl rand -base64 32`"
             )
-        writing = await self._database.read(master_keys.writing_key_id)
+        state = await self._database.read(lambda conn: master_keys.read_state(conn, self._old, self._new))
+        writing = state.key_id
         if writing not in (old_id, new_id):
             raise TrustSetupError(
                 "this database is kept under neither of these secret encryption keys: name the right one"
@@ -121,6 +123,8 @@ class Change:
                 " as secret_encryption_key_file and the old one as secret_encryption_key_previous_file",
             )
             await self._write(self._begin)
+        elif state.done_at_ms:
+            self._say("the change has ended already: looking for rows that are not under the new key")
         else:
             self._say("the new key writes already: going on")
         await self._wait_replicas(lambda keys: keys[:1] == [new_id.hex()], "write under the new key")
@@ -153,7 +157,11 @@ class Change:
         return found
 
     async def _batch(self, walk: Walk, after: tuple[Any, ...] | None) -> Batch:
-        batch: Batch = await self._write(lambda tx: walk.batch(tx.conn, after, BATCH_ROWS))
+        def work(tx: Transaction) -> Batch:
+            ended = master_keys.read_state(tx.conn, self._new, lock=True).done_at_ms  # by another run, it may be
+            return (self._looks[walk.name] if ended else walk).batch(tx.conn, after, BATCH_ROWS)
+
+        batch: Batch = await self._write(work)
         return batch
 
     async def _write(self, work: Callable[[Transaction], Any]) -> Any:
@@ -172,7 +180,7 @@ class Change:
             self._tell(tx, AuditKind.SECRETS_REKEY_STARTED, {"old": self._old.key_ids[0].hex()})
 
     def _end(self, tx: Transaction, done: Counter[str], outcome: Outcome) -> None:
-        master_keys.end_change(tx.conn, self._clock.now_ms())
+        master_keys.end_change(tx.conn, self._new, self._clock.now_ms())
         self._tell(
             tx,
             AuditKind.SECRETS_REKEYED,
@@ -221,12 +229,16 @@ async def standing(url: str) -> Standing:
     database = Database(url, readers=1)
     database.start()
     try:
-        key_id = await database.read(master_keys.writing_key_id) or b""
-        change = await database.read(master_keys.last_change)
+        state = await database.read(master_keys.read_state)
+        change = (state.changed_at_ms, state.done_at_ms) if state.changed_at_ms else None
         living = [each for each in await all_replicas(database) if each.state in LIVING]
-        return Standing(key_id.hex(), change, tuple((each.replica_id, each.secret_keys) for each in living))
+        return Standing(state.key_id.hex(), change, tuple((each.replica_id, each.secret_keys) for each in living))
     finally:
         await database.close()
+
+
+def _walks(old: Secrets, new: Secrets) -> list[Walk]:
+    return [*(TableWalk(table, old, new) for table in MARKED_TABLES), CommandWalk(old, new)]
 
 
 def _is(replica: ReplicaRecord, ready: Callable[[list[str]], bool]) -> bool:

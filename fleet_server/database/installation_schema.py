@@ -13,7 +13,8 @@ secret_key_state = Table(
     Column("name", String(16), primary_key=True),
     Column("key_id", LargeBinary(8), nullable=False),
     Column("changed_at_ms", BigInteger, nullable=False),
-    Column("done_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("done_at_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary(32), nullable=False),
 )
 
 sealed_secrets = Table(

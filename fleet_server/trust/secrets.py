@@ -242,6 +242,12 @@ class Secrets:
         first, *others = self._row_keys
         return RowMac(first, table, others, self._turn)
 
+    def row_mac_under(self, key_id: bytes, table: str) -> RowMac | None:
+        """The MAC of one table under one key alone, whichever writes; None when that is not held."""
+        if key_id not in self.key_ids:
+            return None
+        return RowMac(self._row_keys[self.box.key_ids.index(key_id)], table)
+
     @property
     def token_root(self) -> bytes:
         """What `derive` derives from: the master key's own until another was adopted."""

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.rekeying import Change
 from fleet_server.trust import master_keys
 from fleet_server.trust.keyring import TrustSetupError
-from fleet_server.trust.secrets import SealError, Secrets, make_key_file, read_key_file
+from fleet_server.trust.secrets import Secrets, make_key_file, read_key_file
 from tests.integration.installation import Installation, Template, server_settings
 from tests.integration.waiting import eventually
 
@@ -291,36 +291,52 @@ async def test_other_keys_are_refused(rekeyed: Rekeyed) -> None:
         await rekeyed.start_server()
 
 
-def test_secrets_of_two_keys_open_under_both_and_write_under_one() -> None:
-    first, second = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
-    both, old = Secrets(second, first), Secrets(first)
-    sealed, mac = old.box.seal(b"x", row="r"), old.row_mac("nodes").compute("x")
-    marks = both.row_mac("nodes")
-    assert both.box.unseal(sealed, row="r") == b"x"
-    assert marks.verify(mac, "x")
-    assert marks.compute("x") != mac
-    assert both.write_under(old.key_ids[0])
-    assert marks.compute("x") == mac
-    assert both.key_ids == (old.key_ids[0], Secrets(second).key_ids[0])
-    assert not both.write_under(b"another!")
-    assert both.derive("operator-token") == old.derive("operator-token")
+def forge(tx: Transaction, leaked: Secrets) -> None:
+    """Make ben an owner, as whoever has a key and writes to the database can."""
+    columns = "operator_id, name, role, token_sha256, created_at_ms, revoked_at_ms"
+    row = [*tx.conn.exec_driver_sql(f"SELECT {columns} FROM operators WHERE name = 'ben'").one()]
+    row[2] = "owner"
+    mac = leaked.row_mac("operators").compute(*row)
+    tx.conn.exec_driver_sql(sql(tx.conn, "UPDATE operators SET role = 'owner', mac = ? WHERE name = 'ben'"), (mac,))
 
 
-def test_a_key_that_was_given_up_opens_marks_and_verifies_nothing_again() -> None:
-    first, second = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
-    both, old, new = Secrets(second, first), Secrets(first), Secrets(second)
-    sealed, mac = old.box.seal(b"x", row="r"), old.row_mac("nodes").compute("x")
-    marks = both.row_mac("nodes")
-    both.give_up_others()
-    with pytest.raises(SealError, match="another secret encryption key"):
-        both.box.unseal(sealed, row="r")
-    assert not marks.verify(mac, "x")
-    assert not both.row_mac("nodes").verify(mac, "x")
-    assert both.key_ids == new.key_ids
-    assert not both.write_under(old.key_ids[0])
-    assert both.write_under(new.key_ids[0])
-    assert marks.verify(new.row_mac("nodes").compute("x"), "x")
-    assert both.box.unseal(new.box.seal(b"y", row="r"), row="r") == b"y"
+async def bens_role(rekeyed: Rekeyed) -> str:
+    found = await rekeyed.owner.ask("ListOperators", admin_pb2.ListOperatorsRequest())
+    return next(str(each.role) for each in found.operators if each.name == "ben")
+
+
+async def write(rekeyed: Rekeyed, work: Callable[[Transaction], Any]) -> None:
+    """Write to the database, around the server."""
+    database = Database(rekeyed.settings.resolved_database_url(), readers=1)
+    database.start()
+    await database.write(work)
+    await database.close()
+
+
+async def test_what_is_marked_under_the_old_key_after_the_change_is_marked_anew_by_no_later_run(
+    rekeyed: Rekeyed,
+) -> None:
+    """The settings still name the old key, and somebody runs the change once more."""
+    leaked = Secrets(read_key_file(rekeyed.old_file))
+    await rekeyed.change().run()
+    await write(rekeyed, lambda tx: forge(tx, leaked))
+
+    again = await rekeyed.change().run()
+
+    assert (again.done, [name.split("/")[0] for name in again.refused]) == (0, ["operators"])
+    await rekeyed.restart(secret_encryption_key_previous_file=None)
+    assert await bens_role(rekeyed) == "quarantined"
+
+
+@pytest.mark.parametrize("deed", ["UPDATE secret_key_state SET done_at_ms = 0", "DELETE FROM secret_key_state"])
+async def test_nobody_makes_a_change_that_has_ended_go_on_by_the_record_of_it(rekeyed: Rekeyed, deed: str) -> None:
+    leaked = Secrets(read_key_file(rekeyed.old_file))
+    await rekeyed.change().run()
+    await write(rekeyed, lambda tx: tx.conn.exec_driver_sql(deed) and forge(tx, leaked))
+    with pytest.raises(TrustSetupError, match="was changed outside the server"):
+        await rekeyed.change().run()
+    with pytest.raises(TrustSetupError, match="was changed outside the server"):
+        await rekeyed.restart()
 
 
 async def test_what_is_marked_under_the_old_key_after_the_change_is_used_for_nothing(rekeyed: Rekeyed) -> None:
@@ -328,22 +344,10 @@ async def test_what_is_marked_under_the_old_key_after_the_change_is_used_for_not
     database = Database(rekeyed.settings.resolved_database_url(), readers=1)
     database.start()
     leaked = Secrets(read_key_file(rekeyed.old_file))
-
-    def forge(tx: Transaction) -> None:
-        columns = "operator_id, name, role, token_sha256, created_at_ms, revoked_at_ms"
-        row = [*tx.conn.exec_driver_sql(f"SELECT {columns} FROM operators WHERE name = 'ben'").one()]
-        row[2] = "owner"
-        mac = leaked.row_mac("operators").compute(*row)
-        tx.conn.exec_driver_sql(sql(tx.conn, "UPDATE operators SET role = 'owner', mac = ? WHERE name = 'ben'"), (mac,))
-
-    async def bens_role() -> str:
-        found = await rekeyed.owner.ask("ListOperators", admin_pb2.ListOperatorsRequest())
-        return next(str(each.role) for each in found.operators if each.name == "ben")
-
     await rekeyed.change().run()
     await rekeyed.server.master_keys.load()
-    await database.write(forge)
-    assert await bens_role() == "quarantined"
+    await database.write(lambda tx: forge(tx, leaked))
+    assert await bens_role(rekeyed) == "quarantined"
     # Nor does it take the key up again because somebody says that it should.
     await database.write(
         lambda tx: tx.conn.exec_driver_sql(
@@ -352,7 +356,7 @@ async def test_what_is_marked_under_the_old_key_after_the_change_is_used_for_not
     )
     with pytest.raises(TrustSetupError):
         await rekeyed.server.master_keys.load()
-    assert await bens_role() == "quarantined"
+    assert await bens_role(rekeyed) == "quarantined"
     await database.close()
 
 

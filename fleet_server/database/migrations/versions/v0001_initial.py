@@ -152,7 +152,8 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=16), nullable=False),
         sa.Column("key_id", sa.LargeBinary(length=8), nullable=False),
         sa.Column("changed_at_ms", sa.BigInteger(), nullable=False),
-        sa.Column("done_at_ms", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("done_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(length=32), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_secret_key_state")),
     )
     op.create_table(

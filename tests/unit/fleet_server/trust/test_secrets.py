@@ -116,3 +116,35 @@ def test_nothing_of_a_key_prints() -> None:
     raw = MASTER.reveal()
     for thing in (secrets, secrets.box, secrets.row_mac("nodes")):
         assert raw.hex() not in repr(thing) and repr(raw) not in repr(thing)
+
+
+def test_secrets_of_two_keys_open_under_both_and_write_under_one() -> None:
+    first, second = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
+    both, old = Secrets(second, first), Secrets(first)
+    sealed, mac = old.box.seal(b"x", row="r"), old.row_mac("nodes").compute("x")
+    marks = both.row_mac("nodes")
+    assert both.box.unseal(sealed, row="r") == b"x"
+    assert marks.verify(mac, "x")
+    assert marks.compute("x") != mac
+    assert both.write_under(old.key_ids[0])
+    assert marks.compute("x") == mac
+    assert both.key_ids == (old.key_ids[0], Secrets(second).key_ids[0])
+    assert not both.write_under(b"another!")
+    assert both.derive("operator-token") == old.derive("operator-token")
+
+
+def test_a_key_that_was_given_up_opens_marks_and_verifies_nothing_again() -> None:
+    first, second = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
+    both, old, new = Secrets(second, first), Secrets(first), Secrets(second)
+    sealed, mac = old.box.seal(b"x", row="r"), old.row_mac("nodes").compute("x")
+    marks = both.row_mac("nodes")
+    both.give_up_others()
+    with pytest.raises(SealError, match="another secret encryption key"):
+        both.box.unseal(sealed, row="r")
+    assert not marks.verify(mac, "x")
+    assert not both.row_mac("nodes").verify(mac, "x")
+    assert both.key_ids == new.key_ids
+    assert not both.write_under(old.key_ids[0])
+    assert both.write_under(new.key_ids[0])
+    assert marks.verify(new.row_mac("nodes").compute("x"), "x")
+    assert both.box.unseal(new.box.seal(b"y", row="r"), row="r") == b"y"

@@ -18,7 +18,7 @@ from fleet_server.audit.service import AuditCursor
 from fleet_server.database.engine import Connection, Database
 from fleet_server.streams.rpc import Gateway
 from fleet_server.trust import bundles, store
-from fleet_server.trust.master_keys import writing_key_id
+from fleet_server.trust.master_keys import read_state
 from fleet_server.trust.secrets import SealError
 from fleet_server.trust.service import TrustService, TrustSetupError
 from fleet_server.trust.succession import AuthorityRotation, chain_behind
@@ -163,7 +163,7 @@ async def test_the_private_key_of_the_authority_before_is_erased(trust: TrustSer
     old, new = await database.read(private_keys)
     assert not old
     assert new
-    assert await database.read(writing_key_id) == SECRETS.key_ids[0], "what a restart asks first"
+    assert (await database.read(read_state)).key_id == SECRETS.key_ids[0], "what a restart asks first"
 
 
 async def test_a_restart_finds_the_new_authority(trust: TrustService, database: Database, clock: MockClock) -> None:
