@@ -28,6 +28,8 @@ MAX_CERTIFICATE_BYTES = 4096
 """A CA travels in join tokens, which people hand on."""
 LEAST_LIFE = dt.timedelta(days=30)
 """A CA that ends sooner would have to be replaced before nodes that are away have learned it."""
+DATED_AHEAD = dt.timedelta(days=1)
+"""So far replicas' clocks may lie apart: none takes the CA that another has just made for one of the future."""
 MIN_RSA_BITS = 2048
 MIN_PREFIX_CHARS = 8
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -163,6 +165,13 @@ def issuer(cas: Sequence[TlsCa]) -> TlsCa | None:
         return now
     able = [ca for ca in cas if ca.has_key]
     return _newest(able, TlsPhase.OUTGOING, TlsPhase.RETIRED) or _newest(able, TlsPhase.PREPARED)
+
+
+def is_outlived(ca: TlsCa, now_ms: int) -> bool:
+    """Whether nobody believes what it signs now: it has ended, or a clock that was wrong dated it days ahead."""
+    certificate = x509.load_der_x509_certificate(ca.certificate_der)
+    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+    return not certificate.not_valid_before_utc - DATED_AHEAD <= now < certificate.not_valid_after_utc
 
 
 def check_prepare(cas: Sequence[TlsCa], certificate_der: bytes) -> TlsCa | None:

@@ -2,24 +2,18 @@
 
 Each runs in one transaction under the cluster's lock: what `tls_phases` decides is written under new row MACs, audited,
 and published as the next trust bundle, or nothing of it happens. A certificate of the CA that becomes ACTIVE is issued
-in the same transaction, so every replica shows the same one as soon as it hears of the step, which it does twice a
-second.
+in the same transaction (`tls_leaf`), so every replica shows the same one as soon as it hears of the step, which it does
+twice a second.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cryptography import x509
-
-from fleet import tls, tls_certificates
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet.tls import split_endpoint
-from fleet.tls_certificates import CertifiedKey
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.spent import What
@@ -34,13 +28,13 @@ from fleet_server.trust.rotation import Holdings
 from fleet_server.trust.secrets import SealError
 from fleet_server.trust.service import TrustService
 from fleet_server.trust.tls_keys import TlsRing
+from fleet_server.trust.tls_leaf import LeafIssuer
 from fleet_server.trust.tls_phases import TlsCa, TlsChange, TlsPhase
+from fleet_server.trust.tls_store import TlsCaRow
 
 log = get_logger(__name__)
 
 CHECK_INTERVAL_S = 60.0
-MAX_HOSTS = 100
-"""Names in a certificate that replicas add theirs to: past it it begins anew."""
 _KIND_OF = {
     TlsPhase.ACTIVE: AuditKind.TLS_CA_ACTIVATED,
     TlsPhase.OUTGOING: AuditKind.TLS_CA_OUTGOING,
@@ -82,7 +76,7 @@ class TlsRotation:
         self._clock = trust.parts.clock
         self._audit = trust.parts.audit
         self._holdings = holdings
-        self._hosts = tuple(hosts)
+        self._leaves = LeafIssuer(trust, hosts)
         self._shows = shows
         self._look = look
         self._uncovered = asyncio.Event()
@@ -103,7 +97,7 @@ class TlsRotation:
 
         def take(served: ServedTls) -> None:
             certificates.take(served)
-            if not leaf_covers(served.leaf, made._hosts):
+            if not made._leaves.covers(served.leaf):
                 made._uncovered.set()
 
         trust.serve_tls_with(take)
@@ -127,16 +121,25 @@ class TlsRotation:
 
     async def renew(self) -> bool:
         """Issue the certificate that replicas show when there is none, it is due, not of the CA that has to sign it, or
-        not for every host; or take up the one that another replica issued. Whether another one is shown.
+        not for every host; or take up the one that another replica issued. An own CA that signs nothing of use any more
+        is replaced first. Whether another one is shown.
 
         Raises:
             Refusal: the database is away, or no bundle was published yet.
             SealError, TrustSetupError: rows do not verify; what was shown stays.
         """
         before = self._trust.tls.leaf
-        if before is not None and not self._is_due(self._trust.tls):
+        if before is not None and not self._leaves.is_due(self._trust.tls):
             return False
-        await self._trust.change_keys(lambda tx, keyring, _: self._ensure_leaf(tx, keyring.tls))
+
+        def work(tx: Transaction, keyring: Keyring, next_version: Version) -> None:
+            issuer = tls_phases.issuer(keyring.tls.cas)
+            if issuer is not None and tls_phases.is_outlived(issuer, self._clock.now_ms()):
+                self._replace_outlived(tx, keyring.tls, issuer, next_version)
+            else:
+                self._leaves.ensure(tx, keyring.tls)
+
+        await self._trust.change_keys(work)
         return self._trust.tls.leaf != before
 
     async def run(self) -> None:
@@ -185,9 +188,7 @@ class TlsRotation:
                 row = self._vault.brought_ca(cluster_id, der, now_ms=now_ms, first_bundle=next_version)
             else:
                 row = self._vault.new_ca(cluster_id, phase=TlsPhase.PREPARED, now_ms=now_ms, first_bundle=next_version)
-            tls_store.insert_ca(tx.conn, row)
-            detail: Mapping[str, JSON] = {"own": bool(row.own), "bundle": list(next_version)}
-            self._audit.append(tx, AuditKind.TLS_CA_PREPARED, actor=actor, subject=row.sha256.hex(), detail=detail)
+            self._store(tx, actor, row)
             return row.sha256
 
         return await self._changed(work)
@@ -294,6 +295,26 @@ class TlsRotation:
                 " tls_terminator_leaf_sha256; with --override it is your word that something does",
             )
 
+    def _store(self, tx: Transaction, actor: str, row: TlsCaRow) -> None:
+        tls_store.insert_ca(tx.conn, row)
+        detail: Mapping[str, JSON] = {"own": bool(row.own), "bundle": [row.first_generation, row.first_number]}
+        self._audit.append(tx, AuditKind.TLS_CA_PREPARED, actor=actor, subject=row.sha256.hex(), detail=detail)
+
+    def _replace_outlived(self, tx: Transaction, ring: TlsRing, issuer: TlsCa, next_version: Version) -> None:
+        """Let a PREPARED own CA, or a new one, take the place of the one that signs nothing of use any more, as if that
+        was revoked: nobody could come to do it, for fleetctl believes its certificates no longer, either."""
+        cluster_id, now_ms = self._trust.cluster_id, self._clock.now_ms()
+        waiting = [ca for ca in ring.cas if ca.phase is TlsPhase.PREPARED]
+        useless = [ca for ca in waiting if tls_phases.is_outlived(ca, now_ms)]
+        if not any(ca.own for ca in waiting if ca not in useless):
+            phase = TlsPhase.PREPARED
+            row = self._vault.new_ca(cluster_id, phase=phase, now_ms=now_ms, first_bundle=next_version)
+            self._store(tx, "server", row)
+            ring = self._vault.open(tls_store.cas(tx.conn, cluster_id), tls_store.leaf(tx.conn, cluster_id))
+        standing = [ca for ca in ring.cas if ca not in useless]
+        changes = [*(TlsChange(ca, TlsPhase.REVOKED) for ca in useless), *tls_phases.revoke(standing, issuer)]
+        self._apply(tx, "server", ring, changes, {"reason": "it has ended, or was dated ahead"})
+
     def _apply(
         self, tx: Transaction, actor: str, ring: TlsRing, changes: Sequence[TlsChange], detail: Mapping[str, JSON]
     ) -> None:
@@ -306,37 +327,7 @@ class TlsRotation:
             kind, subject = _KIND_OF[change.phase], change.ca.sha256.hex()
             self._audit.append(tx, kind, actor=actor, subject=subject, detail={"own": change.ca.own, **detail})
         now_ms = self._clock.now_ms()
-        self._ensure_leaf(tx, tls_ring.change(tx, self._vault, self._trust.cluster_id, ring, changes, now_ms))
-
-    def _ensure_leaf(self, tx: Transaction, ring: TlsRing) -> None:
-        issuer = tls_phases.issuer(ring.cas)
-        if issuer is None or not self._is_due(ring):
-            return
-        # All replicas show one certificate, and each may have names of its own. Those that are left out when it is
-        # replaced are added by whoever misses them; names that nobody has any more go so.
-        others = [split_endpoint(endpoint)[0] for endpoint in self._trust.bundle.endpoints]
-        if ring.leaf is not None and not self._is_to_be_replaced(ring):
-            named = tls_certificates.leaf_hosts(ring.leaf.pair.certificate_pem)
-            others += named if len(named) < MAX_HOSTS else []
-        hosts = list(dict.fromkeys(tls_certificates.host_names([*self._hosts, *others])))
-        row = self._vault.new_leaf(ring.row(issuer.sha256), hosts, self._clock.now_ms())
-        tls_store.put_leaf(tx.conn, row)
-        detail: Mapping[str, JSON] = {"ca": issuer.sha256.hex(), "hosts": hosts}
-        subject = tls.certificate_sha256(row.certificate).hex()
-        self._audit.append(tx, AuditKind.TLS_LEAF_ISSUED, actor="server", subject=subject, detail=detail)
-
-    def _is_due(self, ring: TlsRing) -> bool:
-        return self._is_to_be_replaced(ring) or ring.leaf is None or not leaf_covers(ring.leaf.pair, self._hosts)
-
-    def _is_to_be_replaced(self, ring: TlsRing) -> bool:
-        """Whether there is none, it is another CA's than has to sign it, or two thirds of its life are over."""
-        issuer = tls_phases.issuer(ring.cas)
-        if ring.leaf is None or issuer is None or ring.leaf.ca_sha256 != issuer.sha256:
-            return True
-        certificate = x509.load_pem_x509_certificate(ring.leaf.pair.certificate_pem)
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        now = dt.datetime.fromtimestamp(self._clock.now_ms() / 1000, dt.UTC)
-        return now >= begins + (ends - begins) * 2 / 3
+        self._leaves.ensure(tx, tls_ring.change(tx, self._vault, self._trust.cluster_id, ring, changes, now_ms))
 
     def _measure(self, conn: Connection, ca: TlsCa) -> Rollout[TlsCa]:
         published, holdings = self._held(conn)
@@ -346,11 +337,6 @@ class TlsRotation:
         since_ms = self._clock.now_ms() - rollout.SEEN_LATELY_MS
         holdings = [BundleHolding(*held) for held in self._holdings(conn, "", since_ms)]
         return store.published(conn, self._trust.cluster_id, [held.version for held in holdings]), holdings
-
-
-def leaf_covers(leaf: CertifiedKey, hosts: Sequence[str]) -> bool:
-    """Whether a certificate is for each of `hosts`."""
-    return set(tls_certificates.host_names(hosts)) <= set(tls_certificates.leaf_hosts(leaf.certificate_pem))
 
 
 def check_reaches(far: Rollout[TlsCa]) -> None:

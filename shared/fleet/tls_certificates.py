@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS = 3650
 LEAF_DAYS = 90
-_BACKDATE = dt.timedelta(minutes=5)  # nodes' clocks run behind now and then
+_BACKDATE = dt.timedelta(days=1)  # nodes' clocks run behind, by hours where they keep local time
 
 
 @dataclass(frozen=True, slots=True, repr=False)

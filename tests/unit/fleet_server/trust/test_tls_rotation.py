@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from fleet import tls_certificates
 from fleet.errors import Reason, Refusal
 from fleet.tls import der_to_pem
-from fleet.tls_certificates import LEAF_DAYS
+from fleet.tls_certificates import CA_DAYS, LEAF_DAYS
 from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.certificates import open_certificates
 from fleet_server.config import Settings
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
-from fleet_server.trust import tls_store
+from fleet_server.trust import tls_phases, tls_store
 from fleet_server.trust.keyring import TrustSetupError
 from fleet_server.trust.rollout import Version
 from fleet_server.trust.service import TrustService
@@ -76,6 +77,10 @@ async def audited(database: Database, clock: MockClock, prefix: str) -> list[str
     reader = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer="reader", row_mac=SECRETS.row_mac)
     rows = (await reader.page(AuditCursor())).rows
     return [row.kind for row in rows if row.writer == "r-1" and row.kind.startswith(prefix)]
+
+
+def now_of(clock: MockClock) -> dt.datetime:
+    return dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC)
 
 
 def ref(ca: TlsCa) -> str:
@@ -172,6 +177,77 @@ async def test_renewals_that_fail_are_tried_again_and_files_are_looked_at(
     running.cancel()
 
 
+async def test_a_certificate_that_a_wrong_clock_dated_ahead_is_replaced_once_the_clock_is_right(
+    one: Replica, clock: MockClock
+) -> None:
+    """Nodes refuse one that has not begun."""
+    clock.step_wall(400 * 24 * 3600)
+    assert await one.tls.renew()
+    clock.step_wall(-400 * 24 * 3600)
+    assert await one.tls.renew()
+    leaf = one.trust.tls.leaf
+    assert leaf is not None
+    began = x509.load_pem_x509_certificate(leaf.pair.certificate_pem).not_valid_before_utc
+    assert began.timestamp() * 1000 <= clock.now_ms()
+    assert not await one.tls.renew()
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_an_own_ca_that_ended_is_replaced_and_ends_no_server(
+    one: Replica, database: Database, clock: MockClock, waiting: bool
+) -> None:
+    """Nothing that it signs is believed any more, so nobody could come to rotate it."""
+    (ended,) = one.trust.tls.cas
+    clock.step_wall(CA_DAYS // 2 * 24 * 3600)
+    prepared = await one.tls.prepare("ada", b"") if waiting else None
+    clock.step_wall(CA_DAYS // 2 * 24 * 3600)
+    running = asyncio.create_task(one.tls.run())
+    await clock.wait_sleepers(1)
+    await clock.advance(60)
+    await clock.wait_sleepers(1)
+    running.cancel()
+
+    again = await replica(database, clock, writer="r-2")
+    assert again.phases() == [TlsPhase.REVOKED, TlsPhase.ACTIVE]
+    assert again.leaf_issuer() != ended.sha256
+    assert prepared is None or again.leaf_issuer() == prepared.sha256
+    assert ended.certificate_der not in again.trust.bundle.tls_ca_der
+
+
+async def test_an_own_ca_that_ended_behind_one_from_outside_is_replaced_too(one: Replica, clock: MockClock) -> None:
+    (ended,) = one.trust.tls.cas
+    clock.step_wall((CA_DAYS - 100) * 24 * 3600)
+    company = tls_certificates.make_ca("company", now_of(clock))
+    brought = await one.tls.prepare("ada", company.certificate_pem)
+    await one.tls.activate("ada", ref(brought), override="a terminator shows it")
+    await one.tls.prepare("ada", tls_certificates.make_ca("next", now_of(clock)).certificate_pem)
+    clock.step_wall(101 * 24 * 3600)
+
+    assert await one.tls.renew()
+
+    assert one.phases() == [TlsPhase.REVOKED, TlsPhase.ACTIVE, TlsPhase.PREPARED, TlsPhase.PREPARED]
+    assert one.leaf_issuer() == one.trust.tls.cas[-1].sha256 != ended.sha256
+    assert one.trust.bundle.tls_ca_der[0] == company.certificate_der
+
+
+async def test_a_clock_that_runs_years_ahead_for_a_while_leaves_a_ca_that_nodes_believe(
+    one: Replica, clock: MockClock
+) -> None:
+    years_s = 2 * CA_DAYS * 24 * 3600
+    clock.step_wall(years_s)
+    assert await one.tls.renew()
+    clock.step_wall(-years_s)
+    assert await one.tls.renew()
+    served = one.trust.tls.served()
+    assert served is not None
+    for der in (served.active_der, served.leaf.certificate_der):
+        certificate = x509.load_der_x509_certificate(der)
+        assert certificate.not_valid_before_utc <= now_of(clock) < certificate.not_valid_after_utc
+    (active,) = [ca for ca in one.trust.tls.cas if ca.phase is TlsPhase.ACTIVE]
+    clock.step_wall(-12 * 3600)
+    assert not tls_phases.is_outlived(active, clock.now_ms()), "another replica's clock is behind"
+
+
 # -- steps ------------------------------------------------------------------------------------------------------------
 async def test_a_whole_rotation_and_where_the_keys_are(one: Replica, database: Database) -> None:
     before, made = await rotate(one)
@@ -226,7 +302,7 @@ async def test_a_step_waits_for_the_nodes_that_would_be_cut_off(one: Replica, st
 
 
 async def test_a_ca_from_outside_waits_until_something_shows_its_certificate(one: Replica, clock: MockClock) -> None:
-    company = tls_certificates.make_ca("company", dt.datetime.fromtimestamp(clock.now_ms() / 1000, dt.UTC))
+    company = tls_certificates.make_ca("company", now_of(clock))
     brought = await one.tls.prepare("ada", company.certificate_pem)
     assert await one.tls.prepare("ada", company.certificate_der) == brought, "the same again changes nothing"
     with pytest.raises(Refusal, match=r"outside\.pem"):
