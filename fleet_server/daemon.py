@@ -7,6 +7,7 @@ from functools import partial
 import uvloop
 
 from fleet.process_end import end_within, keep_grpc_up
+from fleet_server.allocator import map_large_buffers
 from fleet_server.app import Server
 from fleet_server.certificates import ServerCertificates
 from fleet_server.config import Settings
@@ -26,4 +27,5 @@ def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates
         server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
         return await server.run()
 
+    map_large_buffers()
     return uvloop.run(run())
