@@ -31,6 +31,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 log = get_logger(__name__)
 
+MAX_METADATA_BYTES = 16 * 1024
 _LOOKS = 5
 """At a request that is not there yet, while its caller counts as prompt."""
 
@@ -112,8 +113,10 @@ class RequestReader:
         """The message as its deserializer made it.
 
         Raises:
-            Refusal: MALFORMED when it does not come in time, or not at all; OVERLOADED when all places are taken.
+            Refusal: MALFORMED when it does not come in time, or not at all, or with too much metadata; OVERLOADED when
+                all places are taken.
         """
+        _check_metadata(context)
         reading = asyncio.create_task(read_message(context))  # never cancelled: the abort ends it (grpc/grpc#43360)
         if not await self._is_prompt(reading):
             with self._place(network_of(peer_address(context))) as wanted:
@@ -152,6 +155,15 @@ class RequestReader:
         oldest = next(wanted for wanted, whose in self._slow.items() if whose == crowd)
         del self._slow[oldest]
         oldest.set_result(None)
+
+
+def _check_metadata(context: Context) -> None:
+    """gRPC hands over up to 16 MiB, whatever `grpc.max_metadata_size` says: no call that waits must keep them."""
+    size = sum(len(key) + len(value) for key, value in context.invocation_metadata() or ())
+    if size > MAX_METADATA_BYTES:
+        raise Refusal(
+            Reason.MALFORMED, f"the call has {size} bytes of metadata; at most {MAX_METADATA_BYTES} are taken"
+        )
 
 
 def _too_slow() -> Refusal:

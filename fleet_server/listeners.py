@@ -31,13 +31,15 @@ _GATEWAY = (*_COMMON, ("grpc.max_concurrent_streams", 8))
 _SLIGHTLY_TOO_LARGE = 64 * 1024
 """A frame over its limit by so much is read and refused by name. What is larger gRPC refuses by what its header says,
 before it takes up memory: strangers begin messages too."""
+IDLE_S = 30.0
+"""So long a connection without a call is kept. Strangers would hold places for ever, and in each 16 MiB of headers that
+they never finish, which gRPC counts as no call. Clients connect again by themselves."""
 _SPARE_CONNECTIONS = 1_000  # nodes that fetch the leaf, enroll or hand over hold a second one for a moment
 _ADMIN = (
     *_COMMON,
     ("grpc.max_receive_message_length", 4 * _MIB),
     ("grpc.max_concurrent_streams", 100),  # a client that begins more before it has heard of it fails some
     ("grpc.max_allowed_incoming_connections", 512),
-    ("grpc.max_connection_idle_ms", 300_000),  # one that only keeps its place; a client connects again by itself
 )
 
 
@@ -59,27 +61,38 @@ class Listener:
         return f"{self.host}:{self.port}"
 
 
-def open_gateway(handlers: grpc.GenericRpcHandler, max_streams: int, max_frame_bytes: int) -> grpc.aio.Server:
+def open_gateway(
+    handlers: grpc.GenericRpcHandler, max_streams: int, max_frame_bytes: int, *, idle_s: float = IDLE_S
+) -> grpc.aio.Server:
     """The node-facing server, not started.
 
     Args:
         max_streams: most streams; connections are capped a little above.
         max_frame_bytes: largest frame; messages are capped a little above.
+        idle_s: seconds after which a connection without a call is ended.
     """
     caps = (
         ("grpc.max_allowed_incoming_connections", max_streams + _SPARE_CONNECTIONS),
         ("grpc.max_receive_message_length", max_frame_bytes + _SLIGHTLY_TOO_LARGE),
     )
-    server = grpc.aio.server(options=(*_GATEWAY, *caps))
+    server = grpc.aio.server(options=(*_GATEWAY, _idle(idle_s), *caps))
     server.add_generic_rpc_handlers((handlers,))
     return server
 
 
-def open_admin(handlers: Sequence[grpc.GenericRpcHandler]) -> grpc.aio.Server:
-    """The operators' server, not started."""
-    server = grpc.aio.server(options=_ADMIN)
+def open_admin(handlers: Sequence[grpc.GenericRpcHandler], *, idle_s: float = IDLE_S) -> grpc.aio.Server:
+    """The operators' server, not started.
+
+    Args:
+        idle_s: seconds after which a connection without a call is ended.
+    """
+    server = grpc.aio.server(options=(*_ADMIN, _idle(idle_s)))
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
+
+
+def _idle(idle_s: float) -> tuple[str, int]:
+    return "grpc.max_connection_idle_ms", round(idle_s * 1000)
 
 
 def split_listen(listen: str) -> tuple[str, int]:

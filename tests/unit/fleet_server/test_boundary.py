@@ -153,12 +153,16 @@ async def test_slow_callers_have_few_places_and_take_none_from_prompt_ones() -> 
 class Unfinished:
     """A call whose request does not come until the test says so."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, metadata: tuple[tuple[str, str | bytes], ...] = ()) -> None:
         self._peer = peer
+        self._metadata = metadata
         self.request = asyncio.get_running_loop().create_future()
 
     def peer(self) -> str:
         return self._peer
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self._metadata
 
     async def read(self) -> bytes:
         return await self.request
@@ -189,6 +193,14 @@ async def test_slow_callers_of_one_address_leave_room_for_those_of_others() -> N
         assert not reading.done()
         call.request.set_result(b"")
         await reading
+
+
+async def test_a_call_with_too_much_metadata_is_not_waited_for() -> None:
+    """gRPC hands over up to 16 MiB of it, whatever it is told."""
+    metadata = tuple((f"x-{number}-bin", bytes(8_000)) for number in range(3))
+    call = Unfinished("ipv4:192.0.2.1:1000", metadata)
+    reading = asyncio.create_task(RequestReader(prompt_s=60.0).read(call))  # type: ignore[arg-type]
+    assert await _refused(reading) is Reason.MALFORMED
 
 
 async def test_what_came_is_read_however_late_the_loop_is() -> None:
