@@ -53,7 +53,7 @@ from fleet_node.status.live import LiveSources, live_status
 from fleet_node.status.server import ControlServer, Progress
 from fleet_node.telemetry.collector import Collector, OwnProcess
 from fleet_node.telemetry.service import TelemetryService
-from fleet_node.telemetry.spool import Spool
+from fleet_node.telemetry.spool_store import Spool
 
 if TYPE_CHECKING:
     from fleet_node.link.mutual_tls import MutualTls

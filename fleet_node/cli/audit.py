@@ -14,7 +14,7 @@ from fleet_node.cli.grammar import ExitCode, Failure, Verb, again, json_option, 
 
 if TYPE_CHECKING:
     from fleet_node.commands.audit_reading import NodeAuditCopy
-    from fleet_node.commands.evidence import EvidenceRow
+    from fleet_node.commands.evidence_store import EvidenceRow
 
 _HINT = (
     "copy the state folder before anything else, and compare with what the server has of this node: `fleetctl audit"

@@ -10,8 +10,8 @@ Mental model
     A row is on the disk before it is sent: what the server once saw never becomes another row.
     Acknowledged rows are forgotten beyond a tail. While the server takes none, rows are kept up to a bound; beyond it
     they are counted instead of chained, and the first row afterwards is a gap that says how many of which kind.
-    Evidence is kept apart as well (`evidence`), and each kind of it has a share of its own of the bound: what a server
-    can make plenty of displaces nothing else, whether it takes rows or not.
+    Evidence is kept apart as well (`evidence_store`), and each kind of it has a share of its own of the bound: what a
+    server can make plenty of displaces nothing else, whether it takes rows or not.
     The node signs the chain now and then, with a row over what is chained before it, and when it stops.
     A machine that was let in again may have written other rows than the server holds. Its floor names another chain,
     which it begins once the server has said up to where both hold the same: nothing is lost, and nothing comes twice.
@@ -37,11 +37,11 @@ from fleet.node_audit import (
     node_row_hash,
 )
 from fleet.v1 import command_pb2, gateway_pb2
-from fleet_node.commands import audit_rows
+from fleet_node.commands import audit_rows, audit_store
 from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.audit_signer import AuditSigner
 from fleet_node.commands.entry import Change, Entry
-from fleet_node.commands.evidence import EVIDENCE, EvidenceRow, keep_evidence
+from fleet_node.commands.evidence_store import EVIDENCE, EvidenceRow, keep_evidence
 
 MAX_UNSEALED = 2048
 MAX_UNSEALED_BYTES = 1024 * 1024
@@ -50,33 +50,7 @@ MAX_UNACKED_EVIDENCE_BYTES = 512 * 1024
 """Of each kind of evidence, beside the others."""
 KEEP_ROWS = 256
 
-AUDIT_SCHEMA = """
-CREATE TABLE audit (
-    number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, kind TEXT NOT NULL, detail BLOB NOT NULL, hash BLOB NOT NULL
-);
-CREATE TABLE audit_state (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    number INTEGER NOT NULL,
-    hash BLOB NOT NULL,
-    sealed_seq INTEGER NOT NULL,
-    sealed_report_no INTEGER NOT NULL,
-    acked_number INTEGER NOT NULL,
-    dropped TEXT NOT NULL,
-    chain INTEGER NOT NULL,
-    next_chain INTEGER NOT NULL,
-    owner_pin TEXT NOT NULL
-);
-"""
-FIRST_STATE = "INSERT INTO audit_state VALUES (1, 0, x'', 0, 0, 0, '{}', 0, 0, '')"
-_INSERT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?)"
-_AFTER = "SELECT number, at_ms, kind, detail, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?"
-_AGAIN = "SELECT at_ms, kind, detail FROM audit WHERE number > ? AND kind <> 'chain.signed' ORDER BY number"
-_UNACKED_BYTES = f"SELECT kind, sum(length(detail) + {ROW_BYTES}) FROM audit WHERE number > ? GROUP BY kind"  # noqa: S608
 _LOST = "not_written"  # what a gap calls events whose commit failed
-_SET_STATE = (
-    "UPDATE audit_state SET number = ?, hash = ?, sealed_seq = ?, sealed_report_no = ?, acked_number = ?, dropped = ?,"
-    " chain = ?, next_chain = ?, owner_pin = ?"
-)
 
 
 class AuditLog:
@@ -94,23 +68,20 @@ class AuditLog:
         self._connection = connection
         self._node_id = node_id
         self._max_unacked_bytes = max_unacked_bytes
-        state = connection.execute(
-            "SELECT number, hash, sealed_seq, sealed_report_no, acked_number, dropped, chain, next_chain, owner_pin"
-            " FROM audit_state"
-        ).fetchone()
-        self.number: int = state[0]
-        self._hash: bytes = state[1] or FIRST_PREVIOUS_HASH
-        self.sealed_seq: int = state[2]
-        self.sealed_report_no: int = state[3]
-        self.acked_number: int = state[4]
-        self._dropped: dict[str, int] = json.loads(state[5])
-        self.chain: int = state[6]
-        self.next_chain: int = state[7]
-        self.owner_pin: str = state[8]
+        state = audit_store.load_state(connection)
+        self.number = state.number
+        self._hash = state.hash or FIRST_PREVIOUS_HASH
+        self.sealed_seq = state.sealed_seq
+        self.sealed_report_no = state.sealed_report_no
+        self.acked_number = state.acked_number
+        self._dropped: dict[str, int] = json.loads(state.dropped)
+        self.chain = state.chain
+        self.next_chain = state.next_chain
+        self.owner_pin = state.owner_pin
         self.signer: AuditSigner | None = None
         """Signs the chain; nobody does without one."""
-        newest = connection.execute("SELECT kind FROM audit WHERE number = ?", (self.number,)).fetchone()
-        self._signed_number = self.number if newest == (NodeAuditKind.CHAIN_SIGNED.value,) else 0
+        newest = audit_store.find_row(connection, self.number)
+        self._signed_number = self.number if newest and newest.kind == NodeAuditKind.CHAIN_SIGNED.value else 0
         self._unacked_bytes = self._count_unacked()
         self._accepted: list[Entry] = []
         self._ended: list[command_pb2.Report] = []
@@ -212,14 +183,14 @@ class AuditLog:
             self._chain(draft, row)
         if self.signer is not None and (self.signer.takes_over(events) or _stops(events)):
             self._sign(draft)
-        self._connection.executemany(_INSERT, draft.rows)
+        audit_store.insert_rows(self._connection, draft.rows)
         if draft.evidence:
             keep_evidence(self._connection, draft.evidence)
         forget = min(self.acked_number, draft.number - KEEP_ROWS)
         if forget > 0:
-            self._connection.execute("DELETE FROM audit WHERE number <= ?", (forget,))
+            audit_store.forget_rows(self._connection, forget)
         draft.sealed_seq, draft.sealed_report_no = last_seq, last_report_no
-        self._save(draft, self.acked_number)
+        audit_store.save_state(self._connection, draft.state(self.acked_number))
 
     def sealed(self) -> None:
         """The transaction of the last `seal` is durable."""
@@ -257,12 +228,12 @@ class AuditLog:
     def _begin(self, agreed: int, at_ms: int) -> None:
         again = [
             AuditEvent(NodeAuditKind(kind), then_ms, detail)
-            for then_ms, kind, detail in self._connection.execute(_AGAIN, (agreed,))
+            for then_ms, kind, detail in audit_store.told_after(self._connection, agreed)
         ]
-        held = self._connection.execute("SELECT hash FROM audit WHERE number = ?", (agreed,)).fetchone()
+        held = audit_store.find_row(self._connection, agreed)
         restored = any(event.kind is NodeAuditKind.JOURNAL_RESTORED for event in again)
         reason = BegunBecause.RESTORED if restored else BegunBecause.ADOPTED
-        begun = Begun(self.chain, agreed, held[0] if held else b"", self.number, self._hash, reason)
+        begun = Begun(self.chain, agreed, held.hash if held else b"", self.number, self._hash, reason)
         chain = self.next_chain
         draft = self._draft = _Draft(
             chain, chain, self.owner_pin, 0, FIRST_PREVIOUS_HASH, {}, dict(self._dropped), self._dropping()
@@ -270,40 +241,29 @@ class AuditLog:
         draft.sealed_seq, draft.sealed_report_no = self.sealed_seq, self.sealed_report_no
         for event in (AuditEvent(NodeAuditKind.CHAIN_BEGUN, at_ms, begun.detail()), *again):
             self._append(draft, event)
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute("DELETE FROM audit")
-            self._connection.executemany(_INSERT, draft.rows)
+        with audit_store.chain_replaced(self._connection):
+            audit_store.insert_rows(self._connection, draft.rows)
             keep_evidence(self._connection, draft.evidence[:1])  # the others are kept as they stood in the chain before
-            self._save(draft, 0)
-            self._connection.execute("COMMIT")
-        finally:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            audit_store.save_state(self._connection, draft.state(0))
         self.chain, self.number, self._hash, self.acked_number = chain, draft.number, draft.hash, 0
         self._signed_number = 0
         self._unacked_bytes = draft.unacked_bytes
-
-    def _save(self, draft: _Draft, acked_number: int) -> None:
-        state = (draft.number, draft.hash, draft.sealed_seq, draft.sealed_report_no, acked_number)
-        chain = (draft.chain, draft.next_chain, draft.owner_pin)
-        self._connection.execute(_SET_STATE, (*state, json.dumps(draft.dropped), *chain))
 
     def after(self, number: int) -> list[gateway_pb2.AuditRow]:
         """The next rows after `number`, as many as one frame takes; those that are forgotten are passed over."""
         rows: list[gateway_pb2.AuditRow] = []
         size = 0
-        for row in self._connection.execute(_AFTER, (number, MAX_ROWS_PER_FRAME)):
-            size += len(row[3]) + ROW_BYTES
+        for this, at_ms, kind, detail, sha256 in audit_store.rows_after(self._connection, number, MAX_ROWS_PER_FRAME):
+            size += len(detail) + ROW_BYTES
             if rows and size > MAX_FRAME_BYTES:
                 break
-            rows.append(gateway_pb2.AuditRow(number=row[0], at_ms=row[1], kind=row[2], detail=row[3], hash=row[4]))
+            rows.append(gateway_pb2.AuditRow(number=this, at_ms=at_ms, kind=kind, detail=detail, hash=sha256))
         return rows
 
     def _count_unacked(self) -> dict[str, int]:
         # Few are left after an acknowledgement; counting them with each seal would read all that waits.
         by_share: dict[str, int] = {}
-        for kind, size in self._connection.execute(_UNACKED_BYTES, (self.acked_number,)):
+        for kind, size in audit_store.bytes_after(self._connection, self.acked_number):
             by_share[_share(kind)] = by_share.get(_share(kind), 0) + size
         return by_share
 
@@ -340,7 +300,7 @@ class AuditLog:
         draft.hash = node_row_hash(self._node_id, previous, row, chain=draft.chain)
         draft.unacked_bytes[share] = draft.unacked(share) + len(event.detail) + ROW_BYTES
         draft.owner_pin = event.owner_pin or draft.owner_pin
-        draft.rows.append((row.number, row.at_ms, row.kind, event.detail, draft.hash))
+        draft.rows.append(audit_store.AuditRow(row.number, row.at_ms, row.kind, event.detail, draft.hash))
         if share:
             kept = EvidenceRow(draft.chain, row.number, row.at_ms, row.kind, event.detail, draft.hash, previous)
             draft.evidence.append(kept)
@@ -359,7 +319,7 @@ class _Draft:
     unacked_bytes: dict[str, int]
     dropped: dict[str, int]
     dropping: set[str]
-    rows: list[tuple[int, int, str, bytes, bytes]] = field(default_factory=list)
+    rows: list[audit_store.AuditRow] = field(default_factory=list)
     evidence: list[EvidenceRow] = field(default_factory=list)
     signed_number: int = 0
     sealed_seq: int = 0
@@ -368,6 +328,20 @@ class _Draft:
     def unacked(self, share: str) -> int:
         """Bytes of a share that wait."""
         return self.unacked_bytes.get(share, 0)
+
+    def state(self, acked_number: int) -> audit_store.AuditState:
+        """How the chain stands, the server having every row up to a number."""
+        return audit_store.AuditState(
+            self.number,
+            self.hash,
+            self.sealed_seq,
+            self.sealed_report_no,
+            acked_number,
+            json.dumps(self.dropped),
+            self.chain,
+            self.next_chain,
+            self.owner_pin,
+        )
 
     def drop(self, event: AuditEvent) -> None:
         """Count it instead; evidence is kept all the same."""

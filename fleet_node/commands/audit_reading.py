@@ -7,16 +7,13 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from fleet.audit_chain import FIRST_PREVIOUS_HASH
 from fleet.node_audit import node_row_hash
 from fleet.v1 import gateway_pb2
-from fleet_node.commands.evidence import EvidenceRow, kept_evidence
+from fleet_node.commands.audit_store import read_copy
+from fleet_node.commands.evidence_store import EvidenceRow
 from fleet_node.commands.store import JournalUnavailableError
-
-_STATE = "SELECT chain, next_chain, number, hash, acked_number, dropped FROM audit_state"
-_ROWS = "SELECT number, at_ms, kind, detail, hash FROM audit ORDER BY number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +54,19 @@ def read_audit_copy(path: Path, node_id: str) -> NodeAuditCopy:
         JournalUnavailableError: it cannot be read.
     """
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
-        try:
-            chain, next_chain, number, head, acked_number, _ = connection.execute(_STATE).fetchone()
-            stored = connection.execute(_ROWS).fetchall()
-            evidence, gone = kept_evidence(connection)
-        finally:
-            connection.close()
+        state, stored, evidence, gone = read_copy(path)
     except sqlite3.Error as error:
         raise JournalUnavailableError(f"the copy of the journal cannot be read ({error})") from error
     rows: list[EvidenceRow] = []
     previous = FIRST_PREVIOUS_HASH
-    for this, at_ms, kind, detail, sha256 in stored:
-        known = b"" if not rows and this != 1 else previous
-        rows.append(EvidenceRow(chain, this, at_ms, kind, detail, sha256, known))
-        previous = sha256
-    findings = [*_broken(node_id, rows), *_cut(rows, number, head), *_differing(node_id, rows, evidence)]
-    return NodeAuditCopy(chain, next_chain, number, head, acked_number, rows, evidence, gone, findings)
+    for row in stored:
+        known = b"" if not rows and row.number != 1 else previous
+        rows.append(EvidenceRow(state.chain, *row, known))
+        previous = row.hash
+    findings = [*_broken(node_id, rows), *_cut(rows, state.number, state.hash), *_differing(node_id, rows, evidence)]
+    return NodeAuditCopy(
+        state.chain, state.next_chain, state.number, state.hash, state.acked_number, rows, evidence, gone, findings
+    )
 
 
 def _broken(node_id: str, rows: Sequence[EvidenceRow]) -> Iterator[str]:

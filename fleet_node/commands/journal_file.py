@@ -10,9 +10,9 @@ import os
 import sqlite3
 from pathlib import Path
 
-from fleet_node.commands.audit_log import AUDIT_SCHEMA, FIRST_STATE
-from fleet_node.commands.evidence import EVIDENCE_SCHEMA
-from fleet_node.commands.intent_rows import INTENTS_SCHEMA
+from fleet_node.commands.audit_store import AUDIT_SCHEMA, FIRST_STATE
+from fleet_node.commands.evidence_store import EVIDENCE_SCHEMA
+from fleet_node.commands.intent_store import INTENTS_SCHEMA
 
 SCHEMA_VERSION = 8
 _FIRST_VERSION = 1

@@ -6,7 +6,7 @@ has, the report is kept as it is sent, in place of the arguments. `tombstones` a
 command.
 
 Each SQL statement lets go of the interpreter and has to get it back from the event loop, which costs more than writing
-a row does: so a commit writes many rows with one statement (`entry_rows`). And `counters` stand for what no row says:
+a row does: so a commit writes many rows with one statement (`entry_store`). And `counters` stand for what no row says:
 the usual commits, of one statement's commands or of their ends, are one SQL statement that needs no transaction around
 it, and write no page but those of their rows. The audit's rows about them follow with a later commit (`audit_log`).
 """
@@ -27,8 +27,8 @@ from fleet.v1.command_pb2 import CommandState
 from fleet_node.commands.audit_log import AuditLog
 from fleet_node.commands.audit_rows import AuditEvent
 from fleet_node.commands.entry import Change, Entry
-from fleet_node.commands.entry_rows import is_one_statement, write_accepted, write_changed, write_told_again
-from fleet_node.commands.intent_rows import refuse_intents_until, use_intents, used_intents
+from fleet_node.commands.entry_store import is_one_statement, write_accepted, write_changed, write_told_again
+from fleet_node.commands.intent_store import refuse_intents_until, use_intents, used_intents
 from fleet_node.commands.journal_copy import Between, copy_journal_into, nothing_between
 from fleet_node.commands.journal_file import open_file
 from fleet_node.commands.used_intents import Use, UsedIntents

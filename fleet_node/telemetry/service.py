@@ -23,7 +23,7 @@ from fleet_node.drivers.api import Sample
 from fleet_node.link.ports import Uplink
 from fleet_node.observability.metrics import TelemetryMetrics
 from fleet_node.telemetry.encoder import MAX_SERIES_PER_STREAM, StreamDictionary, split
-from fleet_node.telemetry.spool import Spool, SpoolUnavailableError
+from fleet_node.telemetry.spool_store import Spool, SpoolUnavailableError
 
 log = get_logger(__name__)
 

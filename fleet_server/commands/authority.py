@@ -4,7 +4,7 @@ A command's row holds ids, times and its place in the issue; actor, action and a
 row. The row's MAC covers both (docs/protocol.md, "Rows that confer authority"), so changing either, copying a row to
 another node, or writing one by hand is found before anything is signed. A cancel is an order too: who asked for it is
 under the same MAC. `command_runs`, which leads from an issue to its commands, confers nothing and has none (see
-`run_rows`).
+`run_store`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.feed import ChangeFeed
 from fleet_server.commands.handover import Handover
-from fleet_server.commands.history import FullRow, as_issued
+from fleet_server.commands.history_store import FullRow, as_issued
 from fleet_server.commands.in_hand import InHand, total
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.runs import Run

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fleet_server.commands.history import FullRow
+from fleet_server.commands.history_store import FullRow
 
 MAX_WAITING_KEYS = 20_000
 MAX_WAITING_BYTES = 4 * 1024 * 1024

@@ -21,7 +21,7 @@ from fleet_server.commands.changes import Announcer
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import QUEUED, SENT, Order
-from fleet_server.commands.run_rows import insert_runs
+from fleet_server.commands.run_store import insert_runs
 from fleet_server.commands.runs import Run
 from fleet_server.commands.schemas import ActionSchemas, Objection
 from fleet_server.commands.store import Connection, IdempotencyKeyTakenError, IssueRow, NewRow, SeqTakenError

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fleet_server.commands.authority import Authorities
-from fleet_server.commands.store import Connection, OpenRow
-from fleet_server.database.engine import sql
-from fleet_server.database.statements import fetch
+from fleet_server.commands.mark_store import mark_anew, rows_after
+from fleet_server.commands.store import Connection
 from fleet_server.trust.reseal import Batch
 from fleet_server.trust.secrets import Secrets
 
@@ -29,7 +27,7 @@ class CommandWalk:
 
     def batch(self, conn: Connection, after: tuple[Any, ...] | None, limit: int) -> Batch:
         """Do the next rows after a node id and seq."""
-        rows = _after(conn, after, limit)
+        rows = rows_after(conn, after, limit)
         issues = self._old.load(conn, (row.issue_id for row in rows))
         marked, refused = [], []
         for row in rows:
@@ -49,19 +47,6 @@ class CommandWalk:
                 row.cancel_requested_by,
             )
             marked.append((mac, row.node_id, row.seq, row.mac))
-        done = _mark_anew(conn, marked)
+        done = mark_anew(conn, marked)
         last = (rows[-1].node_id, rows[-1].seq) if rows else None
         return Batch(last, len(rows), done, len(marked) - done, tuple(refused))
-
-
-def _after(conn: Connection, after: Sequence[Any] | None, limit: int) -> list[OpenRow]:
-    """Commands in any state, by node id and seq, as their MACs cover them."""
-    where = "WHERE (node_id, seq) > (?, ?) " if after is not None else ""
-    text = f"SELECT {', '.join(OpenRow._fields)} FROM commands {where}ORDER BY node_id, seq LIMIT ?"  # noqa: S608
-    return [OpenRow._make(row) for row in fetch(conn, text, (*(after or ()), limit))]
-
-
-def _mark_anew(conn: Connection, rows: Iterable[tuple[bytes, str, int, bytes]]) -> int:
-    """Replace MACs, (new, node id, seq, old) each, of rows that still carry the old one; how many did."""
-    text = sql(conn, "UPDATE commands SET mac = ? WHERE node_id = ? AND seq = ? AND mac = ?")
-    return sum(conn.exec_driver_sql(text, row).rowcount for row in rows)

@@ -12,14 +12,14 @@ from functools import partial
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server.commands import history, rules, store
+from fleet_server.commands import history_store, rules, store
 from fleet_server.commands.authority import Authorities, Authority
 from fleet_server.commands.changes import Announcer
 from fleet_server.commands.feed import Subscription
-from fleet_server.commands.history import FullRow
+from fleet_server.commands.history_store import FullRow
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
-from fleet_server.commands.run_rows import impossible
+from fleet_server.commands.run_store import impossible
 from fleet_server.commands.store import Connection, Key
 
 log = get_logger(__name__)
@@ -86,7 +86,7 @@ class Queries:
     async def by_keys(self, keys: Sequence[Key], *, brief: bool) -> list[admin_pb2.CommandView]:
         """Commands by (node_id, seq)."""
         return await self._rooms.database.read(
-            lambda conn: self._views(conn, history.full_by_keys(conn, keys, brief=brief), brief=brief)
+            lambda conn: self._views(conn, history_store.full_by_keys(conn, keys, brief=brief), brief=brief)
         )
 
     async def watch(self, request: admin_pb2.WatchCommandsRequest) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
@@ -144,7 +144,7 @@ class Queries:
         open_keys.clear()
         await self._rooms.database.read(lambda conn: _name_impossible(conn, request.issue_id))
         # So that `open` is right in the first answer already, whatever page it is.
-        open_keys.update(await self._rooms.database.read(lambda conn: history.open_keys(conn, request.issue_id)))
+        open_keys.update(await self._rooms.database.read(lambda conn: history_store.open_keys(conn, request.issue_id)))
         after: Key = ("", 0)
         while True:
             views = await self._rooms.database.read(partial(self._watch_page, request, after))
@@ -157,11 +157,11 @@ class Queries:
     def _watch_page(
         self, request: admin_pb2.WatchCommandsRequest, after: Key, conn: Connection
     ) -> list[admin_pb2.CommandView]:
-        rows = history.page_of_issue(conn, request.issue_id, after=after, limit=_WATCH_PAGE, brief=request.brief)
+        rows = history_store.page_of_issue(conn, request.issue_id, after=after, limit=_WATCH_PAGE, brief=request.brief)
         return self._views(conn, rows, brief=request.brief)
 
     def _one(self, conn: Connection, command_id: bytes) -> list[admin_pb2.CommandView]:
-        row = history.full_by_id(conn, command_id)
+        row = history_store.full_by_id(conn, command_id)
         return [] if row is None else self._views(conn, [row], brief=False)
 
     def _views(self, conn: Connection, rows: Sequence[FullRow], *, brief: bool) -> list[admin_pb2.CommandView]:
@@ -241,7 +241,7 @@ def _page_of_node(
     conn: Connection, node_id: str, request: admin_pb2.ListCommandsRequest, after: list[int | str], size: int
 ) -> tuple[list[FullRow], list[int | str]]:
     before_seq = _int(after, 0) if after else None
-    rows = history.page_of_node(
+    rows = history_store.page_of_node(
         conn, node_id, issue_id=request.issue_id, before_seq=before_seq, limit=size, open_only=request.open_only
     )
     return rows, [rows[-1].seq] if len(rows) == size else []
@@ -258,7 +258,9 @@ def _page_by_issue(
     rows: list[FullRow] = []
     for each in _issues(conn, request, issue):
         start = key if each == issue else ("", 0)
-        rows += history.page_of_issue(conn, each[1], after=start, limit=size - len(rows), open_only=request.open_only)
+        rows += history_store.page_of_issue(
+            conn, each[1], after=start, limit=size - len(rows), open_only=request.open_only
+        )
         if len(rows) == size:
             return rows, [*each, rows[-1].node_id, rows[-1].seq]
     return rows, []
@@ -271,11 +273,11 @@ def _issues(
         yield first or (0, request.issue_id)
         return
     if request.open_only:
-        yield from (each for each in history.open_issues(conn) if first is None or each <= first)
+        yield from (each for each in history_store.open_issues(conn) if first is None or each <= first)
         return
     if first is not None:
         yield first
-    while (first := history.issue_before(conn, first)) is not None:
+    while (first := history_store.issue_before(conn, first)) is not None:
         yield first
 
 

@@ -18,7 +18,7 @@ from fleet_server.commands import rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change, state_name
 from fleet_server.commands.gathering import Gatherer
-from fleet_server.commands.history import as_reported
+from fleet_server.commands.history_store import as_reported
 from fleet_server.commands.in_hand import InHand, NotAsRememberedError
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import Standing

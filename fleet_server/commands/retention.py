@@ -17,9 +17,9 @@ from functools import partial
 
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet_server.commands import retention_rows
+from fleet_server.commands import retention_store
 from fleet_server.commands.ports import Rooms
-from fleet_server.commands.retention_rows import Piece, Place
+from fleet_server.commands.retention_store import Piece, Place
 from fleet_server.database.engine import Connection
 from fleet_server.database.writer import Transaction
 
@@ -81,9 +81,9 @@ class Retention:
         await self._rooms.clock.sleep(PAUSE_S)
 
         def work(tx: Transaction) -> int:
-            count = retention_rows.forget_commands(tx.conn, batch.pieces, before_ms)
-            retention_rows.forget_runs(tx.conn, batch.pieces)
-            retention_rows.forget_issues(tx.conn, sorted({each.issue_id for each in batch.pieces}))
+            count = retention_store.forget_commands(tx.conn, batch.pieces, before_ms)
+            retention_store.forget_runs(tx.conn, batch.pieces)
+            retention_store.forget_issues(tx.conn, sorted({each.issue_id for each in batch.pieces}))
             tx.after_commit(lambda: self._rooms.metrics.forgotten.inc(count))
             return count
 
@@ -108,11 +108,11 @@ class _Batch:
 
 
 def _page(before_ms: int, after: Place, conn: Connection) -> list[Place]:
-    return retention_rows.issues_before(conn, before_ms, after, _ISSUES_AT_ONCE)
+    return retention_store.issues_before(conn, before_ms, after, _ISSUES_AT_ONCE)
 
 
 def _ended(before_ms: int, issue_id: str, conn: Connection) -> list[Piece]:
     """An issue in pieces, when it ended before a time."""
-    if not retention_rows.ended_before(conn, issue_id, before_ms):
+    if not retention_store.ended_before(conn, issue_id, before_ms):
         return []
-    return retention_rows.pieces(conn, issue_id, _PIECE)
+    return retention_store.pieces(conn, issue_id, _PIECE)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
-from fleet_server.commands.run_rows import of_issue
+from fleet_server.commands.run_store import of_issue
 from fleet_server.database.engine import for_update
 from fleet_server.database.statements import execute, execute_many, fetch, insert_many
 

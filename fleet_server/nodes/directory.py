@@ -21,10 +21,10 @@ from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import selectors
-from fleet_server.nodes.checklists import ChecklistStore
+from fleet_server.nodes.checklist_store import ChecklistStore
 from fleet_server.nodes.liveness import Liveness
 from fleet_server.nodes.poll import DecisionPoll
-from fleet_server.nodes.profiles import ProfileStore
+from fleet_server.nodes.profile_store import ProfileStore
 from fleet_server.nodes.record import NodeActions, NodeRecord
 from fleet_server.nodes.selectors import Selector
 from fleet_server.nodes.store import NodeStore, RowMac

@@ -16,12 +16,13 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
 from fleet.people import CLOCK_SLACK_MS
-from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.database.engine import Connection
+from fleet_server.sessions.ratchet_store import RatchetRow, RatchetStore, TamperedRatchetError
 from fleet_server.trust.secrets import RowMac, SealError, SecretBox
 
 RATCHET_BYTES = 32
@@ -74,17 +75,6 @@ def digest(value: bytes) -> bytes:
     return hashlib.sha256(value).digest() if value else b""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Row:
-    node_id: str
-    confirmed_sha256: bytes = b""
-    sealed_offer: bytes = b""
-    any_until_ms: int = 0
-    seq_floor: int = 0
-    floor_at_ms: int = 0
-    audit_chain: int = 0
-
-
 class Turn(NamedTuple):
     """What a stream that may open takes along.
 
@@ -104,21 +94,17 @@ class Turn(NamedTuple):
     starts_over: Verdict | None = None
 
 
-class TamperedRatchetError(Exception):
-    """The row was changed outside the server, or removed."""
-
-
 class Ratchets:
-    """Rows of `node_ratchets`.
+    """Judges and turns the ratchet of each node.
 
     Args:
         box: seals what is offered.
-        mac: of the table.
+        mac: of the table `node_ratchets`.
     """
 
     def __init__(self, box: SecretBox, mac: RowMac) -> None:
         self._box = box
-        self._mac = mac
+        self._store = RatchetStore(mac)
 
     def turn(
         self,
@@ -143,7 +129,7 @@ class Ratchets:
         Raises:
             TamperedRatchetError: nothing can be told.
         """
-        row = self._load(conn, node_id)
+        row = self._store.load(conn, node_id)
         offered = self._open(row)
         verdict = judge(confirmed_sha256=row.confirmed_sha256, offered=offered, shown=shown)
         starts_over = now_ms < row.any_until_ms
@@ -155,12 +141,12 @@ class Ratchets:
         handed_on = os.urandom(RATCHET_BYTES)
         sealed = self._box.seal(handed_on, row=_place(node_id))
         turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_until_ms=0, audit_chain=chain)
-        self._save(conn, turned)
+        self._store.save(conn, turned)
         return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, verdict if starts_over else None)
 
     def begin(self, conn: Connection, node_id: str) -> None:
         """A node was made, and nothing handed on to it yet."""
-        self._save(conn, _Row(node_id))
+        self._store.save(conn, RatchetRow(node_id))
 
     def accept_any(self, conn: Connection, node_id: str, *, seq_floor: int, now_ms: int, replaced: bool) -> None:
         """The node's next hello within `ADOPTED_FOR_MS` may show anything, once.
@@ -171,23 +157,23 @@ class Ratchets:
             replaced: by a machine with keys of its own, so with another fingerprint: no intent of before names it.
         """
         try:
-            row = self._load(conn, node_id)
+            row = self._store.load(conn, node_id)
         except TamperedRatchetError:
-            row = _Row(node_id)  # a person decided: nothing of it counts any more
+            row = RatchetRow(node_id)  # a person decided: nothing of it counts any more
         floor = max(row.seq_floor, seq_floor)
         # A person's clock may be ahead, and what it signed used already.
         floor_at_ms = row.floor_at_ms if replaced else max(row.floor_at_ms, now_ms + CLOCK_SLACK_MS)
         until_ms = now_ms + ADOPTED_FOR_MS
-        self._save(conn, replace(row, any_until_ms=until_ms, seq_floor=floor, floor_at_ms=floor_at_ms))
+        self._store.save(conn, replace(row, any_until_ms=until_ms, seq_floor=floor, floor_at_ms=floor_at_ms))
 
     def expect_any(self, conn: Connection, node_id: str, *, now_ms: int) -> None:
         """The node's next hello within `RESTORED_FOR_MS` may show anything, once, and its floor stays: the database
         went back in time."""
         try:
-            row = self._load(conn, node_id)
+            row = self._store.load(conn, node_id)
         except TamperedRatchetError:
             return  # stays for a person to adopt
-        self._save(conn, replace(row, any_until_ms=now_ms + RESTORED_FOR_MS))
+        self._store.save(conn, replace(row, any_until_ms=now_ms + RESTORED_FOR_MS))
 
     def any_until_ms(self, conn: Connection, node_id: str) -> int:
         """Until when any machine with the node's keys is taken for it, once, Unix milliseconds; 0 when none is. For
@@ -196,40 +182,15 @@ class Ratchets:
         Raises:
             TamperedRatchetError: nothing can be told.
         """
-        return self._load(conn, node_id, lock=False).any_until_ms
+        return self._store.load(conn, node_id, lock=False).any_until_ms
 
-    def _load(self, conn: Connection, node_id: str, *, lock: bool = True) -> _Row:
-        text = (
-            "SELECT confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, mac"
-            " FROM node_ratchets WHERE node_id = ?"
-        )
-        found = conn.exec_driver_sql(sql(conn, text) + (for_update(conn) if lock else ""), (node_id,)).first()
-        if found is None:  # every node has one
-            raise TamperedRatchetError(node_id)
-        *fields, mac = found
-        if not self._mac.verify(mac, node_id, *fields):
-            raise TamperedRatchetError(node_id)
-        return _Row(node_id, *fields)
-
-    def _open(self, row: _Row) -> bytes:
+    def _open(self, row: RatchetRow) -> bytes:
         if not row.sealed_offer:
             return b""
         try:
             return self._box.unseal(row.sealed_offer, row=_place(row.node_id))
         except SealError as error:
             raise TamperedRatchetError(row.node_id) from error
-
-    def _save(self, conn: Connection, row: _Row) -> None:
-        text = (
-            "INSERT INTO node_ratchets"
-            " (node_id, confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, mac)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
-            " confirmed_sha256 = excluded.confirmed_sha256, sealed_offer = excluded.sealed_offer,"
-            " any_until_ms = excluded.any_until_ms, seq_floor = excluded.seq_floor, floor_at_ms = excluded.floor_at_ms,"
-            " audit_chain = excluded.audit_chain, mac = excluded.mac"
-        )
-        fields = astuple(row)
-        conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))
 
 
 def _place(node_id: str) -> str:

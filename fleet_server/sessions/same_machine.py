@@ -16,7 +16,8 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
-from fleet_server.sessions.ratchet import Ratchets, TamperedRatchetError, Turn
+from fleet_server.sessions.ratchet import Ratchets, Turn
+from fleet_server.sessions.ratchet_store import TamperedRatchetError
 
 _FOREIGN_RATCHET = "another machine with its keys has connected since, or this one was restored from an older copy"
 _NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"

@@ -44,7 +44,8 @@ from fleet_server.sessions.client_certificates import check_binding, check_not_e
 from fleet_server.sessions.credentials import ChallengePurpose
 from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import HelloRules
-from fleet_server.sessions.ratchet import TamperedRatchetError, Turn
+from fleet_server.sessions.ratchet import Turn
+from fleet_server.sessions.ratchet_store import TamperedRatchetError
 from fleet_server.sessions.rotations import Rotation
 from fleet_server.sessions.same_machine import SameMachine
 from fleet_server.sessions.standing import open_session, refuse_unless_active

@@ -11,30 +11,15 @@ Mental model
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from fleet.logs import get_logger
-from fleet_server.database.engine import Connection, sql
-from fleet_server.database.statements import fetch
+from fleet_server.database.engine import Connection
+from fleet_server.trust.endpoint_store import EndpointList, EndpointStore
 from fleet_server.trust.secrets import RowMac
-
-log = get_logger(__name__)
 
 MAX_ENDPOINTS = 32
 KEPT_MS = 24 * 3600 * 1000
 STATED_EVERY_MS = 3600 * 1000
-_COLUMNS = "cluster_id, replica_id, endpoints, since_ms, stated_ms"
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointList:
-    """One replica's list: since when it is this one, and when the replica stood by it last. Unix milliseconds."""
-
-    cluster_id: str
-    replica_id: str
-    endpoints: tuple[str, ...]
-    since_ms: int
-    stated_ms: int
 
 
 def joined(lists: Iterable[EndpointList]) -> tuple[str, ...]:
@@ -58,15 +43,14 @@ def stated(held: EndpointList | None, own: EndpointList) -> EndpointList | None:
 
 
 class EndpointBoard:
-    """Rows of `gateway_endpoints`, covered by a MAC whole. The caller holds the cluster's lock.
+    """Where every replica puts its list up. The caller holds the cluster's lock.
 
     Args:
-        mac: of that table.
+        mac: of the table `gateway_endpoints`.
     """
 
     def __init__(self, mac: RowMac) -> None:
-        self._mac = mac
-        self._told: set[str] = set()
+        self._store = EndpointStore(mac)
 
     def offered(
         self, conn: Connection, cluster_id: str, replica_id: str, own: Sequence[str], now_ms: int
@@ -77,33 +61,12 @@ class EndpointBoard:
             replica_id: empty for a process that is no replica: its list counts only while there is no other.
             own: endpoints of this process's settings, preferred first.
         """
-        lists = self._lists(conn, cluster_id)
+        lists = self._store.lists(conn, cluster_id)
         if replica_id:
             row = stated(lists.get(replica_id), EndpointList(cluster_id, replica_id, tuple(own), now_ms, now_ms))
             if row is not None:
-                self._put(conn, row)
+                self._store.put(conn, row)
                 lists[replica_id] = row
-            conn.exec_driver_sql(sql(conn, "DELETE FROM gateway_endpoints WHERE stated_ms < ?"), (now_ms - KEPT_MS,))
+            self._store.forget_before(conn, now_ms - KEPT_MS)
         standing = [each for each in lists.values() if each.stated_ms >= now_ms - KEPT_MS]
         return joined(standing) or tuple(own)
-
-    def _lists(self, conn: Connection, cluster_id: str) -> dict[str, EndpointList]:
-        found: dict[str, EndpointList] = {}
-        text = f"SELECT {_COLUMNS}, mac FROM gateway_endpoints WHERE cluster_id = ?"  # noqa: S608 - constants
-        for *fields, mac in fetch(conn, text, (cluster_id,)):
-            row = EndpointList(fields[0], fields[1], tuple(fields[2].split(",")), fields[3], fields[4])
-            if self._mac.verify(mac, *fields):
-                found[row.replica_id] = row
-            elif row.replica_id not in self._told:
-                self._told.add(row.replica_id)
-                log.error("gateway_endpoints_tampered", replica_id=row.replica_id)
-        return found
-
-    def _put(self, conn: Connection, row: EndpointList) -> None:
-        fields = (row.cluster_id, row.replica_id, ",".join(row.endpoints), row.since_ms, row.stated_ms)
-        text = (
-            f"INSERT INTO gateway_endpoints ({_COLUMNS}, mac) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
-            " ON CONFLICT (cluster_id, replica_id) DO UPDATE SET endpoints = excluded.endpoints,"
-            " since_ms = excluded.since_ms, stated_ms = excluded.stated_ms, mac = excluded.mac"
-        )
-        conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, select
-
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet_server.database.engine import Connection, Database, for_update, octets
-from fleet_server.database.installation_schema import sealed_secrets, secret_key_state
-from fleet_server.database.schema import cluster_authorities
+from fleet_server.database.engine import Connection, Database, octets
+from fleet_server.trust import master_key_store
 from fleet_server.trust.keyring import TrustSetupError
 from fleet_server.trust.secrets import SealError, Secrets, sealed_under
 
@@ -32,7 +29,6 @@ LOOK_INTERVAL_S = 1.0
 TOKEN_ROOT = "token-root"
 _STATE = "writing"
 _TABLE = "secret_key_state"
-_TOKEN_ROOT_ROW = select(sealed_secrets.c.sealed).where(sealed_secrets.c.name == TOKEN_ROOT)
 _TAMPERED = (
     "the record of which secret encryption key writes (table secret_key_state) was changed outside the server: restore"
     " it from a backup of this database, and look at what else was changed with `fleetctl audit verify`"
@@ -126,18 +122,18 @@ def read_state(conn: Connection, *held: Secrets, lock: bool = False) -> KeyState
     Raises:
         TrustSetupError: the record was changed or removed around the server.
     """
-    text = "SELECT name, key_id, changed_at_ms, done_at_ms, mac FROM secret_key_state"
-    row = conn.exec_driver_sql(text + (for_update(conn) if lock else "")).fetchone()
+    row = master_key_store.load_state(conn, lock=lock)
     if row is None:
-        if conn.execute(_TOKEN_ROOT_ROW).fetchone() is not None:  # the two are made in one transaction
+        if master_key_store.read_sealed(conn, TOKEN_ROOT) is not None:  # the two are made in one transaction
             raise TrustSetupError(_TAMPERED)
-        return KeyState(_first_key_id(conn))
-    *fields, mac = row
-    key_id = octets(fields[1])
+        sealed = master_key_store.newest_sealed_authority(conn)
+        return KeyState(b"" if sealed is None else sealed_under(sealed))
+    fields = (row.name, row.key_id, row.changed_at_ms, row.done_at_ms)
+    key_id = octets(row.key_id)
     macs = [each.row_mac_under(key_id, _TABLE) for each in held]
-    if not all(each.verify(mac, *fields) for each in macs if each is not None):
+    if not all(each.verify(row.mac, *fields) for each in macs if each is not None):
         raise TrustSetupError(_TAMPERED)
-    return KeyState(key_id, fields[2], fields[3])
+    return KeyState(key_id, row.changed_at_ms, row.done_at_ms)
 
 
 def begin_change(conn: Connection, old: Secrets, new: Secrets, now_ms: int) -> bool:
@@ -146,8 +142,7 @@ def begin_change(conn: Connection, old: Secrets, new: Secrets, now_ms: int) -> b
     Raises:
         TrustSetupError: another run named a third key meanwhile.
     """
-    one_run_at_a_time = "SELECT cluster_id FROM clusters"
-    conn.exec_driver_sql(one_run_at_a_time + for_update(conn)).fetchall()
+    master_key_store.lock_clusters(conn)  # one run at a time
     writing = read_state(conn, old, new).key_id
     if writing == new.key_ids[0]:
         return False
@@ -157,10 +152,7 @@ def begin_change(conn: Connection, old: Secrets, new: Secrets, now_ms: int) -> b
             " key as the old one"
         )
     root = read_token_root(conn, old) or old.token_root
-    conn.execute(delete(sealed_secrets).where(sealed_secrets.c.name == TOKEN_ROOT))
-    sealed = new.box.seal(root, row=_place(TOKEN_ROOT))
-    conn.execute(insert(sealed_secrets).values(name=TOKEN_ROOT, sealed=sealed))
-    conn.execute(delete(secret_key_state))
+    master_key_store.put_sealed(conn, TOKEN_ROOT, new.box.seal(root, row=_place(TOKEN_ROOT)))
     _save(conn, new, changed_at_ms=now_ms, done_at_ms=0)
     return True
 
@@ -169,15 +161,13 @@ def end_change(conn: Connection, new: Secrets, now_ms: int) -> None:
     """Note that nothing is left under the key before, unless another run did."""
     state = read_state(conn, new, lock=True)
     if state.key_id == new.key_ids[0] and not state.done_at_ms:
-        conn.execute(delete(secret_key_state))
         _save(conn, new, changed_at_ms=state.changed_at_ms, done_at_ms=now_ms)
 
 
 def _save(conn: Connection, new: Secrets, *, changed_at_ms: int, done_at_ms: int) -> None:
     fields = (_STATE, new.key_ids[0], changed_at_ms, done_at_ms)
-    names = ("name", "key_id", "changed_at_ms", "done_at_ms", "mac")
     mac = new.row_mac(_TABLE).compute(*fields)
-    conn.execute(insert(secret_key_state).values(dict(zip(names, (*fields, mac), strict=True))))
+    master_key_store.replace_state(conn, master_key_store.KeyStateRow(*fields, mac))
 
 
 def read_token_root(conn: Connection, secrets: Secrets) -> bytes | None:
@@ -186,19 +176,13 @@ def read_token_root(conn: Connection, secrets: Secrets) -> bytes | None:
     Raises:
         TrustSetupError: it does not open.
     """
-    row = conn.execute(_TOKEN_ROOT_ROW).fetchone()
-    if row is None:
+    sealed = master_key_store.read_sealed(conn, TOKEN_ROOT)
+    if sealed is None:
         return None
     try:
-        return secrets.box.unseal(bytes(row[0]), row=_place(TOKEN_ROOT))
+        return secrets.box.unseal(sealed, row=_place(TOKEN_ROOT))
     except SealError as error:
         raise TrustSetupError(str(error)) from error
-
-
-def _first_key_id(conn: Connection) -> bytes:
-    newest = cluster_authorities.c.generation.desc()  # of those before it nothing private is kept
-    row = conn.execute(select(cluster_authorities.c.sealed_private).order_by(newest).limit(1)).fetchone()
-    return b"" if row is None else sealed_under(bytes(row[0]))
 
 
 def _place(name: str) -> str:

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleet_server.database.engine import Connection, sql
+from fleet_server.database.engine import Connection
 from fleet_server.database.marked import MarkedTable
+from fleet_server.trust.reseal_store import rows_after, update_unchanged
 from fleet_server.trust.secrets import RowMac, SealError, Secrets, sealed_under
-
-# Names of tables and columns are constants of `marked`.
-# ruff: noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,8 @@ class TableWalk:
         self._old_mac, self._new_mac = old.row_mac(table.name), new.row_mac(table.name)
         extra = (table.sealed,) if table.sealed else ()
         named = [part.split("}")[0] for part in table.place.split("{")[1:]]
-        self._columns = tuple(dict.fromkeys((*table.key, *table.covered, *extra, *named)))
+        mac = ("mac",) if table.covered else ()
+        self._columns = tuple(dict.fromkeys((*table.key, *table.covered, *extra, *named, *mac)))
 
     def batch(self, conn: Connection, after: tuple[Any, ...] | None, limit: int) -> Batch:
         """Do the next rows after a key.
@@ -63,7 +62,7 @@ class TableWalk:
             after: key of the last row of the batch before; None to begin.
             limit: at most so many rows.
         """
-        rows = self._rows(conn, after, limit)
+        rows = rows_after(conn, self._table, self._columns, after, limit)
         done, missed, refused = 0, 0, []
         for row in rows:
             try:
@@ -73,20 +72,12 @@ class TableWalk:
                 continue
             if changed is None:
                 continue
-            if self._update(conn, row, changed):
+            if update_unchanged(conn, self._table, row, changed):
                 done += 1
             else:
                 missed += 1
         last = tuple(rows[-1][name] for name in self._table.key) if rows else None
         return Batch(last, len(rows), done, missed, tuple(refused))
-
-    def _rows(self, conn: Connection, after: tuple[Any, ...] | None, limit: int) -> list[dict[str, Any]]:
-        names = [*self._columns, *(["mac"] if self._table.covered else [])]
-        keys = ", ".join(self._table.key)
-        where = f" WHERE ({keys}) > ({_marks(self._table.key)})" if after is not None else ""
-        text = f"SELECT {', '.join(names)} FROM {self._table.name}{where} ORDER BY {keys} LIMIT ?"
-        found = conn.exec_driver_sql(sql(conn, text), (*(after or ()), limit))
-        return [dict(zip(names, row, strict=True)) for row in found]
 
     def _changed(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """New values of columns; None when nothing has to be done.
@@ -119,15 +110,6 @@ class TableWalk:
             return None
         return {column: self._new.box.seal(self._old.box.unseal(value, row=place), row=place)}
 
-    def _update(self, conn: Connection, row: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
-        """Write them, unless somebody has changed the row since it was read."""
-        guard = "mac" if self._table.covered else self._table.sealed
-        sets = ", ".join(f"{name} = ?" for name in changed)
-        where = " AND ".join(f"{name} = ?" for name in (*self._table.key, guard))
-        text = f"UPDATE {self._table.name} SET {sets} WHERE {where}"
-        values = (*changed.values(), *(row[name] for name in self._table.key), row[guard])
-        return conn.exec_driver_sql(sql(conn, text), values).rowcount == 1
-
     def _named(self, row: Mapping[str, Any]) -> str:
         return "/".join([self.name, *(str(_word(row[name])) for name in self._table.key)])
 
@@ -142,7 +124,3 @@ def _fields(row: Mapping[str, Any], table: MarkedTable) -> Sequence[Any]:
 
 def _word(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else value
-
-
-def _marks(columns: Sequence[str]) -> str:
-    return ", ".join("?" * len(columns))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fleet_node.telemetry.encoder import Batch, Series
-from fleet_node.telemetry.spool import Spool
+from fleet_node.telemetry.spool_store import Spool
 
 MAX_BYTES = 1200
 SERIES = [Series(f"s{number}", (("n", str(number)),), "gauge", "1") for number in range(4)]

@@ -14,7 +14,7 @@ from fleet.v1 import telemetry_pb2
 from fleet_node.drivers.api import Sample
 from fleet_node.observability.metrics import TelemetryMetrics
 from fleet_node.telemetry.service import MAX_UNACKNOWLEDGED, TelemetryService
-from fleet_node.telemetry.spool import Spool
+from fleet_node.telemetry.spool_store import Spool
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_node.commands.node import RecordingUplink
 

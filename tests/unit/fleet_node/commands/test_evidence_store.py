@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from fleet.node_audit import NodeAuditKind, node_row_hash
 from fleet.v1 import gateway_pb2
-from fleet_node.commands import audit_log, audit_rows, evidence
+from fleet_node.commands import audit_log, audit_rows, evidence_store
 from fleet_node.commands.audit_log import AuditLog
 from fleet_node.commands.audit_rows import AuditEvent
-from fleet_node.commands.evidence import EvidenceRow, kept_evidence
+from fleet_node.commands.evidence_store import EvidenceRow, kept_evidence
 from fleet_node.commands.protection import Verifier
 from fleet_node.commands.store import Batch, JournalStore
 from tests.fakes.clock import MockClock
@@ -47,7 +47,7 @@ async def test_a_server_that_acknowledges_and_floods_wipes_nothing(tmp_path: Pat
     await refused(node, node.command(SEALED))
     for seq in range(100_000, 100_300):
         await node.stream.command_frame(node.frame(node.command(seq=seq), node_id=f"other-{seq}"))
-    for number in range(2 * evidence.MAX_ROWS):
+    for number in range(2 * evidence_store.MAX_ROWS):
         node.service.audit(NodeAuditKind.CREDENTIAL_REFUSED, number=number)
         node.service.audit(WORK, number=number)
         await node.journal.query(lambda store: store.next_audit(store.audit.number, 0))
@@ -60,7 +60,7 @@ async def test_a_server_that_acknowledges_and_floods_wipes_nothing(tmp_path: Pat
     assert b"INTENT_MISSING" in attempt.detail
     (use,) = kept(store, NodeAuditKind.INTENT_USED)
     assert SEALED.encode() in use.detail
-    assert kept_evidence(store.connection)[1] == {"credential.refused": evidence.MAX_ROWS}
+    assert kept_evidence(store.connection)[1] == {"credential.refused": evidence_store.MAX_ROWS}
     store.close()
 
 
@@ -120,14 +120,14 @@ def test_of_each_kind_the_newest_are_kept_within_bounds_and_the_others_counted(
     events: list[tuple[NodeAuditKind, int]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence, "MAX_ROWS", 5)
-        patch.setattr(evidence, "MAX_BYTES", 4096)
+        patch.setattr(evidence_store, "MAX_ROWS", 5)
+        patch.setattr(evidence_store, "MAX_BYTES", 4096)
         connection = sqlite3.connect(":memory:")
-        connection.executescript(evidence.EVIDENCE_SCHEMA)
+        connection.executescript(evidence_store.EVIDENCE_SCHEMA)
         told: dict[str, list[EvidenceRow]] = {}
         for number, (kind, size) in enumerate(events):
             row = EvidenceRow(0, number, 7, kind.value, b"x" * size, b"h", b"p")
-            evidence.keep_evidence(connection, [row])
+            evidence_store.keep_evidence(connection, [row])
             told.setdefault(kind.value, []).append(row)
         rows, gone = kept_evidence(connection)
         for kind, all_of_kind in told.items():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fleet_server.commands.rules import MAX_SPECS
-from fleet_server.commands.run_rows import POSSIBLE, of_issue
+from fleet_server.commands.run_store import POSSIBLE, of_issue
 from fleet_server.commands.store import Connection
 from fleet_server.database.statements import execute_many, fetch
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fleet_server.commands.rules import Standing
-from fleet_server.commands.run_rows import of_issue
+from fleet_server.commands.run_store import of_issue
 from fleet_server.commands.store import Connection, Key, NewRow, StandingRow, marks, padded
 from fleet_server.database.engine import sql
 from fleet_server.database.statements import fetch

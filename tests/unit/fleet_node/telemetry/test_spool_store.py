@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet_node.telemetry.encoder import Batch, Series
-from fleet_node.telemetry.spool import Spool, SpoolUnavailableError
+from fleet_node.telemetry.spool_store import Spool, SpoolUnavailableError
 
 CPU = Series("host.cpu", (("core", "0"),), "gauge", "percent")
 NOW_MS = 1_900_000_000_000
@@ -122,7 +122,7 @@ def test_without_a_disk_memory_takes_its_place(tmp_path: Path) -> None:
 def test_series_that_come_and_go_are_forgotten_and_their_numbers_not_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleet_node.telemetry.spool.MAX_SERIES", 10)
+    monkeypatch.setattr("fleet_node.telemetry.spool_store.MAX_SERIES", 10)
     spool = open_spool(tmp_path)
     numbers: list[int] = []
     for number in range(40):
@@ -151,7 +151,7 @@ def test_a_batch_that_the_disk_damaged_holds_up_none_behind_it(tmp_path: Path) -
 def test_more_series_in_use_than_are_kept_cost_no_walk_of_the_spool_at_every_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleet_node.telemetry.spool.MAX_SERIES", 10)
+    monkeypatch.setattr("fleet_node.telemetry.spool_store.MAX_SERIES", 10)
     walks: list[int] = []
     prune = Spool._prune_series
     monkeypatch.setattr(Spool, "_prune_series", lambda self: (walks.append(len(self.catalog)), prune(self)))

@@ -7,25 +7,25 @@ import pytest
 from structlog.testing import capture_logs
 
 from fleet.v1 import admin_pb2
-from fleet_server.commands import history, store
+from fleet_server.commands import history_store, store
 from fleet_server.commands.store import Connection
 from tests.unit.fleet_server.commands.room import Room, order
 
 READS: dict[str, Callable[[Connection, str, str], Any]] = {
     "keys_of_issue": lambda conn, issue, node: store.keys_of_issue(conn, issue),
     "open_of_issue": lambda conn, issue, node: store.open_of_issue(conn, issue),
-    "open_keys": lambda conn, issue, node: history.open_keys(conn, issue),
-    "page_of_issue": lambda conn, issue, node: history.page_of_issue(conn, issue, after=(node, 1), limit=1000),
-    "open_page_of_issue": lambda conn, issue, node: history.page_of_issue(
+    "open_keys": lambda conn, issue, node: history_store.open_keys(conn, issue),
+    "page_of_issue": lambda conn, issue, node: history_store.page_of_issue(conn, issue, after=(node, 1), limit=1000),
+    "open_page_of_issue": lambda conn, issue, node: history_store.page_of_issue(
         conn, issue, after=(node, 1), limit=1000, open_only=True
     ),
-    "page_of_node_and_issue": lambda conn, issue, node: history.page_of_node(
+    "page_of_node_and_issue": lambda conn, issue, node: history_store.page_of_node(
         conn, node, issue_id=issue, before_seq=None, limit=100, open_only=False
     ),
-    "open_page_of_node": lambda conn, issue, node: history.page_of_node(
+    "open_page_of_node": lambda conn, issue, node: history_store.page_of_node(
         conn, node, issue_id="", before_seq=None, limit=100, open_only=True
     ),
-    "open_issues": lambda conn, issue, node: history.open_issues(conn),
+    "open_issues": lambda conn, issue, node: history_store.open_issues(conn),
 }
 
 
