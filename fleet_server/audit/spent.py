@@ -1,4 +1,5 @@
-"""What was used up or ended, and does not come back: tokens of operators, join tokens, command keys, TLS CAs.
+"""What was used up or ended, and does not come back: tokens of operators, join tokens, machines of nodes, command keys,
+TLS CAs.
 
 Mental model
     A row with a MAC is a row that the server once wrote, not the newest: who writes the database puts back the row of
@@ -39,6 +40,7 @@ class What(StrEnum):
     JOIN_TOKEN_USE = "join-token-use"  # id
     COMMAND_KEY = "command-key"  # id, hexadecimal: it was revoked
     TLS_CA = "tls-ca"  # SHA-256, hexadecimal: it was revoked
+    MACHINE = "machine"  # id of the node, fingerprint in hexadecimal
 
 
 class _Note(NamedTuple):
@@ -147,13 +149,13 @@ class SpentRecord:
             self._head, self.tampered = head, ""
             return Spent(head.number, self._notes)
 
-    def add(self, conn: Connection, what: What, name: str) -> None:
-        """Record in the running transaction that something was spent, once more.
+    def add(self, conn: Connection, what: What, *names: str) -> None:
+        """Record in the running transaction that things were spent, each once more.
 
         Raises:
             Refusal: UNAVAILABLE, as `known`.
         """
-        made = self._entry(AuditKind.CREDENTIAL_SPENT, f"{what}:{name}")
+        made = [self._entry(AuditKind.CREDENTIAL_SPENT, f"{what}:{name}") for name in names]
         row = store.head(conn, WRITER, lock=True)
         try:
             if row is None and not self._required:
@@ -170,9 +172,9 @@ class SpentRecord:
                 raise _unknown(self.tampered) from tampered
             with self._lock:
                 notes = dict(self._notes)
-            self._write_again(conn, notes, [made])
+            self._write_again(conn, notes, made)
             return
-        self._put(conn, head, [made])
+        self._put(conn, head, made)
 
     def accept(self, conn: Connection) -> bool:
         """Take what the chain says for what was recorded: a person said so. False when it is whole."""

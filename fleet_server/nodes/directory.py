@@ -22,6 +22,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import selectors
 from fleet_server.nodes.checklist_store import ChecklistStore
+from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.liveness import Liveness
 from fleet_server.nodes.poll import DecisionPoll
 from fleet_server.nodes.profile_store import ProfileStore
@@ -50,7 +51,8 @@ class NodeDirectory:
         self._database = database
         self._wakeup = wakeup
         self._audit = audit
-        self._store = NodeStore(row_mac)
+        self._ended = EndedMachines(audit.spent)
+        self._store = NodeStore(row_mac, self._ended)
         self._profiles = ProfileStore()
         self._checklists = ChecklistStore()
         self._liveness = Liveness()
@@ -79,6 +81,16 @@ class NodeDirectory:
         """One node, its MAC checked; a row that fails is QUARANTINED in the answer. Any thread."""
         record = self._store.by_id(conn, node_id)
         return None if record is None else self._seen(record)
+
+    def load_to_admit(self, conn: Connection, node_id: str) -> NodeRecord | None:
+        """One node whose machine asks to be let in: as `load`, and QUARANTINED when its row is that of a machine that
+        was revoked or replaced, put back around the server. Any thread.
+
+        Raises:
+            Refusal: UNAVAILABLE: the machine was revoked or replaced at this moment.
+        """
+        record = self.load(conn, node_id)
+        return None if record is None else self._seen(self._ended.judged(conn, record))
 
     def as_read(self, conn: Connection, node: NodeRecord) -> bool:
         """Whether nothing that an operator decides about the node has changed since `node` was read. Any thread."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import fetch
+from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 
 CHUNK = 500
@@ -52,10 +53,15 @@ class NodeStore:
     A row is judged once: its MAC check is remembered under the exact values it was made over, so a list of 10,000
     nodes costs no
     10,000 HMACs, and a row that changes by one byte is judged again. Calls may come from any thread.
+
+    Args:
+        mac: of the table `nodes`.
+        ended: told of machines that are revoked, or whose keys are replaced.
     """
 
-    def __init__(self, mac: RowMac) -> None:
+    def __init__(self, mac: RowMac, ended: EndedMachines) -> None:
         self._mac = mac
+        self._ended = ended
         self._judged: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}
 
     def by_id(self, conn: Connection, node_id: str) -> NodeRecord | None:
@@ -134,7 +140,10 @@ class NodeStore:
         for before, after in changed:
             identity, sealing, labels, state, reason, *_, mac = self._authority_row(after)[4:]
             rows.append((identity, sealing, labels, state, reason, mac, before.node_id, before.mac))
-        return not rows or conn.exec_driver_sql(text, rows).rowcount == len(rows)
+        if rows and conn.exec_driver_sql(text, rows).rowcount != len(rows):
+            return False
+        self._ended.note(conn, changed)
+        return True
 
     def end_streams(self, conn: Connection, node_id: str) -> None:
         """Leave every stream of a node behind: nothing more is sent on it, and it ends."""
@@ -158,7 +167,10 @@ class NodeStore:
         )
         identity, sealing, _, state, reason, enrolled_at_ms, mac = self._authority_row(after)[4:]
         fields = (identity, sealing, state, reason, enrolled_at_ms, mac, before.node_id, before.mac)
-        return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
+        if conn.exec_driver_sql(sql(conn, text), fields).rowcount != 1:
+            return False
+        self._ended.note(conn, [(before, after)])
+        return True
 
     def note_decided(self, conn: Connection, node_ids: Sequence[str], now_ms: int) -> None:
         """Note that something was decided about nodes; the time of each grows, so that no two decisions look alike."""

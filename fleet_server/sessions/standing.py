@@ -44,7 +44,7 @@ class Standings:
     def read(self, conn: Connection, key_sha256: bytes, token_sha256: bytes | None = None) -> Standing:
         """What stands in the database."""
         key = self._api_keys.by_digest(conn, key_sha256)
-        node = self._nodes.load(conn, key.node_id) if key is not None and key.intact else None
+        node = self._nodes.load_to_admit(conn, key.node_id) if key is not None and key.intact else None
         if token_sha256 is None:
             return Standing(key, node, None, None)
         rotation = None if node is None else self._rotations.of_node(conn, node.node_id)
