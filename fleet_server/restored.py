@@ -85,10 +85,10 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
             count, after = count + len(batch), batch[-1].name
 
         def tell(tx: Transaction) -> Accepted:
+            spent = audit.spent.accept(tx.conn)  # first: what was signed of it ends with the next
             accepted = accept(
                 tx.conn, audit.heads, audit.checkpoints, trust.cluster_id, lambda raw: _is_signed(raw, authorities)
             )
-            spent = audit.spent.accept(tx.conn)
             detail: Mapping[str, JSON] = {
                 "nodes": count,
                 "reason": reason,

@@ -58,10 +58,9 @@ def accept(
             break
         store.delete_checkpoint(conn, number)
         removed += 1
-    if found == checkpoints.stored(conn, cluster_id):
-        return Accepted(chains, None, removed)
+    stands = found == checkpoints.stored(conn, cluster_id)
     checkpoints.accept(conn, cluster_id, found)
-    return Accepted(chains, found.number, removed)
+    return Accepted(chains, None if stands else found.number, removed)
 
 
 def _stands(conn: Connection, heads: Heads, writer: str, newest: tuple[int, bytes]) -> bool:

@@ -12,7 +12,7 @@ Mental model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -21,7 +21,8 @@ from fleet.v1 import trust_pb2
 from fleet_server.audit import rules, store
 from fleet_server.audit.heads import Heads, Mac, OwnChain, TamperedHeadError
 from fleet_server.audit.rules import Head
-from fleet_server.audit.store import HeadRow
+from fleet_server.audit.store import HeadRow, NewestRow
+from fleet_server.audit.vouched import signed_heads
 from fleet_server.database.engine import Connection
 from fleet_server.database.writer import Transaction
 
@@ -50,30 +51,50 @@ class Checkpoints:
         self._alarm = alarm
         self._newest: CheckpointMark | None = None
         self._seen: dict[str, Head] = {}
+        self._recalled = False
         self._told: set[str] = set()
 
     def begin(self, conn: Connection, cluster_id: str) -> None:
         """Store that a new cluster has no checkpoint yet."""
-        mark = CheckpointMark(0, b"")
-        store.insert_newest(conn, cluster_id, mark, self._mac_of(cluster_id, mark))
+        store.insert_newest(conn, self._row(cluster_id, CheckpointMark(0, b""), 1))
 
     def accept(self, conn: Connection, cluster_id: str, mark: CheckpointMark) -> None:
-        """Store which checkpoint is the newest, whatever was stored of it: a person said so."""
-        store.put_newest(conn, cluster_id, mark, self._mac_of(cluster_id, mark))
+        """Store which checkpoint is the newest, whatever was stored of it, and that none up to there vouches for where
+        chains end: a person said so."""
+        store.put_newest(conn, self._row(cluster_id, mark, mark.number + 1))
 
     def stored(self, conn: Connection, cluster_id: str) -> CheckpointMark | None:
         """The newest checkpoint as it is stored; None when that was changed around the server, or removed."""
-        row = store.newest(conn, cluster_id)
-        if row is None or not self._mac.verify(row.mac, cluster_id, row.number, row.sha256):
-            return None
-        return CheckpointMark(row.number, row.sha256)
+        row = self._stored(conn, cluster_id)
+        return None if row is None else CheckpointMark(row.number, row.sha256)
+
+    def vouched(self, conn: Connection, writer: str, *, begun: bool = False) -> Head | None:
+        """Where a chain ended by what was signed, for who remembers nothing; None when it never was. Any thread.
+
+        Args:
+            begun: there is a cluster, and with it the row that says which checkpoint is the newest.
+
+        Raises:
+            TamperedHeadError: it cannot be told, since checkpoints were changed around the server.
+        """
+        stored = store.all_newest(conn)
+        if begun and not stored:
+            raise TamperedHeadError("what was stored of the newest checkpoint was removed")
+        return next((head for row in stored for head in self._signed_heads(conn, row) if head.writer == writer), None)
+
+    def _signed_heads(self, conn: Connection, row: NewestRow) -> Iterator[Head]:
+        if not self._stands(row):
+            raise TamperedHeadError("what was stored of the newest checkpoint was changed")
+        yield from signed_heads(conn, row)
 
     def make(self, tx: Transaction, sign: SignCheckpoint, cluster_id: str, now_ms: int) -> bool:
         """Sign and store the next checkpoint when it is due; whether one was."""
         # Which checkpoint is the newest is read before the heads: so no head goes back behind what it signed.
-        before = self._before(tx, cluster_id)
-        if before is None:
+        found = self._before(tx, cluster_id)
+        if found is None:
             return False
+        self._recall(tx, found)
+        before, since = CheckpointMark(found.number, found.sha256), found.since
         heads = self._standing(tx, store.grown_heads(tx.conn))
         if heads is None or not heads:
             return False
@@ -86,14 +107,29 @@ class Checkpoints:
             return False
         mark = CheckpointMark(due.number, hashlib.sha256(made.statement).digest())
         store.insert_checkpoint(tx.conn, due.number, store.last_position(tx.conn), now_ms, made.SerializeToString())
-        self.accept(tx.conn, cluster_id, mark)
+        store.put_newest(tx.conn, self._row(cluster_id, mark, since))
         store.note_signed(tx.conn, [(head.writer, head.number) for head in due.heads])
         tx.after_commit(lambda: self._remember(mark, heads))
         return True
 
-    def _before(self, tx: Transaction, cluster_id: str) -> CheckpointMark | None:
+    def _recall(self, tx: Transaction, newest: NewestRow) -> None:
+        """See as far as what was signed, once: this process may just have started."""
+        if self._recalled:
+            return
+        try:
+            for head in self._signed_heads(tx.conn, newest):
+                self._seen.setdefault(head.writer, head)
+        except TamperedHeadError as tampered:
+            self.tell(tx, "checkpoint", "what was signed before this process started", str(tampered))
+        tx.after_commit(self._has_recalled)
+
+    def _has_recalled(self) -> None:
+        self._recalled = True
+
+    def _before(self, tx: Transaction, cluster_id: str) -> NewestRow | None:
         """The newest checkpoint; None when that cannot be told."""
-        mark = self.stored(tx.conn, cluster_id)
+        row = self._stored(tx.conn, cluster_id)
+        mark = None if row is None else CheckpointMark(row.number, row.sha256)
         why = ""
         if mark is None:
             why = "what was stored of the newest checkpoint was changed or removed"
@@ -109,7 +145,7 @@ class Checkpoints:
         why = "one was written around the server, and none can follow until it is gone" if planted else ""
         self.tell(tx, "checkpoint", "a later checkpoint", why)
         self.tell(tx, "checkpoint", f"checkpoint {mark.number}", _changed(tx.conn, mark))
-        return None if planted else mark
+        return None if planted else row
 
     def _is_planted(self, conn: Connection, cluster_id: str, mark: CheckpointMark) -> bool:
         """Whether a checkpoint stands where none was signed yet. Another replica may just have signed one."""
@@ -156,8 +192,16 @@ class Checkpoints:
             self._newest = mark
         self._seen.update((head.writer, head) for head in heads)
 
-    def _mac_of(self, cluster_id: str, mark: CheckpointMark) -> bytes:
-        return self._mac.compute(cluster_id, mark.number, mark.sha256)
+    def _stored(self, conn: Connection, cluster_id: str) -> NewestRow | None:
+        row = store.newest(conn, cluster_id)
+        return row if row is not None and self._stands(row) else None
+
+    def _stands(self, row: NewestRow) -> bool:
+        return self._mac.verify(row.mac, row.cluster_id, row.number, row.sha256, row.since)
+
+    def _row(self, cluster_id: str, mark: CheckpointMark, since: int) -> NewestRow:
+        mac = self._mac.compute(cluster_id, mark.number, mark.sha256, since)
+        return NewestRow(cluster_id, mark.number, mark.sha256, since, mac)
 
 
 def _changed(conn: Connection, mark: CheckpointMark) -> str:

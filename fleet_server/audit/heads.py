@@ -40,6 +40,21 @@ class TamperedHeadError(Exception):
     """A head is not what the server wrote. The message says how."""
 
 
+Vouched = Callable[[Connection, str], Head | None]
+"""`vouched(conn, writer)` says where a chain ended by what was signed (`Checkpoints.vouched`); raises
+`TamperedHeadError` when that cannot be told."""
+
+
+def check_not_behind(head: Head, signed: Head | None) -> None:
+    """Refuse the end of a chain that lies before what was signed of it.
+
+    Raises:
+        TamperedHeadError: it does.
+    """
+    if signed is not None and (head.number < signed.number or (head.number == signed.number and head != signed)):
+        raise TamperedHeadError(f"it went back to row {head.number}; a checkpoint vouches for row {signed.number}")
+
+
 class Heads:
     """Rows of `audit_heads`.
 
@@ -98,12 +113,16 @@ class OwnChain:
         name: of the chain.
         heads: where its head is stored.
         tell: `tell(tx, writer, why)` makes the row that tells that the chain was changed around the server.
+        vouched: see `Vouched`.
     """
 
-    def __init__(self, name: str, heads: Heads, tell: Callable[[Transaction, str, str], Entry]) -> None:
+    def __init__(
+        self, name: str, heads: Heads, tell: Callable[[Transaction, str, str], Entry], vouched: Vouched
+    ) -> None:
         self.name = name
         self._heads = heads
         self._tell = tell
+        self._vouched = vouched
         self._known: Head | None = None
         self._sealed: tuple[Transaction, Head] | None = None
         self._untold: tuple[str, str] | None = None
@@ -166,6 +185,7 @@ class OwnChain:
                 raise TamperedHeadError(f"its head names row {head.number}, and its newest row is {newest[0]}")
             if newest is None and head.number:
                 raise TamperedHeadError(f"its head names row {head.number}, and it has no rows")
+            check_not_behind(head, self._vouched(conn, self.name))
         except TamperedHeadError as tampered:
             return self._begin_another(str(tampered))
         self._known = head

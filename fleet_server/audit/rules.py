@@ -126,12 +126,12 @@ def went_back(head: Head, *, signed: int, seen: Head | None) -> str:
     Args:
         head: as the database holds it.
         signed: newest number that a checkpoint named.
-        seen: where this replica saw the chain end.
+        seen: where this replica saw the chain end, or what was signed when it started.
     """
     if head.number < signed:
         return f"it went back to row {head.number}; a checkpoint vouches for row {signed}"
     if seen is not None and (head.number < seen.number or (head.number == seen.number and head.hash != seen.hash)):
-        return f"it went back to row {head.number}; this replica saw row {seen.number}"
+        return f"it went back to row {head.number}; row {seen.number} was seen"
     return ""
 
 

@@ -26,7 +26,7 @@ from fleet_server.audit.checkpoints import Checkpoints, SignCheckpoint
 from fleet_server.audit.heads import Heads, Mac, OwnChain, TamperedHeadError
 from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
 from fleet_server.audit.reading import AuditCursor, AuditPage
-from fleet_server.audit.rules import JSON
+from fleet_server.audit.rules import JSON, Head
 from fleet_server.audit.spent import SpentRecord
 from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.wakeup import Wakeup
@@ -90,8 +90,12 @@ class AuditService:
         self._metrics = metrics
         self._seen_checkpoint = 0
         self.heads = Heads(row_mac("audit_heads"))
-        self._own = OwnChain(writer, self.heads, self._changed_chain)
-        self.spent = SpentRecord(self.heads, lambda kind, subject: self._entry(kind, "server", subject, {}))
+        self._own = OwnChain(writer, self.heads, self._changed_chain, self._vouched)
+        self.spent = SpentRecord(
+            self.heads,
+            lambda kind, subject: self._entry(kind, "server", subject, {}),
+            partial(self._vouched, begun=True),
+        )
         self.checkpoints = Checkpoints(self.heads, self._own, row_mac("audit_newest"), self.tampered)
         database.writer.before_commit(self._seal)
         database.writer.when_committed(self._own.committed)
@@ -231,6 +235,9 @@ class AuditService:
         if self._metrics is not None:
             tx.after_commit(partial(self._metrics.appended, rows))
         tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
+
+    def _vouched(self, conn: Connection, writer: str, *, begun: bool = False) -> Head | None:
+        return self.checkpoints.vouched(conn, writer, begun=begun)
 
     def _changed_chain(self, tx: Transaction, writer: str, why: str) -> rules.Entry:
         self._alarm(tx, "head", writer, why)

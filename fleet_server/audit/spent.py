@@ -23,7 +23,7 @@ from typing import NamedTuple
 from fleet.audit_chain import row_hash
 from fleet.errors import Reason, Refusal
 from fleet_server.audit import rules, store
-from fleet_server.audit.heads import Heads, TamperedHeadError
+from fleet_server.audit.heads import Heads, TamperedHeadError, Vouched, check_not_behind
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import AuditRow, Entry, Head
 from fleet_server.database.engine import Connection
@@ -78,11 +78,13 @@ class SpentRecord:
     Args:
         heads: of chains.
         entry: `entry(kind, subject)` makes a row of now.
+        vouched: see `Vouched`; asked by a process that remembers nothing.
     """
 
-    def __init__(self, heads: Heads, entry: Callable[[AuditKind, str], Entry]) -> None:
+    def __init__(self, heads: Heads, entry: Callable[[AuditKind, str], Entry], vouched: Vouched) -> None:
         self._heads = heads
         self._entry = entry
+        self._vouched = vouched
         self._lock = threading.Lock()
         self._required = False
         self._head: Head | None = None
@@ -127,6 +129,11 @@ class SpentRecord:
         Raises:
             Refusal: UNAVAILABLE: the chain was changed around the server, and this process has never seen it whole.
         """
+        try:
+            signed = self._signed(conn)  # before the head: another replica may move that on, and have it signed
+        except TamperedHeadError as tampered:
+            self.tampered = str(tampered)
+            raise _unknown(self.tampered) from tampered
         row = store.head(conn, WRITER)
         with self._lock:
             if self._head is not None and row is not None and row[1:3] == (self._head.number, self._head.hash):
@@ -135,6 +142,8 @@ class SpentRecord:
                 return Spent(self._head.number, self._notes)
             try:
                 head, notes = self._read(conn, row)
+                if self._head is None:
+                    check_not_behind(head, signed)
             except TamperedHeadError as tampered:
                 self.tampered = str(tampered)
                 if self._head is None:
@@ -192,6 +201,14 @@ class SpentRecord:
             self._write_again(conn, notes, [])
             return True
         return False
+
+    def _signed(self, conn: Connection) -> Head | None:
+        """What was signed of the chain, for who remembers nothing of it.
+
+        Raises:
+            TamperedHeadError: it cannot be told.
+        """
+        return self._vouched(conn, WRITER) if self._head is None and self._required else None
 
     def _read(self, conn: Connection, row: store.HeadRow | None) -> tuple[Head, dict[str, _Note]]:
         """Head of the chain, and what it says that is not remembered.

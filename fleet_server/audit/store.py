@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from fleet.audit_chain import CheckpointMark
 from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
 from fleet_server.database.engine import for_update, octets, sql
@@ -53,10 +52,11 @@ _SET_HEAD = (
     " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash, mac = excluded.mac"
 )
 _ADVANCE = "UPDATE audit_heads SET number = ?, hash = ?, mac = ? WHERE writer = ? AND number = ? AND hash = ?"
-_INSERT_NEWEST = "INSERT INTO audit_newest (cluster_id, number, sha256, mac) VALUES (?, ?, ?, ?)"
+_NEWEST = "SELECT cluster_id, number, sha256, since, mac FROM audit_newest"
+_INSERT_NEWEST = "INSERT INTO audit_newest (cluster_id, number, sha256, since, mac) VALUES (?, ?, ?, ?, ?)"
 _SET_NEWEST = (
     _INSERT_NEWEST + " ON CONFLICT (cluster_id)"
-    " DO UPDATE SET number = excluded.number, sha256 = excluded.sha256, mac = excluded.mac"
+    " DO UPDATE SET number = excluded.number, sha256 = excluded.sha256, since = excluded.since, mac = excluded.mac"
 )
 
 
@@ -72,8 +72,10 @@ class HeadRow(NamedTuple):
 class NewestRow(NamedTuple):
     """A row of `audit_newest` as it stands."""
 
+    cluster_id: str
     number: int
     sha256: bytes
+    since: int
     mac: bytes
 
 
@@ -235,18 +237,27 @@ def position_before_last(conn: Connection, count: int) -> int:
 
 def newest(conn: Connection, cluster_id: str) -> NewestRow | None:
     """What is stored of the newest checkpoint; None when nothing is."""
-    found = fetch(conn, "SELECT number, sha256, mac FROM audit_newest WHERE cluster_id = ?", (cluster_id,))
-    return NewestRow(found[0][0], octets(found[0][1]), octets(found[0][2])) if found else None
+    found = fetch(conn, _NEWEST + " WHERE cluster_id = ?", (cluster_id,))
+    return _newest_row(found[0]) if found else None
 
 
-def insert_newest(conn: Connection, cluster_id: str, mark: CheckpointMark, mac: bytes) -> None:
+def all_newest(conn: Connection) -> list[NewestRow]:
+    """What is stored of the newest checkpoint, of whatever cluster: a database holds one."""
+    return [_newest_row(row) for row in fetch(conn, _NEWEST)]
+
+
+def _newest_row(row: tuple[Any, ...]) -> NewestRow:
+    return NewestRow(row[0], row[1], octets(row[2]), row[3], octets(row[4]))
+
+
+def insert_newest(conn: Connection, row: NewestRow) -> None:
     """Store which checkpoint is the newest, for the first time."""
-    execute(conn, _INSERT_NEWEST, (cluster_id, mark.number, mark.sha256, mac))
+    execute(conn, _INSERT_NEWEST, row)
 
 
-def put_newest(conn: Connection, cluster_id: str, mark: CheckpointMark, mac: bytes) -> None:
+def put_newest(conn: Connection, row: NewestRow) -> None:
     """Store which checkpoint is the newest."""
-    execute(conn, _SET_NEWEST, (cluster_id, mark.number, mark.sha256, mac))
+    execute(conn, _SET_NEWEST, row)
 
 
 def newest_checkpoint_number(conn: Connection) -> int:
@@ -258,6 +269,12 @@ def checkpoint(conn: Connection, number: int) -> bytes | None:
     """A checkpoint's serialised `Signed`; None when it is not there."""
     found = fetch(conn, "SELECT signed FROM audit_checkpoints WHERE number = ?", (number,))
     return octets(found[0][0]) if found else None
+
+
+def checkpoints_down(conn: Connection, last: int, first: int, limit: int) -> list[tuple[int, bytes]]:
+    """Number and serialised `Signed` of checkpoints from `last` down to `first`."""
+    text = "SELECT number, signed FROM audit_checkpoints WHERE number BETWEEN ? AND ? ORDER BY number DESC LIMIT ?"
+    return [(row[0], octets(row[1])) for row in fetch(conn, text, (first, last, limit))]
 
 
 def newest_checkpoint_up_to(conn: Connection, position: int) -> int:

@@ -15,13 +15,15 @@ audit_signed = Table(
     Column("number", BigInteger, nullable=False),
 )
 
-# Number of the newest checkpoint, and SHA-256 of its statement: what the next one follows.
+# Number of the newest checkpoint, and SHA-256 of its statement: what the next one follows. From number `since` on
+# checkpoints vouch for where chains ended: a person took the audit as it stood before.
 audit_newest = Table(
     "audit_newest",
     metadata,
     Column("cluster_id", _id(), primary_key=True),
     Column("number", BigInteger, nullable=False),
     Column("sha256", LargeBinary(32), nullable=False),
+    Column("since", BigInteger, nullable=False),
     Column("mac", LargeBinary, nullable=False),
 )
 

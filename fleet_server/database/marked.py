@@ -172,7 +172,7 @@ MARKED_TABLES = (
         ),
     ),
     MarkedTable("audit_heads", ("writer",), ("writer", "number", "hash")),
-    MarkedTable("audit_newest", ("cluster_id",), ("cluster_id", "number", "sha256")),
+    MarkedTable("audit_newest", ("cluster_id",), ("cluster_id", "number", "sha256", "since")),
     MarkedTable(
         "tls_cas",
         ("sha256",),

@@ -19,6 +19,7 @@ def create() -> None:
         sa.Column("cluster_id", sa.String(length=64), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_audit_newest")),
     )
