@@ -1,4 +1,4 @@
-"""What this room needs of others, and nothing more. `fleet_server.app` hands the real things in."""
+"""What this room needs of others, and nothing more. `fleet_server.rooms` hands the real things in."""
 
 from __future__ import annotations
 
