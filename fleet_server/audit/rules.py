@@ -15,6 +15,7 @@ JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 MAX_DETAIL_BYTES = 256 * 1024
 MAX_ACTOR_CHARS = 80
 MAX_SUBJECT_CHARS = 200
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,7 @@ def canonical_json(detail: Mapping[str, JSON]) -> bytes:
         TypeError: a value is no JSON; bytes and `Secret` are none on purpose.
         ValueError: NaN or infinity, which JSON does not know.
     """
-    text = json.dumps(detail, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    encoded = text.encode("utf-8", "replace")
+    encoded = _CANONICAL.encode(detail).encode("utf-8", "replace")
     if len(encoded) <= MAX_DETAIL_BYTES:
         return encoded
     digest = hashlib.sha256(encoded).hexdigest()

@@ -150,8 +150,7 @@ def _which(no: int) -> str:
 
 def _parse_arguments(no: int, arguments: bytes) -> dict[str, Any]:
     try:
-        # Two readers of one text must see one order: a key given twice, or NaN, is read differently elsewhere.
-        value = json.loads(arguments.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
+        value = _ARGUMENTS.decode(arguments.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         detail = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise Refusal(Reason.ARGUMENTS_INVALID, f"the arguments of {_which(no)} are no JSON: {detail}") from None
@@ -169,6 +168,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+# Two readers of one text must see one order: a key given twice, or NaN, is read differently elsewhere.
+_ARGUMENTS = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 
 
 def is_final(state: int) -> bool:

@@ -14,6 +14,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from fleet.errors import Reason, Refusal
@@ -129,6 +130,7 @@ def parse(patterns: Sequence[str]) -> Selector:
     return Selector(everything, frozenset(exact), tuple(composite))
 
 
+@lru_cache(maxsize=1024)
 def _parse_pattern(pattern: str) -> tuple[_Term, ...]:
     if len(pattern) > MAX_PATTERN_CHARS:
         raise _wrong(f"a target pattern has {len(pattern)} characters; at most {MAX_PATTERN_CHARS} are taken")
