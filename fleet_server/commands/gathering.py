@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from fleet_server.database.writer import Transaction
@@ -50,7 +51,7 @@ class Gatherer(Generic[Item]):
     """Gathers items for `write`.
 
     Args:
-        submit: hands a job to the writer (`Database.write`).
+        submit: hands a job to the writer (`Database.write_nowait`).
         write: writes a batch inside a transaction. When it raises, each item is written by itself, so that a bad one
             fails its own caller only.
         max_items: most items of one batch.
@@ -58,7 +59,7 @@ class Gatherer(Generic[Item]):
 
     def __init__(
         self,
-        submit: Callable[[Callable[[Transaction], None]], Awaitable[None]],
+        submit: Callable[[Callable[[Transaction], None]], asyncio.Future[None]],
         write: Callable[[Transaction, Sequence[Item]], None],
         *,
         max_items: int,
@@ -67,7 +68,6 @@ class Gatherer(Generic[Item]):
         self._write = write
         self._max_items = max_items
         self._open: _Batch[Item] | None = None
-        self._writing: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> None:
         """Write `item`, with whatever else waits.
@@ -79,32 +79,38 @@ class Gatherer(Generic[Item]):
         if self._open is None or not self._open.join(item, written):
             self._open = _Batch(self._max_items)
             self._open.join(item, written)
-            task = asyncio.create_task(self._write_batch(self._open))
-            self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
+            self._hand_in(self._open)
         await written
 
-    async def _write_batch(self, batch: _Batch[Item]) -> None:
+    def _hand_in(self, batch: _Batch[Item]) -> None:
         def work(tx: Transaction) -> None:
             self._write(tx, batch.begin())
             tx.after_commit(batch.written)
 
         try:
-            await self._submit(work)
-        except Exception as error:  # noqa: BLE001 - every failure belongs to the caller whose item it is
-            batch.begin()  # the writer may have refused it unseen: nobody joins it any more
-            if len(batch.waiting) == 1:
-                _fail(batch.waiting[0][1], error)
-                return
-            for single in batch.waiting:
-                await self._write_alone(*single)
+            writing = self._submit(work)
+        except Exception as error:  # noqa: BLE001 - as below
+            self._failed(batch, error)
+        else:
+            writing.add_done_callback(partial(self._ended, batch))
 
-    async def _write_alone(self, item: Item, written: asyncio.Future[None]) -> None:
-        batch: _Batch[Item] = _Batch(1)
-        batch.join(item, written)
-        await self._write_batch(batch)
+    def _ended(self, batch: _Batch[Item], writing: asyncio.Future[None]) -> None:
+        error = writing.exception()
+        if error is not None:
+            self._failed(batch, error)
+
+    def _failed(self, batch: _Batch[Item], error: BaseException) -> None:
+        """Every failure belongs to the caller whose item it is."""
+        batch.begin()  # the writer may have refused it unseen: nobody joins it any more
+        if len(batch.waiting) == 1:
+            _fail(batch.waiting[0][1], error)
+            return
+        for item, written in batch.waiting:
+            alone: _Batch[Item] = _Batch(1)
+            alone.join(item, written)
+            self._hand_in(alone)
 
 
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)

@@ -71,7 +71,9 @@ class Reports:
         self._authorities = authorities
         self._announcer = announcer
         self._retention_ms = retention_ms
-        self._gatherer: Gatherer[Frame] = Gatherer(rooms.database.write, self._record, max_items=_MAX_FRAMES_PER_WRITE)
+        self._gatherer: Gatherer[Frame] = Gatherer(
+            rooms.database.write_nowait, self._record, max_items=_MAX_FRAMES_PER_WRITE
+        )
 
     async def record_reports(self, node_id: str, reports: Sequence[command_pb2.Report]) -> None:
         """See `CommandService.record_reports`."""

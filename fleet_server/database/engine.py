@@ -98,6 +98,10 @@ class Database:
         """Run `work` in a transaction of the writer; see `Writer.submit`."""
         return await self.writer.submit(work)
 
+    def write_nowait(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
+        """As `write`, for who waits in another way than with a task; see `Writer.submit_nowait`."""
+        return self.writer.submit_nowait(work)
+
     def _read(self, query: Callable[[Connection], T]) -> T:
         try:
             return self._read_once(query)

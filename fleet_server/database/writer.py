@@ -113,6 +113,14 @@ class Writer:
                 OVERLOADED when too much waits.
             Exception: whatever `work` raised; nothing of it was written.
         """
+        return await self.submit_nowait(work)
+
+    def submit_nowait(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
+        """As `submit`; the future holds the result, or what was raised.
+
+        Raises:
+            Refusal: OVERLOADED, or the server ends (UNAVAILABLE): `work` was not taken.
+        """
         if self._queue.qsize() >= MAX_QUEUED:
             raise Refusal(Reason.OVERLOADED, "too many writes wait: try again in a moment", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
@@ -122,8 +130,7 @@ class Writer:
                 raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)
             self._queue.put(job)
         self._watch(loop)
-        result: T = await job.future
-        return result
+        return job.future
 
     def close(self) -> None:
         """Commit what is queued, then end the thread. Blocks; at most a few seconds."""

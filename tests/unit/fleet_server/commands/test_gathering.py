@@ -24,10 +24,10 @@ class Writer:
     def call(self, item: int) -> asyncio.Future[None]:
         return asyncio.ensure_future(self.gatherer.submit(item))
 
-    async def submit(self, job: Job) -> None:
+    def submit(self, job: Job) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._jobs.put_nowait((job, done))
-        await done
+        return done
 
     async def begin(self) -> Callable[[], None]:
         """Run the next job; how to end it, with its commit if it did not fail."""
@@ -114,7 +114,7 @@ async def test_a_caller_that_gives_up_costs_nobody_else() -> None:
 async def test_nobody_joins_a_batch_that_was_refused_unseen() -> None:
     writer = Writer(max_items=10)
 
-    async def refuse(_: Job) -> None:
+    def refuse(_: Job) -> asyncio.Future[None]:
         raise ConnectionError("the database is away")
 
     writer.gatherer = Gatherer(refuse, writer.write, max_items=10)
@@ -128,12 +128,15 @@ async def test_a_job_that_is_run_again_writes_the_same() -> None:
     writer = Writer(max_items=10)
     jobs: list[Job] = []
 
-    async def submit(job: Job) -> None:
+    def submit(job: Job) -> asyncio.Future[None]:
         transaction = Transaction(NO_CONNECTION)
         jobs.append(job)
         job(transaction)
         for effect in transaction.effects:
             effect()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
     gatherer: Gatherer[int] = Gatherer(submit, writer.write, max_items=10)
     await gatherer.submit(1)
