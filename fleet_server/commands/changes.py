@@ -58,17 +58,21 @@ class Announcer:
     def recount(self, tx: Transaction) -> None:
         """Count open commands anew; runs in the writer's order, so no change is missed or counted twice."""
         counts = store.count_open(tx.conn)
-        tx.after_commit(lambda: self._set_counts(counts))
+        tx.first_after_commit(lambda: self._set_counts(counts))  # among all else that counts
 
     def announce(self, tx: Transaction, changes: Sequence[Change], topics: Iterable[str] = ()) -> None:
         """Once committed: wake `topics`, tell watchers, keep counts and figures."""
         if changes:
             extra = tuple(topics)
-            tx.after_commit(lambda: self._committed(changes, extra))
+            tx.first_after_commit(lambda: self._committed(changes))
+            tx.after_commit(lambda: self._follow(changes, extra))
 
     def announce_issued(self, tx: Transaction, issue_id: str, runs: Sequence[Run]) -> None:
         """Once committed: these are new; hand what is SENT to its streams, and wake the nodes of the rest."""
-        tx.after_commit(lambda: self._issued(issue_id, runs))
+        handed = [run for run in runs if run.rows[0].state == rules.SENT]
+        waiting = [run for run in runs if run.rows[0].state != rules.SENT]
+        tx.first_after_commit(lambda: self._issued(handed, waiting))
+        tx.after_commit(lambda: self._tell_issued(issue_id, runs))
 
     def announce_sent(self, tx: Transaction, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
         """Once committed: these, which were in hand, are SENT."""
@@ -149,27 +153,24 @@ class Announcer:
         self._open_total = sum(counts.values())
         self._rooms.metrics.open.set(self._open_total)
 
-    def _issued(self, issue_id: str, runs: Sequence[Run]) -> None:
-        count = total(runs)
-        for run in runs:
+    def _issued(self, handed: Sequence[Run], waiting: Sequence[Run]) -> None:
+        for run in (*handed, *waiting):
             self._open[run.node_id] = self._open.get(run.node_id, 0) + len(run.rows)
-        self._open_total += count
-        self._rooms.metrics.open.set(self._open_total)
-        self._rooms.metrics.issued.inc(count)
-        waiting: list[Run] = []
-        handed: list[Run] = []
-        for run in runs:
-            (handed if run.rows[0].state == rules.SENT else waiting).append(run)
-        self.handover.hand_nowait(handed)  # before anything that is not in a hurry
+            self._open_total += len(run.rows)
+        self.handover.hand_nowait(handed)
         for run in handed:
             self.in_hand.put_sent(run, run.rows[0].key_id, run.rows[0].sent_at_ms)
         for run in waiting:
             if self.handover.has_lane(run.node_id):
                 self.in_hand.put_queued(run)
+        self._rooms.wakeup.wake_nowait(f"node:{run.node_id}" for run in waiting)
+
+    def _tell_issued(self, issue_id: str, runs: Sequence[Run]) -> None:
+        self._rooms.metrics.open.set(self._open_total)
+        self._rooms.metrics.issued.inc(total(runs))
         if self.feed.watched:
             changed = {(row.node_id, row.seq): as_issued(row) for run in runs for row in run.rows}
             self.feed.publish_nowait(issue_id, changed)
-        self._rooms.wakeup.wake_nowait(f"node:{run.node_id}" for run in waiting)
 
     def _sent(self, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
         for run in runs:
@@ -178,8 +179,7 @@ class Announcer:
             if self.feed.watched:
                 self.feed.publish_nowait(run.authority.issue_id, dict.fromkeys(row[:2] for row in run.rows))
 
-    def _committed(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
-        finished: dict[int, int] = {}
+    def _committed(self, changes: Sequence[Change]) -> None:
         ended: dict[str, int] = {}
         unsent: set[str] = set()
         for (node_id, seq), _, was, now, _ in changes:
@@ -187,18 +187,22 @@ class Announcer:
                 self.in_hand.answered(node_id, seq)
             elif now != rules.SENT:
                 unsent.add(node_id)
-            if now >= rules.SUCCEEDED:
-                finished[now] = finished.get(now, 0) + 1
-                if was < rules.SUCCEEDED:
-                    ended[node_id] = ended.get(node_id, 0) + 1
+            if was < rules.SUCCEEDED <= now:
+                ended[node_id] = ended.get(node_id, 0) + 1
         self.in_hand.forget(unsent)
         for node_id, count in ended.items():
             self._ended(node_id, count)
+        if self.feed.watched:
+            self._tell_watchers(changes)
+
+    def _follow(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
+        finished: dict[int, int] = {}
+        for change in changes:
+            if change.now >= rules.SUCCEEDED:
+                finished[change.now] = finished.get(change.now, 0) + 1
         for state, count in finished.items():
             self._rooms.metrics.finished.labels(state_name(state)).inc(count)
         self._rooms.metrics.open.set(self._open_total)
-        if self.feed.watched:
-            self._tell_watchers(changes)
         self._rooms.wakeup.wake_nowait(topics)
 
     def _tell_watchers(self, changes: Sequence[Change]) -> None:

@@ -7,8 +7,8 @@ Mental model
     A job that raises must not undo its neighbours: the group is rolled back and each job runs again in a transaction
     of its own, so a job is a pure function of the database and may run more than once before it commits.
     Hooks run before the commit (the audit chain seals the group's rows there); effects (wake-ups) run on the event
-    loop, after it. Only this thread writes: SQLite never sees a second writer, and counters are read and raised
-    without races in one replica.
+    loop, after it, commit by commit; what somebody far away waits for runs first. Only this thread writes: SQLite never
+    sees a second writer, and counters are read and raised without races in one replica.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
@@ -52,11 +53,17 @@ class Transaction:
 
     conn: Connection
     effects: list[Callable[[], None]] = field(default_factory=list)
+    first_effects: list[Callable[[], None]] = field(default_factory=list)
     audit: list[Any] = field(default_factory=list)
 
     def after_commit(self, effect: Callable[[], None]) -> None:
         """Run `effect` on the event loop once this transaction is durable; never when it rolled back."""
         self.effects.append(effect)
+
+    def first_after_commit(self, effect: Callable[[], None]) -> None:
+        """As `after_commit`, for what somebody far away waits for: whatever else follows from the commit follows a turn
+        of the event loop later, behind the tasks that `effect` wakes. What such an effect relies on has to be one."""
+        self.first_effects.append(effect)
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +93,7 @@ class Writer:
         self._closing = threading.Lock()
         self._busy_since: float | None = None
         self._watched = False
+        self._left: dict[asyncio.AbstractEventLoop, Callable[[], None]] = {}  # to do on a loop, of its last commit
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
 
     def start(self) -> None:
@@ -203,7 +211,7 @@ class Writer:
 
     def _commit_group(self, group: list[_Job]) -> None:
         try:
-            effects = self._attempt(group)
+            transaction = self._attempt(group)
         except _DatabaseLostError as lost:
             log.warning("database_lost", jobs=len(group), committing=lost.committing, error=str(lost.cause))
             for job in group:
@@ -215,9 +223,9 @@ class Writer:
             for job in group:
                 self._commit_group([job])
         else:
-            self._deliver(group, effects)
+            self._deliver(group, transaction)
 
-    def _attempt(self, group: list[_Job]) -> list[Callable[[], None]]:
+    def _attempt(self, group: list[_Job]) -> Transaction:
         reused = self._connection is not None
         try:
             return self._commit_once(group)
@@ -227,7 +235,7 @@ class Writer:
                 raise
             return self._commit_once(group)
 
-    def _commit_once(self, group: list[_Job]) -> list[Callable[[], None]]:
+    def _commit_once(self, group: list[_Job]) -> Transaction:
         started = self._busy_since = perf_counter()
         committing = False
         try:
@@ -247,7 +255,7 @@ class Writer:
             self._busy_since = None
         if self._metrics is not None:
             self._metrics.committed(len(group), perf_counter() - started)
-        return transaction.effects
+        return transaction
 
     def _begin(self) -> tuple[Transaction, RootTransaction]:
         try:
@@ -285,13 +293,30 @@ class Writer:
             except SQLAlchemyError as error:
                 log.debug("database_connection_close_failed", error=str(error))
 
-    def _deliver(self, group: list[_Job], effects: list[Callable[[], None]]) -> None:
+    def _deliver(self, group: list[_Job], transaction: Transaction) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
         for job in group:
             by_loop.setdefault(job.loop, []).append(job)
+        first, effects = transaction.first_effects, transaction.effects
         for loop, jobs in by_loop.items():
-            _call(loop, _resolve, jobs, effects)
-            effects = []
+            _call(loop, self._follow, loop, first, partial(_resolve, jobs, effects))
+            first, effects = [], []
+
+    def _follow(
+        self, loop: asyncio.AbstractEventLoop, first: list[Callable[[], None]], rest: Callable[[], None]
+    ) -> None:
+        self._follow_up(loop)  # what the commit before left
+        if not first:
+            rest()
+            return
+        _run_effects(first)
+        self._left[loop] = rest
+        loop.call_soon(self._follow_up, loop)
+
+    def _follow_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        rest = self._left.pop(loop, None)
+        if rest is not None:
+            rest()
 
     def _fail(self, job: _Job, error: Exception) -> None:
         _call(job.loop, _reject, job.future, error)
@@ -341,14 +366,18 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args:
 
 
 def _resolve(jobs: list[_Job], effects: list[Callable[[], None]]) -> None:
-    for effect in effects:  # first: a command is on its way before its operator hears that it was issued
+    _run_effects(effects)  # first: whoever hears of its commit finds done what follows from it
+    for job in jobs:
+        if not job.future.done():
+            job.future.set_result(job.result)
+
+
+def _run_effects(effects: list[Callable[[], None]]) -> None:
+    for effect in effects:
         try:
             effect()
         except Exception:
             log.exception("after_commit_failed")  # the others still have to be woken
-    for job in jobs:
-        if not job.future.done():
-            job.future.set_result(job.result)
 
 
 def _reject(future: asyncio.Future[Any], error: Exception) -> None:

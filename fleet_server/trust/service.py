@@ -293,7 +293,7 @@ class TrustService:
             keyring, newest = self._read(tx, keyring)
             now_ms, passed = self._clock.now_ms(), number_to_pass(self._bundle, keyring, newest, above)
             bundle = self.press.renew(tx, self.cluster_id, keyring, newest, offer, now_ms=now_ms, above=passed)
-            tx.after_commit(lambda: self._adopt(keyring, bundle))
+            tx.first_after_commit(lambda: self._adopt(keyring, bundle))  # before any command of this commit is signed
             return result
 
         changed = await self._database.write(work)
@@ -352,7 +352,7 @@ class TrustService:
 
         def work(tx: Transaction) -> bool:
             keyring, newest = self._read(tx)
-            tx.after_commit(lambda: self._adopt(keyring, newest.state if newest is not None else None))
+            tx.first_after_commit(lambda: self._adopt(keyring, newest.state if newest is not None else None))
             return number_to_pass(self._bundle, keyring, newest, 0) > 0
 
         if await self._database.write(work):

@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,60 @@ async def test_an_effect_that_fails_hinders_no_other(database: Database) -> None
     await database.write(job)
     await asyncio.sleep(0)
     assert ran == ["second"]
+
+
+async def test_what_somebody_far_away_waits_for_runs_first_and_the_rest_behind_the_tasks_that_it_wakes(
+    database: Database,
+) -> None:
+    ran: list[str] = []
+
+    def first() -> None:
+        ran.append("first")
+        asyncio.get_running_loop().call_soon(ran.append, "woken")
+
+    def job(tx: Transaction) -> None:
+        tx.after_commit(lambda: ran.append("rest"))
+        tx.first_after_commit(first)
+
+    await database.write(job)
+    assert ran == ["first", "woken", "rest"]
+
+
+async def test_what_a_commit_left_is_done_before_what_follows_from_the_next(database: Database) -> None:
+    ran: list[str] = []
+
+    def job(name: str) -> Callable[[Transaction], None]:
+        def work(tx: Transaction) -> None:
+            tx.first_after_commit(lambda: ran.append(f"{name} first"))
+            tx.after_commit(lambda: ran.append(f"{name} rest"))
+
+        return work
+
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(tx: Transaction) -> None:
+        begun.set()
+        goes_on.wait(10)
+        job("a")(tx)
+
+    one = asyncio.ensure_future(database.write(hold))
+    await asyncio.to_thread(begun.wait, 10)
+    other = asyncio.ensure_future(database.write(job("b")))
+    await asyncio.sleep(0)
+    both = asyncio.Event()
+    asyncio.get_running_loop().call_soon(_keep_turn_until, database, goes_on, both)
+    await asyncio.gather(one, other, both.wait())
+    assert ran == ["a first", "a rest", "b first", "b rest"]
+
+
+def _keep_turn_until(database: Database, goes_on: threading.Event, both: asyncio.Event) -> None:
+    """Let both commits happen within one turn of the event loop."""
+    asyncio.get_running_loop().call_soon(both.set)
+    goes_on.set()
+    for _ in range(2):  # the first may come along with the second commit, the other comes behind it
+        begun = threading.Event()
+        database.write_nowait(lambda _, begun=begun: begun.set())  # type: ignore[misc]
+        assert begun.wait(10)
 
 
 async def test_a_hook_runs_inside_the_transaction_and_can_undo_it(database_url: str) -> None:
