@@ -38,7 +38,7 @@ def list_authorities(invocation: Invocation) -> None:
     TRUST is worked out on this machine: the authority that login pinned, and those that provably followed it.
     """
     from fleet.v1 import admin_pb2
-    from fleet_server.cli.authority_chain import proven
+    from fleet_server.cli.authority_chain import kept_up
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.ListAuthorities, admin_pb2.ListAuthoritiesRequest())
@@ -46,8 +46,11 @@ def list_authorities(invocation: Invocation) -> None:
         invocation.emit_message(answer, [])
         return
     context = admin.context
-    keys = proven(answer.chain, context.authority_key, context.cluster_id) if context.authority_key else []
-    invocation.emit_table(_COLUMNS, [_row(each, context.authority_key, keys) for each in answer.authorities])
+    keys = kept_up(invocation, context, answer.chain) if context.authority_key else []
+    before = [each.public_key for each in answer.authorities]
+    before = before[: before.index(context.authority_key)] if context.authority_key in before else []
+    rows = [_row(each, _standing(each.public_key, context.authority_key, keys, before)) for each in answer.authorities]
+    invocation.emit_table(_COLUMNS, rows)
 
 
 @authority.command("rotate", example="fleetctl authority rotate --reason 'yearly rotation'")
@@ -85,7 +88,7 @@ def rotate(invocation: Invocation, reason: str, yes: bool) -> None:
     invocation.advise("Next: `fleetctl authority list` shows how many nodes have followed")
 
 
-def _row(view: admin_pb2.AuthorityView, pinned: bytes, proven: Sequence[bytes]) -> list[Cell]:
+def _row(view: admin_pb2.AuthorityView, standing: Cell) -> list[Cell]:
     from fleet_server.cli.views import moment_text
 
     return [
@@ -93,16 +96,18 @@ def _row(view: admin_pb2.AuthorityView, pinned: bytes, proven: Sequence[bytes]) 
         _sha256(view.public_key),
         moment_text(view.created_at_ms),
         str(view.nodes),
-        _standing(view.public_key, pinned, proven),
+        standing,
     ]
 
 
-def _standing(key: bytes, pinned: bytes, proven: Sequence[bytes]) -> Cell:
+def _standing(key: bytes, pinned: bytes, proven: Sequence[bytes], before: Sequence[bytes]) -> Cell:
     if not pinned:
         return Styled("not pinned (log in to pin it)", "yellow")
     if key == pinned:
         return Styled("pinned at login", "green")
-    return Styled("follows", "green") if key in proven else "before the pinned one"
+    if key in proven:
+        return Styled("follows", "green")
+    return "before the pinned one" if key in before else Styled("NOT proven", "red", bold=True)
 
 
 def _sha256(key: bytes) -> str:

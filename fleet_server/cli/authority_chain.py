@@ -32,9 +32,18 @@ def followed(invocation: Invocation, admin: Admin, *, authority_key: bytes = b""
 
     context = admin.context
     chain = admin.call(admin.stub.ListAuthorities, admin_pb2.ListAuthoritiesRequest()).chain
-    keys = proven(chain, authority_key or context.authority_key, cluster_id or context.cluster_id)
     if authority_key and authority_key != context.authority_key:
-        return keys
+        return proven(chain, authority_key, cluster_id or context.cluster_id)
+    return kept_up(invocation, replace(context, cluster_id=cluster_id or context.cluster_id), chain)
+
+
+def kept_up(invocation: Invocation, context: Context, chain: Iterable[trust_pb2.Signed]) -> list[bytes]:
+    """As `followed`, by a chain that is there already.
+
+    Raises:
+        Refused: the chain does not lead from the context's pin over what was remembered.
+    """
+    keys = proven(chain, context.authority_key, context.cluster_id)
     if context.newest_authority and context.newest_authority not in keys:
         raise _refused("it does not lead over the newest authority that was seen before")
     if context.name and keys[-1] not in (context.newest_authority, context.authority_key):

@@ -101,7 +101,8 @@ def prepare(invocation: Invocation, site: str) -> None:
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.PrepareKey, admin_pb2.PrepareKeyRequest(site=site))
     _emit_key(invocation, answer, answer.key)
-    invocation.advise("Next: `fleetctl keys rollout`, and `fleetctl keys activate` once every node holds it")
+    activate_it = f"fleetctl keys activate {answer.key.key_id.hex()[:8]}"
+    invocation.advise(f"Next: `fleetctl keys rollout`, and `{activate_it}` once every node holds it")
 
 
 @keys.command("activate", example="fleetctl keys activate 3f9c2a71")
@@ -162,6 +163,10 @@ def revoke(invocation: Invocation, key: str, reason: str, stop_commands: bool, y
         request = admin_pb2.RevokeKeyRequest(key=key, reason=reason, stop_commands=stop_commands)
         answer = admin.call(admin.stub.RevokeKey, request)
     _emit_key(invocation, answer, answer.key)
+    if stop_commands:
+        invocation.advise("Next: `fleetctl keys prepare`, and `fleetctl keys activate`: commands wait until then")
+    else:
+        invocation.advise("Next: `fleetctl keys list` shows which key signs now, and which bundle nodes hold")
 
 
 def _emit_holders(

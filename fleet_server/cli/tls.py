@@ -13,6 +13,8 @@ from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled, counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from google.protobuf.message import Message
 
     from fleet.v1 import admin_pb2
@@ -94,7 +96,13 @@ def prepare(invocation: Invocation, ca_file: str | None) -> None:
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.PrepareTlsCa, request)
     _emit_ca(invocation, answer, answer.ca)
-    invocation.advise("Next: `fleetctl tls rollout`, and `fleetctl tls activate` once every node trusts it")
+    if ca_file:
+        invocation.advise(
+            "Next: let its certificate be shown, by a terminator that tls_terminator_leaf_sha256 names, or from"
+            " outside.pem in each replica's data folder"
+        )
+    activate_it = f"fleetctl tls activate {_short(answer.ca.sha256)}"
+    invocation.advise(f"Next: `fleetctl tls rollout`, and `{activate_it}` once every node trusts it")
 
 
 @tls.command("activate", example="fleetctl tls activate 3f9c2a71")
@@ -115,8 +123,12 @@ def activate(invocation: Invocation, ca: str, override: str | None, yes: bool) -
         _confirm_override(invocation, admin, override, yes)
         request = admin_pb2.ActivateTlsCaRequest(ca=ca, override_reason=override or "")
         answer = admin.call(admin.stub.ActivateTlsCa, request)
-    _emit_ca(invocation, answer, answer.ca)
-    invocation.advise(f"{answer.rollout.holding} of {counted(answer.rollout.asked, 'node')} trust it")
+        _emit_ca(invocation, answer, answer.ca)
+        invocation.advise(f"{answer.rollout.holding} of {counted(answer.rollout.asked, 'node')} trust it")
+        going = [ca for ca in _after_step(invocation, admin) if ca.phase == admin_pb2.TLS_CA_PHASE_OUTGOING]
+    for each in going:
+        retire_it = f"fleetctl tls retire {_short(each.sha256)}"
+        invocation.advise(f"Next: `fleetctl tls rollout`, and `{retire_it}` once every node trusts the ACTIVE one")
 
 
 @tls.command("retire", example="fleetctl tls retire 77aa01c2")
@@ -136,6 +148,7 @@ def retire(invocation: Invocation, ca: str, override: str | None, yes: bool) -> 
         request = admin_pb2.RetireTlsCaRequest(ca=ca, override_reason=override or "")
         answer = admin.call(admin.stub.RetireTlsCa, request)
     _emit_ca(invocation, answer, answer.ca)
+    invocation.advise("Next: where FLEETCTL_CA_FILE names a file, copy tls/ca.crt from a server's data folder again")
 
 
 @tls.command("revoke", example="fleetctl tls revoke 3f9c2a71 --reason 'the host of replica-b was broken into'")
@@ -154,7 +167,10 @@ def revoke(invocation: Invocation, ca: str, reason: str, yes: bool) -> None:
     with invocation.connect() as admin:
         invocation.confirm(f"Revoke TLS CA {ca} for good?", assumed=yes)
         answer = admin.call(admin.stub.RevokeTlsCa, admin_pb2.RevokeTlsCaRequest(ca=ca, reason=reason))
-    _emit_ca(invocation, answer, answer.ca)
+        _emit_ca(invocation, answer, answer.ca)
+        _after_step(invocation, admin)  # this machine trusts it no longer, either
+    invocation.advise("Next: `fleetctl join-token revoke` for tokens that are out: they may name it")
+    invocation.advise("Next: have every operator run `fleetctl tls list`, after which that machine trusts it no longer")
 
 
 def _list(invocation: Invocation, admin: Admin) -> admin_pb2.ListTlsCasResponse:
@@ -162,8 +178,18 @@ def _list(invocation: Invocation, admin: Admin) -> admin_pb2.ListTlsCasResponse:
     from fleet_server.cli.tls_following import keep_up
 
     answer = admin.call(admin.stub.ListTlsCas, admin_pb2.ListTlsCasRequest())
-    keep_up(invocation, admin.context, answer.chain)
+    keep_up(invocation, admin.context, answer)
     return answer
+
+
+def _after_step(invocation: Invocation, admin: Admin) -> Sequence[admin_pb2.TlsCaView]:
+    """The CAs as they are now; none when they cannot be had, for the step was taken."""
+    from fleet_server.cli.failures import Failure
+
+    try:
+        return _list(invocation, admin).cas
+    except Failure:
+        return []
 
 
 def _confirm_override(invocation: Invocation, admin: Admin, override: str | None, yes: bool) -> None:
@@ -184,11 +210,15 @@ def _next_steps(answer: admin_pb2.ListTlsCasResponse) -> list[str]:
     steps = []
     for far in answer.rollouts:
         if far.complete and phases.get(far.sha256) == admin_pb2.TLS_CA_PHASE_PREPARED:
-            steps.append(f"fleetctl tls activate {far.sha256.hex()[:8]}")
+            steps.append(f"fleetctl tls activate {_short(far.sha256)}")
         elif far.complete:
             outgoing = [ca for ca in answer.cas if ca.phase == admin_pb2.TLS_CA_PHASE_OUTGOING]
-            steps += [f"fleetctl tls retire {ca.sha256.hex()[:8]}" for ca in outgoing]
+            steps += [f"fleetctl tls retire {_short(ca.sha256)}" for ca in outgoing]
     return steps
+
+
+def _short(sha256: bytes) -> str:
+    return sha256.hex()[:8]
 
 
 def _emit_ca(invocation: Invocation, answer: Message, ca: admin_pb2.TlsCaView) -> None:

@@ -7,19 +7,21 @@ was revoked since, and counts for nothing (docs/protocol.md, "TLS CAs").
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleet_server.cli.failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from fleet.v1 import trust_pb2
+    from fleet.v1 import admin_pb2, trust_pb2
     from fleet_server.cli.invocation import Invocation
     from fleet_server.cli.profile import Context
 
 _CALL_TIMEOUT_S = 10.0
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def followed(invocation: Invocation, context: Context) -> Context | None:
@@ -72,16 +74,38 @@ def proven(context: Context, chain: Sequence[trust_pb2.Signed], now_ms: int) -> 
     )
 
 
-def keep_up(invocation: Invocation, context: Context, chain: Sequence[trust_pb2.Signed]) -> None:
-    """Remember the newest bundle that a trusted server showed: from then on no older one counts."""
-    found = proven(context, chain, invocation.now_ms()) if context.authority_key else None
-    if found is not None and context.name and found.newest_bundle > context.newest_bundle:
-        invocation.profile_file().remember(context.name, newest_bundle=found.newest_bundle)
+def keep_up(invocation: Invocation, context: Context, answer: admin_pb2.ListTlsCasResponse) -> None:
+    """Remember what a trusted server showed: the newest bundle, for from then on no older one counts; and which CAs
+    were revoked, for several are trusted while one follows the other, and a connection under the newer one works on.
+    One that is merely retired stays: behind a CA from outside it goes on signing for the operators' listener."""
+    if not context.name:
+        return
+    changes: dict[str, Any] = {}
+    found = proven(context, answer.chain, invocation.now_ms()) if context.authority_key else None
+    if found is not None and found.newest_bundle > context.newest_bundle:
+        changes["newest_bundle"] = found.newest_bundle
+    ca_pem = _without_revoked(context.ca_pem, answer.cas)
+    if ca_pem != context.ca_pem:
+        changes["ca_pem"] = ca_pem
+        invocation.say("A TLS CA of the server was revoked: it is trusted no longer here, either.")
+    if changes:
+        invocation.profile_file().remember(context.name, **changes)
+
+
+def _without_revoked(ca_pem: str, cas: Iterable[admin_pb2.TlsCaView]) -> str:
+    import ssl
+
+    from fleet import tls
+    from fleet.v1 import admin_pb2
+
+    revoked = {ca.sha256 for ca in cas if ca.phase == admin_pb2.TLS_CA_PHASE_REVOKED}
+    held = _certificates(ca_pem)
+    kept = [pem for pem in held if tls.certificate_sha256(ssl.PEM_cert_to_DER_cert(pem)) not in revoked]
+    return "\n".join(kept) + "\n" if kept and len(kept) < len(held) else ca_pem
 
 
 def _certificates(pem: str) -> list[str]:
-    end = "-----END CERTIFICATE-----"
-    return [part + end for part in pem.replace("\r", "").split(end + "\n") if part]
+    return _CERTIFICATE.findall(pem.replace("\r", ""))
 
 
 def _fetch_chain(context: Context) -> Sequence[trust_pb2.Signed]:

@@ -26,6 +26,29 @@ def test_authorities_are_shown_with_what_this_machine_can_prove(ctl: Fleetctl) -
     assert "does not prove that its authority follows" in refused.stderr
 
 
+def test_a_chain_that_does_not_lead_over_the_newest_that_was_seen_is_not_shown_as_one_that_follows(
+    ctl: Fleetctl,
+) -> None:
+    """Whoever got hold of the first authority's key makes another successor."""
+    ctl.fake.answers["ListAuthorities"] = authorities(AUTHORITY, SECOND)
+    assert ctl.run("authority", "list").exit_code == 0
+    assert ctl.profile.load().contexts["default"].newest_authority == SECOND.public_key
+    ctl.fake.answers["ListAuthorities"] = authorities(AUTHORITY, STRANGER)
+    refused = ctl.run("authority", "list")
+    assert refused.exit_code == 3
+    assert "does not lead over the newest" in refused.stderr
+
+
+def test_an_authority_that_the_chain_does_not_prove_is_named_so(ctl: Fleetctl) -> None:
+    """The list comes from a table, and whoever writes that proves nothing."""
+    answer = authorities(AUTHORITY, SECOND)
+    answer.authorities.add(generation=3, public_key=STRANGER.public_key, created_at_ms=NOW_MS)
+    ctl.fake.answers["ListAuthorities"] = answer
+    assert ctl.run("authority", "list").stdout.splitlines()[3].endswith("NOT proven")
+    ctl.log_in(authority_key=SECOND.public_key)
+    assert ctl.run("authority", "list").stdout.splitlines()[1].endswith("before the pinned one")
+
+
 def test_a_rotation_names_the_generation_that_was_seen_and_is_remembered(ctl: Fleetctl) -> None:
     answers = [authorities(AUTHORITY), authorities(AUTHORITY, SECOND)]
     ctl.fake.answers["ListAuthorities"] = answers

@@ -366,7 +366,9 @@ def test_steps_of_a_rotation_send_what_was_said(ctl: Fleetctl) -> None:
         "RetireKey": admin_pb2.RetireKeyResponse(key=KEY),
         "RevokeKey": admin_pb2.RevokeKeyResponse(key=KEY),
     }
-    assert "fleetctl keys rollout" in ctl.run("keys", "prepare", "--site", "berlin").stderr
+    said = ctl.run("keys", "prepare", "--site", "berlin").stderr
+    assert "fleetctl keys rollout" in said
+    assert "fleetctl keys activate 3f3f3f3f" in said
     assert ctl.fake.requests("PrepareKey")[0].site == "berlin"
     assert "7 of 9 nodes" in ctl.run("keys", "activate", "3f3f3f3f", "--override", "press-1 is scrap").stderr
     assert ctl.run("keys", "activate", "3f3f3f3f").exit_code == 0
@@ -376,7 +378,9 @@ def test_steps_of_a_rotation_send_what_was_said(ctl: Fleetctl) -> None:
     assert ctl.fake.requests("RetireKey")[0].verify_for_s == 3600
     assert ctl.run("keys", "revoke", "3f3f3f3f", "--yes").exit_code == 2, "a reason is asked for"
     assert ctl.run("keys", "revoke", "3f3f3f3f", "--reason", "leaked").exit_code == 2, "nobody is there to confirm"
-    assert ctl.run("keys", "revoke", "3f3f3f3f", "--reason", "leaked", "--yes", "--stop-commands").exit_code == 0
+    stopped = ctl.run("keys", "revoke", "3f3f3f3f", "--reason", "leaked", "--yes", "--stop-commands")
+    assert stopped.exit_code == 0
+    assert "fleetctl keys prepare" in stopped.stderr
     (asked,) = ctl.fake.requests("RevokeKey")
     assert (asked.key, asked.reason, asked.stop_commands) == ("3f3f3f3f", "leaked", True)
     assert ctl.json("keys", "prepare")["key"]["phase"] == "ACTIVE"

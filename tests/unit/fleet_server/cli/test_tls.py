@@ -145,6 +145,57 @@ def test_the_newest_bundle_that_was_seen_is_remembered_and_only_a_newer_one(ctl:
     assert ctl.profile.load().contexts["default"].ca_pem == ctl.ca_pem.decode(), "what works is left alone"
 
 
+@pytest.mark.parametrize("verb", [("list",), ("rollout",), ("revoke", CA_ID, "--reason", "leaked", "--yes")])
+def test_a_revoked_ca_is_trusted_here_no_longer_either(ctl: Fleetctl, verb: tuple[str, ...]) -> None:
+    """Both were trusted while one followed the other: whoever has the key of the old one would be sent the token."""
+    mine = ctl.ca_pem.decode()
+    ctl.log_in(ca_pem=CA.certificate_pem.decode() + mine)
+    revoked = view(CA, admin_pb2.TLS_CA_PHASE_REVOKED)
+    ctl.fake.answers["RevokeTlsCa"] = admin_pb2.RevokeTlsCaResponse(ca=revoked)
+    ctl.fake.answers["ListTlsCas"] = listed(revoked, PREPARED)
+    result = ctl.run("tls", *verb)
+    assert result.exit_code == 0, result.output
+    assert ctl.profile.load().contexts["default"].ca_pem == mine
+    assert "trusted no longer" in result.stderr
+
+
+def test_nothing_else_is_dropped_and_never_the_last_one(ctl: Fleetctl) -> None:
+    """One that is retired may sign what this listener shows behind a CA from outside."""
+    for phase, kept in ((admin_pb2.TLS_CA_PHASE_RETIRED, "# by hand\n" + CA.certificate_pem.decode()), (REVOKED, "")):
+        pem = kept + ctl.ca_pem.decode()
+        ctl.log_in(ca_pem=pem)
+        mine = admin_pb2.TlsCaView(
+            sha256=tls.certificate_sha256(tls_certificates.pem_to_der(ctl.ca_pem)), phase=REVOKED
+        )
+        ctl.fake.answers["ListTlsCas"] = listed(view(CA, phase), *([] if kept else [mine]))
+        assert ctl.run("tls", "list").exit_code == 0
+        assert ctl.profile.load().contexts["default"].ca_pem == pem
+
+
+REVOKED = admin_pb2.TLS_CA_PHASE_REVOKED
+
+
+def test_each_step_says_what_comes_next(ctl: Fleetctl) -> None:
+    going, come = view(CA, admin_pb2.TLS_CA_PHASE_OUTGOING), view(NEW_CA, admin_pb2.TLS_CA_PHASE_ACTIVE)
+    ctl.fake.answers["PrepareTlsCa"] = admin_pb2.PrepareTlsCaResponse(ca=PREPARED)
+    ctl.fake.answers["ActivateTlsCa"] = admin_pb2.ActivateTlsCaResponse(ca=come, rollout=COMPLETE)
+    ctl.fake.answers["RetireTlsCa"] = admin_pb2.RetireTlsCaResponse(ca=view(CA, admin_pb2.TLS_CA_PHASE_RETIRED))
+    ctl.fake.answers["RevokeTlsCa"] = admin_pb2.RevokeTlsCaResponse(ca=view(CA, REVOKED))
+    ctl.fake.answers["ListTlsCas"] = listed(going, come)
+    file = ctl.folder / "company.pem"
+    file.write_bytes(NEW_CA.certificate_pem)
+    for args, expected in (
+        (["prepare"], [f"fleetctl tls activate {PREPARED.sha256.hex()[:8]}"]),
+        (["prepare", "--ca-file", str(file)], ["outside.pem", "tls_terminator_leaf_sha256"]),
+        (["activate", CA_ID], [f"fleetctl tls retire {CA_ID}", "3 of 3 nodes"]),
+        (["retire", CA_ID], ["FLEETCTL_CA_FILE", "ca.crt"]),
+        (["revoke", CA_ID, "--reason", "leaked", "--yes"], ["fleetctl join-token revoke", "fleetctl tls list"]),
+    ):
+        said = ctl.run("tls", *args).stderr
+        assert all(each in said for each in expected), said
+        assert "Next" not in ctl.run("tls", *args, "--output", "json").stderr
+
+
 # -- what a chain proves to a fleetctl that trusts no certificate it is shown ------------------------------------------
 CONTEXT = Context(
     name="default",
