@@ -69,14 +69,19 @@ def unseal(archive: bytes, passphrase: Secret[str], *, cost: int = SCRYPT_COST) 
         ArchiveError: it is no archive, was changed, is too large, or the passphrase is another.
     """
     if len(archive) > MAX_ARCHIVE_BYTES:
-        raise ArchiveError("this is larger than any backup of a node")
+        raise ArchiveError("this is larger than any backup of a node: name the file that `fleet-node backup` wrote")
     if not archive.startswith(_MAGIC) or len(archive) < _HEADER_BYTES:
-        raise ArchiveError("this is no backup of a fleet node, or one of another version")
+        raise ArchiveError(
+            "this is no backup of a fleet node, or one of another version: name the file that `fleet-node backup` wrote"
+        )
     header = archive[:_HEADER_BYTES]
     try:
         packed = _cipher(header, passphrase, cost).decrypt(_nonce(header), archive[_HEADER_BYTES:], header)
     except InvalidTag:
-        raise ArchiveError("the passphrase is not the one of this backup, or the file was changed") from None
+        raise ArchiveError(
+            "the passphrase is not the one of this backup, or the file was cut off or changed: give the passphrase once"
+            " more, then take another copy of the file"
+        ) from None
     files: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
         for entry in tar:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def draft_of(state_dir: Path) -> Iterator[Path]:
     """
     if not state_dir.exists() and not state_dir.is_symlink():
         state_dir.parent.mkdir(parents=True, exist_ok=True)
+        _clear_beside(state_dir)
         draft = private_folder(state_dir.with_name(f".{state_dir.name}.{secrets.token_hex(4)}.restoring"))
         with _removed_on_failure(draft):
             yield draft
@@ -66,6 +68,19 @@ def _claim(state_dir: Path) -> None:
     for name in interrupted:
         shutil.rmtree(state_dir / name)
     state_dir.chmod(0o700)
+
+
+def _clear_beside(state_dir: Path) -> None:
+    """Remove what a restore into this place left when it was killed: keys are in it."""
+    draft = re.compile(re.escape(f".{state_dir.name}.") + r"[0-9a-f]{8}\.restoring")
+    for left in state_dir.parent.iterdir():
+        if (
+            draft.fullmatch(left.name)
+            and left.is_dir()
+            and not left.is_symlink()
+            and left.stat().st_uid == os.geteuid()
+        ):
+            shutil.rmtree(left)
 
 
 def _refuse_other_users(state_dir: Path) -> None:

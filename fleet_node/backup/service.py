@@ -151,7 +151,9 @@ def _not_writable(to: Path, error: OSError) -> BackupError:
 def _read_archive(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_ARCHIVE_BYTES:
-            raise BackupError(f"{path} is larger than any backup of a node")
+            raise BackupError(
+                f"{path} is larger than any backup of a node: name the file that `fleet-node backup` wrote"
+            )
         return path.read_bytes()
     except OSError as error:
         raise BackupError(f"{path} cannot be read: {error.strerror or error}; let this user read it") from error

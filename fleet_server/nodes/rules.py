@@ -103,6 +103,18 @@ def refuse_transition(nodes: Sequence[NodeRecord], wanted: NodeState) -> Refusal
     )
 
 
+def refuse_adoption(nodes: Sequence[NodeRecord]) -> Refusal:
+    """The answer when none of `nodes` can be adopted, as when it was already."""
+    shown = ", ".join(f"{node.name} is {node.state}" for node in nodes[:5])
+    more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
+    return Refusal(
+        Reason.CONFLICT,
+        f"nothing was adopted: {shown}{more}. A node is adopted that was set aside (QUARANTINED), or whose own audit"
+        " does not go on. `fleetctl nodes show` says whether one waits for its machine already; one whose record was"
+        " changed outside the server can only be revoked, then enrolled anew with new keys",
+    )
+
+
 def checked_reason(text: str) -> str:
     """An operator's reason as it is stored and shown.
 

@@ -206,7 +206,7 @@ class NodeService(NodePresence):
                 if rules.may_be_adopted(node, audit_broken=self._audit.is_broken(tx.conn, node.node_id))
             ]
             if not able:
-                raise rules.refuse_transition(nodes, NodeState.ACTIVE)
+                raise rules.refuse_adoption(nodes)
             self._save(tx, [(node, replace(node, state=NodeState.ACTIVE, state_reason=reason)) for node in able])
             for node in able:
                 for hook in self._on_adopt:

@@ -80,13 +80,17 @@ def test_a_half_restore_never_looks_whole(place: Path, moves: int, monkeypatch: 
     assert not list(place.iterdir())
 
 
-def test_what_a_killed_restore_left_is_cleared_away(place: Path) -> None:
-    left = place / ".restoring-0123"
-    left.mkdir(parents=True)
-    (left / "identity.key").write_bytes(b"other")
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_killed_restore_left_is_cleared_away(place: Path, there: bool) -> None:
+    left = place / ".restoring-0123" if there else place.parent / ".state.01234567.restoring"
+    others = place.parent / ".state-2.01234567.restoring", place.parent / ".state.old.restoring"
+    for folder in (left, *others):
+        folder.mkdir(parents=True)
+        (folder / "identity.key").write_bytes(b"other")
     with draft_of(place) as draft:
         fill(draft)
-    assert not left.exists()
+    assert not left.exists(), "there are keys in it"
+    assert [folder.exists() for folder in others] == [True, True]
     assert held(place) == FILES
 
 

@@ -94,6 +94,7 @@ async def test_only_a_node_with_a_sound_record_that_was_set_aside_is_adopted(wor
     with pytest.raises(Refusal) as refusal:
         await world.nodes.adopt("carol", [node.name], "")
     assert refusal.value.reason is Reason.CONFLICT
+    assert f"nothing was adopted: {node.name} is ACTIVE" in refusal.value.detail
     await world.database.write(lambda tx: tx.conn.exec_driver_sql("UPDATE nodes SET site = 'elsewhere'").rowcount)
     with pytest.raises(Refusal) as refusal:
         await world.nodes.adopt("carol", [node.name], "")
