@@ -3,10 +3,13 @@
 A wake-up stays inside its process, so a replica that holds a node's stream hears of a decision made elsewhere by
 asking. One read for the whole fleet over the index of decisions: it finds nothing while nobody decides anything. A
 node is suspended or revoked on whichever replica holds it within a second (docs/operations/revoke.md).
+Times of decisions only order them: each is later than those that were committed when it was made, so a replica whose
+clock is wrong is heard. One may be committed behind a later one; it is looked for as long as that can take.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from fleet.clock import Clock
@@ -18,8 +21,8 @@ from fleet_server.nodes.store import NodeStore
 log = get_logger(__name__)
 
 INTERVAL_S = 0.5
-WINDOW_MS = 30_000
-"""How far the clocks of two replicas may differ, and how long a commit may take, and still no decision is missed."""
+WINDOW_S = 30.0
+"""How long a transaction may take from its decision to its commit, and still no decision is missed."""
 
 
 class DecisionPoll:
@@ -36,7 +39,8 @@ class DecisionPoll:
         self._clock = clock
         self._store = store
         self._decided = decided
-        self._newest_ms = 0
+        self._settled_ms: int | None = None
+        self._seen: deque[tuple[float, int]] = deque()
         self._told: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -50,11 +54,21 @@ class DecisionPoll:
 
     async def poll(self) -> None:
         """One round."""
-        now_ms = self._clock.now_ms()
-        since_ms = (min(now_ms, self._newest_ms) if self._newest_ms else now_ms) - WINDOW_MS
+        began_s = self._clock.monotonic()
+        if self._settled_ms is None:
+            newest_ms = await self._database.read(self._store.newest_decision_ms)
+            self._settled_ms = max(0, newest_ms - int(WINDOW_S * 1000))
+        since_ms = self._settled_ms
         found = await self._database.read(lambda conn: self._store.decided_since(conn, since_ms))
         news = [node_id for node_id, at_ms in found if self._told.get(node_id) != at_ms]
         self._told = dict(found)
-        self._newest_ms = max((at_ms for _, at_ms in found), default=self._newest_ms)
+        self._settle(began_s, max((at_ms for _, at_ms in found), default=since_ms))
         if news:
             self._decided(news)
+
+    def _settle(self, began_s: float, newest_ms: int) -> None:
+        """Nothing comes any more behind what was the newest decision a window ago."""
+        if not self._seen or self._seen[-1][1] != newest_ms:
+            self._seen.append((began_s, newest_ms))
+        while self._seen and self._seen[0][0] <= began_s - WINDOW_S:
+            self._settled_ms = self._seen.popleft()[1]

@@ -173,13 +173,19 @@ class NodeStore:
         return True
 
     def note_decided(self, conn: Connection, node_ids: Sequence[str], now_ms: int) -> None:
-        """Note that something was decided about nodes; the time of each grows, so that no two decisions look alike."""
+        """Note that something was decided about nodes. Whatever the clocks of replicas say, its time is later than that
+        of each decision that was committed before, so that no two look alike and none is passed over."""
+        now_ms = max(now_ms, self.newest_decision_ms(conn) + 1)
         for chunk in _chunks(sorted(node_ids)):
             text = (
                 "UPDATE nodes SET decided_at_ms = CASE WHEN decided_at_ms < ? THEN ? ELSE decided_at_ms + 1 END"  # noqa: S608
                 f" WHERE node_id IN ({_marks(chunk)})"
             )
             conn.exec_driver_sql(sql(conn, text), (now_ms, now_ms, *chunk))
+
+    def newest_decision_ms(self, conn: Connection) -> int:
+        """Time of the last decision about any node, Unix milliseconds; 0 before the first."""
+        return int(fetch(conn, "SELECT COALESCE(MAX(decided_at_ms), 0) FROM nodes", ())[0][0])
 
     def decided_since(self, conn: Connection, since_ms: int) -> list[tuple[str, int]]:
         """(node id, time of the last decision about it in Unix ms) of decisions after a time."""
