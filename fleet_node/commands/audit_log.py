@@ -36,6 +36,7 @@ from fleet.node_audit import (
     encode_detail,
     node_row_hash,
 )
+from fleet.node_signatures import MAX_UNSIGNED_ROWS, SIGN_EVERY_ROWS
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.commands import audit_rows, audit_store
 from fleet_node.commands.audit_rows import AuditEvent
@@ -174,6 +175,7 @@ class AuditLog:
             dict(self._unacked_bytes),
             dict(self._dropped),
             self._dropping(),
+            signed_number=self._signed_number,
         )
         if self._lost:
             draft.dropped[_LOST] = draft.dropped.get(_LOST, 0) + self._lost
@@ -181,6 +183,8 @@ class AuditLog:
             self._sign(draft)
         for row in rows:
             self._chain(draft, row)
+            if draft.unsigned >= SIGN_EVERY_ROWS:
+                self._sign(draft)
         if self.signer is not None and (self.signer.takes_over(events) or _stops(events)):
             self._sign(draft)
         audit_store.insert_rows(self._connection, draft.rows)
@@ -198,9 +202,7 @@ class AuditLog:
         self.number, self._hash, self._dropped = draft.number, draft.hash, draft.dropped
         self.next_chain, self.owner_pin = draft.next_chain, draft.owner_pin
         self.sealed_seq, self.sealed_report_no = draft.sealed_seq, draft.sealed_report_no
-        if draft.signed_number and self.signer is not None:
-            self._signed_number = draft.signed_number
-            self.signer.signed()
+        self._note_signed(draft)
         self._unacked_bytes = draft.unacked_bytes
         self._accepted, self._ended, self._unsealed_bytes, self._lost = [], [], 0, 0
 
@@ -239,14 +241,22 @@ class AuditLog:
             chain, chain, self.owner_pin, 0, FIRST_PREVIOUS_HASH, {}, dict(self._dropped), self._dropping()
         )
         draft.sealed_seq, draft.sealed_report_no = self.sealed_seq, self.sealed_report_no
-        for event in (AuditEvent(NodeAuditKind.CHAIN_BEGUN, at_ms, begun.detail()), *again):
+        other_keys = max(
+            [at for at, event in enumerate(again) if event.kind is NodeAuditKind.CREDENTIAL_IN_FORCE], default=-1
+        )
+        self._append(draft, AuditEvent(NodeAuditKind.CHAIN_BEGUN, at_ms, begun.detail()))
+        for at, event in enumerate(again):
             self._append(draft, event)
+            # The keys in force sign behind the row that says so, as long as readers wait for them.
+            if draft.unsigned >= (SIGN_EVERY_ROWS if at >= other_keys else MAX_UNSIGNED_ROWS):
+                self._sign(draft)
         with audit_store.chain_replaced(self._connection):
             audit_store.insert_rows(self._connection, draft.rows)
             keep_evidence(self._connection, draft.evidence[:1])  # the others are kept as they stood in the chain before
             audit_store.save_state(self._connection, draft.state(0))
         self.chain, self.number, self._hash, self.acked_number = chain, draft.number, draft.hash, 0
         self._signed_number = 0
+        self._note_signed(draft)
         self._unacked_bytes = draft.unacked_bytes
 
     def after(self, number: int) -> list[gateway_pb2.AuditRow]:
@@ -292,6 +302,11 @@ class AuditLog:
             self._append(draft, self.signer.row(self._node_id, draft.chain, draft.number, draft.hash))
             draft.signed_number = draft.number
 
+    def _note_signed(self, draft: _Draft) -> None:
+        if draft.signed_number != self._signed_number and self.signer is not None:
+            self._signed_number = draft.signed_number
+            self.signer.signed()
+
     def _append(self, draft: _Draft, event: AuditEvent) -> None:
         row = gateway_pb2.AuditRow(
             number=draft.number + 1, at_ms=event.at_ms, kind=event.kind.value, detail=event.detail
@@ -324,6 +339,11 @@ class _Draft:
     signed_number: int = 0
     sealed_seq: int = 0
     sealed_report_no: int = 0
+
+    @property
+    def unsigned(self) -> int:
+        """Rows behind the newest signature."""
+        return self.number - self.signed_number
 
     def unacked(self, share: str) -> int:
         """Bytes of a share that wait."""

@@ -25,8 +25,8 @@ from fleet.v1 import trust_pb2
 
 SIGN_EVERY_S = 60.0
 SIGN_EVERY_ROWS = 1024
-MAX_UNSIGNED_ROWS = 8192
-"""Rows of a chain that may wait for the node's signature: what is chained in one commit stands behind one."""
+MAX_UNSIGNED_ROWS = 2 * SIGN_EVERY_ROWS
+"""Rows of a chain that may wait for the node's signature."""
 _FAR_MS = 2**62
 
 

@@ -9,7 +9,7 @@ from fleet.clock import ServerTime
 from fleet.identity import NodeKeys, show_fingerprint
 from fleet.node_audit import NodeAuditKind, writer_of
 from fleet.node_keys import sign_rotation
-from fleet.node_signatures import SIGN_EVERY_ROWS, SIGN_EVERY_S, NodeSignatures
+from fleet.node_signatures import MAX_UNSIGNED_ROWS, SIGN_EVERY_ROWS, SIGN_EVERY_S, NodeSignatures
 from fleet.v1 import admin_pb2, gateway_pb2
 from fleet_node.commands import audit_rows
 from fleet_node.commands.audit_rows import AuditEvent
@@ -81,8 +81,10 @@ def test_many_rows_do_not_wait_for_the_minute(path: Path, clock: MockClock) -> N
     store = signing(JournalStore(path, NODE), clock)
     for _ in range(3):
         store.apply([Batch(audit=[told() for _ in range(SIGN_EVERY_ROWS)])], 0)
-    assert store.audit.unsigned == SIGN_EVERY_ROWS
-    assert kinds(store).count("chain.signed") == 3, "the round that sends the rest signs it"
+    assert store.audit.unsigned == 0
+    assert kinds(store).count("chain.signed") == 3
+    store.apply([Batch(audit=[told() for _ in range(SIGN_EVERY_ROWS + 1)])], 0)
+    assert kinds(store)[-2:] == ["chain.signed", "drain.ordered"], "nor for the end of a large commit"
     store.close()
 
 
@@ -151,3 +153,40 @@ async def test_what_was_told_last_is_signed_a_minute_later_and_then_there_is_pea
     await node.journal.query(lambda store: None)
     assert node.store.audit.unsigned == 0
     await node.close()
+
+
+def test_what_waited_and_comes_again_in_another_chain_is_signed_as_it_comes(path: Path, clock: MockClock) -> None:
+    """A server that took nothing for days, until a person adopted the node: else readers take it for made up."""
+    store = signing(JournalStore(path, NODE), clock)
+    for _ in range(MAX_UNSIGNED_ROWS // SIGN_EVERY_ROWS + 1):
+        store.apply([Batch(audit=[told() for _ in range(SIGN_EVERY_ROWS)])], 0)
+    floor = AuditEvent(NodeAuditKind.FLOOR_RAISED, 7, b"{}", opens_chain=1)
+    store.apply([Batch(audit=[floor])], 0)
+    assert store.audit.answered(gateway_pb2.AuditAck(number=0, paused="CHAIN_ENDED"), store.audit.number, 77)
+    assert store.audit.unsigned < SIGN_EVERY_ROWS
+    assert verified(store).unsigned_rows == store.audit.unsigned
+    store.close()
+
+
+def test_keys_that_were_replaced_among_what_comes_again_are_named_before_the_new_ones_sign(
+    path: Path, clock: MockClock
+) -> None:
+    old, new = NodeKeys.generate(), NodeKeys.generate()
+    in_force = old
+    store = JournalStore(path, NODE)
+    store.audit.signer = AuditSigner(lambda: in_force, clock, ServerTime(clock))
+    store.apply([Batch(audit=[told() for _ in range(SIGN_EVERY_ROWS + 1)])], 0)
+    statement = sign_rotation(cluster_id="c", node_id=NODE, old=old, new=new, issued_at_ms=1)
+    stored = {"subject": "node_keys", "statement": statement.SerializeToString().hex()}
+    in_force = new
+    events = [audit_rows.event(NodeAuditKind.CREDENTIAL_STORED, 7, stored), told(NodeAuditKind.CREDENTIAL_IN_FORCE)]
+    store.apply([Batch(audit=events)], 0)
+    before = verified(store)
+    floor = AuditEvent(NodeAuditKind.FLOOR_RAISED, 7, b"{}", opens_chain=1)
+    store.apply([Batch(audit=[floor])], 0)
+    assert store.audit.answered(gateway_pb2.AuditAck(number=0, paused="CHAIN_ENDED"), store.audit.number, 77)
+    store.apply([Batch(audit=[told(NodeAuditKind.PROCESS_STOPPED)])], 0)
+    found = kinds(store)
+    assert found.index("chain.signed") > found.index("credential.in_force")
+    assert verified(store).fingerprints == before.fingerprints
+    store.close()
