@@ -60,7 +60,7 @@ def create(invocation: Invocation, site: str, ttl: int, uses: int, auto_approve:
     with invocation.connect() as admin:
         made = admin.call(admin.stub.CreateJoinToken, request)
         statement = _open_token(made.token, admin.context, _authority_in_force(invocation, admin, made.token))
-    _add_owner_pin(made.token, admin.context)
+    _add_owner_pin(invocation, made.token, admin.context)
     text = token_text(made.token)
     emit_secret(invocation, made.join_token, secret_field="token", secret=text, output_file=output_file)
     _say_what_it_trusts(invocation, statement, made.token.owner_pin)
@@ -144,10 +144,15 @@ def _open_token(
     return statement
 
 
-def _add_owner_pin(token: enrollment_pb2.JoinToken, context: Context) -> None:
+def _add_owner_pin(invocation: Invocation, token: enrollment_pb2.JoinToken, context: Context) -> None:
     # Only the operator's own profile may pin an owner: the server cannot vouch for its own owner (docs/protocol.md,
-    # "Enrollment").
-    token.owner_pin = context.owner_pin
+    # "Enrollment"). Of the owners that follow the pinned one the newest that was seen: whoever has the key of one
+    # before could name another successor to nodes that know no better.
+    from fleet.people import owner_pin
+    from fleet_server.cli.known_people import KnownPeople
+
+    newest = KnownPeople(invocation.profile_file()).of(context).owner
+    token.owner_pin = context.owner_pin if newest is None else owner_pin(newest.public_key)
 
 
 def _say_what_it_trusts(invocation: Invocation, statement: enrollment_pb2.JoinTokenStatement, owner_pin: bytes) -> None:

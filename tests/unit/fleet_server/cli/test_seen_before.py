@@ -5,10 +5,11 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from fleet import people_signing
+from fleet import jointoken, people_signing
 from fleet.envelope import Domain, Signer, verify_one
 from fleet.key_file import create_key_file
-from fleet.v1 import admin_pb2, trust_pb2
+from fleet.people import owner_pin
+from fleet.v1 import admin_pb2, enrollment_pb2, trust_pb2
 from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.test_signing import CLUSTER, PASSPHRASE, Desk, ask
 
@@ -188,3 +189,24 @@ def test_who_signs_next_brings_back_what_the_servers_database_lost(desk: Desk) -
     *brought, signed = desk.ctl.fake.requests("PutOwnerStatement")
     assert brought == sent
     assert trust_pb2.PolicyStatement.FromString(signed.policy.statement).version == 3
+
+
+def test_a_new_node_pins_the_newest_owner_that_this_machine_has_seen(desk: Desk) -> None:
+    """The first owner's key was stolen, and its successor named: with the first one's pin a node that joins would take
+    whichever successor the thief names."""
+    successor = Signer.generate()
+    named = people_signing.sign_owner(CLUSTER, successor, generation=2, issued_at_ms=NOW_MS - 3000, before=desk.owner)
+    desk.statements.owners.append(named)
+    made = admin_pb2.CreateJoinTokenResponse(token=enrollment_pb2.JoinToken(secret=b"\x09" * 32))
+    made.token.signed.statement = enrollment_pb2.JoinTokenStatement(cluster_id=CLUSTER).SerializeToString()
+    desk.ctl.fake.answers["CreateJoinToken"] = made
+    desk.log_in(authority_key=b"")
+
+    def pinned() -> bytes:
+        created = desk.run("join-token", "create")
+        assert created.exit_code == 0, created.output
+        return jointoken.decode(created.stdout).owner_pin
+
+    assert pinned() == owner_pin(desk.owner.public_key)
+    assert desk.run("policy", "show").exit_code == 3, "there is none; who owns the cluster is known now"
+    assert pinned() == owner_pin(successor.public_key)
