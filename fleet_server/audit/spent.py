@@ -1,5 +1,5 @@
 """What was used up or ended, and does not come back: tokens of operators, join tokens, machines of nodes, command keys,
-TLS CAs.
+TLS CAs, activation manifests.
 
 Mental model
     A row with a MAC is a row that the server once wrote, not the newest: who writes the database puts back the row of
@@ -38,6 +38,7 @@ class What(StrEnum):
     OPERATOR_TOKEN = "operator-token"  # SHA-256, hexadecimal
     JOIN_TOKEN = "join-token"  # id
     JOIN_TOKEN_USE = "join-token-use"  # id
+    MANIFEST = "manifest"  # SHA-256 of the statement, hexadecimal: another took its place
     COMMAND_KEY = "command-key"  # id, hexadecimal: it was revoked
     TLS_CA = "tls-ca"  # SHA-256, hexadecimal: it was revoked
     MACHINE = "machine"  # id of the node, fingerprint in hexadecimal

@@ -21,8 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from google.protobuf.message import DecodeError
-
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.key_file import show_public_key
@@ -34,7 +32,8 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
 from fleet_server.installation import rules, store
-from fleet_server.installation.rules import Claim, Grant, Manifest
+from fleet_server.installation.imported import Authority, Imported
+from fleet_server.installation.rules import Claim, Grant
 
 log = get_logger(__name__)
 
@@ -55,16 +54,6 @@ class Bucket(Protocol):
     def take(self, address: str, now_s: float) -> bool:
         """One more call from there; False for too many."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """What was imported, verified."""
-
-    manifest: Manifest
-    claim: Claim | None
-    activated_at_ms: int
-    signed_claim: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +96,7 @@ class InstallationService:
         self._audit = audit
         self.strict = strict
         self._root_key = root_key
+        self._imported = Imported(root_key, audit.spent)
         self._challenge_key = challenge_key
         self._bucket = bucket
         self._installation_id = ""
@@ -190,15 +180,18 @@ class InstallationService:
         manifest = rules.verify_manifest(signed, root_key=root_key, installation_id=self._installation_id)
         now_ms = self._clock.now_ms()
 
-        def is_new(held: Authority | None) -> bool:
+        def is_new(conn: Connection, held: Authority | None) -> bool:
+            self._imported.check_not_replaced(conn, signed)
             rules.check_import(manifest, held.manifest if held else None, now_ms)
             return held is None or held.manifest != manifest
 
         def work(tx: Transaction) -> Refusal | None:
             held = self._read(tx.conn, lock=True)
             try:
-                if not is_new(held):
+                if not is_new(tx.conn, held):
                     return None
+                if held is not None:
+                    self._imported.note_replaced(tx.conn, held)
             except Refusal as refusal:
                 return refusal
             raw, claim = signed.SerializeToString(), b""
@@ -218,7 +211,8 @@ class InstallationService:
             )
             return None
 
-        if is_new(await self._database.read(self._read)) and (refused := await self._database.write(work)):
+        changes = await self._database.read(lambda conn: is_new(conn, self._read(conn)))
+        if changes and (refused := await self._database.write(work)):
             raise refused
         await self._look()
         return await self._view()
@@ -339,46 +333,10 @@ class InstallationService:
         self._authority = found
 
     def _read(self, conn: Connection, *, lock: bool = False) -> Authority | None:
-        """What is stored, as far as it verifies: a row that does not is no row."""
-        row = store.authority(conn, self._installation_id, lock=lock)
-        if row is None or not self._root_key:
-            return None
-        try:
-            manifest = rules.verify_manifest(
-                trust_pb2.Signed.FromString(row.manifest),
-                root_key=self._root_key,
-                installation_id=self._installation_id,
-            )
-        except (Refusal, DecodeError) as error:
-            log.error("activation_refused", error=str(error))
-            return None
-        claim = self._read_claim(row.claim, manifest)
-        return Authority(manifest, claim, row.activated_at_ms, row.claim if claim is not None else b"")
-
-    def _read_claim(self, raw: bytes, manifest: Manifest) -> Claim | None:
-        if not raw:
-            return None
-        try:
-            signed = trust_pb2.Signed.FromString(raw)
-            return rules.verify_claim(signed, manifest=manifest, installation_id=self._installation_id)
-        except (Refusal, DecodeError) as error:
-            log.error("owner_claim_refused", error=str(error))
-            return None
+        return self._imported.authority(conn, self._installation_id, lock=lock)
 
     def _grants(self, conn: Connection) -> list[Grant]:
-        if not self._root_key:
-            return []
-        found = []
-        for raw in store.grants(conn, self._installation_id):
-            try:
-                signed = trust_pb2.Signed.FromString(raw)
-                grant = rules.verify_grant(signed, root_key=self._root_key, installation_id=self._installation_id)
-            except (Refusal, DecodeError) as error:
-                log.error("platform_grant_refused", error=str(error))
-                continue
-            if grant.in_force(self._clock.now_ms()):
-                found.append(grant)
-        return found
+        return self._imported.grants(conn, self._installation_id, self._clock.now_ms())
 
     def _pinned(self) -> bytes:
         if not self._root_key:

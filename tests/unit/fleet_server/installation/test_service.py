@@ -242,6 +242,30 @@ async def test_who_writes_the_database_becomes_no_platform_admin(parts: Parts) -
     assert (await parts.service.view(ADDRESS)).grants == ()
 
 
+@pytest.mark.parametrize("how", ["put back", "removed and imported again"])
+async def test_an_owner_who_was_replaced_does_not_come_back_with_the_older_manifest(
+    parts: Parts, database: Database, clock: MockClock, how: str
+) -> None:
+    """Whose key was stolen, so that the product root named another; the thief writes the database."""
+    older = signed.manifest(ROOT, **parts.times())
+    await parts.service.activate(older, ADDRESS)
+    await clock.advance(60)
+    await parts.service.activate(signed.manifest(ROOT, first_owner_key=STRANGER.public_key, **parts.times()), ADDRESS)
+    if how == "put back":
+        await parts.edit("UPDATE installation_authority SET manifest = ?", older.SerializeToString())
+    else:
+        await parts.edit("DELETE FROM installation_authority")
+    for each in (parts, await Parts(database, clock, writer="r2").load()):
+        if how != "put back":
+            with pytest.raises(Refusal, match="took this one's place"):
+                await each.service.activate(older, ADDRESS)
+        with pytest.raises(Refusal):
+            await each.claim(OWNER)
+    newest = signed.manifest(ROOT, first_owner_key=STRANGER.public_key, **parts.times())
+    await parts.service.activate(newest, ADDRESS)
+    assert await parts.claim(STRANGER)
+
+
 async def test_another_pin_ends_what_the_old_root_signed(parts: Parts, database: Database) -> None:
     await parts.activate()
     await parts.service.import_grant(signed.grant(**parts.times()), ADDRESS)
