@@ -93,8 +93,6 @@ def member_of(settings: Settings, folder: StateFolder) -> tuple[Membership, Node
 
 
 def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: NodeKeys) -> None:
-    import uvloop
-
     from fleet.logs import get_logger
     from fleet.process_end import end_without_teardown
     from fleet_node.app import NodeFailedError, Parts
@@ -107,8 +105,7 @@ def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: No
         get_logger(__name__).warning("protects_nothing", glob=glob, what_to_do=unmatched_remedy(glob))
     parts = Parts(settings=settings, folder=folder, membership=membership, keys=keys, drivers=drivers)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run_node(parts))
+        asyncio.run(_run_node(parts))  # not uvloop: 1.7 MiB more, and one stream is no work for a loop
         get_logger(__name__).info("node_stopped")
         end_without_teardown(ExitCode.DONE)
     except NodeFailedError as error:

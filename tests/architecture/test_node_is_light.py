@@ -9,6 +9,7 @@ _HEAVY = (
     "difflib",
     "sqlalchemy",
     "rich",
+    "uvloop",
     "pydantic",
     "fleet_node.doctor",
     "fleet_node.backup.archive",

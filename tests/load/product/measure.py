@@ -36,8 +36,14 @@ _RESULT_TIMEOUT_S = 10.0
 async def commanded(
     ctx: Context, name: str, nodes: int, *, members: int = 0
 ) -> AsyncIterator[tuple[Installation, Child]]:
-    """A server with `nodes` whole nodes that run, of `members` that could."""
-    async with installation(ctx, name, nodes=max(nodes, members)) as server, ctx.child(_FLEET, uvloop=True) as fleet:
+    """A server with `nodes` whole nodes that run, of `members` that could.
+
+    One node has the daemon's own event loop; many share a process, which must not be what is measured.
+    """
+    async with (
+        installation(ctx, name, nodes=max(nodes, members)) as server,
+        ctx.child(_FLEET, uvloop=nodes > 1) as fleet,
+    ):
         await fleet.call("start", folders=server.node_folders[:nodes])
         yield server, fleet
 
