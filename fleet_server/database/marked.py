@@ -127,7 +127,16 @@ MARKED_TABLES = (
     MarkedTable(
         "node_ratchets",
         ("node_id",),
-        ("node_id", "confirmed_sha256", "sealed_offer", "any_until_ms", "seq_floor", "floor_at_ms", "audit_chain"),
+        (
+            "node_id",
+            "confirmed_sha256",
+            "sealed_offer",
+            "any_until_ms",
+            "seq_floor",
+            "floor_at_ms",
+            "audit_chain",
+            "boots",
+        ),
         sealed="sealed_offer",
         place="node_ratchets/{node_id}",
     ),

@@ -220,6 +220,7 @@ node_ratchets = Table(
     Column("seq_floor", BigInteger, nullable=False),
     Column("floor_at_ms", BigInteger, nullable=False),
     Column("audit_chain", BigInteger, nullable=False),
+    Column("boots", LargeBinary, nullable=False),
     Column("mac", LargeBinary, nullable=False),
 )
 

@@ -7,6 +7,8 @@ Mental model
     durable, and the same value is offered until it is confirmed. Anything else was shown by a machine that is not
     where this node is: a copied disk, a restored image, or a server whose database went back in time. Nobody can tell
     here which of two is the right one, so the node is set aside until a person has decided.
+    Two machines that are on at once push each other off, so that neither falls behind by two values. But a process that
+    comes back once another one has come is not the only one: each process has an id.
     What is stored is decided in the transaction that opens the stream, under the row's MAC.
 """
 
@@ -22,6 +24,7 @@ from typing import NamedTuple
 
 from fleet.people import CLOCK_SLACK_MS
 from fleet_server.database.engine import Connection
+from fleet_server.sessions.hello import BOOT_ID_BYTES
 from fleet_server.sessions.ratchet_store import RatchetRow, RatchetStore, TamperedRatchetError
 from fleet_server.trust.secrets import RowMac, SealError, SecretBox
 
@@ -31,6 +34,8 @@ ADOPTED_FOR_MS = 7 * 86_400_000
 RESTORED_FOR_MS = 30 * 86_400_000
 """So long nodes may be away when the database is restored; who comes later, and is ahead of it, has to be adopted."""
 MAX_CHAINS_FORGOTTEN = 1000
+MAX_BOOTS = 8
+"""Of so many processes a node's row tells; as many machines that take turns are found out."""
 
 
 class Verdict(Enum):
@@ -57,6 +62,27 @@ def judge(*, confirmed_sha256: bytes, offered: bytes, shown: bytes) -> Verdict:
     if hmac.compare_digest(digest(shown), confirmed_sha256):
         return Verdict.LAGS
     return Verdict.FOREIGN
+
+
+def has_come_back(boots: bytes, boot_id: bytes) -> bool:
+    """Whether another process has said hello since this one did last: on one machine the earlier one is gone by then.
+
+    Args:
+        boots: ids of the processes that said hello, newest first.
+        boot_id: of the one that does now; empty when it tells none.
+    """
+    return bool(boot_id) and boot_id in _each(boots)[1:]
+
+
+def with_newest(boots: bytes, boot_id: bytes) -> bytes:
+    """The ids once this process has said hello, too; the oldest are forgotten."""
+    if not boot_id:
+        return boots
+    return b"".join([boot_id, *(each for each in _each(boots) if each != boot_id)][:MAX_BOOTS])
+
+
+def _each(boots: bytes) -> list[bytes]:
+    return [boots[at : at + BOOT_ID_BYTES] for at in range(0, len(boots), BOOT_ID_BYTES)]
 
 
 def next_chain(held: int, told: int) -> int:
@@ -113,6 +139,7 @@ class Ratchets:
         shown: bytes,
         newest_chain: Callable[[], int] = lambda: 0,
         *,
+        boot_id: bytes = b"",
         now_ms: int,
     ) -> Turn | None:
         """Judge what a hello shows; what to hand on, or None when it is FOREIGN.
@@ -124,6 +151,7 @@ class Ratchets:
             shown: the ratchet.
             newest_chain: the newest audit chain that the machine says it writes, or that has rows here; asked only of a
                 machine that starts over.
+            boot_id: of its process; empty when it tells none.
             now_ms: Unix milliseconds.
 
         Raises:
@@ -132,16 +160,21 @@ class Ratchets:
         row = self._store.load(conn, node_id)
         offered = self._open(row)
         verdict = judge(confirmed_sha256=row.confirmed_sha256, offered=offered, shown=shown)
+        if has_come_back(row.boots, boot_id):
+            verdict = Verdict.FOREIGN
+        boots = with_newest(row.boots, boot_id)
         starts_over = now_ms < row.any_until_ms
         if verdict is Verdict.FOREIGN and not starts_over:
             return None
         if verdict is Verdict.LAGS and offered and not starts_over:
+            if boots != row.boots:
+                self._store.save(conn, replace(row, boots=boots))
             return Turn(offered, row.seq_floor, row.floor_at_ms, row.audit_chain)
         chain = next_chain(row.audit_chain, newest_chain()) if starts_over else row.audit_chain
         handed_on = os.urandom(RATCHET_BYTES)
         sealed = self._box.seal(handed_on, row=_place(node_id))
         turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_until_ms=0, audit_chain=chain)
-        self._store.save(conn, turned)
+        self._store.save(conn, replace(turned, boots=boots))
         return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, verdict if starts_over else None)
 
     def begin(self, conn: Connection, node_id: str) -> None:

@@ -19,6 +19,7 @@ class RatchetRow:
     seq_floor: int = 0
     floor_at_ms: int = 0
     audit_chain: int = 0
+    boots: bytes = b""
 
 
 class TamperedRatchetError(Exception):
@@ -45,7 +46,7 @@ class RatchetStore:
             TamperedRatchetError: it cannot be told what the server wrote.
         """
         text = (
-            "SELECT confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, mac"
+            "SELECT confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, boots, mac"
             " FROM node_ratchets WHERE node_id = ?"
         )
         found = conn.exec_driver_sql(sql(conn, text) + (for_update(conn) if lock else ""), (node_id,)).first()
@@ -60,11 +61,11 @@ class RatchetStore:
         """Store a row in place of the one before."""
         text = (
             "INSERT INTO node_ratchets"
-            " (node_id, confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, mac)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
+            " (node_id, confirmed_sha256, sealed_offer, any_until_ms, seq_floor, floor_at_ms, audit_chain, boots, mac)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id) DO UPDATE SET"
             " confirmed_sha256 = excluded.confirmed_sha256, sealed_offer = excluded.sealed_offer,"
             " any_until_ms = excluded.any_until_ms, seq_floor = excluded.seq_floor, floor_at_ms = excluded.floor_at_ms,"
-            " audit_chain = excluded.audit_chain, mac = excluded.mac"
+            " audit_chain = excluded.audit_chain, boots = excluded.boots, mac = excluded.mac"
         )
         fields = astuple(row)
         conn.exec_driver_sql(sql(conn, text), (*fields, self._mac.compute(*fields)))

@@ -53,6 +53,7 @@ class SameMachine:
                 node.node_id,
                 said.ratchet,
                 lambda: max(body.audit_chain, self._audit.newest_chain(tx.conn, node.node_id)),
+                boot_id=body.boot_id,
                 now_ms=now_ms,
             )
             why = _FOREIGN_RATCHET if said.ratchet else _NO_RATCHET

@@ -6,7 +6,8 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_server.sessions.ratchet import Verdict, digest, judge
+from fleet_server.sessions.hello import BOOT_ID_BYTES
+from fleet_server.sessions.ratchet import MAX_BOOTS, Verdict, digest, has_come_back, judge, with_newest
 
 
 class Server:
@@ -74,3 +75,18 @@ def test_only_what_was_handed_on_is_taken(shown: bytes, offered: bytes, confirme
     verdict = judge(confirmed_sha256=digest(confirmed), offered=offered, shown=shown)
     expected = Verdict.KEEPS_UP if shown == offered else Verdict.LAGS if shown == confirmed else Verdict.FOREIGN
     assert verdict is expected
+
+
+@given(st.lists(st.integers(0, MAX_BOOTS - 1), min_size=1, max_size=40))
+def test_of_processes_that_take_turns_the_first_that_comes_back_is_found_out(turns: list[int]) -> None:
+    boots = b""
+    for position, process in enumerate(turns):
+        another_since = process in turns[:position] and turns[position - 1] != process
+        boot_id = bytes([process]) * BOOT_ID_BYTES
+        assert has_come_back(boots, boot_id) == another_since
+        if another_since:
+            return
+        boots = with_newest(boots, boot_id)
+        assert not has_come_back(boots, boot_id)
+        assert not has_come_back(boots, b"")
+        assert len(boots) <= MAX_BOOTS * BOOT_ID_BYTES

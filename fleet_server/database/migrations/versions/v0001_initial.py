@@ -356,6 +356,7 @@ def upgrade() -> None:
         sa.Column("seq_floor", sa.BigInteger(), nullable=False),
         sa.Column("floor_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("audit_chain", sa.BigInteger(), nullable=False),
+        sa.Column("boots", sa.LargeBinary(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["node_id"], ["nodes.node_id"], name=op.f("fk_node_ratchets_node_id")),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_ratchets")),

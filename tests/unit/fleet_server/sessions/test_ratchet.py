@@ -13,15 +13,16 @@ from fleet_server.sessions.ratchet import ADOPTED_FOR_MS, Verdict
 from tests.unit.fleet_server.sessions.world import Node, World, hello_body
 
 
-async def shown(node: Node, ratchet: bytes) -> bytes:
+async def shown(node: Node, ratchet: bytes, boot_id: bytes = b"") -> bytes:
     """Connect and show a value; what the welcome would hand on."""
     token, _ = await node.handshake()
-    return (await node.claim(token, node.hello(token, ratchet=ratchet))).turn.handed_on
+    hello = node.hello(token, ratchet=ratchet, body=hello_body(boot_id=boot_id))
+    return (await node.claim(token, hello)).turn.handed_on
 
 
-async def quarantined(node: Node, ratchet: bytes) -> str:
+async def quarantined(node: Node, ratchet: bytes, boot_id: bytes = b"") -> str:
     with pytest.raises(Refusal) as refusal:
-        await shown(node, ratchet)
+        await shown(node, ratchet, boot_id)
     assert refusal.value.reason is Reason.QUARANTINED
     return refusal.value.detail
 
@@ -175,3 +176,25 @@ async def test_the_machine_that_a_person_decided_for_has_its_time_to_come_and_no
     world.clock.step_wall(ADOPTED_FOR_MS / 1000)
     assert await world.sessions.any_machine_until_ms(node.node_id) == 0
     await quarantined(node, first)
+
+
+async def test_two_machines_that_push_each_other_off_keep_up_and_are_found_out_all_the_same(world: World) -> None:
+    node = await world.member()
+    one, other, restarted = b"1" * 16, b"2" * 16, b"3" * 16
+    held = await shown(node, await shown(node, b"", one), one)
+    moved = await shown(node, held, other)
+    assert "another machine" in await quarantined(node, held, one), "its value alone only lags behind"
+
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 0)
+    await world.nodes.adopt("carol", [node.name], "")
+    held = await shown(node, held, one)
+    await shown(node, await shown(node, held, restarted), restarted)  # on one machine, one process follows another
+    await quarantined(node, moved, other)
+
+
+async def test_a_process_that_came_back_to_a_value_that_got_lost_is_found_out(world: World) -> None:
+    """Both were handed the same value, for neither was known to hold it."""
+    node = await world.member()
+    first = await shown(node, b"", b"1" * 16)
+    assert await shown(node, b"", b"2" * 16) == first
+    await quarantined(node, b"", b"1" * 16)
