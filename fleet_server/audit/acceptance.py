@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from fleet.audit_chain import CheckpointMark
 from fleet_server.audit import store
-from fleet_server.audit.checkpoints import Checkpoints, checkpoint_sha256
+from fleet_server.audit.checkpoints import Checkpoints, checkpoint_number, checkpoint_sha256
 from fleet_server.audit.heads import Heads, TamperedHeadError
 from fleet_server.audit.rules import Head
+from fleet_server.audit.vouched import checkpoints_back
 from fleet_server.database.engine import Connection
 
 
@@ -49,18 +50,18 @@ def accept(
             heads.put_head(conn, Head(writer, *newest))
             chains[writer] = newest[0]
     store.forget_signed(conn)  # no MAC covers it: the next checkpoint names every chain
-    found = CheckpointMark(0, b"")
-    removed = 0
-    while (number := store.newest_checkpoint_number(conn)) > 0:
-        raw = store.checkpoint(conn, number) or b""
-        if is_signed(raw):
-            found = CheckpointMark(number, checkpoint_sha256(raw))
-            break
-        store.delete_checkpoint(conn, number)
-        removed += 1
+    found = _newest_signed(conn, is_signed)
+    removed = store.delete_checkpoints_after(conn, found.number)
     stands = found == checkpoints.stored(conn, cluster_id)
     checkpoints.accept(conn, cluster_id, found)
     return Accepted(chains, None if stands else found.number, removed)
+
+
+def _newest_signed(conn: Connection, is_signed: Callable[[bytes], bool]) -> CheckpointMark:
+    for number, raw in checkpoints_back(conn, store.LAST_POSITION, 1):
+        if is_signed(raw) and checkpoint_number(raw) == number:
+            return CheckpointMark(number, checkpoint_sha256(raw))
+    return CheckpointMark(0, b"")
 
 
 def _stands(conn: Connection, heads: Heads, writer: str, newest: tuple[int, bytes]) -> bool:

@@ -220,3 +220,11 @@ def checkpoint_sha256(raw: bytes) -> bytes:
         return hashlib.sha256(trust_pb2.Signed.FromString(raw).statement).digest()
     except DecodeError:
         return b""
+
+
+def checkpoint_number(raw: bytes) -> int:
+    """Number that a serialised checkpoint says it has; 0 when it is none."""
+    try:
+        return trust_pb2.AuditCheckpointStatement.FromString(trust_pb2.Signed.FromString(raw).statement).number
+    except DecodeError:
+        return 0

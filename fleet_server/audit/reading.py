@@ -109,9 +109,10 @@ class _Reading:
         if number <= known:
             return True
         late = store.rows_between(self._conn, writer, known, min(number, store.LAST_POSITION), self._limit)
-        if late:
-            self._numbers[writer] = late[-1].number
-            self._rows += late
+        for row in late:
+            if row.number > self._numbers.get(writer, 0):
+                self._numbers[writer] = row.number
+                self._rows.append(row)
         return len(late) < self._limit
 
     def page(self) -> AuditPage:

@@ -1,4 +1,8 @@
-"""SQL of the audit: rows, heads, checkpoints."""
+"""SQL of the audit: rows, heads, checkpoints.
+
+SQLite keeps any type in any column, and who edits the file chooses. What is read for others to judge comes as the type
+of its column all the same, as something that no server wrote: a row that cannot be exported hides all behind it.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ from sqlalchemy import Connection
 from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
 from fleet_server.database.engine import for_update, octets, sql
-from fleet_server.database.statements import execute, execute_many, fetch
+from fleet_server.database.statements import execute, execute_many
+from fleet_server.database.statements import fetch_any as fetch
 
 LAST_POSITION = 2**63 - 1  # and largest number: a column holds no more
+_ODD = 0  # no row, no checkpoint and no position has this number
 
 _HEAD = "SELECT writer, number, hash, mac FROM audit_heads"
 _HEADS = (
@@ -106,7 +112,8 @@ def _signed_number(row: tuple[Any, ...]) -> int:
 
 def head_writers(conn: Connection) -> list[str]:
     """Writers that have a head or a row."""
-    return sorted({row[0] for text in (_ROW_WRITERS, "SELECT writer FROM audit_heads") for row in fetch(conn, text)})
+    found = {row[0] for text in (_ROW_WRITERS, "SELECT writer FROM audit_heads") for row in fetch(conn, text)}
+    return sorted(writer for writer in found if isinstance(writer, str))
 
 
 def put_head(conn: Connection, new_head: Head, mac: bytes) -> None:
@@ -131,7 +138,10 @@ def insert_rows(conn: Connection, rows: Sequence[AuditRow]) -> None:
 
 def newest_row(conn: Connection, writer: str) -> tuple[int, bytes] | None:
     """Number and hash of the newest row of a chain; None without one."""
-    text = "SELECT number, hash FROM audit_rows WHERE writer = ? ORDER BY number DESC LIMIT 1"
+    text = (
+        "SELECT number, hash FROM audit_rows WHERE writer = ? AND number = CAST(number AS BIGINT)"
+        " ORDER BY number DESC LIMIT 1"
+    )
     found = fetch(conn, text, (writer,))
     return (found[0][0], octets(found[0][1])) if found else None
 
@@ -159,7 +169,7 @@ def any_grown(conn: Connection) -> bool:
 
 def grown(conn: Connection) -> list[tuple[str, int]]:
     """Writer and newest number of each chain that has a row that no checkpoint covers."""
-    return [(row[0], row[1]) for row in fetch(conn, _HEADS + _GROWN)]
+    return [(row[0], _whole(row[1])) for row in fetch(conn, _HEADS + _GROWN)]
 
 
 def note_signed(conn: Connection, numbers: Sequence[tuple[str, int]]) -> None:
@@ -175,13 +185,17 @@ def forget_signed(conn: Connection) -> None:
 def hashes(conn: Connection, writer: str, first: int, last: int) -> dict[int, bytes]:
     """Hashes of one chain's rows by number, from `first` to `last`."""
     text = "SELECT number, hash FROM audit_rows WHERE writer = ? AND number BETWEEN ? AND ?"
-    return {number: bytes(digest) for number, digest in fetch(conn, text, (writer, first, last))}
+    return {number: octets(digest) for number, digest in fetch(conn, text, (writer, first, last))}
 
 
 def node_standing(conn: Connection, node_id: str) -> NodeStanding:
     """What is known of a node's chain, beside its rows."""
     found = fetch(conn, f"SELECT {_STANDING} FROM node_audits WHERE node_id = ?", (node_id,))  # noqa: S608 - constants
-    return NodeStanding(*found[0]) if found else NodeStanding()
+    if not found:
+        return NodeStanding()
+    stored = zip(_STANDING.split(", "), found[0], strict=True)
+    values: dict[str, Any] = {name: _text(value) if name == "finding" else _whole(value) for name, value in stored}
+    return NodeStanding(**values)
 
 
 def set_node_standing(conn: Connection, node_id: str, standing: NodeStanding) -> None:
@@ -203,19 +217,27 @@ def rows_between(conn: Connection, writer: str, after: int, last: int, limit: in
 def _audit_rows(found: Sequence[tuple[Any, ...]]) -> list[AuditRow]:
     return [
         AuditRow(
-            position=row[0],
-            writer=row[1],
-            number=row[2],
-            at_ms=row[3],
-            kind=row[4],
-            actor=row[5],
-            subject=row[6],
-            detail=bytes(row[7]),
-            previous_hash=bytes(row[8]),
-            hash=bytes(row[9]),
+            position=max(row[0], 0),
+            writer=_text(row[1]),
+            number=_whole(row[2]),
+            at_ms=_whole(row[3]),
+            kind=_text(row[4]),
+            actor=_text(row[5]),
+            subject=_text(row[6]),
+            detail=octets(row[7]),
+            previous_hash=octets(row[8]),
+            hash=octets(row[9]),
         )
         for row in found
     ]
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else _ODD
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def last_position(conn: Connection) -> int:
@@ -226,7 +248,7 @@ def last_position(conn: Connection) -> int:
 def numbers_up_to(conn: Connection, position: int) -> dict[str, int]:
     """Newest number of each chain among the rows up to `position`."""
     found = fetch(conn, _NUMBERS_UP_TO, (position,))
-    return {writer: number for writer, number in found if number is not None}
+    return {_text(writer): _whole(number) for writer, number in found if number is not None}
 
 
 def position_before_last(conn: Connection, count: int) -> int:
@@ -261,8 +283,9 @@ def put_newest(conn: Connection, row: NewestRow) -> None:
 
 
 def newest_checkpoint_number(conn: Connection) -> int:
-    """Number of the newest row of `audit_checkpoints`; 0 without one."""
-    return int(conn.exec_driver_sql("SELECT COALESCE(MAX(number), 0) FROM audit_checkpoints").scalar_one())
+    """Number of the newest row of `audit_checkpoints`; 0 without one, the largest there is for what is no number."""
+    number = fetch(conn, "SELECT COALESCE(MAX(number), 0) FROM audit_checkpoints")[0][0]
+    return number if isinstance(number, int) else LAST_POSITION
 
 
 def checkpoint(conn: Connection, number: int) -> bytes | None:
@@ -279,8 +302,8 @@ def checkpoints_down(conn: Connection, last: int, first: int, limit: int) -> lis
 
 def newest_checkpoint_up_to(conn: Connection, position: int) -> int:
     """Number of the newest checkpoint that covers no row after `position`; 0 without one."""
-    text = sql(conn, "SELECT MAX(number) FROM audit_checkpoints WHERE position <= ?")
-    return int(conn.exec_driver_sql(text, (position,)).scalar() or 0)
+    found = fetch(conn, "SELECT MAX(number) FROM audit_checkpoints WHERE position <= ?", (position,))
+    return _whole(found[0][0])
 
 
 def insert_checkpoint(conn: Connection, number: int, position: int, at_ms: int, signed: bytes) -> None:
@@ -289,15 +312,13 @@ def insert_checkpoint(conn: Connection, number: int, position: int, at_ms: int, 
     conn.exec_driver_sql(text, (number, position, at_ms, signed))
 
 
-def delete_checkpoint(conn: Connection, number: int) -> None:
-    """Remove a checkpoint."""
-    execute(conn, "DELETE FROM audit_checkpoints WHERE number = ?", (number,))
+def delete_checkpoints_after(conn: Connection, number: int) -> int:
+    """Remove checkpoints behind a number; how many there were."""
+    return execute(conn, "DELETE FROM audit_checkpoints WHERE number > ?", (number,))
 
 
 def checkpoints_after(conn: Connection, number: int, position: int, limit: int) -> list[tuple[int, bytes]]:
     """Number and serialised `Signed` of checkpoints after `number` that cover no row after `position`."""
-    text = sql(
-        conn,
-        "SELECT number, signed FROM audit_checkpoints WHERE number > ? AND position <= ? ORDER BY number LIMIT ?",
-    )
-    return [(row[0], bytes(row[1])) for row in conn.exec_driver_sql(text, (number, position, limit))]
+    text = "SELECT number, signed FROM audit_checkpoints WHERE number > ? AND position <= ? ORDER BY number LIMIT ?"
+    found = [(_whole(row[0]), octets(row[1])) for row in fetch(conn, text, (number, position, limit))]
+    return [row for row in found if row[0] != _ODD]

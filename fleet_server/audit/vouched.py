@@ -35,7 +35,7 @@ def signed_heads(conn: Connection, newest: NewestRow) -> Iterator[Head]:
         TamperedHeadError: a checkpoint was changed or removed, so it cannot be told.
     """
     number, sha256 = newest.number, newest.sha256
-    for found, raw in _down(conn, newest.number, max(newest.since, 1)):
+    for found, raw in checkpoints_back(conn, newest.number, max(newest.since, 1)):
         statement = _statement(raw, sha256) if found == number else None
         if statement is None:
             break
@@ -48,7 +48,8 @@ def signed_heads(conn: Connection, newest: NewestRow) -> Iterator[Head]:
         raise TamperedHeadError(f"checkpoint {number}, which may vouch for it, was changed or removed")
 
 
-def _down(conn: Connection, last: int, first: int) -> Iterator[tuple[int, bytes]]:
+def checkpoints_back(conn: Connection, last: int, first: int) -> Iterator[tuple[int, bytes]]:
+    """Number and serialised `Signed` of checkpoints from `last` back to `first`."""
     while page := store.checkpoints_down(conn, last, first, _PAGE):
         yield from page
         last = page[-1][0] - 1

@@ -35,6 +35,23 @@ def fetch(conn: Connection, text: str, parameters: Parameters = ()) -> list[tupl
         cursor.close()
 
 
+def fetch_any(conn: Connection, text: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+    """As `fetch`, of rows that somebody may have edited: SQLite's driver refuses a whole statement for text that is no
+    UTF-8. Here what is none is replaced. It costs a call for each text."""
+    if conn.dialect.name != "sqlite":
+        return fetch(conn, text, parameters)
+    driver: Any = conn.connection.driver_connection
+    strict, driver.text_factory = driver.text_factory, _replaced
+    try:
+        return fetch(conn, text, parameters)
+    finally:
+        driver.text_factory = strict
+
+
+def _replaced(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
 def execute(conn: Connection, text: str, parameters: Parameters = ()) -> int:
     """How many rows a statement changed."""
     cursor = conn.connection.cursor()

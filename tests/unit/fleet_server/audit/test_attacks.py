@@ -115,3 +115,11 @@ async def test_what_was_noted_of_signed_chains_hinders_nobody_once_a_person_has_
         await desk.verified_rows()
     await restored(desk, database)
     assert await desk.verified_rows() >= 5
+
+
+async def test_what_is_noted_of_a_nodes_chain_may_be_anything(desk: Desk, edit: Edit, database: Database) -> None:
+    chain = Chain().grow(2)
+    await desk.take(chain.rows[:1])
+    if database.dialect == "sqlite":
+        await edit("UPDATE node_audits SET chain = 'text', day = 1.5, day_rows = ?, finding = ?", b"\xff", b"\xff")
+    assert await desk.take(chain.rows[1:]) == (2, "")
