@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, String, Table, Text
 
 from fleet_server.database.columns import metadata
 
@@ -29,7 +29,7 @@ revocation_items = Table(
     Column("node_id", ForeignKey("nodes.node_id"), primary_key=True),
     Column("item", String(32), primary_key=True),
     Column("position", Integer, nullable=False),
-    Column("detail", String(500), nullable=False),
+    Column("detail", Text, nullable=False),
     Column("done_at_ms", BigInteger, nullable=False),
     Column("done_by", String(63), nullable=False),
     Column("note", String(500), nullable=False),

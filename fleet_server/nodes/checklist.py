@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.errors import Reason, Refusal
 
 MAX_NOTE_CHARS = 500
 SERVER = "server"
+_OF_BEFORE = ". Of a machine before: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,20 @@ def general_items(now_ms: int) -> Sequence[ChecklistItem]:
             " logs in to, and what commands brought along as arguments. Replace those that matter",
         ),
     )
+
+
+def carried_over(before: Sequence[ChecklistItem], items: Sequence[ChecklistItem]) -> Sequence[ChecklistItem]:
+    """A list that begins, with what is open yet of the one before: that of a machine which had the node's place."""
+    left = {item.item: item for item in before if not item.done_at_ms}
+    carried = [_with_rest(item, left.pop(item.item, None)) for item in items]
+    return [*carried, *left.values()]
+
+
+def _with_rest(item: ChecklistItem, rest: ChecklistItem | None) -> ChecklistItem:
+    if rest is None:
+        return item
+    told = dict.fromkeys([item.detail, *rest.detail.split(_OF_BEFORE)])
+    return replace(item, detail=_OF_BEFORE.join(told), done_at_ms=0, done_by="", note="")
 
 
 def checked_tick(items: Sequence[ChecklistItem], item: str, note: str) -> ChecklistItem:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from fleet_server.database.engine import Connection, sql
 from fleet_server.database.statements import fetch, insert_many
-from fleet_server.nodes.checklist import ChecklistItem
+from fleet_server.nodes.checklist import ChecklistItem, carried_over
 
 
 class ChecklistStore:
     """Checklists of revoked nodes. They confer nothing, so no MAC covers them; the audit has every tick."""
 
     def add(self, conn: Connection, node_id: str, items: Sequence[ChecklistItem]) -> None:
-        """A node's list, as it begins; one of a machine before is done with."""
+        """A node's list, as it begins, with what is left of that of a machine before."""
+        items = carried_over(self.of_node(conn, node_id), items)
         conn.exec_driver_sql(sql(conn, "DELETE FROM revocation_items WHERE node_id = ?"), (node_id,))
         rows = [
             (node_id, position, item.item, item.detail, item.done_at_ms, item.done_by, item.note)

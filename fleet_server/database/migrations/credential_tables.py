@@ -37,7 +37,7 @@ def create() -> None:
         sa.Column("node_id", sa.String(length=64), nullable=False),
         sa.Column("item", sa.String(length=32), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("detail", sa.String(length=500), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("done_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("done_by", sa.String(length=63), nullable=False),
         sa.Column("note", sa.String(length=500), nullable=False),

@@ -6,8 +6,9 @@ import pytest
 
 from fleet.errors import Reason
 from fleet_server.nodes.checklist import ChecklistItem
+from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.nodes.test_service import refused
-from tests.unit.fleet_server.sessions.world import World
+from tests.unit.fleet_server.sessions.world import Node, World
 
 ITEMS = ["api-keys", "sessions", "join-token", "command-keys", "host-secrets"]
 
@@ -48,6 +49,38 @@ async def test_it_stays_until_every_item_is_ticked_and_the_audit_has_each(world:
     node, _ = await world.nodes.tick("bob", "node-1", "join-token", "revoked")
     assert node.checklist_open == 0
     assert (await world.audited()).count("node.checklist_ticked") == 2
+
+
+async def replaced(world: World, clock: MockClock, name: str) -> None:
+    await clock.advance(5)
+    spare = Node(world, name=name)
+    await spare.enroll(await world.token(max_uses=5))
+    await world.enrollment.replace_node("carol", "node-1", spare.enrollment_id, reason="dead")
+    await spare.fetch_bootstrap()
+
+
+async def test_what_is_left_of_a_machine_before_stays_when_the_next_one_goes_as_well(
+    world: World, clock: MockClock
+) -> None:
+    world.sessions.adopt_nodes(lambda _tx, _node_id, _replaced: 41)
+    await world.member(max_uses=5)
+    await replaced(world, clock, "spare-1")
+    _, first = await world.nodes.checklist("node-1")
+    await world.nodes.tick("bob", "node-1", "host-secrets", "PLC password changed")
+    await replaced(world, clock, "spare-2")
+
+    node, items = await world.nodes.checklist("node-1")
+
+    assert [item.item for item in items] == ITEMS
+    assert [item.item for item in items if not item.done_at_ms] == ["join-token", "host-secrets"]
+    assert node.checklist_open == 2
+    assert items[2].detail.endswith(f"Of a machine before: {first[2].detail}")
+    assert "Of a machine before" not in items[4].detail, "that was done"
+    await replaced(world, clock, "spare-3")
+    _, items = await world.nodes.checklist("node-1")
+    assert items[2].detail.count(first[2].detail) == 1
+    assert items[2].detail.count("which let the node in") == 3
+    assert [item.item for item in items if not item.done_at_ms] == ["join-token", "host-secrets"]
 
 
 @pytest.mark.parametrize(
