@@ -94,8 +94,8 @@ def verify(invocation: Invocation, authority_key: str | None, cluster: str | Non
     CHANGED, REMOVED, REORDERED, TRUNCATED, CHECKPOINT_MISMATCH, CHECKPOINT_BAD_SIGNATURE, CHECKPOINT_ROLLED_BACK
     or UNSIGNED (the server signs within seconds what it wrote itself);
     of what each node signs with its own key NODE_SIGNATURE_WRONG, NODE_KEY_CHANGED or NODE_UNSIGNED;
-    between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE, CHAIN_NOT_OPENED or
-    NODE_ROW_MALFORMED.
+    between node and server NEVER_ISSUED, DIGEST_DIFFERS, OUTCOME_DIFFERS, MISSING_ON_NODE, CHAIN_NOT_OPENED,
+    NODE_ROW_MALFORMED or SERVER_ROW_MALFORMED.
 
     A node that was adopted goes on in another chain. Each is checked and named, with what it says it continues and how
     many rows of the older chain stand behind that: they stay, and the machine that was adopted does not have them.

@@ -21,13 +21,20 @@ Pure: verified rows come in as arguments, findings are raised.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 
 from fleet.audit_chain import ChainRow
 from fleet.audit_findings import AuditFinding
+from fleet.command_rows import (
+    NOT_SAID,
+    accepted_commands,
+    ended_commands,
+    issued_commands,
+    left_out_items,
+    opened_chain,
+    reported_commands,
+)
 from fleet.node_audit import Begun, NodeAuditKind, chain_of, node_of
-from fleet.node_rows import accepted_commands, ended_commands, left_out_items
 
 MAX_UNISSUED = 16_384
 """So many commands a node may name before the server's row about them is read: rows are read in the order of storage,
@@ -75,6 +82,12 @@ class NodeRowMalformed(AuditFinding):
     """A row of a node's chain says nothing that a node says."""
 
     code = "NODE_ROW_MALFORMED"
+
+
+class ServerRowMalformed(AuditFinding):
+    """A row of the server's says nothing that a server says."""
+
+    code = "SERVER_ROW_MALFORMED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +208,17 @@ class CrossCheck:
                 self._add_node_row(node_id, node, row)
                 self._give_up_on_flood(node_id, node)
         else:
-            self._add_server_row(row)
+            try:
+                self._add_server_row(row)
+            except NOT_SAID as error:
+                self._find(row.writer, ServerRowMalformed(f"row {row.number} of {row.writer}: {error}"))
 
     def finish(self) -> CrossCheckSummary:
         """Say that nothing more comes.
 
         Raises:
-            NeverIssued, DigestDiffers, OutcomeDiffers, MissingOnNode, ChainNotOpened, NodeRowMalformed: the first that
-                was found; the message says of how many nodes more something was.
+            NeverIssued, DigestDiffers, OutcomeDiffers, MissingOnNode, ChainNotOpened, NodeRowMalformed,
+                ServerRowMalformed: the first that was found; the message says of how many more something was.
         """
         awaited = left_out = 0
         chains: list[LaterChain] = []
@@ -243,19 +259,14 @@ class CrossCheck:
 
     def _add_server_row(self, row: ChainRow) -> None:
         if row.kind == "command.issued":
-            detail = json.loads(row.detail)
-            for node, digests in detail.get("digests", {}).items():
-                first = detail["seqs"][node][0]
-                for seq, digest in enumerate(digests, first):
-                    self._note(node, seq, "issued", digest)
+            for node_id, seq, digest in issued_commands(row.detail):
+                self._note(node_id, seq, "issued", digest)
         elif row.kind == "command.reported":
-            for node, states in json.loads(row.detail).get("nodes", {}).items():
-                for state, seqs in states.items():
-                    for seq in seqs:
-                        self._note(node, seq, "reported", state, row.at_ms)
+            for node_id, seq, state in reported_commands(row.detail):
+                self._note(node_id, seq, "reported", state, row.at_ms)
         elif row.kind == "node.audit_chain_opened":
             node = self._nodes.setdefault(node_of(row.subject) or row.subject, _Node())
-            node.opened_at_ms[json.loads(row.detail)["chain"]] = row.at_ms
+            node.opened_at_ms[opened_chain(row.detail)] = row.at_ms
         elif row.kind == "database.restored":
             self._restored_at_ms = max(self._restored_at_ms, row.at_ms)
         elif row.kind == "node.audit_broken":
@@ -280,7 +291,7 @@ class CrossCheck:
     def _raise_first(self) -> None:
         for first in self._findings.values():
             more = len(self._findings) - 1
-            raise type(first)(f"{first}; and of {more} nodes more" if more else str(first))
+            raise type(first)(f"{first}; and of {more} more" if more else str(first))
 
     def _add_node_row(self, node_id: str, node: _Node, row: ChainRow) -> None:
         node.last_at_ms = max(node.last_at_ms, row.at_ms)
@@ -295,7 +306,7 @@ class CrossCheck:
                 self._add_ended(node_id, node, chain, row)
             elif row.kind == NodeAuditKind.AUDIT_GAP:
                 node.left_out += left_out_items(row.detail)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except NOT_SAID as error:
             self._find(node_id, NodeRowMalformed(f"row {row.number} of {row.writer}: {error}"))
 
     def _add_accepted(self, node_id: str, node: _Node, chain: int, row: ChainRow) -> None:

@@ -83,6 +83,13 @@ def test_every_finding_has_its_name() -> None:
         ("MISSING_ON_NODE", [issued(1, D1), reported(RUNNING=[1]), later()]),
         ("MISSING_ON_NODE", [*both, reported(SUCCEEDED=[1]), later()]),
         ("MISSING_ON_NODE", [issued(1, D1, D2), reported(SUCCEEDED=[1, 2]), gap(1), later()]),
+        ("SERVER_ROW_MALFORMED", [row("r-1", "command.issued", b"\xff")]),
+        ("SERVER_ROW_MALFORMED", [row("r-1", "command.issued", {"digests": {NODE: [D1]}})]),
+        ("SERVER_ROW_MALFORMED", [row("r-1", "command.issued", {"digests": {NODE: [D1]}, "seqs": {NODE: []}})]),
+        ("SERVER_ROW_MALFORMED", [issued(1, 7)]),  # type: ignore[arg-type]
+        ("SERVER_ROW_MALFORMED", [reported(SUCCEEDED=["1"])]),  # type: ignore[list-item]
+        ("SERVER_ROW_MALFORMED", [row("r-1", "command.reported", b"[" * 60_000)]),
+        ("SERVER_ROW_MALFORMED", [row("r-1", "node.audit_chain_opened", {"chain": {}}, subject=f"node:{NODE}")]),
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", b"{")]),
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", b"[" * 60_000)]),
         ("NODE_ROW_MALFORMED", [row(f"node:{NODE}", "command.accepted", {"commands": [{"seqs": [1], "digests": []}]})]),
@@ -113,7 +120,7 @@ def test_one_finding_hides_no_other() -> None:
     other = admin_pb2.AuditEntry()
     other.CopyFrom(accepted([1], D1))
     other.writer = "node:n-2"
-    with pytest.raises(AuditFinding, match="and of 1 nodes more"):
+    with pytest.raises(AuditFinding, match="and of 1 more"):
         check(accepted([1], D1), other)
 
 
@@ -231,7 +238,7 @@ def test_a_node_that_makes_up_commands_without_end_fills_no_readers_memory() -> 
     tracemalloc.stop()
     assert kept < 500_000  # 82,000 commands would take 20 MB
     between.add_row(row(f"node:{other}", "command.accepted", {"commands": [{"seqs": [1], "digests": [D1]}]}))
-    with pytest.raises(NeverIssued, match=f"more than {MAX_UNISSUED} commands .*; and of 1 nodes more"):
+    with pytest.raises(NeverIssued, match=f"more than {MAX_UNISSUED} commands .*; and of 1 more"):
         between.finish()
 
 

@@ -1,4 +1,5 @@
-"""What rows of a node's audit say of commands, read strictly: a node may have written anything. Pure."""
+"""What rows of the audit say of commands, read strictly: a node, or a server in the wrong hands, may have written
+anything. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+NOT_SAID = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading a row raises that says something else."""
 _MAX_NUMBER = 2**63
 _MAX_TEXT_CHARS = 64  # a digest in hexadecimal; names of states are shorter
 
@@ -14,7 +17,7 @@ def accepted_commands(detail: bytes) -> Iterator[tuple[int, str]]:
     """Seq and digest of each command of a `command.accepted`.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError, RecursionError: it says something else.
+        NOT_SAID: it says something else.
     """
     for alike in _object(json.loads(detail))["commands"]:
         for seq, digest in zip(_list(alike["seqs"]), _list(alike["digests"]), strict=True):
@@ -26,6 +29,28 @@ def ended_commands(detail: bytes) -> Iterator[tuple[int, str, str]]:
     for alike in _object(json.loads(detail))["results"]:
         for seq in _list(alike["seqs"]):
             yield _count(seq), _text(alike["state"]), str(alike["reason"])
+
+
+def issued_commands(detail: bytes) -> Iterator[tuple[str, int, str]]:
+    """Node, seq and digest of each command of the server's `command.issued`; raises as `accepted_commands`."""
+    said = _object(json.loads(detail))
+    for node, digests in _object(said.get("digests", {})).items():
+        first = _count(_list(said["seqs"][node])[0])
+        for seq, digest in enumerate(_list(digests), first):
+            yield node, _count(seq), _text(digest)
+
+
+def reported_commands(detail: bytes) -> Iterator[tuple[str, int, str]]:
+    """Node, seq and state of each command of the server's `command.reported`; raises as `accepted_commands`."""
+    for node, states in _object(_object(json.loads(detail)).get("nodes", {})).items():
+        for state, seqs in _object(states).items():
+            for seq in _list(seqs):
+                yield node, _count(seq), _text(state)
+
+
+def opened_chain(detail: bytes) -> int:
+    """Chain that the server's `node.audit_chain_opened` names; raises as `accepted_commands`."""
+    return _count(_object(json.loads(detail))["chain"])
 
 
 def left_out_items(detail: bytes) -> int:
