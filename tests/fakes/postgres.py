@@ -68,6 +68,10 @@ class PostgresServer:
             return f"postgresql+psycopg://postgres@{address[0]}:{address[1]}/{name}"
         return f"postgresql+psycopg://postgres@/{name}?host={quote(str(Path(self.socket_path).parent), safe='')}"
 
+    def plain_url(self, name: str) -> str:
+        """The same for psycopg alone."""
+        return self.url(name).replace("+psycopg", "")
+
     def stop(self) -> None:
         """Stop the server and delete its files."""
         self._admin.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine
 
 from fleet.audit_chain import ChainVerifier
 from fleet.node_audit import MAX_ROWS_PER_FRAME, Begun, NodeAuditKind, encode_detail, writer_of
@@ -19,8 +18,8 @@ from fleet_node.commands.journal_file import ensure_journal
 from fleet_node.commands.store import Batch, JournalStore
 from fleet_server.audit.rules import AuditRow
 from fleet_server.database.engine import Database
-from fleet_server.database.schema import metadata
 from tests.fakes.clock import MockClock
+from tests.fakes.databases import sqlite_database
 from tests.unit.fleet_server.audit.test_node_audit import NODE, Desk
 
 COUNTS = st.integers(0, MAX_ROWS_PER_FRAME + 10)
@@ -124,11 +123,7 @@ def test_no_row_is_lost_and_none_comes_twice(
         verifier.finish()
 
     async def run(folder: Path) -> None:
-        url = f"sqlite:///{folder / 'fleet.db'}"
-        engine = create_engine(url)
-        metadata.create_all(engine)
-        engine.dispose()
-        database = Database(url, readers=1)
+        database = Database(sqlite_database(folder / "fleet.db"), readers=1)
         database.start()
         try:
             await play(folder, Desk(database, MockClock()))

@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import create_engine
 
 from fleet.v1 import command_pb2 as wire
 from fleet_server.commands import rules
 from fleet_server.commands.service import CommandService, PendingCommand
 from fleet_server.database.engine import Database
-from fleet_server.database.schema import metadata
 from tests.fakes.clock import MockClock
+from tests.fakes.databases import sqlite_database
 from tests.unit.fleet_server.commands.room import BusyLane, Room, open_room, order, pruned, report
 
 T = TypeVar("T")
@@ -38,10 +37,7 @@ class CommandsMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
-        url = f"sqlite:///{Path(self.folder.name) / 'fleet.db'}"
-        engine = create_engine(url)
-        metadata.create_all(engine)
-        engine.dispose()
+        url = sqlite_database(Path(self.folder.name) / "fleet.db")
         self.clock = MockClock()
         self.room: Room
         self.other: CommandService

@@ -10,6 +10,7 @@ from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Database
 from fleet_server.database.statements import execute, execute_many, fetch
 from fleet_server.database.writer import Transaction
+from tests.fakes.databases import SharedDatabase
 
 INSERT = "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, ?, ?, '')"
 ROWS = [("a", 1, bytes(32)), ("b", 2, bytes(32))]
@@ -54,8 +55,8 @@ class TestABackendThatIsEnded:
     """Fault: the database's administrator ends a connection in the middle of a statement."""
 
     @pytest.fixture
-    def database_url(self, postgres_shared: str) -> str:
-        return postgres_shared
+    def database_url(self, postgres_shared: SharedDatabase) -> str:
+        return postgres_shared.url
 
     @staticmethod
     def end_own_backend(conn: Connection) -> None:
