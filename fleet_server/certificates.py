@@ -91,6 +91,7 @@ class ServerCertificates:
         self._roots = b""
         self._looked_on: dt.date | None = None
         self._told = ""
+        self._tried: dict[bytes, tuple[tuple[int, ...], CertifiedKey | None]] = {}
 
     def take(self, served: ServedTls) -> None:
         """Show what the database says from now on."""
@@ -154,6 +155,7 @@ class ServerCertificates:
         """See whether there is another `outside.pem`; the log tells once a day what ends soon."""
         if self._served is None:
             return
+        self._tried.clear()
         self._choose()
         now, today = self._now(), self._now().date()
         if today == self._looked_on:
@@ -197,10 +199,20 @@ class ServerCertificates:
         self._shown[chosen.certificate_der] = by_der
 
     def _outside(self, ca_der: bytes) -> CertifiedKey | None:
-        """What `outside.pem` holds, if a node that trusts `ca_der` would believe it; the log says why not."""
-        path = self._folder / OUTSIDE_FILE
-        if not path.exists():
+        """What `outside.pem` holds, if a node that trusts `ca_der` would believe it; the log says why not. Tried once
+        between two looks, unless the file was changed: it is asked for with each heartbeat."""
+        try:
+            file = (self._folder / OUTSIDE_FILE).stat()
+        except OSError:
             return None
+        state = (file.st_ino, file.st_mtime_ns, file.st_ctime_ns, file.st_size)
+        known = self._tried.get(ca_der)
+        if known is None or known[0] != state:
+            known = self._tried[ca_der] = state, self._try_outside(ca_der)
+        return known[1]
+
+    def _try_outside(self, ca_der: bytes) -> CertifiedKey | None:
+        path = self._folder / OUTSIDE_FILE
         try:
             content = read_private(path)
             for host in self._endpoint_hosts:

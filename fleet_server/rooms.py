@@ -6,6 +6,8 @@ stands under it, `build_rooms` the rest, once trust is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fleet.clock import Clock, SystemClock
 from fleet.metrics import Registry
 from fleet.process_metrics import ProcessMetrics
@@ -17,7 +19,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.certificates import ServerCertificates
 from fleet_server.commands.service import CommandService
 from fleet_server.config import Settings
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.installation.service import InstallationService
@@ -140,7 +142,16 @@ class ServerRooms:
     def _build_rotations(self) -> None:
         holdings = self.nodes.bundle_holdings
         self.rotation = KeyRotation(self.trust, holdings, days=self.settings.command_key_rotation_days)
-        self.tls_rotation = TlsRotation.of_server(self.trust, holdings, self.settings, self.certificates)
+        self.tls_rotation = TlsRotation.of_server(
+            self.trust,
+            holdings,
+            self.settings,
+            self.certificates,
+            elsewhere=self._without_tls_ca,
+        )
+
+    def _without_tls_ca(self, conn: Connection, sha256: bytes) -> Sequence[str]:
+        return self.replicas.without_tls_ca(conn, sha256)
 
     def _build_enrollment(self) -> None:
         self.enrollment = EnrollmentService(
@@ -216,4 +227,5 @@ class ServerRooms:
             admission_per_s=lambda: self.sessions.admission.rate_per_s,
             on_lost=self.nodes.forget_streams,
             secret_keys=lambda: self._secrets.key_ids,
+            tls_cas=self.tls_rotation.shown_from_outside,
         )

@@ -346,6 +346,7 @@ replicas = Table(
     Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
     Column("drain_reason", Integer, nullable=False, server_default="0"),
     Column("secret_keys", String(64), nullable=False, server_default=""),
+    Column("tls_cas", String(320), nullable=False, server_default=""),
 )
 
 # -- audit -----------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ class ReplicaState(StrEnum):
 
 
 LIVING = frozenset({ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING})
+TAKING = frozenset({ReplicaState.STARTING, ReplicaState.READY})
+"""Those that nodes come to, now or in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class DrainRequest:
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord:
     """One server process. Times are Unix milliseconds; `admission_per_s` handshakes that it admits per second;
-    `secret_keys` ids of the secret encryption keys that it holds, the one that writes first."""
+    `secret_keys` ids of the secret encryption keys that it holds, the one that writes first; `tls_cas` SHA-256 of the
+    TLS CAs from outside that it shows a certificate of, or would."""
 
     replica_id: str
     version: str
@@ -56,6 +59,7 @@ class ReplicaRecord:
     heartbeat_at_ms: int
     drain: DrainRequest | None
     secret_keys: str = ""
+    tls_cas: str = ""
 
 
 class HeartbeatWatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -32,6 +32,7 @@ class ReplicaService:
         streams: live streams now.
         admission_per_s: handshakes that this replica admits per second now.
         secret_keys: ids of the secret encryption keys that this process holds, the one that writes first.
+        tls_cas: SHA-256 of the TLS CAs from outside that it shows a certificate of, or would. On the event loop.
         on_lost: `on_lost(tx, replica_id)` runs in the transaction that finds a replica gone, or forgets what an
             earlier process of the
             same id left behind: its nodes are offline.
@@ -50,6 +51,7 @@ class ReplicaService:
         admission_per_s: Callable[[], float],
         on_lost: Callable[[Transaction, str], object],
         secret_keys: Callable[[], Sequence[bytes]] = tuple,
+        tls_cas: Callable[[], Sequence[bytes]] = tuple,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -61,6 +63,7 @@ class ReplicaService:
         self._admission_per_s = admission_per_s
         self._on_lost = on_lost
         self._secret_keys = secret_keys
+        self._tls_cas = tls_cas
         self._state = ReplicaState.STARTING
         self._watch = HeartbeatWatch()
         self._drain: DrainRequest | None = None
@@ -70,8 +73,10 @@ class ReplicaService:
     async def register(self) -> None:
         """Write this process's row, and clear away what an earlier process of the same id left."""
 
+        tls_cas = _words(self._tls_cas())
+
         def work(tx: Transaction) -> None:
-            store.register(tx.conn, self.replica_id, self._version, self._key_words(), self._clock.now_ms())
+            self._register(tx, tls_cas)
             self._on_lost(tx, self.replica_id)
             self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, {"version": self._version})
 
@@ -80,9 +85,10 @@ class ReplicaService:
     async def set_state(self, state: ReplicaState) -> None:
         """Tell the others at once what this replica does now."""
         self._state = state
+        tls_cas = _words(self._tls_cas())
 
         def work(tx: Transaction) -> None:
-            self._beat(tx)
+            self._beat(tx, tls_cas)
             if state is ReplicaState.STOPPED:
                 self._tell(tx, AuditKind.REPLICA_STOPPED, "server", self.replica_id, {})
 
@@ -107,6 +113,17 @@ class ReplicaService:
             for replica in await self.list()
             if replica.replica_id != self.replica_id and replica.state is ReplicaState.READY
         )
+
+    def without_tls_ca(self, conn: Connection, sha256: bytes) -> Sequence[str]:
+        """Ids of the other replicas that nodes come to, and that do not say that they show a certificate of this TLS CA
+        from outside. Any thread."""
+        return [
+            replica.replica_id
+            for replica in store.every(conn)
+            if replica.replica_id != self.replica_id
+            and replica.state in rules.TAKING
+            and sha256.hex() not in replica.tls_cas.split(",")
+        ]
 
     async def request_drain(self, actor: str, replica_id: str, deadline_s: int, reason: int) -> ReplicaRecord:
         """Ask a replica to drain; asking again with a nearer deadline shortens the drain that runs.
@@ -173,8 +190,10 @@ class ReplicaService:
             if replica.replica_id != self.replica_id
         ]
 
+        tls_cas = _words(self._tls_cas())
+
         def work(tx: Transaction) -> ReplicaRecord | None:
-            self._beat(tx)
+            self._beat(tx, tls_cas)
             for replica in lost:
                 if store.mark_lost(tx.conn, replica):
                     self._on_lost(tx, replica.replica_id)
@@ -198,31 +217,39 @@ class ReplicaService:
             wake.cancel()
             self._woken.clear()
 
-    def _beat(self, tx: Transaction) -> None:
-        if self._write_beat(tx):
+    def _register(self, tx: Transaction, tls_cas: str) -> None:
+        store.register(
+            tx.conn,
+            self.replica_id,
+            version=self._version,
+            secret_keys=_words(self._secret_keys()),
+            tls_cas=tls_cas,
+            now_ms=self._clock.now_ms(),
+        )
+
+    def _beat(self, tx: Transaction, tls_cas: str) -> None:
+        if self._write_beat(tx, tls_cas):
             return
         # Cut off for so long that the others forgot it. Its nodes may still be here: what is said of them stays, and
         # those that went elsewhere meanwhile have a newer epoch.
-        store.register(tx.conn, self.replica_id, self._version, self._key_words(), self._clock.now_ms())
-        self._write_beat(tx)
+        self._register(tx, tls_cas)
+        self._write_beat(tx, tls_cas)
         detail: Mapping[str, JSON] = {"version": self._version, "forgotten": True}
         self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, detail)
         say = "it is registered again: look why it could not reach the database"
         tx.after_commit(lambda: log.warning("replica_was_forgotten", next=say))
 
-    def _write_beat(self, tx: Transaction) -> bool:
+    def _write_beat(self, tx: Transaction, tls_cas: str) -> bool:
         return store.beat(
             tx.conn,
             self.replica_id,
             state=self._state,
             streams=self._streams(),
             admission_per_s=self._admission_per_s(),
-            secret_keys=self._key_words(),
+            secret_keys=_words(self._secret_keys()),
+            tls_cas=tls_cas,
             now_ms=self._clock.now_ms(),
         )
-
-    def _key_words(self) -> str:
-        return ",".join(key_id.hex() for key_id in self._secret_keys())
 
     def _known(self, conn: Connection, replica_id: str) -> ReplicaRecord:
         replica = store.by_id(conn, replica_id)
@@ -234,6 +261,10 @@ class ReplicaService:
 
     def _tell(self, tx: Transaction, kind: AuditKind, actor: str, replica_id: str, detail: Mapping[str, JSON]) -> None:
         self._audit.append(tx, kind, actor=actor, subject=f"replica:{replica_id}", detail=detail)
+
+
+def _words(ids: Iterable[bytes]) -> str:
+    return ",".join(each.hex() for each in ids)
 
 
 async def all_replicas(database: Database) -> list[ReplicaRecord]:

@@ -10,20 +10,20 @@ from fleet_server.replicas.rules import DrainRequest, ReplicaRecord, ReplicaStat
 
 _COLUMNS = (
     "replica_id, version, state, streams, admission_per_s, started_at_ms, heartbeat_at_ms, drain_requested_at_ms,"
-    " drain_deadline_ms, drain_reason, secret_keys"
+    " drain_deadline_ms, drain_reason, secret_keys, tls_cas"
 )
 
 
-def register(conn: Connection, replica_id: str, version: str, secret_keys: str, now_ms: int) -> None:
+def register(conn: Connection, replica_id: str, *, version: str, secret_keys: str, tls_cas: str, now_ms: int) -> None:
     """Write the row of a process that starts; one that had the same id before is forgotten, drain request and all."""
     text = (
-        f"INSERT INTO replicas ({_COLUMNS}) VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?)"  # noqa: S608 - constants
+        f"INSERT INTO replicas ({_COLUMNS}) VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?)"  # noqa: S608 - constants
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
         " admission_per_s = 0, started_at_ms = excluded.started_at_ms, heartbeat_at_ms = excluded.heartbeat_at_ms,"
         " drain_requested_at_ms = 0, drain_deadline_ms = 0, drain_reason = 0,"
-        " secret_keys = excluded.secret_keys"
+        " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas"
     )
-    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys)
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys, tls_cas)
     conn.exec_driver_sql(sql(conn, text), fields)
 
 
@@ -35,14 +35,15 @@ def beat(
     streams: int,
     admission_per_s: float,
     secret_keys: str,
+    tls_cas: str,
     now_ms: int,
 ) -> bool:
     """Say that this replica lives; False when it has no row."""
     text = (
-        "UPDATE replicas SET state = ?, streams = ?, admission_per_s = ?, secret_keys = ?, heartbeat_at_ms = ?"
-        " WHERE replica_id = ?"
+        "UPDATE replicas SET state = ?, streams = ?, admission_per_s = ?, secret_keys = ?, tls_cas = ?,"
+        " heartbeat_at_ms = ? WHERE replica_id = ?"
     )
-    fields = (state.value, streams, admission_per_s, secret_keys, now_ms, replica_id)
+    fields = (state.value, streams, admission_per_s, secret_keys, tls_cas, now_ms, replica_id)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
@@ -84,7 +85,7 @@ def _record(row: tuple[Any, ...]) -> ReplicaRecord:
     drain = (
         DrainRequest(row[7], row[8], _REASONS.get(row[9], gateway_pb2.GOAWAY_REASON_UNSPECIFIED)) if row[7] else None
     )
-    return ReplicaRecord(row[0], row[1], ReplicaState(row[2]), row[3], row[4], row[5], row[6], drain, row[10])
+    return ReplicaRecord(row[0], row[1], ReplicaState(row[2]), row[3], row[4], row[5], row[6], drain, row[10], row[11])
 
 
 _REASONS = {int(number): number for number in gateway_pb2.GoawayReason.values()}

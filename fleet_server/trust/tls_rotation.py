@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fleet.errors import Reason, Refusal
+from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
@@ -27,6 +27,7 @@ from fleet_server.trust.rollout import BundleHolding, Rollout, Version
 from fleet_server.trust.rotation import Holdings
 from fleet_server.trust.secrets import SealError
 from fleet_server.trust.service import TrustService
+from fleet_server.trust.tls_guards import check_reaches, check_shown
 from fleet_server.trust.tls_keys import TlsRing
 from fleet_server.trust.tls_leaf import LeafIssuer
 from fleet_server.trust.tls_phases import TlsCa, TlsChange, TlsPhase
@@ -60,6 +61,7 @@ class TlsRotation:
         hosts: names and addresses that the certificate is for; the first names it.
         shows: whether a certificate of a CA from outside is shown: by this process, or by a terminator.
         look: sees what lies in files.
+        elsewhere: `elsewhere(conn, ca_sha256)`: ids of other replicas where none is. Any thread.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TlsRotation:
         hosts: Sequence[str],
         shows: Callable[[bytes], bool],
         look: Callable[[], None] = lambda: None,
+        elsewhere: Callable[[Connection, bytes], Sequence[str]] = lambda conn, ca_sha256: (),
     ) -> None:
         self._trust = trust
         self._vault = trust.parts.tls_vault
@@ -79,11 +82,18 @@ class TlsRotation:
         self._leaves = LeafIssuer(trust, hosts)
         self._shows = shows
         self._look = look
+        self._elsewhere = elsewhere
         self._uncovered = asyncio.Event()
 
     @classmethod
     def of_server(
-        cls, trust: TrustService, holdings: Holdings, settings: Settings, certificates: ServerCertificates
+        cls,
+        trust: TrustService,
+        holdings: Holdings,
+        settings: Settings,
+        certificates: ServerCertificates,
+        *,
+        elsewhere: Callable[[Connection, bytes], Sequence[str]] = lambda conn, ca_sha256: (),
     ) -> TlsRotation:
         """That of a server with these settings, whose listeners show `certificates`; `trust` has loaded."""
         terminated = bool(settings.terminator_leaves())
@@ -93,6 +103,7 @@ class TlsRotation:
             hosts=settings.certificate_hosts(),
             shows=lambda ca_der: terminated or certificates.can_show(ca_der),
             look=certificates.look,
+            elsewhere=elsewhere,
         )
 
         def take(served: ServedTls) -> None:
@@ -201,7 +212,7 @@ class TlsRotation:
             override: why it may not wait until every node trusts it; empty when it may.
 
         Raises:
-            Refusal: see `tls_phases.activate` and `check_reaches`; CONFLICT when nothing shows a certificate of it.
+            Refusal: see `tls_phases.activate`, `check_reaches` and `check_shown`.
         """
         measured: list[Rollout[TlsCa]] = []
 
@@ -211,7 +222,7 @@ class TlsRotation:
             far = self._measure(tx.conn, found)
             measured[:] = [far]
             if changes:
-                self._check(found, far, override)
+                self._check(tx.conn, found, far, override)
                 self._apply(tx, actor, keyring.tls, changes, _figures(far, override))
             return found.sha256
 
@@ -227,8 +238,7 @@ class TlsRotation:
             override: why it may not wait until every node trusts the ACTIVE one; empty when it may.
 
         Raises:
-            Refusal: see `tls_phases.retire` and `check_reaches`; CONFLICT when nothing shows a certificate of the
-                ACTIVE one.
+            Refusal: see `tls_phases.retire`, `check_reaches` and `check_shown`.
         """
         measured: list[Rollout[TlsCa]] = []
 
@@ -239,7 +249,7 @@ class TlsRotation:
             far = self._measure(tx.conn, active)
             measured[:] = [far]
             if changes:
-                self._check(active, far, override)
+                self._check(tx.conn, active, far, override)
                 self._apply(tx, actor, keyring.tls, changes, _figures(far, override))
             return found.sha256
 
@@ -278,22 +288,23 @@ class TlsRotation:
         learned = [ca for ca in cas if ca.phase is TlsPhase.PREPARED or (going and ca.phase is TlsPhase.ACTIVE)]
         return used, [rollout.measure(ca, published, holdings) for ca in learned]
 
+    def shown_from_outside(self) -> list[bytes]:
+        """SHA-256 of the CAs from outside, PREPARED or ACTIVE, of which a certificate is or would be shown here."""
+        standing = [ca for ca in self._trust.tls.cas if ca.phase in (TlsPhase.PREPARED, TlsPhase.ACTIVE) and not ca.own]
+        return [ca.sha256 for ca in standing if self._shows(ca.certificate_der)]
+
     # -- inside -----------------------------------------------------------------------------------------------------
     async def _changed(self, work: Callable[[Transaction, Keyring, Version], bytes]) -> TlsCa:
         sha256 = await self._trust.change_keys(work)
         return next(ca for ca in self._trust.tls.cas if ca.sha256 == sha256)
 
-    def _check(self, ca: TlsCa, far: Rollout[TlsCa], override: str) -> None:
+    def _check(self, conn: Connection, ca: TlsCa, far: Rollout[TlsCa], override: str) -> None:
         if override:
             return
         check_reaches(far)
-        if not ca.own and not self._shows(ca.certificate_der):
-            raise Refusal(
-                Reason.CONFLICT,
-                f"nothing here shows a certificate of {tls_phases.name(ca)}: put its certificate, chain and key into"
-                " outside.pem (0600) in the folder tls of each replica's data folder, or name what shows it in"
-                " tls_terminator_leaf_sha256; with --override it is your word that something does",
-            )
+        if not ca.own:
+            here = [] if self._shows(ca.certificate_der) else [self._audit.writer]
+            check_shown(ca, [*here, *self._elsewhere(conn, ca.sha256)])
 
     def _store(self, tx: Transaction, actor: str, row: TlsCaRow) -> None:
         tls_store.insert_ca(tx.conn, row)
@@ -337,25 +348,6 @@ class TlsRotation:
         since_ms = self._clock.now_ms() - rollout.SEEN_LATELY_MS
         holdings = [BundleHolding(*held) for held in self._holdings(conn, "", since_ms)]
         return store.published(conn, self._trust.cluster_id, [held.version for held in holdings]), holdings
-
-
-def check_reaches(far: Rollout[TlsCa]) -> None:
-    """Refuse a step after which nodes would meet a certificate that they do not trust yet.
-
-    Raises:
-        Refusal: CONFLICT, with the numbers.
-    """
-    if far.complete:
-        return
-    missing = far.asked - far.holding
-    raise Refusal(
-        Reason.CONFLICT,
-        f"{tls_phases.name(far.record)} is not everywhere yet: {far.holding} of {far.asked} nodes that are online or"
-        f" were seen within a day trust it, and {missing} would be cut off until they fetch it, such as"
-        f" {', '.join(far.lacking[:3])}. Wait until `fleetctl tls rollout` shows none, suspend what cannot follow, or"
-        " go on all the same with --override",
-        metadata={"asked": str(far.asked), "holding": str(far.holding), "lacking": str(missing)},
-    )
 
 
 def _active(ring: TlsRing) -> TlsCa:

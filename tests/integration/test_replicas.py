@@ -1,6 +1,7 @@
 """Two replicas on one PostgreSQL: what is decided at one takes effect on the streams that the other holds."""
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
+from fleet import tls_certificates
 from fleet.clock import SystemClock
+from fleet.errors import Reason, Refusal
+from fleet.identity import write_private
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server import bootstrap
 from fleet_server.nodes import poll
@@ -140,6 +144,36 @@ async def test_both_replicas_show_one_certificate_and_the_one_of_a_new_ca_at_onc
         assert {view.state for view in await at.owner.run(node.name)} == {command_pb2.COMMAND_STATE_SUCCEEDED}
     (row,) = await here.owner.audit("tls_ca.activated")
     assert row.actor == "owner"
+
+
+async def test_a_ca_from_outside_waits_until_each_replica_shows_a_certificate_of_it(
+    replicas: tuple[Installation, Installation],
+) -> None:
+    """Nodes that come to the one that does not would be cut off as soon as the own CA is retired."""
+    here, there = replicas
+    now = dt.datetime.now(dt.UTC)
+    outside = tls_certificates.make_ca("company", now)
+    leaf = tls_certificates.make_leaf(outside, ["127.0.0.1"], now)
+    request = admin_pb2.PrepareTlsCaRequest(certificate=outside.certificate_pem)
+    brought = (await here.owner.ask("PrepareTlsCa", request)).ca
+    activation = admin_pb2.ActivateTlsCaRequest(ca=brought.sha256.hex())
+    for shown_at, missing in (([], "replica-a, replica-b"), ([here], "replica-b")):
+        for each in shown_at:
+            write_private(each.data / "tls" / "outside.pem", leaf.certificate_pem + leaf.private_key_pem)
+        with pytest.raises(Refusal, match=rf"{missing} shows? no certificate .*outside\.pem") as refused:
+            await here.owner.ask("ActivateTlsCa", activation)
+        assert refused.value.reason is Reason.CONFLICT
+    write_private(there.data / "tls" / "outside.pem", leaf.certificate_pem + leaf.private_key_pem)
+
+    async def activated() -> bool:
+        try:
+            await here.owner.ask("ActivateTlsCa", activation)
+        except Refusal:
+            return False
+        return True
+
+    await eventually(activated, "the other replica has said that it shows one")
+    await eventually(lambda: there.server.certificates.leaf_der == leaf.certificate_der, "it shows it")
 
 
 async def test_a_rotation_ordered_at_one_replica_is_done_over_a_stream_at_the_other(

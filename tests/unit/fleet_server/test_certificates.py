@@ -233,6 +233,26 @@ def test_a_file_that_is_replaced_while_it_is_looked_at_is_looked_at_again(
     assert certificates.leaf_der == theirs.certificate_der
 
 
+def test_the_file_is_tried_again_once_it_was_changed_or_a_minute_is_over(
+    certificates: ServerCertificates, folder: Path, now: dt.datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each heartbeat asks."""
+    outside = tls_certificates.make_ca("outside", now)
+    put(folder, tls_certificates.make_leaf(outside, HOSTS, now))
+    tried: list[str] = []
+    monkeypatch.setattr(served_certificates, "_shake_hands", lambda path, ca_der, host: tried.append(host))
+    for _ in range(3):
+        assert certificates.can_show(outside.certificate_der)
+    assert tried == [*HOSTS]
+    put(folder, tls_certificates.make_leaf(outside, HOSTS, now))
+    assert certificates.can_show(outside.certificate_der)
+    certificates.look()
+    assert certificates.can_show(outside.certificate_der)
+    assert tried == [*HOSTS] * 3
+    (folder / "outside.pem").unlink()
+    assert not certificates.can_show(outside.certificate_der)
+
+
 def test_the_log_tells_once_a_day_what_a_person_has_to_replace(
     certificates: ServerCertificates, folder: Path, ca: CertifiedKey, now: dt.datetime, clock: MockClock
 ) -> None:

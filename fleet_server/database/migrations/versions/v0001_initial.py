@@ -204,6 +204,7 @@ def upgrade() -> None:
         sa.Column("drain_deadline_ms", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("drain_reason", sa.Integer(), server_default="0", nullable=False),
         sa.Column("secret_keys", sa.String(length=64), server_default="", nullable=False),
+        sa.Column("tls_cas", sa.String(length=320), server_default="", nullable=False),
         sa.PrimaryKeyConstraint("replica_id", name=op.f("pk_replicas")),
     )
     op.create_table(

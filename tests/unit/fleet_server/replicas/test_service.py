@@ -1,7 +1,7 @@
 """Replicas over both databases: beats, the dead, and requests to drain."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -18,7 +18,14 @@ from tests.unit.fleet_server.sessions.world import World
 class Replica(ReplicaService):
     """One process; `gone` lists the replicas whose nodes it was told to show offline."""
 
-    def __init__(self, world: World, replica_id: str, clock: object = None, wakeup: Wakeup | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        replica_id: str,
+        clock: object = None,
+        wakeup: Wakeup | None = None,
+        tls_cas: Callable[[], Sequence[bytes]] = tuple,
+    ) -> None:
         self.gone: list[str] = []
         super().__init__(
             database=world.database,
@@ -30,6 +37,7 @@ class Replica(ReplicaService):
             streams=lambda: 7,
             admission_per_s=lambda: 250.0,
             on_lost=lambda _, lost: self.gone.append(lost),
+            tls_cas=tls_cas,
         )
 
 
@@ -44,6 +52,23 @@ async def refused(work: object) -> Reason:
     with pytest.raises(Refusal) as caught:
         await work  # type: ignore[misc]
     return caught.value.reason
+
+
+async def test_who_says_of_no_tls_ca_that_it_shows_a_certificate_of_it(world: World, clock: MockClock) -> None:
+    shown: list[bytes] = []
+    one, two = await ready(world, "r1"), await ready(world, "r2", tls_cas=lambda: shown)
+
+    async def missing(ca: bytes) -> Sequence[str]:
+        return await world.database.read(lambda conn: one.without_tls_ca(conn, ca))
+
+    assert await missing(b"ca") == ["r2"]
+    shown += [b"other", b"ca"]
+    await two.beat()
+    assert await missing(b"ca") == []
+    assert await missing(b"c") == ["r2"]
+    assert await world.database.read(lambda conn: two.without_tls_ca(conn, b"ca")) == ["r1"]
+    await two.set_state(ReplicaState.DRAINING)
+    assert await missing(b"c") == [], "it takes nobody any more"
 
 
 async def test_register_and_beat(world: World, clock: MockClock) -> None:
