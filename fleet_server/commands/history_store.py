@@ -63,7 +63,7 @@ def as_issued(row: NewRow) -> FullRow:
         output_truncated=0,
         reason="",
         error="",
-        mac=b"",
+        mac=row.mac,
         output=None,
     )
 
@@ -87,7 +87,7 @@ def as_reported(row: StandingRow, now: Standing) -> FullRow:
         output_truncated=now.output_truncated,
         reason=now.reason,
         error=now.error,
-        mac=b"",
+        mac=row.mac,
         output=now.output,
     )
 

@@ -129,7 +129,9 @@ class Queries:
             name = None if row is None else self._names.known(row.node_id)
             if row is None or authority is None or name is None:
                 return None
-            views.append(_view(row, name, authority, brief=brief))
+            view = _view(row, name, authority, brief=brief)
+            view.unverified = not self._authorities.intact(authority, row)  # a report may have found it in the database
+            views.append(view)
         return views
 
     async def _snapshot(

@@ -87,6 +87,7 @@ class Run(NamedTuple):
                 "",
                 key_id,
                 sent_at_ms,
+                row.mac,
             )
             for row in self.rows
         ]

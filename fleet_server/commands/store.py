@@ -112,6 +112,7 @@ class StandingRow(NamedTuple):
     cancel_requested_by: str
     key_id: bytes | None
     sent_at_ms: int
+    mac: bytes
 
 
 _ISSUE = ", ".join(IssueRow._fields)
@@ -121,7 +122,7 @@ _OPEN_C = ", ".join(f"c.{column}" for column in OpenRow._fields)
 _SET_STANDING = ", ".join(f"{column} = ?" for column in Standing._fields)
 _STANDING = (
     "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason,"  # no output
-    " spec_no, not_after_ms, cancel_requested_by, key_id, sent_at_ms"
+    " spec_no, not_after_ms, cancel_requested_by, key_id, sent_at_ms, mac"
 )
 
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
+
 from fleet.v1 import admin_pb2
 from fleet.v1 import command_pb2 as wire
 from fleet_server.commands.service import PendingCommand
@@ -127,6 +129,24 @@ async def test_a_watcher_sees_what_a_reader_would_without_a_read(room: Room) -> 
         wire.COMMAND_STATE_FAILED,
     ]
     assert views[-1] == await room.commands.get(issued.issued[0].command_id)
+    await watch.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("change", ["spec_no = 1", "not_after_ms = not_after_ms + 1", "cancel_requested_by = 'eve'"])
+async def test_a_watcher_is_told_of_a_row_that_was_changed_around_the_server(room: Room, change: str) -> None:
+    node_id, lane = await waiting_lane(room)
+    watch = room.commands.watch(admin_pb2.WatchCommandsRequest())
+    issued = asyncio.ensure_future(anext(watch))
+    await asyncio.sleep(0)
+    await room.commands.issue("alice", order("n1", count=2))
+    command = lane.taken[0]
+    await room.commands.record_reports(node_id, [report(command, wire.COMMAND_STATE_ACCEPTED)])
+    told = [*(await issued).commands, *(await anext(watch)).commands]
+    assert {view.unverified for view in told} == {False}
+    await room.tamper(f"UPDATE commands SET {change} WHERE seq = ?", command.seq)
+    await room.commands.record_reports(node_id, [report(command, wire.COMMAND_STATE_SUCCEEDED, 2)])
+    (view,) = (await anext(watch)).commands
+    assert (view.state, view.unverified) == (wire.COMMAND_STATE_SUCCEEDED, True)
     await watch.aclose()  # type: ignore[attr-defined]
 
 
