@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 from fleet.logs import get_logger
-from fleet.sequence import StreamContext
+from fleet.sequence import StatementReason, StatementRefusal, StreamContext
 from fleet.v1 import trust_pb2
 from fleet_node.commands import audit_rows
 from fleet_node.commands.intake import Intake
 from fleet_node.commands.journal import Journal
 from fleet_node.commands.ledger import Ledger
+from fleet_node.commands.refusals import Refusals
+from fleet_node.commands.store import JournalUnavailableError
 
 log = get_logger(__name__)
 
 
 async def take_floor(
-    signed: trust_pb2.Signed, context: StreamContext, intake: Intake, ledger: Ledger, journal: Journal, now_ms: int
+    signed: trust_pb2.Signed,
+    context: StreamContext,
+    intake: Intake,
+    ledger: Ledger,
+    journal: Journal,
+    refusals: Refusals,
+    *,
+    now_ms: int,
 ) -> None:
-    """Verify a floor and make it durable, unless it says nothing new.
+    """Verify a floor and make it durable, unless it says nothing new. One that does not count is told of.
 
     Args:
+        refusals: told of one that does not count, or does not stand.
         now_ms: server time as the node knows it, Unix milliseconds.
 
     Raises:
-        StatementRefusal: it does not count.
-        JournalUnavailableError: it does not stand.
+        StatementRefusal: JOURNAL_UNAVAILABLE: it does not stand yet.
     """
+    try:
+        await _take(signed, context, intake, ledger, journal, now_ms)
+    except StatementRefusal as refusal:
+        refusals.floor(refusal)
+    except JournalUnavailableError as error:
+        refusals.floor(error)
+        raise StatementRefusal(StatementReason.JOURNAL_UNAVAILABLE, str(error)) from error
+
+
+async def _take(
+    signed: trust_pb2.Signed, context: StreamContext, intake: Intake, ledger: Ledger, journal: Journal, now_ms: int
+) -> None:
     last_accepted_seq = ledger.last_accepted_seq
     floor = intake.open_floor(signed, context, last_accepted_seq)
     if (

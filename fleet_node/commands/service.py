@@ -10,6 +10,7 @@ Mental model
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from fleet.clock import Clock, ServerTime
 from fleet.node_audit import JSON, NodeAuditKind
@@ -214,6 +215,7 @@ class CommandService:
                 if stream is not self._stream or self._closing:
                     return
                 try:
+                    await self._settle_floor(stream)
                     await self._journal_statement(stream, signed)
                 except StatementRefusal as refusal:
                     self._refuse(stream, signed, refusal)
@@ -238,13 +240,11 @@ class CommandService:
         stream.uplink.send_control(gateway_pb2.NodeControl(cancel_result=answer))
 
     async def take_floor(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
-        """Take a floor on `stream`. One that cannot be journaled comes again on the next stream."""
+        """Take a floor on `stream`. One that cannot be journaled is owed: without it no statement is judged."""
         async with self._lock:
-            try:
-                now_ms = self._server_time.now_ms()
-                await take_floor(signed, stream.context, self._intake, self._ledger, self._journal, now_ms)
-            except (StatementRefusal, JournalUnavailableError) as error:
-                self._refusals.floor(error)
+            stream.floor_owed = signed
+            with contextlib.suppress(StatementRefusal):
+                await self._settle_floor(stream)
 
     def next_reports(self, stream: _Stream, max_count: int, max_bytes: int) -> list[bytes]:
         """Reports for `stream`, if it is the newest."""
@@ -259,6 +259,12 @@ class CommandService:
         if stream is self._stream:
             self._stream = None
             self._audit_sender.close()
+
+    async def _settle_floor(self, stream: _Stream) -> None:
+        if stream.floor_owed is not None:
+            rooms = self._intake, self._ledger, self._journal, self._refusals
+            await take_floor(stream.floor_owed, stream.context, *rooms, now_ms=self._server_time.now_ms())
+            stream.floor_owed = None
 
     async def _journal_statement(self, stream: _Stream, signed: trust_pb2.Signed) -> None:
         ledger = self._ledger
@@ -355,6 +361,7 @@ class _Stream:
         self._service = service
         self.context = context
         self.uplink = uplink
+        self.floor_owed: trust_pb2.Signed | None = None
 
     async def command_frame(self, frame: command_pb2.CommandFrame) -> None:
         """See `CommandStream`."""

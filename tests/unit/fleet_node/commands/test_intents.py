@@ -322,6 +322,16 @@ async def test_an_adopted_node_refuses_intents_from_before(node: TestNode) -> No
     await node.wait_reported(new, "SUCCEEDED")
 
 
+async def test_nothing_is_judged_before_a_floor_that_could_not_be_written(node: TestNode) -> None:
+    old = wished(node)
+    node.store.connection.execute("PRAGMA query_only = ON")
+    await _floor(node, NOW_MS - 1)
+    await node.give(old)
+    assert (await node.wait_control("statement_refused")).reason == "JOURNAL_UNAVAILABLE"
+    node.store.connection.execute("PRAGMA query_only = OFF")
+    assert await refused(node, old) == IntentVerdict.INTENT_BEFORE_RESTORE
+
+
 async def test_a_disk_that_fails_uses_nothing_up(node: TestNode) -> None:
     command = wished(node)
     node.store.connection.execute("PRAGMA query_only = ON")
