@@ -13,8 +13,10 @@ from fleet.identity import write_private
 from fleet.tls_certificates import CertifiedKey
 from fleet.v1 import command_pb2, enrollment_pb2, gateway_pb2, trust_pb2
 from tests.fakes.client_certificate import client, stranger_ca
+from tests.integration import test_tls_rotation
 from tests.integration.handmade import HandmadeNode, Session
 from tests.integration.installation import Installation, RunningNode, Template, assert_each_ran_once, free_ports
+from tests.integration.test_tls_rotation import trusted
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -217,6 +219,29 @@ async def test_a_renewal_under_traffic_loses_nothing(mutual: Installation) -> No
     assert (node.link.endpoint, node.link.streams_opened) == (endpoint(mutual), 2)
     assert not node.folder.client_certificate.read_bytes().startswith(old.certificate_pem)
     assert len(await mutual.owner.audit("node_certificate.issued")) == 1
+
+
+async def test_a_node_on_the_mtls_listener_follows_a_rotation_of_the_tls_ca_there_and_from_away(
+    mutual: Installation,
+) -> None:
+    there, away = [await mutual.enroll(name, mtls_endpoints=(endpoint(mutual),)) for name in ("there", "away")]
+    for node in (there, away):
+        await node.start()
+        await moved(node, mutual)
+    await away.stop()
+    (before,) = (await test_tls_rotation.cas(mutual)).cas
+    made = await test_tls_rotation.prepare(mutual)
+    await eventually(lambda: len(trusted(there)) == 2, "it trusts both")
+    await test_tls_rotation.activate(mutual, made, override="away is away")
+    await test_tls_rotation.retire(mutual, before, override="away is away")
+    await eventually(lambda: trusted(there) == (made.certificate,), "it trusts the new one alone")
+    await there.stop()
+
+    for node in (there, away):
+        await node.start()
+        await moved(node, mutual)
+        assert trusted(node) == (made.certificate,)
+    assert {view.state for view in await mutual.owner.run("*")} == {SUCCEEDED}
 
 
 async def test_a_good_certificate_does_not_help_a_node_that_was_revoked(mutual: Installation) -> None:
