@@ -291,6 +291,12 @@ def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[
     click.echo(f"{noted.nodes} nodes may come as they are, once")
     for writer, number in noted.audit.chains.items():
         click.echo(f"audit chain {writer} was not as a server wrote it: taken as it is, up to row {number}")
+    for writer, (first, last) in noted.audit.unvouched.items():
+        click.echo(f"nobody vouches for rows {first} to {last} of {writer}: read them before you believe them")
+    if noted.spent_written_again:
+        click.echo(
+            "the record of what was revoked did not stand: look through `fleetctl operators list`, and revoke again"
+        )
     if noted.audit.checkpoint is not None:
         click.echo(f"the newest audit checkpoint was not known: taken to be {noted.audit.checkpoint}")
 

@@ -39,10 +39,12 @@ _BATCH_NODES = 500
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was noted: how many nodes may come as they are, and what of the audit is taken as it is."""
+    """What was noted: how many nodes may come as they are, what of the audit is taken as it is, and whether the record
+    of what was revoked did not stand."""
 
     nodes: int
     audit: Accepted
+    spent_written_again: bool
 
 
 async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *, cluster_name: str) -> Restored:
@@ -84,7 +86,7 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
             await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch, clock.now_ms()))  # type: ignore[misc]
             count, after = count + len(batch), batch[-1].name
 
-        def tell(tx: Transaction) -> Accepted:
+        def tell(tx: Transaction) -> Restored:
             spent = audit.spent.accept(tx.conn)  # first: what was signed of it ends with the next
             accepted = accept(
                 tx.conn, audit.heads, audit.checkpoints, trust.cluster_id, lambda raw: _is_signed(raw, authorities)
@@ -93,14 +95,15 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
                 "nodes": count,
                 "reason": reason,
                 "audit_chains": accepted.chains,
+                "audit_unvouched": accepted.unvouched,
                 "audit_checkpoint": accepted.checkpoint,
                 "spent_written_again": spent,
                 "audit_checkpoints_removed": accepted.removed,
             }
             audit.append(tx, AuditKind.DATABASE_RESTORED, actor="server", subject="database", detail=detail)
-            return accepted
+            return Restored(count, accepted, spent)
 
-        return Restored(count, await database.write(tell))
+        return await database.write(tell)
     finally:
         await database.close()
 

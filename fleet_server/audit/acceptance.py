@@ -6,6 +6,7 @@ What stands is not made good by that: a reader goes on to find rows that differ 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fleet.audit_chain import CheckpointMark
@@ -13,7 +14,8 @@ from fleet_server.audit import store
 from fleet_server.audit.checkpoints import Checkpoints, checkpoint_number, checkpoint_sha256
 from fleet_server.audit.heads import Heads, TamperedHeadError
 from fleet_server.audit.rules import Head
-from fleet_server.audit.vouched import checkpoints_back
+from fleet_server.audit.store import NewestRow
+from fleet_server.audit.vouched import checkpoints_back, signed_heads
 from fleet_server.database.engine import Connection
 
 
@@ -25,11 +27,14 @@ class Accepted:
         chains: newest number of each chain by writer.
         checkpoint: the newest one; None when what was stored of that stands.
         removed: checkpoints behind it that no authority signed.
+        unvouched: first and last row, by writer, that neither the end of a chain under a good MAC nor a checkpoint
+            vouched for: whoever wrote them.
     """
 
     chains: dict[str, int] = field(default_factory=dict)
     checkpoint: int | None = None
     removed: int = 0
+    unvouched: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def accept(
@@ -40,21 +45,28 @@ def accept(
     Args:
         is_signed: whether an authority of the cluster signed a serialised checkpoint.
     """
-    chains = {}
+    chains, unvouched = {}, {}
+    found = _newest_signed(conn, is_signed)
+    signed = _signed_numbers(conn, found)
     for writer in store.head_writers(conn):
         newest = store.newest_row(conn, writer)
         if newest is None:
             store.delete_head(conn, writer)
             chains[writer] = 0
-        elif not _stands(conn, heads, writer, newest):
-            heads.put_head(conn, Head(writer, *newest))
-            chains[writer] = newest[0]
+            continue
+        end = _end(conn, heads, writer)
+        if end == newest:
+            continue
+        vouched = max(signed.get(writer, 0), 0 if end is None else end[0])
+        if newest[0] > vouched:
+            unvouched[writer] = (vouched + 1, newest[0])
+        heads.put_head(conn, Head(writer, *newest))
+        chains[writer] = newest[0]
     store.forget_signed(conn)  # no MAC covers it: the next checkpoint names every chain
-    found = _newest_signed(conn, is_signed)
     removed = store.delete_checkpoints_after(conn, found.number)
     stands = found == checkpoints.stored(conn, cluster_id)
     checkpoints.accept(conn, cluster_id, found)
-    return Accepted(chains, None if stands else found.number, removed)
+    return Accepted(chains, None if stands else found.number, removed, unvouched)
 
 
 def _newest_signed(conn: Connection, is_signed: Callable[[bytes], bool]) -> CheckpointMark:
@@ -64,9 +76,19 @@ def _newest_signed(conn: Connection, is_signed: Callable[[bytes], bool]) -> Chec
     return CheckpointMark(0, b"")
 
 
-def _stands(conn: Connection, heads: Heads, writer: str, newest: tuple[int, bytes]) -> bool:
+def _signed_numbers(conn: Connection, newest: CheckpointMark) -> dict[str, int]:
+    """Newest signed row of each chain, as far as checkpoints hang together."""
+    numbers: dict[str, int] = {}
+    with suppress(TamperedHeadError):
+        for head in signed_heads(conn, NewestRow("", newest.number, newest.sha256, 1, b"")):
+            numbers.setdefault(head.writer, head.number)
+    return numbers
+
+
+def _end(conn: Connection, heads: Heads, writer: str) -> tuple[int, bytes] | None:
+    """Number and hash of a chain's head; None when it does not stand."""
     try:
         head = heads.read(conn, writer)
     except TamperedHeadError:
-        return False
-    return (head.number, head.hash) == newest
+        return None
+    return head.number, head.hash

@@ -201,6 +201,7 @@ def _emit_summary(
                 "newest_checkpoint_at": moment(summary.newest_at_ms),
                 "uncovered_rows": summary.uncovered_rows,
                 "alarms": alarms,
+                "taken_unvouched": reading.taken,
                 "node_fingerprints": dict(nodes.fingerprints),
                 "rows_not_signed_by_nodes": nodes.unsigned_rows,
                 "other_node_keys": list(nodes.replaced),
@@ -224,6 +225,7 @@ def _emit_summary(
             *[("other keys", Styled(text, "yellow")) for text in nodes.replaced],
             ("commands", _agreed_text(agreed)),
             *[("later chain", _chain_text(chain)) for chain in agreed.chains],
+            *[("taken", Styled(f"{text}: on a person's word (database.restored)", "yellow")) for text in reading.taken],
             *([("alarms", Styled(_alarm_text(alarms), "red"))] if alarms else []),
             *([("broken nodes", Styled(_broken_text(agreed), "red"))] if agreed.broken else []),
         ]

@@ -42,6 +42,8 @@ class AuditReading:
         self._position = 0
         self.alarms = 0
         """How often the server says that its audit was changed around it."""
+        self.taken: list[str] = []
+        """Rows that a person took for history, and that no server had vouched for."""
 
     def run(self, signed_within_s: float) -> tuple[ChainSummary, CrossCheckSummary]:
         """Read to the end; what was verified.
@@ -77,12 +79,16 @@ class AuditReading:
             raise RowsUnsigned(f"within {within_s:g} s no signed checkpoint came for {len(left)} chains: {named}")
 
     def _take(self, change: admin_pb2.ExportAuditResponse) -> None:
+        from fleet.node_audit import node_of
+
         for entry in change.entries:
             self._verifier.add_row(entry)
             self._between.add_row(entry)
             self.signatures.add_row(entry)
             self._position = max(self._position, entry.position)
             self.alarms += entry.kind == "audit.tampered"
+            if entry.kind == "database.restored" and node_of(entry.writer) is None:
+                self.taken += _taken(entry.detail)
         for checkpoint in change.checkpoints:
             self._verifier.add_checkpoint(checkpoint)
         self._rows += len(change.entries)
@@ -111,3 +117,14 @@ class AuditReading:
             cause: Any = failure.__cause__
             if not isinstance(cause, grpc.RpcError) or cause.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
+
+
+def _taken(detail: bytes) -> Iterator[str]:
+    """What a `database.restored` says; nothing where a server in the wrong hands says something else."""
+    from fleet.command_rows import NOT_SAID, unvouched_rows
+
+    try:
+        for writer, first, last in unvouched_rows(detail):
+            yield f"rows {first} to {last} of {writer}"
+    except NOT_SAID:
+        return

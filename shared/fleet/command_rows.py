@@ -1,5 +1,5 @@
-"""What rows of the audit say of commands, read strictly: a node, or a server in the wrong hands, may have written
-anything. Pure."""
+"""What rows of the audit say of commands, and of what a person took for history, read strictly: a node, or a server in
+the wrong hands, may have written anything. Pure."""
 
 from __future__ import annotations
 
@@ -51,6 +51,14 @@ def reported_commands(detail: bytes) -> Iterator[tuple[str, int, str]]:
 def opened_chain(detail: bytes) -> int:
     """Chain that the server's `node.audit_chain_opened` names; raises as `accepted_commands`."""
     return _count(_object(json.loads(detail))["chain"])
+
+
+def unvouched_rows(detail: bytes) -> Iterator[tuple[str, int, int]]:
+    """Writer, first and last row of what the server's `database.restored` took and nobody vouched for; raises as
+    `accepted_commands`."""
+    for writer, rows in _object(_object(json.loads(detail)).get("audit_unvouched", {})).items():
+        first, last = map(_count, _list(rows))
+        yield writer, first, last
 
 
 def left_out_items(detail: bytes) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet.audit_chain import row_hash
-from fleet_server.audit.acceptance import accept
+from fleet_server.audit.acceptance import Accepted, accept
 from fleet_server.database.engine import Database, sql
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.audit.test_audit import CLUSTER, begin
@@ -54,9 +54,9 @@ async def plant(edit: Edit, number: int, previous: bytes, writer: str = NODE) ->
     return digest
 
 
-async def restored(desk: Desk, database: Database) -> None:
+async def restored(desk: Desk, database: Database) -> Accepted:
     """What `fleet-server db restored` does to the audit."""
-    await database.write(
+    return await database.write(
         lambda tx: accept(tx.conn, desk.audit.heads, desk.audit.checkpoints, CLUSTER, lambda raw: True)
     )
 
@@ -123,3 +123,19 @@ async def test_what_is_noted_of_a_nodes_chain_may_be_anything(desk: Desk, edit: 
     if database.dialect == "sqlite":
         await edit("UPDATE node_audits SET chain = 'text', day = 1.5, day_rows = ?, finding = ?", b"\xff", b"\xff")
     assert await desk.take(chain.rows[1:]) == (2, "")
+
+
+@pytest.mark.parametrize("removed", [[], ["audit_heads"], ["audit_newest", "audit_heads"]])
+async def test_rows_that_a_person_took_and_no_server_wrote_are_told_apart_from_those_that_were_signed(
+    desk: Desk, edit: Edit, database: Database, removed: list[str]
+) -> None:
+    """Else the way out of a forgery makes history of it."""
+    chain = Chain().grow(3)
+    await desk.take(chain.rows)
+    assert await desk.verified_rows() >= 3
+    await plant(edit, 4, chain.rows[2].hash)
+    await plant(edit, 1, bytes(32), writer="r-ghost")
+    for table in removed:
+        await edit(f"DELETE FROM {table}")
+    taken = await restored(desk, database)
+    assert taken.unvouched == {NODE: (4, 4), "r-ghost": (1, 1)}
