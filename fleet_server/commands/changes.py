@@ -170,14 +170,15 @@ class Announcer:
         self._rooms.metrics.issued.inc(total(runs))
         if self.feed.watched:
             changed = {(row.node_id, row.seq): as_issued(row) for run in runs for row in run.rows}
-            self.feed.publish_nowait(issue_id, changed)
+            self.feed.publish_nowait(issue_id, changed, passing=True)
 
     def _sent(self, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
         for run in runs:
             self.in_hand.put_sent(run, key_id, now_ms)
             self.observe_sent({run.authority.issued_at_ms: len(run.rows)})
             if self.feed.watched:
-                self.feed.publish_nowait(run.authority.issue_id, dict.fromkeys(row[:2] for row in run.rows))
+                changed = dict.fromkeys(row[:2] for row in run.rows)
+                self.feed.publish_nowait(run.authority.issue_id, changed, passing=True)
 
     def _committed(self, changes: Sequence[Change]) -> None:
         ended: dict[str, int] = {}
@@ -207,10 +208,12 @@ class Announcer:
 
     def _tell_watchers(self, changes: Sequence[Change]) -> None:
         by_issue: dict[str, dict[Key, FullRow | None]] = {}
-        for key, issue_id, _, _, row in changes:
+        passing = True
+        for key, issue_id, was, now, row in changes:
             by_issue.setdefault(issue_id, {})[key] = row
+            passing &= was < now < rules.SUCCEEDED
         for issue_id, changed in by_issue.items():
-            self.feed.publish_nowait(issue_id, changed)
+            self.feed.publish_nowait(issue_id, changed, passing=passing)
 
     def _ended(self, node_id: str, count: int) -> None:
         known = self._open.get(node_id, 0)
