@@ -13,15 +13,20 @@ MAX_QUEUED_BYTES = 4 * 1024 * 1024
 """What an honest node has waiting: commands are bounded by its window, and trust bundles by what they answer."""
 
 
+ACK_WAIT_S = 0.02
+"""So long an acknowledgement of reports waits for commands to go along with: nobody waits for it."""
+
+
 class Outbox:
     """Queue between the lanes of a stream and its one writer. Acks are cumulative, so only the newest is kept."""
 
-    __slots__ = ("_closed", "_frames", "_queued_bytes", "_report_ack", "_telemetry_ack", "_waiter")
+    __slots__ = ("_ack_due", "_closed", "_frames", "_queued_bytes", "_report_ack", "_telemetry_ack", "_waiter")
 
     def __init__(self) -> None:
         self._frames: list[tuple[gateway_pb2.ServerControl, int]] = []
         self._queued_bytes = 0
         self._report_ack = 0
+        self._ack_due: asyncio.TimerHandle | None = None
         self._telemetry_ack = 0
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
@@ -40,9 +45,10 @@ class Outbox:
         return True
 
     def ack_reports(self, report_no: int) -> None:
-        """Every report up to `report_no` is committed."""
+        """Every report up to `report_no` is committed. Said with the commands that leave next, or alone in a moment."""
         self._report_ack = max(self._report_ack, report_no)
-        self._wake()
+        if self._ack_due is None:
+            self._ack_due = asyncio.get_running_loop().call_later(ACK_WAIT_S, self._ack_alone)
 
     def ack_telemetry(self, batch_seq: int) -> None:
         """Every batch up to `batch_seq` is committed or declared lost."""
@@ -64,6 +70,17 @@ class Outbox:
                 self._waiter = None
         return frame
 
+    def _ack_alone(self) -> None:
+        self._ack_due = None
+        self._wake()
+
+    def _take_ack(self) -> int:
+        if self._ack_due is not None:
+            self._ack_due.cancel()
+            self._ack_due = None
+        number, self._report_ack = self._report_ack, 0
+        return number
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -74,11 +91,10 @@ class Outbox:
             self._queued_bytes -= size_bytes
             if self._report_ack and frame.HasField("commands"):
                 # A node that has room for commands has mostly just reported others: one frame says both.
-                frame.commands.reports_acked, self._report_ack = self._report_ack, 0
+                frame.commands.reports_acked = self._take_ack()
             return frame
-        if self._report_ack:
-            number, self._report_ack = self._report_ack, 0
-            return gateway_pb2.ServerControl(result_ack=command_pb2.ResultAck(report_no=number))
+        if self._report_ack and (self._ack_due is None or self._closed):
+            return gateway_pb2.ServerControl(result_ack=command_pb2.ResultAck(report_no=self._take_ack()))
         if self._telemetry_ack:
             number, self._telemetry_ack = self._telemetry_ack, 0
             return gateway_pb2.ServerControl(telemetry_ack=telemetry_pb2.TelemetryAck(batch_seq=number))

@@ -21,11 +21,30 @@ async def test_control_goes_first_and_acks_fold_into_the_newest() -> None:
     outbox.ack_telemetry(9)
     _put(outbox, _ping(1))
     assert (await outbox.next()).ping.number == 1
-    assert (await outbox.next()).result_ack.report_no == 7
     assert (await outbox.next()).telemetry_ack.batch_seq == 9
+    assert (await asyncio.wait_for(outbox.next(), 10)).result_ack.report_no == 7
 
 
-async def test_an_acknowledgement_that_is_ready_leaves_with_the_commands() -> None:
+async def test_an_acknowledgement_of_reports_waits_for_commands_and_leaves_with_them() -> None:
+    outbox = Outbox()
+    waiting = asyncio.create_task(outbox.next())
+    outbox.ack_reports(7)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    _put(outbox, gateway_pb2.ServerControl(commands=command_pb2.CommandFrame()))
+    assert (await asyncio.wait_for(waiting, 10)).commands.reports_acked == 7
+
+
+async def test_a_stream_that_ends_says_at_once_what_it_has_to_acknowledge() -> None:
+    outbox = Outbox()
+    outbox.ack_reports(7)
+    outbox.close()
+    assert (await outbox.next()).result_ack.report_no == 7
+    assert await outbox.next() is None
+
+
+async def test_an_acknowledgement_leaves_once_with_the_first_commands() -> None:
     outbox = Outbox()
     outbox.ack_reports(7)
     _put(outbox, _ping(1))
@@ -35,7 +54,7 @@ async def test_an_acknowledgement_that_is_ready_leaves_with_the_commands() -> No
     assert (await outbox.next()).commands.reports_acked == 7
     assert (await outbox.next()).commands.reports_acked == 0
     outbox.ack_reports(8)
-    assert (await outbox.next()).result_ack.report_no == 8
+    assert (await asyncio.wait_for(outbox.next(), 10)).result_ack.report_no == 8
 
 
 async def test_closing_hands_out_what_is_queued_and_takes_nothing_more() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
-from fleet_server.streams import stream
+from fleet_server.streams import outbox, stream
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.notice_lane import MAX_WAITING_BYTES as MAX_NOTICE_BYTES
 from fleet_server.streams.outbox import MAX_QUEUED_BYTES
@@ -21,6 +21,12 @@ def _reports(*numbers: int) -> command_pb2.ReportList:
     return command_pb2.ReportList(
         reports=[command_pb2.Report(report_no=number, monotonic_seq=number, command_id=bytes(16)) for number in numbers]
     )
+
+
+@pytest.fixture(autouse=True)
+def acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for company otherwise leaves within a few turns of the event loop."""
+    monkeypatch.setattr(outbox, "ACK_WAIT_S", 0.0)
 
 
 @pytest.fixture
