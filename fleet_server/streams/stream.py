@@ -38,6 +38,7 @@ from fleet_server.streams.membership import Membership
 from fleet_server.streams.notice_lane import NoticeLane
 from fleet_server.streams.outbox import Outbox
 from fleet_server.streams.pulse import Pulse
+from fleet_server.streams.pump import Pump
 from fleet_server.streams.report_lane import HeldReports, ReportLane
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.service import TrustService
@@ -125,6 +126,7 @@ class Stream:
         self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, rooms.held_reports, self._failed)
+        self._deciding: Pump | None = None  # made with the first decision
         self._audit: AuditLane | None = None  # made with the first row: an idle node sends none
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
@@ -235,8 +237,11 @@ class Stream:
         await self._reports.wait_idle()
 
     def refresh_membership(self) -> None:
-        """Something about the node changed: read its row again."""
-        self._notices.put(self._refresh_membership)
+        """Something about the node changed: read its row again, and behind nothing that the node told: it must not be
+        able to put off that it is sent away."""
+        if self._deciding is None:
+            self._deciding = Pump(self._refresh_membership, self._rooms.clock, self._failed)
+        self._deciding.kick()
 
     async def _refresh_membership(self) -> None:
         await self.membership.refresh()

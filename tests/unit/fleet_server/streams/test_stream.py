@@ -1,7 +1,6 @@
 """One stream: the order of the wire, what ends it, and what its end does."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
@@ -27,14 +26,6 @@ def _reports(*numbers: int) -> command_pb2.ReportList:
 def acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for company otherwise leaves within a few turns of the event loop."""
     monkeypatch.setattr(outbox, "ACK_WAIT_S", 0.0)
-
-
-@pytest.fixture
-async def wire(clock: MockClock) -> Wire:
-    running = Wire(clock)
-    await running.settle()
-    assert running.kinds() == ["welcome"]
-    return running
 
 
 async def test_the_welcome_is_first_and_a_newer_bundle_follows(clock: MockClock) -> None:
@@ -307,40 +298,6 @@ async def test_a_peer_that_reads_nothing_loses_its_stream_before_many_megabytes_
     assert not wire.stream.ended
     wire.stream.send(gateway_pb2.ServerControl(ping=gateway_pb2.Ping()))
     assert (await wire.wait_refusal()).reason is Reason.HEARTBEAT_LOST
-
-
-async def test_a_suspension_reaches_the_node_and_ends_its_stream(wire: Wire) -> None:
-    wire.nodes.row.state, wire.nodes.row.state_reason = "SUSPENDED", "being serviced"
-    wire.stream.refresh_membership()
-    refusal = await wire.wait_refusal()
-    goaway, error = wire.heard()
-    assert goaway.goaway.reason == gateway_pb2.GOAWAY_REASON_SUSPENDED
-    assert "being serviced" in error.error.detail
-    assert refusal.reason is Reason.SUSPENDED
-
-
-async def test_a_decision_that_overtook_the_claim_reaches_the_stream(clock: MockClock) -> None:
-    """Committed after the claim, and told before the stream could hear of it."""
-    wire = Wire(clock)
-    wire.nodes.row = SimpleNamespace(**vars(wire.nodes.row) | {"state": "REVOKED", "state_reason": "stolen"})
-    wire.nodes.decisions += 1
-    refusal = await wire.wait_refusal()
-    assert refusal.reason is Reason.REVOKED
-
-
-async def test_a_drain_is_ordered_once_and_its_end_too(wire: Wire) -> None:
-    for state in ("DRAINING", "DRAINED", "NONE", "NONE"):
-        wire.nodes.row.drain_state = state
-        wire.stream.refresh_membership()
-        await wire.settle()
-    assert [control.drain.drain for control in wire.heard()] == [True, False]
-
-
-async def test_only_a_node_on_which_nothing_runs_is_drained(wire: Wire) -> None:
-    await wire.say(drained=gateway_pb2.Drained(drained=True, running=2))
-    assert wire.nodes.drained == []
-    await wire.say(drained=gateway_pb2.Drained(drained=True))
-    assert wire.nodes.drained == ["n"]
 
 
 async def test_a_pong_tells_round_trip_offset_and_how_far_the_node_has_answered(wire: Wire, clock: MockClock) -> None:

@@ -1,0 +1,59 @@
+"""What an operator decides about a node reaches its live stream, whatever the node does."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import command_pb2, gateway_pb2
+from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.streams.wire import Wire
+
+
+async def test_a_suspension_reaches_the_node_and_ends_its_stream(wire: Wire) -> None:
+    wire.nodes.row.state, wire.nodes.row.state_reason = "SUSPENDED", "being serviced"
+    wire.stream.refresh_membership()
+    refusal = await wire.wait_refusal()
+    goaway, error = wire.heard()
+    assert goaway.goaway.reason == gateway_pb2.GOAWAY_REASON_SUSPENDED
+    assert "being serviced" in error.error.detail
+    assert refusal.reason is Reason.SUSPENDED
+
+
+@pytest.mark.parametrize("writer", ["slow", "away"])
+async def test_a_suspension_waits_for_nothing_that_the_node_told(wire: Wire, writer: str) -> None:
+    """A node in wrong hands tells as much as it may: what is recorded of that must not keep it from being sent away."""
+    if writer == "slow":
+        wire.commands.record_statement_refused = lambda *_: asyncio.Event().wait()  # type: ignore[method-assign,assignment]
+    wire.commands.away = [Refusal(Reason.UNAVAILABLE, "away")] * 100
+    for _ in range(40):
+        await wire.say(statement_refused=command_pb2.StatementRefused(reason="GAP"))
+        await wire.say(command_refused=command_pb2.CommandRefused(monotonic_seq=1))
+    wire.nodes.row.state = "REVOKED"
+    wire.stream.refresh_membership()
+    assert (await wire.wait_refusal()).reason is Reason.REVOKED
+
+
+async def test_a_decision_that_overtook_the_claim_reaches_the_stream(clock: MockClock) -> None:
+    """Committed after the claim, and told before the stream could hear of it."""
+    wire = Wire(clock)
+    wire.nodes.row = SimpleNamespace(**vars(wire.nodes.row) | {"state": "REVOKED", "state_reason": "stolen"})
+    wire.nodes.decisions += 1
+    refusal = await wire.wait_refusal()
+    assert refusal.reason is Reason.REVOKED
+
+
+async def test_a_drain_is_ordered_once_and_its_end_too(wire: Wire) -> None:
+    for state in ("DRAINING", "DRAINED", "NONE", "NONE"):
+        wire.nodes.row.drain_state = state
+        wire.stream.refresh_membership()
+        await wire.settle()
+    assert [control.drain.drain for control in wire.heard()] == [True, False]
+
+
+async def test_only_a_node_on_which_nothing_runs_is_drained(wire: Wire) -> None:
+    await wire.say(drained=gateway_pb2.Drained(drained=True, running=2))
+    assert wire.nodes.drained == []
+    await wire.say(drained=gateway_pb2.Drained(drained=True))
+    assert wire.nodes.drained == ["n"]
