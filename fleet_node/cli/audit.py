@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fleet_node.cli.grammar import ExitCode, Failure, Verb, again, json_option, node_options, printable, settings_from
+from fleet_node.cli.grammar import Failure, Verb, json_option, node_options, printable, settings_from
 
 if TYPE_CHECKING:
     from fleet_node.commands.audit_reading import NodeAuditCopy
@@ -37,19 +37,12 @@ def audit(evidence: bool, as_json: bool, config: Path | None, state_dir: Path | 
     from fleet_node.cli.failures import told
 
     with told(settings.state_dir):
-        from fleet_node.cli.journal_reading import journal_copy
+        from fleet_node.cli.journal_reading import enrolled, journal_copy
         from fleet_node.commands.audit_reading import read_audit_copy
         from fleet_node.enrollment.folder import StateFolder
-        from fleet_node.enrollment.membership import load_membership
 
         folder = StateFolder(settings.state_dir)
-        membership = load_membership(folder.membership)
-        if membership is None:
-            raise Failure(
-                "this node is not enrolled: it has no audit",
-                code=ExitCode.USAGE,
-                hint=f"`{again('enroll', config, state_dir)}` first",
-            )
+        membership = enrolled(folder, config, state_dir, "it has no audit")
         with journal_copy(folder, membership.node_id) as path:
             found = read_audit_copy(path, membership.node_id)
     rows = found.evidence if evidence else found.rows

@@ -36,18 +36,11 @@ def backup(archive: Path, passphrase_file: Path | None, config: Path | None, sta
         from fleet.clock import SystemClock
         from fleet.identity import read_private
         from fleet_node.backup import service
-        from fleet_node.cli.journal_reading import journal_copy
+        from fleet_node.cli.journal_reading import enrolled, journal_copy
         from fleet_node.enrollment.folder import StateFolder
-        from fleet_node.enrollment.membership import load_membership
 
         folder = StateFolder(settings.state_dir)
-        membership = load_membership(folder.membership)
-        if membership is None:
-            raise Failure(
-                "this node is not enrolled: there is nothing to back up",
-                code=ExitCode.USAGE,
-                hint=f"`{again('enroll', config, state_dir)}` first",
-            )
+        membership = enrolled(folder, config, state_dir, "there is nothing to back up")
         passphrase = _passphrase(passphrase_file, new=True)
 
         def read_journal() -> bytes:

@@ -9,10 +9,32 @@ from pathlib import Path
 
 import click
 
-from fleet_node.cli.grammar import Failure
+from fleet_node.cli.grammar import ExitCode, Failure, again
 from fleet_node.commands.opening import copy_journal
 from fleet_node.enrollment.folder import FolderLockedError, StateFolder
+from fleet_node.enrollment.membership import Membership, load_membership
 from fleet_node.status.client import DaemonAwayError, DaemonSilentError, asking
+
+
+def enrolled(folder: StateFolder, config: Path | None, state_dir: Path | None, nothing: str) -> Membership:
+    """The node that the folder is.
+
+    Args:
+        config, state_dir: as the verb was given them.
+        nothing: what a node that is not enrolled lacks.
+
+    Raises:
+        Failure: it is not enrolled.
+        MembershipError: the file is damaged.
+    """
+    membership = load_membership(folder.membership)
+    if membership is None:
+        raise Failure(
+            f"this node is not enrolled: {nothing}",
+            code=ExitCode.USAGE,
+            hint=f"`{again('enroll', config, state_dir)}` first",
+        )
+    return membership
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from fleet.audit_chain import row_hash
+from fleet.audit_chain import hash_of
 from fleet.errors import Reason, Refusal
 from fleet_server.audit import rules, store
 from fleet_server.audit.heads import Heads, TamperedHeadError, Vouched, check_not_behind
@@ -270,7 +270,7 @@ def _verified(conn: Connection, start: Head, end: Head, known: Mapping[str, _Not
     try:
         for row in _rows(conn, start.number, end.number):
             said = (row.number, row.previous_hash, row.hash)
-            if said != (number + 1, previous, _hash(row)):
+            if said != (number + 1, previous, hash_of(row, row.previous_hash)):
                 break
             number, previous = row.number, row.hash
             if row.kind == AuditKind.SPENT_BEGUN:
@@ -293,19 +293,6 @@ def _rows(conn: Connection, after: int, last: int) -> Iterable[AuditRow]:
     while page := store.rows_between(conn, WRITER, after, last, _PAGE):
         yield from page
         after = page[-1].number
-
-
-def _hash(row: AuditRow) -> bytes:
-    return row_hash(
-        previous_hash=row.previous_hash,
-        writer=row.writer,
-        number=row.number,
-        at_ms=row.at_ms,
-        kind=row.kind,
-        actor=row.actor,
-        subject=row.subject,
-        detail=row.detail,
-    )
 
 
 def _unknown(why: str) -> Refusal:

@@ -140,6 +140,20 @@ def row_hash(
     return digest.digest()
 
 
+def hash_of(row: ChainRow, previous_hash: bytes) -> bytes:
+    """`row_hash` of a row as it was stored, behind the row that has `previous_hash`."""
+    return row_hash(
+        previous_hash=previous_hash,
+        writer=row.writer,
+        number=row.number,
+        at_ms=row.at_ms,
+        kind=row.kind,
+        actor=row.actor,
+        subject=row.subject,
+        detail=row.detail,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointMark:
     """What a reader remembers of a checkpoint: its number and the 32-byte SHA-256 of its statement."""
@@ -356,17 +370,7 @@ class ChainVerifier:
 def _check_row(row: ChainRow, previous_hash: bytes, name: str) -> None:
     if not hmac.compare_digest(row.previous_hash, previous_hash):
         raise RowChanged(f"{name} does not link to the row before it")
-    computed = row_hash(
-        previous_hash=previous_hash,
-        writer=row.writer,
-        number=row.number,
-        at_ms=row.at_ms,
-        kind=row.kind,
-        actor=row.actor,
-        subject=row.subject,
-        detail=row.detail,
-    )
-    if not hmac.compare_digest(row.hash, computed):
+    if not hmac.compare_digest(row.hash, hash_of(row, previous_hash)):
         raise RowChanged(f"{name} is not what was hashed")
 
 

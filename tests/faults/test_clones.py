@@ -8,21 +8,17 @@ from pathlib import Path
 
 from fleet.errors import Reason
 from fleet.node_audit import NodeAuditKind, writer_of
-from fleet.secrets import Secret
 from fleet.v1 import admin_pb2
 from fleet.v1.command_pb2 import COMMAND_STATE_INTERRUPTED as INTERRUPTED
 from fleet.v1.command_pb2 import COMMAND_STATE_RUNNING as RUNNING
 from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
 from fleet_node.app import Node
-from fleet_node.backup.service import back_up
-from fleet_node.backup.service import restore as restore_backup
 from fleet_node.commands.audit_log import KEEP_ROWS
 from fleet_node.commands.opening import copy_journal
-from fleet_server import bootstrap
-from fleet_server.restored import note_restored
 from tests.faults.test_database import copied, restored
 from tests.integration.audits import agreed, verify
 from tests.integration.installation import Installation, RunningNode
+from tests.integration.restoring import back_up_node, note_database_restored, restore_node
 from tests.integration.waiting import eventually
 
 
@@ -124,18 +120,8 @@ async def test_a_node_restored_from_a_backup_says_so_in_a_chain_of_its_own(quick
     node = await quick.add_node("n-1")
     await quick.owner.run("n-1", count=2)
     await node.stop()
-    archive, passphrase = quick.folder / "n-1.backup", Secret("a passphrase for tests")
-    copy = quick.folder / "copied.db"
-    copy_journal(node.folder.journal, node.node_id, copy)
-    back_up(
-        node.folder,
-        archive,
-        passphrase,
-        node_id=node.node_id,
-        read_journal=copy.read_bytes,
-        clock=node.clock,
-        cost=2,
-    )
+    archive = quick.folder / "n-1.backup"
+    back_up_node(node, archive)
     for _ in range(2):
         await node.start()
         await quick.owner.run("n-1")
@@ -143,8 +129,7 @@ async def test_a_node_restored_from_a_backup_says_so_in_a_chain_of_its_own(quick
     await node.start()
     await agreed(quick, 4)
     await node.stop()
-    shutil.rmtree(node.folder.path)
-    restore_backup(archive, node.folder.path, passphrase, clock=node.clock, cost=2)
+    restore_node(node, archive)
 
     await node.start(wait_live=False)
     await node.wait_refused(Reason.QUARANTINED)
@@ -216,9 +201,7 @@ async def test_what_a_restored_database_lost_of_a_nodes_audit_is_brought_again(q
     await agreed(quick, 3)
     before = await rows_of(quick, node)
     await restored(quick, copy, start=False)
-    secrets = bootstrap.load_secrets(quick.settings)
-    url = quick.settings.resolved_database_url()
-    await note_restored(url, secrets, quick.clock, "the disk failed", cluster_name=quick.settings.cluster_name)
+    await note_database_restored(quick, "the disk failed")
 
     await quick.start_server()
     await node.wait_live(2)
@@ -246,9 +229,7 @@ async def test_a_busy_node_goes_on_after_a_restore_though_it_has_forgotten_rows_
     live(node).commands.audit(NodeAuditKind.DRAIN_ENDED)  # with it goes what was acknowledged
     oldest = await eventually(lambda: first_row_left(node, above=held + 1), "the node forgets rows")
     await restored(quick, copy, start=False)
-    secrets = bootstrap.load_secrets(quick.settings)
-    url = quick.settings.resolved_database_url()
-    await note_restored(url, secrets, quick.clock, "the disk failed", cluster_name=quick.settings.cluster_name)
+    await note_database_restored(quick, "the disk failed")
 
     await quick.start_server()
     await node.wait_live(2)

@@ -2,21 +2,15 @@
 is let in with such a journal runs none of them."""
 
 import shutil
-from pathlib import Path
 
 from fleet.errors import Reason
-from fleet.secrets import Secret
 from fleet.v1 import admin_pb2
 from fleet.v1.command_pb2 import COMMAND_STATE_INTERRUPTED as INTERRUPTED
 from fleet.v1.command_pb2 import COMMAND_STATE_RUNNING as RUNNING
 from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
-from fleet_node.backup.service import back_up
-from fleet_node.backup.service import restore as restore_backup
-from fleet_node.commands.opening import copy_journal
 from tests.integration.audits import agreed
 from tests.integration.installation import Installation, RunningNode
-
-PASSPHRASE = Secret("a passphrase for tests")
+from tests.integration.restoring import back_up_node, restore_node
 
 
 async def stopped_with_one_waiting(installation: Installation) -> tuple[RunningNode, admin_pb2.IssuedCommand]:
@@ -66,10 +60,10 @@ async def test_an_adopted_image_runs_nothing_that_waited_in_it(quick: Installati
 async def test_a_restored_backup_runs_nothing_that_waited_in_it(quick: Installation) -> None:
     """Its original told nobody that it ran it: the machine was lost within the second, and nothing else shows it."""
     node, waiting = await stopped_with_one_waiting(quick)
-    archive = backed_up(node, quick.folder / "n-1.backup")
+    archive = quick.folder / "n-1.backup"
+    back_up_node(node, archive)
     run_log = node.run_log.read_text()
-    shutil.rmtree(node.folder.path)
-    restore_backup(archive, node.folder.path, PASSPHRASE, clock=node.clock, cost=2)
+    restore_node(node, archive)
 
     await node.start()
     told = await quick.owner.wait_command(waiting.command_id, lambda view: view.finished_at_ms > 0)
@@ -78,19 +72,3 @@ async def test_a_restored_backup_runs_nothing_that_waited_in_it(quick: Installat
     assert node.run_log.read_text() == run_log
     (after,) = await quick.owner.run("n-1", action="simulated.work", arguments={"device": "pump"})
     assert after.state == SUCCEEDED
-
-
-def backed_up(node: RunningNode, archive: Path) -> Path:
-    """An archive of a stopped node."""
-    copy = archive.with_suffix(".db")
-    copy_journal(node.folder.journal, node.node_id, copy)
-    back_up(
-        node.folder,
-        archive,
-        PASSPHRASE,
-        node_id=node.node_id,
-        read_journal=copy.read_bytes,
-        clock=node.clock,
-        cost=2,
-    )
-    return archive

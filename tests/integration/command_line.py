@@ -2,10 +2,26 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.integration.installation import Installation
 from tests.integration.processes import BIN
+
+
+async def run_fleetctl(environment: Mapping[str, str], *words: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    process = await asyncio.create_subprocess_exec(
+        str(BIN / "fleetctl"),
+        *map(str, words),
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
 
 
 class Fleetctl:
@@ -36,15 +52,6 @@ class Fleetctl:
 
     async def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
-        process = await asyncio.create_subprocess_exec(
-            str(BIN / "fleetctl"),
-            *arguments,
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await asyncio.wait_for(process.communicate(), 30)
-        assert process.returncode is not None
-        assert b"Traceback" not in err
-        return process.returncode, out.decode(), err.decode()
+        code, out, err = await run_fleetctl(self._environment, *arguments)
+        assert "Traceback" not in err
+        return code, out, err

@@ -19,9 +19,9 @@ from fleet.errors import Reason, Refusal
 from fleet.key_file import show_public_key
 from fleet.v1 import admin_pb2, installation_pb2, installation_pb2_grpc, trust_pb2
 from fleet_server import bootstrap
+from tests.integration.command_line import run_fleetctl
 from tests.integration.installation import Installation, Template, server_settings
 from tests.integration.operator import Operator
-from tests.integration.processes import BIN
 from tests.integration.waiting import eventually
 
 ROOT = Signer.generate()
@@ -188,18 +188,10 @@ class Fleetctl:
 
     async def __call__(self, *words: object, code: int = 0) -> str:
         """Standard output; standard error when it failed as it should."""
-        process = await asyncio.create_subprocess_exec(
-            str(BIN / "fleetctl"),
-            *map(str, words),
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-        assert process.returncode == code, err.decode()
-        assert PASSPHRASE.encode() not in out + err
-        return (out if code == 0 else err).decode()
+        ended, out, err = await run_fleetctl(self._environment, *words)
+        assert ended == code, err
+        assert PASSPHRASE not in out + err
+        return out if code == 0 else err
 
     async def signed(self, *words: object, code: int = 0) -> str:
         """With the passphrase."""

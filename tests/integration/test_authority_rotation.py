@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from fleet import jointoken, trust, trust_chain
-from fleet.audit_chain import ChainVerifier
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.trust import bundles
+from tests.fakes.audit_export import verify_export
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
-from tests.integration.test_key_rotation import more, traffic
+from tests.integration.traffic import more, traffic
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -116,13 +116,7 @@ async def test_the_audit_verifies_across_generations_from_the_first_key(installa
     links = trust_chain.from_pin(shown.chain, cluster_id=shown.cluster_id, authority_key=first_key)
     known = trust_chain.authorities(links)
     assert len(known) == 3
-    verifier = ChainVerifier(cluster_id=shown.cluster_id, authority_keys=known)
-    async for page in audit.export():
-        for row in page.rows:
-            verifier.add_row(row)
-        for signed in page.checkpoints:
-            verifier.add_checkpoint(signed)
-    assert verifier.finish().checkpoints >= 3
+    assert (await verify_export(audit, shown.cluster_id, known)).checkpoints >= 3
 
 
 async def test_of_two_who_rotate_at_once_one_succeeds(installation: Installation) -> None:

@@ -1,8 +1,5 @@
 """Command keys rotate under real nodes and running commands: nothing is lost, and nothing revoked runs."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2, gateway_pb2, trust_pb2
 from tests.fakes.rogue import FINAL_STATES, RogueGateway, command
 from tests.integration.installation import Installation, Template, assert_each_ran_once
+from tests.integration.traffic import more, traffic
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -55,31 +53,6 @@ async def rotate(installation: Installation) -> bytes:
 async def revoke(installation: Installation, key_id: bytes, *, stop_commands: bool = False) -> None:
     request = admin_pb2.RevokeKeyRequest(key=key_id.hex(), reason="leaked", stop_commands=stop_commands)
     await installation.owner.ask("RevokeKey", request)
-
-
-@asynccontextmanager
-async def traffic(installation: Installation) -> AsyncIterator[list[str]]:
-    """Commands to every node, one order after the other; the ids of the orders, all final at the end."""
-    orders: list[str] = []
-    done = asyncio.Event()
-
-    async def issue() -> None:
-        while not done.is_set():
-            orders.append((await installation.owner.issue("*", count=8)).issue_id)
-            await asyncio.sleep(0.005)
-
-    issuing = asyncio.create_task(issue())
-    try:
-        yield orders
-    finally:
-        done.set()
-        await issuing
-
-
-async def more(orders: list[str], count: int) -> None:
-    """Return once so many orders went out after now."""
-    wanted = len(orders) + count
-    await eventually(lambda: len(orders) >= wanted, f"{count} more orders")
 
 
 async def test_two_rotations_under_traffic_lose_nothing_and_refuse_nothing(installation: Installation) -> None:

@@ -1,6 +1,5 @@
 """The mTLS listener under real nodes: what it lets in, how a node gets there, and that nothing is lost on the way."""
 
-import asyncio
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.integration import test_tls_rotation
 from tests.integration.handmade import HandmadeNode, Session
 from tests.integration.installation import Installation, RunningNode, Template, assert_each_ran_once, free_ports
 from tests.integration.test_tls_rotation import trusted
+from tests.integration.traffic import more, traffic
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -196,22 +196,11 @@ async def test_a_renewal_under_traffic_loses_nothing(mutual: Installation) -> No
     node = await mutual.enroll("n-1", mtls_endpoints=(endpoint(mutual),))
     old = client(node_ca(mutual), node.node_id, mutual.clock.now_ms() - 21 * DAY_MS)
     keep(node, old)
-    orders: list[str] = []
-    done = asyncio.Event()
-
-    async def issue() -> None:
-        while not done.is_set():
-            orders.append((await mutual.owner.issue("n-1", count=8)).issue_id)
-            await asyncio.sleep(0.005)
-
-    issuing = asyncio.create_task(issue())
-    await eventually(lambda: len(orders) > 5, "commands flow")
-    await node.start()
-    await node.wait_live(2)
-    so_far = len(orders)
-    await eventually(lambda: len(orders) > so_far + 5, "commands flow on")
-    done.set()
-    await issuing
+    async with traffic(mutual, "n-1") as orders:
+        await more(orders, 6)
+        await node.start()
+        await node.wait_live(2)
+        await more(orders, 6)
 
     views = [view for order in orders for view in await mutual.owner.outcomes(order)]
     assert {view.state for view in views} == {SUCCEEDED}

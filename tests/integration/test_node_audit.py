@@ -14,10 +14,9 @@ from fleet.identity import show_fingerprint
 from fleet.node_audit import NodeAuditKind, writer_of
 from fleet.node_signatures import SIGN_EVERY_S, NodeSignatures
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server import bootstrap
-from fleet_server.restored import note_restored
 from tests.integration.audits import agreed, verify
 from tests.integration.installation import Installation
+from tests.integration.restoring import note_database_restored
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
@@ -212,9 +211,7 @@ async def test_every_tampering_with_a_nodes_chain_is_found_and_named(quick: Inst
             tamper(database, writer_of(node.node_id))
             database.commit()
         if tamper is rewrite_and_forget:
-            secrets, name = bootstrap.load_secrets(quick.settings), quick.settings.cluster_name
-            url = quick.settings.resolved_database_url()
-            await note_restored(url, secrets, quick.clock, "it was rewritten", cluster_name=name)
+            await note_database_restored(quick, "it was rewritten")
         await quick.start_server()
 
         with pytest.raises(AuditFinding) as caught:

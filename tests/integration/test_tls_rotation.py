@@ -16,7 +16,7 @@ from fleet_server.certificates import ServedTls
 from tests.integration.command_line import Fleetctl
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.test_authority_rotation import rotate as rotate_authority
-from tests.integration.test_key_rotation import more, traffic
+from tests.integration.traffic import more, traffic
 from tests.integration.waiting import eventually
 
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED

@@ -38,17 +38,7 @@ Export = list[Row | trust_pb2.Signed]
 
 
 def sealed(row: Row, previous_hash: bytes) -> Row:
-    computed = audit_chain.row_hash(
-        previous_hash=previous_hash,
-        writer=row.writer,
-        number=row.number,
-        at_ms=row.at_ms,
-        kind=row.kind,
-        actor=row.actor,
-        subject=row.subject,
-        detail=row.detail,
-    )
-    return replace(row, previous_hash=previous_hash, hash=computed)
+    return replace(row, previous_hash=previous_hash, hash=audit_chain.hash_of(row, previous_hash))
 
 
 @st.composite

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from fleet.audit_chain import ChainVerifier
 from fleet.errors import Reason, Refusal
 from fleet_server.audit.acceptance import Accepted
 from fleet_server.audit.service import AuditCursor
 from fleet_server.nodes.record import NodeState
 from fleet_server.restored import note_restored
 from fleet_server.sessions.ratchet import RESTORED_FOR_MS
+from tests.fakes.audit_export import verify_export
 from tests.unit.fleet_server.sessions.conftest import world
 from tests.unit.fleet_server.sessions.world import Node, World
 
@@ -55,15 +55,7 @@ async def test_what_a_restore_left_of_the_audit_is_taken_as_it_is_and_signed_aga
     assert set(noted.audit.chains) == {"r1"}  # that of what was spent is written again
     assert (noted.audit.checkpoint, noted.audit.removed) == (1, 1)
     assert await world.audit.checkpoint(trust.sign_checkpoint, trust.cluster_id)
-    verifier = ChainVerifier(
-        cluster_id=trust.cluster_id, authority_keys={trust.authority.key_id: trust.authority.public_key}
-    )
-    async for page in world.audit.export():
-        for row in page.rows:
-            verifier.add_row(row)
-        for checkpoint in page.checkpoints:
-            verifier.add_checkpoint(checkpoint)
-    summary = verifier.finish()
+    summary = await verify_export(world.audit, trust.cluster_id, {trust.authority.key_id: trust.authority.public_key})
     assert (summary.checkpoints, summary.uncovered_rows) == (2, 0)
     pages = [page async for page in world.audit.export()]
     told = [json.loads(row.detail) for page in pages for row in page.rows if row.kind == "database.restored"]

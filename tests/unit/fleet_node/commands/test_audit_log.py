@@ -1,7 +1,6 @@
 """The node's own audit: what stands in it, when it is durable, what a kill leaves, what is kept and what is counted."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,6 @@ from tests.unit.fleet_node.commands.test_store import change, copy_as_left, entr
 __all__ = ["path"]
 
 SUCCEEDED = CommandState.COMMAND_STATE_SUCCEEDED
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[TestNode]:
-    node = TestNode(tmp_path, MockClock())
-    node.open_stream()
-    yield node
-    await node.close()
 
 
 def an_event(size: int = 10) -> AuditEvent:

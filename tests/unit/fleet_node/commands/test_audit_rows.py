@@ -1,27 +1,15 @@
 """What rows about commands say: each command once, in rows that the server takes."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet.node_audit import MAX_DETAIL_BYTES
 from fleet_node.commands import audit_rows
-from tests.fakes.clock import MockClock
 from tests.unit.fleet_node.commands.audit_reader import read_audit
 from tests.unit.fleet_node.commands.node import NODE, TestNode
 from tests.unit.fleet_node.commands.test_store import entry
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[TestNode]:
-    node = TestNode(tmp_path, MockClock())
-    node.open_stream()
-    yield node
-    await node.close()
 
 
 async def test_names_that_a_server_makes_up_neither_break_the_chain_nor_a_terminal(node: TestNode) -> None:

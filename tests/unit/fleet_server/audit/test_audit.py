@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from fleet.audit_chain import ChainVerifier
 from fleet.audit_findings import AuditFinding
 from fleet.envelope import Domain, Signer
 from fleet.metrics import Registry
@@ -22,6 +21,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.trust.secrets import Secrets
+from tests.fakes.audit_export import verify_export
 from tests.fakes.clock import MockClock
 
 CLUSTER = "c-1"
@@ -57,13 +57,7 @@ async def record(database: Database, audit: AuditService, subject: str = "n-1", 
 
 
 async def verify(audit: AuditService) -> Any:
-    verifier = ChainVerifier(cluster_id=CLUSTER, authority_keys={authority.key_id: authority.public_key})
-    async for page in audit.export():
-        for row in page.rows:
-            verifier.add_row(row)
-        for checkpoint in page.checkpoints:
-            verifier.add_checkpoint(checkpoint)
-    return verifier.finish()
+    return await verify_export(audit, CLUSTER, {authority.key_id: authority.public_key})
 
 
 async def test_rows_and_checkpoints_verify_from_the_first_to_the_last(database: Database, audit: AuditService) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleet.audit_chain import FIRST_PREVIOUS_HASH, ChainVerifier
+from fleet.audit_chain import FIRST_PREVIOUS_HASH
 from fleet.envelope import Domain
 from fleet.metrics import Registry
 from fleet.node_audit import (
@@ -25,6 +25,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import ServerMetrics
+from tests.fakes.audit_export import verify_export
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.audit.test_audit import CLUSTER, SECRETS, authority, begin, sign
 
@@ -98,13 +99,7 @@ class Desk:
 
     async def verified_rows(self) -> int:
         await self.audit.checkpoint(sign, CLUSTER)
-        verifier = ChainVerifier(cluster_id=CLUSTER, authority_keys={authority.key_id: authority.public_key})
-        async for page in self.audit.export():
-            for row in page.rows:
-                verifier.add_row(row)
-            for checkpoint in page.checkpoints:
-                verifier.add_checkpoint(checkpoint)
-        summary = verifier.finish()
+        summary = await verify_export(self.audit, CLUSTER, {authority.key_id: authority.public_key})
         assert summary.uncovered_rows == 0
         return summary.rows
 
