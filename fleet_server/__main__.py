@@ -277,6 +277,7 @@ def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[
     import asyncio
 
     from fleet.clock import SystemClock
+    from fleet.redaction import printable
     from fleet_server import bootstrap
     from fleet_server.restored import note_restored
 
@@ -289,6 +290,11 @@ def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[
         )
     )
     click.echo(f"{noted.nodes} nodes may come as they are, once")
+    for name in map(printable, noted.left):
+        click.echo(
+            f"node {name} may not, for the record of its ratchet was changed outside the server: it will be set aside"
+        )
+        click.echo(f"  `fleetctl nodes adopt {name}` lets it in then")
     for writer, number in noted.audit.chains.items():
         click.echo(f"audit chain {writer} was not as a server wrote it: taken as it is, up to row {number}")
     for writer, (first, last) in noted.audit.unvouched.items():

@@ -39,12 +39,14 @@ _BATCH_NODES = 500
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was noted: how many nodes may come as they are, what of the audit is taken as it is, and whether the record
-    of what was revoked did not stand."""
+    """What was noted: how many nodes may come as they are, what of the audit is taken as it is, whether the record of
+    what was revoked did not stand, and names of nodes that may not come so: their record was changed around the
+    server."""
 
     nodes: int
     audit: Accepted
     spent_written_again: bool
+    left: tuple[str, ...]
 
 
 async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *, cluster_name: str) -> Restored:
@@ -81,10 +83,11 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
         await trust.load()
         succession = await AuthorityRotation(trust).succession()
         authorities = {key_id(record.public_key): record.public_key for record in succession.records}
-        count, after = 0, ""
+        count, after, left = 0, "", list[str]()
         while batch := await nodes.select([], after=after, limit=_BATCH_NODES):
-            await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch, clock.now_ms()))  # type: ignore[misc]
+            left += await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch, clock.now_ms()))  # type: ignore[misc]
             count, after = count + len(batch), batch[-1].name
+        count -= len(left)
 
         def tell(tx: Transaction) -> Restored:
             spent = audit.spent.accept(tx.conn)  # first: what was signed of it ends with the next
@@ -101,7 +104,7 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
                 "audit_checkpoints_removed": accepted.removed,
             }
             audit.append(tx, AuditKind.DATABASE_RESTORED, actor="server", subject="database", detail=detail)
-            return Restored(count, accepted, spent)
+            return Restored(count, accepted, spent, tuple(left))
 
         return await database.write(tell)
     finally:
@@ -116,6 +119,5 @@ def _is_signed(raw: bytes, authorities: Mapping[bytes, bytes]) -> bool:
     return True
 
 
-def _expect(tx: Transaction, ratchets: Ratchets, nodes: list[NodeRecord], now_ms: int) -> None:
-    for node in nodes:
-        ratchets.expect_any(tx.conn, node.node_id, now_ms=now_ms)
+def _expect(tx: Transaction, ratchets: Ratchets, nodes: list[NodeRecord], now_ms: int) -> list[str]:
+    return [node.name for node in nodes if not ratchets.expect_any(tx.conn, node.node_id, now_ms=now_ms)]

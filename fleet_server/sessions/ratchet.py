@@ -199,14 +199,15 @@ class Ratchets:
         until_ms = now_ms + ADOPTED_FOR_MS
         self._store.save(conn, replace(row, any_until_ms=until_ms, seq_floor=floor, floor_at_ms=floor_at_ms))
 
-    def expect_any(self, conn: Connection, node_id: str, *, now_ms: int) -> None:
+    def expect_any(self, conn: Connection, node_id: str, *, now_ms: int) -> bool:
         """The node's next hello within `RESTORED_FOR_MS` may show anything, once, and its floor stays: the database
-        went back in time."""
+        went back in time. False when its row was changed around the server."""
         try:
             row = self._store.load(conn, node_id)
         except TamperedRatchetError:
-            return  # stays for a person to adopt
+            return False  # stays for a person to adopt
         self._store.save(conn, replace(row, any_until_ms=now_ms + RESTORED_FOR_MS))
+        return True
 
     def any_until_ms(self, conn: Connection, node_id: str) -> int:
         """Until when any machine with the node's keys is taken for it, once, Unix milliseconds; 0 when none is. For

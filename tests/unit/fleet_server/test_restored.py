@@ -29,7 +29,7 @@ async def test_nodes_that_are_ahead_are_taken_once_and_held_to_the_ratchet_again
     await shown(node, await shown(node, b""))
     ahead = b"a value from after the backup".ljust(32)
     noted = await note_restored(database_url, world.secrets, world.clock, "the disk failed", cluster_name="test")
-    assert noted.nodes == 2
+    assert (noted.nodes, noted.left) == (2, ())
     assert noted.audit == Accepted()
     handed_on = await shown(node, ahead)
     assert await shown(other, ahead)
@@ -69,4 +69,17 @@ async def test_a_node_that_is_ahead_and_comes_a_month_later_has_to_be_adopted(wo
     world.clock.step_wall(RESTORED_FOR_MS / 1000)
     with pytest.raises(Refusal) as refusal:
         await shown(node, b"a value from after the backup".ljust(32))
+    assert refusal.value.reason is Reason.QUARANTINED
+
+
+async def test_a_node_whose_record_of_the_ratchet_was_changed_is_named_and_has_to_be_adopted(
+    world: World, database_url: str
+) -> None:
+    node, other = await world.member(), await world.member("node-2")
+    await shown(node, b"")
+    await world.execute("UPDATE node_ratchets SET any_until_ms = 1 WHERE node_id = ?", other.node_id)
+    noted = await note_restored(database_url, world.secrets, world.clock, "the disk failed", cluster_name="test")
+    assert (noted.nodes, noted.left) == (1, ("node-2",))
+    with pytest.raises(Refusal) as refusal:
+        await shown(other, b"")
     assert refusal.value.reason is Reason.QUARANTINED
