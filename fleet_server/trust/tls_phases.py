@@ -28,8 +28,6 @@ MAX_CERTIFICATE_BYTES = 4096
 """A CA travels in join tokens, which people hand on."""
 LEAST_LIFE = dt.timedelta(days=30)
 """A CA that ends sooner would have to be replaced before nodes that are away have learned it."""
-DATED_AHEAD = dt.timedelta(days=1)
-"""So far replicas' clocks may lie apart: none takes the CA that another has just made for one of the future."""
 MIN_RSA_BITS = 2048
 MIN_PREFIX_CHARS = 8
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -111,7 +109,7 @@ def check_certificate(der: bytes, now_ms: int) -> None:
         _check_strength(certificate)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _unfit(f"the certificate cannot be read ({error}): give the CA's own certificate") from error
-    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+    now = _moment(now_ms)
     if now < certificate.not_valid_before_utc:
         raise _unfit(
             f"the CA is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: come again then"
@@ -167,11 +165,14 @@ def issuer(cas: Sequence[TlsCa]) -> TlsCa | None:
     return _newest(able, TlsPhase.OUTGOING, TlsPhase.RETIRED) or _newest(able, TlsPhase.PREPARED)
 
 
-def is_outlived(ca: TlsCa, now_ms: int) -> bool:
-    """Whether nobody believes what it signs now: it has ended, or a clock that was wrong dated it days ahead."""
-    certificate = x509.load_der_x509_certificate(ca.certificate_der)
-    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
-    return not certificate.not_valid_before_utc - DATED_AHEAD <= now < certificate.not_valid_after_utc
+def has_begun(ca: TlsCa, now_ms: int) -> bool:
+    """Whether its certificate is good already; if not, this machine's clock may be what is wrong."""
+    return _moment(now_ms) >= x509.load_der_x509_certificate(ca.certificate_der).not_valid_before_utc
+
+
+def has_ended(ca: TlsCa, now_ms: int) -> bool:
+    """Whether its certificate is good no more."""
+    return _moment(now_ms) >= x509.load_der_x509_certificate(ca.certificate_der).not_valid_after_utc
 
 
 def check_prepare(cas: Sequence[TlsCa], certificate_der: bytes) -> TlsCa | None:
@@ -331,6 +332,10 @@ def _check_strength(certificate: x509.Certificate) -> None:
         )
     if isinstance(certificate.signature_hash_algorithm, MD5 | SHA1):
         raise _unfit("the CA's certificate is signed over SHA-1 or MD5: bring one that is signed over SHA-256")
+
+
+def _moment(now_ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
 
 
 def _unfit(why: str) -> Refusal:

@@ -145,11 +145,16 @@ class TlsRotation:
 
         def work(tx: Transaction, keyring: Keyring, next_version: Version) -> None:
             issuer = tls_phases.issuer(keyring.tls.cas)
-            if issuer is not None and tls_phases.is_outlived(issuer, self._clock.now_ms()):
+            if issuer is not None and self._is_outlived(keyring.tls, issuer):
                 self._replace_outlived(tx, keyring.tls, issuer, next_version)
             else:
                 self._leaves.ensure(tx, keyring.tls)
 
+        issuer = tls_phases.issuer(self._trust.tls.cas)
+        if issuer is not None and tls_phases.has_ended(issuer, self._clock.now_ms()):
+            log.error("tls_ca_ended", sha256=issuer.sha256.hex(), next="if it has not, set this machine's clock")
+            if not self._is_outlived(self._trust.tls, issuer):
+                return False
         await self._trust.change_keys(work)
         return self._trust.tls.leaf != before
 
@@ -311,12 +316,16 @@ class TlsRotation:
         detail: Mapping[str, JSON] = {"own": bool(row.own), "bundle": [row.first_generation, row.first_number]}
         self._audit.append(tx, AuditKind.TLS_CA_PREPARED, actor=actor, subject=row.sha256.hex(), detail=detail)
 
+    def _is_outlived(self, ring: TlsRing, issuer: TlsCa) -> bool:
+        """Whether it has ended, and not only by a clock that runs years ahead: a CA that was revoked is so for good."""
+        return tls_phases.has_ended(issuer, self._clock.now_ms()) and self._leaves.is_recent(ring)
+
     def _replace_outlived(self, tx: Transaction, ring: TlsRing, issuer: TlsCa, next_version: Version) -> None:
         """Let a PREPARED own CA, or a new one, take the place of the one that signs nothing of use any more, as if that
         was revoked: nobody could come to do it, for fleetctl believes its certificates no longer, either."""
         cluster_id, now_ms = self._trust.cluster_id, self._clock.now_ms()
         waiting = [ca for ca in ring.cas if ca.phase is TlsPhase.PREPARED]
-        useless = [ca for ca in waiting if tls_phases.is_outlived(ca, now_ms)]
+        useless = [ca for ca in waiting if tls_phases.has_ended(ca, now_ms)]
         if not any(ca.own for ca in waiting if ca not in useless):
             phase = TlsPhase.PREPARED
             row = self._vault.new_ca(cluster_id, phase=phase, now_ms=now_ms, first_bundle=next_version)
@@ -324,7 +333,7 @@ class TlsRotation:
             ring = self._vault.open(tls_store.cas(tx.conn, cluster_id), tls_store.leaf(tx.conn, cluster_id))
         standing = [ca for ca in ring.cas if ca not in useless]
         changes = [*(TlsChange(ca, TlsPhase.REVOKED) for ca in useless), *tls_phases.revoke(standing, issuer)]
-        self._apply(tx, "server", ring, changes, {"reason": "it has ended, or was dated ahead"})
+        self._apply(tx, "server", ring, changes, {"reason": "it has ended"})
 
     def _apply(
         self, tx: Transaction, actor: str, ring: TlsRing, changes: Sequence[TlsChange], detail: Mapping[str, JSON]
