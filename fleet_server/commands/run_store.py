@@ -31,8 +31,9 @@ def insert_runs(conn: Connection, issue_id: str, first_seqs: Mapping[str, int], 
     insert_many(conn, "INSERT INTO command_runs (issue_id, node_id, first_seq, count)", rows)
 
 
-def of_issue(conn: Connection, *, open_only: bool = False) -> str:
-    """The end of a SELECT: commands `c` by way of their runs `r`, the id of their issue the first parameter.
+def of_issue(conn: Connection, *, open_only: bool = False, issues: int = 1) -> str:
+    """The end of a SELECT: commands `c` by way of their runs `r`, the id of their issue, or of so many `issues`, the
+    first parameters.
 
     Each run's commands are looked up by primary key. Left to themselves, PostgreSQL takes a run for a ninth of its
     node's history and reads all commands there are instead, and SQLite may begin at the commands.
@@ -43,7 +44,8 @@ def of_issue(conn: Connection, *, open_only: bool = False) -> str:
         commands = f"LATERAL (SELECT * FROM commands c WHERE {condition} OFFSET 0) c WHERE"  # noqa: S608  # constants
     else:
         commands = f"commands c WHERE {condition} AND"
-    return f"command_runs r CROSS JOIN {commands} r.issue_id = ?"
+    ids = ", ".join("?" * issues)
+    return f"command_runs r CROSS JOIN {commands} r.issue_id IN ({ids})"
 
 
 def impossible(conn: Connection, issue_id: str) -> list[str]:

@@ -1,13 +1,16 @@
 """Commands are forgotten long after they ended, and never before."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from fleet.errors import Reason, Refusal
+from fleet.v1 import admin_pb2
 from fleet.v1 import command_pb2 as wire
 from fleet_server.commands import retention
-from fleet_server.commands.retention_store import Piece, pieces
+from fleet_server.commands.retention_store import Most, pieces
+from fleet_server.database.engine import Connection, Database
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.commands.room import Room, order, pruned, report
 
@@ -146,8 +149,8 @@ async def test_a_result_that_turns_up_after_all_keeps_its_issue(room: Room, cloc
 async def test_small_transactions_may_end_anywhere_and_the_rest_is_forgotten_later(
     room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_PIECE", 2)
-    monkeypatch.setattr(retention, "_ISSUES_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_MOST", Most(2, 2**20))
+    monkeypatch.setattr(retention, "_MAX_ISSUES", 2)
     nodes = [await room.add_node(f"n{number}") for number in range(3)]
     for node in nodes:
         await room.open_stream(node.node_id)
@@ -189,7 +192,7 @@ async def test_the_server_looks_once_an_hour_beside_what_it_expires(room: Room, 
 
 
 async def test_two_replicas_may_forget_at_once(room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_PIECE", 3)
+    monkeypatch.setattr(retention, "_MOST", Most(3, 2**20))
     node = await room.add_node("n1")
     await room.open_stream(node.node_id)
     for _ in range(6):
@@ -219,9 +222,70 @@ async def test_a_run_that_no_server_wrote_stands_in_nobodys_way(
     assert await left(room) == [1, 1, 1], "what was changed around the server is left to be looked at"
 
 
-async def test_a_long_run_is_deleted_in_pieces(room: Room) -> None:
-    await room.add_node("n1")
-    issued = await room.commands.issue("alice", order("n1", count=5))
-    node_id = issued.issued[0].node_id
-    found = await room.database.read(lambda conn: pieces(conn, issued.issue_id, 2))
-    assert found == [Piece(issued.issue_id, node_id, *each) for each in ((1, 3), (3, 5), (5, 6))]
+async def test_a_long_run_is_deleted_in_pieces_and_large_outputs_in_small_ones(room: Room, clock: MockClock) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    small = await room.commands.issue("alice", order("n1", count=5))
+    await end(room, node.node_id)
+    large = await room.commands.issue("alice", order("n1", count=5))
+    await end(room, node.node_id, output=b"x" * 1000)
+    most = Most(commands=4, output_bytes=2500)
+    await clock.advance(1)
+
+    def found(issued: admin_pb2.IssueCommandsResponse) -> Callable[[Connection], list[tuple[int, int]]]:
+        ids = [issued.issue_id]
+        return lambda conn: [(each.first_seq, each.end_seq) for each in pieces(conn, ids, clock.now_ms(), most)]
+
+    assert await room.database.read(found(small)) == [(1, 5), (5, 6)]
+    assert await room.database.read(found(large)) == [(6, 8), (8, 10), (10, 11)]
+
+
+async def test_a_result_that_turns_up_while_its_issue_is_forgotten_keeps_it(room: Room, clock: MockClock) -> None:
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    issued = await room.commands.issue("alice", order("n1", count=3))
+    await end(room, node.node_id)
+    await clock.advance(91 * DAY_S)
+    before_ms = clock.now_ms() - 90 * DAY_S * 1000
+    read = room.database.read
+
+    async def overtaken(query: Callable[[Connection], object]) -> object:
+        found = await read(query)
+        await room.tamper("UPDATE commands SET finished_at_ms = ? WHERE seq = 2", before_ms + 1)
+        return found
+
+    room.database.read = overtaken  # type: ignore[method-assign,assignment]
+    assert await pruned(room, clock) == 2
+    room.database.read = read  # type: ignore[method-assign]
+    assert await left(room) == [1, 1, 1]
+    assert [view.monotonic_seq for view in await room.views(issued.issue_id)] == [2]
+
+
+async def test_many_small_issues_cost_few_reads_and_few_transactions(
+    room: Room, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database at full load has as many to forget each second as it issues."""
+    node = await room.add_node("n1")
+    await room.open_stream(node.node_id)
+    for _ in range(60):
+        await room.commands.issue("alice", order("n1"))
+    for _ in range(2):
+        await end(room, node.node_id, count=32)
+    await clock.advance(91 * DAY_S)
+    reads, writes = (counted(monkeypatch, room.database, name) for name in ("read", "write"))
+    assert await pruned(room, clock) == 60
+    assert len(reads) <= 2
+    assert len(writes) <= 8
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, database: Database, name: str) -> list[object]:
+    """Grows by one with each call of that method."""
+    calls: list[object] = []
+    method = getattr(database, name)
+
+    def count(work: object) -> object:
+        calls.append(work)
+        return method(work)
+
+    monkeypatch.setattr(database, name, count)
+    return calls
