@@ -96,10 +96,10 @@ class Checkpoints:
         self._recall(tx, found)
         before, since = CheckpointMark(found.number, found.sha256), found.since
         heads = self._standing(tx, store.grown_heads(tx.conn))
-        if heads is None or not heads:
+        if heads and rules.is_whole(before.number + 1):
+            heads = self._standing(tx, store.heads(tx.conn))
+        if not heads:
             return False
-        if rules.is_whole(before.number + 1):
-            heads = self._standing(tx, store.heads(tx.conn)) or heads
         due = rules.next_checkpoint(cluster_id=cluster_id, previous=before, heads=heads, now_ms=now_ms)
         # The signer looks at the authorities after the newest checkpoint was read: see `SignCheckpoint`.
         made = sign(tx.conn, due.SerializeToString(deterministic=True))

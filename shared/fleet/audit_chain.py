@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Protocol
@@ -184,6 +184,7 @@ class _Chain:
     number: int = 0
     hash: bytes = FIRST_PREVIOUS_HASH
     signed_number: int = 0
+    left_out_by: int = 0
     unsettled: dict[int, bytes] = field(default_factory=dict)
     awaited: dict[int, bytes] = field(default_factory=dict)
     ahead: set[int] = field(default_factory=set)
@@ -255,10 +256,8 @@ class ChainVerifier:
         heads = {head.writer: head for head in statement.heads}
         if len(heads) != len(statement.heads):
             raise CheckpointMismatch(f"checkpoint {statement.number} names a writer twice")
-        whole = statement.number % WHOLE_CHECKPOINT_EVERY == 0
-        for writer, chain in self._chains.items():
-            if whole and chain.signed_number and writer not in heads:
-                raise ChainTruncated(f"checkpoint {statement.number} no longer names the chain of {writer}")
+        if statement.number % WHOLE_CHECKPOINT_EVERY == 0:
+            self._note_left_out(statement.number, heads)
         for head in heads.values():
             self._check_head(statement.number, head)
         self._newest = CheckpointMark(statement.number, sha256)
@@ -302,6 +301,8 @@ class ChainVerifier:
                 raise ChainTruncated(
                     f"the chain of {writer} ends at row {chain.number}; a signed checkpoint vouches for row {signed}"
                 )
+            if chain.left_out_by:
+                raise ChainTruncated(f"checkpoint {chain.left_out_by} no longer names the chain of {writer}")
         newest_number = self._newest.number if self._newest else 0
         if self._remembered is not None and newest_number < self._remembered.number:
             raise CheckpointRolledBack(
@@ -350,6 +351,12 @@ class ChainVerifier:
         if not hmac.compare_digest(remembered.sha256, sha256):
             raise CheckpointMismatch(f"checkpoint {statement.number} is not the one seen before: history was rewritten")
 
+    def _note_left_out(self, checkpoint: int, named: Container[str]) -> None:
+        # The server signs no end that was changed around it; once a person has looked it names the chain again.
+        for writer, chain in self._chains.items():
+            if chain.signed_number and writer not in named:
+                chain.left_out_by = checkpoint
+
     def _check_head(self, checkpoint: int, head: trust_pb2.AuditHead) -> None:
         chain = self._chains.setdefault(head.writer, _Chain())
         name = f"row {head.number} of {head.writer}"
@@ -362,7 +369,7 @@ class ChainVerifier:
             chain.awaited[head.number] = head.hash
         elif not hmac.compare_digest(known, head.hash):
             raise CheckpointMismatch(f"checkpoint {checkpoint} names another hash for {name}")
-        chain.signed_number = head.number
+        chain.signed_number, chain.left_out_by = head.number, 0
         if head.number <= chain.number:
             _settle(chain, head.number)
 

@@ -142,6 +142,9 @@ def test_a_checkpoint_names_what_grew_and_a_whole_one_names_all(monkeypatch: pyt
     with pytest.raises(audit_findings.ChainTruncated, match="no longer names the chain of a"):
         read(*a, *b, first, second, checkpoint(3, b[2], previous=second))
     assert read(*a, *b, first, second, checkpoint(3, a[0], b[2], previous=second)).uncovered_rows == 0
+    without = checkpoint(3, b[2], previous=second)
+    again = checkpoint(4, a[0], previous=without)
+    assert read(*a, *b, first, second, without, again).uncovered_rows == 0, "its end was put right since"
 
 
 def test_a_gap_is_told_before_rows_pile_up() -> None:

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from fleet import audit_chain
 from fleet.audit_chain import row_hash
+from fleet.audit_findings import ChainTruncated
+from fleet_server.audit import rules
 from fleet_server.audit.acceptance import Accepted, accept
 from fleet_server.database.engine import Database, sql
 from tests.fakes.clock import MockClock
@@ -123,6 +126,25 @@ async def test_what_is_noted_of_a_nodes_chain_may_be_anything(desk: Desk, edit: 
     if database.dialect == "sqlite":
         await edit("UPDATE node_audits SET chain = 'text', day = 1.5, day_rows = ?, finding = ?", b"\xff", b"\xff")
     assert await desk.take(chain.rows[1:]) == (2, "")
+
+
+async def test_a_chain_whose_head_did_not_stand_when_all_were_named_verifies_once_a_person_has_looked(
+    desk: Desk, edit: Edit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name, whole in (
+        (rules, "is_whole", lambda number: number == 2),
+        (audit_chain, "WHOLE_CHECKPOINT_EVERY", 2),
+    ):
+        monkeypatch.setattr(module, name, whole)
+    chain = Chain().grow(3)
+    await desk.take(chain.rows)
+    assert await desk.verified_rows() == 3
+    await edit("UPDATE audit_heads SET mac = hash WHERE writer = ?", NODE)
+    await desk.take(chain.grow().rows)
+    with pytest.raises(ChainTruncated, match="no longer names"):
+        await desk.verified_rows()
+    await restored(desk, database)
+    assert await desk.verified_rows() > 3
 
 
 @pytest.mark.parametrize("removed", [[], ["audit_heads"], ["audit_newest", "audit_heads"]])
