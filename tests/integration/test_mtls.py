@@ -70,7 +70,7 @@ async def test_tls_lets_nobody_in_without_a_good_certificate(mutual: Installatio
         "none": None,
         "of another CA": client(stranger_ca(now_ms), node.node_id, now_ms),
         "ended": client(node_ca(mutual), node.node_id, now_ms - 31 * DAY_MS),
-        "not begun": client(node_ca(mutual), node.node_id, now_ms + DAY_MS),
+        "not begun": client(node_ca(mutual), node.node_id, now_ms + 2 * DAY_MS),
         "the server's own leaf": leaf.pair,
     }[shown]
     async with HandmadeNode(mutual, node, endpoint(mutual), certificate) as hand:

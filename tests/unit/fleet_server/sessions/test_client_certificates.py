@@ -21,7 +21,7 @@ CA = stranger_ca(NOW_MS)
 ONE, OTHER = client(CA, "n-1", NOW_MS).certificate_pem, client(CA, "n-1", NOW_MS).certificate_pem
 FOREIGN = client(CA, "n-2", NOW_MS).certificate_pem
 ENDED = client(CA, "n-1", NOW_MS - 30 * DAY_MS).certificate_pem
-FUTURE = client(CA, "n-1", NOW_MS + DAY_MS).certificate_pem
+FUTURE = client(CA, "n-1", NOW_MS + 2 * DAY_MS).certificate_pem
 
 
 def sha256(pem: bytes) -> bytes:
@@ -32,6 +32,10 @@ def test_without_one_nothing_is_bound_and_with_one_its_hash_is() -> None:
     assert client_certificate(b"", "n-1", NOW_MS) == b""
     assert client_certificate(ONE, "n-1", NOW_MS) == sha256(ONE)
     assert client_certificate(ONE, "n-1", NOW_MS + 30 * DAY_MS - 1) == sha256(ONE)
+
+
+def test_a_replica_whose_clock_is_hours_behind_takes_what_another_has_just_issued() -> None:
+    assert client_certificate(ONE, "n-1", NOW_MS - 20 * 3_600_000) == sha256(ONE)
 
 
 @pytest.mark.parametrize(
