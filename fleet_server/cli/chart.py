@@ -38,6 +38,7 @@ def draw(series: admin_pb2.SeriesHistory) -> str:
     moments = [at / 1000 for at, _ in points]
     figure = plotext.figure
     figure.clear()
+    figure.theme("simple")  # the default one paints a white field, whatever the terminal's own background is
     figure.plot_size(min(shutil.get_terminal_size().columns, _MAX_CHART_COLUMNS), CHART_ROWS)
     signal = figure.signal(moments, [value for _, value in points], marker="braille")
     signal.lines()

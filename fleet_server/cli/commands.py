@@ -149,6 +149,8 @@ def watch(invocation: Invocation, issue_id: str) -> None:
     )
     lines = invocation.running_table(_CHANGE_COLUMNS)
     told: dict[bytes, list[Cell]] = {}
+    if not issue_id:
+        invocation.advise("Commands are shown as they change. Ctrl-C ends.")
     with invocation.connect() as admin:
         for change in admin.follow(admin.stub.WatchCommands, lambda: request):
             if invocation.wants_json:

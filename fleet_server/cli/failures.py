@@ -113,7 +113,6 @@ _HINTS = {
     "ARGUMENTS_INVALID": "see what the action takes: `fleetctl nodes show NODE`",
     "SUSPENDED": "when what it was suspended for is over: `fleetctl nodes resume NODE`",
     "ARGUMENTS_TOO_LARGE": "put the data where the node can fetch it, and pass its address",
-    "IDEMPOTENCY_CONFLICT": "the key was used for another request: take a new key, or leave the option out",
     "FINGERPRINT_MISMATCH": "do not approve it: `fleetctl enrollments reject ID`, and find out who asked to join",
     "ALREADY_DECIDED": "see what stands: `fleetctl enrollments list --state all`",
     "QUEUE_FULL": "wait until the nodes have worked off what is queued: `fleetctl commands list --open`",

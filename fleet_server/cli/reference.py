@@ -197,7 +197,8 @@ With server, CA and token set no profile is needed.
 
 _JSON = """## JSON
 
-With `--output json` a verb writes one document; watches, `audit tail` and `audit export` write JSON Lines. Fields are
+With `--output json` a verb writes one document; watches, `audit tail` and `audit export` write JSON Lines. A verb that
+fails before there is anything to show writes none: the exit code says how it ended, standard error why. Fields are
 those of the Admin service (`proto/fleet/v1/admin.proto`), all of them, always, under these rules: a *time* is RFC
 3339 in UTC, null when it never happened, and its name has no `_ms`; *hex* is lower-case; *JSON* is the value itself;
 a *word* is an enum value without its prefix; an absent message is null. A later version may add fields and words; it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 MAX_ARGUMENTS_BYTES = 64 << 10
 _OTHER_COLUMNS = 45
+_TEXT_FOR_OTHER = re.compile(
+    r'at /(?P<name>[^/"\s]+): "(?P<given>[^"]*)" is not of type "(?:number|integer|boolean|array|object)"'
+)
 _WATCH_AGAIN_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -118,7 +122,7 @@ def run(
                 return
             issue = signed
         if not issue.issued_count:
-            _emit_refused(invocation, issue)
+            _emit_refused(invocation, issue, wait)
         if not wait:
             _emit_issued(invocation, issue)
             return
@@ -321,7 +325,7 @@ def _address(view: admin_pb2.CommandView) -> str:
     return f"{view.node_name}/{view.monotonic_seq}"
 
 
-def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse) -> None:
+def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse, wait: bool) -> None:
     """Show why nothing was issued.
 
     Raises:
@@ -332,8 +336,9 @@ def _emit_refused(invocation: Invocation, issue: admin_pb2.IssueCommandsResponse
     if invocation.wants_json:
         from fleet_server.cli.views import to_json
 
+        refused = [to_json(one) for one in issue.refused]
         invocation.emit_json(
-            {"issue_id": issue.issue_id, "commands": [], "refused": [to_json(one) for one in issue.refused]}
+            {"issue_id": issue.issue_id, "commands": [], "refused": refused} if wait else to_json(issue)
         )
     else:
         invocation.emit_table(commands.OUTCOME_COLUMNS, [_refused_row(target) for target in issue.refused])
@@ -353,7 +358,22 @@ def _refused_sentence(issue: admin_pb2.IssueCommandsResponse) -> str:
 def _refused_hint(issue: admin_pb2.IssueCommandsResponse) -> str:
     node = issue.refused[0].node_name or issue.refused[0].node_id
     hints = {failures.hint_for(target.reason).replace("NODE", node) for target in issue.refused}
+    details = {target.detail for target in issue.refused}
+    if len(details) == 1 and (mistaken := _TEXT_FOR_OTHER.search(details.pop())):
+        return (
+            f"other than text is written so: `--arg {mistaken['name']}:={_as_json(mistaken['given'])}`; "
+            f"all it takes: `fleetctl nodes show {node}`"
+        )
     return hints.pop() if len(hints) == 1 else ""
+
+
+def _as_json(text: str) -> str:
+    import json
+
+    try:
+        return json.dumps(json.loads(text))
+    except ValueError:
+        return "JSON"
 
 
 def _refused_row(target: admin_pb2.RefusedTarget) -> list[Cell]:

@@ -113,7 +113,7 @@ def test_watching_an_issue_ends_with_it(ctl: Fleetctl) -> None:
     lines = ctl.run("commands", "watch", "is_1", "-o", "json").stdout.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["RUNNING", "SUCCEEDED"]
     assert ctl.fake.requests("WatchCommands")[0].until_final
-    ctl.run("commands", "watch")
+    assert "Ctrl-C ends" in ctl.run("commands", "watch").stderr, "nothing may happen for hours"
     assert not ctl.fake.requests("WatchCommands")[1].until_final
 
 

@@ -48,6 +48,15 @@ def test_a_refusal_of_all_is_told_whole_with_its_next_step(ctl: Fleetctl) -> Non
     assert hint == " next: see what the action takes: `fleetctl nodes show press-1`"
 
 
+@pytest.mark.parametrize(("given", "written"), [("5", "`--arg latency_ms:=5`"), ("fast", "`--arg latency_ms:=JSON`")])
+def test_text_where_a_number_belongs_is_told_how_a_number_is_written(ctl: Fleetctl, given: str, written: str) -> None:
+    detail = f'the arguments of simulated.work are refused at /latency_ms: "{given}" is not of type "number"'
+    refused = admin_pb2.RefusedTarget(node_name="press-1", reason="ARGUMENTS_INVALID", detail=detail)
+    ctl.fake.answers["IssueCommands"] = issued(0, refused=[refused])
+    hint = ctl.run("run", "press-1", "simulated.work", "--arg", f"latency_ms={given}").stderr.splitlines()[-1]
+    assert hint == f" next: other than text is written so: {written}; all it takes: `fleetctl nodes show press-1`"
+
+
 def test_the_result_of_one_command_is_shown_whole(ctl: Fleetctl) -> None:
     ctl.fake.answers["IssueCommands"] = issued(1)
     ctl.fake.answers["WatchCommands"] = [changed(command(1, output=b'{"exit_code":0,"stdout":"one\\ntwo\\n"}'))]
@@ -124,6 +133,18 @@ def test_run_that_issued_nothing_ends_with_3(ctl: Fleetctl) -> None:
     assert "SUSPENDED: resume it first" in refused.stdout
     assert ctl.run("run", "nobody", "host.info").exit_code == 3
     assert ctl.fake.requests("WatchCommands") == []
+
+
+@pytest.mark.parametrize(("option", "holds"), [("--wait", "commands"), ("--no-wait", "issued")])
+def test_json_has_one_shape_whether_or_not_something_was_issued(ctl: Fleetctl, option: str, holds: str) -> None:
+    target = admin_pb2.RefusedTarget(node_name="press-9", reason="SUSPENDED", detail="resume it first")
+    one = admin_pb2.IssuedCommand(command_id=b"\x01" * 16, node_name="press-1", monotonic_seq=7)
+    ctl.fake.answers["IssueCommands"] = [issued(0, refused=[target]), issued(1, issued=[one])]
+    ctl.fake.answers["WatchCommands"] = [changed(command(1))]
+    run = ("run", "*", "host.info", option, "-o", "json")
+    nothing, something = (json.loads(ctl.run(*run).stdout) for _ in range(2))
+    assert nothing.keys() == something.keys()
+    assert (nothing[holds], len(something[holds])) == ([], 1)
 
 
 def test_run_without_waiting_lists_what_was_issued(ctl: Fleetctl) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fleet.prose import cells, wrapped
 from fleet.v1 import admin_pb2, command_pb2
+from fleet_server.cli import chart
 from fleet_server.cli.tables import Column, RunningTable, table
 from fleet_server.cli.terminal import Styled, age, duration, excerpt, fields, printable, wants_colour
 from fleet_server.cli.views import enum_word, moment, output_text, to_json
@@ -215,3 +216,11 @@ def test_json_keeps_offsets_as_numbers_and_sorts_labels() -> None:
 @given(st.binary(max_size=64))
 def test_hostile_bytes_always_become_json(raw: bytes) -> None:
     json.dumps(to_json(admin_pb2.CommandView(arguments=raw, output=raw, command_id=raw)))
+
+
+def test_a_chart_leaves_the_terminal_its_own_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chart, "wants_colour", lambda _stream: True)
+    drawn = chart.draw(admin_pb2.SeriesHistory(name="host.load", at_ms=[1_000, 2_000, 3_000], values=[1, 5, 2]))
+    assert "\x1b[38;" in drawn
+    assert "\x1b[48;" not in drawn, "a white field in a dark terminal"
+    assert "\x1b[38;5;0m" not in drawn, "black on black"
