@@ -42,7 +42,7 @@ async def replicas(tmp_path: Path, postgres: "PostgresServer") -> AsyncIterator[
 
 
 def test_a_decision_is_looked_for_often_enough_to_take_effect_within_a_second() -> None:
-    assert poll.INTERVAL_S <= 0.5
+    assert poll.INTERVAL_S <= 0.25
 
 
 async def test_suspend_resume_and_revoke_reach_a_stream_on_the_other_replica(
