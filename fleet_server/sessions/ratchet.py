@@ -34,6 +34,7 @@ ADOPTED_FOR_MS = 7 * 86_400_000
 RESTORED_FOR_MS = 30 * 86_400_000
 """So long nodes may be away when the database is restored; who comes later, and is ahead of it, has to be adopted."""
 MAX_CHAINS_FORGOTTEN = 1000
+_TELLS_NONE = bytes(BOOT_ID_BYTES)
 MAX_BOOTS = 8
 """Of so many processes a node's row tells; as many machines that take turns are found out."""
 
@@ -69,16 +70,15 @@ def has_come_back(boots: bytes, boot_id: bytes) -> bool:
 
     Args:
         boots: ids of the processes that said hello, newest first.
-        boot_id: of the one that does now; empty when it tells none.
+        boot_id: of the one that does now; empty when it tells none, which counts as one, too.
     """
-    return bool(boot_id) and boot_id in _each(boots)[1:]
+    return (boot_id or _TELLS_NONE) in _each(boots)[1:]
 
 
 def with_newest(boots: bytes, boot_id: bytes) -> bytes:
     """The ids once this process has said hello, too; the oldest are forgotten."""
-    if not boot_id:
-        return boots
-    return b"".join([boot_id, *(each for each in _each(boots) if each != boot_id)][:MAX_BOOTS])
+    newest = boot_id or _TELLS_NONE
+    return b"".join([newest, *(each for each in _each(boots) if each != newest)][:MAX_BOOTS])
 
 
 def _each(boots: bytes) -> list[bytes]:

@@ -198,3 +198,11 @@ async def test_a_process_that_came_back_to_a_value_that_got_lost_is_found_out(wo
     first = await shown(node, b"", b"1" * 16)
     assert await shown(node, b"", b"2" * 16) == first
     await quarantined(node, b"", b"1" * 16)
+
+
+async def test_a_copy_that_tells_no_process_is_found_out_when_the_original_comes_back(world: World) -> None:
+    node = await world.member()
+    one = b"1" * 16
+    held = await shown(node, await shown(node, b"", one), one)
+    await shown(node, held, b"")
+    await quarantined(node, held, one)
