@@ -89,6 +89,7 @@ class SpentRecord:
         self._lock = threading.Lock()
         self._required = False
         self._head: Head | None = None
+        self._refused: tuple[store.HeadRow | None] | None = None  # the end of a chain that did not stand
         self._notes: dict[str, _Note] = {}
         self.tampered = ""
         """What is wrong with the chain as it stands; empty when nothing is."""
@@ -108,7 +109,7 @@ class SpentRecord:
             before: `newest` from before `conn` began its snapshot.
         """
         try:
-            self.known(conn, keep=True)
+            self.known(conn, keep=True, again=True)
         except Refusal:
             return
         row = store.head(conn, WRITER)
@@ -120,20 +121,23 @@ class SpentRecord:
         """Where this replica saw the chain end."""
         return self._head
 
-    def known(self, conn: Connection, *, keep: bool = False) -> Spent:
+    def known(self, conn: Connection, *, keep: bool = False, again: bool = False) -> Spent:
         """What was spent.
 
         Args:
             conn: its snapshot.
             keep: remember it. Never of a transaction that may yet be undone.
+            again: read a chain that did not stand once more, though it ends as it did. Each caller would read it all.
 
         Raises:
             Refusal: UNAVAILABLE: the chain was changed around the server, and this process has never seen it whole.
         """
+        if not again and self._head is None and self._refused and self._refused == (store.head(conn, WRITER),):
+            raise _unknown(self.tampered)
         try:
             signed = self._signed(conn)  # before the head: another replica may move that on, and have it signed
         except TamperedHeadError as tampered:
-            self.tampered = str(tampered)
+            self._refused, self.tampered = (store.head(conn, WRITER),), str(tampered)
             raise _unknown(self.tampered) from tampered
         row = store.head(conn, WRITER)
         with self._lock:
@@ -148,6 +152,7 @@ class SpentRecord:
             except TamperedHeadError as tampered:
                 self.tampered = str(tampered)
                 if self._head is None:
+                    self._refused = (row,)
                     raise _unknown(self.tampered) from tampered
                 return Spent(self._head.number, self._notes)
             if self._head is not None and head.number < self._head.number:  # an older snapshot than another thread's

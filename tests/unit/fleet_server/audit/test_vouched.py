@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from fleet.audit_findings import AuditFinding
-from fleet.errors import Reason
-from fleet_server.audit import rules
+from fleet.errors import Reason, Refusal
+from fleet_server.audit import rules, store
 from fleet_server.audit.acceptance import accept
 from fleet_server.database.engine import Database, sql
 from tests.fakes.clock import MockClock
@@ -67,6 +67,29 @@ async def test_an_operator_does_not_come_back_with_the_record_of_what_was_spent(
     assert (await started.refused(token.reveal())).reason is Reason.UNAUTHENTICATED
     await started.audit.checkpoint(started.trust.sign_checkpoint, started.trust.cluster_id)
     assert (await (await another("r-3").start()).refused(token.reveal())).reason is Reason.UNAUTHENTICATED
+
+
+async def test_while_nobody_has_looked_checkpoints_are_read_once_and_not_by_each_caller(
+    another: Callable[[str], Server], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await another("r-1").start()
+    await server.spend("t")
+    await signed(server)
+    copy = await Copy(database).take("audit_heads")
+    await server.spend("t")
+    await signed(server)
+    await put_back(database, "server:spent", 2, copy)
+    started = await another("r-2").start()
+    reads: list[str] = []
+    for name in ("checkpoints_down", "rows_between"):
+        read = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda *of, name=name, read=read: (reads.append(name), read(*of))[1])
+    for _ in range(3):
+        with pytest.raises(Refusal, match="a checkpoint vouches for row 3"):
+            await started.times("t")
+    assert reads == []
+    await started.audit._has_news()
+    assert reads.count("checkpoints_down") == 1, "who looks each second finds what was put right"
 
 
 @pytest.mark.parametrize("kept", [3, 0])
