@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 
 from fleet_server.database.engine import Connection, for_update
 from fleet_server.database.installation_schema import sealed_secrets, secret_key_state
@@ -39,9 +39,11 @@ def load_state(conn: Connection, *, lock: bool = False) -> KeyStateRow | None:
 
 
 def replace_state(conn: Connection, row: KeyStateRow) -> None:
-    """Keep this record in place of the one before."""
-    conn.execute(delete(secret_key_state))
-    conn.execute(insert(secret_key_state).values(row._asdict()))
+    """Keep this record in place of the one before, in its row: who waits to lock it would find none after a delete."""
+    named = secret_key_state.c.name == row.name
+    conn.execute(delete(secret_key_state).where(~named))
+    if not conn.execute(update(secret_key_state).where(named).values(row._asdict())).rowcount:
+        conn.execute(insert(secret_key_state).values(row._asdict()))
 
 
 def newest_sealed_authority(conn: Connection) -> bytes | None:
