@@ -8,7 +8,8 @@ import pytest
 
 from fleet_server.config.reference import render
 from fleet_server.replicas.identity import own_replica_id
-from tests.unit.fleet_server.test_main import call, surroundings
+from tests.unit.fleet_server.program import call
+from tests.unit.fleet_server.test_main import surroundings
 
 __all__ = ["surroundings"]  # a fixture for every test here
 

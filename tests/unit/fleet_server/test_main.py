@@ -10,18 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import create_engine
 
 from fleet.clock import SystemClock
 from fleet.errors import Refusal
 from fleet.standard_streams import READER_LEFT
 from fleet_server import bootstrap
-from fleet_server.__main__ import main
 from fleet_server.config import Settings, load
 from fleet_server.database.migrate import SchemaState
 from fleet_server.trust.secrets import KEY_FILE_NAME, make_key_file
 from fleet_server.trust.service import TrustSetupError
+from tests.unit.fleet_server.program import call
 
 TOKEN = re.compile(r"^fop1\.\S+$", re.MULTILINE)
 
@@ -40,10 +40,6 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-def call(*words: str | Path, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], env=env)
 
 
 def init(folder: Path, *words: str | Path, env: dict[str, str] | None = None) -> Result:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.unit.fleet_server.test_main import call
+from tests.unit.fleet_server.program import call
 
 
 def test_secrets_are_rekeyed_and_the_status_tells(tmp_path: Path) -> None:

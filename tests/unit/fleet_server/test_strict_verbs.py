@@ -4,7 +4,8 @@ from pathlib import Path
 
 from fleet.envelope import Signer
 from fleet.key_file import show_public_key
-from tests.unit.fleet_server.test_main import TOKEN, call
+from tests.unit.fleet_server.program import call
+from tests.unit.fleet_server.test_main import TOKEN
 
 ROOT_KEY = show_public_key(Signer.generate().public_key)
 
