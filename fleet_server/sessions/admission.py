@@ -1,13 +1,11 @@
 """Admission: who may come in now, and when the others come back.
 
 The mental model: BeginHandshake is admitted against a rate that is sized from what handshakes have really cost here.
-A challenge is the
-ticket for the rest: CompleteHandshake and Connect are not charged again, so nobody who was let in is turned away
-halfway, unless proofs fail again and again. Each api_key
-has buckets of its own, so that one node in a loop starves nobody, and other ones at each address, so that whoever stole
-one cannot use up the node's from elsewhere. Addresses alone only count for garbage and Enroll, for a
-whole fleet may
-share one (docs/protocol.md, "Service Gateway").
+A challenge is the ticket for the rest: CompleteHandshake and Connect are not charged again, so nobody who was let in is
+turned away halfway, unless proofs fail again and again. Each api_key has buckets of its own, so that one node in a loop
+starves nobody, and other ones at each address, so that whoever stole one cannot use up the node's from elsewhere. Where
+both come from one address a node has turns by its proof. Addresses alone only count for garbage and Enroll, for a whole
+fleet may share one (docs/protocol.md, "Service Gateway").
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -70,6 +69,17 @@ class AdmissionPolicy:
         return cls(least_per_s=rate_per_s, most_per_s=rate_per_s) if rate_per_s else cls()
 
 
+@dataclass(slots=True)
+class Payment:
+    """What a proof costs.
+
+    Args:
+        kept: whether it is even when the server is too busy for what was proven.
+    """
+
+    kept: bool = False
+
+
 class Admission:
     """Belongs to the event loop.
 
@@ -101,6 +111,12 @@ class Admission:
         self._failed: BucketTable[tuple[bytes, str]] = BucketTable(
             rate_per_s=self._policy.failed_per_s, burst=self._policy.failed_burst, max_keys=_MAX_KEYS
         )
+        self._nodes: BucketTable[bytes] = BucketTable(
+            rate_per_s=self._policy.key_per_s, burst=self._policy.key_burst, max_keys=_MAX_KEYS
+        )
+        self._failed_nodes: BucketTable[bytes] = BucketTable(
+            rate_per_s=self._policy.failed_per_s, burst=self._policy.failed_burst, max_keys=_MAX_KEYS
+        )
         self._addresses: BucketTable[str] = BucketTable(
             rate_per_s=self._policy.address_per_s, burst=self._policy.address_burst, max_keys=_MAX_ADDRESSES
         )
@@ -128,22 +144,38 @@ class Admission:
         yield
         self._cost.observe(stage, self._cpu_s() - started_s)
 
-    def admit_handshake(self, key_digest: bytes, address: str) -> None:
-        """Let a caller with a genuine api_key begin.
+    def admit_handshake(self, key_digest: bytes, address: str) -> bool:
+        """Let a caller with a genuine api_key begin. False once that has used up its turns from there: its node, which
+        is told from a thief by its proof alone, may owe the turn until `admit_owing`.
 
         Raises:
             Refusal: OVERLOADED with the delay after which this caller is to come back.
         """
         now_s = self._clock.monotonic()
-        delay_s = self._keys.delay_s((key_digest, network_of(address)), now_s)
-        if delay_s:
+        if self._keys.delay_s((key_digest, network_of(address)), now_s):
             self._metrics.rate_limited.labels("BeginHandshake", "credential").inc()
+            return False
+        self._admit(now_s)
+        return True
+
+    def admit_owing(self, key_digest: bytes) -> None:
+        """Let a node go on that began without a turn and has proven itself: it has turns as itself, wherever it is.
+
+        Raises:
+            Refusal: OVERLOADED with the delay after which this caller is to come back.
+        """
+        now_s = self._clock.monotonic()
+        delay_s = self._nodes.delay_s(key_digest, now_s)
+        if delay_s:
+            self._metrics.rate_limited.labels("CompleteHandshake", "credential").inc()
             raise Refusal(
                 Reason.OVERLOADED,
-                "this api_key begins too many handshakes: if one node uses it, look for a restart loop;"
-                " if two do, enroll one of them anew",
+                "this node begins too many handshakes: look for a restart loop, or for a second machine with its keys",
                 retry_after_s=delay_s,
             )
+        self._admit(now_s)
+
+    def _admit(self, now_s: float) -> None:
         self._bucket.rate_per_s = self.rate_per_s
         self._bucket.burst = self._burst()
         if not self._bucket.take(now_s):
@@ -151,15 +183,25 @@ class Admission:
             raise self.overloaded()
 
     @contextmanager
-    def proving(self, rpc: str, key_digest: bytes, address: str) -> Iterator[None]:
+    def proving(
+        self, rpc: str, key_digest: bytes, address: str, is_node: Callable[[], bool] = lambda: False
+    ) -> Iterator[Payment]:
         """Around the work for a proof that came with a genuine api_key: only failures cost. Each is paid for in
         advance, for many can be under way at once.
+
+        Args:
+            is_node: whether the proof is by the api_key's node, as far as that is known without a query. A node pays as
+                itself where others who use its api_key have used up what comes from there.
 
         Raises:
             Refusal: OVERLOADED once proofs of this api_key from this address have failed too often.
         """
-        caller = (key_digest, network_of(address))
-        delay_s = self._failed.delay_s(caller, self._clock.monotonic())
+        caller, now_s = (key_digest, network_of(address)), self._clock.monotonic()
+        delay_s = self._failed.delay_s(caller, now_s)
+        give_back = partial(self._failed.give_back, caller)
+        if delay_s and is_node():
+            delay_s = self._failed_nodes.delay_s(key_digest, now_s)
+            give_back = partial(self._failed_nodes.give_back, key_digest)
         if delay_s:
             self._metrics.rate_limited.labels(rpc, "credential").inc()
             raise Refusal(
@@ -168,13 +210,14 @@ class Admission:
                 " why; if not, rotate the api_key",
                 retry_after_s=delay_s,
             )
+        payment = Payment()
         try:
-            yield
+            yield payment
         except Refusal as refusal:
-            if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED):
-                self._failed.give_back(caller)
+            if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED) and not payment.kept:
+                give_back()
             raise
-        self._failed.give_back(caller)
+        give_back()
 
     def overloaded(self) -> Refusal:
         """A refusal for load, with a slot of the caller's own in the line."""

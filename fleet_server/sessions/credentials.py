@@ -26,9 +26,11 @@ _MAX_API_KEY_CHARS = 128
 
 
 class ChallengePurpose(StrEnum):
-    """What an answer is good for; a challenge for one purpose is worthless for the other."""
+    """What an answer is good for; a challenge for one purpose is worthless for another."""
 
     HANDSHAKE = "handshake"
+    OWING_HANDSHAKE = "owing-handshake"
+    """Of a caller who began without a turn."""
     REAUTH = "reauth"
 
 

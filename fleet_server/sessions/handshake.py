@@ -9,7 +9,10 @@ import hashlib
 import hmac
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -24,14 +27,15 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
-from fleet_server.sessions.admission import Admission
+from fleet_server.sessions.admission import Admission, Payment
 from fleet_server.sessions.client_certificates import NodeCertificates, client_certificate
 from fleet_server.sessions.credentials import CHALLENGE_TTL_MS, ChallengePurpose, Credentials
 from fleet_server.sessions.hello import check_protocol_version
 from fleet_server.sessions.ratchet import Ratchets
 from fleet_server.sessions.refusals import RefusalLog
+from fleet_server.sessions.remembered import RememberedKeys
 from fleet_server.sessions.rotating import RotationService
-from fleet_server.sessions.standing import Standings, refuse_unless_active
+from fleet_server.sessions.standing import Standing, Standings, refuse_unless_active
 from fleet_server.sessions.store import ApiKeyStore, RotationStore, SessionRow
 from fleet_server.trust.bundles import part
 from fleet_server.trust.secrets import Secrets
@@ -40,6 +44,13 @@ from fleet_server.trust.service import TrustService
 NONCE_BYTES = 24
 MAX_ID_CHARS = 64
 _MAX_ANSWERED = 100_000
+
+
+class _Challenge(NamedTuple):
+    """One that was answered: when it ends, Unix milliseconds, and whether its caller began without a turn."""
+
+    expires_ms: int
+    owes_turn: bool
 
 
 class Answered:
@@ -130,6 +141,7 @@ class HandshakeService:
         self._ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
         self._refusals = RefusalLog(database, audit, self._standings.tampered)
         self._answered = Answered()
+        self._remembered = RememberedKeys()
         self.certificates = NodeCertificates(database=database, clock=clock, audit=audit, secrets=secrets)
 
     # -- handshake ----------------------------------------------------------------------------------------------------
@@ -147,22 +159,26 @@ class HandshakeService:
         check_protocol_version(request.protocol_version)
         if not 0 < len(request.node_id) <= MAX_ID_CHARS:
             raise Refusal(Reason.MALFORMED, "node_id is missing or too long")
-        self.admission.admit_handshake(digest, address)
+        has_turn = self.admission.admit_handshake(digest, address)
         held = request.bundle_version
+        if not has_turn:  # no chain either: whoever uses the node's api_key would have it as often as asked for
+            return self._challenge(ChallengePurpose.OWING_HANDSHAKE, request.node_id)
         if held.generation > self._trust.authority_generation:
             await self._trust.watch.look()
         with self.admission.measured("begin"):
-            challenge = self._credentials.challenge(
-                ChallengePurpose.HANDSHAKE,
-                request.node_id,
-                nonce=os.urandom(NONCE_BYTES),
-                expires_at_ms=self._clock.now_ms() + CHALLENGE_TTL_MS,
-            )
+            response = self._challenge(ChallengePurpose.HANDSHAKE, request.node_id)
             self._check_generation(held.generation)
-            chain = part(self._trust.bundle_chain_from(held.generation, held.number))
-        return session_pb2.BeginHandshakeResponse(
-            challenge=challenge, valid_for_ms=CHALLENGE_TTL_MS, bundle_chain=chain
+            response.bundle_chain.extend(part(self._trust.bundle_chain_from(held.generation, held.number)))
+        return response
+
+    def _challenge(self, purpose: ChallengePurpose, node_id: str) -> session_pb2.BeginHandshakeResponse:
+        challenge = self._credentials.challenge(
+            purpose,
+            node_id,
+            nonce=os.urandom(NONCE_BYTES),
+            expires_at_ms=self._clock.now_ms() + CHALLENGE_TTL_MS,
         )
+        return session_pb2.BeginHandshakeResponse(challenge=challenge, valid_for_ms=CHALLENGE_TTL_MS)
 
     async def complete(
         self, request: session_pb2.CompleteHandshakeRequest, address: str, certificate_pem: bytes = b""
@@ -181,8 +197,13 @@ class HandshakeService:
         digest = self._genuine("CompleteHandshake", request.api_key, address)
         said = proofs.parse(session_pb2.HandshakeStatement, request.signed)
         try:
-            with self.admission.proving("CompleteHandshake", digest, address):
-                response = await self._complete(digest, request.signed, said, certificate_pem)
+            # Nothing of `said` counts before its signature verifies; these checks only refuse, and cost no query.
+            challenge = self._check_challenge(said)
+            self._check_statement(said)
+            self._answered.check(said.challenge)
+            is_node = partial(self._remembered.signed, digest, Domain.HANDSHAKE, request.signed)
+            with self.admission.proving("CompleteHandshake", digest, address, is_node) as payment:
+                response = await self._complete(digest, request.signed, said, challenge, certificate_pem, payment)
         except Refusal as refusal:
             self._metrics.handshakes.labels(str(refusal.reason)).inc()
             self._refusals.note("CompleteHandshake", said.node_id, address, refusal)
@@ -192,23 +213,26 @@ class HandshakeService:
         return response
 
     async def _complete(
-        self, digest: bytes, signed: trust_pb2.Signed, said: session_pb2.HandshakeStatement, certificate_pem: bytes
+        self,
+        digest: bytes,
+        signed: trust_pb2.Signed,
+        said: session_pb2.HandshakeStatement,
+        challenge: _Challenge,
+        certificate_pem: bytes,
+        payment: Payment,
     ) -> session_pb2.CompleteHandshakeResponse:
-        # Nothing of `said` counts before the signature below verifies; these checks only refuse, and spare the query.
-        now_ms = self._clock.now_ms()
-        expires_ms = self._credentials.check_challenge(
-            said.challenge, ChallengePurpose.HANDSHAKE, said.node_id, now_ms=now_ms
-        )
-        self._check_statement(said)
-        self._answered.check(said.challenge)
         standing = await self._database.read(lambda conn: self._standings.read(conn, digest))
-        node = self._standings.node_of(standing, said.node_id)
-        with self.admission.measured("complete"):
+        with self.admission.measured("complete"), self._judging(digest, standing):
+            node = self._standings.node_of(standing, said.node_id)
             proofs.verify(signed, Domain.HANDSHAKE, node.identity_key)
+            if challenge.owes_turn:
+                payment.kept = True
+                self.admission.admit_owing(digest)
+                payment.kept = False
             # After the signature: a stranger must not be able to use up somebody else's challenge.
-            self._answered.note(said.challenge, expires_ms, self._clock.now_ms())
+            self._answered.note(said.challenge, challenge.expires_ms, self._clock.now_ms())
             refuse_unless_active(node)
-            bound = client_certificate(certificate_pem, node.node_id, now_ms)
+            bound = client_certificate(certificate_pem, node.node_id, self._clock.now_ms())
             response, row = self._answer(signed, said, node, bound)
         if not await self._database.write(lambda tx: store.insert_session(tx.conn, row)):
             raise proofs.answered_already()  # on another replica, or before this one restarted
@@ -238,6 +262,27 @@ class HandshakeService:
             session_pb2.CompleteHandshakeResponse(signed=answer, session_token=token),
             SessionRow(token_sha256, node.node_id, sealed, now_ms + self._session_ttl_ms, 0, bound),
         )
+
+    def _check_challenge(self, said: session_pb2.HandshakeStatement) -> _Challenge:
+        check = partial(
+            self._credentials.check_challenge, said.challenge, subject=said.node_id, now_ms=self._clock.now_ms()
+        )
+        try:
+            return _Challenge(check(ChallengePurpose.HANDSHAKE), owes_turn=False)
+        except Refusal as refusal:
+            if refusal.reason is not Reason.BAD_PROOF:
+                raise
+            return _Challenge(check(ChallengePurpose.OWING_HANDSHAKE), owes_turn=True)
+
+    @contextmanager
+    def _judging(self, digest: bytes, standing: Standing) -> Iterator[None]:
+        """Around what is checked once a query was made: whoever fails may have another node's api_key."""
+        try:
+            yield
+        except Refusal:
+            if standing.node is not None:
+                self._remembered.note(digest, standing.node.identity_key)
+            raise
 
     def _genuine(self, rpc: str, api_key: str, address: str) -> bytes:
         try:

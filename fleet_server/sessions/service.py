@@ -15,12 +15,14 @@ Mental model
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import os
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from fleet.channel import FrameKeys
 from fleet.clock import Clock
@@ -97,31 +99,33 @@ class SessionService(HandshakeService):
         nodes.on_create(lambda tx, node_id: self._ratchets.begin(tx.conn, node_id))
         self._same_machine = SameMachine(self._ratchets, nodes, audit)
         self._hellos = HelloRules()
-        self._waiting_hellos: Counter[tuple[bytes, str]] = Counter()
+        self._waiting_hellos: dict[tuple[bytes, str], deque[asyncio.Future[None]]] = {}
 
     # -- streams ------------------------------------------------------------------------------------------------------
     @contextmanager
-    def waiting_for_hello(self, api_key: str, address: str) -> Iterator[None]:
+    def waiting_for_hello(self, api_key: str, address: str) -> Iterator[asyncio.Future[None]]:
         """Hold one of the few places in which an api_key may wait, at one address, for the first frame of a stream. A
         stranger gets none: nobody without a genuine api_key keeps a call open here. Reads no table.
+
+        Yields:
+            What is done once the place is wanted by a later caller, who may be the node while a thief waits.
 
         Raises:
             Refusal: UNKNOWN_CREDENTIAL, or OVERLOADED with a delay.
         """
         caller = (self._genuine("Connect", api_key, address), network_of(address))
-        if self._waiting_hellos[caller] >= MAX_WAITING_HELLOS:
+        places = self._waiting_hellos.setdefault(caller, deque())
+        if len(places) >= MAX_WAITING_HELLOS:
             self._metrics.rate_limited.labels("Connect", "credential").inc()
-            raise Refusal(
-                Reason.OVERLOADED,
-                "this api_key opens streams and sends no hello on them: end those first",
-                retry_after_s=1.0,
-            )
-        self._waiting_hellos[caller] += 1
+            places.popleft().set_result(None)
+        wanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        places.append(wanted)
         try:
-            yield
+            yield wanted
         finally:
-            self._waiting_hellos[caller] -= 1
-            if not self._waiting_hellos[caller]:
+            if not wanted.done():
+                places.remove(wanted)
+            if not places and self._waiting_hellos.get(caller) is places:
                 del self._waiting_hellos[caller]
 
     async def claim(
@@ -144,9 +148,12 @@ class SessionService(HandshakeService):
         """
         digest = self._credentials.api_key_digest(api_key)
         said = proofs.parse(session_pb2.StreamStatement, hello.proof)
+        token_sha256 = hashlib.sha256(token).digest()
         try:
-            with self.admission.proving("Connect", digest, address):
-                return await self._claim(digest, token, hello, said, certificate_pem, stream_id, replica_id)
+            self._check_statement_of_stream(said, token_sha256, hello)
+            is_node = partial(self._remembered.signed, digest, Domain.STREAM, hello.proof)
+            with self.admission.proving("Connect", digest, address, is_node):
+                return await self._claim(digest, token_sha256, hello, said, certificate_pem, stream_id, replica_id)
         except Refusal as refusal:
             self._refusals.note("Connect", said.node_id, address, refusal)
             raise
@@ -154,25 +161,18 @@ class SessionService(HandshakeService):
     async def _claim(
         self,
         digest: bytes,
-        token: bytes,
+        token_sha256: bytes,
         hello: gateway_pb2.Hello,
         said: session_pb2.StreamStatement,
         certificate_pem: bytes,
         stream_id: str,
         replica_id: str,
     ) -> StreamClaim:
-        token_sha256 = hashlib.sha256(token).digest()
-        if not hmac.compare_digest(said.session_token_sha256, token_sha256):
-            raise proofs.bad_proof("it is for another session")
-        if not hmac.compare_digest(said.hello_sha256, hashlib.sha256(hello.body).digest()):
-            raise proofs.bad_proof("it is for another hello")
-        if said.cluster_id != self._trust.cluster_id:
-            raise proofs.wrong_cluster()
         decisions = self._nodes.decisions
         standing = await self._database.read(lambda conn: self._standings.read(conn, digest, token_sha256))
-        node = self._standings.node_of(standing, said.node_id)
-        row = open_session(standing.session, node, self._clock.now_ms())
-        with self.admission.measured("claim"):
+        with self.admission.measured("claim"), self._judging(digest, standing):
+            node = self._standings.node_of(standing, said.node_id)
+            row = open_session(standing.session, node, self._clock.now_ms())
             proofs.verify(hello.proof, Domain.STREAM, node.identity_key)
             refuse_unless_active(node)
             certificate_ends_ms = check_binding(row, certificate_pem, self._clock.now_ms())
@@ -209,6 +209,17 @@ class SessionService(HandshakeService):
             certificate_ends_ms=certificate_ends_ms,
             orders=() if standing.rotation is None else standing.rotation.orders(shown_sha256=digest),
         )
+
+    def _check_statement_of_stream(
+        self, said: session_pb2.StreamStatement, token_sha256: bytes, hello: gateway_pb2.Hello
+    ) -> None:
+        """What costs no query, and only refuses: nothing of `said` counts before its signature verifies."""
+        if not hmac.compare_digest(said.session_token_sha256, token_sha256):
+            raise proofs.bad_proof("it is for another session")
+        if not hmac.compare_digest(said.hello_sha256, hashlib.sha256(hello.body).digest()):
+            raise proofs.bad_proof("it is for another hello")
+        if said.cluster_id != self._trust.cluster_id:
+            raise proofs.wrong_cluster()
 
     def _take_stream(
         self,

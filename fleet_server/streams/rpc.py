@@ -180,8 +180,8 @@ class Gateway:
         transport = GrpcTransport(context)
         api_key, token = _credentials(context)
         address = peer_address(context)
-        with self._rooms.sessions.waiting_for_hello(api_key, address):
-            hello = await _first_frame(transport)
+        with self._rooms.sessions.waiting_for_hello(api_key, address) as wanted:
+            hello = await _first_frame(transport, wanted)
         stream_id = secrets.token_hex(8)
         sessions = self._rooms.sessions
         claim = await self._hold(
@@ -273,10 +273,17 @@ def request_serializer(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-async def _first_frame(transport: GrpcTransport) -> gateway_pb2.Hello:
+async def _first_frame(transport: GrpcTransport, wanted: asyncio.Future[None]) -> gateway_pb2.Hello:
     reading = asyncio.create_task(transport.read())  # never cancelled: the abort ends it (grpc/grpc#43360)
-    done, _ = await asyncio.wait({reading}, timeout=_HELLO_TIMEOUT_S)
-    if not done:
+    either: tuple[asyncio.Future[Any], ...] = (reading, wanted)
+    await asyncio.wait(either, timeout=_HELLO_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    if not reading.done() and wanted.done():
+        raise Refusal(
+            Reason.OVERLOADED,
+            "this api_key opens streams and sends no hello on them: send it at once, and end those streams",
+            retry_after_s=1.0,
+        )
+    if not reading.done():
         raise Refusal(Reason.MALFORMED, "no hello arrived within 10 s")
     frame = reading.result()
     if frame is None:

@@ -145,23 +145,25 @@ async def test_few_streams_of_one_api_key_wait_for_their_hello_and_none_of_a_str
         pass
     assert stranger.value.reason is Reason.UNKNOWN_CREDENTIAL
     with ExitStack() as waiting:
-        for _ in range(MAX_WAITING_HELLOS):
+        places = [
             waiting.enter_context(world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"))
-        with pytest.raises(Refusal) as caught, world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"):
-            pass
-        assert caught.value.reason is Reason.OVERLOADED
-        assert caught.value.retry_after_s
-        with world.sessions.waiting_for_hello(other.api_key, "192.0.2.1"):
-            pass
-        with world.sessions.waiting_for_hello(node.api_key, "192.0.2.2"):
-            pass  # the node, when it is a thief who waits
-    with world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"):
-        pass
+            for _ in range(MAX_WAITING_HELLOS)
+        ]
+        for api_key, address in ((other.api_key, "192.0.2.1"), (node.api_key, "192.0.2.2")):
+            waiting.enter_context(world.sessions.waiting_for_hello(api_key, address))
+        assert not any(place.done() for place in places)
+        for _ in range(2):  # the node, while a thief waits in all places
+            waiting.enter_context(world.sessions.waiting_for_hello(node.api_key, "192.0.2.1"))
+        assert [place.done() for place in places] == [True] * 2 + [False] * (MAX_WAITING_HELLOS - 2)
+    with world.sessions.waiting_for_hello(node.api_key, "192.0.2.1") as place:
+        assert not place.done()
 
 
-async def test_a_stolen_api_key_costs_few_queries_and_keeps_its_node_out_of_nothing(world: World) -> None:
+@pytest.mark.parametrize("where", ["elsewhere", "at home"])
+async def test_a_stolen_api_key_costs_few_queries_and_keeps_its_node_out_of_nothing(world: World, where: str) -> None:
     node = await world.member()
-    thief = dataclasses.replace(node, keys=NodeKeys.generate(), address="198.51.100.66")
+    address = node.address if where == "at home" else "198.51.100.66"
+    thief = dataclasses.replace(node, keys=NodeKeys.generate(), address=address)
     challenge = await thief.begin()
     reads = world.count_reads()
     for _ in range(200):
@@ -170,10 +172,27 @@ async def test_a_stolen_api_key_costs_few_queries_and_keeps_its_node_out_of_noth
         with suppress(Refusal):
             token = os.urandom(32)
             await thief.claim(token, thief.hello(token))
+        for node_id in (node.node_id, "another"):
+            with suppress(Refusal):
+                said = await thief.begin(node_id=node_id)
+                await thief.complete(thief.prove(said, X25519PrivateKey.generate(), node_id=node_id))
         with suppress(Refusal):
-            await thief.begin()
+            await thief.complete(thief.prove(os.urandom(64), X25519PrivateKey.generate()))
     assert 0 < len(reads) <= 20
     assert (await node.connect()).epoch == 1
+
+
+async def test_a_node_in_a_loop_is_slowed_down_though_its_proofs_are_good(world: World) -> None:
+    node = await world.member()
+    reasons = []
+    for _ in range(60):
+        try:
+            await node.handshake()
+        except Refusal as refusal:
+            reasons.append(refusal.reason)
+            assert refusal.retry_after_s
+    assert set(reasons) == {Reason.OVERLOADED}
+    assert len(reasons) >= 15
 
 
 async def test_the_audit_tells_a_restart_from_a_reconnect(world: World) -> None:
