@@ -73,6 +73,7 @@ class NodeAudit:
         self._wakeup = wakeup
         self._audit = audit
         self._metrics = metrics
+        self._told_to_wait: dict[str, int] = {}  # on which day last: what stands in the database, somebody may have set
 
     async def take(
         self, node_id: str, frame: gateway_pb2.AuditRows, *, opened_chain: int = 0, sent_back: bool = False
@@ -188,8 +189,8 @@ class NodeAudit:
         self, tx: Transaction, node_id: str, chain: int, number: int, standing: NodeStanding, now_ms: int
     ) -> gateway_pb2.AuditAck:
         day = now_ms // DAY_MS
-        if standing.paused_day != day:
-            store.set_node_standing(tx.conn, node_id, replace(standing, paused_day=day))
+        if self._told_to_wait.get(node_id) != day:
+            tx.after_commit(lambda: self._told_to_wait.update({node_id: day}))
             detail: dict[str, rules.JSON] = {"rows": standing.day_rows, "bytes": standing.day_bytes}
             self._audit.append(
                 tx, AuditKind.NODE_AUDIT_PAUSED, actor="server", subject=writer_of(node_id), detail=detail

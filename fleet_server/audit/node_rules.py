@@ -58,7 +58,6 @@ class NodeStanding:
         chain: newest one that has rows; 0 is the first.
         last_at_ms: when rows came last, Unix milliseconds; 0 if never.
         day: days since 1970 that `day_rows` and `day_bytes` count.
-        paused_day: day on which the node was last told to wait, so that this is audited once.
         finding: the newest finding and where; empty without one. It stays: what was shown wrong is not right later.
         finding_at_ms: when it was found, Unix milliseconds.
     """
@@ -68,7 +67,6 @@ class NodeStanding:
     day: int = 0
     day_rows: int = 0
     day_bytes: int = 0
-    paused_day: int = 0
     finding: str = ""
     finding_at_ms: int = 0
 

@@ -47,10 +47,10 @@ _SET_SIGNED = (
     "INSERT INTO audit_signed (writer, number) VALUES (?, ?)"
     " ON CONFLICT (writer) DO UPDATE SET number = excluded.number"
 )
-_STANDING = "chain, last_at_ms, day, day_rows, day_bytes, paused_day, finding, finding_at_ms"
+_STANDING = "chain, last_at_ms, day, day_rows, day_bytes, finding, finding_at_ms"
 _REPLACED = ", ".join(f"{column} = excluded.{column}" for column in _STANDING.split(", "))
 _SET_STANDING = (
-    f"INSERT INTO node_audits (node_id, {_STANDING}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+    f"INSERT INTO node_audits (node_id, {_STANDING}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
     f" ON CONFLICT (node_id) DO UPDATE SET {_REPLACED}"
 )
 _SET_HEAD = (

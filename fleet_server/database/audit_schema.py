@@ -37,7 +37,6 @@ node_audits = Table(
     Column("day", BigInteger, nullable=False),
     Column("day_rows", BigInteger, nullable=False),
     Column("day_bytes", BigInteger, nullable=False),
-    Column("paused_day", BigInteger, nullable=False),
     Column("finding", String(300), nullable=False),
     Column("finding_at_ms", BigInteger, nullable=False),
 )

@@ -31,7 +31,6 @@ def create() -> None:
         sa.Column("day", sa.BigInteger(), nullable=False),
         sa.Column("day_rows", sa.BigInteger(), nullable=False),
         sa.Column("day_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("paused_day", sa.BigInteger(), nullable=False),
         sa.Column("finding", sa.String(length=300), nullable=False),
         sa.Column("finding_at_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_audits")),

@@ -161,3 +161,13 @@ async def test_rows_that_a_person_took_and_no_server_wrote_are_told_apart_from_t
         await edit(f"DELETE FROM {table}")
     taken = await restored(desk, database)
     assert taken.unvouched == {NODE: (4, 4), "r-ghost": (1, 1)}
+
+
+async def test_a_node_that_waits_for_what_is_noted_of_its_day_is_told_of(desk: Desk, edit: Edit) -> None:
+    """Whoever writes the database sets each number there, and once also that it had been told."""
+    chain = Chain().grow(2)
+    await desk.take(chain.rows[:1])
+    await edit("UPDATE node_audits SET day_rows = 1000000")
+    for _ in range(2):
+        assert await desk.take(chain.rows[1:]) == (1, "OVER_QUOTA")
+    assert await desk.told("node.audit_paused") == [{"bytes": 130, "rows": 1000000}]

@@ -168,8 +168,8 @@ async def test_the_audit_says_who_replaced_what_by_what(world: World) -> None:
 async def test_its_audit_chain_is_none_that_has_rows_whatever_became_of_the_ratchet_row(world: World) -> None:
     old = await world.member("press-7")
     await world.execute(
-        "INSERT INTO node_audits (node_id, chain, last_at_ms, day, day_rows, day_bytes, paused_day, finding,"
-        " finding_at_ms) VALUES (?, 6, 0, 0, 0, 0, 0, '', 0)",
+        "INSERT INTO node_audits (node_id, chain, last_at_ms, day, day_rows, day_bytes, finding,"
+        " finding_at_ms) VALUES (?, 6, 0, 0, 0, 0, '', 0)",
         old.node_id,
     )
     await world.execute("DELETE FROM node_ratchets")
