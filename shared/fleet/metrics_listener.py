@@ -9,13 +9,16 @@ streams. Answers are not compressed: the listener is meant for the loopback inte
 it.
 
 What a stranger can do is capped: connections at a time, bytes and seconds of a request, seconds of an
-answer; no request has a body, no connection serves two requests.
+answer; no request has a body, no connection serves two requests. When all places are taken the newest
+connection gets the oldest one of the address that holds most, so that nobody who only holds places keeps
+the scraper out. Figures are rendered a quarter of the time at most, once for all who ask meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, parse_headers
 from ipaddress import ip_address
+from typing import Any
 
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
@@ -34,6 +38,8 @@ from fleet.metrics import Counter, Registry
 _log = get_logger(__name__)
 _TEXT = "text/plain; charset=utf-8"
 _LINGER_MAX_BYTES = 256 * 1024
+_REST = 3.0
+"""So many times as long as a rendering took nothing is rendered: whoever asks without end costs a quarter of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,10 @@ class MetricsListener:
             "Connections to the metrics listener closed because too many were open.",
         )
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], str] = {}  # and whose they are; the oldest first
+        self._renderings: dict[tuple[str, str], asyncio.Task[bytes]] = {}
+        self._turn = asyncio.Lock()
+        self._rested_at_s = 0.0
         self._renderer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
         self._loopback_only = True
 
@@ -159,9 +168,10 @@ class MetricsListener:
         """Stop listening and drop what is open. Safe to call twice, and before `start`."""
         if self._server is not None:
             self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        ending: list[asyncio.Task[Any]] = [*self._connections, *self._renderings.values()]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
@@ -170,11 +180,17 @@ class MetricsListener:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= self._limits.max_connections:
             self._turned_away.inc()
-            writer.transport.abort()
-            return
+            self._make_room()
         connection = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
+        peer = writer.get_extra_info("peername")
+        self._connections[connection] = str(peer[0]) if peer else ""
+        connection.add_done_callback(lambda ended: self._connections.pop(ended, None))
+
+    def _make_room(self) -> None:
+        crowd, _ = Tally(self._connections.values()).most_common(1)[0]
+        oldest = next(task for task, whose in self._connections.items() if whose == crowd)
+        del self._connections[oldest]
+        oldest.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head_only = False
@@ -228,17 +244,22 @@ class MetricsListener:
 
     async def _answer(self, request: _Request) -> _Answer:
         if request.path == "/metrics":
-            return await self._render(request, lambda: self._registry)
+            return await self._render(request, lambda: lambda: self._registry)
         if request.path == "/federate" and self._federate is not None:
-            families, federation = self._federate.source(), self._federate
-            return await self._render(request, lambda: _capped(families, federation))
+            federation = self._federate
+
+            def snapshot() -> Callable[[], Collector]:
+                families = federation.source()
+                return lambda: _capped(families, federation)
+
+            return await self._render(request, snapshot)
         if request.path in ("/healthz", "/readyz"):
             health = self._healthz() if request.path == "/healthz" else self._readyz()
             status = HTTPStatus.OK if health.ok else HTTPStatus.SERVICE_UNAVAILABLE
             return _Answer(status, f"{health.detail}\n".encode())
         raise _RefusedError(HTTPStatus.NOT_FOUND, "Here are /metrics, /healthz and /readyz.")
 
-    async def _render(self, request: _Request, collector: Callable[[], Collector]) -> _Answer:
+    async def _render(self, request: _Request, snapshot: Callable[[], Callable[[], Collector]]) -> _Answer:
         # Folded header lines would travel into Content-Type, which repeats the version that was asked for
         # (response splitting).
         accept = " ".join(request.headers.get("accept", "").split())
@@ -246,8 +267,31 @@ class MetricsListener:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # a version that is no number
             encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
-        body = await asyncio.get_running_loop().run_in_executor(self._renderer, lambda: encode(collector()))
-        return _Answer(HTTPStatus.OK, body, content_type)
+        key = request.path, content_type
+        rendering = self._renderings.get(key)
+        if rendering is None:
+            rendering = asyncio.get_running_loop().create_task(self._rendered(key, encode, snapshot))
+            self._renderings[key] = rendering
+        return _Answer(HTTPStatus.OK, await asyncio.shield(rendering), content_type)
+
+    async def _rendered(
+        self,
+        key: tuple[str, str],
+        encode: Callable[[Collector], bytes],
+        snapshot: Callable[[], Callable[[], Collector]],
+    ) -> bytes:
+        """One rendering after another, with rests between."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._turn:
+                await asyncio.sleep(max(0.0, self._rested_at_s - loop.time()))
+                began_s, collector = loop.time(), snapshot()
+                try:
+                    return await loop.run_in_executor(self._renderer, lambda: encode(collector()))
+                finally:
+                    self._rested_at_s = loop.time() + _REST * (loop.time() - began_s)
+        finally:
+            del self._renderings[key]
 
     async def _linger(self, reader: asyncio.StreamReader) -> None:
         # Closing with unread bytes resets the connection, and the reset can overtake the answer (RFC 9112

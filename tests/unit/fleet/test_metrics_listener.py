@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric, Sample
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -176,15 +176,15 @@ async def test_a_peer_that_never_reads_is_dropped() -> None:
     for number in range(32):
         more_than_socket_buffers_hold.add_metric([f"{number}" * (1 << 20)], 1.0)
     federation = Federation(lambda: [more_than_socket_buffers_hold], Counter())
-    limits = Limits(max_connections=1, answer_timeout_s=QUICK_S * 20)
+    limits = Limits(answer_timeout_s=QUICK_S * 20)
     async with listening(federate=federation, limits=limits) as port, asyncio.timeout(WATCHDOG_S):
         _, deaf = await asyncio.open_connection("127.0.0.1", port)
         deaf.transport.pause_reading()  # type: ignore[attr-defined]
         deaf.write(b"GET /federate HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await deaf.drain()
-        while (await _probe(port)) != 200:
-            pass  # until its slot, the only one, comes free again
-        deaf.transport.abort()
+        while not deaf.transport.is_closing():
+            deaf.write(b"x")  # how it finds out
+            assert await _probe(port) == 200
 
 
 async def _probe(port: int) -> int:
@@ -194,21 +194,52 @@ async def _probe(port: int) -> int:
         return 0
 
 
-async def test_more_connections_than_allowed_are_closed_at_once_and_counted() -> None:
+async def test_who_only_holds_places_keeps_nobody_out() -> None:
     registry = Registry()
     async with listening(registry, limits=Limits(max_connections=2)) as port, asyncio.timeout(WATCHDOG_S):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         for _, writer in idle:
             writer.write(b"GET")
-        refused_reader, refused = await asyncio.open_connection("127.0.0.1", port)
+        assert (await get(port, "/metrics")).status == 200
         with pytest.raises(ConnectionError):
-            await _read_some(refused_reader)
-        refused.close()
+            await _read_some(idle[0][0])
         for _, writer in idle:
             writer.transport.abort()
-        while (await _probe(port)) != 200:
-            pass  # until the listener has seen one of them go
     assert figures(registry.collect())["fleet_metrics_connections_refused_total"] >= 1
+
+
+async def test_whoever_asks_without_end_is_shown_what_was_rendered_for_all() -> None:
+    """The attack: scrapes, as many as there are places, of series by the thousand."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(GaugeMetricFamily):
+        @property
+        def samples(self) -> list[Sample]:
+            begun.set()
+            go_on.wait(WATCHDOG_S)
+            return [Sample("fleet_slow", {}, 1.0)]
+
+        @samples.setter
+        def samples(self, _: object) -> None:
+            pass
+
+    calls = 0
+
+    def source() -> list[Metric]:
+        nonlocal calls
+        calls += 1
+        return [Slow("fleet_slow", "Slow.")]
+
+    async with listening(federate=Federation(source, Counter())) as port, asyncio.timeout(WATCHDOG_S):
+        first = asyncio.create_task(get(port, "/federate"))
+        await asyncio.to_thread(begun.wait, WATCHDOG_S)
+        more = [asyncio.create_task(get(port, "/federate")) for _ in range(8)]
+        while (await _probe(port)) != 200:
+            pass
+        go_on.set()
+        replies = await asyncio.gather(first, *more)
+    assert {reply.status for reply in replies} == {200}
+    assert calls <= 2
 
 
 async def _read_some(reader: asyncio.StreamReader) -> None:
