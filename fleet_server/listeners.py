@@ -5,6 +5,8 @@ Options are explained in docs/architecture.md, "What gRPC needs to be told".
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +43,12 @@ _ADMIN = (
     ("grpc.max_concurrent_streams", 100),  # a client that begins more before it has heard of it fails some
     ("grpc.max_allowed_incoming_connections", 512),
 )
+
+_CAUSES = {
+    errno.EADDRINUSE: "another process holds the port; choose another one",
+    errno.EADDRNOTAVAIL: "this machine has no such address; write one that it has, or 0.0.0.0 for all",
+    errno.EACCES: "this user may not take that port; choose one above 1023",
+}
 
 
 class ListenError(Exception):
@@ -108,16 +116,38 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
         ListenError: the port is taken or the address is not ours.
     """
     host, port = split_listen(listen)
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_secure_port(shown, credentials)
-    except RuntimeError as error:
-        raise ListenError(
-            f"cannot listen on {shown} ({setting}): another process may hold the port; choose another one"
-        ) from error
+        bound = server.add_secure_port(_shown(host, port), credentials)
+    except RuntimeError as error:  # which says no more than that it failed
+        raise cannot_listen(listen, setting) from error
     if bound == 0:
-        raise ListenError(f"cannot listen on {shown} ({setting}): choose another address")
+        raise cannot_listen(listen, setting)
     return Listener(server, host, bound)
+
+
+def cannot_listen(listen: str, setting: str) -> ListenError:
+    """Why a listen setting is of no use here, found out by trying it once more without gRPC."""
+    host, port = split_listen(listen)
+    return ListenError(f"cannot listen on {_shown(host, port)} ({setting}): {_why_not(host, port)}")
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _why_not(host: str, port: int) -> str:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return "there is no host of that name; write an address of this machine"
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+        except OSError as error:
+            return _CAUSES.get(error.errno or 0, f"{error.strerror}; choose another address")
+    return "another process may hold the port; choose another one"
 
 
 async def start(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials, setting: str) -> Listener:

@@ -111,5 +111,9 @@ async def _open_metrics(rooms: ServerRooms, health: ServerHealth, stack: context
         federate=Federation(rooms.telemetry.federate, rooms.metrics.telemetry.federation_dropped),
     )
     host, port = listeners.split_listen(rooms.settings.metrics_listen)
-    log.info("metrics_listening", address=f"{host}:{await metrics.start(host, port)}")
+    try:
+        port = await metrics.start(host, port)
+    except OSError as error:
+        raise listeners.cannot_listen(rooms.settings.metrics_listen, "metrics_listen") from error
+    log.info("metrics_listening", address=f"{host}:{port}")
     stack.push_async_callback(metrics.close)

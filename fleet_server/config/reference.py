@@ -41,11 +41,13 @@ def _type(field: FieldInfo) -> str:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
     if origin is tuple:
         return "list of text"
-    if isinstance(annotation, types.UnionType) or annotation is Path:
+    if isinstance(annotation, types.UnionType):  # or None: it may be left open
+        (annotation,) = (kind for kind in typing.get_args(annotation) if kind is not type(None))
+    if annotation is Path:
         return "path"
     if annotation is SecretStr:
         return "secret"
-    return {int: "whole number", float: "number"}.get(annotation, "text") + _bounds(field)
+    return {bool: "true or false", int: "whole number", float: "number"}.get(annotation, "text") + _bounds(field)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -256,31 +257,34 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @model_validator(mode="after")
-    def _production_is_explicit(self) -> Self:
-        if self.secret_encryption_key.get_secret_value() and self.secret_encryption_key_file is not None:
-            raise ValueError("secret_encryption_key and secret_encryption_key_file are both set: keep one of them")
-        previous_file = self.secret_encryption_key_previous_file
-        if self.secret_encryption_key_previous.get_secret_value() and previous_file is not None:
-            raise ValueError(
-                "secret_encryption_key_previous and secret_encryption_key_previous_file are both set: keep one of them"
+    def _fits_together(self) -> Self:
+        if wrong := [*self._set_twice(), *self._lacking()]:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _set_twice(self) -> Iterator[str]:
+        for name in ("secret_encryption_key", "secret_encryption_key_previous"):
+            if getattr(self, name).get_secret_value() and getattr(self, f"{name}_file") is not None:
+                yield f"{name} and {name}_file are both set: keep one of them"
+
+    def _lacking(self) -> Iterator[str]:
+        if self.production and not (self.secret_encryption_key.get_secret_value() or self.secret_encryption_key_file):
+            yield (
+                "production needs a secret encryption key: set FLEET_SECRET_ENCRYPTION_KEY,"
+                " or secret_encryption_key_file (make a key with `openssl rand -base64 32`)"
             )
-        if self.mode == "production":
-            if not self.secret_encryption_key.get_secret_value() and self.secret_encryption_key_file is None:
-                raise ValueError(
-                    "production needs a secret encryption key: set FLEET_SECRET_ENCRYPTION_KEY,"
-                    " or secret_encryption_key_file (make a key with `openssl rand -base64 32`)"
-                )
-            if not self.gateway_endpoints:
-                raise ValueError("production needs gateway_endpoints: the host:port where nodes reach the gateway")
+        if self.production and not self.gateway_endpoints:
+            yield "production needs gateway_endpoints: the host:port where nodes reach the gateway"
+        elif not self.gateway_endpoints and self.gateway_listen.rpartition(":")[2].strip("0") == "":
+            yield "gateway_listen takes any free port: set gateway_endpoints to where nodes reach it, or name a port"
         if self.is_strict and not self.product_root_key:
-            raise ValueError(
+            yield (
                 "strict mode, which production is in, needs product_root_key: make one offline with `fleetctl root"
                 " keygen`; or set strict = false, and whoever runs `fleet-server init` is the first owner"
             )
         if self.session_ttl_s < 2 * self.heartbeat_interval_s:
             # Sessions are renewed at heartbeats: these would end before anybody asked.
-            raise ValueError("session_ttl_s is less than two heartbeat_interval_s: raise it, or beat more often")
-        return self
+            yield "session_ttl_s is less than two heartbeat_interval_s: raise it, or beat more often"
 
     @property
     def production(self) -> bool:

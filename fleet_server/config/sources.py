@@ -96,7 +96,8 @@ def load(
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(problem, sources) for problem in error.errors(include_url=False, include_input=False)]
+        for problem in error.errors(include_url=False, include_input=False):
+            problems += _explain(problem, sources).splitlines()
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)

@@ -67,16 +67,16 @@ def parse_url(url: str) -> URL:
     except ArgumentError:
         # The parser's own message quotes the text, and the text may hold a password.
         raise DatabaseUrlError(
-            "the database URL is malformed: write sqlite:////folder/fleet.db or postgresql+psycopg://user:password@host/name"
+            "database_url: malformed; write sqlite:////folder/fleet.db or postgresql+psycopg://user:password@host/name"
         ) from None
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
-            raise DatabaseUrlError("the SQLite URL names no file: write sqlite:////folder/fleet.db")
+            raise DatabaseUrlError("database_url: it names no file; write sqlite:////folder/fleet.db")
         return parsed.set(drivername="sqlite+pysqlite")
     raise DatabaseUrlError(
-        f"{parsed.drivername!r} is no database of this server: use sqlite:////folder/fleet.db or postgresql+psycopg://host/name"
+        f"database_url: {parsed.drivername!r} is no database of this server; use sqlite:////folder/fleet.db or postgresql+psycopg://host/name"
     )
 
 

@@ -111,6 +111,26 @@ def test_production_needs_key_and_endpoints() -> None:
     assert strict.root_key() == Signer.from_private_bytes(bytes(32)).public_key
 
 
+def test_all_that_production_lacks_is_said_at_once() -> None:
+    found = problems(
+        environment={"FLEET_MODE": "production", "FLEET_SESSION_TTL_S": "60", "FLEET_HEARTBEAT_INTERVAL_S": "60"}
+    )
+    wanted = ["secret encryption key", "gateway_endpoints", "product_root_key", "session_ttl_s"]
+    assert len(found) == len(wanted), found
+    assert all(name in problem for name, problem in zip(wanted, found, strict=True))
+
+
+def test_nodes_are_told_a_port_that_is_known_before() -> None:
+    any_port = {"FLEET_GATEWAY_LISTEN": "127.0.0.1:0"}
+    assert problems(environment=any_port)[0].startswith("gateway_listen takes any free port: set gateway_endpoints")
+    assert load(environment={**any_port, "FLEET_GATEWAY_ENDPOINTS": "g:7443"}).settings.gateway_endpoints == ("g:7443",)
+
+
+def test_what_may_be_left_open_is_no_path_in_the_page() -> None:
+    assert "| `strict` | `FLEET_STRICT` | true or false |" in render()
+    assert "| `secret_encryption_key_file` | `FLEET_SECRET_ENCRYPTION_KEY_FILE` | path |" in render()
+
+
 def test_strict_mode_is_for_development_too_when_it_is_asked_for() -> None:
     assert not load(environment={}).settings.is_strict
     assert "product_root_key" in problems(environment={"FLEET_STRICT": "true"})[0]

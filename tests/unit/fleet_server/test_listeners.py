@@ -1,6 +1,7 @@
 """What listeners tell gRPC, as strangers meet it."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 import grpc
@@ -8,7 +9,9 @@ import pytest
 from hyperframe.frame import HeadersFrame, SettingsFrame
 
 from fleet_server import listeners
+from tests.fakes.tls import FakeAuthority
 
+CREDENTIALS = FakeAuthority().issue().server_credentials()
 NOTHING = grpc.method_handlers_generic_handler("t.T", {})
 OPENERS: dict[str, Callable[[float], grpc.aio.Server]] = {
     "gateway": lambda idle_s: listeners.open_gateway(NOTHING, 10, 1024 * 1024, idle_s=idle_s),
@@ -32,3 +35,19 @@ async def test_a_connection_on_which_no_call_begins_is_ended(which: str, sent: b
     finally:
         writer.transport.abort()
         await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("127.0.0.1", "another process holds the port"),
+        ("192.0.2.77", "this machine has no such address"),
+        ("no-such-host.invalid", "there is no host of that name"),
+    ],
+)
+async def test_an_address_that_cannot_be_listened_on_is_told_with_its_cause(host: str, why: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"{host}:{taken.getsockname()[1]}"
+        with pytest.raises(listeners.ListenError, match=why) as refused:
+            listeners.bind(listeners.open_admin([NOTHING]), listen, CREDENTIALS, "admin_listen")
+    assert f"cannot listen on {listen} (admin_listen)" in str(refused.value)

@@ -343,14 +343,16 @@ def test_help_is_there_before_the_server_is() -> None:
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_port_that_is_taken_is_told_in_our_words_alone(folder: Path) -> None:
+@pytest.mark.parametrize("setting", ["gateway_listen", "metrics_listen"])
+def test_a_port_that_is_taken_is_told_in_our_words_alone(folder: Path, setting: str) -> None:
     init(folder)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        settings = [f"gateway_listen={address}", "admin_listen=127.0.0.1:0", "metrics_listen=off"]
-        words = [word for setting in settings for word in ("--set", setting)]
+        listen = {"admin_listen": "127.0.0.1:0", "gateway_listen": "127.0.0.1:0", "metrics_listen": "off"}
+        listen |= {"gateway_endpoints": "127.0.0.1:7443", setting: address}
+        words = [word for name, value in listen.items() for word in ("--set", f"{name}={value}")]
         ran = subprocess.run(
             [sys.executable, "-m", "fleet_server", "run", "--data-dir", folder, *words],
             capture_output=True,
@@ -359,7 +361,7 @@ def test_a_port_that_is_taken_is_told_in_our_words_alone(folder: Path) -> None:
         )
     assert ran.returncode == 2
     assert ran.stderr.splitlines() == [
-        f"error: cannot listen on {address} (gateway_listen): another process may hold the port; choose another one"
+        f"error: cannot listen on {address} ({setting}): another process holds the port; choose another one"
     ]
 
 

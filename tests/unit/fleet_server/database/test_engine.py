@@ -261,6 +261,7 @@ async def test_a_locked_or_missing_sqlite_folder_is_a_refusal(tmp_path: Path) ->
 def test_an_unusable_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(DatabaseUrlError) as refused:
         Database(url)
+    assert str(refused.value).startswith("database_url: ")
     assert "hunter2" not in str(refused.value)
 
 
