@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,17 +83,24 @@ class Rekeyed(Installation):
         return seen - len(refused), refused
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Template, dict[str, Any]]]:
-    """A new installation on either database, and the settings that say which."""
-    changes: dict[str, Any] = {}
-    if request.param == "postgresql":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        changes["database_url"] = postgres.url(postgres.create_database())
-    data = tmp_path / "made"
-    found = asyncio.run(bootstrap.init(server_settings(data, 1, 2, **changes), owner="owner", clock=SystemClock()))
+@pytest.fixture(scope="module")
+def made_in_postgres(postgres: "PostgresServer", tmp_path_factory: pytest.TempPathFactory) -> tuple[Template, str]:
+    """A new installation, and its database's name: to be copied."""
+    data, name = tmp_path_factory.mktemp("postgres") / "made", postgres.create_database()
+    settings = server_settings(data, 1, 2, database_url=postgres.url(name))
+    found = asyncio.run(bootstrap.init(settings, owner="owner", clock=SystemClock()))
     assert found.owner_token is not None
-    yield Template(data, found.owner_token.reveal()), changes
+    return Template(data, found.owner_token.reveal()), name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def made(request: pytest.FixtureRequest, template: Template) -> tuple[Template, dict[str, Any]]:
+    """A new installation on either database, and the settings that say which."""
+    if request.param == "sqlite":
+        return template, {}
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    there, name = request.getfixturevalue("made_in_postgres")
+    return there, {"database_url": postgres.url(postgres.create_database(name))}
 
 
 @pytest.fixture
