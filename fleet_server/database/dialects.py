@@ -25,12 +25,16 @@ Dialect = Literal["sqlite", "postgresql"]
 BUSY_TIMEOUT_MS = 10_000
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
+WRITER_LOCK_TIMEOUT_MS = 200
+"""PostgreSQL looks for a circle of waits after a second, and only its superuser may change that: a writer tries again
+before, for all that a replica has to write waits as long."""
 CONNECT_TIMEOUT_S = 5
 
 _SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that all programs on a database share
 _INSTALLATION_LOCK = _SCHEMA_LOCK + 1
 
 _READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
+_CONTENDED = frozenset({"40P01", "55P03"})  # deadlock_detected, lock_not_available
 
 # A vanished server must not hold a commit for the two hours of TCP's own patience.
 _POSTGRESQL_CONNECT: dict[str, Any] = {
@@ -90,14 +94,18 @@ def show_url(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def make_write_engine(url: URL) -> Engine:
-    """Engine of the writer thread, which keeps one connection for itself: nothing is pooled."""
+def make_write_engine(url: URL, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Engine:
+    """Engine of the writer thread, which keeps one connection for itself: nothing is pooled.
+
+    Args:
+        lock_timeout_ms: PostgreSQL: how long to wait for a row that another replica writes.
+    """
     if dialect_of(url) == "sqlite":
         engine = _sqlite_engine(url, poolclass=NullPool)
         _prepare_sqlite(engine, begin="BEGIN IMMEDIATE", session=("PRAGMA foreign_keys = ON",))
         return engine
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_POSTGRESQL_CONNECT)
-    _prepare_postgresql(engine, session=_POSTGRESQL_SESSION)
+    _prepare_postgresql(engine, session=f"{_POSTGRESQL_SESSION}; SET lock_timeout = {lock_timeout_ms}")
     return engine
 
 
@@ -136,6 +144,11 @@ def is_lost(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
+
+
+def is_contended(error: Exception) -> bool:
+    """Whether another replica held a row too long, or each of the two waited for the other: it may be tried again."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONTENDED
 
 
 def hang_up(conn: Connection) -> None:

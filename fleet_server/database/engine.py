@@ -49,7 +49,7 @@ class Database:
         parsed = dialects.parse_url(url)
         self.dialect: Dialect = dialects.dialect_of(parsed)
         self._shown = dialects.show_url(parsed)
-        self._write_engine = dialects.make_write_engine(parsed)
+        self._write_engine = dialects.make_write_engine(parsed, lock_timeout_ms=dialects.WRITER_LOCK_TIMEOUT_MS)
         self._read_engine = dialects.make_read_engine(parsed, connections=readers)
         self._read_threads = ThreadPoolExecutor(readers, thread_name_prefix="database-reader")
         self._reading: dict[Connection, float] = {}

@@ -5,7 +5,8 @@ Mental model
     The thread takes everything queued and runs it in ONE transaction: a busy server pays one fsync for many callers,
     an idle one commits a single job at once, for nothing waits to fill a group.
     A job that raises must not undo its neighbours: the group is rolled back and each job runs again in a transaction
-    of its own, so a job is a pure function of the database and may run more than once before it commits.
+    of its own, so a job is a pure function of the database and may run more than once before it commits. So does a
+    group that met another replica's at the same rows: two that wait for each other would stand still for a second.
     Hooks run before the commit (the audit chain seals the group's rows there); effects (wake-ups) run on the event
     loop, after it, commit by commit; what somebody far away waits for runs first. Only this thread writes: SQLite never
     sees a second writer, and counters are read and raised without races in one replica.
@@ -27,7 +28,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet_server.database.dialects import hang_up, is_lost
+from fleet_server.database.dialects import LOCK_TIMEOUT_MS, WRITER_LOCK_TIMEOUT_MS, hang_up, is_contended, is_lost
 
 log = get_logger(__name__)
 
@@ -35,6 +36,8 @@ T = TypeVar("T")
 SHUTTING_DOWN = "the server is shutting down: try again on another replica, or in a moment"
 MAX_GROUP = 512
 MAX_QUEUED = 20_000
+_CONTENDED_TRIES = LOCK_TIMEOUT_MS // WRITER_LOCK_TIMEOUT_MS
+_CONTENDED_GROUP_TRIES = 2  # then each of its jobs by itself, which holds fewer rows for a shorter time
 STALL_S = 15.0
 """So long a group may take: longer than any wait for a lock (dialects), shorter than a caller's patience."""
 
@@ -210,20 +213,26 @@ class Writer:
         return group, False
 
     def _commit_group(self, group: list[_Job]) -> None:
-        try:
-            transaction = self._attempt(group)
-        except _DatabaseLostError as lost:
-            log.warning("database_lost", jobs=len(group), committing=lost.committing, error=str(lost.cause))
-            for job in group:
-                self._fail(job, lost.refusal())
-        except Exception as error:  # noqa: BLE001 - a job's own error belongs to its caller, whatever it is
-            if len(group) == 1:
-                self._fail(group[0], as_refusal(error))
-                return
-            for job in group:
-                self._commit_group([job])
-        else:
-            self._deliver(group, transaction)
+        left = _CONTENDED_TRIES if len(group) == 1 else _CONTENDED_GROUP_TRIES
+        while True:
+            try:
+                transaction = self._attempt(group)
+            except _DatabaseLostError as lost:
+                log.warning("database_lost", jobs=len(group), committing=lost.committing, error=str(lost.cause))
+                for job in group:
+                    self._fail(job, lost.refusal())
+            except Exception as error:  # noqa: BLE001 - a job's own error belongs to its caller, whatever it is
+                if left and is_contended(error):
+                    left -= 1
+                    continue
+                if len(group) == 1:
+                    self._fail(group[0], as_refusal(error))
+                    return
+                for job in group:
+                    self._commit_group([job])
+            else:
+                self._deliver(group, transaction)
+            return
 
     def _attempt(self, group: list[_Job]) -> Transaction:
         reused = self._connection is not None

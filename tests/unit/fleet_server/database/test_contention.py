@@ -1,0 +1,68 @@
+"""Two replicas that write the same rows in another order: each waits for the other, and neither caller hears of it."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import create_engine
+
+from fleet_server.database.engine import Database, sql
+from fleet_server.database.schema import audit_heads, metadata
+from fleet_server.database.writer import Transaction
+
+RAISE = "UPDATE audit_heads SET number = number + 1 WHERE writer = ?"
+
+
+@pytest.fixture
+async def replicas(postgres_url: str) -> AsyncIterator[tuple[Database, Database]]:
+    engine = create_engine(postgres_url)
+    metadata.create_all(engine, tables=[audit_heads])
+    engine.dispose()
+    both = Database(postgres_url), Database(postgres_url)
+    for each in both:
+        each.start()
+    text = "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, 0, ?, '')"
+    for writer in ("a", "b"):
+        await both[0].write(lambda tx, writer=writer: tx.conn.exec_driver_sql(sql(tx.conn, text), (writer, bytes(32))))  # type: ignore[misc]
+    yield both
+    for each in both:
+        await each.close()
+
+
+class Crossing:
+    """Raises two rows; the first time it waits between them until another one has the row that it wants."""
+
+    def __init__(self, order: str, met: threading.Barrier) -> None:
+        self._order = order
+        self._met: threading.Barrier | None = met
+        self.runs = 0
+
+    def __call__(self, tx: Transaction) -> None:
+        self.runs += 1
+        first, second = self._order
+        tx.conn.exec_driver_sql(sql(tx.conn, RAISE), (first,))
+        met, self._met = self._met, None
+        if met is not None:
+            met.wait(10)
+        tx.conn.exec_driver_sql(sql(tx.conn, RAISE), (second,))
+
+
+async def test_neither_of_two_that_wait_for_each_other_fails(replicas: tuple[Database, Database]) -> None:
+    here, there = replicas
+    met = threading.Barrier(2)
+    crossing = [Crossing("ab", met), Crossing("ba", met)]
+    await asyncio.gather(here.write(crossing[0]), there.write(crossing[1]))
+    numbers = await here.read(lambda conn: list(conn.exec_driver_sql("SELECT number FROM audit_heads")))
+    assert [tuple(row) for row in numbers] == [(2,), (2,)]
+    assert max(each.runs for each in crossing) > 1
+
+
+async def test_a_circle_is_left_before_the_database_looks_for_one(replicas: tuple[Database, Database]) -> None:
+    """PostgreSQL looks for circles after a second: whatever else these replicas are to write waits as long."""
+
+    def settings(tx: Transaction) -> list[str]:
+        return [tx.conn.exec_driver_sql(f"SHOW {name}_timeout").scalar_one() for name in ("lock", "deadlock")]
+
+    for each in replicas:
+        assert await each.write(settings) == ["200ms", "1s"]
