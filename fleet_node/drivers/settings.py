@@ -69,10 +69,6 @@ class SettingsTable:
             raise self.wrong(key, f"is not a table of at most {max_items} entries")
         return value
 
-    def has(self, key: str) -> bool:
-        """Whether the key is given and not yet read."""
-        return key in self._rest
-
     def finish(self) -> None:
         """Refuse settings that nobody read: a misspelt limit must not silently be no limit.
 

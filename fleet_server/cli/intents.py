@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fleet_server.cli.profile import Context
 
 _COLUMNS = [Column("NODE"), Column("FINGERPRINT"), Column("ID", spare=1)]
-MAX_WITHIN_S = 30 * 24 * 3600
 
 
 def draw_up(

@@ -190,9 +190,3 @@ def shown_key(public_key: bytes) -> str:
     from fleet_server.cli.views import grouped_hex
 
     return f"SHA-256 {grouped_hex(hashlib.sha256(public_key).digest())}"
-
-
-def say_left_to_do(invocation: Invocation, context: Context) -> None:
-    """Say that a pin is missing, where the next step needs one."""
-    if not context.owner_pin:
-        invocation.say("This profile pins no owner yet: `fleetctl login SERVER --owner-pin SHA256`, from the owner.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 
-MAC_BYTES = 32
 _BLOCK_BYTES = 64
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
