@@ -9,6 +9,7 @@ Mental model
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -88,7 +89,6 @@ class EnrollmentService(Decisions):
         Raises:
             Refusal: MALFORMED, BAD_PROOF, WRONG_CLUSTER, JOIN_TOKEN_*, CONFLICT, or OVERLOADED with a delay.
         """
-        self._admission.admit_enroll(address)
         try:
             record = await self._enroll(request, address)
         except Refusal as refusal:
@@ -103,14 +103,14 @@ class EnrollmentService(Decisions):
         )
 
     async def _enroll(self, request: enrollment_pb2.EnrollRequest, address: str) -> EnrollmentRecord:
-        said = proofs.parse(enrollment_pb2.EnrollStatement, request.signed, max_bytes=_MAX_STATEMENT_BYTES)
+        said, genuine = self._check_in(request, address)
         rules.checked_statement(said, request.token_secret)
         proofs.verify(request.signed, Domain.ENROLL, said.identity_key)
         checked_name(said.name)
         check_reported(said.version, said.labels)
         if said.cluster_id != self._trust.cluster_id:
             raise proofs.wrong_cluster()
-        if not self._token_ids.genuine(said.token_id, said.token_secret_sha256):  # an invented one costs no query
+        if not genuine:  # an invented one costs no query
             raise rules.unknown_token()
         try:
             # On a snapshot first: what a stranger makes up never reaches the writer.
@@ -128,6 +128,24 @@ class EnrollmentService(Decisions):
         if not record.intact:
             raise await self._quarantined(record)
         return record
+
+    def _check_in(
+        self, request: enrollment_pb2.EnrollRequest, address: str
+    ) -> tuple[enrollment_pb2.EnrollStatement, bool]:
+        """What the request says, and whether its token was made here: others at the address, who have none, take no
+        turns from those who have one."""
+        try:
+            said = proofs.parse(enrollment_pb2.EnrollStatement, request.signed, max_bytes=_MAX_STATEMENT_BYTES)
+        except Refusal:
+            self._admission.charge_garbage("Enroll", address)
+            raise
+        secret_sha256 = hashlib.sha256(request.token_secret).digest()
+        genuine = self._token_ids.genuine(said.token_id, secret_sha256)
+        if genuine:
+            self._admission.admit_enroll(address)
+        else:
+            self._admission.charge_garbage("Enroll", address)
+        return said, genuine
 
     def _judge(
         self, conn: Connection, said: enrollment_pb2.EnrollStatement, secret: bytes, *, lock: bool = False

@@ -43,7 +43,7 @@ class AdmissionPolicy:
         failed_per_s, failed_burst: proofs of one api_key from one address that fail.
         poll_per_s, poll_burst: polls about one enrollment from one address.
         chain_per_s, chain_burst: trust chains for one address: after a rotation a whole fleet may ask from one.
-        address_per_s, address_burst: refused garbage, and enrollments, of one address (IPv6: one /64).
+        address_per_s, address_burst: refused garbage of one address (IPv6: one /64), and as many enrollments.
     """
 
     share: float = 0.75
@@ -118,6 +118,10 @@ class Admission:
             rate_per_s=self._policy.failed_per_s, burst=self._policy.failed_burst, max_keys=_MAX_KEYS
         )
         self._addresses: BucketTable[str] = BucketTable(
+            rate_per_s=self._policy.address_per_s, burst=self._policy.address_burst, max_keys=_MAX_ADDRESSES
+        )
+
+        self._enrollments: BucketTable[str] = BucketTable(
             rate_per_s=self._policy.address_per_s, burst=self._policy.address_burst, max_keys=_MAX_ADDRESSES
         )
 
@@ -237,12 +241,12 @@ class Admission:
         self._charge(self._addresses, rpc, address)
 
     def admit_enroll(self, address: str) -> None:
-        """Let an address enroll.
+        """Let an address enroll with a genuine join token.
 
         Raises:
-            Refusal: OVERLOADED once the address has used up its bucket.
+            Refusal: OVERLOADED once the address has used up its bucket for it.
         """
-        self._charge(self._addresses, "Enroll", address)
+        self._charge(self._enrollments, "Enroll", address)
 
     def admit_chain(self, address: str) -> None:
         """Let an address ask for the trust chain, which needs no credential and may be long.

@@ -12,7 +12,7 @@ from fleet.envelope import Domain, verify, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys
 from fleet.trust import verify_join_token
-from fleet.v1 import enrollment_pb2, session_pb2
+from fleet.v1 import enrollment_pb2, session_pb2, trust_pb2
 from fleet_server.admin.views import enrollment_view
 from fleet_server.database.engine import Database
 from fleet_server.enrollment.rules import TokenState
@@ -264,13 +264,18 @@ async def test_the_bootstrap_is_signed_by_the_authority(world: World) -> None:
     verify_one(bootstrap, domain=Domain.BOOTSTRAP, public_key=world.trust.authority.public_key)
 
 
-async def test_strangers_are_slowed_down_by_address(world: World) -> None:
+async def test_strangers_are_slowed_down_by_address_and_whoever_has_a_token_there_is_not(world: World) -> None:
     token = await world.token()
     token.secret = os.urandom(32)
     reasons = [await refused(Node(world).enroll(token)) for _ in range(102)]
     assert reasons[0] is Reason.JOIN_TOKEN_INVALID
     assert reasons[-1] is Reason.OVERLOADED
+    garbage = enrollment_pb2.EnrollRequest(signed=trust_pb2.Signed(statement=b"\xff"))
+    assert await refused(world.enrollment.enroll(garbage, ADDRESS)) is Reason.OVERLOADED
     request = Node(world).enroll_request(await world.token())
+    for _ in range(100):
+        await world.enrollment.enroll(request, ADDRESS)
+    assert await refused(world.enrollment.enroll(request, ADDRESS)) is Reason.OVERLOADED
     await world.enrollment.enroll(request, "192.0.2.99")
 
 
