@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -41,9 +42,8 @@ def doctor(ctx: click.Context, as_json: bool, config: Path | None, state_dir: Pa
     from fleet.clock import SystemClock
     from fleet_node.doctor.finding import has_failed
     from fleet_node.doctor.service import Doctor, Patient
-    from fleet_node.observability.logging import configure
 
-    configure("error")  # what the rooms log on the way is told by the findings
+    logging.disable()  # what the rooms log on the way is told by the findings
     patient = Patient(
         settings=loaded.settings,
         config=str(loaded.path) if loaded.path else "no config file: environment and defaults",

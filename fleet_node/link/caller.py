@@ -6,6 +6,8 @@ opened with that leaf as its only root, and its hash is signed in the handshake 
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
@@ -220,7 +222,7 @@ async def unverified_chain(
         path = certificate.path if certificate is not None else None
         leaf = await tls.fetch_unverified_leaf(endpoint, _LEAF_TIMEOUT_S, path)
     except (OSError, TimeoutError, ValueError) as error:
-        raise Refusal(Reason.UNAVAILABLE, f"cannot reach {endpoint} ({str(error) or type(error).__name__})") from error
+        raise Refusal(Reason.UNAVAILABLE, f"cannot reach {endpoint} ({_why(error)})") from error
     caller = GatewayCaller(endpoint, leaf, LeafCache(), certificate)
     try:
         return [signed async for part in caller.trust_chain(asked) for signed in part]
@@ -240,6 +242,13 @@ async def _fetch(endpoint: str, ca_der: Sequence[bytes], client: Path | None) ->
     except (OSError, TimeoutError, ValueError) as error:
         raise Refusal(
             Reason.UNAVAILABLE,
-            f"cannot reach {endpoint} ({str(error) or type(error).__name__}): is the gateway up, and do firewalls let"
+            f"cannot reach {endpoint} ({_why(error)}): is the gateway up, and do firewalls let"
             " this machine out to that port?",
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """Without asyncio's own words, which repeat the address."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__

@@ -86,12 +86,21 @@ class Refused(Failure):
 
 
 class Unreachable(Failure):
-    """No server that this profile trusts answered."""
+    """No server that this profile trusts answered.
+
+    Args:
+        never_sent: it is certain that the call left for no server.
+    """
 
     exit_code = ExitCode.UNREACHABLE
 
+    def __init__(self, message: str, *, hint: str = "", never_sent: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.never_sent = never_sent
+
 
 _TLS_SIGNS = ("CERTIFICATE_VERIFY_FAILED", "Ssl handshake failed", "SSL_ERROR_SSL", "WRONG_VERSION_NUMBER")
+_NO_CONNECTION_SIGNS = ("failed to connect to all addresses", "lookup failed")
 _NAME_SIGNS = ("Hostname Verification Check failed", "is not in peer certificate")
 
 _WAYS_TO_FAIL = (
@@ -183,12 +192,14 @@ def _explain_unreachable(timed_out: bool, details: str, refusal: Refusal, server
         return Unreachable(
             f"the certificate of the server at {server} is for another name",
             hint="log in with the name or address that stands in the certificate",
+            never_sent=True,
         )
     if any(sign in details for sign in _TLS_SIGNS):
         return Unreachable(
             f"the server at {server} does not show a certificate of the CA that this profile trusts: "
             "this is another server, its CA was replaced, or someone sits in between",
             hint=f"compare the CA's SHA-256 with the server's owner, then `fleetctl login {server} --ca-file FILE`",
+            never_sent=True,
         )
     if timed_out:
         return Unreachable(
@@ -201,7 +212,8 @@ def _explain_unreachable(timed_out: bool, details: str, refusal: Refusal, server
         (told for sign, told in _WAYS_TO_FAIL if sign in details),
         ("", "check that fleet-server runs there, and that this is its admin_listen (`fleet-server config`)"),
     )
-    return Unreachable(f"cannot reach the server at {server}{cause}", hint=hint)
+    never_sent = any(sign in details for sign in _NO_CONNECTION_SIGNS)
+    return Unreachable(f"cannot reach the server at {server}{cause}", hint=hint, never_sent=never_sent)
 
 
 def _explain_permission(details: str, refusal: Refusal) -> Failure:

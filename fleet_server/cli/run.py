@@ -157,6 +157,9 @@ def _issue(admin: Admin, request: admin_pb2.IssueCommandsRequest) -> admin_pb2.I
     try:
         return admin.call(admin.stub.IssueCommands, request)
     except Unreachable as failure:
+        if failure.never_sent:
+            failure.hint += "; nothing was issued"
+            raise
         # Nobody knows whether the server committed before the line broke; the key makes asking again safe.
         failure.hint += (
             f"; whether it was issued is not known: run it again with --idempotency-key {request.idempotency_key}"

@@ -17,6 +17,7 @@ from fleet.intents import IntentVerdict
 from fleet.node_audit import NodeAuditKind
 from fleet.sequence import StatementReason
 from fleet.trust import TrustReason
+from fleet_server import listeners
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -147,6 +148,7 @@ def test_every_call_and_every_control_body_is_named() -> None:
         (trust.MAX_NUMBER_STEP.bit_length() - 1, "| step of a bundle's number | 2^20 |"),
         (trust.MAX_COMMAND_KEYS, "| command keys of a bundle | 64 |"),
         (status.MAX_DETAIL_CHARS, "a sentence is cut at 1024 characters"),
+        (round(listeners.IDLE_S), "ends a connection without a call after 30 s"),
         (status.MAX_METADATA_ENTRIES, "metadata at 16 entries of 128 characters"),
     ],
 )

@@ -92,6 +92,15 @@ async def test_the_doctor_of_an_ill_node_is_exit_code_1(tmp_path: Path) -> None:
     assert second.startswith("       nmae (")
 
 
+async def test_the_doctor_tells_a_driver_that_is_left_out_once(member: StateFolder, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('drivers.enabled = ["host", "exec"]\ndrivers.exec.programs.date.pth = "/bin/date"\n')
+    config.chmod(0o600)
+    ended = await fleet_node("doctor", "--config", config, "--state-dir", member.path)
+    assert "exec (BAD_SETTINGS): line 2" in ended.out
+    assert ended.err == "", "a log line that says the same"
+
+
 @pytest.mark.parametrize("verb", ["enroll", "run", "status", "rotate-keys", "doctor", "version"])
 def test_help_of_every_verb_has_an_example_and_the_exit_codes(verb: str) -> None:
     shown = CliRunner().invoke(cli, [verb, "--help"], prog_name="fleet-node")

@@ -31,6 +31,14 @@ def test_server_down(ctl: Fleetctl) -> None:
     assert result.stdout == ""
 
 
+def test_what_reached_no_server_was_not_issued(ctl: Fleetctl) -> None:
+    ctl.log_in(server=f"127.0.0.1:{free_port()}")
+    result = ctl.run("run", "press-1", "host.info")
+    assert result.exit_code == 4
+    assert "nothing was issued" in result.stderr
+    assert "--idempotency-key" not in result.stderr, "there is no doubt that a key would have to settle"
+
+
 def test_wrong_ca(ctl: Fleetctl) -> None:
     ctl.log_in(ca_pem=FakeAuthority("another").cert_pem.decode())
     result = ctl.run("whoami")
