@@ -92,7 +92,6 @@ def drain_replica(invocation: Invocation, replica_id: str, deadline: int | None,
     """Move every stream off a server replica; the one that answers, without REPLICA_ID. The replica then ends."""
     from fleet.v1 import admin_pb2, gateway_pb2
     from fleet_server.cli.progress import Bar
-    from fleet_server.cli.terminal import duration
 
     number = gateway_pb2.GoawayReason.Value(f"GOAWAY_REASON_{(reason or 'unspecified').upper()}")
     request = admin_pb2.DrainReplicaRequest(
@@ -102,8 +101,7 @@ def drain_replica(invocation: Invocation, replica_id: str, deadline: int | None,
     with invocation.connect() as admin, Bar("draining streams", None) as bar:
         for latest in admin.stream(admin.stub.DrainReplica, request):
             total = latest.streams_total
-            note = f"{latest.rate_per_s:.1f}/s, {duration(latest.estimate_s)} to go" if not latest.done else ""
-            bar.show(total - latest.streams_left, total=total, note=note)
+            bar.show(total - latest.streams_left, total=total, note=pace(latest))
             if latest.done:
                 break  # the replica ends now, and its listener with it: what the stream says next means nothing
     if latest is None or not latest.done:
@@ -113,6 +111,15 @@ def drain_replica(invocation: Invocation, replica_id: str, deadline: int | None,
         latest,
         [("replica", latest.replica.replica_id), ("state", "drained"), ("streams moved", str(latest.streams_total))],
     )
+
+
+def pace(progress: admin_pb2.DrainReplicaResponse) -> str:
+    """How fast streams move and how long it takes; "" while nobody knows, or when it is over."""
+    from fleet_server.cli.terminal import duration
+
+    if progress.done or progress.rate_per_s <= 0:
+        return ""
+    return f"{progress.rate_per_s:.1f}/s, {duration(progress.estimate_s)} to go"
 
 
 @resume.command("node", example="fleetctl resume node rack=4")

@@ -76,7 +76,7 @@ JSON_OF_VERB = {
     "approvals withdraw": "as `approvals show`",
     "commands list": "array of CommandView",
     "commands show": "CommandView",
-    "commands cancel": "array of CommandView",
+    "commands cancel": "array of CommandView, `arguments` and `output` null: `commands show` gives them",
     "commands watch": "JSON Lines of CommandView",
     "drain node": "array of NodeView",
     "drain replica": "DrainReplicaResponse",

@@ -7,6 +7,7 @@ import json
 import grpc
 
 from fleet.v1 import admin_pb2, gateway_pb2
+from fleet_server.cli.drain import pace
 from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
 
@@ -81,3 +82,10 @@ def test_replicas_are_listed(ctl: Fleetctl) -> None:
     ctl.fake.answers["ListReplicas"] = admin_pb2.ListReplicasResponse(replicas=[replica])
     row = ctl.run("replicas", "list").stdout.splitlines()[1].split()
     assert row == ["replica-a", "READY", "5", "212/s", "-", "1d03h"]
+
+
+def test_a_drain_that_moved_no_stream_yet_does_not_say_that_nothing_is_left() -> None:
+    begun = admin_pb2.DrainReplicaResponse(streams_left=9, streams_total=9)
+    assert pace(begun) == "", "it said 0.0/s, 0.0ms to go"
+    begun.rate_per_s, begun.estimate_s = 3.0, 3.0
+    assert pace(begun) == "3.0/s, 3.0s to go"
