@@ -99,6 +99,12 @@ class Unreachable(Failure):
         self.never_sent = never_sent
 
 
+class Unable(Unreachable):
+    """The server answered that it cannot answer now. It is tried again wherever one that is away is."""
+
+    exit_code = ExitCode.FAILED
+
+
 _TLS_SIGNS = ("CERTIFICATE_VERIFY_FAILED", "Ssl handshake failed", "SSL_ERROR_SSL", "WRONG_VERSION_NUMBER")
 _NO_CONNECTION_SIGNS = ("failed to connect to all addresses", "lookup failed")
 _NAME_SIGNS = ("Hostname Verification Check failed", "is not in peer certificate")
@@ -148,11 +154,13 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
     import grpc
 
     from fleet.errors import Reason
-    from fleet.status import decode
+    from fleet.status import decode, is_refusal
 
     failed: Any = error  # a failed call has code() and details(), its base class does not say so
     code, details = failed.code(), failed.details() or ""
     refusal = decode(error)
+    if refusal.reason is Reason.UNAVAILABLE and is_refusal(error):
+        return Unable(refusal.detail, hint="the server's log tells why; a full disk is one cause")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _explain_unreachable(code is grpc.StatusCode.DEADLINE_EXCEEDED, details, refusal, server)
     if code is grpc.StatusCode.UNAUTHENTICATED:

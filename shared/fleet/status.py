@@ -121,6 +121,14 @@ def decode(error: grpc.RpcError) -> Refusal:
     return Refusal(reason, _shown(details, MAX_DETAIL_CHARS) or str(status_code))
 
 
+def is_refusal(error: grpc.RpcError) -> bool:
+    """Whether something that speaks this protocol said no, and not gRPC, which met nobody or lost them."""
+    return any(
+        key == _DETAILS_KEY and isinstance(value, bytes) and _decode_rich(value) is not None
+        for key, value in _parts(error)[2]
+    )
+
+
 def _parts(
     error: grpc.RpcError,
 ) -> tuple[grpc.StatusCode, str, Iterable[tuple[str, Any]]]:

@@ -72,6 +72,11 @@ def test_certificate_for_another_name(ctl: Fleetctl, tls_authority: FakeAuthorit
         (Refusal(Reason.NOT_FOUND, "no such thing"), 3, ["no such thing"]),
         (Refusal(Reason.NO_TARGETS, "nobody"), 3, ["nobody", "fleetctl nodes list"]),
         (Refusal(Reason.DRAINING, "going"), 4, ["is draining", "run it again"]),
+        (
+            Refusal(Reason.UNAVAILABLE, "the database cannot be written"),
+            1,
+            ["cannot be written", "a full disk"],
+        ),
         (Refusal(Reason.INTERNAL, "incident 77"), 1, ["incident 77", "server's log"]),
         (grpc.StatusCode.UNIMPLEMENTED, 3, ["the gateway that nodes connect to", "older than this fleetctl"]),
         (grpc.StatusCode.DEADLINE_EXCEEDED, 4, ["did not answer in time"]),
