@@ -160,7 +160,10 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
     code, details = failed.code(), failed.details() or ""
     refusal = decode(error)
     if refusal.reason is Reason.UNAVAILABLE and is_refusal(error):
-        return Unable(refusal.detail, hint="the server's log tells why; a full disk is one cause")
+        names_a_repair = bool(_commands(refusal.detail))
+        return Unable(
+            refusal.detail, hint="" if names_a_repair else "the server's log tells why; a full disk is one cause"
+        )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _explain_unreachable(code is grpc.StatusCode.DEADLINE_EXCEEDED, details, refusal, server)
     if code is grpc.StatusCode.UNAUTHENTICATED:

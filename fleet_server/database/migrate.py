@@ -145,8 +145,10 @@ def _connection(url: str) -> Iterator[Connection]:
             yield connection
     except DBAPIError as error:
         cause = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
+        is_file = dialects.dialect_of(parsed) == "sqlite"
+        look = "its folder is there and can be written" if is_file else "it runs"
         raise DatabaseUnreachableError(
-            f"the database {dialects.show_url(parsed)} cannot be used ({cause}): check that it runs, and database_url"
+            f"the database {dialects.show_url(parsed)} cannot be used ({cause}): check that {look}, and database_url"
         ) from None
     finally:
         engine.dispose()

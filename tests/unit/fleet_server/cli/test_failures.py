@@ -101,6 +101,11 @@ def test_a_step_that_the_server_names_is_not_said_twice(ctl: Fleetctl) -> None:
     assert ctl.run("whoami").stderr.count("fleetctl nodes list") == 1
 
 
+def test_a_server_that_names_its_own_repair_is_not_talked_over(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WhoAmI"] = Refusal(Reason.UNAVAILABLE, "the record was changed: run `fleet-server db restored`")
+    assert "full disk" not in ctl.run("whoami").stderr
+
+
 def test_a_busy_server_is_obeyed(ctl: Fleetctl) -> None:
     ctl.fake.answers["WhoAmI"] = [Refusal(Reason.OVERLOADED, "busy", retry_after_s=2.5), whoami()]
     result = ctl.run("whoami")

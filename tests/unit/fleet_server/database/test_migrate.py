@@ -161,3 +161,9 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
         with pytest.raises(DatabaseUnreachableError, match=r"127\.0\.0\.1") as refused:
             call(url)
         assert "hunter2" not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_opened_is_no_server_that_does_not_run(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnreachableError, match="check that its folder is there and can be written") as refused:
+        migrate.upgrade(f"sqlite:///{tmp_path / 'missing' / 'fleet.db'}")
+    assert "check that it runs" not in str(refused.value)
