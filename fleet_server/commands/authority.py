@@ -22,10 +22,11 @@ from google.protobuf.message import DecodeError
 
 from fleet.sequence import digest_of_alike
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server.commands import store
+from fleet_server.commands import issue_store, store
+from fleet_server.commands.issue_store import IssueRow
 from fleet_server.commands.ports import RowSeal
 from fleet_server.commands.rules import Spec
-from fleet_server.commands.store import Connection, IssueRow
+from fleet_server.commands.store import Connection
 from fleet_server.trust.secrets import frame_fields
 
 _DOMAIN = b"fleet.v1/command-issue\x00"
@@ -167,7 +168,7 @@ class Authorities:
                 else:
                     self._cached.move_to_end(issue_id)
                     found[issue_id] = authority
-        for row in store.load_issues(conn, missing):
+        for row in issue_store.load_issues(conn, missing):
             try:
                 authority = read_authority(row)
             except _NOT_WHAT_WAS_WRITTEN:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.commands import rules, store
+from fleet_server.commands import issue_store, rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change, state_name
 from fleet_server.commands.delivery import refuse_stale
@@ -92,7 +92,7 @@ class Cancels:
     def _cancel(self, tx: Transaction, actor: str, command_ids: Sequence[bytes], issue_id: str) -> list[Key] | Refusal:
         if issue_id:
             rows = store.open_of_issue(tx.conn, issue_id)
-            if not rows and not store.issue_exists(tx.conn, issue_id):
+            if not rows and not issue_store.issue_exists(tx.conn, issue_id):
                 return Refusal(Reason.NOT_FOUND, f"there is no issue {issue_id!r}: see `fleetctl commands list`")
         else:
             rows = store.open_by_ids(tx.conn, command_ids)

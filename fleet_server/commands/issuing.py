@@ -15,16 +15,17 @@ from functools import partial
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.commands import protection, rules, store
+from fleet_server.commands import issue_store, protection, rules, store
 from fleet_server.commands.authority import Authorities, Authority, encode_specs, read_authority
 from fleet_server.commands.changes import Announcer
+from fleet_server.commands.issue_store import IdempotencyKeyTakenError, IssueRow
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import QUEUED, SENT, Order
 from fleet_server.commands.run_store import insert_runs
 from fleet_server.commands.runs import Run
 from fleet_server.commands.schemas import ActionSchemas, Objection
-from fleet_server.commands.store import Connection, IdempotencyKeyTakenError, IssueRow, NewRow, SeqTakenError
+from fleet_server.commands.store import Connection, NewRow, SeqTakenError
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeActions, NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
@@ -101,7 +102,7 @@ class Issuing:
         # A refusal is returned, not raised: raising would roll back every other job of the group.
         conn = tx.conn
         if order.idempotency_key is not None:
-            earlier = store.find_issue(conn, actor, order.idempotency_key)
+            earlier = issue_store.find_issue(conn, actor, order.idempotency_key)
             if earlier is not None:
                 return self._repeat(conn, earlier, order)
         meant = self._meant(conn, order)
@@ -112,7 +113,7 @@ class Issuing:
         first_seqs = self._take_seqs(tx, issue, repair=repair)
         runs = self._runs(issue, first_seqs)
         rows = [row for run in runs for row in run.rows]
-        store.insert_issue(conn, issue.row)
+        issue_store.insert_issue(conn, issue.row)
         insert_runs(conn, issue.row.issue_id, first_seqs, len(order.specs))
         store.insert_commands(conn, rows)
         self._audit(tx, issue, runs)

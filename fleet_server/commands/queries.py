@@ -12,7 +12,7 @@ from functools import partial
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server.commands import history_store, rules, store
+from fleet_server.commands import history_store, issue_store, rules
 from fleet_server.commands.authority import Authorities, Authority
 from fleet_server.commands.changes import Announcer
 from fleet_server.commands.feed import Subscription
@@ -137,7 +137,7 @@ class Queries:
     async def _snapshot(
         self, request: admin_pb2.WatchCommandsRequest, open_keys: set[Key]
     ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
-        if not await self._rooms.database.read(lambda conn: store.issue_exists(conn, request.issue_id)):
+        if not await self._rooms.database.read(lambda conn: issue_store.issue_exists(conn, request.issue_id)):
             raise Refusal(
                 Reason.NOT_FOUND,
                 f"there is no issue {request.issue_id[:64]!r}: see `fleetctl commands list`; one that ended"

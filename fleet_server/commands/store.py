@@ -1,4 +1,4 @@
-"""SQL over `command_issues` and `commands`, the hottest tables; both dialects read the same text."""
+"""SQL over `commands`, the hottest table; both dialects read the same text."""
 
 # Every part of a statement is a constant of this module; values only ever travel as parameters.
 # ruff: noqa: S608
@@ -30,10 +30,6 @@ class SeqTakenError(Exception):
     """A row stands where a new command belongs."""
 
 
-class IdempotencyKeyTakenError(Exception):
-    """Another replica used the same key at the same moment."""
-
-
 class AuthorityColumns(Protocol):
     """Columns that the MAC covers, and the MAC."""
 
@@ -53,21 +49,6 @@ class AuthorityColumns(Protocol):
     def mac(self) -> bytes: ...
     @property
     def cancel_requested_by(self) -> str: ...
-
-
-class IssueRow(NamedTuple):
-    """An issue; times in Unix milliseconds."""
-
-    issue_id: str
-    cluster_id: str
-    actor: str
-    idempotency_key: str | None
-    request_sha256: bytes
-    specs: bytes
-    refused: bytes
-    issued_count: int
-    issued_at_ms: int
-    not_after_ms: int
 
 
 class NewRow(NamedTuple):
@@ -115,7 +96,6 @@ class StandingRow(NamedTuple):
     mac: bytes
 
 
-_ISSUE = ", ".join(IssueRow._fields)
 _NEW = ", ".join(NewRow._fields)
 _OPEN = ", ".join(OpenRow._fields)
 _OPEN_C = ", ".join(f"c.{column}" for column in OpenRow._fields)
@@ -127,38 +107,6 @@ _STANDING = (
 
 
 # -- issue -----------------------------------------------------------------------------------------
-def find_issue(conn: Connection, actor: str, idempotency_key: str) -> IssueRow | None:
-    """The issue that an operator made under this key."""
-    text = f"SELECT {_ISSUE} FROM command_issues WHERE actor = ? AND idempotency_key = ?"
-    found = fetch(conn, text, (actor, idempotency_key))
-    return IssueRow._make(found[0]) if found else None
-
-
-def load_issues(conn: Connection, issue_ids: Sequence[str]) -> Iterator[IssueRow]:
-    """Issues by id."""
-    for chunk in padded(issue_ids):
-        text = f"SELECT {_ISSUE} FROM command_issues WHERE issue_id IN ({marks(chunk)})"
-        yield from map(IssueRow._make, fetch(conn, text, chunk))
-
-
-def issue_exists(conn: Connection, issue_id: str) -> bool:
-    """Whether there is such an issue."""
-    return bool(fetch(conn, "SELECT 1 FROM command_issues WHERE issue_id = ?", (issue_id,)))
-
-
-def insert_issue(conn: Connection, row: IssueRow) -> None:
-    """Add an issue.
-
-    Raises:
-        IdempotencyKeyTakenError: the transaction is of no use any more.
-    """
-    text = f"INSERT INTO command_issues ({_ISSUE}) VALUES ({marks(row)})"
-    try:
-        execute(conn, text, row)
-    except IntegrityError:
-        raise IdempotencyKeyTakenError from None
-
-
 def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
     """Add commands.
 
