@@ -300,7 +300,12 @@ def _emit_outcomes(
     parts = [f"{succeeded} of {total} succeeded"]
     if unknown:
         parts.append(f"{unknown} not final yet")
-    hint = f"the commands go on: `fleetctl commands watch {issue.issue_id}`" if unknown else ""
+    hint = ""
+    if unknown:
+        hint = (
+            f"the commands go on: `fleetctl commands watch {issue.issue_id}`; a node that takes none for now, "
+            "its disk full for one, says so in `fleetctl audit tail`"
+        )
     sentence = ", ".join(parts)
     if issue.refused:
         sentence = f"{sentence}; {_refused_sentence(issue)}"

@@ -198,6 +198,7 @@ def test_run_waits_no_longer_than_told(ctl: Fleetctl) -> None:
     result = ctl.run("run", "*", "host.info", "--timeout", "1s")
     assert result.exit_code == 1
     assert "0 of 1 succeeded, 1 not final yet" in result.stderr
+    assert "says so in `fleetctl audit tail`" in result.stderr
     assert "RUNNING" in result.stdout
     assert ctl.fake.left.wait(10), "the watch is cancelled"
 
