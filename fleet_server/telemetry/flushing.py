@@ -3,8 +3,9 @@
 Mental model
     The loop takes frames (stream.py). A flush hands everything that waits to one worker thread, which sorts out
     replays, numbers series, keeps newest values and compresses; then one write stores it all, and the acks follow its
-    commit. One flush at a time. What was prepared is written until it is stored: while the database is away frames
-    gather behind it, bounded, and past the bound they are left to the nodes' spools.
+    commit. One flush at a time, and none goes on with what came in beside it, for something always does: chunks would
+    shrink to a few frames, at a commit each. What was prepared is written until it is stored: while the database is
+    away frames gather behind it, bounded, and past the bound they are left to the nodes' spools.
 """
 
 from __future__ import annotations
@@ -85,13 +86,15 @@ class Flusher:
         self._prepared: Prepared | None = None
 
     async def flush(self) -> None:
-        """Store everything that waits.
+        """Store what waits now.
 
         Raises:
             Refusal: UNAVAILABLE while the database is away; everything is kept for the next flush.
         """
         async with self._one_at_a_time:
-            while self._prepared is not None or self._taken or self._intake.waiting:
+            if self._prepared is not None or self._taken:
+                await self._step()  # what an earlier flush could not store
+            if self._intake.waiting:
                 await self._step()
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ class TelemetryService:
                 log.warning("telemetry_flush_put_off", reason=refusal.reason, held_bytes=self._intake.held_bytes)
 
     async def flush(self) -> None:
-        """Store everything that came in.
+        """Store what has come in.
 
         Raises:
             Refusal: UNAVAILABLE while the database is away; everything is kept, bounded, and not acknowledged.

@@ -43,11 +43,22 @@ class Intake:
     urgent: Callable[[], None]
     held_bytes: int = 0
     waiting: dict[TelemetryStream, None] = field(default_factory=dict)
+    waiting_bytes: int = 0
+
+    def add(self, stream: TelemetryStream, size: int) -> None:
+        """A frame of `size` bytes waits at `stream`."""
+        self.waiting[stream] = None
+        self.held_bytes += size
+        before = self.waiting_bytes
+        self.waiting_bytes += size
+        if before < URGENT_BYTES <= self.waiting_bytes:
+            self.urgent()
 
     def take(self) -> list[tuple[TelemetryStream, list[Frame]]]:
         """Everything that waits, by stream. Its bytes count as held until `release`."""
         taken = [(stream, stream.take()) for stream in self.waiting]
         self.waiting.clear()
+        self.waiting_bytes = 0
         return taken
 
     def release(self, held_bytes: int) -> None:
@@ -166,12 +177,7 @@ class TelemetryStream:
     def _keep(self, raw: bytes, batch: telemetry_pb2.TelemetryBatch) -> None:
         self._frames.append(Frame(raw, batch, batch.base_time_ms + max(batch.time_offset_ms, default=0)))
         self._held_bytes += len(raw)
-        intake = self._intake
-        intake.waiting[self] = None
-        before = intake.held_bytes
-        intake.held_bytes += len(raw)
-        if before < URGENT_BYTES <= intake.held_bytes:
-            intake.urgent()
+        self._intake.add(self, len(raw))
 
     def _count_dropped_by_node(self, total: int) -> None:
         if total > self._dropped_total:

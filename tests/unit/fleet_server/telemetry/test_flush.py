@@ -1,6 +1,8 @@
 """Frames become chunks, acks follow the commit, and nothing is stored twice or acknowledged in vain."""
 
+import asyncio
 import math
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,45 @@ async def test_frames_of_one_flush_become_one_chunk_and_the_ack_follows(room: Te
     assert len(await room.neighbours.query("SELECT position FROM telemetry_chunks")) == 1
     assert await room.values() == {("n1", "cpu"): 3.0, ("n1", "mem"): 2.0}
     assert await room.history("n1") == {"cpu": [(now - 20, 1.0), (now - 10, 3.0)], "mem": [(now - 15, 2.0)]}
+
+
+async def test_what_comes_in_beside_a_flush_waits_for_the_next_one(
+    room: TelemetryRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, now = await room.add_node("n1"), room.clock.now_ms()
+    opened = room.open_stream(node)
+    opened.ingest_nowait(batch(1, now - 20, [(0, 0, 1.0)], ["cpu"]))
+    write, beside = room.neighbours.database.write, iter(range(2, 6))
+
+    async def busy(work: Any) -> Any:
+        opened.ingest_nowait(batch(next(beside), now - 10, [(0, 0, 3.0)]))
+        return await write(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.neighbours.database, "write", busy)
+        await room.telemetry.flush()
+    assert room.acks[node] == [1]
+    await room.telemetry.flush()
+    assert room.acks[node] == [1, 2]
+
+
+async def test_much_that_waits_is_stored_without_waiting_for_the_second(
+    room: TelemetryRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, now = await room.add_node("n1"), room.clock.now_ms()
+    opened = room.open_stream(node)
+    opened.ingest_nowait(batch(1, now - 20, [(0, 0, 1.0)], ["cpu"]))
+    await room.telemetry.flush()
+    monkeypatch.setattr(stream, "URGENT_BYTES", 2 * len(batch(2, now, [(0, 0, 1.0)])))
+    running = asyncio.ensure_future(room.telemetry.run_flush())
+    for number in (2, 4, 6):  # no time passes
+        opened.ingest_nowait(batch(number, now - 20 + number, [(0, 0, 1.0)]))
+        opened.ingest_nowait(batch(number + 1, now - 19 + number, [(0, 0, 1.0)]))
+        async with asyncio.timeout(10):
+            while room.acks[node][-1] != number + 1:
+                await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_the_ack_covers_what_the_node_declares_dropped(room: TelemetryRoom) -> None:
