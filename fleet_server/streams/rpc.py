@@ -254,10 +254,9 @@ class GrpcTransport:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def read(self) -> gateway_pb2.NodeFrame | BadFrame | None:
+    def read(self) -> Coroutine[Any, Any, gateway_pb2.NodeFrame | BadFrame | None]:
         """Next frame; None at EOF or once the call is over."""
-        frame: gateway_pb2.NodeFrame | BadFrame | None = await read_message(self._context)
-        return frame
+        return read_message(self._context)
 
     async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
         """Hand a frame to gRPC; False once the call is over."""

@@ -146,7 +146,7 @@ class Flusher:
         for stream, frames in taken:
             node = nodes.get(stream.node_id)
             held_bytes = sum(len(frame.raw) for frame in frames)
-            acked = max(max(frame.batch.batch_seq, frame.batch.dropped_through) for frame in frames)
+            acked = max(max(frame.batch_seq, frame.dropped_through) for frame in frames)
             prepared.stored.append((stream, acked, held_bytes))
             if node is None:
                 continue  # the node is gone; so is what it told
@@ -163,7 +163,7 @@ class Flusher:
     ) -> None:
         self._expire(prepared, stream.node_id, node, now_ms)
         _number(stream, node, frames)
-        if not node.note([frame.batch for frame in frames], stream.numbers, now_ms):
+        if not node.note((frame.batch for frame in reversed(frames)), stream.numbers, now_ms):
             prepared.capped_streams += 1
         for group in _groups(frames):
             payload = self._packer.pack(stream.numbers, [frame.raw for frame in group])
@@ -204,11 +204,11 @@ def _fresh(node: NodeSeries, frames: Iterable[Frame]) -> list[Frame]:
     fresh: list[Frame] = []
     for frame in frames:
         newest = frame.newest_ms
-        if rules.is_replay(frame.batch.batch_seq, newest, node.last_batch_seq, node.newest_ms):
+        if rules.is_replay(frame.batch_seq, newest, node.last_batch_seq, node.newest_ms):
             continue
-        node.last_batch_seq = frame.batch.batch_seq
+        node.last_batch_seq = frame.batch_seq
         node.newest_ms = max(node.newest_ms, newest)
-        if frame.batch.values:
+        if frame.samples:
             fresh.append(frame)
     return fresh
 
@@ -218,7 +218,7 @@ def _groups(frames: Sequence[Frame]) -> Iterable[list[Frame]]:
     group: list[Frame] = []
     start_ms = end_ms = 0
     for frame in frames:
-        base, newest = frame.batch.base_time_ms, frame.newest_ms
+        base, newest = frame.base_ms, frame.newest_ms
         if group and max(end_ms, newest) - min(start_ms, base) > LONGEST_CHUNK_MS:
             yield group
             group = []
@@ -231,12 +231,12 @@ def _groups(frames: Sequence[Frame]) -> Iterable[list[Frame]]:
 def _chunk(node_id: str, frames: Sequence[Frame], payload: bytes, now_ms: int) -> ChunkRow:
     # No later than now, whatever a node's clock says: retention goes by these times.
     end_ms = min(max(frame.newest_ms for frame in frames), now_ms)
-    start_ms = min(end_ms, *(frame.batch.base_time_ms for frame in frames))
+    start_ms = min(end_ms, *(frame.base_ms for frame in frames))
     return ChunkRow(
         node_id=node_id,
         start_ms=max(start_ms, end_ms - LONGEST_CHUNK_MS),
         end_ms=end_ms,
-        samples=sum(len(frame.batch.values) for frame in frames),
+        samples=sum(frame.samples for frame in frames),
         payload=payload,
     )
 

@@ -64,8 +64,8 @@ def read_definition(definition: telemetry_pb2.SeriesDefinition) -> Series:
     return Series(definition.name, labels, int(definition.kind), definition.unit)
 
 
-def check_columns(batch: telemetry_pb2.TelemetryBatch, known: int) -> None:
-    """Check a parsed batch against a dictionary of `known` series.
+def check_columns(batch: telemetry_pb2.TelemetryBatch, known: int) -> int:
+    """Check a parsed batch against a dictionary of `known` series; the number of its samples.
 
     Raises:
         Refusal: MALFORMED: columns of unequal length, an unknown series number, or a number out of range.
@@ -80,6 +80,7 @@ def check_columns(batch: telemetry_pb2.TelemetryBatch, known: int) -> None:
         raise malformed("a batch_seq is 1 to 2^63 - 1")
     if not 0 <= batch.base_time_ms <= _MAX_TIME_MS:
         raise malformed("base_time_ms is no time in Unix milliseconds")
+    return count
 
 
 def is_replay(batch_seq: int, newest_ms: int, last_batch_seq: int, stored_newest_ms: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fleet.v1 import telemetry_pb2
@@ -138,10 +138,11 @@ class NodeSeries:
             self.generation = next(_generations)
         return expired
 
-    def note(self, batches: Sequence[telemetry_pb2.TelemetryBatch], numbers: Sequence[int], now_ms: int) -> bool:
-        """Take over the newest values of batches in the order of their seqs.
+    def note(self, newest_first: Iterable[telemetry_pb2.TelemetryBatch], numbers: Sequence[int], now_ms: int) -> bool:
+        """Take over the newest values of batches.
 
         Args:
+            newest_first: batches, that with the highest seq first.
             numbers: number of each series of the stream's dictionary.
             now_ms: no sample is newer than this.
 
@@ -149,7 +150,7 @@ class NodeSeries:
             Whether every series had a place.
         """
         complete = True
-        for batch in _newest(batches):
+        for batch in _newest(newest_first):
             if not self._note_row(batch, numbers, now_ms):
                 complete = self._note_each(batch, numbers, now_ms) and complete
         return complete
@@ -220,12 +221,12 @@ def _little(column: array[int] | array[float]) -> bytes:
     return column.tobytes()
 
 
-def _newest(batches: Sequence[telemetry_pb2.TelemetryBatch]) -> Iterator[telemetry_pb2.TelemetryBatch]:
-    """Batches in order, without those whose every sample a later one replaces: a stream mostly tells the same series
-    again and again, and a spool's backlog thousands of times."""
+def _newest(newest_first: Iterable[telemetry_pb2.TelemetryBatch]) -> Iterator[telemetry_pb2.TelemetryBatch]:
+    """Batches in the order of their seqs, without those whose every sample a later one replaces: a stream mostly tells
+    the same series again and again, and a spool's backlog thousands of times."""
     newest: list[telemetry_pb2.TelemetryBatch] = []
     later: telemetry_pb2.TelemetryBatch | None = None
-    for batch in reversed(batches):
+    for batch in newest_first:
         if (
             later is not None
             and batch.base_time_ms <= later.base_time_ms

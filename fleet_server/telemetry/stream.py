@@ -23,16 +23,34 @@ from fleet_server.telemetry.series import intern_series
 MAX_HELD_BYTES = 128 * 1024 * 1024
 MAX_HELD_BYTES_PER_STREAM = 8 * 1024 * 1024
 URGENT_BYTES = 4 * 1024 * 1024
+_PARSED_AGAIN_BYTES = 4 * 1024
 
 Ack = Callable[[int], None]
 
 
 class Frame(NamedTuple):
-    """A frame as it came, and parsed, with the time of its newest sample in Unix milliseconds."""
+    """A frame as it came, and what has to be known of it at once.
+
+    Args:
+        parsed: the batch, of a large frame. Of a small one it takes ten times the frame's memory: a second's outgrow a
+            processor's caches, and to parse them again costs less.
+        base_ms: its base time, Unix milliseconds.
+        newest_ms: time of its newest sample.
+        samples: how many it holds.
+    """
 
     raw: bytes
-    batch: telemetry_pb2.TelemetryBatch
+    parsed: telemetry_pb2.TelemetryBatch | None
+    batch_seq: int
+    dropped_through: int
+    base_ms: int
     newest_ms: int
+    samples: int
+
+    @property
+    def batch(self) -> telemetry_pb2.TelemetryBatch:
+        """The batch, which was checked when it came in."""
+        return self.parsed or telemetry_pb2.TelemetryBatch.FromString(self.raw)
 
 
 @dataclass(slots=True)
@@ -116,14 +134,14 @@ class TelemetryStream:
             raise rules.malformed("it is no TelemetryBatch") from None
         if batch.definitions:
             self._define(batch)
-        rules.check_columns(batch, len(self.dictionary))
+        samples = rules.check_columns(batch, len(self.dictionary))
         metrics = self._intake.metrics
         metrics.batches.inc()
-        metrics.samples.inc(len(batch.values))
+        metrics.samples.inc(samples)
         metrics.received.inc(len(raw))
         self._count_dropped_by_node(batch.dropped_total)
         if self._has_room(len(raw)):
-            self._keep(raw, batch)
+            self._keep(raw, batch, samples)
         else:
             metrics.dropped.labels("database").inc()
 
@@ -174,8 +192,11 @@ class TelemetryStream:
         self._gapped = self._gapped or full
         return not self._gapped
 
-    def _keep(self, raw: bytes, batch: telemetry_pb2.TelemetryBatch) -> None:
-        self._frames.append(Frame(raw, batch, batch.base_time_ms + max(batch.time_offset_ms, default=0)))
+    def _keep(self, raw: bytes, batch: telemetry_pb2.TelemetryBatch, samples: int) -> None:
+        base_ms = batch.base_time_ms
+        newest_ms = base_ms + max(batch.time_offset_ms, default=0)
+        parsed = batch if len(raw) > _PARSED_AGAIN_BYTES else None
+        self._frames.append(Frame(raw, parsed, batch.batch_seq, batch.dropped_through, base_ms, newest_ms, samples))
         self._held_bytes += len(raw)
         self._intake.add(self, len(raw))
 

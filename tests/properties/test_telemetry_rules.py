@@ -88,7 +88,7 @@ def test_latest_is_the_newest_measurement_of_each_series_and_never_of_the_future
     node = NodeSeries("n", {}, 0, b"")
     for number in range(6):
         node.number(rules.Series(str(number), (), 1, ""))
-    assert node.note(told, numbers, now_ms) is not dropped
+    assert node.note(reversed(told), numbers, now_ms) is not dropped
     assert {int(each.series.name): (each.at_ms, each.value) for each in node.latest()} == newest
 
 
