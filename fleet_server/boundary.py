@@ -116,7 +116,7 @@ class RequestReader:
             Refusal: MALFORMED when it does not come in time, or not at all, or with too much metadata; OVERLOADED when
                 all places are taken.
         """
-        _check_metadata(context)
+        check_metadata(context)
         reading = asyncio.create_task(read_message(context))  # never cancelled: the abort ends it (grpc/grpc#43360)
         if not await self._is_prompt(reading):
             with self._place(network_of(peer_address(context))) as wanted:
@@ -157,8 +157,12 @@ class RequestReader:
         oldest.set_result(None)
 
 
-def _check_metadata(context: Context) -> None:
-    """gRPC hands over up to 16 MiB, whatever `grpc.max_metadata_size` says: no call that waits must keep them."""
+def check_metadata(context: Context) -> None:
+    """gRPC hands over up to 16 MiB, whatever `grpc.max_metadata_size` says: no call that waits must keep them.
+
+    Raises:
+        Refusal: MALFORMED.
+    """
     size = sum(len(key) + len(value) for key, value in context.invocation_metadata() or ())
     if size > MAX_METADATA_BYTES:
         raise Refusal(

@@ -109,6 +109,16 @@ class Inbox:
             self._waiting_bytes -= waiting.size_bytes
 
     async def _take_orders(self) -> None:
+        try:
+            await self._take_each_order()
+        finally:  # a statement that waits for one behind the order that failed would outlive the stream
+            self.close()
+            while not self._orders.empty():
+                left = self._orders.get_nowait()
+                if left is not None and left.judged is not None:
+                    left.judged.set()
+
+    async def _take_each_order(self) -> None:
         while (waiting := await self._orders.get()) is not None:
             if waiting.judged is not None:
                 await self._judge(waiting.control, waiting.judged)

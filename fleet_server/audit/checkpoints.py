@@ -62,6 +62,7 @@ class Checkpoints:
         """Store which checkpoint is the newest, whatever was stored of it, and that none up to there vouches for where
         chains end: a person said so."""
         store.put_newest(conn, self._row(cluster_id, mark, mark.number + 1))
+        store.forget_newest_of_others(conn, cluster_id)
 
     def stored(self, conn: Connection, cluster_id: str) -> CheckpointMark | None:
         """The newest checkpoint as it is stored; None when that was changed around the server, or removed."""
@@ -80,7 +81,13 @@ class Checkpoints:
         stored = store.all_newest(conn)
         if begun and not stored:
             raise TamperedHeadError("what was stored of the newest checkpoint was removed")
-        return next((head for row in stored for head in self._signed_heads(conn, row) if head.writer == writer), None)
+        heads = (head for row in stored for head in self._signed_heads(conn, row))
+        head = next((head for head in heads if head.writer == writer), None)
+        if head is None and begun and any(row.number >= row.since for row in stored):
+            raise TamperedHeadError(
+                "no checkpoint vouches for it"
+            )  # its head was away when the last whole one was made
+        return head
 
     def _signed_heads(self, conn: Connection, row: NewestRow) -> Iterator[Head]:
         if not self._stands(row):

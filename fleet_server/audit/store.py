@@ -58,6 +58,7 @@ _SET_HEAD = (
     " ON CONFLICT (writer) DO UPDATE SET number = excluded.number, hash = excluded.hash, mac = excluded.mac"
 )
 _ADVANCE = "UPDATE audit_heads SET number = ?, hash = ?, mac = ? WHERE writer = ? AND number = ? AND hash = ?"
+_WHOLE = "number = CAST(number AS BIGINT)"  # SQLite keeps whatever is written, numbers of other types beside these
 _NEWEST = "SELECT cluster_id, number, sha256, since, mac FROM audit_newest"
 _INSERT_NEWEST = "INSERT INTO audit_newest (cluster_id, number, sha256, since, mac) VALUES (?, ?, ?, ?, ?)"
 _SET_NEWEST = (
@@ -210,7 +211,7 @@ def rows_after(conn: Connection, position: int, limit: int) -> list[AuditRow]:
 
 def rows_between(conn: Connection, writer: str, after: int, last: int, limit: int) -> list[AuditRow]:
     """Rows of one chain by number, those after `after` up to `last`."""
-    text = f"{_ROWS} WHERE writer = ? AND number > ? AND number <= ? ORDER BY number LIMIT ?"
+    text = f"{_ROWS} WHERE writer = ? AND number > ? AND number <= ? AND {_WHOLE} ORDER BY number LIMIT ?"
     return _audit_rows(fetch(conn, text, (writer, after, last, limit)))
 
 
@@ -261,6 +262,11 @@ def newest(conn: Connection, cluster_id: str) -> NewestRow | None:
     """What is stored of the newest checkpoint; None when nothing is."""
     found = fetch(conn, _NEWEST + " WHERE cluster_id = ?", (cluster_id,))
     return _newest_row(found[0]) if found else None
+
+
+def forget_newest_of_others(conn: Connection, cluster_id: str) -> None:
+    """A database holds one cluster: what stands there of another was planted."""
+    conn.exec_driver_sql(sql(conn, "DELETE FROM audit_newest WHERE cluster_id <> ?"), (cluster_id,))
 
 
 def all_newest(conn: Connection) -> list[NewestRow]:
@@ -319,6 +325,8 @@ def delete_checkpoints_after(conn: Connection, number: int) -> int:
 
 def checkpoints_after(conn: Connection, number: int, position: int, limit: int) -> list[tuple[int, bytes]]:
     """Number and serialised `Signed` of checkpoints after `number` that cover no row after `position`."""
-    text = "SELECT number, signed FROM audit_checkpoints WHERE number > ? AND position <= ? ORDER BY number LIMIT ?"
-    found = [(_whole(row[0]), octets(row[1])) for row in fetch(conn, text, (number, position, limit))]
-    return [row for row in found if row[0] != _ODD]
+    text = (
+        "SELECT number, signed FROM audit_checkpoints"  # noqa: S608 - a constant
+        f" WHERE number > ? AND position <= ? AND {_WHOLE} ORDER BY number LIMIT ?"
+    )
+    return [(row[0], octets(row[1])) for row in fetch(conn, text, (number, position, limit))]

@@ -71,8 +71,8 @@ class Announcer:
         """Once committed: these are new; hand what is SENT to its streams, and wake the nodes of the rest."""
         handed = [run for run in runs if run.rows[0].state == rules.SENT]
         waiting = [run for run in runs if run.rows[0].state != rules.SENT]
-        tx.first_after_commit(lambda: self._issued(handed, waiting))
-        tx.after_commit(lambda: self._tell_issued(issue_id, runs))
+        tx.first_after_commit(lambda: self._issued(issue_id, handed, waiting))
+        tx.after_commit(lambda: self._count_issued(total(runs)))
 
     def announce_sent(self, tx: Transaction, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
         """Once committed: these, which were in hand, are SENT."""
@@ -153,7 +153,7 @@ class Announcer:
         self._open_total = sum(counts.values())
         self._rooms.metrics.open.set(self._open_total)
 
-    def _issued(self, handed: Sequence[Run], waiting: Sequence[Run]) -> None:
+    def _issued(self, issue_id: str, handed: Sequence[Run], waiting: Sequence[Run]) -> None:
         for run in (*handed, *waiting):
             self._open[run.node_id] = self._open.get(run.node_id, 0) + len(run.rows)
             self._open_total += len(run.rows)
@@ -164,13 +164,13 @@ class Announcer:
             if self.handover.has_lane(run.node_id):
                 self.in_hand.put_queued(run)
         self._rooms.wakeup.wake_nowait(f"node:{run.node_id}" for run in waiting)
-
-    def _tell_issued(self, issue_id: str, runs: Sequence[Run]) -> None:
-        self._rooms.metrics.open.set(self._open_total)
-        self._rooms.metrics.issued.inc(total(runs))
-        if self.feed.watched:
-            changed = {(row.node_id, row.seq): as_issued(row) for run in runs for row in run.rows}
+        if self.feed.watched:  # before what else the same commit says of them
+            changed = {(row.node_id, row.seq): as_issued(row) for run in (*handed, *waiting) for row in run.rows}
             self.feed.publish_nowait(issue_id, changed, passing=True)
+
+    def _count_issued(self, count: int) -> None:
+        self._rooms.metrics.open.set(self._open_total)
+        self._rooms.metrics.issued.inc(count)
 
     def _sent(self, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
         for run in runs:

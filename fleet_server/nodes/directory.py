@@ -89,7 +89,7 @@ class NodeDirectory:
         Raises:
             Refusal: UNAVAILABLE: the machine was revoked or replaced at this moment.
         """
-        record = self.load(conn, node_id)
+        record = self._store.by_id(conn, node_id)
         return None if record is None else self._seen(self._ended.judged(conn, record))
 
     def as_read(self, conn: Connection, node: NodeRecord) -> bool:

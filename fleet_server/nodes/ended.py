@@ -53,6 +53,20 @@ class EndedMachines:
         if names:
             self._spent.add(conn, What.MACHINE, *names)
 
+    def check_new(self, conn: Connection, node: NodeRecord) -> Refusal | None:
+        """Why a machine cannot be the node from now on: CONFLICT for one that was it before, for it would be taken for
+        a row that was put back."""
+        try:
+            spent = self._spent.known(conn)
+        except Refusal:
+            return None
+        if not spent.times(What.MACHINE, _name(node)):
+            return None
+        return Refusal(
+            Reason.CONFLICT,
+            f"these keys were {node.name}'s before and were replaced: enroll the machine from an empty state folder",
+        )
+
     def judged(self, conn: Connection, node: NodeRecord) -> NodeRecord:
         """The node as it may be believed: QUARANTINED and not intact when its row was put back. Where the record was
         changed around the server, and this process has never seen it whole, the row counts: no operator is let in then,

@@ -260,12 +260,11 @@ class NodeService(NodePresence):
         """Know a node by other keys from now on; its id, name, history and seq stay. The caller audits it.
 
         Returns:
-            CONFLICT when the keys are another node's, or the row was changed at this moment; nothing is written then.
+            CONFLICT when the keys are another node's or were this one's, or the row was changed at this moment.
         """
-        holder = self._store.holder_of_key(tx.conn, identity_key)
-        if holder not in (None, node.name):
-            return Refusal(Reason.CONFLICT, f"these keys belong to node {holder!r} already")
         changed = replace(node, identity_key=identity_key, sealing_key=sealing_key)
+        if conflict := self._store.key_conflict(tx.conn, changed, node.name):
+            return conflict
         if not self._store.update_authority(tx.conn, [(node, changed)]):
             return Refusal(Reason.CONFLICT, "somebody else changed this node at the same moment: try again")
         return None
@@ -279,13 +278,10 @@ class NodeService(NodePresence):
 
         Raises:
             Refusal: CONFLICT when the node's record was changed outside the server, when the keys are a node's
-                already, or when somebody changed the node at the same moment.
+                already, or were this one's before, or when somebody changed the node at the same moment.
         """
         if not node.intact:
             raise rules.refuse_transition([node], NodeState.ACTIVE)
-        holder = self._store.holder_of_key(tx.conn, identity_key)
-        if holder is not None:
-            raise Refusal(Reason.CONFLICT, f"these keys belong to node {holder!r} already")
         changed = replace(
             node,
             identity_key=identity_key,
@@ -294,6 +290,8 @@ class NodeService(NodePresence):
             state_reason=reason,
             enrolled_at_ms=max(self._clock.now_ms(), node.enrolled_at_ms + 1),
         )
+        if conflict := self._store.key_conflict(tx.conn, changed):
+            raise conflict
         if not self._store.replace_machine(tx.conn, node, changed):
             raise Refusal(Reason.CONFLICT, "somebody else changed this node at the same moment: try again")
         if node.state is not NodeState.REVOKED:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
@@ -152,6 +153,14 @@ class NodeStore:
             " WHERE node_id = ?"
         )
         conn.exec_driver_sql(sql(conn, text), (node_id,))
+
+    def key_conflict(self, conn: Connection, changed: NodeRecord, *own: str) -> Refusal | None:
+        """Why a node cannot be known by the keys in `changed`: CONFLICT when they are those of a node whose name is not
+        among `own`, or were this one's before."""
+        holder = self.holder_of_key(conn, changed.identity_key)
+        if holder is not None and holder not in own:
+            return Refusal(Reason.CONFLICT, f"these keys belong to node {holder!r} already")
+        return self._ended.check_new(conn, changed)
 
     def replace_machine(self, conn: Connection, before: NodeRecord, after: NodeRecord) -> bool:
         """Write the keys and the state of another machine, and end every stream of the former one: its epoch is

@@ -24,6 +24,7 @@ from fleet_server.boundary import (
     Boundary,
     Context,
     RequestReader,
+    check_metadata,
     peer_address,
     peer_certificate,
     read_message,
@@ -164,6 +165,7 @@ class Gateway:
 
     async def _serve(self, context: Context) -> None:
         require_tls13(context)
+        check_metadata(context)
         self._check_admitting()
         self._registry.check_room()
         stream = await self._open(context)

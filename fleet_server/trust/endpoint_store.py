@@ -41,12 +41,12 @@ class EndpointStore:
         found: dict[str, EndpointList] = {}
         text = f"SELECT {_COLUMNS}, mac FROM gateway_endpoints WHERE cluster_id = ?"  # noqa: S608 - constants
         for *fields, mac in fetch(conn, text, (cluster_id,)):
-            row = EndpointList(fields[0], fields[1], tuple(fields[2].split(",")), fields[3], fields[4])
-            if self._mac.verify(mac, *fields):
-                found[row.replica_id] = row
-            elif row.replica_id not in self._told:
-                self._told.add(row.replica_id)
-                log.error("gateway_endpoints_tampered", replica_id=row.replica_id)
+            replica_id = str(fields[1])
+            if self._mac.verify(mac, *fields):  # first: SQLite holds any type
+                found[replica_id] = EndpointList(fields[0], replica_id, tuple(fields[2].split(",")), *fields[3:])
+            elif replica_id not in self._told:
+                self._told.add(replica_id)
+                log.error("gateway_endpoints_tampered", replica_id=replica_id)
         return found
 
     def put(self, conn: Connection, row: EndpointList) -> None:

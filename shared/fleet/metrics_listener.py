@@ -26,10 +26,11 @@ from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, parse_headers
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from fleet.logs import get_logger
@@ -104,6 +105,13 @@ class _RefusedError(Exception):
         self.answer = _Answer(status, f"{detail}\n".encode(), headers=headers)
 
 
+class _Peer(NamedTuple):
+    """Who is on a connection: an address."""
+
+    address: str
+    writer: asyncio.StreamWriter
+
+
 class _Families(Collector):
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -147,7 +155,7 @@ class MetricsListener:
             "Connections to the metrics listener closed because too many were open.",
         )
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[None], str] = {}  # and whose they are; the oldest first
+        self._connections: dict[asyncio.Task[None], _Peer] = {}  # the oldest first
         self._renderings: dict[tuple[str, str], asyncio.Task[bytes]] = {}
         self._turn = asyncio.Lock()
         self._rested_at_s = 0.0
@@ -171,6 +179,8 @@ class MetricsListener:
         ending: list[asyncio.Task[Any]] = [*self._connections, *self._renderings.values()]
         for task in ending:
             task.cancel()
+        for peer in self._connections.values():
+            peer.writer.transport.abort()  # here, for one that has not begun ends without a step
         await asyncio.gather(*ending, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
@@ -183,13 +193,13 @@ class MetricsListener:
             self._make_room()
         connection = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         peer = writer.get_extra_info("peername")
-        self._connections[connection] = str(peer[0]) if peer else ""
+        self._connections[connection] = _Peer(str(peer[0]) if peer else "", writer)
         connection.add_done_callback(lambda ended: self._connections.pop(ended, None))
 
     def _make_room(self) -> None:
-        crowd, _ = Tally(self._connections.values()).most_common(1)[0]
-        oldest = next(task for task, whose in self._connections.items() if whose == crowd)
-        del self._connections[oldest]
+        crowd, _ = Tally(peer.address for peer in self._connections.values()).most_common(1)[0]
+        oldest = next(task for task, peer in self._connections.items() if peer.address == crowd)
+        self._connections.pop(oldest).writer.transport.abort()  # here, for one that has not begun ends without a step
         oldest.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -260,13 +270,7 @@ class MetricsListener:
         raise _RefusedError(HTTPStatus.NOT_FOUND, "Here are /metrics, /healthz and /readyz.")
 
     async def _render(self, request: _Request, snapshot: Callable[[], Callable[[], Collector]]) -> _Answer:
-        # Folded header lines would travel into Content-Type, which repeats the version that was asked for
-        # (response splitting).
-        accept = " ".join(request.headers.get("accept", "").split())
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+        encode, content_type = _encoding(request.headers.get("accept", ""))
         key = request.path, content_type
         rendering = self._renderings.get(key)
         if rendering is None:
@@ -300,6 +304,17 @@ class MetricsListener:
             read_bytes = 0
             while read_bytes < _LINGER_MAX_BYTES and (chunk := await reader.read(16 * 1024)):
                 read_bytes += len(chunk)
+
+
+def _encoding(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """One of two, whatever version is asked for: each is rendered for all who ask for it, so there are to be few."""
+    try:
+        _, content_type = choose_encoder(" ".join(accept.split()))
+    except (TypeError, ValueError):  # a version that is no number
+        content_type = CONTENT_TYPE_PLAIN_0_0_4
+    if content_type.startswith("application/openmetrics-text"):
+        return openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
 
 
 def _parse(head: bytes) -> _Request:

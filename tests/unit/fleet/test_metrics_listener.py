@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -320,3 +322,22 @@ async def test_a_taken_port_is_an_error_that_names_it() -> None:
         with pytest.raises(OSError, match=str(port)):
             await second.start("127.0.0.1", port)
         await second.close()
+
+
+async def test_of_a_burst_beyond_the_cap_no_connection_stays_open() -> None:
+    async with listening(limits=Limits(max_connections=4, request_timeout_s=QUICK_S, linger_timeout_s=QUICK_S)) as port:
+        burst = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]  # accepted in one turn of the loop
+        opened = [await asyncio.open_connection(sock=sock) for sock in burst]
+        async with asyncio.timeout(WATCHDOG_S):
+            for reader, writer in opened:
+                with contextlib.suppress(ConnectionError):
+                    await reader.read(-1)
+                writer.close()
+
+
+async def test_versions_that_are_made_up_are_one_rendering() -> None:
+    async with listening() as port:
+        fields = [f"Accept: application/openmetrics-text;version=2.{number}.0" for number in range(3)]
+        replies = [await get(port, "/metrics", field) for field in fields]
+    assert {reply.status for reply in replies} == {200}
+    assert len({reply.headers["content-type"] for reply in replies}) == 1

@@ -87,3 +87,14 @@ async def test_a_floor_that_cannot_be_taken_ends_the_stream_and_no_worker_outliv
     inbox.close()
     await asyncio.wait_for(asyncio.gather(*workers), 5)
     assert rooms.taken == ["floor"]
+
+
+async def test_what_waits_behind_an_order_that_failed_waits_for_nothing() -> None:
+    rooms = Rooms()
+    inbox = inbox_of(rooms)
+    put(inbox, floor=trust_pb2.Signed(statement=b"fault"))
+    put(inbox, trust_bundle=gateway_pb2.TrustBundles())
+    put(inbox, commands=statement("after"))
+    workers = inbox.start()
+    await asyncio.wait_for(asyncio.gather(*workers), 5)
+    assert rooms.taken == ["floor"]

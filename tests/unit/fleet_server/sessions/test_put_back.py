@@ -146,3 +146,21 @@ async def test_a_fleet_does_not_stop_for_a_byte_of_its_audit(
     assert await node.connect()
     with pytest.raises(Refusal, match="what was revoked cannot be told"):
         await node.world.nodes.set_state("ada", [node.name], "REVOKED", "stolen")
+
+
+async def test_a_machine_that_was_replaced_becomes_the_node_again_by_other_keys_alone(world: World) -> None:
+    world.sessions.adopt_nodes(lambda *_: 41)
+    first = await world.member("press-7")
+    await first.connect()
+    spare = Node(world, name="spare")
+    await spare.enroll(await world.token(site="elsewhere"))
+    await world.enrollment.replace_node("carol", "press-7", spare.enrollment_id, reason="broken")
+    await world.clock.advance(5)
+    repaired = Node(world, name="repaired")
+    repaired.keys = first.keys
+    await repaired.enroll(await world.token(site="elsewhere"))
+    with pytest.raises(Refusal, match="empty state folder"):
+        await world.enrollment.replace_node("carol", "press-7", repaired.enrollment_id, reason="repaired")
+    await spare.fetch_bootstrap()
+    await spare.connect()
+    assert (await world.node("press-7")).state is NodeState.ACTIVE
