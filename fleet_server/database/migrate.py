@@ -15,7 +15,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -96,6 +96,11 @@ def upgrade(url: str) -> SchemaReport:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         return before
+
+
+def migrations() -> list[Script]:
+    """All migrations of this server, the first one first."""
+    return list(reversed(list(_scripts().walk_revisions())))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
-    Double,
     ForeignKey,
     Index,
     Integer,
@@ -27,6 +26,7 @@ from fleet_server.database import (  # noqa: F401 - tables of the same list
     credential_schema,
     installation_schema,
     people_schema,
+    replica_schema,
     tls_schema,
 )
 from fleet_server.database.columns import Position, metadata
@@ -329,24 +329,6 @@ telemetry_latest = Table(
     Column("node_id", _id(), primary_key=True),
     Column("last_batch_seq", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
-)
-
-# -- replicas --------------------------------------------------------------------------------------
-replicas = Table(
-    "replicas",
-    metadata,
-    Column("replica_id", _id(), primary_key=True),
-    Column("version", String(64), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("streams", Integer, nullable=False, server_default="0"),
-    Column("admission_per_s", Double, nullable=False, server_default="0"),
-    Column("started_at_ms", BigInteger, nullable=False),
-    Column("heartbeat_at_ms", BigInteger, nullable=False),
-    Column("drain_requested_at_ms", BigInteger, nullable=False, server_default="0"),
-    Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
-    Column("drain_reason", Integer, nullable=False, server_default="0"),
-    Column("secret_keys", String(64), nullable=False, server_default=""),
-    Column("tls_cas", String(320), nullable=False, server_default=""),
 )
 
 # -- audit -----------------------------------------------------------------------------------------

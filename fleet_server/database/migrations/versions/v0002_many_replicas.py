@@ -1,0 +1,33 @@
+"""Many replicas.
+
+Rules of this and every later migration, for servers of the revision before go on working while it runs and beside
+those of this one (a test holds them):
+- It only adds: `add_column` with a server default, `create_table`, `create_index`. Nothing is dropped, renamed, made
+  narrower or unique; an older server neither fills the new nor misses the old.
+- A default is a constant: PostgreSQL then adds a column without writing the table again. What has to be computed is
+  left to the servers, which find the default and write what they know.
+- What it adds stands last in its table in `schema.py`, in this order.
+- A migration that was released is never changed. `oldest_server` names the oldest revision whose servers may run on a
+  database that has this one; it is written to `schema_revisions`, where older servers read it.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+oldest_server = "0001"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "schema_revisions",
+        sa.Column("revision", sa.String(length=32), nullable=False),
+        sa.Column("oldest_server", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("revision", name=op.f("pk_schema_revisions")),
+    )
+    # Which process beats under the id, and where it is reached; empty from an older server.
+    op.add_column("replicas", sa.Column("boot_id", sa.String(length=64), server_default="", nullable=False))
+    op.add_column("replicas", sa.Column("endpoints", sa.Text(), server_default="", nullable=False))
+    # Which schema the server was built with; empty means 0001.
+    op.add_column("replicas", sa.Column("schema_revision", sa.String(length=32), server_default="", nullable=False))
