@@ -46,6 +46,11 @@ class PostgresServer:
         return str(info.socket_path)
 
     @property
+    def pid(self) -> int:
+        """The process whose children are the server's others."""
+        return int(self._server.get_postmaster_info().pid)
+
+    @property
     def version(self) -> int:
         """Server version as libpq counts it, 180006 for 18.6."""
         return self._admin.info.server_version

@@ -13,7 +13,7 @@ import grpc
 from rich.console import Console
 
 from tests.load.results import print_table, to_json, to_markdown
-from tests.load.rows import DEFAULT_ROWS, ROWS
+from tests.load.rows import DEFAULT_ROWS, ROWS, named
 from tests.load.run import measure
 
 _TABLE_COLUMNS = 160
@@ -32,7 +32,7 @@ def put_between_marks(page: str, table: str) -> str:
 def main() -> int:
     """Parse, measure, print; 1 when a row could not be measured, 130 when the run was stopped."""
     options = _parse()
-    names = [name.upper() for name in options.rows] or DEFAULT_ROWS
+    names = named(options.rows)
     console = Console(stderr=True, width=None if sys.stderr.isatty() else _TABLE_COLUMNS)
     started_at_s, load_before = time.monotonic(), os.getloadavg()[0]
     try:
@@ -59,7 +59,10 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     parser.add_argument(
-        "rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; without: {', '.join(DEFAULT_ROWS)}"
+        "rows",
+        nargs="*",
+        metavar="row",
+        help=f"of {', '.join(ROWS)}, or a group by its letter; without: {', '.join(DEFAULT_ROWS)}",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, short times: to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON here instead of to the output")
@@ -70,8 +73,10 @@ def _parse() -> argparse.Namespace:
         help="write a Markdown table here, between the file's marks if it has any",
     )
     options = parser.parse_args()
-    if unknown := [name for name in options.rows if name.upper() not in ROWS]:
-        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    try:
+        named(options.rows)
+    except KeyError as unknown:
+        parser.error(f"no such row: {unknown.args[0]}; there are {', '.join(ROWS)}")
     return options
 
 

@@ -25,15 +25,20 @@ class Fleet:
         self._nodes: list[Node] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, folders: list[str]) -> None:
-        """Start a node for each state folder, and return once all have their streams."""
+    async def start(self, folders: list[str], gateways: list[str] | None = None) -> None:
+        """Start a node for each state folder, and return once all have their streams.
+
+        Args:
+            gateways: addresses that the nodes are spread over, instead of those that their folders name.
+        """
         drivers = DriverRegistry.load(("simulated",), {})
-        for path in folders:
+        for index, path in enumerate(folders):
             folder = StateFolder(Path(path))
             membership = load_membership(folder.membership)
             assert membership is not None
             ensure_journal(folder.journal, membership.node_id)
-            settings = Settings(state_dir=folder.path, metrics_listen="")
+            endpoints = (gateways[index % len(gateways)],) if gateways else ()
+            settings = Settings(state_dir=folder.path, metrics_listen="", endpoints=endpoints)
             node = Node(Parts(settings, folder, membership, load_node_keys(folder.path), drivers, alone=False))
             self._nodes.append(node)
             self._tasks.append(asyncio.create_task(node.run()))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import statistics
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.load.context import Context
 from tests.load.product.installation import Installation, installation
 from tests.load.results import Figures
 
-_FLEET = "tests.load.product.fleet:Fleet"
+FLEET = "tests.load.product.fleet:Fleet"
 _IDLE_LINKS = "tests.load.product.idle_links:IdleLinks"
 _MICROSECONDS = 1_000_000
 NOOP = admin_pb2.CommandSpec(action="simulated.noop")
@@ -34,15 +35,15 @@ _RESULT_TIMEOUT_S = 10.0
 
 @asynccontextmanager
 async def commanded(
-    ctx: Context, name: str, nodes: int, *, members: int = 0
+    ctx: Context, name: str, nodes: int, *, members: int = 0, **overrides: object
 ) -> AsyncIterator[tuple[Installation, Child]]:
-    """A server with `nodes` whole nodes that run, of `members` that could.
+    """A server with `nodes` whole nodes that run, of `members` that could; `overrides` are its settings.
 
     One node has the daemon's own event loop; many share a process, which must not be what is measured.
     """
     async with (
-        installation(ctx, name, nodes=max(nodes, members)) as server,
-        ctx.child(_FLEET, uvloop=nodes > 1) as fleet,
+        installation(ctx, name, nodes=max(nodes, members), **overrides) as server,
+        ctx.child(FLEET, uvloop=nodes > 1) as fleet,
     ):
         await fleet.call("start", folders=server.node_folders[:nodes])
         yield server, fleet
@@ -56,15 +57,28 @@ async def _idle(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Inst
 
 async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
     """Commands finished per second while every node always has more to do than it may have in flight."""
-    async with (
-        commanded(ctx, "a1", nodes) as (server, fleet),
-        server.admin() as admin,
-        alongside(_keep_busy(server, admin, fleet, nodes)),
-    ):
+    async with commanded(ctx, "a1", nodes) as (server, fleet):
+        return await throughput(ctx, [server], fleet, nodes)
+
+
+async def throughput(
+    ctx: Context,
+    servers: Sequence[Installation],
+    fleet: Child,
+    nodes: int,
+    aside: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
+) -> Figures:
+    """The same of `nodes` nodes that run already; CPU and commits are those of all `servers`.
+
+    Args:
+        aside: entered when the measurement begins, left when it ends.
+    """
+    async with alongside(_keep_busy(servers, fleet, nodes)):
         await asyncio.sleep(ctx.scaled(4.0, 1.0))
-        before = await _snapshot(server, fleet)
-        await asyncio.sleep(ctx.scaled(12.0, 3.0))
-        after = await _snapshot(server, fleet)
+        async with aside():
+            before = await _snapshots(servers, fleet)
+            await asyncio.sleep(ctx.scaled(12.0, 3.0))
+            after = await _snapshots(servers, fleet)
     done = after.commands - before.commands
     return {
         "commands_per_s": done / (after.at_s - before.at_s),
@@ -74,15 +88,20 @@ async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
     }
 
 
-async def _keep_busy(server: Installation, admin: admin_pb2_grpc.AdminAsyncStub, fleet: Child, nodes: int) -> None:
-    """Issue whenever less than `_ISSUES_AHEAD` calls' worth of commands is unfinished; the nodes say what is."""
+async def _keep_busy(servers: Sequence[Installation], fleet: Child, nodes: int) -> None:
+    """Issue whenever less than `_ISSUES_AHEAD` calls' worth of commands is unfinished, at each server in turn.
+
+    The nodes say what is: asking them costs the servers nothing."""
     request = admin_pb2.IssueCommandsRequest(selector=_EVERYONE, commands=[NOOP] * _SPECS_PER_ISSUE, summary_only=True)
     issued = 0
-    while True:
-        if issued - (await fleet.call("finished"))["commands"] < _ISSUES_AHEAD * nodes * _SPECS_PER_ISSUE:
-            issued += (await admin.IssueCommands(request, metadata=server.metadata)).issued_count
-        else:
-            await asyncio.sleep(_POLL_S)
+    async with contextlib.AsyncExitStack() as stack:
+        admins = itertools.cycle([await stack.enter_async_context(server.admin()) for server in servers])
+        while True:
+            if issued - (await fleet.call("finished"))["commands"] < _ISSUES_AHEAD * nodes * _SPECS_PER_ISSUE:
+                answer = await next(admins).IssueCommands(request, metadata=servers[0].metadata)
+                issued += answer.issued_count
+            else:
+                await asyncio.sleep(_POLL_S)
 
 
 async def command_latency(ctx: Context) -> Figures:
@@ -217,9 +236,18 @@ class _Snapshot:
     nodes_cpu_s: float
 
 
+async def _snapshots(servers: Sequence[Installation], fleet: Child) -> _Snapshot:
+    """Of all servers together."""
+    each = [await _snapshot(server, fleet) for server in servers]
+    commands, commits, cpu_s = (
+        sum(getattr(one, name) for one in each) for name in ("commands", "commits", "server_cpu_s")
+    )
+    return _Snapshot(commands, commits, each[-1].at_s, cpu_s, each[-1].nodes_cpu_s)
+
+
 async def _snapshot(server: Installation, fleet: Child) -> _Snapshot:
     """A scrape costs the server milliseconds, so there is one at each end of a measurement and none between."""
-    text = await asyncio.to_thread(_scrape, server.settings.metrics_listen)
+    text = await asyncio.to_thread(scrape, server.settings.metrics_listen)
     commands = _total(text, r"fleet_server_commands_finished_total\{[^}]*\}")
     commits = _total(text, "fleet_server_database_commit_seconds_count")
     return _Snapshot(commands, commits, time.monotonic(), server.cpu_s(), fleet.cpu_s())
@@ -229,6 +257,7 @@ def _total(exposition: str, series: str) -> float:
     return sum(map(float, re.findall(rf"^{series} (\S+)$", exposition, re.MULTILINE)))
 
 
-def _scrape(address: str) -> str:
+def scrape(address: str) -> str:
+    """What a server's metrics listener tells."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         return str(answer.read().decode())

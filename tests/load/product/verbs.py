@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 
-from tests.fakes.postgres import PostgresServer
 from tests.load.context import Context
 from tests.load.product.installation import Installation, replicas
+from tests.load.product.postgres import durable_postgres
 from tests.load.results import Figures
 
 _WITNESS = "tests.load.product.witness:Witness"
@@ -24,21 +23,20 @@ async def at_another_replica(ctx: Context) -> Figures:
 
 
 async def _decided(ctx: Context, name: str, *, elsewhere: bool) -> Figures:
-    postgres = await asyncio.to_thread(PostgresServer, durable=True)
-    try:
-        url = postgres.url(postgres.create_database())
-        nodes = ctx.scaled(24, 4)
-        async with replicas(ctx, name, nodes=nodes, database_url=url) as both, ctx.child(_WITNESS) as witness:
-            saw = await witness.call(
-                "watch",
-                folders=both[0].node_folders,
-                replicas=[_addresses(each) for each in both],
-                ca=both[0].ca_pem.decode(),
-                token=both[0].token,
-                elsewhere=elsewhere,
-            )
-    finally:
-        await asyncio.to_thread(postgres.stop)
+    nodes = ctx.scaled(24, 4)
+    async with (
+        durable_postgres() as postgres,
+        replicas(ctx, name, nodes=nodes, database_url=postgres.url) as both,
+        ctx.child(_WITNESS) as witness,
+    ):
+        saw = await witness.call(
+            "watch",
+            folders=both[0].node_folders,
+            replicas=[_addresses(each) for each in both],
+            ca=both[0].ca_pem.decode(),
+            token=both[0].token,
+            elsewhere=elsewhere,
+        )
     figures: dict[str, float] = {"times": nodes}
     for what, seconds in saw.items():
         figures |= {f"{what}_p50_s": statistics.median(seconds), f"{what}_max_s": max(seconds)}

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.load.results import Figures
-from tests.load.rows import DEFAULT_ROWS, ROWS
+from tests.load.rows import DEFAULT_ROWS, ROWS, named
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C7"]
+_FLOORS = ["C2", "C3"]
 
 # row, product, baseline, ratio, met
 _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
@@ -34,11 +35,14 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("T1", {"p99_us": 3000, "streams_lost": 1}, {"p99_us": 1000}, 3.0, False),
     ("T2", {"suspend_max_s": 1.0, "revoke_max_s": 0.5, "rotate_p50_s": 2.0}, {"suspend_max_s": 0.1}, 10.0, True),
     ("T2", {"suspend_max_s": 0.5, "last_run_max_s": 1.01}, {"suspend_max_s": 0.1}, 10.1, False),
+    ("C1", {"commands_per_s": 800, "two_over_one": 0.5}, {"commands_per_s": 1000}, 0.8, True),
+    ("C1", {"commands_per_s": 799, "two_over_one": 2.0}, {"commands_per_s": 1000}, 0.799, False),
+    ("C7", {"commits_per_command": 0.1}, {"commits_per_row_of_32": 0.05}, 2.0, True),
+    ("C7", {"commits_per_command": 0.11}, {"commits_per_row_of_32": 0.05}, 2.2, False),
 ]
 
 
 def test_every_budgeted_row_measures_the_product_and_judges_it() -> None:
-    assert [name for name in ROWS if name[0] in "AT"] == _BUDGETED
     for name in _BUDGETED:
         row = ROWS[name]
         assert row.product is not None
@@ -47,9 +51,17 @@ def test_every_budgeted_row_measures_the_product_and_judges_it() -> None:
         assert row.budget
 
 
-def test_the_default_run_is_the_machine_and_what_the_product_is_measured_in() -> None:
-    assert ["M1", *_BUDGETED] == DEFAULT_ROWS
-    assert set(ROWS) == {*DEFAULT_ROWS, "C2", "C3"}
+def test_the_default_run_is_the_machine_and_one_process_on_sqlite() -> None:
+    assert ["M1", *(name for name in _BUDGETED if name[0] in "AT")] == DEFAULT_ROWS
+    assert set(ROWS) == {"M1", *_BUDGETED, *_FLOORS}
+
+
+def test_rows_are_named_one_by_one_or_as_a_group() -> None:
+    assert named([]) == DEFAULT_ROWS
+    assert named(["t2", "A1"]) == ["A1", "T2"]
+    assert named(["C"]) == ["C1", "C2", "C3", "C7"]
+    with pytest.raises(KeyError, match="X9, B"):
+        named(["X9", "A1", "B"])
 
 
 @pytest.mark.parametrize(("name", "product", "baseline", "ratio", "met"), _CASES)
