@@ -28,6 +28,7 @@ from fleet.metrics import Registry
 from fleet.metrics_listener import Health, MetricsListener
 from fleet.node_audit import NodeAuditKind
 from fleet.process_metrics import ProcessMetrics
+from fleet.service_manager import ServiceManager
 from fleet.version import software_version
 from fleet_node.commands.audit_signer import AuditSigner
 from fleet_node.commands.execution import CommandLimits
@@ -95,6 +96,7 @@ class Node:
         clock: the machine's by default.
         registry: for its metrics; a new one by default, never shared between nodes.
         backoff: how it comes back after refusals; the product's own by default.
+        manager: is told how it goes.
 
     Raises:
         JournalDamagedError, JournalUnavailableError, MembershipError: a file of the state folder cannot be used; the
@@ -108,8 +110,10 @@ class Node:
         clock: Clock | None = None,
         registry: Registry | None = None,
         backoff: BackoffPolicy | None = None,
+        manager: ServiceManager | None = None,
     ) -> None:
         self._parts = parts
+        self._manager = manager or ServiceManager()
         self._clock = clock or SystemClock()
         self._stopping = asyncio.Event()
         self._metrics_address = "off"
@@ -264,6 +268,7 @@ class Node:
         try:
             await self._start()
             running |= {name: asyncio.create_task(work, name=name) for name, work in self._tasks().items()}
+            self._manager.ready(self._ready().detail)  # with the server away, too: it runs, and comes when it can
             await self._until_stopped(running)
         finally:
             await self._shut_down(running)
@@ -276,6 +281,8 @@ class Node:
         }
         if self._process is not None:
             tasks["process_metrics"] = self._process.run()
+        if self._manager.listens:
+            tasks["service_manager"] = self._manager.run(lambda: _alive().ok, lambda: self._ready().detail)
         return tasks
 
     async def _start(self) -> None:
@@ -312,6 +319,7 @@ class Node:
                 raise NodeFailedError(f"{name} ended by itself: the node stops; see the log") from failure
 
     async def _shut_down(self, running: dict[str, asyncio.Task[None]]) -> None:
+        self._manager.stopping("stopping")
         try:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self._shut_down_in_order(running)

@@ -10,56 +10,21 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from fleet_server.verbs import BadSetup, Program, Refused, Verb
+from fleet_server.run_verb import run
+from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, settings_options
 
 # Everything heavy is imported by the verb that needs it: help is there at once.
 if TYPE_CHECKING:
-    from fleet_server.config import LoadedSettings, Settings
+    from fleet_server.config import Settings
 
 _SHOWN_DIFFERENCES = 3
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _settings_options(function: Function) -> Function:
-    """The options that every verb has which needs settings; `_load` takes their values."""
-    for option in (
-        click.option(
-            "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Any setting but a secret; repeatable."
-        ),
-        click.option("--data-dir", metavar="FOLDER", help="The server's own folder."),
-        click.option(
-            "--config", "file", type=click.Path(path_type=Path), help="TOML file; FLEET_CONFIG names one too."
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _load(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> LoadedSettings:
-    from pydantic import SecretStr
-
-    from fleet_server.config import Settings, load
-
-    flags = {"data_dir": data_dir} if data_dir else {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise click.UsageError(f"--set takes NAME=VALUE, not {name!r}: `fleet-server config` lists the names")
-        field = Settings.model_fields.get(name)
-        if field is not None and field.annotation is SecretStr:
-            raise click.UsageError(
-                f"{name} may hold a secret, and every user of this machine can read flags: set FLEET_{name.upper()}"
-            )
-        flags[name] = value
-    return load(file, flags=flags)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,7 +41,7 @@ def main() -> None:
 @click.option(
     "--owner-token-file", type=click.Path(path_type=Path), metavar="FILE", help="Write the token there, 0600."
 )
-@_settings_options
+@settings_options
 def init(
     owner: str, owner_token_file: Path | None, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]
 ) -> None:
@@ -92,7 +57,7 @@ def init(
     from fleet_server import bootstrap
     from fleet_server.observability import logging as server_logging
 
-    settings = _load(file, data_dir, pairs).settings
+    settings = load_settings(file, data_dir, pairs).settings
     if owner_token_file is not None:
         _check_token_file(owner_token_file)
     server_logging.configure("warning")
@@ -143,40 +108,13 @@ def _check_token_file(path: Path) -> None:
         raise BadSetup(f"{path.absolute().parent} is no folder that can be written: name a file in one that can")
 
 
-@main.command(cls=Verb, example="fleet-server run --config /etc/fleet/fleet-server.toml")
-@click.option("--strict", is_flag=True, help="Serve only once it is activated; production does anyway.")
-@_settings_options
-def run(strict: bool, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Serve nodes and operators until SIGTERM or SIGINT; a second signal shortens the drain.
-
-    45 s after the drain's deadline the process is gone, whatever hangs; something did if its exit code is 1.
-    """
-    from fleet.clock import SystemClock
-    from fleet_server import bootstrap
-    from fleet_server.observability import logging as server_logging
-
-    settings = _load(file, data_dir, (*pairs, "strict=true") if strict else pairs).settings
-    server_logging.configure(settings.log_level, log_format=settings.log_format)
-    bootstrap.require_schema(settings)
-    with bootstrap.sole_server(settings):
-        secrets = bootstrap.load_secrets(settings)
-        certificates = bootstrap.open_tls(settings, SystemClock())
-        from fleet.process_end import end_without_teardown
-        from fleet_server.daemon import serve
-        from fleet_server.listeners import ListenError
-
-        try:
-            code = serve(settings, secrets, certificates)
-        except ListenError as error:
-            raise BadSetup(str(error)) from error
-    end_without_teardown(code)
-    raise SystemExit(code)
+main.add_command(run)
 
 
 @main.command(cls=Verb, example="fleet-server config --set session_ttl_s=600\nfleet-server config --output json")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--reference", is_flag=True, help="Print the page that describes every setting instead.")
-@_settings_options
+@settings_options
 def config(output: str, reference: bool, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Show the settings in effect and where each comes from; secrets are masked.
 
@@ -187,7 +125,7 @@ def config(output: str, reference: bool, file: Path | None, data_dir: str | None
 
         click.echo(render(), nl=False)
         return
-    loaded = _load(file, data_dir, pairs)
+    loaded = load_settings(file, data_dir, pairs)
     shown = loaded.shown(_effective(loaded.settings))
     if output == "json":
         click.echo(json.dumps({name: {"value": value, "source": source} for name, value, source in shown}, indent=2))
@@ -224,13 +162,13 @@ def db() -> None:
 
 
 @db.command(cls=Verb, example="fleet-server db upgrade")
-@_settings_options
+@settings_options
 def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Bring the schema to this server's revision. Servers of the older revision have to be stopped first."""
     from fleet_server import bootstrap
     from fleet_server.database.migrate import SchemaState
 
-    report = bootstrap.upgrade_schema(_load(file, data_dir, pairs).settings)
+    report = bootstrap.upgrade_schema(load_settings(file, data_dir, pairs).settings)
     if report.state is SchemaState.CURRENT:
         click.echo(f"schema revision {report.wanted}: nothing to do")
     else:
@@ -238,13 +176,13 @@ def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> 
 
 
 @db.command(cls=Verb, example="fleet-server db check")
-@_settings_options
+@settings_options
 def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Compare the schema with this server: its revision, and every table; exit code 3 when they differ."""
     from fleet_server.database import migrate
     from fleet_server.database.migrate import SchemaState
 
-    url = _load(file, data_dir, pairs).settings.resolved_database_url()
+    url = load_settings(file, data_dir, pairs).settings.resolved_database_url()
     report = migrate.check(url)
     steps = {
         SchemaState.EMPTY: "run `fleet-server init`",
@@ -266,7 +204,7 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
 
 @db.command(cls=Verb, example="fleet-server db restored --reason 'disk of the primary failed'")
 @click.option("--reason", required=True, help="Reason for the audit.")
-@_settings_options
+@settings_options
 def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Say that the database was restored from a backup: nodes, which are ahead of it, are not taken for clones, and
     the audit goes on from what the backup holds of it.
@@ -281,7 +219,7 @@ def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[
     from fleet_server import bootstrap
     from fleet_server.restored import note_restored
 
-    settings = _load(file, data_dir, pairs).settings
+    settings = load_settings(file, data_dir, pairs).settings
     bootstrap.require_schema(settings)
     secrets = bootstrap.load_secrets(settings)
     noted = asyncio.run(
@@ -319,7 +257,7 @@ def secrets() -> None:
     metavar="FILE",
     help="0600 file with the new key. Without it the settings hold the new key, and the previous one.",
 )
-@_settings_options
+@settings_options
 def rekey(new_key_file: Path | None, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Put everything under a new secret encryption key, while servers run that hold both.
 
@@ -332,7 +270,7 @@ def rekey(new_key_file: Path | None, file: Path | None, data_dir: str | None, pa
     from fleet_server.observability import logging as server_logging
     from fleet_server.trust.secrets import read_key_file
 
-    settings = _load(file, data_dir, pairs).settings
+    settings = load_settings(file, data_dir, pairs).settings
     server_logging.configure("warning")
     bootstrap.require_schema(settings)
     new, old = bootstrap.master_key(settings), bootstrap.previous_master_key(settings)
@@ -355,7 +293,7 @@ def rekey(new_key_file: Path | None, file: Path | None, data_dir: str | None, pa
 
 
 @secrets.command("status", cls=Verb, example="fleet-server secrets status")
-@_settings_options
+@settings_options
 def secrets_status(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
     """Show which key writes, by its id, whether a change is going on, and what each replica holds."""
     import asyncio
@@ -363,7 +301,7 @@ def secrets_status(file: Path | None, data_dir: str | None, pairs: tuple[str, ..
 
     from fleet_server import bootstrap, rekeying
 
-    settings = _load(file, data_dir, pairs).settings
+    settings = load_settings(file, data_dir, pairs).settings
     bootstrap.require_schema(settings)
     found = asyncio.run(rekeying.standing(settings.resolved_database_url()))
     held = bootstrap.load_secrets(settings).box.key_ids

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from fleet.clock import Clock
 from fleet.heap import settle_heap
 from fleet.logs import get_logger
+from fleet.service_manager import ServiceManager
 from fleet.version import software_version
 from fleet_server import leaving
 from fleet_server.certificates import ServerCertificates
@@ -38,6 +39,7 @@ class Server(ServerRooms):
         certificates: the server's TLS.
         clock: the machine's by default.
         end_within: has this process be gone in so many seconds, whatever hangs; nothing does by default.
+        manager: is told how it goes.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Server(ServerRooms):
         clock: Clock | None = None,
         *,
         end_within: Callable[[float], None] = lambda seconds: None,
+        manager: ServiceManager | None = None,
     ) -> None:
         super().__init__(settings, secrets, certificates, clock)
+        self._manager = manager or ServiceManager()
         self._end_within = end_within
 
     async def run(self) -> int:
@@ -100,13 +104,18 @@ class Server(ServerRooms):
                 "process-metrics": self.process.run(),
             }.items()
         ]
+        if self._manager.listens:
+            telling = self._manager.run(lambda: serving.health.healthz().ok, lambda: self._state_line(serving))
+            tasks.append(asyncio.create_task(telling, name="service-manager"))
         self.process.install()
         settle_heap()
         await serving.health.set_ready()
         await self.replicas.set_state(ReplicaState.READY)
+        self._manager.ready(self._state_line(serving))
         log.info("ready", replica_id=self.replica_id, version=software_version())
         try:
             failed = await self._wait_for_end(tasks, stopping)
+            self._manager.stopping("draining")
             ending = Leaving(
                 gateway=serving.gateway,
                 streams=self.streams,
@@ -126,6 +135,9 @@ class Server(ServerRooms):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return 1 if failed else 0
+
+    def _state_line(self, serving: Serving) -> str:
+        return f"{serving.health.readyz().detail}: {len(self.streams)} streams"
 
     async def _wait_for_end(self, tasks: list[asyncio.Task[None]], stopping: StopRequest) -> bool:
         """Until a signal, a drain request, or a task that should never end; whether it was the last."""

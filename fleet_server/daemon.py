@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import uvloop
 
 from fleet.process_end import end_within, keep_grpc_up
+from fleet.service_manager import ServiceManager
 from fleet_server.allocator import map_large_buffers
 from fleet_server.app import Server
 from fleet_server.certificates import ServerCertificates
@@ -18,12 +17,16 @@ FAILED = 1
 """Exit code of a server that failed while it ran, or that something kept from ending in time."""
 
 
-def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates) -> int:
+def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates, manager: ServiceManager) -> int:
     """Run a server until it ends; the process's exit code."""
+
+    def be_gone(seconds: float) -> None:
+        end_within(seconds, FAILED)
+        manager.extend(seconds)
 
     async def run() -> int:
         keep_grpc_up()
-        server = Server(settings, secrets, certificates, end_within=partial(end_within, code=FAILED))
+        server = Server(settings, secrets, certificates, end_within=be_gone, manager=manager)
         server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
         return await server.run()
 

@@ -48,7 +48,7 @@ async def open_listeners(rooms: ServerRooms, stack: contextlib.AsyncExitStack) -
     """
     settings, certificates = rooms.settings, rooms.certificates
     boundary = Boundary(rooms.metrics.streams.refusals)
-    health = await ServerHealth.create()
+    health = await ServerHealth.create(lambda: "the database writer hangs" if rooms.database.is_hung() else "")
     gateway = _gateway(rooms, boundary)
     gateway_server = listeners.open_gateway(gateway.handlers(), settings.max_streams, settings.max_frame_bytes)
     admin_server = listeners.open_admin(_admin_handlers(rooms, boundary))

@@ -1,16 +1,22 @@
-"""What every verb of `fleet-server` shares: how it ends badly, its help, and its exit codes."""
+"""What every verb of `fleet-server` shares: its settings, how it ends badly, its help, and its exit codes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fleet.prose import write_example
 from fleet_server.cli.grammar import Listing
+
+if TYPE_CHECKING:
+    from fleet_server.config import LoadedSettings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _EXIT_CODES = (
     ("0", "done"),
@@ -19,6 +25,46 @@ _EXIT_CODES = (
     ("3", "refused"),
     ("4", "the database does not answer"),
 )
+
+
+def settings_options(function: Function) -> Function:
+    """The options that every verb has which needs settings; `load_settings` takes their values."""
+    for option in (
+        click.option(
+            "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Any setting but a secret; repeatable."
+        ),
+        click.option("--data-dir", metavar="FOLDER", help="The server's own folder."),
+        click.option(
+            "--config", "file", type=click.Path(path_type=Path), help="TOML file; FLEET_CONFIG names one too."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def load_settings(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> LoadedSettings:
+    """The settings that the options of `settings_options` ask for.
+
+    Raises:
+        click.UsageError: a flag is none of a setting's, or would hold a secret.
+        ConfigError: see `config.load`.
+    """
+    from pydantic import SecretStr
+
+    from fleet_server.config import Settings, load
+
+    flags = {"data_dir": data_dir} if data_dir else {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise click.UsageError(f"--set takes NAME=VALUE, not {name!r}: `fleet-server config` lists the names")
+        field = Settings.model_fields.get(name)
+        if field is not None and field.annotation is SecretStr:
+            raise click.UsageError(
+                f"{name} may hold a secret, and every user of this machine can read flags: set FLEET_{name.upper()}"
+            )
+        flags[name] = value
+    return load(file, flags=flags)
 
 
 class Ending(click.ClickException):

@@ -115,10 +115,12 @@ def _serve(loaded: Loaded, folder: StateFolder, membership: Membership, keys: No
 async def _run_node(parts: Parts) -> None:
     from fleet.heap import settle_heap
     from fleet.process_end import end_within, keep_grpc_up
+    from fleet.service_manager import from_environment
     from fleet_node.app import Node
 
     keep_grpc_up()
-    node = Node(parts)
+    manager = from_environment()
+    node = Node(parts, manager=manager)
     settle_heap()
     loop = asyncio.get_running_loop()
 
@@ -128,6 +130,7 @@ async def _run_node(parts: Parts) -> None:
             # At once, whatever hangs: what matters is in the journal.
             loop.add_signal_handler(each, os._exit, 128 + each)
         end_within(END_WITHIN_S, ExitCode.FAILED)
+        manager.extend(END_WITHIN_S)
         node.stop()
 
     for number in _SIGNALS:
@@ -136,4 +139,5 @@ async def _run_node(parts: Parts) -> None:
         await node.run()
     finally:
         end_within(_LEAVE_WITHIN_S, ExitCode.FAILED)
+        manager.extend(_LEAVE_WITHIN_S)
         await parts.drivers.close()

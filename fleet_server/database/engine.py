@@ -30,6 +30,8 @@ __all__ = ["Connection", "Database", "DatabaseUrlError", "IntegrityError", "for_
 T = TypeVar("T")
 MAX_WAITING_READS = 10_000
 READ_TIMEOUT_S = 15.0
+HUNG_AFTER_S = 45.0
+"""So long the writer may be at one group: three times what a stall is given until its connection is cut."""
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -61,6 +63,12 @@ class Database:
     def waiting_reads(self) -> int:
         """Reads that run, and reads that wait for a thread."""
         return self._waiting_reads
+
+    def is_hung(self) -> bool:
+        """Whether the writer is held by something that cutting its connection did not end. A database that is merely
+        away lets go of it in time: that, a restart of this process would not help."""
+        since = self.writer.busy_since
+        return since is not None and perf_counter() - since > HUNG_AFTER_S
 
     def start(self) -> None:
         """Start the writer. Nothing is connected before the first read or write."""

@@ -94,7 +94,7 @@ class Writer:
         self._connection: Connection | None = None
         self._closed = False
         self._closing = threading.Lock()
-        self._busy_since: float | None = None
+        self.busy_since: float | None = None  # of `perf_counter`: the group in hand
         self._watched = False
         self._left: dict[asyncio.AbstractEventLoop, Callable[[], None]] = {}  # to do on a loop, of its last commit
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
@@ -162,7 +162,7 @@ class Writer:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._watched = False
-        since = self._busy_since
+        since = self.busy_since
         if since is not None and perf_counter() - since > STALL_S:
             self._break_stall()
         if since is not None or not self._queue.empty():
@@ -245,7 +245,7 @@ class Writer:
             return self._commit_once(group)
 
     def _commit_once(self, group: list[_Job]) -> Transaction:
-        started = self._busy_since = perf_counter()
+        started = self.busy_since = perf_counter()
         committing = False
         try:
             transaction, outer = self._begin()
@@ -261,7 +261,7 @@ class Writer:
             self._abandon(error, committing)
             raise
         finally:
-            self._busy_since = None
+            self.busy_since = None
         if self._metrics is not None:
             self._metrics.committed(len(group), perf_counter() - started)
         return transaction

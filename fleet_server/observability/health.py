@@ -6,7 +6,7 @@ Ready means that nodes should be sent here. A drain takes the gateway out of ser
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import grpc
@@ -36,15 +36,20 @@ MAX_SERVICE_NAME_CHARS = 128
 class ServerHealth:
     """What this replica says of itself. Starts as not ready; build it with `create`."""
 
-    def __init__(self, servicer: Any) -> None:
+    def __init__(self, servicer: Any, hung: Callable[[], str]) -> None:
         self._servicer = servicer
+        self._hung = hung
         self._ready = False
         self._why = "starting"
 
     @classmethod
-    async def create(cls) -> ServerHealth:
-        """A replica that is starting: alive, serving nothing."""
-        created = cls(health.aio.HealthServicer())
+    async def create(cls, hung: Callable[[], str] = str) -> ServerHealth:
+        """A replica that is starting: alive, serving nothing.
+
+        Args:
+            hung: what hangs in this process, that a restart would help; empty for nothing.
+        """
+        created = cls(health.aio.HealthServicer(), hung)
         await created._set(_ALL, serving=False)
         return created
 
@@ -83,8 +88,10 @@ class ServerHealth:
         return Health(self._ready, self._why)
 
     def healthz(self) -> Health:
-        """The answer to /healthz: a process that answers has a running event loop, and needs no restart."""
-        return Health(True, "alive")
+        """The answer to /healthz: a process that answers has a running event loop; it needs a restart when something
+        else hangs in it, and none because the database is away."""
+        hung = self._hung()
+        return Health(not hung, hung or "alive")
 
     async def _set(self, services: Sequence[str], *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

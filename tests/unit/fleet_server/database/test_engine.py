@@ -8,6 +8,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
+from fleet_server.database import engine
 from fleet_server.database.dialects import DatabaseUrlError, parse_url, show_url
 from fleet_server.database.engine import Database, sql
 from fleet_server.database.schema import audit_heads, metadata
@@ -46,6 +47,26 @@ async def test_many_callers_share_commits_and_each_gets_its_own_result(database:
     names = [f"w{number:03}" for number in range(200)]
     assert await asyncio.gather(*(database.write(insert(name)) for name in names)) == names
     assert await database.read(heads) == names
+
+
+async def test_a_writer_that_is_held_for_longer_than_any_stall_is_hung(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def held(tx: Transaction) -> None:
+        begun.set()
+        released.wait(10)
+
+    assert not database.is_hung()
+    writing = asyncio.ensure_future(database.write(held))
+    assert await asyncio.to_thread(begun.wait, 10)
+    assert not database.is_hung(), "a stalled database is given its time"
+    monkeypatch.setattr(engine, "HUNG_AFTER_S", 0.0)
+    assert database.is_hung()
+    released.set()
+    await writing
+    assert not database.is_hung()
 
 
 async def test_a_job_that_fails_takes_no_neighbour_with_it(database: Database) -> None:

@@ -77,6 +77,14 @@ async def test_a_replica_goes_from_starting_to_ready_to_draining_to_stopped(
     assert health.healthz().ok
 
 
+async def test_a_process_in_which_something_hangs_is_to_be_started_anew() -> None:
+    hung = [""]
+    health = await ServerHealth.create(lambda: hung[0])
+    assert health.healthz() == Health(True, "alive")
+    hung[0] = "the database writer hangs"
+    assert health.healthz() == Health(False, "the database writer hangs")
+
+
 async def test_a_watcher_hears_of_the_drain(health: ServerHealth, stub: HealthStub) -> None:
     watch = stub.Watch(HealthCheckRequest(service="fleet.v1.Gateway"))
     assert (await watch.read()).status == NOT_SERVING
