@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.export_verb import export
 from fleet_server.run_verb import run
 from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, settings_options
 
@@ -109,6 +110,7 @@ def _check_token_file(path: Path) -> None:
 
 
 main.add_command(run)
+main.add_command(export)
 
 
 @main.command(cls=Verb, example="fleet-server config --set session_ttl_s=600\nfleet-server config --output json")

@@ -236,6 +236,18 @@ class Settings(BaseSettings):
     telemetry_retention_s: int = Field(
         7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
     )
+    export_url: str = Field(
+        "",
+        description="Where `fleet-server export` sends telemetry as OTLP: `http(s)://host:port/path` or"
+        " `grpc(s)://host:port`; see [telemetry.md](operations/telemetry.md).",
+    )
+    export_headers_file: Path | None = Field(
+        None, description="File, mode 0600, of headers to send there, one `Name: value` a line: tokens belong here."
+    )
+    export_ca_file: Path | None = Field(None, description="CAs (PEM) that vouch for it; empty: those of the system.")
+    export_metrics_listen: OptionalListen = Field(
+        "127.0.0.1:9466", description="Where Prometheus scrapes `fleet-server export`; `off` for no metrics."
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description=f"Least level that is logged: {', '.join(LEVELS)}."

@@ -181,8 +181,6 @@ nodes = Table(
     Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
     # When something was decided about the node last: other replicas look for it.
     Column("decided_at_ms", BigInteger, nullable=False, server_default="0"),
-    # Which stream the newest one took over from.
-    Column("takeover_of", _id(), nullable=False, server_default=""),
     Index("ix_nodes_decided_at", "decided_at_ms"),
 )
 
@@ -331,6 +329,15 @@ telemetry_latest = Table(
     Column("node_id", _id(), primary_key=True),
     Column("last_batch_seq", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("expired_at_ms", BigInteger, nullable=False, server_default="0"),
+)
+telemetry_exports = Table(
+    "telemetry_exports",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("holder", String(80), nullable=False),
+    Column("beat", BigInteger, nullable=False),
 )
 
 # -- audit -----------------------------------------------------------------------------------------

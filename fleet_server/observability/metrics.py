@@ -179,6 +179,36 @@ class TelemetryMetrics:
         )
 
 
+class ExportMetrics:
+    """Telemetry that goes out, of the process that exports it (docs/operations/telemetry.md)."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.active = registry.gauge(
+            "fleet_export_active", "1 while this process exports, 0 while it waits for another one to end."
+        )
+        self.samples = registry.counter("fleet_export_samples_total", "Samples that the receiver took.")
+        self.rejected = registry.counter(
+            "fleet_export_rejected_samples_total",
+            "Samples that the receiver refused for good; its words stand in the log.",
+        )
+        self.requests = registry.counters(
+            "fleet_export_requests_total",
+            "Requests to the receiver, by its answer: taken, refused for good, later, or setup for what somebody has to"
+            " change.",
+            labels=("answer",),
+            values=("taken", "refused", "later", "setup"),
+        )
+        self.lag = registry.gauge(
+            "fleet_export_lag_seconds",
+            "Age of the oldest samples that go out now; 0 when everything has. What is older than the servers'"
+            " telemetry_retention_s is lost to the receiver.",
+            unit="seconds",
+        )
+        self.unreadable = registry.counter(
+            "fleet_export_unreadable_chunks_total", "Stored chunks that could not be read, and were left out."
+        )
+
+
 class DatabaseMetrics:
     """The writer and the readers. The writer's thread writes the first two, a scrape asks for the others."""
 

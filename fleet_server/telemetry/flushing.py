@@ -42,6 +42,7 @@ Taken = list[tuple[TelemetryStream, list[Frame]]]
 class Prepared:
     """Rows of one flush, and what follows once they are stored."""
 
+    now_ms: int
     expired: list[tuple[str, int]] = field(default_factory=list)
     series: list[SeriesRow] = field(default_factory=list)
     chunks: list[ChunkRow] = field(default_factory=list)
@@ -141,7 +142,7 @@ class Flusher:
     def _prepare(self, nodes: dict[str, NodeSeries], taken: Taken) -> Prepared:
         """On the worker thread: rows for what was taken."""
         now_ms = self._clock.now_ms()
-        prepared = Prepared()
+        prepared = Prepared(now_ms)
         touched: dict[str, NodeSeries] = {}
         for stream, frames in taken:
             node = nodes.get(stream.node_id)
@@ -258,6 +259,7 @@ def _add_node(prepared: Prepared, node_id: str, node: NodeSeries, now_ms: int) -
 
 def _save(tx: Transaction, prepared: Prepared) -> None:
     store.delete_series(tx.conn, prepared.expired)
+    store.note_expiry(tx.conn, sorted({node_id for node_id, _ in prepared.expired}), prepared.now_ms)
     store.insert_series(tx.conn, prepared.series)
     store.insert_chunks(tx.conn, prepared.chunks)
     store.save_latest(tx.conn, prepared.latest)

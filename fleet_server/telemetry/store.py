@@ -66,6 +66,13 @@ def delete_series(conn: Connection, rows: Sequence[tuple[str, int]]) -> None:
         conn.exec_driver_sql(sql(conn, text), list(rows))
 
 
+def note_expiry(conn: Connection, node_ids: Sequence[str], at_ms: int) -> None:
+    """Note that numbers of these nodes' series may name others from now on."""
+    if node_ids:
+        text = "UPDATE telemetry_latest SET expired_at_ms = ? WHERE node_id = ?"
+        conn.exec_driver_sql(sql(conn, text), [(at_ms, node_id) for node_id in node_ids])
+
+
 def insert_chunks(conn: Connection, rows: Sequence[ChunkRow]) -> None:
     """Add chunks."""
     if rows:

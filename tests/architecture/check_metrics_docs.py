@@ -16,7 +16,7 @@ from fleet.metrics import MetricSpec, Registry
 from fleet.metrics_listener import Health, MetricsListener
 from fleet.process_metrics import ProcessMetrics
 from fleet_node.observability.metrics import NodeMetrics
-from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.observability.metrics import ExportMetrics, ServerMetrics
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -25,9 +25,10 @@ HEAD = """# Metrics
 Generated from the declarations in `fleet_server/observability/metrics.py`, `fleet_node/observability/metrics.py` and
 `shared/fleet/`; do not edit it by hand.
 
-The server answers at `http://127.0.0.1:9464/metrics`, a node at `http://127.0.0.1:9465/metrics`, in the Prometheus text
-format or OpenMetrics, whichever the scraper asks for. `/healthz` and `/readyz` stand beside it. The server's
-`/federate` holds the latest telemetry of the nodes, with a capped number of series.
+The server answers at `http://127.0.0.1:9464/metrics`, a node at `http://127.0.0.1:9465/metrics`, `fleet-server
+export` at `http://127.0.0.1:9466/metrics`, in the Prometheus text format or OpenMetrics, whichever the scraper asks
+for. `/healthz` and `/readyz` stand beside it. The server's `/federate` holds the latest telemetry of the nodes, with
+a capped number of series.
 
 Labels hold stable words: reasons (docs/protocol.md, "Refusals"), states, names of calls. A metric takes a limited
 number of label values; past that, updates are counted under the value `_other`.
@@ -42,7 +43,7 @@ def shared_specs() -> list[MetricSpec]:
     return list(registry.specs)
 
 
-def side_specs(side: type[ServerMetrics] | type[NodeMetrics]) -> list[MetricSpec]:
+def side_specs(side: type[ServerMetrics | NodeMetrics | ExportMetrics]) -> list[MetricSpec]:
     """What one side alone reports."""
     registry = Registry()
     before = len(registry.specs)
@@ -67,6 +68,7 @@ def render() -> str:
         [
             HEAD,
             f"## Server\n\n{table(side_specs(ServerMetrics))}\n",
+            f"## Export\n\n{table(side_specs(ExportMetrics))}\n",
             f"## Node\n\n{table(side_specs(NodeMetrics))}\n",
             f"## Both: process and listener\n\n{table(shared_specs())}\n",
         ]

@@ -200,8 +200,7 @@ class Wire:
             drain_deadline_ms=0,
             enrolled_at_ms=0,
             stream_epoch=epoch,
-            stream_id=f"{node_id}-{epoch}",
-            takeover_of=takeover_of,
+            stream_id="s",
         )
         self.commands = FakeCommands(unreconciled=list(unreconciled))
         self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()

@@ -1,0 +1,118 @@
+"""Decisions about telemetry that goes out: what still has to go, and what an answer of the receiver means. Pure.
+
+Chunks are numbered when they are inserted and appear when they are committed, so one may appear behind a later one. A
+cursor that only remembered the highest would lose it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+WINDOW_S = 60.0
+"""So long after a number was seen, no lower one appears any more: twice what a transaction may take (dialects)."""
+
+
+class Cursor:
+    """Which chunks have been exported. Everything up to `settled` has, or never will be seen.
+
+    Args:
+        settled: position that an earlier run had settled. What it exported beyond goes out again.
+    """
+
+    def __init__(self, settled: int) -> None:
+        self.settled = settled
+        self.newest = settled
+        self._done: set[int] = set()
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def exported(self, positions: Iterable[int]) -> None:
+        """The receiver took these, or they are of no use."""
+        self._done.update(positions)
+        self.newest = max(self.newest, max(self._done, default=self.newest))
+
+    def missing(self, positions: Iterable[int]) -> list[int]:
+        """Those of the positions that have not been exported."""
+        return [position for position in positions if position > self.settled and position not in self._done]
+
+    def settle(self, began_s: float) -> None:
+        """A look at everything between `settled` and `newest` found nothing that is missing.
+
+        Args:
+            began_s: monotonic seconds when the look began.
+        """
+        if self.newest > self.settled and (not self._seen or self._seen[-1][1] != self.newest):
+            self._seen.append((began_s, self.newest))
+        settled = self.settled
+        while self._seen and self._seen[0][0] <= began_s - WINDOW_S:
+            settled = self._seen.popleft()[1]
+        if settled != self.settled:
+            self.settled = settled
+            self._done = {position for position in self._done if position > settled}
+
+    def restart(self, position: int) -> None:
+        """Positions began anew, below what was settled."""
+        self.settled = self.newest = position
+        self._done.clear()
+        self._seen.clear()
+
+
+class Standing(StrEnum):
+    """What a receiver's answer asks for."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    LATER = "later"
+    SETUP = "setup"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request.
+
+    Args:
+        standing: TAKEN; REFUSED for good, with these points; LATER when it is to be sent again; SETUP when somebody has
+            to change the exporter's settings or the receiver's, until when it is sent again.
+        detail: the receiver's words, for people.
+        rejected: points that it did not take of a request that it took.
+        retry_after_s: seconds that it asks to wait.
+    """
+
+    standing: Standing
+    detail: str = ""
+    rejected: int = 0
+    retry_after_s: float | None = None
+
+
+_LATER_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_SETUP_STATUS = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 415})
+_LATER_CODES = frozenset(
+    {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED"}
+)
+_SETUP_CODES = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "NOT_FOUND"})
+
+
+def of_http_status(status: int) -> Standing:
+    """What an HTTP status says (OTLP 1.10, "OTLP/HTTP Response"; 500 may come of a receiver that starts)."""
+    if 200 <= status < 300:
+        return Standing.TAKEN
+    if status in _LATER_STATUS:
+        return Standing.LATER
+    return Standing.SETUP if status in _SETUP_STATUS else Standing.REFUSED
+
+
+def of_grpc_code(code: str) -> Standing:
+    """What the name of a gRPC status code says (OTLP 1.10, "Failures")."""
+    if code in _LATER_CODES:
+        return Standing.LATER
+    return Standing.SETUP if code in _SETUP_CODES else Standing.REFUSED
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, at most an hour; a date counts as none."""
+    try:
+        return None if value is None else min(max(0.0, float(value)), 3600.0)
+    except ValueError:
+        return None
