@@ -102,6 +102,7 @@ class Server(ServerRooms):
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
                 "process-metrics": self.process.run(),
+                **({"wakeups": self.relay.run()} if self.relay is not None else {}),
             }.items()
         ]
         if self._manager.listens:

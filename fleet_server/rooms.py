@@ -20,6 +20,8 @@ from fleet_server.certificates import ServerCertificates
 from fleet_server.commands.service import CommandService
 from fleet_server.config import Settings
 from fleet_server.database.engine import Connection, Database
+from fleet_server.database.relay import Relay
+from fleet_server.database.transports import transport_for
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.installation.service import InstallationService
@@ -88,6 +90,7 @@ class ServerRooms:
             wakeup=self.wakeup,
             cluster_name=self.settings.cluster_name,
         )
+        self.wakeup.on_hint("bundle", lambda _: self.trust.watch.look_soon(), pause_s=0.1)
         self.master_keys = MasterKeys(database=self.database, secrets=self._secrets, clock=self.clock)
         self.installation = InstallationService(
             database=self.database,
@@ -109,6 +112,7 @@ class ServerRooms:
 
     def build_rooms(self) -> None:
         """Everything that serves nodes and operators; once trust is loaded."""
+        self._build_relay()
         self._build_sessions()
         self._build_rotations()
         self._build_enrollment()
@@ -117,6 +121,21 @@ class ServerRooms:
         self._build_streams()
         self.installation.make_owners_with(self.operators.make_owner)
         self.trust.people.expect_first_owner(self.installation.first_owner_key)
+
+    def _build_relay(self) -> None:
+        """The way of wake-ups to the other replicas; none where there can be none."""
+        transport = transport_for(
+            self.settings.wakeup,
+            database_url=self.settings.resolved_database_url(),
+            cluster_id=self.trust.cluster_id,
+            ca_file=self.settings.wakeup_ca_file,
+            credentials_file=self.settings.wakeup_credentials_file,
+        )
+        self.relay = (
+            None
+            if transport is None
+            else Relay(transport=transport, wakeup=self.wakeup, clock=self.clock, metrics=self.metrics.wakeup)
+        )
 
     def _build_sessions(self) -> None:
         self.sessions = SessionService(

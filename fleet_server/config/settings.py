@@ -52,6 +52,23 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def _wakeup(value: str) -> str:
+    if value in ("", "auto", "off", "notify"):
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    scheme, separator, _ = parts[0].partition("://")
+    if scheme not in ("nats", "tls") or not separator:
+        raise ValueError("write auto, off, notify, or nats://host:port; tls://host:port for NATS over TLS")
+    for part in parts:
+        address = part.removeprefix(f"{scheme}://")
+        if "@" in address:
+            raise ValueError("credentials belong in a file, mode 0600, that wakeup_credentials_file names")
+        if address == part:
+            raise ValueError(f"write every server as {scheme}://host:port")
+        split_endpoint(address)
+    return ",".join(parts)
+
+
 def _name(value: str) -> str:
     if not _NAME.match(value):
         raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit")
@@ -158,6 +175,18 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="`sqlite:////folder/fleet.db` or `postgresql+psycopg://user:password@host/name`."
         " Empty: `fleet.db` in the data folder.",
+    )
+    wakeup: Annotated[str, AfterValidator(_wakeup)] = Field(
+        "",
+        description="How replicas wake each other at once; without it, or while it is down, they poll within 2 s."
+        " `notify`: LISTEN/NOTIFY of PostgreSQL. `nats://host:port`, or `tls://host:port`, several with commas: NATS"
+        " (package `fleet-gateway[nats]`). `off`: not at all. Empty or `auto`: `notify` on PostgreSQL.",
+    )
+    wakeup_credentials_file: Path | None = Field(
+        None, description="File, mode 0600, for NATS: an NKey seed, a `.creds` file, `user:password`, or a token."
+    )
+    wakeup_ca_file: Path | None = Field(
+        None, description="CAs (PEM) that sign the certificate of NATS. Empty: those of the machine."
     )
     database_readers: int = Field(4, ge=1, le=64, description="Connections, and threads, that read.")
     secret_encryption_key: SecretStr = Field(
@@ -294,6 +323,10 @@ class Settings(BaseSettings):
                 "strict mode, which production is in, needs product_root_key: make one offline with `fleetctl root"
                 " keygen`; or set strict = false, and whoever runs `fleet-server init` is the first owner"
             )
+        if self.wakeup not in ("", "auto", "off") and self.resolved_database_url().startswith("sqlite"):
+            yield "wakeup is for replicas, and SQLite serves one process: use PostgreSQL, or leave wakeup empty"
+        if (self.wakeup_credentials_file or self.wakeup_ca_file) and "://" not in self.wakeup:
+            yield "wakeup_credentials_file and wakeup_ca_file are for NATS: set wakeup to nats://host:port or tls://…"
         if self.session_ttl_s < 2 * self.heartbeat_interval_s:
             # Sessions are renewed at heartbeats: these would end before anybody asked.
             yield "session_ttl_s is less than two heartbeat_interval_s: raise it, or beat more often"

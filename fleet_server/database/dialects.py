@@ -128,6 +128,17 @@ def make_read_engine(url: URL, *, connections: int) -> Engine:
     return engine
 
 
+def postgresql_parameters(url: str) -> dict[str, Any]:
+    """What libpq needs for a connection outside of the engines, credentials included.
+
+    Args:
+        url: of a PostgreSQL database; see `parse_url`.
+    """
+    parsed = parse_url(url)
+    _, parameters = parsed.get_dialect()().create_connect_args(parsed)
+    return {**parameters, **_POSTGRESQL_CONNECT}
+
+
 def for_update(conn: Connection) -> str:
     """Suffix of a SELECT that locks its rows. SQLite needs none: its writer holds the whole database."""
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""

@@ -35,6 +35,7 @@ log = get_logger(__name__)
 OpenCounts = Callable[[Connection, Sequence[str]], Mapping[str, int]]
 Rotating = Callable[[Connection], Mapping[str, tuple[str, ...]]]
 _PAGE = 1000
+_HINT_PAUSE_S = 0.05
 
 
 class NodeDirectory:
@@ -64,6 +65,8 @@ class NodeDirectory:
         """Decisions about nodes that were committed here, or found to have been elsewhere: who read a row before one
         has to read it again."""
         self._poll = DecisionPoll(database=database, clock=clock, store=self._store, decided=self._decided_elsewhere)
+        wakeup.on_hint("node-state", lambda _: self._poll.poll_now(), pause_s=_HINT_PAUSE_S)
+        wakeup.on_hint("nodes", lambda _: wakeup.wake_nowait(["nodes"]), pause_s=_HINT_PAUSE_S)
 
     async def run_decisions(self) -> None:
         """Look for decisions that were made on other replicas, until cancelled."""
@@ -265,6 +268,7 @@ class NodeDirectory:
         self._store.note_decided(tx.conn, node_ids, self._clock.now_ms())
         tx.after_commit(self._decided)
         self._wake(tx, [f"node-state:{node_id}" for node_id in node_ids] + ["nodes"])
+        tx.after_commit(lambda: self._wakeup.tell_others_nowait(["node-state"]))
 
     def _decided(self) -> None:
         self.decisions += 1
@@ -275,7 +279,12 @@ class NodeDirectory:
 
     def _wake(self, tx: Transaction, topics: Iterable[str]) -> None:
         woken = list(topics)
-        tx.after_commit(lambda: self._wakeup.wake_nowait(woken))
+        tx.after_commit(lambda: self._woken(woken))
+
+    def _woken(self, topics: Sequence[str]) -> None:
+        self._wakeup.wake_nowait(topics)
+        if "nodes" in topics:
+            self._wakeup.tell_others_nowait(["nodes"])
 
 
 def _nothing_rotating(_conn: Connection) -> Mapping[str, tuple[str, ...]]:

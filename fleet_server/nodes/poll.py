@@ -1,8 +1,9 @@
 """Poll: decisions about nodes that were made on other replicas.
 
-A wake-up stays inside its process, so a replica that holds a node's stream hears of a decision made elsewhere by
-asking. One read for the whole fleet over the index of decisions: it finds nothing while nobody decides anything. A
-node is suspended or revoked on whichever replica holds it within a second (docs/operations/revoke.md).
+A hint from the replica that decided comes sooner, but nothing rests on it: a replica that holds a node's stream hears
+of a decision made elsewhere by asking. One read for the whole fleet over the index of decisions: it finds nothing while
+nobody decides anything. A node is suspended or revoked on whichever replica holds it within a second
+(docs/operations/revoke.md).
 Times of decisions only order them: each is later than those that were committed when it was made, so a replica whose
 clock is wrong is heard. One may be committed behind a later one; it is looked for as long as that can take.
 """
@@ -16,6 +17,7 @@ from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Bell
 from fleet_server.nodes.store import NodeStore
 
 log = get_logger(__name__)
@@ -41,17 +43,22 @@ class DecisionPoll:
         self._store = store
         self._decided = decided
         self._settled_ms: int | None = None
+        self._bell = Bell(clock)
         self._seen: deque[tuple[float, int]] = deque()
         self._told: dict[str, int] = {}
 
     async def run(self) -> None:
         """Poll until cancelled; a database that is away is asked again."""
         while True:
-            await self._clock.sleep(INTERVAL_S)
+            await self._bell.wait(INTERVAL_S)
             try:
                 await self.poll()
             except Refusal as refusal:
                 log.debug("decision_poll_put_off", reason=str(refusal.reason))
+
+    def poll_now(self) -> None:
+        """Another replica may have decided something: look at once."""
+        self._bell.ring_nowait()
 
     async def poll(self) -> None:
         """One round."""

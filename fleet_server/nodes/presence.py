@@ -203,7 +203,7 @@ class NodePresence(NodeDirectory):
             self._liveness.give_back(signs)
             raise
         if rows:
-            self._wakeup.wake_nowait(["nodes"])
+            self._wakeup.spread_nowait(["nodes"])
 
     def _close(self, tx: Transaction, node_id: str, epoch: int) -> bool:
         closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())

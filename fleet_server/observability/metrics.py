@@ -241,6 +241,43 @@ class DatabaseMetrics:
         self.commit_duration.observe(seconds)
 
 
+class WakeupMetrics:
+    """Hints between replicas, which only save time (docs/architecture.md, "How replicas wake each other")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.sent = registry.counter("fleet_server_wakeups_sent_total", "Wake-ups told to the other replicas.")
+        self.received = registry.counter("fleet_server_wakeups_received_total", "Wake-ups that other replicas told.")
+        self.lost = registry.counters(
+            "fleet_server_wakeups_dropped_total",
+            "Wake-ups not passed on one by one: so many waited that the replicas were told to poll everything instead"
+            " (overflow), so many came that this one does (flood), or it was none (malformed).",
+            labels=("why",),
+            values=("overflow", "flood", "malformed"),
+        )
+        self.transport_up = registry.gauge(
+            "fleet_server_wakeup_transport_up",
+            "1 while what this replica tells the others comes back to it, or nothing is configured to tell them with;"
+            " at 0 replicas only poll.",
+        )
+        self.transport_up.set(1)
+
+    def told(self, words: int) -> None:
+        """So many words were sent."""
+        self.sent.inc(words)
+
+    def heard(self, words: int) -> None:
+        """So many words of other replicas came."""
+        self.received.inc(words)
+
+    def dropped(self, why: str, words: int) -> None:
+        """So many were not sent, or not read."""
+        self.lost.labels(why).inc(words)
+
+    def up(self, up: bool) -> None:
+        """Whether what is said is heard."""
+        self.transport_up.set(1 if up else 0)
+
+
 class AuditMetrics:
     """The audit chains (docs/protocol.md, "Audit")."""
 
@@ -315,4 +352,5 @@ class ServerMetrics:
         self.commands = CommandMetrics(registry)
         self.telemetry = TelemetryMetrics(registry)
         self.database = DatabaseMetrics(registry)
+        self.wakeup = WakeupMetrics(registry)
         self.audit = AuditMetrics(registry)

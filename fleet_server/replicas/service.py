@@ -21,6 +21,7 @@ from fleet_server.replicas.rules import DrainRequest, HeartbeatWatch, ReplicaRec
 log = get_logger(__name__)
 
 ENDED_KEPT_MS = 24 * 3600 * 1000
+_HINT_PAUSE_S = 0.5  # each has it beat, which writes
 
 
 class ReplicaService:
@@ -69,6 +70,7 @@ class ReplicaService:
         self._drain: DrainRequest | None = None
         self._drain_asked = asyncio.Event()
         self._woken = asyncio.Event()
+        wakeup.on_hint("replica", self._hinted, pause_s=_HINT_PAUSE_S)
 
     async def register(self) -> None:
         """Write this process's row, and clear away what an earlier process of the same id left."""
@@ -151,7 +153,7 @@ class ReplicaService:
             store.request_drain(tx.conn, wanted, request)
             detail: Mapping[str, JSON] = {"deadline_s": deadline_s, "reason": gateway_pb2.GoawayReason.Name(goaway)}
             self._tell(tx, AuditKind.REPLICA_DRAIN_REQUESTED, actor, wanted, detail)
-            tx.after_commit(lambda: self._wakeup.wake_nowait([f"replica:{wanted}"]))
+            tx.after_commit(lambda: self._wakeup.spread_nowait([f"replica:{wanted}"]))
             return self._known(tx.conn, wanted)
 
         return await self._database.write(work)
@@ -206,6 +208,10 @@ class ReplicaService:
         if own is not None and own.drain is not None and own.drain != self._drain:
             self._drain = own.drain
             self._drain_asked.set()
+
+    def _hinted(self, replica_ids: frozenset[str] | None) -> None:
+        if replica_ids is None or self.replica_id in replica_ids:
+            self._woken.set()
 
     async def _wait_next(self) -> None:
         tick = asyncio.ensure_future(self._clock.sleep(rules.HEARTBEAT_INTERVAL_S))

@@ -376,7 +376,7 @@ class TrustService:
         }
         if bundle is not None and (self._bundle is None or bundle.version > self._bundle.version):
             self._bundle = bundle
-            self._wakeup.wake_nowait([TOPIC])
+            self._wakeup.spread_nowait([TOPIC])
 
 
 async def _or_say(work: Awaitable[None]) -> None:

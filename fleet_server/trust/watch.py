@@ -49,9 +49,16 @@ class BundleWatch:
     async def look(self) -> None:
         """Look now. Whoever asks meanwhile shares the next look, and two of them keep a pause; a database that is away
         has no news."""
+        await asyncio.shield(self._next_look())
+
+    def look_soon(self) -> None:
+        """As `look`, for who does not wait for it."""
+        self._next_look()
+
+    def _next_look(self) -> asyncio.Task[None]:
         if self._next is None:
             self._next = asyncio.create_task(self._look_next())
-        await asyncio.shield(self._next)
+        return self._next
 
     async def _look_next(self) -> None:
         if self._looked_at is not None:
