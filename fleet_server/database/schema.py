@@ -181,6 +181,8 @@ nodes = Table(
     Column("drain_deadline_ms", BigInteger, nullable=False, server_default="0"),
     # When something was decided about the node last: other replicas look for it.
     Column("decided_at_ms", BigInteger, nullable=False, server_default="0"),
+    # Which stream the newest one took over from.
+    Column("takeover_of", _id(), nullable=False, server_default=""),
     Index("ix_nodes_decided_at", "decided_at_ms"),
 )
 

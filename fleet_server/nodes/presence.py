@@ -55,7 +55,14 @@ class NodePresence(NodeDirectory):
         return self._clock.now_ms()
 
     def open_stream(
-        self, tx: Transaction, node_id: str, *, stream_id: str, replica_id: str, last_accepted_seq: int
+        self,
+        tx: Transaction,
+        node_id: str,
+        *,
+        stream_id: str,
+        takeover_of: str = "",
+        replica_id: str,
+        last_accepted_seq: int,
     ) -> int:
         """Take the next stream epoch, and raise the seq counter to what the node accepted (docs/protocol.md,
         "Delivery": after a
@@ -72,6 +79,7 @@ class NodePresence(NodeDirectory):
             tx.conn,
             node_id,
             stream_id=stream_id,
+            takeover_of=takeover_of if takeover_of.isascii() and takeover_of.isalnum() else "",  # a node wrote it
             replica_id=replica_id,
             accepted=last_accepted_seq,
             now_ms=self._clock.now_ms(),

@@ -31,6 +31,7 @@ class DrainState(StrEnum):
 class NodeRecord:
     """One node: what an operator decided, what its streams left behind, and what it reported.
 
+    `takeover_of` is the stream that the newest one said it takes over from; empty when it came from nowhere.
     A row whose MAC does not fit is shown QUARANTINED and without labels, whatever its columns say, and `intact` is
     False: nothing in
     it may be believed. Times are Unix milliseconds, `rtt_us` microseconds, `clock_offset_ms` node clock minus server
@@ -67,6 +68,7 @@ class NodeRecord:
     bundle_generation: int = 0
     bundle_number: int = 0
     config_version: int = 0
+    takeover_of: str = ""
     open_commands: int = 0
     rotating: tuple[str, ...] = ()
     checklist_open: int = 0

@@ -26,7 +26,7 @@ _COLUMNS = (
     ", ".join(f"n.{column}" for column in _AUTHORITY.split(", "))
     + ", n.last_seq, n.last_accepted_seq, n.stream_epoch, n.stream_id, n.replica_id, n.online, n.last_seen_ms, n.rtt_us"
     ", n.clock_offset_ms, n.drain_state, n.drain_deadline_ms, p.version, p.reported_labels, p.drivers_sha256"
-    ", p.max_in_flight, p.bundle_generation, p.bundle_number, p.config_version"
+    ", p.max_in_flight, p.bundle_generation, p.bundle_number, p.config_version, n.takeover_of"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM nodes n LEFT JOIN node_profiles p ON p.node_id = n.node_id"  # noqa: S608 - constants
 
@@ -149,7 +149,8 @@ class NodeStore:
     def end_streams(self, conn: Connection, node_id: str) -> None:
         """Leave every stream of a node behind: nothing more is sent on it, and it ends."""
         text = (
-            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = '', replica_id = '', online = 0"
+            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = '', takeover_of = '', replica_id = '',"
+            " online = 0"
             " WHERE node_id = ?"
         )
         conn.exec_driver_sql(sql(conn, text), (node_id,))
@@ -171,7 +172,8 @@ class NodeStore:
         """
         text = (
             "UPDATE nodes SET identity_key = ?, sealing_key = ?, state = ?, state_reason = ?, enrolled_at_ms = ?,"
-            " mac = ?, stream_epoch = stream_epoch + 1, stream_id = '', replica_id = '', online = 0"
+            " mac = ?, stream_epoch = stream_epoch + 1, stream_id = '', takeover_of = '', replica_id = '',"
+            " online = 0"
             " WHERE node_id = ? AND mac = ?"
         )
         identity, sealing, _, state, reason, enrolled_at_ms, mac = self._authority_row(after)[4:]
@@ -210,15 +212,24 @@ class NodeStore:
         return conn.exec_driver_sql(sql(conn, text), (state, node_id, state)).rowcount == 1
 
     def open_stream(
-        self, conn: Connection, node_id: str, *, stream_id: str, replica_id: str, accepted: int, now_ms: int
+        self,
+        conn: Connection,
+        node_id: str,
+        *,
+        stream_id: str,
+        takeover_of: str,
+        replica_id: str,
+        accepted: int,
+        now_ms: int,
     ) -> int | None:
         """Raise the epoch, and the seq counter to what the node accepted; the new epoch, None when the node is gone."""
         text = (
-            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = ?, replica_id = ?, online = 1,"
-            " last_seen_ms = ?, last_accepted_seq = ?, last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END"
+            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = ?, takeover_of = ?, replica_id = ?,"
+            " online = 1, last_seen_ms = ?, last_accepted_seq = ?,"
+            " last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END"
             " WHERE node_id = ? RETURNING stream_epoch"
         )
-        fields = (stream_id, replica_id, now_ms, accepted, accepted, accepted, node_id)
+        fields = (stream_id, takeover_of, replica_id, now_ms, accepted, accepted, accepted, node_id)
         row = conn.exec_driver_sql(sql(conn, text), fields).first()
         return None if row is None else int(row[0])
 
@@ -317,6 +328,7 @@ class NodeStore:
             _reported(live[12]),
             live[13] or b"",
             *(number or 0 for number in live[14:18]),
+            live[18],
         )
         return NodeRecord(*fields)
 

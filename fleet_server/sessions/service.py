@@ -247,6 +247,7 @@ class SessionService(HandshakeService):
             tx,
             node.node_id,
             stream_id=stream_id,
+            takeover_of=said.takeover_of[:MAX_ID_CHARS],
             replica_id=replica_id,
             last_accepted_seq=body.last_accepted_seq,
         )

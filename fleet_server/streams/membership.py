@@ -10,6 +10,7 @@ from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.rules import replaced_by_another
 from fleet_server.nodes.service import NodeService
 from fleet_server.sessions.claim import StreamClaim
+from fleet_server.streams import overtaken
 from fleet_server.streams.command_lane import CommandLane
 
 _REMOVED = {
@@ -22,6 +23,7 @@ _REMOVED = {
 class Leaving(Protocol):
     """A stream as far as its membership needs it."""
 
+    stream_id: str
     commands: CommandLane
 
     def send(self, frame: gateway_pb2.ServerControl) -> None:
@@ -44,7 +46,18 @@ class Leaving(Protocol):
 class Membership:
     """Keeps one stream in step with its node's row."""
 
-    __slots__ = ("_claimed", "_decisions", "_drain_sent", "_enrolled_at_ms", "_epoch", "_node_id", "_nodes", "_stream")
+    __slots__ = (
+        "_claimed",
+        "_decisions",
+        "_doubt",
+        "_drain_sent",
+        "_enrolled_at_ms",
+        "_epoch",
+        "_node_id",
+        "_nodes",
+        "_overtaken",
+        "_stream",
+    )
 
     def __init__(self, nodes: NodeService, claim: StreamClaim, stream: Leaving) -> None:
         self._nodes = nodes
@@ -55,6 +68,14 @@ class Membership:
         self._decisions = claim.decisions
         self._stream = stream
         self._drain_sent = False
+        self._doubt: Refusal | None = None
+        self._overtaken = False
+
+    def doubt(self, refusal: Refusal) -> None:
+        """Something that this stream did was refused, for it is not the newest of its node: the row tells whether the
+        node itself took over, at whichever replica."""
+        self._doubt = refusal
+        self._stream.refresh_membership()
 
     def start(self) -> None:
         """Act on the row that the stream was claimed with."""
@@ -77,8 +98,8 @@ class Membership:
             detail = f"an operator set this node to {node.state}: {node.state_reason or 'no reason was given'}"
             self._remove(*_REMOVED[node.state], detail)
             return
-        if node.stream_epoch > self._epoch and not node.stream_id:
-            self._stream.end(Refusal(Reason.SUPERSEDED, "an operator adopted this node: connect again"))
+        if node.stream_epoch > self._epoch or self._doubt is not None:
+            self._leave_behind(node)
             return
         draining = node.drain_state != "NONE"
         self._stream.commands.hold(draining)
@@ -88,6 +109,13 @@ class Membership:
             self._stream.send(
                 gateway_pb2.ServerControl(drain=gateway_pb2.DrainNode(drain=draining, deadline_ms=deadline_ms))
             )
+
+    def _leave_behind(self, node: NodeRecord) -> None:
+        if node.stream_epoch > self._epoch and not node.stream_id and not node.takeover_of:
+            self._stream.end(Refusal(Reason.SUPERSEDED, "an operator adopted this node: connect again"))
+        elif not self._overtaken:
+            self._overtaken = True
+            overtaken.leave_behind(self._stream, takeover_of=node.takeover_of)
 
     async def drained(self, drained: gateway_pb2.Drained) -> None:
         """The node says that nothing runs any more; progress reports on the way there change nothing."""

@@ -23,13 +23,12 @@ from fleet.v1 import gateway_pb2
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import StreamMetrics
 from fleet_server.sessions.service import SessionService
-from fleet_server.streams import rules
+from fleet_server.streams import overtaken, rules
 from fleet_server.streams.command_lane import CommandLane
 from fleet_server.streams.stream import Stream
 
 log = get_logger(__name__)
 
-_TAKEOVER_GRACE_S = 15.0
 _TICK_S = 0.1
 _FIRST_PING_S = 0.5
 
@@ -106,20 +105,22 @@ class StreamRegistry:
 
     def add(self, stream: Stream) -> None:
         """A stream was welcomed; it is the newest of its node."""
-        older = self._newest.get(stream.node_id)
+        newest = self._newest.get(stream.node_id)
         taken_over = self._all.get(stream.takeover_of)
         if taken_over is not None and taken_over.node_id == stream.node_id:
             stream.commands.continue_from(taken_over.commands)
+        # Of two claims at once the later one may get here first: the epoch says which stream is newest.
+        older, newer = (stream, newest) if newest and newest.epoch > stream.epoch else (newest, stream)
         if older is not None:
             self._overtaken.setdefault(stream.node_id, []).append(older)
-        self._newest[stream.node_id] = stream
+        self._newest[stream.node_id] = newer
         self._all[stream.stream_id] = stream
         self._empty.clear()
         self._metrics.opens.inc()
         self._metrics.open.set(len(self._all))
         self._schedule(stream, _FIRST_PING_S)
         if older is not None:
-            self._supersede(older, by=stream)
+            overtaken.leave_behind(older, takeover_of=newer.takeover_of)
 
     def remove(self, stream: Stream) -> None:
         """A stream has ended."""
@@ -194,13 +195,3 @@ class StreamRegistry:
     def _schedule(self, stream: Stream, at_most_s: float = float("inf")) -> None:
         due = self._clock.monotonic() + min(self.heartbeat_interval_ms / 1000, at_most_s)
         heapq.heappush(self._due, (due, next(self._order), stream))
-
-    def _supersede(self, older: Stream, by: Stream) -> None:
-        older.commands.stop()
-        refusal = Refusal(Reason.SUPERSEDED, "a newer stream of this node was welcomed")
-        if by.takeover_of != older.stream_id:
-            older.goaway(gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_SUPERSEDED, resume=False))
-            older.end(refusal)
-            return
-        loop = asyncio.get_running_loop()
-        loop.call_later(_TAKEOVER_GRACE_S, older.end, refusal)

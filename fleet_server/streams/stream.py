@@ -33,6 +33,7 @@ from fleet_server.streams import frames, rules
 from fleet_server.streams.audit_lane import AuditLane
 from fleet_server.streams.bundle_lane import BundleLane
 from fleet_server.streams.command_lane import CommandLane
+from fleet_server.streams.credential_lane import CredentialLane
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.membership import Membership
 from fleet_server.streams.notice_lane import NoticeLane
@@ -45,7 +46,6 @@ from fleet_server.trust.service import TrustService
 
 log = get_logger(__name__)
 
-_CERTIFICATE_EVERY_S = 60.0
 _LAST_WRITE_S = 2.0  # a peer that stopped reading must not keep its node online; its transport is reaped later
 
 
@@ -100,7 +100,7 @@ class Stream:
         self._outbox = Outbox()
         self._ending: Refusal | None = None
         self._ended = False
-        self._orders = claim.orders
+        self._credentials = CredentialLane(claim, rooms.sessions, rooms.clock, self.send)
         self._accepted_seq = claim.hello_body.last_accepted_seq
         self._clock_offset_ms = 0
         self._turn = claim.turn
@@ -130,7 +130,6 @@ class Stream:
         self._audit: AuditLane | None = None  # made with the first row: an idle node sends none
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
-        self._certificate_from_s = 0.0  # monotonic: no certificate before
         self._writing = False
         self._patience = asyncio.timeout(None)  # with the peer's reading; runs from the end of the stream on
 
@@ -156,8 +155,7 @@ class Stream:
             )
             self.send(gateway_pb2.ServerControl(floor=floor))
         self.membership.start()
-        for order in self._orders:
-            self.send(order)
+        self._credentials.start()
         self.commands.wake()
         self.commands.wake_cancels()
         try:
@@ -245,15 +243,7 @@ class Stream:
 
     async def _refresh_membership(self) -> None:
         await self.membership.refresh()
-        orders = await self._rooms.sessions.rotations.orders(self.node_id)
-        if orders != self._orders:
-            self._orders = orders
-            for order in orders:
-                self.send(order)
-
-    async def _take_keys(self, statement: trust_pb2.Signed) -> None:
-        taken = await self._rooms.sessions.rotations.take_keys(self.node_id, statement)
-        self.send(gateway_pb2.ServerControl(node_keys=taken))
+        await self._credentials.refresh()
 
     async def _read(self) -> None:
         try:
@@ -321,7 +311,7 @@ class Stream:
         elif kind == "audit":
             self._take_audit(control.audit)
         elif kind in ("node_key_rotation", "rotation_answer", "certificate_request"):
-            notice(lambda: self._take_credential(control))
+            notice(lambda: self._credentials.take(control))
         elif kind == "goodbye":
             self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
@@ -379,21 +369,9 @@ class Stream:
             return
         self.pulse.session_renewed(expires_at_ms)
 
-    async def _take_credential(self, control: gateway_pb2.NodeControl) -> None:
-        if control.HasField("node_key_rotation"):
-            await self._take_keys(control.node_key_rotation)
-        elif control.HasField("rotation_answer"):
-            await self._rooms.sessions.rotations.answered(self.node_id, control.rotation_answer)
-        else:
-            await self._certify(control.certificate_request)
-
-    async def _certify(self, request: gateway_pb2.CertificateRequest) -> None:
-        now = self._rooms.clock.monotonic()
-        if now < self._certificate_from_s:
-            raise Refusal(Reason.MALFORMED, "a stream asks for a certificate once a minute at most: update the node")
-        self._certificate_from_s = now + _CERTIFICATE_EVERY_S
-        issued = await self._rooms.sessions.certificates.issue(self.node_id, request.public_key)
-        self.send(gateway_pb2.ServerControl(certificate=issued))
-
     def _failed(self, error: Exception) -> None:
+        if isinstance(error, Refusal) and error.reason is Reason.SUPERSEDED and not self._ended:
+            self.commands.stop()
+            self.membership.doubt(error)  # a takeover leaves this stream its last words, wherever it was welcomed
+            return
         self.end(error if isinstance(error, Refusal) else incident("stream", error))

@@ -31,6 +31,11 @@ def upgrade() -> None:
     op.add_column("replicas", sa.Column("endpoints", sa.Text(), server_default="", nullable=False))
     # Which schema the server was built with; empty means 0001.
     op.add_column("replicas", sa.Column("schema_revision", sa.String(length=32), server_default="", nullable=False))
+    # How many streams it may hold, 0 for unknown, and how many handshakes a second it takes on now.
+    op.add_column("replicas", sa.Column("max_streams", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("replicas", sa.Column("admitted_per_s", sa.Double(), server_default="0", nullable=False))
+    # Which stream the newest one took over from.
+    op.add_column("nodes", sa.Column("takeover_of", sa.String(length=64), server_default="", nullable=False))
     # Telemetry that goes out: how far, and by whom; and whether numbers of a node's series were given away.
     op.add_column("telemetry_latest", sa.Column("expired_at_ms", sa.BigInteger(), server_default="0", nullable=False))
     op.create_table(

@@ -200,7 +200,8 @@ class Wire:
             drain_deadline_ms=0,
             enrolled_at_ms=0,
             stream_epoch=epoch,
-            stream_id="s",
+            stream_id=f"{node_id}-{epoch}",
+            takeover_of=takeover_of,
         )
         self.commands = FakeCommands(unreconciled=list(unreconciled))
         self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()

@@ -1,0 +1,62 @@
+"""Nodes that move from replica to replica under traffic: make before break, nothing lost, nothing twice."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fleet.v1 import command_pb2, gateway_pb2
+from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
+from tests.integration.several import several
+from tests.integration.traffic import more, traffic
+from tests.integration.waiting import eventually
+
+if TYPE_CHECKING:
+    from tests.fakes.postgres import PostgresServer
+
+MOVES = 6
+
+
+@pytest.fixture
+async def replicas(tmp_path: Path, postgres: "PostgresServer") -> AsyncIterator[list[Installation]]:
+    """Two of them."""
+    async with several(tmp_path, postgres, ["replica-a", "replica-b"]) as running:
+        yield running
+
+
+async def check_all_ran_once_in_order(at: Installation, node: RunningNode, orders: list[str]) -> None:
+    """Every command of the orders succeeded, none ran twice, and they ran in the order of their seqs."""
+    views = [view for issue in orders for view in await at.owner.outcomes(issue)]
+    assert Counter(view.state for view in views) == {command_pb2.COMMAND_STATE_SUCCEEDED: len(views)}
+    assert_each_ran_once(node, [view.command_id for view in views])
+    assert sorted(view.monotonic_seq for view in views) == list(range(1, len(views) + 1))
+
+
+def closes(at: Installation) -> dict[str, float]:
+    """How streams ended there, by reason."""
+    return {name: counter.value for (name,), counter in at.server.metrics.streams.closes.items() if counter.value}
+
+
+async def test_a_node_that_moves_between_replicas_under_traffic_loses_nothing_and_leaves_with_a_goodbye(
+    replicas: list[Installation],
+) -> None:
+    """The older stream's replica meets the newer epoch at its next claim, long before the node's goodbye arrives."""
+    here, there = replicas
+    node = await here.add_node("n-1", endpoints=(here.gateway, there.gateway))
+    at, to = here, there
+    async with traffic(here, "n-1") as orders:
+        for _ in range(MOVES):
+            await more(orders, 3)
+            (stream,) = [each for each in at.server.streams if not each.ended]
+            goaway = gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_REBALANCE, resume=True)
+            goaway.endpoints.append(to.gateway)
+            stream.goaway(goaway)
+            await eventually(lambda to=to: len(to.server.streams) == 1, "the node has moved")  # type: ignore[misc]
+            await eventually(lambda at=at: len(at.server.streams) == 0, "its older stream is gone")  # type: ignore[misc]
+            at, to = to, at
+    await check_all_ran_once_in_order(there, node, orders)
+    assert node.link.streams_opened == 1 + MOVES
+    ended = Counter(closes(here)) + Counter(closes(there))
+    assert ended == {"GOODBYE_TAKEOVER": MOVES}
