@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet_server.db_verb import db
 from fleet_server.export_verb import export
 from fleet_server.run_verb import run
 from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, settings_options
@@ -25,7 +26,7 @@ from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, 
 if TYPE_CHECKING:
     from fleet_server.config import Settings
 
-_SHOWN_DIFFERENCES = 3
+_SHOWN_REFUSED = 3
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -158,93 +159,7 @@ def _effective(settings: Settings) -> dict[str, str]:
     return effective
 
 
-@main.group()
-def db() -> None:
-    """The database's schema."""
-
-
-@db.command(cls=Verb, example="fleet-server db upgrade")
-@settings_options
-def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Bring the schema to this server's revision. Servers of the older revision have to be stopped first."""
-    from fleet_server import bootstrap
-    from fleet_server.database.migrate import SchemaState
-
-    report = bootstrap.upgrade_schema(load_settings(file, data_dir, pairs).settings)
-    if report.state is SchemaState.CURRENT:
-        click.echo(f"schema revision {report.wanted}: nothing to do")
-    else:
-        click.echo(f"schema revision {report.wanted}, before: {report.found or 'empty'}")
-
-
-@db.command(cls=Verb, example="fleet-server db check")
-@settings_options
-def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Compare the schema with this server: its revision, and every table; exit code 3 when they differ."""
-    from fleet_server.database import migrate
-    from fleet_server.database.migrate import SchemaState
-
-    url = load_settings(file, data_dir, pairs).settings.resolved_database_url()
-    report = migrate.check(url)
-    steps = {
-        SchemaState.EMPTY: "run `fleet-server init`",
-        SchemaState.OLDER: "run `fleet-server db upgrade`",
-        SchemaState.NEWER: "install the newer fleet-server",
-    }
-    if report.state is not SchemaState.CURRENT:
-        found = report.found or "none"
-        raise Refused(f"the schema is {report.state} (revision {found}, needed {report.wanted}): {steps[report.state]}")
-    if found_otherwise := migrate.differences(url):
-        first, left = "; ".join(found_otherwise[:_SHOWN_DIFFERENCES]), len(found_otherwise) - _SHOWN_DIFFERENCES
-        raise Refused(
-            f"the schema says revision {report.wanted} but is not that: {first}"
-            f"{f'; and {left} more' if left > 0 else ''}\n"
-            "restore the database from a backup, or undo what was changed in it by hand"
-        )
-    click.echo(f"schema revision {report.wanted}: current, and every table as it should be")
-
-
-@db.command(cls=Verb, example="fleet-server db restored --reason 'disk of the primary failed'")
-@click.option("--reason", required=True, help="Reason for the audit.")
-@settings_options
-def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Say that the database was restored from a backup: nodes, which are ahead of it, are not taken for clones, and
-    the audit goes on from what the backup holds of it.
-
-    Run it once after the restore, before servers start: one that ran through it remembers more of the audit than the
-    database does, and raises an alarm. Nodes that a server set aside meanwhile need `fleetctl nodes adopt`.
-    """
-    import asyncio
-
-    from fleet.clock import SystemClock
-    from fleet.redaction import printable
-    from fleet_server import bootstrap
-    from fleet_server.restored import note_restored
-
-    settings = load_settings(file, data_dir, pairs).settings
-    bootstrap.require_schema(settings)
-    secrets = bootstrap.load_secrets(settings)
-    noted = asyncio.run(
-        note_restored(
-            settings.resolved_database_url(), secrets, SystemClock(), reason, cluster_name=settings.cluster_name
-        )
-    )
-    click.echo(f"{noted.nodes} nodes may come as they are, once")
-    for name in map(printable, noted.left):
-        click.echo(
-            f"node {name} may not, for the record of its ratchet was changed outside the server: it will be set aside"
-        )
-        click.echo(f"  `fleetctl nodes adopt {name}` lets it in then")
-    for writer, number in noted.audit.chains.items():
-        click.echo(f"audit chain {writer} was not as a server wrote it: taken as it is, up to row {number}")
-    for writer, (first, last) in noted.audit.unvouched.items():
-        click.echo(f"nobody vouches for rows {first} to {last} of {writer}: read them before you believe them")
-    if noted.spent_written_again:
-        click.echo(
-            "the record of what was revoked did not stand: look through `fleetctl operators list`, and revoke again"
-        )
-    if noted.audit.checkpoint is not None:
-        click.echo(f"the newest audit checkpoint was not known: taken to be {noted.audit.checkpoint}")
+main.add_command(db)
 
 
 @main.group()
@@ -287,7 +202,7 @@ def rekey(new_key_file: Path | None, file: Path | None, data_dir: str | None, pa
     outcome = asyncio.run(change.run())
     click.echo(f"{outcome.done} rows are under the new key now; nothing needs the old one any more")
     if outcome.refused:
-        shown = "\n".join(outcome.refused[:_SHOWN_DIFFERENCES])
+        shown = "\n".join(outcome.refused[:_SHOWN_REFUSED])
         raise Refused(
             f"{len(outcome.refused)} rows verify under neither key and were left: they were changed around the"
             f" server, which refuses them as well\n{shown}"

@@ -26,7 +26,7 @@ from fleet_server.config import Settings
 from fleet_server.database import migrate
 from fleet_server.database.dialects import dialect_of, parse_url
 from fleet_server.database.engine import Database
-from fleet_server.database.migrate import SchemaError, SchemaReport, SchemaState
+from fleet_server.database.migrate import RUNNABLE, SchemaError, SchemaReport, SchemaState
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.secrets import (
@@ -185,18 +185,20 @@ def open_tls(settings: Settings, clock: Clock) -> ServerCertificates:
 
 
 def require_schema(settings: Settings) -> None:
-    """Check that the database has this server's schema. An older SQLite file is upgraded here and now, once no other
-    server works on it.
+    """Check that the database has this server's schema, or a newer one that it may run on. An older SQLite file is
+    upgraded here and now, once no other server works on it.
 
     Raises:
         NotInitialisedError: it is empty.
         AlreadyRunningError: it is older, and a server runs on it.
-        SchemaError: older or newer; the message names the command.
+        SchemaError: older, or too new; the message names the command.
         DatabaseUnreachableError: it does not answer.
     """
     url = settings.resolved_database_url()
     report = migrate.check(url)
-    if report.state is SchemaState.CURRENT:
+    if report.state is SchemaState.COMPATIBLE:
+        log.info("database_is_newer", revision=report.found, own_revision=report.wanted)
+    if report.state in RUNNABLE:
         return
     if report.state is SchemaState.EMPTY:
         raise _not_initialised(settings)
@@ -227,7 +229,7 @@ def upgrade_schema(settings: Settings) -> SchemaReport:
     report = migrate.check(url)
     if report.state is SchemaState.EMPTY:
         raise _not_initialised(settings)
-    if report.state is SchemaState.CURRENT:
+    if report.state in RUNNABLE:
         return report
     with sole_server(settings):
         return migrate.upgrade(url)

@@ -15,14 +15,21 @@ from sqlalchemy import Connection
 
 from fleet_server.database.schema import metadata
 
+_UNKNOWN = "is unknown here"
 
-def differences(connection: Connection) -> list[str]:
+
+def differences(connection: Connection, *, unknown_too: bool = True) -> list[str]:
     """One clause for each difference, such as "index ix_commands_open is missing"; none when all is as it should be.
 
     Tables, columns with their types, indexes, unique constraints and foreign keys.
+
+    Args:
+        connection: to the database.
+        unknown_too: what the database has and `schema` has not is a difference as well.
     """
     context = MigrationContext.configure(connection, opts={"include_name": _is_ours, "compare_type": True})
-    return [clause for change in compare_metadata(context, metadata) for clause in _clauses(change)]
+    clauses = [clause for change in compare_metadata(context, metadata) for clause in _clauses(change)]
+    return [clause for clause in clauses if unknown_too or not clause.endswith(_UNKNOWN)]
 
 
 def _is_ours(name: str | None, kind: str, _parents: Mapping[str, str | None]) -> bool:
@@ -41,7 +48,7 @@ def _clauses(change: Any) -> Iterator[str]:
         case ("add_column", _, table, column):
             yield f"column {table}.{column.name} is missing"
         case ("remove_column", _, table, column):
-            yield f"column {table}.{column.name} is unknown here"
+            yield f"column {table}.{column.name} {_UNKNOWN}"
         case ("modify_type", _, table, column, _, found, wanted):
             yield f"column {table}.{column} is {found}, not {wanted}"
         case ("modify_nullable", _, table, column, _, _, wanted):
@@ -49,7 +56,7 @@ def _clauses(change: Any) -> Iterator[str]:
         case (("add_index" | "add_constraint" | "add_fk") as what, part):
             yield f"{_KINDS[what]} {part.name} of {part.table.name} is missing"
         case (("remove_index" | "remove_constraint" | "remove_fk") as what, part):
-            yield f"{_KINDS[what]} {part.name or '(without a name)'} of {part.table.name} is unknown here"
+            yield f"{_KINDS[what]} {part.name or '(without a name)'} of {part.table.name} {_UNKNOWN}"
         case (what, *_):
             yield str(what)
 

@@ -11,6 +11,9 @@ import contextlib
 import os
 import socket
 import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +31,9 @@ LOCK_TIMEOUT_MS = 10_000
 WRITER_LOCK_TIMEOUT_MS = 200
 """PostgreSQL looks for a circle of waits after a second, and only its superuser may change that: a writer tries again
 before, for all that a replica has to write waits as long."""
+SCHEMA_LOCK_TIMEOUT_MS = 500
 CONNECT_TIMEOUT_S = 5
+_LOCK_ASKED_EVERY_S = 0.1
 
 _SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that all programs on a database share
 _INSTALLATION_LOCK = _SCHEMA_LOCK + 1
@@ -157,7 +162,7 @@ def is_lost(error: Exception) -> bool:
     return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
 
 
-def is_contended(error: Exception) -> bool:
+def is_contended(error: BaseException) -> bool:
     """Whether another replica held a row too long, or each of the two waited for the other: it may be tried again."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONTENDED
 
@@ -175,24 +180,45 @@ def hang_up(conn: Connection) -> None:
                 wire.shutdown(socket.SHUT_RDWR)
 
 
-def lock_schema(conn: Connection) -> None:
-    """Let one server at a time change the schema, for as long as that takes. SQLite's transaction is that lock
-    already."""
-    if conn.dialect.name == "postgresql":
-        _wait_for(conn, _SCHEMA_LOCK)
+@contextmanager
+def schema_change(engine: Engine) -> Iterator[Connection]:
+    """A connection to change the schema on, one server at a time. SQLite: all of it is one transaction, the
+    connection's. PostgreSQL: no transaction is open, each migration has one of its own, and no lock on a table is
+    waited for long: behind a change that waits for somebody's long transaction, everybody would wait."""
+    if engine.dialect.name == "sqlite":
+        with engine.begin() as connection:
+            yield connection
+        return
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"SET statement_timeout = 0; SET lock_timeout = {SCHEMA_LOCK_TIMEOUT_MS}")
+        _wait_for(connection, f"pg_try_advisory_lock({_SCHEMA_LOCK})")
+        connection.commit()
+        yield connection  # the lock ends with the connection, which no pool keeps
+
+
+def long_transactions(conn: Connection) -> str:
+    """Who has worked for longer than a second in this PostgreSQL database, oldest first, for people."""
+    found = conn.exec_driver_sql(
+        "SELECT pid, application_name, extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start < now() - interval '1 second'"
+        " ORDER BY xact_start LIMIT 3"
+    )
+    shown = [f"process {pid} ({name or 'unnamed'}) since {seconds} s" for pid, name, seconds in found]
+    return ", ".join(shown) or "nobody any more"
 
 
 def lock_installation(conn: Connection) -> None:
     """Let one program at a time make an installation in a PostgreSQL database, for as long as the transaction lasts,
     which does nothing else and is in nobody's way."""
     conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-    _wait_for(conn, _INSTALLATION_LOCK)
+    _wait_for(conn, f"pg_try_advisory_xact_lock({_INSTALLATION_LOCK})")
 
 
-def _wait_for(conn: Connection, lock: int) -> None:
-    conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
-    conn.exec_driver_sql("SET LOCAL lock_timeout = 0")
-    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+def _wait_for(conn: Connection, lock: str) -> None:
+    # Asked again and again: a statement that waits keeps its snapshot, and an index that is built beside traffic waits
+    # for all snapshots before its own.
+    while not conn.exec_driver_sql(f"SELECT {lock}").scalar():
+        time.sleep(_LOCK_ASKED_EVERY_S)
 
 
 def _sqlite_engine(url: URL, **pool: Any) -> Engine:

@@ -1,7 +1,9 @@
 """Schema revisions: where a database stands, and how it is brought up to date.
 
-A server runs on exactly the revision that it was built with. On an older one queries would fail; on a newer one an
-older server would write rows that the newer one no longer expects.
+A server runs on the revision that it was built with, and on a newer one that says that it may: migrations only add,
+and each names the oldest servers that may run beside it (`migrations/versions/v0002_many_replicas.py` has the rules).
+So the schema is upgraded first, while servers of the revision before go on serving, and they are replaced after that.
+On an older one queries would fail.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import URL, Connection, Engine, inspect, select
 from sqlalchemy.exc import DBAPIError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
-from fleet_server.database import comparison, dialects
+from fleet_server.database import comparison, dialects, replica_schema
 
-_MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATIONS = Path(__file__).with_name("migrations")
+"""Folder of Alembic's."""
 
 
 class DatabaseUnreachableError(Exception):
@@ -36,9 +40,16 @@ class SchemaState(StrEnum):
     """Where a database stands against this server."""
 
     CURRENT = "current"
+    COMPATIBLE = "compatible"
+    """Newer, and this server may run on it."""
     EMPTY = "empty"
     OLDER = "older"
     NEWER = "newer"
+    """This server may not run on it."""
+
+
+RUNNABLE = frozenset({SchemaState.CURRENT, SchemaState.COMPATIBLE})
+UPGRADE_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +70,70 @@ def check(url: str) -> SchemaReport:
     """
     parsed = dialects.parse_url(url)
     if dialects.dialect_of(parsed) == "sqlite" and not Path(str(parsed.database)).exists():
-        return _report(_scripts(), None)
+        return _report(None)
     with _connection(url) as connection:
-        return _report(_scripts(), MigrationContext.configure(connection).get_current_revision())
+        return _report(connection)
 
 
-def differences(url: str) -> list[str]:
-    """Compare the tables of a database that has this server's revision with this server; see `comparison`.
+def differences(url: str, state: SchemaState = SchemaState.CURRENT) -> list[str]:
+    """Compare the tables of a database with this server's; see `comparison`.
+
+    Args:
+        url: of the database.
+        state: what `check` found; in a compatible one, what is unknown here is no difference.
 
     Raises:
         DatabaseUrlError: the URL is of no use.
         DatabaseUnreachableError: it does not answer.
     """
     with _connection(url) as connection:
-        return comparison.differences(connection)
+        return comparison.differences(connection, unknown_too=state is not SchemaState.COMPATIBLE)
 
 
 def upgrade(url: str) -> SchemaReport:
-    """Bring a database to this server's revision, in one transaction, one server at a time; what it was before.
+    """Bring a database to this server's revision, one server at a time; what it was before. On PostgreSQL servers of
+    the revision before go on meanwhile: a table that somebody holds is left alone and tried again.
 
     Raises:
         DatabaseUrlError: the URL is of no use.
         DatabaseUnreachableError: it does not answer.
-        SchemaError: it is newer than this server.
+        SchemaError: it is newer than this server can work with, or a table was held for `UPGRADE_PATIENCE_S`.
     """
-    with _connection(url) as connection:
-        dialects.lock_schema(connection)
-        before = _report(_scripts(), MigrationContext.configure(connection).get_current_revision())
+    parsed = dialects.parse_url(url)
+    with _engine(parsed) as engine, dialects.schema_change(engine) as connection:
+        before = _report(connection)
         if before.state is SchemaState.NEWER:
             raise SchemaError(
-                f"the database has schema revision {before.found}; this server knows none above {before.wanted}:"
-                " install the newer fleet-server"
+                f"the database has schema revision {before.found}, and this server, of {before.wanted}, cannot work"
+                " with that: install the newer fleet-server"
             )
-        if before.state is not SchemaState.CURRENT:
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        if before.state not in RUNNABLE:
+            _migrate(connection, parsed)
         return before
+
+
+def _migrate(connection: Connection, url: URL) -> None:
+    if dialects.dialect_of(url) == "postgresql":
+        connection.rollback()  # Alembic opens a transaction for each migration
+    config = _config()
+    config.attributes["connection"] = connection
+    attempts = Retrying(
+        retry=retry_if_exception(dialects.is_contended),
+        wait=wait_random(0.1, 1.0),
+        stop=stop_after_delay(UPGRADE_PATIENCE_S),
+        before_sleep=lambda _: connection.rollback(),
+        reraise=True,
+    )
+    try:
+        attempts(command.upgrade, config, "head")
+    except DBAPIError as error:
+        if not dialects.is_contended(error):
+            raise
+        connection.rollback()
+        raise SchemaError(
+            "the schema was not changed: for a minute somebody held a table that has to be changed, oldest first:"
+            f" {dialects.long_transactions(connection)}. End that, then run `fleet-server db upgrade` again"
+        ) from None
 
 
 def migrations() -> list[Script]:
@@ -121,7 +159,7 @@ def sole_init(url: str) -> Iterator[None]:
 def _config() -> Config:
     config = Config()
     # Alembic reads settings with % interpolation.
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
 
 
@@ -129,25 +167,40 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
 
 
-def _report(scripts: ScriptDirectory, found: str | None) -> SchemaReport:
+def _report(connection: Connection | None) -> SchemaReport:
+    scripts = _scripts()
     wanted = scripts.get_current_head() or ""
-    if found is None:
-        state = SchemaState.EMPTY
-    elif found == wanted:
-        state = SchemaState.CURRENT
-    else:
-        known = {script.revision for script in scripts.walk_revisions()}
-        state = SchemaState.OLDER if found in known else SchemaState.NEWER
-    return SchemaReport(state, found or "", wanted)
+    found = None if connection is None else MigrationContext.configure(connection).get_current_revision()
+    if connection is None or found is None:
+        return SchemaReport(SchemaState.EMPTY, "", wanted)
+    if found == wanted:
+        return SchemaReport(SchemaState.CURRENT, found, wanted)
+    if found in {script.revision for script in scripts.walk_revisions()}:
+        return SchemaReport(SchemaState.OLDER, found, wanted)
+    may_run = _may_run(connection, found, wanted)
+    return SchemaReport(SchemaState.COMPATIBLE if may_run else SchemaState.NEWER, found, wanted)
+
+
+def _may_run(connection: Connection, found: str, wanted: str) -> bool:
+    """Whether a revision that this server does not know, and each that came before it, says so."""
+    table = replica_schema.schema_revisions
+    if not inspect(connection).has_table(table.name):
+        return False
+    oldest = {row.revision: row.oldest_server for row in connection.execute(select(table))}
+    return found in oldest and wanted >= max(oldest.values())
 
 
 @contextmanager
 def _connection(url: str) -> Iterator[Connection]:
-    parsed = dialects.parse_url(url)
+    with _engine(dialects.parse_url(url)) as engine, engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _engine(parsed: URL) -> Iterator[Engine]:
     engine = dialects.make_write_engine(parsed)
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield engine
     except DBAPIError as error:
         cause = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
         is_file = dialects.dialect_of(parsed) == "sqlite"

@@ -84,3 +84,18 @@ def test_a_store_knows_neither_use_cases_nor_grpc() -> None:
     assert len(stores) > 20
     found = {name: [each for each in imported(tree) if above.match(each)] for name, tree in stores.items()}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_statements_name_their_columns() -> None:
+    """A later release adds columns while servers of this one run."""
+    nameless = re.compile(r"\s*SELECT (\w+\.)?\*|INSERT INTO \w+\s+(VALUES|SELECT)")
+    found = [
+        f"{name} line {node.lineno}"
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if name.startswith("fleet_server")
+        and isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and nameless.match(node.value)
+    ]
+    assert found == []

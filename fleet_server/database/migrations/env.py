@@ -22,5 +22,11 @@ def _note(ctx: MigrationContext, step: MigrationInfo, *_: Any, **__: Any) -> Non
         ctx.connection.execute(revisions.insert().values(row))
 
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, on_version_apply=_note)
-context.run_migrations()
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transaction_per_migration=True,
+    on_version_apply=_note,
+)
+with context.begin_transaction():
+    context.run_migrations()

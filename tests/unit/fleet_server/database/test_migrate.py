@@ -9,6 +9,7 @@ from sqlalchemy import Engine, create_engine, inspect
 from fleet_server.database import migrate
 from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError, SchemaState
 from fleet_server.database.schema import metadata
+from tests.fakes import newer_schema
 from tests.fakes.postgres import PostgresServer
 
 
@@ -100,6 +101,94 @@ def test_a_newer_database_is_left_alone(empty_url: str) -> None:
     with pytest.raises(SchemaError, match="install the newer fleet-server"):
         migrate.upgrade(empty_url)
     assert migrate.check(empty_url).found == "9999"
+
+
+def revisions(url: str) -> dict[str, str]:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = dict(connection.exec_driver_sql("SELECT revision, oldest_server FROM schema_revisions").all())
+    engine.dispose()
+    return found
+
+
+def test_each_revision_says_which_servers_may_run_beside_it(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    assert revisions(empty_url) == {
+        script.revision: script.module.oldest_server for script in migrate.migrations() if script.down_revision
+    }
+
+
+def upgrade_to_later(url: str, folder: Path, oldest: str = "") -> None:
+    """As a later release does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(migrate, "MIGRATIONS", newer_schema.write_migrations(folder, oldest=oldest))
+        migrate.upgrade(url)
+        assert migrate.check(url).state is SchemaState.CURRENT
+
+
+def test_a_server_runs_on_a_later_schema_that_says_so(empty_url: str, tmp_path: Path) -> None:
+    migrate.upgrade(empty_url)
+    upgrade_to_later(empty_url, tmp_path)
+    report = migrate.check(empty_url)
+    assert (report.state, report.found) == (SchemaState.COMPATIBLE, newer_schema.later(2))
+    assert migrate.upgrade(empty_url) == report, "there is nothing to do"
+    assert migrate.differences(empty_url, report.state) == []
+    change_by_hand(empty_url, "DROP INDEX ix_commands_command_id")
+    assert migrate.differences(empty_url, report.state) == ["index ix_commands_command_id of commands is missing"]
+
+
+def test_a_server_does_not_run_on_a_later_schema_that_does_not_say_so(empty_url: str, tmp_path: Path) -> None:
+    migrate.upgrade(empty_url)
+    upgrade_to_later(empty_url, tmp_path, oldest=newer_schema.later(1))
+    assert migrate.check(empty_url).state is SchemaState.NEWER
+    with pytest.raises(SchemaError, match="install the newer fleet-server"):
+        migrate.upgrade(empty_url)
+
+
+def test_a_table_that_somebody_holds_keeps_no_others_waiting(postgres_url: str, tmp_path: Path) -> None:
+    migrate.upgrade(postgres_url)
+    engine = create_engine(postgres_url)
+    with ThreadPoolExecutor(1) as threads, engine.connect() as holder:
+        holder.exec_driver_sql("SELECT count(*) FROM nodes")  # its lock on the table lasts as long as its transaction
+        upgrading = threads.submit(upgrade_to_later, postgres_url, tmp_path)
+        waited = blocked = 0
+        while waited < 2:  # the upgrade has given way and come again
+            with engine.connect() as other:
+                found = other.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar()
+            waited, blocked = waited + (blocked > found), found
+        with engine.connect() as other:
+            other.exec_driver_sql("SELECT count(*) FROM nodes")
+        assert not upgrading.done()
+        holder.rollback()
+        upgrading.result(timeout=30)
+    engine.dispose()
+    assert migrate.check(postgres_url).state is SchemaState.COMPATIBLE
+
+
+def test_a_table_that_is_held_for_too_long_is_told_with_who_holds_it(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "UPGRADE_PATIENCE_S", 1.0)
+    migrate.upgrade(postgres_url)
+    engine = create_engine(postgres_url, connect_args={"application_name": "a report"})
+    with engine.connect() as holder:
+        holder.exec_driver_sql("SELECT count(*) FROM nodes")
+        with pytest.raises(
+            SchemaError, match=r"process \d+ \(a report\) since \d+ s.*run `fleet-server db upgrade` again"
+        ):
+            upgrade_to_later(postgres_url, tmp_path)
+    engine.dispose()
+    assert migrate.check(postgres_url).state is SchemaState.CURRENT, "nothing was changed"
+
+
+def test_an_index_that_broke_off_is_built_again(postgres_url: str, tmp_path: Path) -> None:
+    migrate.upgrade(postgres_url)
+    change_by_hand(postgres_url, "CREATE INDEX ix_of_later ON nodes (name)")
+    upgrade_to_later(postgres_url, tmp_path)
+    engine = create_engine(postgres_url)
+    (found,) = [each for each in inspect(engine).get_indexes("nodes") if each["name"] == "ix_of_later"]
+    engine.dispose()
+    assert found["column_names"] == ["of_later"]
 
 
 def change_by_hand(url: str, *statements: str) -> None:
