@@ -12,6 +12,7 @@ PINS := pyproject.toml constraints.txt
 
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 
 # The build backend is pinned as well: older pips read the first variable for it, newer ones the second.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
@@ -132,11 +133,15 @@ fmt: $(DEV) ##+ sort imports, apply safe fixes, format
 test: $(DEV) ## run every test (PYTEST_ARGS='-n 2 --dist loadgroup')
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
+.PHONY: chaos
+chaos: $(DEV) ## break a whole installation at random for minutes, then check it (CHAOS_ARGS='--seed 1 --seconds 300')
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
 .PHONY: bench
 bench: $(DEV) ## measure against a bare grpc.aio echo in the same run (BENCH_ARGS=…)
 	@$(BIN)/python -m tests.load $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, .demo, caches and build output
-	@rm -rf $(VENV) .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) .demo .chaos .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -145,7 +145,7 @@ async def _prepared(settings: Settings, nodes: int) -> tuple[str, list[str]]:
     """A new installation with members: its owner's token, and the nodes' state folders."""
     made = await bootstrap.init(settings, owner="owner", clock=SystemClock())
     assert made.owner_token is not None
-    return made.owner_token.reveal(), await _make_members(settings, settings.data_dir.parent / "nodes", nodes)
+    return made.owner_token.reveal(), await make_members(settings, settings.data_dir.parent / "nodes", nodes)
 
 
 @asynccontextmanager
@@ -207,7 +207,8 @@ def _flags(settings: Settings) -> Sequence[str]:
     return ["--data-dir", str(settings.data_dir), *flags]
 
 
-async def _make_members(settings: Settings, folder: Path, count: int) -> list[str]:
+async def make_members(settings: Settings, folder: Path, count: int) -> list[str]:
+    """Make `count` members of an installation whose server does not run, by its own rooms; their state folders."""
     server = Server(settings, bootstrap.load_secrets(settings), bootstrap.open_tls(settings, SystemClock()))
     server.database.start()
     try:
