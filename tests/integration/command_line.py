@@ -28,7 +28,6 @@ class Fleetctl:
     """Runs fleetctl with a profile of its own."""
 
     def __init__(self, installation: Installation, folder: Path, token: str) -> None:
-        self._installation = installation
         self._folder = folder
         self.ca_file = installation.data / "tls" / "ca.crt"
         self._environment = {
@@ -38,15 +37,16 @@ class Fleetctl:
             "NO_COLOR": "1",
         }
         self._token = token
+        self.address = f"127.0.0.1:{installation.admin_port}"
+        """Where it logs in."""
 
     async def login(self, *more: str) -> None:
         """Remember the server."""
         token_file = self._folder / "token"
         token_file.write_text(self._token)
         token_file.chmod(0o600)
-        address = f"127.0.0.1:{self._installation.admin_port}"
         code, _, err = await self(
-            "login", address, "--ca-file", str(self.ca_file), "--token-file", str(token_file), *more
+            "login", self.address, "--ca-file", str(self.ca_file), "--token-file", str(token_file), *more
         )
         assert code == 0, err
 
