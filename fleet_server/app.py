@@ -121,7 +121,8 @@ class Server(ServerRooms):
                 gateway=serving.gateway,
                 streams=self.streams,
                 replicas=self.replicas,
-                sessions=self.sessions,
+                own_admission_per_s=lambda: self.sessions.admission.rate_per_s,
+                delay_s=self.settings.drain_delay_s,
                 health=serving.health,
                 clock=self.clock,
                 metrics=self.metrics.streams,
@@ -153,7 +154,7 @@ class Server(ServerRooms):
 
     async def _drain_requested(self, stopping: StopRequest) -> None:
         request = await self.replicas.wait_drain_requested()
-        stopping.ordered(request.reason, request.deadline_ms, self.clock.now_ms())
+        stopping.ordered(request.reason, request.deadline_s)
 
     async def _last_writes(self) -> None:
         await write_last(

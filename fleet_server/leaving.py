@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet.v1 import gateway_pb2
 from fleet_server.observability.health import ServerHealth
 from fleet_server.observability.metrics import StreamMetrics
+from fleet_server.replicas.pacing import Pace
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
-from fleet_server.sessions.service import SessionService
 from fleet_server.stop_request import StopRequest
 from fleet_server.streams.drain import Drain
 from fleet_server.streams.registry import StreamRegistry
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _SECOND_SIGNAL_S = 2.0
+_PACE_EVERY_S = 1.0
 _STOP_GRACE_S = 3.0
 """For each of the last things that may hang."""
 LEAVE_WITHIN_S = 45.0
@@ -48,6 +48,8 @@ class Leaving:
 
     Args:
         gateway: stops admitting.
+        own_admission_per_s: what this replica will admit when it is back.
+        delay_s: between the end of readiness and the end of the listener, for balancers to notice.
         end_within: has this process be gone in so many seconds, whatever hangs.
     """
 
@@ -57,20 +59,26 @@ class Leaving:
         gateway: Gateway,
         streams: StreamRegistry,
         replicas: ReplicaService,
-        sessions: SessionService,
+        own_admission_per_s: Callable[[], float],
         health: ServerHealth,
         clock: Clock,
         metrics: StreamMetrics,
         end_within: Callable[[float], None],
+        delay_s: float = 0.0,
     ) -> None:
         self._gateway = gateway
         self._streams = streams
         self._replicas = replicas
-        self._sessions = sessions
+        self._own_admission_per_s = own_admission_per_s
         self._health = health
         self._clock = clock
         self._metrics = metrics
         self._end_within = end_within
+        self._delay_s = delay_s
+        self._pace = Pace(0.0, None)
+        self._hurry = asyncio.Event()
+        self._drain: Drain | None = None
+        self._deadline_s = 0.0
 
     async def drain(self, server: grpc.aio.Server, stopping: StopRequest, usual_deadline_s: float) -> None:
         """Move or end every stream.
@@ -80,42 +88,71 @@ class Leaving:
             stopping: who asked, and how long it may take.
             usual_deadline_s: for when nobody said how long.
         """
-        deadline_s = usual_deadline_s if stopping.deadline_s is None else stopping.deadline_s
-        self._end_within(deadline_s + LEAVE_WITHIN_S)
-        others_per_s = await self._others_admission()
-        alone = others_per_s <= 0
-        reason = stopping.reason or (gateway_pb2.GOAWAY_REASON_RESTART if alone else gateway_pb2.GOAWAY_REASON_DRAIN)
-        log.info("draining", streams=len(self._streams), deadline_s=deadline_s, alone=alone)
+        self._deadline_s = usual_deadline_s if stopping.deadline_s is None else stopping.deadline_s
+        self._end_within(self._delay_s + self._deadline_s + LEAVE_WITHIN_S)
+        stopping.again(lambda: self._shorten(_SECOND_SIGNAL_S))
         await self._health.set_draining()
+        with contextlib.suppress(Refusal, TimeoutError):
+            await asyncio.wait_for(self._replicas.set_state(ReplicaState.DRAINING), timeout=_STOP_GRACE_S)
+        following = [asyncio.create_task(self._shorten_when_asked()), asyncio.create_task(self._follow_pace())]
+        await self._linger()
+        await self._read_pace()
         self._gateway.stop_admitting()
-        drain = Drain(
+        self._drain = Drain(
             registry=self._streams,
             clock=self._clock,
             metrics=self._metrics,
-            reason=reason,
-            deadline_s=deadline_s,
-            admission_per_s=others_per_s,
-            own_admission_per_s=self._sessions.admission.rate_per_s,
+            reason=stopping.reason,
+            deadline_s=self._deadline_s,
+            pace_per_s=lambda: self._pace.per_s,
+            own_admission_per_s=self._own_admission_per_s(),
         )
-        stopping.again(lambda: drain.shorten(_SECOND_SIGNAL_S))
-        asking = asyncio.create_task(self._shorten_when_asked(drain))
-        with contextlib.suppress(Refusal):
-            await self._replicas.set_state(ReplicaState.DRAINING)
-        closing = asyncio.create_task(server.stop(deadline_s + _STOP_GRACE_S))
-        await drain.run()
+        log.info("draining", streams=len(self._streams), deadline_s=self._deadline_s, pace_per_s=self._pace.per_s)
+        self._warn_of_room()
+        closing = asyncio.create_task(server.stop(self._deadline_s + _STOP_GRACE_S))
+        await self._drain.run()
         self._end_within(LEAVE_WITHIN_S)  # the drain was shortened, or done before its time
-        asking.cancel()
+        for task in following:
+            task.cancel()
         # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
         await asyncio.wait({closing, asyncio.create_task(server.stop(0))}, timeout=_STOP_GRACE_S)
 
-    async def _shorten_when_asked(self, drain: Drain) -> None:
+    async def _linger(self) -> None:
+        """A balancer sends nodes here until it has noticed: they are let in, and moved with the others."""
+        if self._delay_s <= 0:
+            return
+        log.info("drain_delayed", delay_s=self._delay_s)
+        waits = {asyncio.ensure_future(self._clock.sleep(self._delay_s)), asyncio.ensure_future(self._hurry.wait())}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def _shorten(self, deadline_s: float) -> None:
+        self._hurry.set()
+        if self._drain is None:
+            self._deadline_s = min(self._deadline_s, deadline_s)
+        else:
+            self._drain.shorten(deadline_s)
+
+    async def _shorten_when_asked(self) -> None:
         while True:
             request = await self._replicas.wait_drain_requested()
-            if request.deadline_ms:
-                drain.shorten(max(0.0, (request.deadline_ms - self._clock.now_ms()) / 1000))
+            if request.deadline_s is not None:
+                self._shorten(request.deadline_s)
 
-    async def _others_admission(self) -> float:
-        try:
-            return await self._replicas.admission_of_others_per_s()
-        except Refusal:
-            return 0.0
+    async def _follow_pace(self) -> None:
+        while True:
+            await self._clock.sleep(_PACE_EVERY_S)
+            await self._read_pace()
+
+    async def _read_pace(self) -> None:
+        """What the others take now; while the database is away, what they took when it was there."""
+        with contextlib.suppress(Refusal, TimeoutError):
+            reading = self._replicas.pace(len(self._streams))
+            self._pace = await asyncio.wait_for(reading, timeout=_STOP_GRACE_S)
+
+    def _warn_of_room(self) -> None:
+        room = self._pace.room
+        if self._pace.per_s > 0 and room is not None and room < len(self._streams):
+            say = "start another replica, or raise max_streams: who finds no room comes back again and again"
+            log.warning("drain_finds_too_little_room", streams=len(self._streams), room=room, next=say)

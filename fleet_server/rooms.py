@@ -28,8 +28,10 @@ from fleet_server.installation.service import InstallationService
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.identity import own_replica_id
+from fleet_server.replicas.rules import Vitals
 from fleet_server.replicas.service import ReplicaService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy, Strangers
+from fleet_server.sessions.capacity import Capacity
 from fleet_server.sessions.service import SessionService
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.telemetry.service import TelemetryService
@@ -235,6 +237,7 @@ class ServerRooms:
         )
         self.commands.hand_over_to(self.streams.lane)
         self.sessions.adopt_nodes(self.commands.abandon_signed)
+        self._capacity = Capacity(self.sessions.admission, self.clock)
         self.replicas = ReplicaService(
             database=self.database,
             clock=self.clock,
@@ -242,9 +245,18 @@ class ServerRooms:
             audit=self.audit,
             replica_id=self.replica_id,
             version=software_version(),
-            streams=lambda: len(self.streams),
-            admission_per_s=lambda: self.sessions.admission.rate_per_s,
+            vitals=self._vitals,
             on_lost=self.nodes.forget_streams,
             secret_keys=lambda: self._secrets.key_ids,
             tls_cas=self.tls_rotation.shown_from_outside,
+        )
+
+    def _vitals(self) -> Vitals:
+        self._capacity.measure()
+        return Vitals(
+            streams=len(self.streams),
+            max_streams=self.settings.max_streams,
+            admission_per_s=self._capacity.offered_per_s,
+            admitted_per_s=self._capacity.taking_per_s,
+            endpoints=self.settings.advertised_endpoints(),
         )

@@ -24,14 +24,13 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
 
-    def ordered(self, reason: gateway_pb2.GoawayReason.ValueType, deadline_ms: int, now_ms: int) -> None:
+    def ordered(self, reason: gateway_pb2.GoawayReason.ValueType, deadline_s: float | None) -> None:
         """Take what a drain request asks for.
 
         Args:
-            deadline_ms: Unix milliseconds; 0 leaves the deadline to the settings.
+            deadline_s: from now on; None leaves it to the settings.
         """
-        if deadline_ms:
-            self.deadline_s = max(0.0, (deadline_ms - now_ms) / 1000)
+        self.deadline_s = deadline_s
         self.reason = reason
 
     def again(self, shorten: Callable[[], None]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from fleet.clock import Clock
 from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller
 from fleet_server.admin.views import replica_view
+from fleet_server.replicas import pacing
 from fleet_server.replicas.rules import LIVING, ReplicaRecord
 from fleet_server.replicas.service import ReplicaService
 
@@ -31,29 +33,49 @@ class ReplicasApi:
     ) -> AsyncIterator[admin_pb2.DrainReplicaResponse]:
         """Ask a replica to drain and tell progress until it has stopped.
 
-        When the replica that answers drains itself, the stream ends with the process: the last message says `done`.
+        The replica that answers may be the one that drains: it tells until it ends, and whoever follows asks another
+        one, or the one that is started next, what became of it.
         """
         target = request.replica_id or self._replicas.replica_id
         replica = await self._replicas.request_drain(
-            caller.name, target, deadline_s=request.deadline_s, reason=request.reason
+            caller.name, target, deadline_s=request.deadline_s, reason=request.reason, force=request.force
         )
-        started, total = self._clock.monotonic(), replica.streams
-        while self._clock.monotonic() - started < _MAX_FOLLOW_S:
-            replica = await self._replicas.get(target)
-            yield self._progress(replica, total, self._clock.monotonic() - started)
-            if replica.state not in LIVING:
+        began = _Began(self._clock.monotonic(), replica.streams, replica.started_at_ms)
+        while self._clock.monotonic() - began.at_s < _MAX_FOLLOW_S:
+            replicas = await self._replicas.list()
+            found = [each for each in replicas if each.replica_id == target]
+            progress = self._progress(found[0] if found else replica, began, replicas)
+            yield progress
+            if progress.done:
                 return
             await self._clock.sleep(_POLL_S)
 
-    def _progress(self, replica: ReplicaRecord, total: int, elapsed_s: float) -> admin_pb2.DrainReplicaResponse:
-        done = replica.state not in LIVING
+    def _progress(
+        self, replica: ReplicaRecord, began: _Began, replicas: Sequence[ReplicaRecord]
+    ) -> admin_pb2.DrainReplicaResponse:
+        # A new process under the same id: the one that was drained is gone.
+        done = replica.state not in LIVING or replica.started_at_ms != began.started_at_ms
         left = 0 if done else replica.streams
-        rate = max(0, total - left) / elapsed_s if elapsed_s > 0 else 0.0
+        elapsed_s = self._clock.monotonic() - began.at_s
+        rate = max(0, began.streams - left) / elapsed_s if elapsed_s > 0 else 0.0
+        pace = pacing.pace(replica.replica_id, left, replicas)
+        alone = pacing.last_to_take(replica.replica_id, replicas)
         return admin_pb2.DrainReplicaResponse(
             replica=replica_view(replica),
             streams_left=left,
-            streams_total=total,
+            streams_total=began.streams,
             rate_per_s=rate,
             estimate_s=left / rate if rate > 0 else 0.0,
             done=done,
+            needed_s=0.0 if alone else pacing.needed_s(left, pace.per_s),
+            alone=alone,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Began:
+    """When a drain was asked for, monotonic seconds, and of which process."""
+
+    at_s: float
+    streams: int
+    started_at_ms: int

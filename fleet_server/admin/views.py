@@ -67,6 +67,7 @@ def replica_view(replica: ReplicaRecord) -> admin_pb2.ReplicaView:
         started_at_ms=replica.started_at_ms,
         heartbeat_at_ms=replica.heartbeat_at_ms,
         admission_per_s=replica.admission_per_s,
+        max_streams=replica.max_streams,
     )
 
 

@@ -219,6 +219,13 @@ class Settings(BaseSettings):
         description="Seconds that streams get to move to another replica when this one stops; 45 s after them at the "
         "latest the process is gone.",
     )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="Seconds that a server which stops is not ready and still lets nodes in, before its drain begins:"
+        " as long as a load balancer or Kubernetes takes to notice.",
+    )
     max_streams: int = Field(20_000, ge=1, le=200_000, description="Most streams that this replica holds.")
     # Nodes fill frames to these limits of the protocol: a server that took less would cut one off for ever, each time
     # at the same reports.

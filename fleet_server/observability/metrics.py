@@ -53,6 +53,10 @@ class StreamMetrics:
         self.drain_streams = registry.gauge(
             "fleet_server_drain_streams", "Streams the running drain began with; 0 when none runs."
         )
+        self.drain_short = registry.gauge(
+            "fleet_server_drain_short_seconds",
+            "By how much the running drain's deadline is too near for what the other replicas admit; 0 when it is not.",
+        )
         self.drain_rate = registry.gauge(
             "fleet_server_drain_streams_per_second",
             "Streams the running drain moves in a second.",

@@ -10,6 +10,8 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 
 HEARTBEAT_INTERVAL_S = 2.0
+DRAINING_INTERVAL_S = 0.5
+"""Between heartbeats of a replica that drains: others pace their own by what it still holds, and people watch."""
 LOST_AFTER_S = 10.0
 MAX_DRAIN_DEADLINE_S = 24 * 3600
 
@@ -35,7 +37,8 @@ class DrainRequest:
 
     Args:
         requested_at_ms: Unix milliseconds; a later request replaces an earlier one.
-        deadline_ms: Unix milliseconds at which the replica stops; 0 leaves it to its setting.
+        deadline_ms: `requested_at_ms` and what the drain may take, on the same clock; 0 leaves it to the replica's
+            setting.
         reason: goaway reason; UNSPECIFIED leaves it to the replica.
     """
 
@@ -43,10 +46,39 @@ class DrainRequest:
     deadline_ms: int
     reason: gateway_pb2.GoawayReason.ValueType
 
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds that the drain may take from when its replica hears of it; None leaves that to its setting.
+
+        Only the clock of whoever was asked is in it: another machine's, however wrong, neither ends a drain at once nor
+        lets it go on for ever.
+        """
+        return max(0, self.deadline_ms - self.requested_at_ms) / 1000 if self.deadline_ms else None
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What a replica says of itself with each heartbeat.
+
+    Args:
+        streams: that it holds.
+        max_streams: that it may hold; 0 for unknown.
+        admission_per_s: handshakes that it has time for a second.
+        admitted_per_s: handshakes that it takes on a second now.
+        endpoints: `host:port` under which nodes reach it, maybe through something that spreads them over others too.
+    """
+
+    streams: int
+    max_streams: int = 0
+    admission_per_s: float = 0.0
+    admitted_per_s: float = 0.0
+    endpoints: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord:
-    """One server process. Times are Unix milliseconds; `admission_per_s` handshakes that it admits per second;
+    """One server process. Times are Unix milliseconds; `max_streams` is 0 for an older server, which does not say;
+    `admission_per_s` handshakes that it has time for per second, `admitted_per_s` that it takes on now;
     `secret_keys` ids of the secret encryption keys that it holds, the one that writes first; `tls_cas` SHA-256 of the
     TLS CAs from outside that it shows a certificate of, or would."""
 
@@ -60,6 +92,9 @@ class ReplicaRecord:
     drain: DrainRequest | None
     secret_keys: str = ""
     tls_cas: str = ""
+    max_streams: int = 0
+    admitted_per_s: float = 0.0
+    endpoints: tuple[str, ...] = ()
 
 
 class HeartbeatWatch:
@@ -132,8 +167,18 @@ _DRAIN_REASONS: Mapping[int, gateway_pb2.GoawayReason.ValueType] = {
 }
 
 
-def refuse_drain(replica: ReplicaRecord) -> Refusal | None:
-    """Why a replica cannot be drained; None when it can."""
-    if replica.state in LIVING:
-        return None
-    return Refusal(Reason.CONFLICT, f"replica {replica.replica_id} is {replica.state}: there is nothing to drain")
+def refuse_drain(replica: ReplicaRecord, *, last: bool = False) -> Refusal | None:
+    """Why a replica cannot be drained; None when it can.
+
+    Args:
+        last: no other one takes nodes. One that drains already may be asked again: that shortens its drain.
+    """
+    if replica.state not in LIVING:
+        return Refusal(Reason.CONFLICT, f"replica {replica.replica_id} is {replica.state}: there is nothing to drain")
+    if last and replica.state is not ReplicaState.DRAINING and replica.drain is None:
+        return Refusal(
+            Reason.CONFLICT,
+            f"no replica but {replica.replica_id} takes nodes: they would be without a stream, and their commands would"
+            " wait, until a server is back. Start another replica first, or repeat with --force to restart this one",
+        )
+    return None

@@ -15,8 +15,9 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.replicas import rules, store
-from fleet_server.replicas.rules import DrainRequest, HeartbeatWatch, ReplicaRecord, ReplicaState
+from fleet_server.replicas import pacing, rules, store
+from fleet_server.replicas.pacing import Pace
+from fleet_server.replicas.rules import DrainRequest, HeartbeatWatch, ReplicaRecord, ReplicaState, Vitals
 
 log = get_logger(__name__)
 
@@ -30,8 +31,7 @@ class ReplicaService:
     Args:
         replica_id: this process; nobody else beats under this id.
         version: software version.
-        streams: live streams now.
-        admission_per_s: handshakes that this replica admits per second now.
+        vitals: what it says of itself now. On the event loop.
         secret_keys: ids of the secret encryption keys that this process holds, the one that writes first.
         tls_cas: SHA-256 of the TLS CAs from outside that it shows a certificate of, or would. On the event loop.
         on_lost: `on_lost(tx, replica_id)` runs in the transaction that finds a replica gone, or forgets what an
@@ -48,8 +48,7 @@ class ReplicaService:
         audit: AuditService,
         replica_id: str,
         version: str,
-        streams: Callable[[], int],
-        admission_per_s: Callable[[], float],
+        vitals: Callable[[], Vitals],
         on_lost: Callable[[Transaction, str], object],
         secret_keys: Callable[[], Sequence[bytes]] = tuple,
         tls_cas: Callable[[], Sequence[bytes]] = tuple,
@@ -60,8 +59,7 @@ class ReplicaService:
         self._audit = audit
         self.replica_id = replica_id
         self._version = version
-        self._streams = streams
-        self._admission_per_s = admission_per_s
+        self._vitals = vitals
         self._on_lost = on_lost
         self._secret_keys = secret_keys
         self._tls_cas = tls_cas
@@ -87,10 +85,10 @@ class ReplicaService:
     async def set_state(self, state: ReplicaState) -> None:
         """Tell the others at once what this replica does now."""
         self._state = state
-        tls_cas = _words(self._tls_cas())
+        tls_cas, vitals = _words(self._tls_cas()), self._vitals()
 
         def work(tx: Transaction) -> None:
-            self._beat(tx, tls_cas)
+            self._beat(tx, tls_cas, vitals)
             if state is ReplicaState.STOPPED:
                 self._tell(tx, AuditKind.REPLICA_STOPPED, "server", self.replica_id, {})
 
@@ -108,13 +106,13 @@ class ReplicaService:
         """
         return await self._database.read(lambda conn: self._known(conn, replica_id or self.replica_id))
 
-    async def admission_of_others_per_s(self) -> float:
-        """Handshakes per second that the other replicas say they admit: what a drain may send them."""
-        return sum(
-            replica.admission_per_s
-            for replica in await self.list()
-            if replica.replica_id != self.replica_id and replica.state is ReplicaState.READY
-        )
+    async def pace(self, streams: int) -> Pace:
+        """What this replica, which drains so many streams, may send to the others now.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        return pacing.pace(self.replica_id, streams, await self.list())
 
     def without_tls_ca(self, conn: Connection, sha256: bytes) -> Sequence[str]:
         """Ids of the other replicas that nodes come to, and that do not say that they show a certificate of this TLS CA
@@ -127,15 +125,18 @@ class ReplicaService:
             and sha256.hex() not in replica.tls_cas.split(",")
         ]
 
-    async def request_drain(self, actor: str, replica_id: str, deadline_s: int, reason: int) -> ReplicaRecord:
+    async def request_drain(
+        self, actor: str, replica_id: str, deadline_s: int, reason: int, *, force: bool = False
+    ) -> ReplicaRecord:
         """Ask a replica to drain; asking again with a nearer deadline shortens the drain that runs.
 
         Args:
             replica_id: empty means this one.
             deadline_s: 0 leaves it to the replica's setting.
+            force: drain it even when nobody is left then for its nodes to go to.
 
         Raises:
-            Refusal: NOT_FOUND, INVALID_ARGUMENT, or CONFLICT when it does not live.
+            Refusal: NOT_FOUND, INVALID_ARGUMENT, or CONFLICT when it does not live, or is the last one.
         """
         rules.checked_deadline_s(deadline_s)
         goaway = rules.checked_reason(reason)
@@ -143,13 +144,14 @@ class ReplicaService:
 
         def work(tx: Transaction) -> ReplicaRecord:
             replica = self._known(tx.conn, wanted)
-            refusal = rules.refuse_drain(replica)
+            last = not force and pacing.last_to_take(wanted, store.every(tx.conn, lock=True))
+            refusal = rules.refuse_drain(replica, last=last)
             if refusal is not None:
                 raise refusal
             now_ms = self._clock.now_ms()
             # Two requests within a millisecond are two requests.
             asked_ms = max(now_ms, replica.drain.requested_at_ms + 1 if replica.drain else 0)
-            request = DrainRequest(asked_ms, now_ms + deadline_s * 1000 if deadline_s else 0, goaway)
+            request = DrainRequest(asked_ms, asked_ms + deadline_s * 1000 if deadline_s else 0, goaway)
             store.request_drain(tx.conn, wanted, request)
             detail: Mapping[str, JSON] = {"deadline_s": deadline_s, "reason": gateway_pb2.GoawayReason.Name(goaway)}
             self._tell(tx, AuditKind.REPLICA_DRAIN_REQUESTED, actor, wanted, detail)
@@ -192,10 +194,10 @@ class ReplicaService:
             if replica.replica_id != self.replica_id
         ]
 
-        tls_cas = _words(self._tls_cas())
+        tls_cas, vitals = _words(self._tls_cas()), self._vitals()
 
         def work(tx: Transaction) -> ReplicaRecord | None:
-            self._beat(tx, tls_cas)
+            self._beat(tx, tls_cas, vitals)
             for replica in lost:
                 if store.mark_lost(tx.conn, replica):
                     self._on_lost(tx, replica.replica_id)
@@ -214,7 +216,9 @@ class ReplicaService:
             self._woken.set()
 
     async def _wait_next(self) -> None:
-        tick = asyncio.ensure_future(self._clock.sleep(rules.HEARTBEAT_INTERVAL_S))
+        draining = self._state is ReplicaState.DRAINING
+        pause_s = rules.DRAINING_INTERVAL_S if draining else rules.HEARTBEAT_INTERVAL_S
+        tick = asyncio.ensure_future(self._clock.sleep(pause_s))
         wake = asyncio.ensure_future(self._woken.wait())
         try:
             await asyncio.wait((tick, wake), return_when=asyncio.FIRST_COMPLETED)
@@ -233,25 +237,24 @@ class ReplicaService:
             now_ms=self._clock.now_ms(),
         )
 
-    def _beat(self, tx: Transaction, tls_cas: str) -> None:
-        if self._write_beat(tx, tls_cas):
+    def _beat(self, tx: Transaction, tls_cas: str, vitals: Vitals) -> None:
+        if self._write_beat(tx, tls_cas, vitals):
             return
         # Cut off for so long that the others forgot it. Its nodes may still be here: what is said of them stays, and
         # those that went elsewhere meanwhile have a newer epoch.
         self._register(tx, tls_cas)
-        self._write_beat(tx, tls_cas)
+        self._write_beat(tx, tls_cas, vitals)
         detail: Mapping[str, JSON] = {"version": self._version, "forgotten": True}
         self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, detail)
         say = "it is registered again: look why it could not reach the database"
         tx.after_commit(lambda: log.warning("replica_was_forgotten", next=say))
 
-    def _write_beat(self, tx: Transaction, tls_cas: str) -> bool:
+    def _write_beat(self, tx: Transaction, tls_cas: str, vitals: Vitals) -> bool:
         return store.beat(
             tx.conn,
             self.replica_id,
             state=self._state,
-            streams=self._streams(),
-            admission_per_s=self._admission_per_s(),
+            vitals=vitals,
             secret_keys=_words(self._secret_keys()),
             tls_cas=tls_cas,
             now_ms=self._clock.now_ms(),

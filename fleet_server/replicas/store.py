@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from fleet.v1 import gateway_pb2
-from fleet_server.database.engine import Connection, sql
-from fleet_server.replicas.rules import DrainRequest, ReplicaRecord, ReplicaState
+from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.replicas.rules import DrainRequest, ReplicaRecord, ReplicaState, Vitals
 
 _COLUMNS = (
     "replica_id, version, state, streams, admission_per_s, started_at_ms, heartbeat_at_ms, drain_requested_at_ms,"
-    " drain_deadline_ms, drain_reason, secret_keys, tls_cas"
+    " drain_deadline_ms, drain_reason, secret_keys, tls_cas, max_streams, admitted_per_s, endpoints"
 )
 
 
 def register(conn: Connection, replica_id: str, *, version: str, secret_keys: str, tls_cas: str, now_ms: int) -> None:
     """Write the row of a process that starts; one that had the same id before is forgotten, drain request and all."""
     text = (
-        f"INSERT INTO replicas ({_COLUMNS}) VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?)"  # noqa: S608 - constants
+        f"INSERT INTO replicas ({_COLUMNS})"  # noqa: S608 - constants
+        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '')"
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
-        " admission_per_s = 0, started_at_ms = excluded.started_at_ms, heartbeat_at_ms = excluded.heartbeat_at_ms,"
+        " admission_per_s = 0, admitted_per_s = 0, started_at_ms = excluded.started_at_ms,"
+        " heartbeat_at_ms = excluded.heartbeat_at_ms,"
         " drain_requested_at_ms = 0, drain_deadline_ms = 0, drain_reason = 0,"
         " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas"
     )
@@ -32,24 +34,29 @@ def beat(
     replica_id: str,
     *,
     state: ReplicaState,
-    streams: int,
-    admission_per_s: float,
+    vitals: Vitals,
     secret_keys: str,
     tls_cas: str,
     now_ms: int,
 ) -> bool:
     """Say that this replica lives; False when it has no row."""
     text = (
-        "UPDATE replicas SET state = ?, streams = ?, admission_per_s = ?, secret_keys = ?, tls_cas = ?,"
-        " heartbeat_at_ms = ? WHERE replica_id = ?"
+        "UPDATE replicas SET state = ?, streams = ?, max_streams = ?, admission_per_s = ?, admitted_per_s = ?,"
+        " endpoints = ?, secret_keys = ?, tls_cas = ?, heartbeat_at_ms = ? WHERE replica_id = ?"
     )
-    fields = (state.value, streams, admission_per_s, secret_keys, tls_cas, now_ms, replica_id)
+    measured = (vitals.streams, vitals.max_streams, vitals.admission_per_s, vitals.admitted_per_s)
+    fields = (state.value, *measured, ",".join(vitals.endpoints), secret_keys, tls_cas, now_ms, replica_id)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
-def every(conn: Connection) -> list[ReplicaRecord]:
-    """All replicas, by id."""
-    rows = conn.exec_driver_sql(f"SELECT {_COLUMNS} FROM replicas ORDER BY replica_id")  # noqa: S608 - constants
+def every(conn: Connection, *, lock: bool = False) -> list[ReplicaRecord]:
+    """All replicas, by id.
+
+    Args:
+        lock: no other transaction changes any of them before this one ends.
+    """
+    text = f"SELECT {_COLUMNS} FROM replicas ORDER BY replica_id"  # noqa: S608 - constants
+    rows = conn.exec_driver_sql(sql(conn, text + for_update(conn) if lock else text))
     return [_record(tuple(row)) for row in rows]
 
 
@@ -85,7 +92,9 @@ def _record(row: tuple[Any, ...]) -> ReplicaRecord:
     drain = (
         DrainRequest(row[7], row[8], _REASONS.get(row[9], gateway_pb2.GOAWAY_REASON_UNSPECIFIED)) if row[7] else None
     )
-    return ReplicaRecord(row[0], row[1], ReplicaState(row[2]), row[3], row[4], row[5], row[6], drain, row[10], row[11])
+    endpoints = tuple(filter(None, row[14].split(",")))
+    fields: tuple[Any, ...] = (*row[:2], ReplicaState(row[2]), *row[3:7], drain, *row[10:14], endpoints)
+    return ReplicaRecord(*fields)
 
 
 _REASONS = {int(number): number for number in gateway_pb2.GoawayReason.values()}

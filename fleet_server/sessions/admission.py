@@ -103,6 +103,10 @@ class Admission:
         self._cpu_s = cpu_s
         self._chance = chance
         self._cost = CostAverage(self._policy.unmeasured_cost_s)
+        self.admitted = 0
+        """Handshakes that were let in since the start."""
+        self.handshakes_cpu_s = 0.0
+        """CPU seconds that they took of the event loop, as far as that is known."""
         self._bucket = TokenBucket(self.rate_per_s, self._burst(), clock.monotonic())
         self._slots = ReturnSlots(self._policy.max_delay_s)
         self._keys: BucketTable[tuple[bytes, str]] = BucketTable(
@@ -134,6 +138,11 @@ class Admission:
         )
 
     @property
+    def policy(self) -> AdmissionPolicy:
+        """The limits."""
+        return self._policy
+
+    @property
     def rate_per_s(self) -> float:
         """Handshakes that this replica admits per second now."""
         policy = self._policy
@@ -146,7 +155,9 @@ class Admission:
         """Measure the CPU that a stretch without an await costs; only what succeeds counts."""
         started_s = self._cpu_s()
         yield
-        self._cost.observe(stage, self._cpu_s() - started_s)
+        spent_s = self._cpu_s() - started_s
+        self._cost.observe(stage, spent_s)
+        self.handshakes_cpu_s += spent_s
 
     def admit_handshake(self, key_digest: bytes, address: str) -> bool:
         """Let a caller with a genuine api_key begin. False once that has used up its turns from there: its node, which
@@ -185,6 +196,8 @@ class Admission:
         if not self._bucket.take(now_s):
             self._metrics.rate_limited.labels("BeginHandshake", "concurrency").inc()
             raise self.overloaded()
+        self.admitted += 1
+        self.handshakes_cpu_s += self._policy.unmeasured_cost_s
 
     @contextmanager
     def proving(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from fleet.errors import Reason
@@ -117,28 +116,39 @@ def statements(commands: Sequence[S]) -> Iterator[Sequence[S]]:
         yield commands[start:]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """When one node of a drained replica reconnects, in milliseconds from now."""
+MOVING = frozenset(
+    {
+        gateway_pb2.GOAWAY_REASON_DRAIN,
+        gateway_pb2.GOAWAY_REASON_UPGRADE,
+        gateway_pb2.GOAWAY_REASON_REBALANCE,
+    }
+)
+"""Reasons for which a node opens its next stream before it ends this one."""
+AHEAD_S = 1.0
+"""So long before its slot a node hears of it: what changes the pace meanwhile changes the slots behind."""
+MAX_SHOWN_S = 1e6
 
-    reconnect_after_ms: int
-    window_ms: int
+
+def drain_reason(wanted: gateway_pb2.GoawayReason.ValueType, *, alone: bool) -> gateway_pb2.GoawayReason.ValueType:
+    """What the nodes of a draining replica are told. There is nowhere to move to from one that is alone."""
+    if wanted == gateway_pb2.GOAWAY_REASON_UNSPECIFIED:
+        wanted = gateway_pb2.GOAWAY_REASON_DRAIN
+    return gateway_pb2.GOAWAY_REASON_RESTART if alone and wanted in MOVING else wanted
 
 
-def slots(streams: int, deadline_ms: int, admission_per_s: float) -> Iterator[Slot]:
-    """One slot per stream, paced by what the others admit per second, the last one well before the deadline.
+def last_slot_s(deadline_s: float) -> float:
+    """Seconds after which no slot begins any more, so that who has the last one still moves before the deadline."""
+    return deadline_s - min(2.0, deadline_s / 3)
 
-    Args:
-        streams: streams to move.
-        deadline_ms: milliseconds until the replica aborts what is left.
-        admission_per_s: handshakes per second that the other replicas say they admit; 0 when there are none.
-    """
-    usable_ms = deadline_ms * 2 // 3
-    paced_ms = streams * 1000 / admission_per_s if admission_per_s > 0 else 0.0
-    spread_ms = min(float(usable_ms), paced_ms)
-    step = spread_ms / streams if streams else 0.0
-    for index in range(streams):
-        yield Slot(reconnect_after_ms=int(index * step), window_ms=max(1, int(step)))
+
+def short_s(streams: int, pace_per_s: float, left_s: float) -> float:
+    """Seconds that so many streams need at this pace beyond those that are left; 0 when they suffice, infinite when
+    nobody takes any."""
+    if not streams:
+        return 0.0
+    if pace_per_s <= 0:
+        return float("inf")
+    return max(0.0, (streams - 1) / pace_per_s - max(0.0, left_s))
 
 
 def restart_window_ms(streams: int, admission_per_s: float) -> int:

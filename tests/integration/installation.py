@@ -171,7 +171,7 @@ class Installation:
     async def stop_server(self, deadline_s: int = 5) -> int:
         """Drain it in order, as SIGTERM does; its exit code."""
         assert self._serving is not None
-        request = admin_pb2.DrainReplicaRequest(deadline_s=deadline_s)
+        request = admin_pb2.DrainReplicaRequest(deadline_s=deadline_s, force=True)
         with contextlib.suppress(Refusal):
             async for _ in self.owner.follow("DrainReplica", request):
                 break

@@ -68,7 +68,7 @@ async def test_asking_again_shortens_a_drain_that_waits_for_a_node(installation:
         HandmadeNode(installation, await installation.enroll("n-1")) as node,
         node.welcomed() as stream,
     ):
-        request = admin_pb2.DrainReplicaRequest(deadline_s=3600)
+        request = admin_pb2.DrainReplicaRequest(deadline_s=3600, force=True)
         async for _ in installation.owner.follow("DrainReplica", request):
             break
         goaway = await stream.wait_control("goaway")

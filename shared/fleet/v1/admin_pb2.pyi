@@ -2226,6 +2226,7 @@ class ReplicaView(_message.Message):
     STARTED_AT_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AT_MS_FIELD_NUMBER: _builtins.int
     ADMISSION_PER_S_FIELD_NUMBER: _builtins.int
+    MAX_STREAMS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Replica id."""
     state: _builtins.str
@@ -2239,7 +2240,9 @@ class ReplicaView(_message.Message):
     heartbeat_at_ms: _builtins.int
     """Unix milliseconds."""
     admission_per_s: _builtins.float
-    """Handshakes that it admits per second."""
+    """Handshakes that it has time for per second, besides what it does."""
+    max_streams: _builtins.int
+    """Streams that it may hold; 0 for an older server."""
     def __init__(
         self,
         *,
@@ -2250,10 +2253,11 @@ class ReplicaView(_message.Message):
         started_at_ms: _builtins.int = ...,
         heartbeat_at_ms: _builtins.int = ...,
         admission_per_s: _builtins.float = ...,
+        max_streams: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission_per_s", b"admission_per_s", "heartbeat_at_ms", b"heartbeat_at_ms", "replica_id", b"replica_id", "started_at_ms", b"started_at_ms", "state", b"state", "streams", b"streams", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission_per_s", b"admission_per_s", "heartbeat_at_ms", b"heartbeat_at_ms", "max_streams", b"max_streams", "replica_id", b"replica_id", "started_at_ms", b"started_at_ms", "state", b"state", "streams", b"streams", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2309,22 +2313,26 @@ class DrainReplicaRequest(_message.Message):
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Replica id; empty means the one that answers."""
     deadline_s: _builtins.int
     """Seconds; 0 means the server's setting."""
     reason: _gateway_pb2.GoawayReason.ValueType
     """Goaway reason; UNSPECIFIED lets the server choose."""
+    force: _builtins.bool
+    """Drain it even when no other replica is left that takes its nodes."""
     def __init__(
         self,
         *,
         replica_id: _builtins.str = ...,
         deadline_s: _builtins.int = ...,
         reason: _gateway_pb2.GoawayReason.ValueType = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "reason", b"reason", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "force", b"force", "reason", b"reason", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2342,6 +2350,8 @@ class DrainReplicaResponse(_message.Message):
     RATE_PER_S_FIELD_NUMBER: _builtins.int
     ESTIMATE_S_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    NEEDED_S_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     streams_left: _builtins.int
     """Streams left."""
     streams_total: _builtins.int
@@ -2351,7 +2361,11 @@ class DrainReplicaResponse(_message.Message):
     estimate_s: _builtins.float
     """Seconds to go; 0 when done."""
     done: _builtins.bool
-    """Drained."""
+    """The replica has ended: STOPPED when it drained, LOST when it died before."""
+    needed_s: _builtins.float
+    """Seconds that the streams left need at the pace at which other replicas take them; 0 when there are none."""
+    alone: _builtins.bool
+    """No other replica takes nodes: they come back when a server does."""
     @_builtins.property
     def replica(self) -> Global___ReplicaView:
         """Replica."""
@@ -2365,10 +2379,12 @@ class DrainReplicaResponse(_message.Message):
         rate_per_s: _builtins.float = ...,
         estimate_s: _builtins.float = ...,
         done: _builtins.bool = ...,
+        needed_s: _builtins.float = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "estimate_s", b"estimate_s", "rate_per_s", b"rate_per_s", "replica", b"replica", "streams_left", b"streams_left", "streams_total", b"streams_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "done", b"done", "estimate_s", b"estimate_s", "needed_s", b"needed_s", "rate_per_s", b"rate_per_s", "replica", b"replica", "streams_left", b"streams_left", "streams_total", b"streams_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,7 +9,7 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.replicas.rules import ReplicaState
+from fleet_server.replicas.rules import ReplicaState, Vitals
 from fleet_server.replicas.service import ReplicaService
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.sessions.world import World
@@ -34,8 +34,7 @@ class Replica(ReplicaService):
             audit=world.audit,
             replica_id=replica_id,
             version="1.0",
-            streams=lambda: 7,
-            admission_per_s=lambda: 250.0,
+            vitals=lambda: Vitals(streams=7, max_streams=100, admission_per_s=250.0),
             on_lost=lambda _, lost: self.gone.append(lost),
             tls_cas=tls_cas,
         )
@@ -122,10 +121,10 @@ async def test_a_drain_request_reaches_its_replica(world: World, clock: MockCloc
     await clock.wait_sleepers(1)
     await a.request_drain("ada", "b", 30, gateway_pb2.GOAWAY_REASON_UPGRADE)
     request = await asyncio.wait_for(waiting, 10)  # woken, without the clock moving
-    assert (request.deadline_ms, request.reason) == (clock.now_ms() + 30_000, gateway_pb2.GOAWAY_REASON_UPGRADE)
+    assert (request.deadline_s, request.reason) == (30.0, gateway_pb2.GOAWAY_REASON_UPGRADE)
     await a.request_drain("ada", "b", 5, gateway_pb2.GOAWAY_REASON_UPGRADE)
     again = await asyncio.wait_for(b.wait_drain_requested(), 10)
-    assert again.deadline_ms == clock.now_ms() + 5_000
+    assert again.deadline_s == 5.0
     running.cancel()
     assert "replica.drain_requested" in await world.audited()
 
@@ -139,7 +138,7 @@ async def test_a_lost_wake_up_costs_one_beat(world: World) -> None:
 
 async def test_a_new_process_of_the_same_id_forgets_the_drain(world: World) -> None:
     a = await ready(world, "a")
-    await a.request_drain("ada", "", 0, gateway_pb2.GOAWAY_REASON_RESTART)
+    await a.request_drain("ada", "", 0, gateway_pb2.GOAWAY_REASON_RESTART, force=True)
     again = await ready(world, "a")
     await again.beat()
     assert (await again.get("")).drain is None
@@ -156,11 +155,33 @@ async def test_what_cannot_be_drained(world: World) -> None:
 
 async def test_only_ready_replicas_take_over(world: World) -> None:
     a = await ready(world, "a")
-    assert await a.admission_of_others_per_s() == 0
+    assert (await a.pace(7)).per_s == 0
     b = await ready(world, "b")
-    assert await a.admission_of_others_per_s() == 250.0
+    assert (await a.pace(7)).per_s == 250.0
     await b.set_state(ReplicaState.DRAINING)
-    assert await a.admission_of_others_per_s() == 0
+    assert (await a.pace(7)).per_s == 0
+
+
+async def test_the_last_replica_that_takes_nodes_is_drained_by_force_alone(world: World) -> None:
+    """Two people drain both at once: the second of them is told."""
+    a, _ = await ready(world, "a"), await ready(world, "b")
+    drain = gateway_pb2.GOAWAY_REASON_DRAIN
+    await a.request_drain("ada", "a", 30, drain)
+    with pytest.raises(Refusal, match=r"no replica but b takes nodes.*--force") as refused_last:
+        await a.request_drain("bob", "b", 30, drain)
+    assert refused_last.value.reason is Reason.CONFLICT
+    assert (await a.get("b")).drain is None
+    await a.request_drain("ada", "a", 5, drain)  # one that drains already is only shortened
+    await a.request_drain("bob", "b", 30, drain, force=True)
+
+
+async def test_a_drains_deadline_is_no_matter_of_clocks(world: World, clock: MockClock) -> None:
+    """Whoever was asked has a clock that is an hour ahead, and the replica that drains keeps its own time."""
+    ahead = MockClock(start_ms=clock.now_ms() + 3_600_000)
+    a, b = await ready(world, "a", clock=ahead), await ready(world, "b")
+    await a.request_drain("ada", "b", 30, gateway_pb2.GOAWAY_REASON_DRAIN)
+    await b.beat()
+    assert (await b.wait_drain_requested()).deadline_s == 30.0
 
 
 async def test_replicas_that_ended_are_forgotten(world: World, clock: MockClock) -> None:

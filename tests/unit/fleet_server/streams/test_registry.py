@@ -1,60 +1,15 @@
 """All live streams: who is newest, who is dead, who leaves."""
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from fleet.errors import Reason, Refusal
-from fleet.metrics import Registry
 from fleet.v1 import command_pb2, gateway_pb2
-from fleet_server.database.wakeup import Wakeup
-from fleet_server.observability.metrics import StreamMetrics
-from fleet_server.streams.drain import Drain
-from fleet_server.streams.registry import StreamRegistry
 from fleet_server.streams.report_lane import MAX_WAITING_BYTES
 from tests.fakes.clock import MockClock
+from tests.unit.fleet_server.streams.many import World
 from tests.unit.fleet_server.streams.wire import Wire
-
-
-class World:
-    """A registry and the streams in it."""
-
-    def __init__(self, clock: MockClock, *, max_streams: int = 100) -> None:
-        self.clock = clock
-        self.wakeup = Wakeup()
-        self.metrics = StreamMetrics(Registry())
-        sessions: Any = SimpleNamespace(reauth_challenge=lambda node, stream: b"challenge")
-        self.registry = StreamRegistry(
-            clock=clock,
-            wakeup=self.wakeup,
-            sessions=sessions,
-            metrics=self.metrics,
-            heartbeat_ms=1_000,
-            session_ttl_ms=900_000,
-            max_streams=max_streams,
-        )
-
-    async def open(self, node_id: str = "n", epoch: int = 1, takeover_of: str = "", *refusals: Refusal) -> Wire:
-        wire = Wire(self.clock, node_id=node_id, epoch=epoch, takeover_of=takeover_of, unreconciled=refusals)
-        self.registry.add(wire.stream)
-        wire.running.add_done_callback(lambda _: self.registry.remove(wire.stream))
-        await wire.settle()
-        wire.heard()
-        return wire
-
-    async def beats(self, wire: Wire, count: int, *, answer: bool) -> list[gateway_pb2.ServerControl]:
-        heard = []
-        for _ in range(count):
-            await self.clock.advance(1.0)
-            self.registry.beat()
-            await wire.settle()
-            for control in wire.heard():
-                heard.append(control)
-                if answer and control.WhichOneof("body") == "ping":
-                    await wire.say(pong=gateway_pb2.Pong(number=control.ping.number))
-        return heard
 
 
 @pytest.fixture
@@ -205,50 +160,3 @@ async def test_a_full_replica_says_so(clock: MockClock) -> None:
         world.registry.check_room()
     assert caught.value.reason is Reason.OVERLOADED
     assert caught.value.retry_after_s
-
-
-def _drain(world: World, **changes: Any) -> Drain:
-    settings: dict[str, Any] = {
-        "registry": world.registry,
-        "clock": world.clock,
-        "metrics": world.metrics,
-        "reason": gateway_pb2.GOAWAY_REASON_DRAIN,
-        "deadline_s": 10.0,
-        "admission_per_s": 2.0,
-        "own_admission_per_s": 100.0,
-    }
-    return Drain(**(settings | changes))
-
-
-async def test_a_drain_gives_every_stream_its_own_slot_and_ends_when_all_left(world: World) -> None:
-    wires = [await world.open(f"n{index}") for index in range(4)]
-    draining = asyncio.create_task(_drain(world).run())
-    await wires[0].settle()
-    slots = [wire.heard()[0].goaway.reconnect_after_ms for wire in wires]
-    assert slots == [0, 500, 1000, 1500]
-    for wire in wires:
-        await wire.say(goodbye=gateway_pb2.Goodbye(reason="TAKEOVER"))
-    await world.clock.advance(0.1)
-    progress = await asyncio.wait_for(draining, 5)
-    assert (progress.streams_left, progress.done) == (0, True)
-
-
-async def test_what_is_left_at_the_deadline_is_told_so(world: World) -> None:
-    wire = await world.open()
-    draining = asyncio.create_task(_drain(world).run())
-    await wire.settle()
-    await world.clock.advance(10.1)
-    assert (await wire.wait_refusal()).reason is Reason.DRAINING
-    await asyncio.wait_for(draining, 5)
-
-
-async def test_a_second_request_only_brings_the_deadline_closer(world: World) -> None:
-    wire = await world.open()
-    drain = _drain(world)
-    draining = asyncio.create_task(drain.run())
-    await wire.settle()
-    drain.shorten(1.0)
-    drain.shorten(60.0)
-    await world.clock.advance(1.1)
-    assert (await wire.wait_refusal()).reason is Reason.DRAINING
-    await asyncio.wait_for(draining, 5)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.v1 import gateway_pb2
 from fleet_server.streams import rules
 
 
@@ -26,23 +27,34 @@ def test_packing_loses_nothing_keeps_order_and_stays_under_the_frame(sizes: list
         assert batch
 
 
-@given(st.integers(1, 5_000), st.integers(1, 600_000), st.floats(0, 5_000))
-def test_every_stream_gets_a_slot_before_the_deadline_and_none_faster_than_the_others_admit(
-    streams: int, deadline_ms: int, admission: float
-) -> None:
-    slots = list(rules.slots(streams, deadline_ms, admission))
-    starts = [slot.reconnect_after_ms for slot in slots]
-    assert len(slots) == streams
-    assert starts == sorted(starts)
-    assert all(start <= deadline_ms * 2 // 3 for start in starts)
-    paced_ms = streams * 1000 / admission if admission > 0 else 0
-    if 0 < paced_ms <= deadline_ms * 2 / 3:  # there is time to pace them all
-        for index, start in enumerate(starts):
-            assert start >= index * 1000 / admission - 2
+@given(st.floats(0, 600))
+def test_the_last_slot_leaves_time_to_move_before_the_deadline(deadline_s: float) -> None:
+    last_s = rules.last_slot_s(deadline_s)
+    assert 0 <= last_s <= deadline_s
+    assert deadline_s - last_s >= min(2.0, deadline_s / 3) - 1e-9
 
 
-def test_nobody_waits_for_a_slot_when_this_replica_is_alone() -> None:
-    assert {slot.reconnect_after_ms for slot in rules.slots(10, 30_000, 0.0)} == {0}
+@given(st.integers(0, 5_000), st.floats(0, 5_000), st.floats(-10, 600))
+def test_a_deadline_that_is_too_near_is_told_by_how_much(streams: int, pace_per_s: float, left_s: float) -> None:
+    short_s = rules.short_s(streams, pace_per_s, left_s)
+    if not streams:
+        assert short_s == 0
+    elif pace_per_s <= 0:
+        assert short_s == float("inf")
+    else:
+        assert (short_s == 0) == ((streams - 1) / pace_per_s <= max(0.0, left_s))
+
+
+def test_there_is_nowhere_to_move_to_from_a_replica_that_is_alone() -> None:
+    for wanted in (0, gateway_pb2.GOAWAY_REASON_DRAIN, gateway_pb2.GOAWAY_REASON_UPGRADE):
+        reason = gateway_pb2.GoawayReason.ValueType(wanted)
+        assert rules.drain_reason(reason, alone=True) == gateway_pb2.GOAWAY_REASON_RESTART
+        assert rules.drain_reason(reason, alone=False) == (wanted or gateway_pb2.GOAWAY_REASON_DRAIN)
+    shutdown = gateway_pb2.GOAWAY_REASON_SHUTDOWN
+    assert rules.drain_reason(shutdown, alone=True) == shutdown
+
+
+def test_nodes_of_a_lone_replica_come_back_as_fast_as_it_admits() -> None:
     assert rules.restart_window_ms(1_000, 500.0) == 2_000
     assert rules.restart_window_ms(1, 500.0) == 250
 
