@@ -67,7 +67,7 @@ class ReplicasApi:
             rate_per_s=rate,
             estimate_s=left / rate if rate > 0 else 0.0,
             done=done,
-            needed_s=0.0 if alone else pacing.needed_s(left, pace.per_s),
+            needed_s=pacing.needed_s(left, pace.per_s),
             alone=alone,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fleet_server.cli import complete
+from fleet_server.cli.drain_replica import drain_replica
 from fleet_server.cli.failures import Failed, Unreachable
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
 
 _NAMED_NODES = 5
-REASONS = ("drain", "upgrade", "rebalance", "restart", "shutdown")
 
 
 @click.group(cls=Noun)
@@ -83,43 +83,7 @@ def _note(nodes: Iterable[admin_pb2.NodeView]) -> str:
     return f"{waiting}, {counted(away, 'node')} offline" if away else waiting
 
 
-@drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")
-@click.argument("replica_id", default="", shell_complete=complete.replica)
-@click.option("--deadline", type=Duration(), help="Time to move every stream; the server's setting by default.")
-@click.option("--reason", type=click.Choice(REASONS), help="What nodes are told; the server chooses by default.")
-@click.pass_obj
-def drain_replica(invocation: Invocation, replica_id: str, deadline: int | None, reason: str | None) -> None:
-    """Move every stream off a server replica; the one that answers, without REPLICA_ID. The replica then ends."""
-    from fleet.v1 import admin_pb2, gateway_pb2
-    from fleet_server.cli.progress import Bar
-
-    number = gateway_pb2.GoawayReason.Value(f"GOAWAY_REASON_{(reason or 'unspecified').upper()}")
-    request = admin_pb2.DrainReplicaRequest(
-        replica_id=replica_id, deadline_s=deadline or 0, reason=gateway_pb2.GoawayReason.ValueType(number)
-    )
-    latest: admin_pb2.DrainReplicaResponse | None = None
-    with invocation.connect() as admin, Bar("draining streams", None) as bar:
-        for latest in admin.stream(admin.stub.DrainReplica, request):
-            total = latest.streams_total
-            bar.show(total - latest.streams_left, total=total, note=pace(latest))
-            if latest.done:
-                break  # the replica ends now, and its listener with it: what the stream says next means nothing
-    if latest is None or not latest.done:
-        left = latest.streams_left if latest else 0
-        raise Failed(f"the drain ended with {left} streams left", hint="see `fleetctl replicas list`")
-    invocation.emit_message(
-        latest,
-        [("replica", latest.replica.replica_id), ("state", "drained"), ("streams moved", str(latest.streams_total))],
-    )
-
-
-def pace(progress: admin_pb2.DrainReplicaResponse) -> str:
-    """How fast streams move and how long it takes; "" while nobody knows, or when it is over."""
-    from fleet_server.cli.terminal import duration
-
-    if progress.done or progress.rate_per_s <= 0:
-        return ""
-    return f"{progress.rate_per_s:.1f}/s, {duration(progress.estimate_s)} to go"
+drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")(drain_replica)
 
 
 @resume.command("node", example="fleetctl resume node rack=4")

@@ -67,7 +67,5 @@ def last_to_take(own_id: str, replicas: Iterable[ReplicaRecord]) -> bool:
 
 
 def needed_s(streams: int, per_s: float) -> float:
-    """Seconds that so many streams take at this pace; infinite when nobody takes any."""
-    if not streams:
-        return 0.0
-    return streams / per_s if per_s > 0 else float("inf")
+    """Seconds that so many streams take at this pace; 0 when there are none, or nobody takes any."""
+    return streams / per_s if per_s > 0 else 0.0

@@ -2363,7 +2363,7 @@ class DrainReplicaResponse(_message.Message):
     done: _builtins.bool
     """The replica has ended: STOPPED when it drained, LOST when it died before."""
     needed_s: _builtins.float
-    """Seconds that the streams left need at the pace at which other replicas take them; 0 when there are none."""
+    """Seconds that the streams left need at the pace at which other replicas take them; 0 when nobody does."""
     alone: _builtins.bool
     """No other replica takes nodes: they come back when a server does."""
     @_builtins.property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import grpc
+import pytest
 
 from fleet.v1 import admin_pb2, gateway_pb2
-from fleet_server.cli.drain import pace
+from fleet_server.cli.drain_replica import pace
 from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
 
@@ -89,3 +91,63 @@ def test_a_drain_that_moved_no_stream_yet_does_not_say_that_nothing_is_left() ->
     assert pace(begun) == "", "it said 0.0/s, 0.0ms to go"
     begun.rate_per_s, begun.estimate_s = 3.0, 3.0
     assert pace(begun) == "3.0/s, 3.0s to go"
+
+
+def _replica(state: str, **fields: Any) -> admin_pb2.ReplicaView:
+    return admin_pb2.ReplicaView(**{"replica_id": "replica-a", "state": state, "started_at_ms": 5, **fields})
+
+
+def _draining(**fields: Any) -> admin_pb2.DrainReplicaResponse:
+    values: dict[str, Any] = {"replica": _replica("DRAINING"), "streams_left": 9, "streams_total": 9, **fields}
+    return admin_pb2.DrainReplicaResponse(**values)
+
+
+@pytest.mark.parametrize(
+    ("found", "exit_code"),
+    [
+        (_replica("STOPPED"), 0),
+        (_replica("STARTING", started_at_ms=6), 0),
+        (_replica("LOST"), 1),
+    ],
+    ids=["stopped", "started anew", "lost"],
+)
+def test_when_the_replica_that_answers_is_the_one_that_ends_another_is_asked(
+    ctl: Fleetctl, found: admin_pb2.ReplicaView, exit_code: int
+) -> None:
+    ctl.fake.answers["DrainReplica"] = [_draining(), grpc.StatusCode.UNAVAILABLE]
+    ctl.fake.answers["ListReplicas"] = [
+        grpc.StatusCode.UNAVAILABLE,
+        admin_pb2.ListReplicasResponse(replicas=[_replica("DRAINING")]),
+        admin_pb2.ListReplicasResponse(replicas=[found]),
+    ]
+    result = ctl.run("drain", "replica", "replica-a")
+    assert result.exit_code == exit_code, result.output
+    assert ctl.slept_s == [1.0] * 3
+    assert ("was lost before it was drained" in result.stderr) == bool(exit_code)
+
+
+def test_when_nobody_is_left_to_ask_it_is_said_how_to_go_on(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainReplica"] = [_draining(), grpc.StatusCode.UNAVAILABLE]
+    ctl.fake.answers["ListReplicas"] = grpc.StatusCode.UNAVAILABLE
+    result = ctl.run("drain", "replica", "replica-a")
+    assert result.exit_code == 4
+    assert "9 streams were left" in result.stderr
+    assert "Ask another replica" in result.stderr
+
+
+def test_a_drain_need_not_be_waited_for(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainReplica"] = [_draining(), ctl.fake.HOLD]
+    result = ctl.run("drain", "replica", "replica-a", "--no-wait")
+    assert result.exit_code == 0
+    assert "draining" in result.stdout
+    assert "The drain goes on" in result.stderr
+
+
+def test_what_will_not_be_done_by_the_deadline_is_said_first(ctl: Fleetctl) -> None:
+    ctl.fake.answers["DrainReplica"] = [_draining(needed_s=90.0), _draining(done=True)]
+    result = ctl.run("drain", "replica", "replica-a", "--deadline", "30s")
+    assert "9 streams need about 1m30s" in result.stderr
+    ctl.fake.answers["DrainReplica"] = [_draining(alone=True), _draining(done=True)]
+    result = ctl.run("drain", "replica", "replica-a", "--force")
+    assert "No other replica takes nodes" in result.stderr
+    assert ctl.fake.requests("DrainReplica")[-1].force
