@@ -25,6 +25,7 @@ from fleet_server.database.transports import transport_for
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.installation.service import InstallationService
+from fleet_server.nodes.ownership import refuse_stale
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.identity import own_replica_id
@@ -83,7 +84,14 @@ class ServerRooms:
             row_mac=self._secrets.row_mac,
             metrics=metrics,
         )
-        self.node_audit = NodeAudit(self.database, self.clock, self.wakeup, self.audit, metrics)
+        self.node_audit = NodeAudit(
+            self.database,
+            self.clock,
+            self.wakeup,
+            self.audit,
+            metrics,
+            refuse_stale=lambda conn, node_id, epoch: refuse_stale(self.nodes, conn, node_id, epoch),
+        )
         self.trust = TrustService(
             database=self.database,
             secrets=self._secrets,

@@ -14,7 +14,7 @@ Mental model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -36,6 +36,7 @@ from fleet_server.database.writer import Transaction
 log = get_logger(__name__)
 
 _MAX_FINDING_CHARS = 300
+RefuseStale = Callable[[Connection, str, int], Refusal | None]
 
 
 class NodeAuditMetrics(Protocol):
@@ -63,40 +64,58 @@ class NodeAudit:
         wakeup: wakes ``audit`` after each commit that has rows.
         audit: records findings.
         metrics: told of what is committed.
+        refuse_stale: why the stream of an epoch speaks for its node no more.
     """
 
     def __init__(
-        self, database: Database, clock: Clock, wakeup: Wakeup, audit: AuditService, metrics: NodeAuditMetrics
+        self,
+        database: Database,
+        clock: Clock,
+        wakeup: Wakeup,
+        audit: AuditService,
+        metrics: NodeAuditMetrics,
+        refuse_stale: RefuseStale,
     ) -> None:
         self._database = database
         self._clock = clock
         self._wakeup = wakeup
         self._audit = audit
         self._metrics = metrics
+        self._refuse_stale = refuse_stale
         self._told_to_wait: dict[str, int] = {}  # on which day last: what stands in the database, somebody may have set
 
     async def take(
-        self, node_id: str, frame: gateway_pb2.AuditRows, *, opened_chain: int = 0, sent_back: bool = False
+        self, node_id: str, epoch: int, frame: gateway_pb2.AuditRows, *, opened_chain: int = 0, sent_back: bool = False
     ) -> gateway_pb2.AuditAck:
         """Store what continues the node's chain; how far it is stored then.
 
         Args:
             node_id: as its session says.
+            epoch: of the stream that brings them.
             frame: rows of one chain, in its order.
             opened_chain: newest chain that was given to the node, as its session says; 0 is the first.
             sent_back: the node was told where the chain ends. Without it a gap is no finding yet: a server whose
                 database was restored knows less than it once acknowledged.
 
         Raises:
-            Refusal: UNAVAILABLE when the database is away, or when another replica stores rows of the node right now.
+            Refusal: UNAVAILABLE when the database is away, or when another replica stores rows of the node right now;
+                SUPERSEDED when the node's newest stream is another one.
         """
+
+        def work(tx: Transaction) -> gateway_pb2.AuditAck | Refusal:
+            stale = self._refuse_stale(tx.conn, node_id, epoch)
+            return stale or self._take(tx, node_id, frame, opened_chain, sent_back)
+
         try:
-            return await self._database.write(lambda tx: self._take(tx, node_id, frame, opened_chain, sent_back))
+            taken = await self._database.write(work)
         except IntegrityError as error:
             planted = await self._database.write(lambda tx: self._planted(tx, writer_of(node_id, frame.chain), frame))
             if planted is not None:
                 return planted
             raise Refusal(Reason.UNAVAILABLE, "another stream of this node stores the same rows") from error
+        if isinstance(taken, Refusal):
+            raise taken
+        return taken
 
     async def standing(self, node_id: str) -> tuple[int, NodeStanding]:
         """Number of the newest row stored of the chain that a node writes, and what is known of that."""

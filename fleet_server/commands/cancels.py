@@ -16,11 +16,11 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import issue_store, rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change, state_name
-from fleet_server.commands.delivery import refuse_stale
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import CancelStep
 from fleet_server.commands.store import Key, OpenRow
 from fleet_server.database.writer import Transaction
+from fleet_server.nodes.ownership import write_as_newest
 
 _COMMAND_ID_BYTES = 16
 _AUDITED = 2000
@@ -73,14 +73,17 @@ class Cancels:
         if not seqs:
             return []
         wanted = sorted(seqs)
-        orders = await self._rooms.database.write(lambda tx: self._orders(tx, node_id, epoch, wanted))
-        if isinstance(orders, Refusal):
-            raise orders
-        return orders
+        rooms = self._rooms
+        return await write_as_newest(
+            rooms.database, rooms.nodes, node_id, epoch, lambda tx: self._orders(tx, node_id, wanted)
+        )
 
-    async def record_cancel_result(self, node_id: str, result: command_pb2.CancelResult) -> None:
+    async def record_cancel_result(self, node_id: str, epoch: int, result: command_pb2.CancelResult) -> None:
         """See `CommandService.record_cancel_result`."""
-        await self._rooms.database.write(lambda tx: self._record_result(tx, node_id, result))
+        rooms = self._rooms
+        await write_as_newest(
+            rooms.database, rooms.nodes, node_id, epoch, lambda tx: self._record_result(tx, node_id, result)
+        )
 
     def reload(self, tx: Transaction) -> None:
         """Read which cancels wait, in the writer's order."""
@@ -168,10 +171,7 @@ class Cancels:
             },
         )
 
-    def _orders(self, tx: Transaction, node_id: str, epoch: int, seqs: Sequence[int]) -> list[CancelOrder] | Refusal:
-        stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
-        if stale is not None:
-            return stale
+    def _orders(self, tx: Transaction, node_id: str, seqs: Sequence[int]) -> list[CancelOrder]:
         rows = [row for row in store.open_by_keys(tx.conn, node_id, seqs) if row.cancel_requested_by]
         gone = set(seqs) - {row.seq for row in rows}
         tx.after_commit(lambda: self._answered(node_id, gone))

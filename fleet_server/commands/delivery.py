@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from fleet.errors import Reason, Refusal
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change
 from fleet_server.commands.in_hand import NotAsRememberedError
-from fleet_server.commands.ports import NodesPort, Rooms
+from fleet_server.commands.ports import Rooms
 from fleet_server.commands.runs import PendingCommand, Run
-from fleet_server.commands.store import Connection, OpenRow
+from fleet_server.commands.store import OpenRow
 from fleet_server.database.writer import Transaction
-
-
-def refuse_stale(nodes: NodesPort, conn: Connection, node_id: str, epoch: int) -> Refusal | None:
-    """Why a stream may not act for its node any more; None for the newest one (docs/protocol.md, "Frames")."""
-    newest = nodes.current_epoch(conn, node_id)
-    if newest == epoch:
-        return None
-    return Refusal(
-        Reason.SUPERSEDED,
-        f"the stream has epoch {epoch}, the newest of its node is {newest}: only that one is sent commands",
-    )
+from fleet_server.nodes.ownership import write_as_newest
 
 
 class Delivery:
@@ -51,27 +40,23 @@ class Delivery:
         in_hand = self._announcer.in_hand
         runs = in_hand.next_queued(node_id, epoch, after_seq, limit, self._rooms.clock.now_ms())
 
-        def work(tx: Transaction) -> list[PendingCommand] | Refusal:
-            return self._claim(tx, node_id, epoch, after_seq, limit, key_id, asked_again_through, runs)
+        def work(tx: Transaction) -> list[PendingCommand]:
+            return self._claim(tx, node_id, after_seq, limit, key_id, asked_again_through, runs)
 
         try:
-            claimed = await self._rooms.database.write(work)
+            return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
         except NotAsRememberedError:
             in_hand.forget([node_id])
             runs = []
-            claimed = await self._rooms.database.write(work)
-        if isinstance(claimed, Refusal):
-            raise claimed
-        return claimed
+            return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
 
     async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
         """See `CommandService.reconcile`."""
-        after_seq = await self._rooms.database.write(
-            lambda tx: self._reconcile(tx, node_id, epoch, last_accepted_seq, takeover)
-        )
-        if isinstance(after_seq, Refusal):
-            raise after_seq
-        return after_seq
+
+        def work(tx: Transaction) -> int:
+            return self._reconcile(tx, node_id, last_accepted_seq, takeover)
+
+        return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
 
     def abandon_signed(self, tx: Transaction, node_id: str, replaced: bool) -> int:
         """See `CommandService.abandon_signed`."""
@@ -84,16 +69,12 @@ class Delivery:
         self,
         tx: Transaction,
         node_id: str,
-        epoch: int,
         after_seq: int,
         limit: int,
         key_id: bytes | None,
         asked_again_through: int,
         in_hand: Sequence[Run],
-    ) -> list[PendingCommand] | Refusal:
-        stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
-        if stale is not None:
-            return stale
+    ) -> list[PendingCommand]:
         ready: list[PendingCommand] = []
         changes: list[Change] = []
         if in_hand:
@@ -183,12 +164,7 @@ class Delivery:
             tx, [Change((row.node_id, row.seq), row.issue_id, row.state, rules.EXPIRED) for row in rows]
         )
 
-    def _reconcile(
-        self, tx: Transaction, node_id: str, epoch: int, last_accepted_seq: int, takeover: bool
-    ) -> int | Refusal:
-        stale = refuse_stale(self._rooms.nodes, tx.conn, node_id, epoch)
-        if stale is not None:
-            return stale
+    def _reconcile(self, tx: Transaction, node_id: str, last_accepted_seq: int, takeover: bool) -> int:
         if not takeover:
             # The node once said it had these, and its journal now ends before them: it was restored from a copy.
             # Sending them again could run them a second time. In a takeover the older stream goes on while the newer

@@ -24,6 +24,7 @@ from fleet_server.commands.ports import Rooms
 from fleet_server.commands.rules import Standing
 from fleet_server.commands.store import Connection, Key, StandingRow
 from fleet_server.database.writer import Transaction
+from fleet_server.nodes.ownership import write_as_newest
 
 log = get_logger(__name__)
 
@@ -85,7 +86,7 @@ class Reports:
             self._announcer.in_hand.forget([node_id])
             await self._gatherer.submit((node_id, reports))
 
-    async def record_command_refused(self, node_id: str, refused: command_pb2.CommandRefused) -> None:
+    async def record_command_refused(self, node_id: str, epoch: int, refused: command_pb2.CommandRefused) -> None:
         """See `CommandService.record_command_refused`."""
         reason = rules.SEQ_CONFLICT if refused.reason == rules.SEQ_CONFLICT else rules.FORGOTTEN
         log.error(
@@ -105,9 +106,9 @@ class Reports:
             ]
             self._announcer.declare_unknown(tx, rows, reason, self._rooms.clock.now_ms())
 
-        await self._rooms.database.write(work)
+        await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
 
-    async def record_statement_refused(self, node_id: str, refused: command_pb2.StatementRefused) -> None:
+    async def record_statement_refused(self, node_id: str, epoch: int, refused: command_pb2.StatementRefused) -> None:
         """See `CommandService.record_statement_refused`."""
 
         def work(tx: Transaction) -> None:
@@ -125,7 +126,7 @@ class Reports:
                 },
             )
 
-        await self._rooms.database.write(work)
+        await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
 
     def _record(self, tx: Transaction, frames: Sequence[Frame]) -> None:
         now_ms = self._rooms.clock.now_ms()

@@ -275,13 +275,21 @@ class CommandService:
         """
         await self._reports.record_reports(node_id, reports)
 
-    async def record_command_refused(self, node_id: str, refused: command_pb2.CommandRefused) -> None:
-        """The node cannot take a command (SEQ_CONFLICT, FORGOTTEN): INTERRUPTED if it has no result, and loud."""
-        await self._reports.record_command_refused(node_id, refused)
+    async def record_command_refused(self, node_id: str, epoch: int, refused: command_pb2.CommandRefused) -> None:
+        """The node cannot take a command (SEQ_CONFLICT, FORGOTTEN): INTERRUPTED if it has no result, and loud.
 
-    async def record_statement_refused(self, node_id: str, refused: command_pb2.StatementRefused) -> None:
-        """The node refused a whole statement: audited; no command's state changes."""
-        await self._reports.record_statement_refused(node_id, refused)
+        Raises:
+            Refusal: SUPERSEDED when a newer stream was opened, on which the node says it again.
+        """
+        await self._reports.record_command_refused(node_id, epoch, refused)
+
+    async def record_statement_refused(self, node_id: str, epoch: int, refused: command_pb2.StatementRefused) -> None:
+        """The node refused a whole statement: audited; no command's state changes.
+
+        Raises:
+            Refusal: SUPERSEDED.
+        """
+        await self._reports.record_statement_refused(node_id, epoch, refused)
 
     async def pending_cancels(self, node_id: str, epoch: int) -> list[CancelOrder]:
         """Cancels that the node has not answered, their rows verified. Costs no query while there are none.
@@ -291,6 +299,10 @@ class CommandService:
         """
         return await self._cancels.pending_cancels(node_id, epoch)
 
-    async def record_cancel_result(self, node_id: str, result: command_pb2.CancelResult) -> None:
-        """Record the node's answer to a cancel; from the first signature on only this decides."""
-        await self._cancels.record_cancel_result(node_id, result)
+    async def record_cancel_result(self, node_id: str, epoch: int, result: command_pb2.CancelResult) -> None:
+        """Record the node's answer to a cancel; from the first signature on only this decides.
+
+        Raises:
+            Refusal: SUPERSEDED when a newer stream was opened, on which the node is asked again.
+        """
+        await self._cancels.record_cancel_result(node_id, epoch, result)

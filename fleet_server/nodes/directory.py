@@ -154,6 +154,10 @@ class NodeDirectory:
         """Epoch of a node's newest stream; 0 when it never had one. Any thread."""
         return self._store.current_epoch(conn, node_id)
 
+    def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
+        """Epoch of each node's newest stream; a node that is not known is missing. Any thread."""
+        return self._store.epochs(conn, node_ids)
+
     async def bundle_holders(self) -> dict[tuple[int, int], int]:
         """Trust bundle version -> nodes that hold it, as last told."""
         return await self._database.read(self._profiles.holders)
@@ -254,7 +258,7 @@ class NodeDirectory:
 
     def _fresh(self, node: NodeRecord) -> NodeRecord:
         sign = self._liveness.peek(node.node_id)
-        if sign is None or sign.seen_ms < node.last_seen_ms:
+        if sign is None or sign.epoch != node.stream_epoch or sign.seen_ms < node.last_seen_ms:
             return node
         return replace(
             node,

@@ -12,9 +12,10 @@ _INT32 = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class SignOfLife:
-    """What the last pong told. `seen_ms` in Unix milliseconds on the server; `accepted_seq` is the highest seq that the
-    node has answered so far."""
+    """What the last pong told, and the epoch of the stream that it came on. `seen_ms` in Unix milliseconds on the
+    server; `accepted_seq` is the highest seq that the node has answered so far."""
 
+    epoch: int
     seen_ms: int
     rtt_us: int
     clock_offset_ms: int
@@ -27,14 +28,22 @@ class Liveness:
     def __init__(self) -> None:
         self._news: dict[str, SignOfLife] = {}
 
-    def note(self, node_id: str, *, now_ms: int, rtt_us: int, clock_offset_ms: int, accepted_seq: int) -> None:
-        """Keep the newest. Both figures come from a node's clock, so they are cut to what the views can carry."""
+    def note(
+        self, node_id: str, *, epoch: int, now_ms: int, rtt_us: int, clock_offset_ms: int, accepted_seq: int
+    ) -> None:
+        """Keep the newest, of the newest stream. Both figures come from a node's clock, so they are cut to what the
+        views can carry."""
+        known = self._news.get(node_id)
+        if known is not None and known.epoch > epoch:
+            return
         offset = max(-_INT32, min(_INT32, clock_offset_ms))
-        self._news[node_id] = SignOfLife(now_ms, max(0, min(_INT32, rtt_us)), offset, accepted_seq)
+        self._news[node_id] = SignOfLife(epoch, now_ms, max(0, min(_INT32, rtt_us)), offset, accepted_seq)
 
-    def forget(self, node_id: str) -> None:
-        """Its stream has ended: a late flush must not show it online."""
-        self._news.pop(node_id, None)
+    def forget(self, node_id: str, epoch: int) -> None:
+        """Its stream of that epoch has ended: a late flush must not show it online."""
+        known = self._news.get(node_id)
+        if known is not None and known.epoch <= epoch:
+            del self._news[node_id]
 
     def peek(self, node_id: str) -> SignOfLife | None:
         """What has not been flushed yet."""

@@ -6,7 +6,7 @@ the transaction that needs them; liveness stays in memory between flushes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -20,6 +20,8 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import rules
 from fleet_server.nodes.directory import NodeDirectory
+from fleet_server.nodes.liveness import SignOfLife
+from fleet_server.nodes.ownership import write_as_newest
 from fleet_server.nodes.store import RowMac
 
 log = get_logger(__name__)
@@ -120,8 +122,12 @@ class NodePresence(NodeDirectory):
             self._audit.append(tx, kind, actor=f"node:{node_id}", subject=f"node:{node_id}", detail=detail)
             self._wake(tx, ["nodes"])
 
-    async def note_bundle(self, node_id: str, applied: gateway_pb2.BundleApplied) -> None:
-        """The node told which trust bundle it holds now; one that it refused is audited."""
+    async def note_bundle(self, node_id: str, epoch: int, applied: gateway_pb2.BundleApplied) -> None:
+        """The node told, on the stream of `epoch`, which trust bundle it holds now; one that it refused is audited.
+
+        Raises:
+            Refusal: SUPERSEDED, MALFORMED, or the database is away.
+        """
 
         def work(tx: Transaction) -> None:
             version = applied.version
@@ -136,7 +142,7 @@ class NodePresence(NodeDirectory):
 
         if max(applied.version.generation, applied.version.number) > rules.MAX_SEQ:
             raise Refusal(Reason.MALFORMED, "the bundle version is out of range")
-        await self._database.write(work)
+        await write_as_newest(self._database, self, node_id, epoch, work)
 
     def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, int]:
         """Raise each node's seq counter by its count; node id -> first seq taken. Inside the issuing transaction
@@ -144,8 +150,13 @@ class NodePresence(NodeDirectory):
         """
         return self._store.take_seqs(conn, counts)
 
-    async def mark_drained(self, node_id: str) -> bool:
-        """The node says that nothing runs on it any more; False when nobody asked it to drain."""
+    async def mark_drained(self, node_id: str, epoch: int) -> bool:
+        """The node says, on the stream of `epoch`, that nothing runs on it any more; False when nobody asked it to
+        drain.
+
+        Raises:
+            Refusal: SUPERSEDED, or the database is away.
+        """
 
         def work(tx: Transaction) -> bool:
             drained = self._store.mark_drained(tx.conn, node_id)
@@ -155,16 +166,19 @@ class NodePresence(NodeDirectory):
                 self._wake(tx, [f"node-state:{node_id}", "nodes"])
             return drained
 
-        return await self._database.write(work)
+        return await write_as_newest(self._database, self, node_id, epoch, work)
 
-    def note_alive_nowait(self, node_id: str, rtt_us: int, clock_offset_ms: int, accepted_seq: int = 0) -> None:
-        """A pong came; written with the next flush.
+    def note_alive_nowait(
+        self, node_id: str, *, epoch: int, rtt_us: int, clock_offset_ms: int, accepted_seq: int = 0
+    ) -> None:
+        """A pong came on the stream of `epoch`; written with the next flush, unless a newer stream was opened by then.
 
         Args:
             accepted_seq: highest seq that the node has answered so far; a lower one than is known changes nothing.
         """
         self._liveness.note(
             node_id,
+            epoch=epoch,
             now_ms=self._clock.now_ms(),
             rtt_us=rtt_us,
             clock_offset_ms=clock_offset_ms,
@@ -191,27 +205,30 @@ class NodePresence(NodeDirectory):
             self._unclosed.discard((node_id, epoch))
             await self.close_stream(node_id, epoch)
         signs = self._liveness.take()
-        rows = [
-            (
-                sign.seen_ms,
-                sign.rtt_us,
-                sign.clock_offset_ms,
-                sign.accepted_seq,
-                sign.accepted_seq,
-                self._replica_id,
-                node_id,
-            )
-            for node_id, sign in sorted(signs.items())
-        ]
+        news = sorted(signs.items())
         try:
-            for start in range(0, len(rows), _FLUSH_ROWS):
-                chunk = rows[start : start + _FLUSH_ROWS]
-                await self._database.write(lambda tx, chunk=chunk: self._store.flush_alive(tx.conn, chunk))  # type: ignore[misc]
+            for start in range(0, len(news), _FLUSH_ROWS):
+                chunk = news[start : start + _FLUSH_ROWS]
+                overtaken = await self._database.write(lambda tx, chunk=chunk: self._flush(tx, chunk))  # type: ignore[misc]
+                self._wakeup.wake_nowait([f"node-state:{node_id}" for node_id in overtaken])
         except Refusal:
             self._liveness.give_back(signs)
             raise
-        if rows:
+        if news:
             self._wakeup.spread_nowait(["nodes"])
+
+    def _flush(self, tx: Transaction, chunk: Sequence[tuple[str, SignOfLife]]) -> list[str]:
+        """Write signs of life of streams that are their nodes' newest; nodes whose are not, which costs a query only
+        when there are any."""
+        own = self._replica_id
+        rows = [
+            (sign.seen_ms, sign.rtt_us, sign.clock_offset_ms, seq := sign.accepted_seq, seq, node_id, sign.epoch, own)
+            for node_id, sign in chunk
+        ]
+        if self._store.flush_alive(tx.conn, rows) == len(rows):
+            return []
+        newest = self._store.epochs(tx.conn, [node_id for node_id, _ in chunk])
+        return [node_id for node_id, sign in chunk if newest.get(node_id, 0) > sign.epoch]
 
     def _close(self, tx: Transaction, node_id: str, epoch: int) -> bool:
         closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())
@@ -219,6 +236,6 @@ class NodePresence(NodeDirectory):
         kind = AuditKind.STREAM_CLOSED
         self._audit.append(tx, kind, actor="server", subject=subject, detail={"epoch": epoch, "newest": closed})
         if closed:
-            tx.after_commit(lambda: self._liveness.forget(node_id))
+            tx.after_commit(lambda: self._liveness.forget(node_id, epoch))
             self._wake(tx, ["nodes"])
         return closed

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Connection, for_update, octets, sql
-from fleet_server.database.statements import fetch
+from fleet_server.database.statements import execute_many, fetch
 from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 
@@ -246,20 +246,30 @@ class NodeStore:
         text = "UPDATE nodes SET online = 0 WHERE replica_id = ? AND online = 1"
         return conn.exec_driver_sql(sql(conn, text), (replica_id,)).rowcount
 
-    def flush_alive(self, conn: Connection, rows: Sequence[tuple[int, int, int, int, int, str, str]]) -> None:
-        """Write signs of life.
+    def flush_alive(self, conn: Connection, rows: Sequence[tuple[int, int, int, int, int, str, int, str]]) -> int:
+        """Write signs of life, each of its node's newest stream only; how many were.
 
-        A node that was marked offline because its replica seemed lost, and that still lives on it, is online again.
+        A node that was marked offline because its replica seemed lost, and that still lives on it, is online again; one
+        whose stream has ended is not, for its row names no replica any more.
 
         Args:
-            rows: (last seen in Unix ms, round trip in us, clock offset in ms, accepted seq twice, replica id, node id).
+            rows: (last seen in Unix ms, round trip in us, clock offset in ms, accepted seq twice, node id, epoch,
+                replica id).
         """
         text = (
-            "UPDATE nodes SET last_seen_ms = ?, rtt_us = ?, clock_offset_ms = ?,"
-            " last_accepted_seq = CASE WHEN last_accepted_seq < ? THEN ? ELSE last_accepted_seq END,"
-            " online = CASE WHEN replica_id = ? THEN 1 ELSE online END WHERE node_id = ?"
+            "UPDATE nodes SET last_seen_ms = ?, rtt_us = ?, clock_offset_ms = ?, online = 1,"
+            " last_accepted_seq = CASE WHEN last_accepted_seq < ? THEN ? ELSE last_accepted_seq END"
+            " WHERE node_id = ? AND stream_epoch = ? AND replica_id = ?"
         )
-        conn.exec_driver_sql(sql(conn, text), list(rows))
+        return execute_many(conn, text, rows) if rows else 0
+
+    def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
+        """Epoch of each node's newest stream; a node that is not known is missing."""
+        found: dict[str, int] = {}
+        for chunk in _chunks(node_ids):
+            text = f"SELECT node_id, stream_epoch FROM nodes WHERE node_id IN ({_marks(chunk)})"  # noqa: S608 - marks
+            found.update(fetch(conn, text, chunk))
+        return found
 
     def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, int]:
         """Raise each node's counter by its count; node id -> first seq taken."""

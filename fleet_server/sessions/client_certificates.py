@@ -21,6 +21,7 @@ from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
+from fleet_server.nodes.ownership import Epochs, write_as_newest
 from fleet_server.sessions.rotations import ASKED_WINDOW_MS, OVER_BUDGET
 from fleet_server.sessions.store import SessionRow, count_certificate
 from fleet_server.trust.secrets import Secrets
@@ -94,8 +95,11 @@ def _refused(detail: str) -> Refusal:
 class NodeCertificates:
     """Issues client certificates over streams, once `offer` was called; the node CA is made with the first."""
 
-    def __init__(self, *, database: Database, clock: Clock, audit: AuditService, secrets: Secrets) -> None:
+    def __init__(
+        self, *, database: Database, clock: Clock, audit: AuditService, secrets: Secrets, nodes: Epochs
+    ) -> None:
         self._database = database
+        self._nodes = nodes
         self._clock = clock
         self._audit = audit
         self._secrets = secrets
@@ -106,21 +110,27 @@ class NodeCertificates:
         self._ca = self._ca or node_certificate.derive_ca(self._secrets.derive("node-ca"), self._now())
         return self._ca.certificate_pem
 
-    async def issue(self, node_id: str, public_key: bytes) -> gateway_pb2.NodeCertificate:
+    async def issue(self, node_id: str, epoch: int, public_key: bytes) -> gateway_pb2.NodeCertificate:
         """A certificate for the node at the other end of a stream, or why there is none.
 
         Args:
             node_id: proven.
+            epoch: of the stream.
             public_key: as the node sent it.
+
+        Raises:
+            Refusal: SUPERSEDED, when the stream speaks for the node no more.
         """
         try:
             if self._ca is None:
                 raise Refusal(Reason.NOT_FOUND, "this server has no mTLS listener: set mtls_listen, or clear mtls")
-            return gateway_pb2.NodeCertificate(certificate=await self._issue(self._ca, node_id, public_key))
+            return gateway_pb2.NodeCertificate(certificate=await self._issue(self._ca, node_id, epoch, public_key))
         except Refusal as refusal:
+            if refusal.reason is Reason.SUPERSEDED:
+                raise
             return gateway_pb2.NodeCertificate(reason=refusal.reason, detail=refusal.detail)
 
-    async def _issue(self, ca: CertifiedKey, node_id: str, public_key: bytes) -> bytes:
+    async def _issue(self, ca: CertifiedKey, node_id: str, epoch: int, public_key: bytes) -> bytes:
         try:
             certificate = node_certificate.issue(ca, node_id, public_key, self._now())
         except NodeCertificateError as error:
@@ -141,7 +151,7 @@ class NodeCertificates:
                 self._audit.append(tx, AuditKind.NODE_ROTATION_REFUSED, actor=subject, subject=subject, detail=why)
             return until_ms
 
-        until_ms = await self._database.write(work)
+        until_ms = await write_as_newest(self._database, self._nodes, node_id, epoch, work)
         if until_ms:
             wait_min = (until_ms - self._clock.now_ms()) // 60_000 + 1
             raise Refusal(

@@ -142,7 +142,7 @@ class HandshakeService:
         self._refusals = RefusalLog(database, audit, self._standings.tampered)
         self._answered = Answered()
         self._remembered = RememberedKeys()
-        self.certificates = NodeCertificates(database=database, clock=clock, audit=audit, secrets=secrets)
+        self.certificates = NodeCertificates(database=database, clock=clock, audit=audit, secrets=secrets, nodes=nodes)
 
     # -- handshake ----------------------------------------------------------------------------------------------------
     async def begin(

@@ -27,6 +27,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.checklist import SERVER, ChecklistItem
+from fleet_server.nodes.ownership import write_as_newest
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.rules import refuse_inactive
 from fleet_server.nodes.service import NodeService
@@ -203,13 +204,16 @@ class RotationService:
         }
         self._tell(tx, AuditKind.API_KEY_REPLACED, f"node:{node_id}", node_id, detail)
 
-    async def take_keys(self, node_id: str, signed: trust_pb2.Signed) -> gateway_pb2.NodeKeysTaken:
-        """Know a node by the keys that its statement names, and say so; a statement that was taken is answered again.
+    async def take_keys(self, node_id: str, epoch: int, signed: trust_pb2.Signed) -> gateway_pb2.NodeKeysTaken:
+        """Know a node by the keys that its statement, on the stream of `epoch`, names, and say so; a statement that was
+        taken is answered again.
 
         Raises:
-            Refusal: the database is away.
+            Refusal: SUPERSEDED, or the database is away.
         """
-        return await self._database.write(lambda tx: self._take_keys(tx, node_id, signed))
+        return await write_as_newest(
+            self._database, self._nodes, node_id, epoch, lambda tx: self._take_keys(tx, node_id, signed)
+        )
 
     def _take_keys(self, tx: Transaction, node_id: str, signed: trust_pb2.Signed) -> gateway_pb2.NodeKeysTaken:
         rotation = self._store.of_node(tx.conn, node_id, lock=True)
@@ -271,12 +275,12 @@ class RotationService:
         self._tell(tx, AuditKind.NODE_KEYS_REPLACED, f"node:{node.node_id}", node.node_id, detail)
         self._nodes.tell_decided(tx, [node.node_id])
 
-    async def answered(self, node_id: str, answer: gateway_pb2.RotationAnswer) -> None:
+    async def answered(self, node_id: str, epoch: int, answer: gateway_pb2.RotationAnswer) -> None:
         """A node stored its new api_key, or does not follow an order. One that it can never follow is off; any other
         is said again on the next stream.
 
         Raises:
-            Refusal: the database is away.
+            Refusal: SUPERSEDED, or the database is away.
         """
         subject = _ANSWERS.get(answer.subject)
         if answer.applied or subject is None:
@@ -302,7 +306,7 @@ class RotationService:
             rotate = "api_key" if subject is Wanted.API_KEY else "keys"
             self._refused(tx, node_id, {"rotate": rotate, "by": "node", "reason": reason})
 
-        await self._database.write(work)
+        await write_as_newest(self._database, self._nodes, node_id, epoch, work)
 
     def open(self, conn: Connection) -> Mapping[str, tuple[str, ...]]:
         """Node id -> credentials that are being replaced. Any thread."""

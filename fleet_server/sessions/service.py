@@ -36,6 +36,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.boundary import network_of
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
+from fleet_server.nodes.ownership import write_as_newest
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
@@ -305,7 +306,8 @@ class SessionService(HandshakeService):
         """Renew the session of a live stream; the Unix millisecond at which it ends now.
 
         Raises:
-            Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, CLIENT_CERTIFICATE, or the state of the node.
+            Refusal: BAD_PROOF, CHALLENGE_EXPIRED, SESSION_EXPIRED, SUPERSEDED, CLIENT_CERTIFICATE, or the state of the
+                node.
         """
         try:
             expires_at_ms = await self._reauth(session, stream_id, proof)
@@ -341,7 +343,7 @@ class SessionService(HandshakeService):
                 self._audit.append(tx, kind, actor=subject, subject=subject, detail={"epoch": session.epoch})
             return extended
 
-        if not await self._database.write(work):
+        if not await write_as_newest(self._database, self._nodes, node_id, session.epoch, work):
             raise proofs.session_expired()
         return expires_at_ms
 

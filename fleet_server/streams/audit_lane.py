@@ -20,12 +20,13 @@ class AuditLane:
     """Stores one stream's audit frames in order.
 
     Args:
+        epoch: of the stream.
         opened_chain: newest audit chain that was given to the node.
         send: queues a control frame.
         failed: told when a frame cannot be stored; the stream ends then.
     """
 
-    __slots__ = ("_audit", "_node_id", "_opened_chain", "_pump", "_send", "_sent_back", "_waiting")
+    __slots__ = ("_audit", "_epoch", "_node_id", "_opened_chain", "_pump", "_send", "_sent_back", "_waiting")
 
     def __init__(
         self,
@@ -33,11 +34,13 @@ class AuditLane:
         audit: NodeAudit,
         clock: Clock,
         *,
+        epoch: int,
         opened_chain: int,
         send: Callable[[gateway_pb2.ServerControl], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._node_id = node_id
+        self._epoch = epoch
         self._audit = audit
         self._opened_chain = opened_chain
         self._send = send
@@ -59,7 +62,7 @@ class AuditLane:
         while self._waiting:
             frame = self._waiting[0]
             ack = await self._audit.take(
-                self._node_id, frame, opened_chain=self._opened_chain, sent_back=self._sent_back
+                self._node_id, self._epoch, frame, opened_chain=self._opened_chain, sent_back=self._sent_back
             )
             del self._waiting[0]
             self._sent_back = bool(frame.rows) and ack.number < frame.rows[-1].number

@@ -20,7 +20,7 @@ class CredentialLane:
         send: queues a control frame.
     """
 
-    __slots__ = ("_certificate_from_s", "_clock", "_node_id", "_orders", "_send", "_sessions")
+    __slots__ = ("_certificate_from_s", "_clock", "_epoch", "_node_id", "_orders", "_send", "_sessions")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class CredentialLane:
         send: Callable[[gateway_pb2.ServerControl], None],
     ) -> None:
         self._node_id = claim.node.node_id
+        self._epoch = claim.epoch
         self._orders = claim.orders
         self._sessions = sessions
         self._clock = clock
@@ -57,10 +58,10 @@ class CredentialLane:
         """
         rotations = self._sessions.rotations
         if control.HasField("node_key_rotation"):
-            taken = await rotations.take_keys(self._node_id, control.node_key_rotation)
+            taken = await rotations.take_keys(self._node_id, self._epoch, control.node_key_rotation)
             self._send(gateway_pb2.ServerControl(node_keys=taken))
         elif control.HasField("rotation_answer"):
-            await rotations.answered(self._node_id, control.rotation_answer)
+            await rotations.answered(self._node_id, self._epoch, control.rotation_answer)
         else:
             await self._certify(control.certificate_request)
 
@@ -69,5 +70,5 @@ class CredentialLane:
         if now_s < self._certificate_from_s:
             raise Refusal(Reason.MALFORMED, "a stream asks for a certificate once a minute at most: update the node")
         self._certificate_from_s = now_s + _CERTIFICATE_EVERY_S
-        issued = await self._sessions.certificates.issue(self._node_id, request.public_key)
+        issued = await self._sessions.certificates.issue(self._node_id, self._epoch, request.public_key)
         self._send(gateway_pb2.ServerControl(certificate=issued))

@@ -120,7 +120,7 @@ class Membership:
     async def drained(self, drained: gateway_pb2.Drained) -> None:
         """The node says that nothing runs any more; progress reports on the way there change nothing."""
         if drained.drained and drained.running == 0:
-            await self._nodes.mark_drained(self._node_id)
+            await self._nodes.mark_drained(self._node_id, self._epoch)
 
     def _remove(self, reason: Reason, goaway_reason: gateway_pb2.GoawayReason.ValueType, detail: str) -> None:
         self._stream.goaway(gateway_pb2.ControlGoaway(reason=goaway_reason, detail=detail, resume=False))

@@ -123,7 +123,7 @@ class Stream:
             ack=self._outbox.ack_reports,
             failed=self._failed,
         )
-        self._telemetry = rooms.telemetry.open_stream(self.node_id, self._outbox.ack_telemetry)
+        self._telemetry = rooms.telemetry.open_stream(self.node_id, self.epoch, self._outbox.ack_telemetry)
         self.membership = Membership(rooms.nodes, claim, self)
         self._notices = NoticeLane(rooms.clock, rooms.held_reports, self._failed)
         self._deciding: Pump | None = None  # made with the first decision
@@ -298,16 +298,16 @@ class Stream:
             self._take_statement_refused(control.statement_refused, size_bytes)
         elif kind == "command_refused":
             self.commands.answered([control.command_refused.monotonic_seq])
-            notice(lambda: rooms.commands.record_command_refused(self.node_id, control.command_refused))
+            notice(lambda: rooms.commands.record_command_refused(self.node_id, self.epoch, control.command_refused))
         elif kind == "cancel_result":
-            notice(lambda: rooms.commands.record_cancel_result(self.node_id, control.cancel_result))
+            notice(lambda: rooms.commands.record_cancel_result(self.node_id, self.epoch, control.cancel_result))
         elif kind == "reauth_proof":
             notice(lambda: self._reauth(control.reauth_proof))
         elif kind == "drained":
             notice(lambda: self.membership.drained(control.drained))
         elif kind == "bundle_applied":
             self.bundles.applied(control.bundle_applied)
-            notice(lambda: rooms.nodes.note_bundle(self.node_id, control.bundle_applied))
+            notice(lambda: rooms.nodes.note_bundle(self.node_id, self.epoch, control.bundle_applied))
         elif kind == "audit":
             self._take_audit(control.audit)
         elif kind in ("node_key_rotation", "rotation_answer", "certificate_request"):
@@ -324,6 +324,7 @@ class Stream:
                 self.node_id,
                 self._rooms.node_audit,
                 self._rooms.clock,
+                epoch=self.epoch,
                 opened_chain=self._turn.audit_chain,
                 send=self.send,
                 failed=self._failed,
@@ -343,7 +344,8 @@ class Stream:
     def _take_statement_refused(self, refused: command_pb2.StatementRefused, size_bytes: int) -> None:
         self.bundles.refused(refused.bundle_version)
         self.commands.statement_refused(refused)
-        self._notices.put(lambda: self._rooms.commands.record_statement_refused(self.node_id, refused), size_bytes)
+        commands = self._rooms.commands
+        self._notices.put(lambda: commands.record_statement_refused(self.node_id, self.epoch, refused), size_bytes)
 
     def _take_pong(self, pong: gateway_pb2.Pong) -> None:
         clock = self._rooms.clock
@@ -354,6 +356,7 @@ class Stream:
     def _note_alive(self) -> None:
         self._rooms.nodes.note_alive_nowait(
             self.node_id,
+            epoch=self.epoch,
             rtt_us=self.pulse.last_rtt_us,
             clock_offset_ms=self._clock_offset_ms,
             accepted_seq=self._accepted_seq,

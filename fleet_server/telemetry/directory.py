@@ -29,19 +29,32 @@ class NodesPort(Protocol):
         """One node by id or name; Refusal NOT_FOUND."""
         ...
 
+    def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
+        """Epoch of each node's newest stream; a node that is not known is missing."""
+        ...
+
 
 class SeriesDirectory:
-    """Series by node. Belongs to the event loop; what it hands out is read by others."""
+    """Series by node. Belongs to the event loop; what it hands out is read by others.
+
+    What is in memory is right for as long as nobody else writes the node's telemetry: from one stream here to the next
+    one of the node, if that is here as well. Behind a stream at another replica it is read again.
+    """
 
     def __init__(self, database: Database, nodes: NodesPort) -> None:
         self._database = database
         self._nodes = nodes
         self._live: Counter[str] = Counter()
+        self._epochs: dict[str, int] = {}
         self._known: dict[str, NodeSeries] = {}
 
-    def stream_opened(self, node_id: str) -> None:
+    def stream_opened(self, node_id: str, epoch: int) -> None:
         """Keep the node's series in memory from its next frame on."""
         self._live[node_id] += 1
+        newest = self._epochs.get(node_id, 0)
+        if epoch > newest + 1:
+            self.forget(node_id)
+        self._epochs[node_id] = max(newest, epoch)
 
     def stream_closed(self, node_id: str) -> None:
         """One stream less."""
@@ -49,14 +62,19 @@ class SeriesDirectory:
         if self._live[node_id] <= 0:
             del self._live[node_id]
 
+    def is_overtaken(self, node_id: str, epoch: int) -> bool:
+        """Whether the node has opened a newer stream here."""
+        return self._epochs.get(node_id, 0) > epoch
+
     def forget(self, node_id: str) -> None:
         """What is in memory is of no use: read it again."""
         self._known.pop(node_id, None)
 
     def trim(self) -> None:
         """Forget nodes that have no stream. Only while nothing is prepared for them."""
-        for node_id in [node_id for node_id in self._known if node_id not in self._live]:
-            del self._known[node_id]
+        for by_node in (self._known, self._epochs):
+            for node_id in [node_id for node_id in by_node if node_id not in self._live]:
+                del by_node[node_id]
 
     def live(self) -> list[tuple[str, NodeSeries]]:
         """Nodes that stream, with what they sent."""

@@ -6,6 +6,8 @@ Mental model
     commit. One flush at a time, and none goes on with what came in beside it, for something always does: chunks would
     shrink to a few frames, at a commit each. What was prepared is written until it is stored: while the database is
     away frames gather behind it, bounded, and past the bound they are left to the nodes' spools.
+    Only what came on a node's newest stream is stored: the transaction looks, with one read for all nodes of the flush.
+    A node may have changed its replica since its series were read: then the flush is prepared once more.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from dataclasses import dataclass, field
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Database, IntegrityError
 from fleet_server.database.writer import Transaction
 from fleet_server.observability.metrics import TelemetryMetrics
 from fleet_server.telemetry import chunks, rules, store
-from fleet_server.telemetry.directory import SeriesDirectory
+from fleet_server.telemetry.directory import NodesPort, SeriesDirectory
 from fleet_server.telemetry.rules import Series
 from fleet_server.telemetry.series import DROPPED, NodeSeries, encode_labels
 from fleet_server.telemetry.store import ChunkRow, LatestRow, SeriesRow
@@ -50,11 +52,24 @@ class Prepared:
     progress: list[tuple[int, str]] = field(default_factory=list)
     stored: list[tuple[TelemetryStream, int, int]] = field(default_factory=list)
     capped_streams: int = 0
+    epochs: dict[str, int] = field(default_factory=dict)
+    """Of the stream that each node's rows come from."""
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write, only to acknowledge."""
         return not (self.expired or self.series or self.chunks or self.latest or self.progress)
+
+    def without(self, node_ids: set[str]) -> Prepared:
+        """The rows of all other nodes."""
+        return Prepared(
+            self.now_ms,
+            expired=[row for row in self.expired if row[0] not in node_ids],
+            series=[row for row in self.series if row.node_id not in node_ids],
+            chunks=[row for row in self.chunks if row.node_id not in node_ids],
+            latest=[row for row in self.latest if row.node_id not in node_ids],
+            progress=[row for row in self.progress if row[1] not in node_ids],
+        )
 
 
 class Flusher:
@@ -72,6 +87,7 @@ class Flusher:
         metrics: TelemetryMetrics,
         intake: Intake,
         directory: SeriesDirectory,
+        nodes: NodesPort,
         retention_ms: int,
     ) -> None:
         self._database = database
@@ -79,6 +95,7 @@ class Flusher:
         self._metrics = metrics
         self._intake = intake
         self._directory = directory
+        self._nodes = nodes
         self._retention_ms = retention_ms
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="telemetry")
         self._packer = chunks.Packer()
@@ -104,37 +121,63 @@ class Flusher:
 
     async def _step(self) -> None:
         if self._prepared is None:
-            self._taken = self._taken or self._intake.take()
-            nodes = await self._directory.load({stream.node_id for stream, _ in self._taken})
-            loop = asyncio.get_running_loop()
-            self._prepared = await loop.run_in_executor(self._worker, self._prepare, nodes, self._taken)
-            self._taken = []
+            self._prepared = await self._prepare_taken()
         prepared = self._prepared
         try:
-            if not prepared.empty:
-                await self._database.write(lambda tx: _save(tx, prepared))
+            try:
+                stale = await self._write(prepared)
+            except IntegrityError:
+                for node_id in prepared.epochs:  # another replica numbered a node's series since they were read
+                    self._directory.forget(node_id)
+                prepared = self._prepared = await self._prepare_taken()
+                stale = await self._write(prepared)
         except Refusal as refusal:
             if refusal.reason not in (Reason.UNAVAILABLE, Reason.OVERLOADED):
                 self._give_up(prepared)
             raise
         except Exception:
-            # Another replica numbered this node's series in the meantime, or the rows are of no use: keep nothing of
-            # it.
-            self._give_up(prepared)
+            self._give_up(prepared)  # the rows are of no use: keep nothing of it
             log.exception("telemetry_flush_failed", streams=len(prepared.stored))
             return
-        self._prepared = None
-        self._finish(prepared)
+        self._prepared, self._taken = None, []
+        self._finish(prepared, stale)
 
-    def _finish(self, prepared: Prepared) -> None:
+    async def _prepare_taken(self) -> Prepared:
+        """Rows for what was taken, and kept until they are stored."""
+        self._taken = self._of_newest(self._taken or self._intake.take())
+        nodes = await self._directory.load({stream.node_id for stream, _ in self._taken})
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._prepare, nodes, self._taken)
+
+    def _of_newest(self, taken: Taken) -> Taken:
+        """Without the streams that others of the same node here have overtaken."""
+        kept: Taken = []
+        for stream, frames in taken:
+            if self._directory.is_overtaken(stream.node_id, stream.epoch):
+                stream.overtaken(_size(frames))
+            else:
+                kept.append((stream, frames))
+        return kept
+
+    async def _write(self, prepared: Prepared) -> set[str]:
+        """Store it, without the nodes that have a newer stream elsewhere, which are answered."""
+        if prepared.empty:
+            return set()
+        return await self._database.write(lambda tx: _save(tx, prepared, self._nodes))
+
+    def _finish(self, prepared: Prepared, stale: set[str]) -> None:
+        for node_id in stale:
+            self._directory.forget(node_id)
         for stream, batch_seq, held_bytes in prepared.stored:
-            stream.stored(batch_seq, held_bytes)
+            if stream.node_id in stale:
+                stream.overtaken(held_bytes)
+            else:
+                stream.stored(batch_seq, held_bytes)
         self._metrics.chunks.inc(sum(len(row.payload) for row in prepared.chunks))
         if prepared.capped_streams:
             self._metrics.dropped.labels("series_cap").inc(prepared.capped_streams)
 
     def _give_up(self, prepared: Prepared) -> None:
-        self._prepared = None
+        self._prepared, self._taken = None, []
         for stream, _, held_bytes in prepared.stored:
             self._directory.forget(stream.node_id)
             stream.lost(held_bytes)
@@ -146,7 +189,7 @@ class Flusher:
         touched: dict[str, NodeSeries] = {}
         for stream, frames in taken:
             node = nodes.get(stream.node_id)
-            held_bytes = sum(len(frame.raw) for frame in frames)
+            held_bytes = _size(frames)
             acked = max(max(frame.batch_seq, frame.dropped_through) for frame in frames)
             prepared.stored.append((stream, acked, held_bytes))
             if node is None:
@@ -155,6 +198,7 @@ class Flusher:
             if fresh:
                 self._add_stream(prepared, stream, node, fresh, now_ms)
                 touched[stream.node_id] = node
+                prepared.epochs[stream.node_id] = stream.epoch
         for node_id, node in touched.items():
             _add_node(prepared, node_id, node, now_ms)
         return prepared
@@ -257,10 +301,19 @@ def _add_node(prepared: Prepared, node_id: str, node: NodeSeries, now_ms: int) -
         prepared.progress.append((node.last_batch_seq, node_id))
 
 
-def _save(tx: Transaction, prepared: Prepared) -> None:
-    store.delete_series(tx.conn, prepared.expired)
-    store.note_expiry(tx.conn, sorted({node_id for node_id, _ in prepared.expired}), prepared.now_ms)
-    store.insert_series(tx.conn, prepared.series)
-    store.insert_chunks(tx.conn, prepared.chunks)
-    store.save_latest(tx.conn, prepared.latest)
-    store.save_progress(tx.conn, prepared.progress)
+def _size(frames: Sequence[Frame]) -> int:
+    return sum(len(frame.raw) for frame in frames)
+
+
+def _save(tx: Transaction, prepared: Prepared, nodes: NodesPort) -> set[str]:
+    """Store what came on nodes' newest streams; the nodes of the rest."""
+    newest = nodes.epochs(tx.conn, sorted(prepared.epochs))
+    stale = {node_id for node_id, epoch in prepared.epochs.items() if newest.get(node_id) != epoch}
+    rows = prepared.without(stale) if stale else prepared
+    store.delete_series(tx.conn, rows.expired)
+    store.note_expiry(tx.conn, sorted({node_id for node_id, _ in rows.expired}), prepared.now_ms)
+    store.insert_series(tx.conn, rows.series)
+    store.insert_chunks(tx.conn, rows.chunks)
+    store.save_latest(tx.conn, rows.latest)
+    store.save_progress(tx.conn, rows.progress)
+    return stale

@@ -54,17 +54,19 @@ class TelemetryService:
             metrics=metrics,
             intake=self._intake,
             directory=self._directory,
+            nodes=nodes,
             retention_ms=self._retention_ms,
         )
 
-    def open_stream(self, node_id: str, ack: Ack) -> TelemetryStream:
-        """Telemetry of a new stream.
+    def open_stream(self, node_id: str, epoch: int, ack: Ack) -> TelemetryStream:
+        """Telemetry of a new stream; it is stored as long as that is the newest of its node.
 
         Args:
             ack: called on the loop with the highest batch_seq that is stored or was declared lost, after the commit.
         """
-        self._directory.stream_opened(node_id)
-        return TelemetryStream(node_id, ack, self._intake, lambda stream: self._directory.stream_closed(stream.node_id))
+        self._directory.stream_opened(node_id, epoch)
+        ended = self._directory.stream_closed
+        return TelemetryStream(node_id, epoch, ack, self._intake, lambda stream: ended(stream.node_id))
 
     async def run_flush(self) -> None:
         """Store what came in once a second, sooner when much waits, until cancelled."""

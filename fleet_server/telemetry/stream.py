@@ -89,13 +89,17 @@ class TelemetryStream:
 
     Args:
         node_id: the node.
+        epoch: of the stream.
         ack: called with the highest batch_seq that is stored or declared lost, after the commit.
         intake: where frames wait.
         on_close: called once, when the stream ends.
     """
 
-    def __init__(self, node_id: str, ack: Ack, intake: Intake, on_close: Callable[[TelemetryStream], None]) -> None:
+    def __init__(
+        self, node_id: str, epoch: int, ack: Ack, intake: Intake, on_close: Callable[[TelemetryStream], None]
+    ) -> None:
         self.node_id = node_id
+        self.epoch = epoch
         self.dictionary: list[Series] = []
         self.numbers: list[int] = []
         """Number in the database of each series of the dictionary; this and what follows is changed by the flush's
@@ -162,6 +166,13 @@ class TelemetryStream:
         self._held_bytes -= held_bytes
         self._intake.release(held_bytes)
         self._gapped = True
+
+    def overtaken(self, held_bytes: int) -> None:
+        """The node has a newer stream: these frames are not stored, nothing more is taken, and the node sends on that
+        one whatever was not acknowledged here."""
+        self._held_bytes -= held_bytes
+        self._intake.release(held_bytes)
+        self.close()
 
     def close(self) -> None:
         """The stream has ended. What it brought is still stored."""

@@ -259,7 +259,10 @@ async def test_the_doctor_knocks_with_whichever_keys_the_server_knows(
     assert node.node is not None
     credentials = node.node.link.credentials
     statement = await credentials.begin(identity=True, sealing_key=True)
-    taken = await installation.server.sessions.rotations.take_keys(node.node_id, statement.node_key_rotation)
+    nodes = installation.server.nodes
+    epoch = (await nodes.get(node.node_id)).stream_epoch
+    rotations = installation.server.sessions.rotations
+    taken = await rotations.take_keys(node.node_id, epoch, statement.node_key_rotation)
     assert taken.taken
     await node.stop()
 

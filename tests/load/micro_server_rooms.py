@@ -129,7 +129,7 @@ async def measure_telemetry(room: Room) -> dict[str, float]:
         streams = []
         for number in range(nodes):
             node = await room.add_node(f"{label}{number}")
-            streams.append(telemetry.open_stream(node.node_id, lambda _: None))
+            streams.append(telemetry.open_stream(node.node_id, 0, lambda _: None))
         definitions = _definitions(samples)
         rest = _telemetry_frames(len(definitions) + 1, count, samples)
         for stream in streams:

@@ -52,6 +52,9 @@ class CommandsMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
+    def epoch(self, name: str) -> int:
+        return self.run(self.room.epoch(self.ids[name]))
+
     @initialize(lanes=st.booleans())
     def start(self, lanes: bool) -> None:
         async def begin() -> None:
@@ -98,7 +101,7 @@ class CommandsMachine(RuleBasedStateMachine):
                 monotonic_seq=command.seq,
                 outcome=wire.CancelOutcome.ValueType(outcome),
             )
-            self.run(self.room.commands.record_cancel_result(self.ids[name], result))
+            self.run(self.room.commands.record_cancel_result(self.ids[name], self.epoch(name), result))
 
     @rule(name=st.sampled_from(NODES), pick=st.integers(0, 50))
     def cancel(self, name: str, pick: int) -> None:
@@ -120,7 +123,7 @@ class CommandsMachine(RuleBasedStateMachine):
         if own:
             command = own[pick % len(own)]
             refused = wire.CommandRefused(command_id=command.command_id, monotonic_seq=command.seq, reason=reason)
-            self.run(self.room.commands.record_command_refused(self.ids[name], refused))
+            self.run(self.room.commands.record_command_refused(self.ids[name], self.epoch(name), refused))
 
     @rule(name=st.sampled_from(NODES), pick=st.integers(0, 50))
     def cancel_on_another_replica(self, name: str, pick: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fleet.audit_chain import FIRST_PREVIOUS_HASH
 from fleet.envelope import Domain
+from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
 from fleet.node_audit import (
     MAX_DETAIL_BYTES,
@@ -78,7 +79,13 @@ class Desk:
             row_mac=SECRETS.row_mac,
             metrics=self.metrics,
         )
-        self.room = NodeAudit(database, clock, wakeup, self.audit, self.metrics)
+        self.newest_epoch = 1
+        self.room = NodeAudit(
+            database, clock, wakeup, self.audit, self.metrics, refuse_stale=lambda _, __, epoch: self.refuse(epoch)
+        )
+
+    def refuse(self, epoch: int) -> Refusal | None:
+        return None if epoch == self.newest_epoch else Refusal(Reason.SUPERSEDED, "a newer one")
 
     async def take(self, rows: Sequence[gateway_pb2.AuditRow], *, sent_back: bool = False) -> tuple[int, str]:
         ack = await self.give(rows, sent_back=sent_back)
@@ -88,7 +95,7 @@ class Desk:
         self, rows: Sequence[gateway_pb2.AuditRow], *, chain: int = 0, opened: int = 0, sent_back: bool = False
     ) -> gateway_pb2.AuditAck:
         frame = gateway_pb2.AuditRows(rows=rows, chain=chain)
-        return await self.room.take(NODE, frame, opened_chain=opened, sent_back=sent_back)
+        return await self.room.take(NODE, 1, frame, opened_chain=opened, sent_back=sent_back)
 
     async def told(self, kind: str) -> list[dict[str, object]]:
         pages = [page async for page in self.audit.export()]
@@ -207,10 +214,10 @@ async def test_checkpoints_name_the_chains_that_grew(desk: Desk) -> None:
     def sign(_: object, statement: bytes) -> trust_pb2.Signed:
         return authority.sign(Domain.AUDIT_CHECKPOINT, statement)
 
-    await desk.room.take("n-1", gateway_pb2.AuditRows(rows=Chain("n-1").grow().rows))
-    await desk.room.take("n-2", gateway_pb2.AuditRows(rows=Chain("n-2").grow().rows))
+    await desk.room.take("n-1", 1, gateway_pb2.AuditRows(rows=Chain("n-1").grow().rows))
+    await desk.room.take("n-2", 1, gateway_pb2.AuditRows(rows=Chain("n-2").grow().rows))
     await desk.audit.checkpoint(sign, CLUSTER)
-    await desk.room.take("n-2", gateway_pb2.AuditRows(rows=Chain("n-2").grow(2).rows))
+    await desk.room.take("n-2", 1, gateway_pb2.AuditRows(rows=Chain("n-2").grow(2).rows))
     await desk.audit.checkpoint(sign, CLUSTER)
     assert not await desk.audit.checkpoint(sign, CLUSTER)
 

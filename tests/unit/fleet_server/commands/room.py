@@ -81,6 +81,10 @@ class Room:
             )
         )
 
+    async def epoch(self, node_id: str) -> int:
+        """Epoch of the node's newest stream."""
+        return await self.database.read(lambda conn: self.nodes.current_epoch(conn, node_id))
+
     def another_replica(self) -> CommandService:
         """The same room in another process, as far as what each keeps in memory goes."""
         return CommandService(

@@ -48,7 +48,7 @@ async def test_after_it_only_the_node_answers(room: Room) -> None:
     wanted = [CancelOrder(command.command_id, 1, "bob")]
     assert await room.commands.pending_cancels(node_id, epoch) == wanted
     assert await room.commands.pending_cancels(node_id, epoch) == wanted  # until it is answered
-    await room.commands.record_cancel_result(node_id, answer(command, wire.CANCEL_OUTCOME_TOMBSTONED))
+    await room.commands.record_cancel_result(node_id, epoch, answer(command, wire.CANCEL_OUTCOME_TOMBSTONED))
     view = await room.commands.get(command.command_id)
     assert (view.state, view.cancel_requested) == (wire.COMMAND_STATE_CANCELLED, False)
     assert await room.commands.pending_cancels(node_id, epoch) == []
@@ -68,7 +68,7 @@ async def test_after_it_only_the_node_answers(room: Room) -> None:
 async def test_every_answer_ends_the_asking(room: Room, outcome: int, state: int) -> None:
     node_id, epoch, command = await sent(room)
     await room.commands.cancel("bob", [command.command_id])
-    await room.commands.record_cancel_result(node_id, answer(command, outcome))
+    await room.commands.record_cancel_result(node_id, epoch, answer(command, outcome))
     view = await room.commands.get(command.command_id)
     assert (view.state, view.cancel_requested) == (state, False)
     assert await room.commands.pending_cancels(node_id, epoch) == []
@@ -78,10 +78,10 @@ async def test_every_answer_ends_the_asking(room: Room, outcome: int, state: int
 
 
 async def test_it_never_reads_cancelled_for_something_that_ran(room: Room) -> None:
-    node_id, _, command = await sent(room)
+    node_id, epoch, command = await sent(room)
     await room.commands.cancel("bob", [command.command_id])
     await room.commands.record_reports(node_id, [report(command, wire.COMMAND_STATE_SUCCEEDED)])
-    await room.commands.record_cancel_result(node_id, answer(command, wire.CANCEL_OUTCOME_CANCELLED))
+    await room.commands.record_cancel_result(node_id, epoch, answer(command, wire.CANCEL_OUTCOME_CANCELLED))
     view = await room.commands.get(command.command_id)
     assert (view.state, view.cancel_requested) == (wire.COMMAND_STATE_SUCCEEDED, False)
 

@@ -141,7 +141,7 @@ async def test_what_the_node_has_and_the_server_does_not_know_is_asked_again(roo
     assert [each.seq for each in again] == [2, 3, 4]
     assert await room.state(node.node_id, 3) == wire.COMMAND_STATE_RUNNING
     refused = wire.CommandRefused(command_id=again[1].command_id, monotonic_seq=3, reason="FORGOTTEN")
-    await room.commands.record_command_refused(node.node_id, refused)
+    await room.commands.record_command_refused(node.node_id, await room.epoch(node.node_id), refused)
     assert await room.state(node.node_id, 3) == wire.COMMAND_STATE_INTERRUPTED
     assert len(await room.audited("command.interrupted")) == 1
 

@@ -131,7 +131,7 @@ async def test_a_seq_conflict_is_loud_and_leaves_a_result_alone(room: Room) -> N
             reason="SEQ_CONFLICT",
             detail="another stands here",
         )
-        await room.commands.record_command_refused(node.node_id, refused)
+        await room.commands.record_command_refused(node.node_id, await room.epoch(node.node_id), refused)
     assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_SUCCEEDED
     assert (await room.commands.get(lost.command_id)).reason == "SEQ_CONFLICT"
     assert len(await room.audited("command.refused")) == 2
@@ -143,7 +143,9 @@ async def test_a_refused_statement_changes_no_state_and_is_audited(room: Room) -
     await room.commands.issue("alice", order("n1"))
     await room.claim(node.node_id)
     await room.commands.record_statement_refused(
-        node.node_id, wire.StatementRefused(statement_sha256=b"s" * 32, reason="WRONG_STREAM", detail="x" * 9999)
+        node.node_id,
+        await room.epoch(node.node_id),
+        wire.StatementRefused(statement_sha256=b"s" * 32, reason="WRONG_STREAM", detail="x" * 9999),
     )
     assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_SENT
     assert (await room.audited("statement.refused"))[0]["reason"] == "WRONG_STREAM"

@@ -108,7 +108,9 @@ async def test_a_report_about_a_forgotten_command_is_acknowledged_counted_and_au
     assert [counts.labels(kind).value for kind in ("forgotten", "unknown")] == [1, 2]
     assert (await room.audited("command.reported"))[-1]["unmatched_count"] == 3
     await room.commands.record_command_refused(
-        node.node_id, wire.CommandRefused(command_id=command.command_id, monotonic_seq=1, reason="FORGOTTEN")
+        node.node_id,
+        await room.epoch(node.node_id),
+        wire.CommandRefused(command_id=command.command_id, monotonic_seq=1, reason="FORGOTTEN"),
     )
     assert await left(room) == [0, 0, 0]
 

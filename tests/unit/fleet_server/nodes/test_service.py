@@ -245,19 +245,19 @@ async def test_bundle_holders(world: World) -> None:
         body = hello_body(bundle_version=version)
         await world.database.write(lambda tx, node=node, body=body: world.nodes.save_profile(tx, node.node_id, body))
     held = gateway_pb2.BundleApplied(version=session_pb2.BundleVersion(generation=1, number=4), applied=True)
-    await world.nodes.note_bundle(b.node_id, held)
+    await world.nodes.note_bundle(b.node_id, 0, held)
     assert await world.nodes.bundle_holders() == {(1, 3): 1, (1, 4): 1}
     refused_one = gateway_pb2.BundleApplied(version=version, applied=False, reason="ROLLBACK")
-    await world.nodes.note_bundle(a.node_id, refused_one)
+    await world.nodes.note_bundle(a.node_id, 0, refused_one)
     assert "node.bundle_refused" in await world.audited()
 
 
 async def test_drain(world: World, clock: MockClock) -> None:
     node = await make(world, "web-1")
-    assert not await world.nodes.mark_drained(node.node_id)
+    assert not await world.nodes.mark_drained(node.node_id, 0)
     [draining] = await world.nodes.request_drain("ada", ["web-1"], 60, "kernel")
     assert (draining.drain_state, draining.drain_deadline_ms) == (DrainState.DRAINING, clock.now_ms() + 60_000)
-    assert await world.nodes.mark_drained(node.node_id)
+    assert await world.nodes.mark_drained(node.node_id, 0)
     [again] = await world.nodes.request_drain("ada", ["web-1"], 60, "")
     assert again.drain_state is DrainState.DRAINED
     [resumed] = await world.nodes.resume("ada", ["web-1"])
@@ -270,21 +270,22 @@ async def test_liveness_is_shown_at_once_and_written_in_bulk(world: World, clock
     node = await make(world, "web-1")
     await open_stream(world, node.node_id)
     clock.advance_nowait(5)
-    world.nodes.note_alive_nowait(node.node_id, rtt_us=900, clock_offset_ms=-3, accepted_seq=41)
+    world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=900, clock_offset_ms=-3, accepted_seq=41)
     shown = await world.node("web-1")
     assert (shown.last_seen_ms, shown.rtt_us, shown.clock_offset_ms) == (clock.now_ms(), 900, -3)
     assert shown.last_accepted_seq == 41
     assert await world.value("SELECT rtt_us FROM nodes") == 0
     await world.nodes.flush()
     assert await world.value("SELECT rtt_us FROM nodes") == 900
-    world.nodes.note_alive_nowait(node.node_id, rtt_us=900, clock_offset_ms=-3, accepted_seq=7)
+    world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=900, clock_offset_ms=-3, accepted_seq=7)
     await world.nodes.flush()
     assert await world.value("SELECT last_accepted_seq FROM nodes") == 41
 
 
 async def test_figures_from_a_nodes_clock_fit_their_columns(world: World) -> None:
     node = await make(world, "web-1")
-    world.nodes.note_alive_nowait(node.node_id, rtt_us=-5, clock_offset_ms=2**70)
+    await open_stream(world, node.node_id)
+    world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=-5, clock_offset_ms=2**70)
     await world.nodes.flush()
     shown = await world.node("web-1")
     assert (shown.rtt_us, shown.clock_offset_ms) == (0, 2**31 - 1)
@@ -297,12 +298,12 @@ async def test_a_lost_replicas_nodes_are_offline_until_they_show_life_on_it(worl
     assert await world.database.write(lambda tx: world.nodes.forget_streams(tx, "r1")) == 1
     assert not (await world.node("here")).online
     assert (await world.node("there")).online
-    world.nodes.note_alive_nowait(here.node_id, rtt_us=1, clock_offset_ms=0)
-    world.nodes.note_alive_nowait(there.node_id, rtt_us=1, clock_offset_ms=0)
+    world.nodes.note_alive_nowait(here.node_id, epoch=1, rtt_us=1, clock_offset_ms=0)
+    world.nodes.note_alive_nowait(there.node_id, epoch=1, rtt_us=1, clock_offset_ms=0)
     await world.nodes.flush()
     assert (await world.node("here")).online
     await world.nodes.close_stream(here.node_id, 1)
-    world.nodes.note_alive_nowait(here.node_id, rtt_us=1, clock_offset_ms=0)
+    world.nodes.note_alive_nowait(here.node_id, epoch=1, rtt_us=1, clock_offset_ms=0)
     await world.nodes.flush()
     assert not (await world.node("here")).online
 
@@ -310,7 +311,7 @@ async def test_a_lost_replicas_nodes_are_offline_until_they_show_life_on_it(worl
 async def test_the_end_of_a_stream_that_cannot_be_written_is_written_with_the_next_flush(world: World) -> None:
     node = await make(world, "web-1")
     await open_stream(world, node.node_id)
-    world.nodes.note_alive_nowait(node.node_id, rtt_us=1, clock_offset_ms=0)
+    world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=1, clock_offset_ms=0)
     write = world.database.write
 
     async def away(_: object) -> None:

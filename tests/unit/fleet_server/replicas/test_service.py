@@ -213,7 +213,7 @@ async def test_a_replica_that_was_forgotten_registers_again_and_keeps_its_stream
     await world.database.write(opened(left.node_id, "b"))
 
     for node in (stays, left):
-        world.nodes.note_alive_nowait(node.node_id, rtt_us=1, clock_offset_ms=0)
+        world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=1, clock_offset_ms=0)
     for _ in range(2):
         await a.beat()
         await world.nodes.flush()

@@ -116,7 +116,7 @@ async def test_a_certificate_is_issued_for_the_node_that_asks_and_audited(world:
     ca = world.sessions.certificates.offer()
     node_id = (await world.member()).node_id
     key = ec.generate_private_key(ec.SECP256R1())
-    answer = await world.sessions.certificates.issue(node_id, node_certificate.public_key_bytes(key))
+    answer = await world.sessions.certificates.issue(node_id, 0, node_certificate.public_key_bytes(key))
     said = node_certificate.read(answer.certificate)
     assert (said.node_id, said.public_key) == (node_id, node_certificate.public_key_bytes(key))
     assert said.ends_ms - world.clock.now_ms() == 30 * DAY_MS
@@ -132,22 +132,22 @@ async def test_a_node_gets_so_many_certificates_a_day_however_often_it_reconnect
     key = node_certificate.public_key_bytes(ec.generate_private_key(ec.SECP256R1()))
     issue = world.sessions.certificates.issue
     for _ in range(CERTIFICATES_PER_DAY):
-        assert (await issue(greedy.node_id, key)).certificate
+        assert (await issue(greedy.node_id, 0, key)).certificate
         await clock.advance(60)
     for _ in range(3):
-        refusal = await issue(greedy.node_id, key)
+        refusal = await issue(greedy.node_id, 0, key)
         assert (refusal.certificate, refusal.reason) == (b"", "OVERLOADED")
         assert "minutes" in refusal.detail
     kinds = await world.audited()
     assert kinds.count("node_certificate.issued") == CERTIFICATES_PER_DAY
     assert kinds.count("node.rotation_refused") == 1
-    assert (await issue(other.node_id, key)).certificate
+    assert (await issue(other.node_id, 0, key)).certificate
     await clock.advance(24 * 3600)
-    assert (await issue(greedy.node_id, key)).certificate
+    assert (await issue(greedy.node_id, 0, key)).certificate
 
 
 async def test_without_a_listener_none_is_issued(world: World) -> None:
-    answer = await world.sessions.certificates.issue("n-1", b"")
+    answer = await world.sessions.certificates.issue("n-1", 0, b"")
     assert (answer.certificate, answer.reason) == (b"", "NOT_FOUND")
     assert "mtls_listen" in answer.detail
 
@@ -166,6 +166,6 @@ async def test_without_a_listener_none_is_issued(world: World) -> None:
 )
 async def test_what_is_no_key_gets_no_certificate(world: World, key: bytes) -> None:
     world.sessions.certificates.offer()
-    answer = await world.sessions.certificates.issue("n-1", key)
+    answer = await world.sessions.certificates.issue("n-1", 0, key)
     assert (answer.certificate, answer.reason) == (b"", "MALFORMED")
     assert AuditKind.NODE_CERTIFICATE_ISSUED not in await world.audited()

@@ -51,7 +51,7 @@ async def replace_identity(world: World, node: Node) -> None:
         new=new,
         issued_at_ms=world.clock.now_ms(),
     )
-    assert (await world.sessions.rotations.take_keys(node.node_id, statement)).taken
+    assert (await world.sessions.rotations.take_keys(node.node_id, await world.epoch(node.node_id), statement)).taken
     node.keys = new
 
 

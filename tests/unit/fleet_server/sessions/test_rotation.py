@@ -153,8 +153,9 @@ async def test_an_order_that_is_given_again_offers_the_same_key(world: World) ->
     assert await world.value("SELECT count(*) FROM api_keys") == 2
 
 
-async def test_there_is_never_a_third_key(world: World) -> None:
+async def test_there_is_never_a_third_key(world: World, clock: MockClock) -> None:
     node = await world.member()
+    clock.advance_nowait(0.001)  # keys are told apart by when they were made
     await rotate(world, Wanted.API_KEY)
     assert await opens(node, await offered(world, node))
     assert await refused(rotate(world, Wanted.API_KEY)) is Reason.CONFLICT
@@ -177,7 +178,7 @@ async def test_new_keys_are_known_at_once_and_the_old_ones_prove_nothing(world: 
     )
     before = await world.node("node-1")
     for _ in range(2):  # the answer was lost, and it is asked again
-        taken = await world.sessions.rotations.take_keys(node.node_id, statement)
+        taken = await world.sessions.rotations.take_keys(node.node_id, await world.epoch(node.node_id), statement)
         assert (taken.taken, taken.fingerprint) == (True, new.fingerprint)
     after = await world.node("node-1")
     assert (after.identity_key, after.sealing_key) == (new.identity.public_key, new.sealing_public)
@@ -202,7 +203,7 @@ async def test_an_offer_that_is_sealed_to_the_old_keys_is_taken_back(world: Worl
         new=node.keys,
         issued_at_ms=world.clock.now_ms(),
     )
-    assert (await world.sessions.rotations.take_keys(node.node_id, statement)).taken
+    assert (await world.sessions.rotations.take_keys(node.node_id, await world.epoch(node.node_id), statement)).taken
     assert not await opens(node, first)
     assert await opens(node, await offered(world, node))
 
@@ -216,7 +217,7 @@ async def test_another_nodes_keys_are_refused(world: World) -> None:
         new=other.keys,
         issued_at_ms=world.clock.now_ms(),
     )
-    answer = await world.sessions.rotations.take_keys(node.node_id, statement)
+    answer = await world.sessions.rotations.take_keys(node.node_id, await world.epoch(node.node_id), statement)
     assert (answer.taken, answer.reason) == (False, "CONFLICT")
     assert "node.rotation_refused" in await world.audited()
 
@@ -232,7 +233,7 @@ async def test_a_node_that_is_out_replaces_nothing(world: World, state: str, rea
         new=NodeKeys.generate(),
         issued_at_ms=world.clock.now_ms(),
     )
-    answer = await world.sessions.rotations.take_keys(node.node_id, statement)
+    answer = await world.sessions.rotations.take_keys(node.node_id, await world.epoch(node.node_id), statement)
     assert (answer.taken, answer.reason) == (False, reason)
 
 
@@ -250,7 +251,7 @@ async def test_what_a_node_cannot_follow_is_off_and_what_it_may_follow_later_sta
     node = await world.member()
     await rotate(world, ALL)
     answer = gateway_pb2.RotationAnswer(subject=subject, applied=False, reason=reason)
-    await world.sessions.rotations.answered(node.node_id, answer)
+    await world.sessions.rotations.answered(node.node_id, await world.epoch(node.node_id), answer)
     assert (await world.node("node-1")).rotating == left
     assert "node.rotation_refused" in await world.audited()
 
@@ -290,7 +291,7 @@ async def asks(world: World, node: Node, clock: MockClock, *, signer: NodeKeys |
         new=new,
         issued_at_ms=clock.now_ms(),
     )
-    answer = await world.sessions.rotations.take_keys(node.node_id, statement)
+    answer = await world.sessions.rotations.take_keys(node.node_id, await world.epoch(node.node_id), statement)
     if answer.taken:
         node.keys = new
     else:
@@ -338,7 +339,7 @@ async def test_what_a_node_refuses_again_and_again_is_audited_so_often_a_day(wor
     await rotate(world, KEYS)
     answer = gateway_pb2.RotationAnswer(subject=NODE_KEYS, applied=False, reason="DISK")
     for _ in range(10):
-        await world.sessions.rotations.answered(node.node_id, answer)
+        await world.sessions.rotations.answered(node.node_id, await world.epoch(node.node_id), answer)
     assert (await world.audited()).count("node.rotation_refused") == 3
     assert await asks(world, node, clock) == "", "the disk has room again"
 

@@ -136,6 +136,10 @@ class World:
         page = await self.audit.page(AuditCursor(), limit=1000)
         return [row.kind for row in page.rows]
 
+    async def epoch(self, node_id: str) -> int:
+        """Epoch of the node's newest stream."""
+        return await self.database.read(lambda conn: self.nodes.current_epoch(conn, node_id))
+
     async def node(self, ref: str) -> NodeRecord:
         return await self.nodes.get(ref)
 

@@ -18,6 +18,7 @@ def lane(audit: FakeNodeAudit, sent: list[gateway_pb2.AuditAck]) -> AuditLane:
         "n",
         audit,  # type: ignore[arg-type]
         MockClock(),
+        epoch=1,
         opened_chain=0,
         send=lambda control: sent.append(control.audit_ack),
         failed=failed,

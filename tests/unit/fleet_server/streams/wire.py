@@ -68,15 +68,15 @@ class FakeCommands:
             raise self.away.pop(0)
         self.recorded.append(list(reports))
 
-    async def record_command_refused(self, node_id: str, refused: Any) -> None:
+    async def record_command_refused(self, node_id: str, epoch: int, refused: Any) -> None:
         if self.away:
             raise self.away.pop(0)
         self.told.append(("command_refused", refused))
 
-    async def record_statement_refused(self, node_id: str, refused: Any) -> None:
+    async def record_statement_refused(self, node_id: str, epoch: int, refused: Any) -> None:
         self.told.append(("statement_refused", refused))
 
-    async def record_cancel_result(self, node_id: str, result: Any) -> None:
+    async def record_cancel_result(self, node_id: str, epoch: int, result: Any) -> None:
         self.told.append(("cancel_result", result))
 
 
@@ -95,11 +95,11 @@ class FakeNodes:
     async def get(self, ref: str) -> Any:
         return self.row
 
-    async def mark_drained(self, node_id: str) -> bool:
+    async def mark_drained(self, node_id: str, epoch: int) -> bool:
         self.drained.append(node_id)
         return True
 
-    async def note_bundle(self, node_id: str, applied: Any) -> None:
+    async def note_bundle(self, node_id: str, epoch: int, applied: Any) -> None:
         return None
 
     def note_alive_nowait(self, node_id: str, **said: int) -> None:
@@ -116,11 +116,11 @@ class FakeRotations:
     async def orders(self, node_id: str) -> tuple[gateway_pb2.ServerControl, ...]:
         return self.ordered
 
-    async def take_keys(self, node_id: str, statement: trust_pb2.Signed) -> gateway_pb2.NodeKeysTaken:
+    async def take_keys(self, node_id: str, epoch: int, statement: trust_pb2.Signed) -> gateway_pb2.NodeKeysTaken:
         self.told.append(statement)
         return gateway_pb2.NodeKeysTaken(taken=True, fingerprint=b"f" * 20)
 
-    async def answered(self, node_id: str, answer: gateway_pb2.RotationAnswer) -> None:
+    async def answered(self, node_id: str, epoch: int, answer: gateway_pb2.RotationAnswer) -> None:
         self.told.append(answer)
 
 
@@ -149,7 +149,7 @@ class FakeTelemetry:
     ack: Any = None
     closed: int = 0
 
-    def open_stream(self, node_id: str, ack: Any) -> "FakeTelemetry":
+    def open_stream(self, node_id: str, epoch: int, ack: Any) -> "FakeTelemetry":
         self.ack = ack
         return self
 
@@ -168,7 +168,7 @@ class FakeNodeAudit:
     answers: list[gateway_pb2.AuditAck] = field(default_factory=list)
 
     async def take(
-        self, node_id: str, frame: gateway_pb2.AuditRows, *, opened_chain: int, sent_back: bool = False
+        self, node_id: str, epoch: int, frame: gateway_pb2.AuditRows, *, opened_chain: int, sent_back: bool = False
     ) -> gateway_pb2.AuditAck:
         self.frames.append((list(frame.rows), sent_back))
         return self.answers.pop(0)

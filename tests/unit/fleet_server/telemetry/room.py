@@ -24,9 +24,9 @@ class TelemetryRoom:
         """A node; its id."""
         return (await self.neighbours.add_node(name)).node_id
 
-    def open_stream(self, node_id: str) -> TelemetryStream:
-        """A stream whose acks are noted."""
-        return self.telemetry.open_stream(node_id, self.acks.setdefault(node_id, []).append)
+    def open_stream(self, node_id: str, epoch: int = 0) -> TelemetryStream:
+        """A stream whose acks are noted, of a node that never had one unless its epoch is given."""
+        return self.telemetry.open_stream(node_id, epoch, self.acks.setdefault(node_id, []).append)
 
     def restart(self) -> None:
         """The same database under a new process."""

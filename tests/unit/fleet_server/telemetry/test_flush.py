@@ -8,7 +8,7 @@ import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import telemetry_pb2
-from fleet_server.telemetry import rules, stream
+from fleet_server.telemetry import rules, store, stream
 from tests.unit.fleet_server.telemetry.room import TelemetryRoom, batch
 
 
@@ -151,19 +151,21 @@ async def test_past_the_bound_frames_stay_in_the_nodes_spool_and_no_ack_covers_t
     assert room.acks[node] == [1, 2]
 
 
-async def test_rows_that_cannot_be_stored_end_in_a_new_stream_not_in_a_loop(room: TelemetryRoom) -> None:
+async def test_rows_that_cannot_be_stored_end_in_a_new_stream_not_in_a_loop(
+    room: TelemetryRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node, now = await room.add_node("n1"), room.clock.now_ms()
     opened = room.open_stream(node)
     opened.ingest_nowait(batch(1, now - 20, [(0, 0, 1.0)], ["cpu"]))
     await room.telemetry.flush()
-    # What another replica does that numbers the same node's series at the same moment.
-    await room.neighbours.tamper(
-        "INSERT INTO telemetry_series (node_id, series_no, name, labels, kind, unit)"
-        " VALUES (?, 1, 'other', '{}', 1, '')",
-        node,
-    )
-    opened.ingest_nowait(batch(2, now - 10, [(1, 0, 2.0)], ["mem"], first=1))
-    await room.telemetry.flush()
+
+    def unfit(*_: object) -> None:
+        raise ValueError("no such row")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "insert_chunks", unfit)
+        opened.ingest_nowait(batch(2, now - 10, [(1, 0, 2.0)], ["mem"], first=1))
+        await room.telemetry.flush()
     assert room.acks[node] == [1]
     with pytest.raises(Refusal):
         opened.ingest_nowait(batch(3, now - 9, [(1, 0, 3.0)]))
