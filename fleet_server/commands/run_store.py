@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fleet_server.database.bulk import insert_many
 from fleet_server.database.engine import Connection
-from fleet_server.database.statements import fetch, insert_many
+from fleet_server.database.statements import fetch
 
 # No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
 POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
@@ -28,7 +29,7 @@ _COMMANDS_OF_RUN = (
 def insert_runs(conn: Connection, issue_id: str, first_seqs: Mapping[str, int], count: int) -> None:
     """Say which commands an issue holds: `count` of each node, from its first seq on."""
     rows = [(issue_id, node_id, first_seq, count) for node_id, first_seq in first_seqs.items()]
-    insert_many(conn, "INSERT INTO command_runs (issue_id, node_id, first_seq, count)", rows)
+    insert_many(conn, "command_runs", ("issue_id", "node_id", "first_seq", "count"), rows)
 
 
 def of_issue(conn: Connection, *, open_only: bool = False, issues: int = 1) -> str:

@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
 from fleet_server.commands.run_store import of_issue
+from fleet_server.database.bulk import EachUpdate, insert_many
 from fleet_server.database.engine import for_update
-from fleet_server.database.statements import execute, execute_many, fetch, insert_many
+from fleet_server.database.statements import execute, execute_many, fetch
 
 __all__ = ["Connection"]
 
@@ -23,7 +24,7 @@ Key = tuple[str, int]
 
 MAX_KEYS = 256
 _DECLARED = ", ".join(f"'{reason}'" for reason in DECLARED_REASONS)
-_REPLACEABLE = f"(state < 5 OR (state = 10 AND reason IN ({_DECLARED})))"
+_KEY = "t.node_id = v.node_id AND t.seq = v.seq"
 
 
 class SeqTakenError(Exception):
@@ -96,10 +97,36 @@ class StandingRow(NamedTuple):
     mac: bytes
 
 
-_NEW = ", ".join(NewRow._fields)
 _OPEN = ", ".join(OpenRow._fields)
 _OPEN_C = ", ".join(f"c.{column}" for column in OpenRow._fields)
-_SET_STANDING = ", ".join(f"{column} = ?" for column in Standing._fields)
+_STANDING_VALUES = {
+    "state": "integer",
+    "accepted_at_ms": "bigint",
+    "started_at_ms": "bigint",
+    "finished_at_ms": "bigint",
+    "output": "bytea",
+    "output_truncated": "integer",
+    "reason": "text",
+    "error": "text",
+    "node_id": "text",
+    "seq": "bigint",
+}
+_SET_STANDING = ", ".join(f"{column} = v.{column}" for column in Standing._fields)
+_PROGRESS = EachUpdate(
+    "commands",
+    {"state": "integer", "accepted_at_ms": "bigint", "started_at_ms": "bigint", "node_id": "text", "seq": "bigint"},
+    "state = v.state, accepted_at_ms = v.accepted_at_ms, started_at_ms = v.started_at_ms",
+    _KEY,
+    "t.state < 5",
+)
+_ANSWERS = EachUpdate("commands", _STANDING_VALUES, _SET_STANDING, _KEY, "t.state = 2 AND t.cancel_requested_by = ''")
+_RESULTS = EachUpdate(
+    "commands",
+    _STANDING_VALUES,
+    _SET_STANDING,
+    _KEY,
+    f"t.state < 5 OR (t.state = 10 AND t.reason IN ({_DECLARED}))",
+)
 _STANDING = (
     "node_id, seq, command_id, issue_id, state, accepted_at_ms, started_at_ms, finished_at_ms, reason,"  # no output
     " spec_no, not_after_ms, cancel_requested_by, key_id, sent_at_ms, mac"
@@ -114,7 +141,7 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
         SeqTakenError: a seq is taken; the transaction is of no use any more.
     """
     try:
-        insert_many(conn, f"INSERT INTO commands ({_NEW})", list(map(_bindable, rows)))
+        insert_many(conn, "commands", NewRow._fields, list(map(_bindable, rows)))
     except IntegrityError:
         raise SeqTakenError from None
 
@@ -223,31 +250,17 @@ def standings_of_node(conn: Connection, node_id: str, seqs: Sequence[int]) -> li
 
 def save_progress(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:
     """Write states that are not final."""
-    if not changes:
-        return
-    text = (
-        "UPDATE commands SET state = ?, accepted_at_ms = ?, started_at_ms = ?"
-        " WHERE node_id = ? AND seq = ? AND state < 5"
-    )
-    execute_many(conn, text, [standing[:3] + key for key, standing in changes])
+    _PROGRESS.run(conn, [standing[:3] + key for key, standing in changes])
 
 
 def save_answers(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> int:
     """Write where commands stand that were SENT and not asked to be cancelled; how many of them still were."""
-    if not changes:
-        return 0
-    text = (
-        f"UPDATE commands SET {_SET_STANDING} WHERE node_id = ? AND seq = ? AND state = 2 AND cancel_requested_by = ''"
-    )
-    return execute_many(conn, text, [standing + key for key, standing in changes])
+    return _ANSWERS.run(conn, [standing + key for key, standing in changes])
 
 
 def save_results(conn: Connection, changes: Sequence[tuple[Key, Standing]]) -> None:
     """Write final states, where none stands that may not be replaced."""
-    if not changes:
-        return
-    text = f"UPDATE commands SET {_SET_STANDING} WHERE node_id = ? AND seq = ? AND {_REPLACEABLE}"
-    execute_many(conn, text, [standing + key for key, standing in changes])
+    _RESULTS.run(conn, [standing + key for key, standing in changes])
 
 
 # -- cancel ----------------------------------------------------------------------------------------

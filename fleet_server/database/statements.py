@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 Parameters = Sequence[Any]
-_ROWS_AT_ONCE = 64
 
 
 def sql(conn: Connection, text: str) -> str:
@@ -30,7 +28,7 @@ def fetch(conn: Connection, text: str, parameters: Parameters = ()) -> list[tupl
         cursor.execute(sql(conn, text), parameters)
         return list(cursor.fetchall())
     except conn.dialect.loaded_dbapi.Error as error:
-        raise _as_sqlalchemy(conn, error) from error
+        raise as_sqlalchemy(conn, error) from error
     finally:
         cursor.close()
 
@@ -52,14 +50,21 @@ def _replaced(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def execute(conn: Connection, text: str, parameters: Parameters = ()) -> int:
-    """How many rows a statement changed."""
-    cursor = conn.connection.cursor()
+def execute(conn: Connection, text: str, parameters: Parameters = (), *, prepare: bool = True) -> int:
+    """How many rows a statement changed.
+
+    Args:
+        prepare: keep its plan, once it was run a few times. PostgreSQL.
+    """
+    cursor: Any = conn.connection.cursor()
     try:
-        cursor.execute(sql(conn, text), parameters)
-        return cursor.rowcount
+        if prepare:
+            cursor.execute(sql(conn, text), parameters)
+        else:
+            cursor.execute(sql(conn, text), parameters, prepare=False)
+        return int(cursor.rowcount)
     except conn.dialect.loaded_dbapi.Error as error:
-        raise _as_sqlalchemy(conn, error) from error
+        raise as_sqlalchemy(conn, error) from error
     finally:
         cursor.close()
 
@@ -71,29 +76,9 @@ def execute_many(conn: Connection, text: str, rows: Sequence[Parameters]) -> int
         cursor.executemany(sql(conn, text), rows)
         return cursor.rowcount
     except conn.dialect.loaded_dbapi.Error as error:
-        raise _as_sqlalchemy(conn, error) from error
+        raise as_sqlalchemy(conn, error) from error
     finally:
         cursor.close()
-
-
-def insert_many(conn: Connection, into: str, rows: Sequence[Parameters]) -> None:
-    """Insert rows of equal length, many with one statement.
-
-    Each execution gives the interpreter's lock away and has to wait for it again, beside a busy event loop for longer
-    than a row takes to write.
-
-    Args:
-        into: ``INSERT INTO table (columns)``.
-    """
-    if not rows:
-        return
-    row = f"({', '.join('?' * len(rows[0]))})"
-    whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-    text = f"{into} VALUES {', '.join([row] * _ROWS_AT_ONCE)}"
-    for start in range(0, whole, _ROWS_AT_ONCE):
-        execute(conn, text, list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])))
-    if whole < len(rows):
-        execute_many(conn, f"{into} VALUES {row}", rows[whole:])
 
 
 @lru_cache(maxsize=1024)
@@ -101,7 +86,7 @@ def _qmark_to_format(text: str) -> str:
     return text.replace("%", "%%").replace("?", "%s")
 
 
-def _as_sqlalchemy(conn: Connection, error: Exception) -> BaseException:
+def as_sqlalchemy(conn: Connection, error: Exception) -> BaseException:
     """The error as `exec_driver_sql` raises it, statement and parameters left out: they hold operators' arguments."""
     dialect = conn.dialect
     lost = dialect.is_disconnect(error, conn.connection, None)  # type: ignore[arg-type]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fleet_server.database.bulk import insert_many
 from fleet_server.database.engine import Connection, sql
-from fleet_server.database.statements import fetch, insert_many
+from fleet_server.database.statements import fetch
 from fleet_server.nodes.checklist import ChecklistItem, carried_over
 
 
@@ -22,7 +23,8 @@ class ChecklistStore:
         ]
         insert_many(
             conn,
-            "INSERT INTO revocation_items (node_id, position, item, detail, done_at_ms, done_by, note)",
+            "revocation_items",
+            ("node_id", "position", "item", "detail", "done_at_ms", "done_by", "note"),
             rows,
         )
 

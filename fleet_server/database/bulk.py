@@ -1,0 +1,154 @@
+"""Many rows with one statement.
+
+A statement for each row costs its way to the database and back, some ten microseconds at either end, where the row
+itself takes two to five. SQLite is in the same process and takes them one by one; for PostgreSQL rows travel together:
+new ones by COPY, changed ones as one array for each column. Errors are SQLAlchemy's, as in `statements`.
+"""
+
+# Every part of a statement is a constant of the module that names it; values only ever travel as parameters.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import Connection
+
+from fleet_server.database.statements import Parameters, as_sqlalchemy, execute, execute_many
+
+_VALUE = re.compile(r"\bv\.(\w+)")
+_ROWS_AT_ONCE = 64
+_FEWEST_COPIED = 24
+"""COPY is not prepared: for fewer rows than these it costs more than it saves."""
+_MOST_IN_ARRAYS = 1024
+_LONGEST_IN_ARRAYS = 8 * 1024
+
+
+def insert_many(conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Parameters]) -> None:
+    """Insert rows.
+
+    On SQLite each execution gives the interpreter's lock away and has to wait for it again, beside a busy event loop
+    for longer than a row takes to write, so there, too, a statement has many.
+
+    Args:
+        rows: one value for each of `columns`.
+    """
+    named = f"{table} ({', '.join(columns)})"
+    if conn.dialect.name == "postgresql" and len(rows) >= _FEWEST_COPIED:
+        _copy(conn, f"COPY {named} FROM STDIN", rows)
+        return
+    row = f"({', '.join('?' * len(columns))})"
+    whole = 0
+    if conn.dialect.name == "sqlite":
+        whole = len(rows) - len(rows) % _ROWS_AT_ONCE
+        text = f"INSERT INTO {named} VALUES {', '.join([row] * _ROWS_AT_ONCE)}"
+        for start in range(0, whole, _ROWS_AT_ONCE):
+            execute(conn, text, list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])))
+    if whole < len(rows):
+        execute_many(conn, f"INSERT INTO {named} VALUES {row}", rows[whole:])
+
+
+@dataclass(frozen=True)
+class EachUpdate:
+    """An UPDATE that gives every row values of its own.
+
+    Args:
+        table: called ``t`` in the other texts.
+        values: PostgreSQL type by name of the values of a row, in their order.
+        assign: ``column = v.name, ...``.
+        key: which row of ``t`` a row of values ``v`` belongs to.
+        condition: what has to hold of that row.
+    """
+
+    table: str
+    values: Mapping[str, str]
+    assign: str
+    key: str
+    condition: str = ""
+
+    @cached_property
+    def for_one(self) -> tuple[str, Sequence[int]]:
+        """Text for one row with ``?``, and which of the row's values each of these is."""
+        text = f"UPDATE {self.table} AS t SET {self.assign} WHERE {self._where}"
+        places = {name: index for index, name in enumerate(self.values)}
+        return _VALUE.sub("?", text), [places[name] for name in _VALUE.findall(text)]
+
+    @cached_property
+    def for_arrays(self) -> str:
+        """Text for many rows, an array for each value."""
+        arrays = ", ".join(f"CAST(? AS {kind}[])" for kind in self.values.values())
+        values = f"unnest({arrays}) AS v ({', '.join(self.values)})"
+        return f"UPDATE {self.table} AS t SET {self.assign} FROM {values} WHERE {self._where}"
+
+    @cached_property
+    def _where(self) -> str:
+        # By what it knows of the columns in a condition PostgreSQL may take it that no row fulfils it, begin with those
+        # rows, and look through the whole table once for each key. A CASE it takes to hold for half of them.
+        return f"{self.key} AND CASE WHEN {self.condition} THEN TRUE ELSE FALSE END" if self.condition else self.key
+
+    def run(self, conn: Connection, rows: Sequence[Parameters]) -> int:
+        """How many rows were changed. No two of `rows` may be about the same one."""
+        changed = 0
+        if conn.dialect.name == "postgresql" and len(rows) > 1:
+            rows, short = [], rows
+            for start in range(0, len(short), _MOST_IN_ARRAYS):
+                chunk, long = self._apart(short[start : start + _MOST_IN_ARRAYS])
+                rows += long
+                if chunk:
+                    # Planned anew each time: a plan that was made for a small table would outlive its being one.
+                    changed += execute(conn, self.for_arrays, self._arrays(chunk), prepare=False)
+        if rows:
+            text, places = self.for_one
+            changed += execute_many(conn, text, [[row[place] for place in places] for row in rows])
+        return changed
+
+    def _arrays(self, rows: Sequence[Parameters]) -> list[str]:
+        columns = zip(*rows, strict=True)
+        return [_LITERALS[kind](column) for kind, column in zip(self.values.values(), columns, strict=True)]
+
+    def _apart(self, rows: Sequence[Parameters]) -> tuple[Sequence[Parameters], Sequence[Parameters]]:
+        """Rows that go together, and those with a long value, which would make an array of any size."""
+        places = [place for place, kind in enumerate(self.values.values()) if kind in _LONG_KINDS]
+        apart: tuple[list[Parameters], list[Parameters]] = ([], [])
+        for row in rows:
+            apart[any(len(row[place] or "") > _LONGEST_IN_ARRAYS for place in places)].append(row)
+        return apart
+
+
+def _numbers(column: Iterable[int]) -> str:
+    return "{" + ",".join(map(str, map(int, column))) + "}"
+
+
+def _texts(column: Iterable[str]) -> str:
+    return "{" + ",".join(['"' + text.replace("\\", r"\\").replace('"', r"\"") + '"' for text in column]) + "}"
+
+
+def _octets(column: Iterable[bytes | None]) -> str:
+    return "{" + ",".join(["NULL" if data is None else rf'"\\x{data.hex()}"' for data in column]) + "}"
+
+
+_LITERALS: Mapping[str, Callable[[Any], str]] = {
+    "bigint": _numbers,
+    "integer": _numbers,
+    "text": _texts,
+    "bytea": _octets,
+}
+"""An array as PostgreSQL reads it; the driver's own takes a microsecond for each value, which is most of the cost."""
+_LONG_KINDS = ("text", "bytea")
+
+
+def _copy(conn: Connection, text: str, rows: Sequence[Parameters]) -> None:
+    cursor: Any = conn.connection.cursor()
+    try:
+        with cursor.copy(text) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise as_sqlalchemy(conn, error) from error
+    finally:
+        cursor.close()
