@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ import click
 from fleet_server.db_verb import db
 from fleet_server.export_verb import export
 from fleet_server.run_verb import run
-from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, settings_options
+from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, repeated_options, settings_options
 
 # Everything heavy is imported by the verb that needs it: help is there at once.
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def init(
     else:
         click.echo(f"owner        {made.owner}, token (shown this once):")
         click.echo(made.owner_token.reveal())
-    start = shlex.join(["fleet-server", "run", *_repeated(file, data_dir, pairs)])
+    start = shlex.join(["fleet-server", "run", *repeated_options(file, data_dir, pairs)])
     token = ["--token-file", str(owner_token_file)] if made.owner_token is not None and owner_token_file else []
     if settings.is_strict:
         click.echo(f"next, here:                `{start}`\nthen, as docs/operations/activate.md says:", err=True)
@@ -90,16 +89,6 @@ def init(
         return
     login = shlex.join(["fleetctl", "login", settings.admin_listen, "--ca-file", str(made.tls_ca_file), *token])
     click.echo(f"next, here:                `{start}`\nthen, from another shell:  `{login}`", err=True)
-
-
-def _repeated(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> Iterator[str]:
-    """The flags of this call, for the next one on the same installation."""
-    if file is not None:
-        yield from ("--config", str(file))
-    if data_dir:
-        yield from ("--data-dir", data_dir)
-    for pair in pairs:
-        yield from ("--set", pair)
 
 
 def _check_token_file(path: Path) -> None:

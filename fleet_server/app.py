@@ -40,6 +40,7 @@ class Server(ServerRooms):
         clock: the machine's by default.
         end_within: has this process be gone in so many seconds, whatever hangs; nothing does by default.
         manager: is told how it goes.
+        stopping: what may end it; signals by default.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Server(ServerRooms):
         *,
         end_within: Callable[[float], None] = lambda seconds: None,
         manager: ServiceManager | None = None,
+        stopping: StopRequest | None = None,
     ) -> None:
         super().__init__(settings, secrets, certificates, clock)
         self._manager = manager or ServiceManager()
+        self._stopping = stopping
         self._end_within = end_within
 
     async def run(self) -> int:
@@ -62,7 +65,7 @@ class Server(ServerRooms):
         Raises:
             Refusal, ListenError, TrustSetupError: it cannot start; the message says what to do.
         """
-        stopping = StopRequest()
+        stopping = self._stopping or StopRequest()
         self.database.start()
         try:
             await self.master_keys.load()

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -28,6 +29,7 @@ from fleet_server.database.dialects import dialect_of, parse_url
 from fleet_server.database.engine import Database
 from fleet_server.database.migrate import RUNNABLE, SchemaError, SchemaReport, SchemaState
 from fleet_server.database.wakeup import Wakeup
+from fleet_server.replicas.identity import own_replica_id
 from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.secrets import (
     KEY_FILE_NAME,
@@ -51,6 +53,13 @@ class NotInitialisedError(Exception):
 
 class AlreadyRunningError(Exception):
     """Another server process uses the same data folder and name."""
+
+
+class HeldFolder(NamedTuple):
+    """The data folder, while this process holds it; `locks` are descriptors of the files that say so, the replica's own
+    one last."""
+
+    locks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +211,7 @@ def require_schema(settings: Settings) -> None:
         return
     if report.state is SchemaState.EMPTY:
         raise _not_initialised(settings)
-    if report.state is SchemaState.OLDER and _is_sqlite(settings):
+    if report.state is SchemaState.OLDER and is_sqlite(settings):
         upgrade_schema(settings)
         log.info("database_upgraded", revision_before=report.found, revision=report.wanted)
         return
@@ -224,7 +233,7 @@ def upgrade_schema(settings: Settings) -> SchemaReport:
         DatabaseUnreachableError: it does not answer.
     """
     url = settings.resolved_database_url()
-    if not _is_sqlite(settings):
+    if not is_sqlite(settings):
         return migrate.upgrade(url)
     report = migrate.check(url)
     if report.state is SchemaState.EMPTY:
@@ -236,7 +245,7 @@ def upgrade_schema(settings: Settings) -> SchemaReport:
 
 
 @contextlib.contextmanager
-def sole_server(settings: Settings) -> Iterator[None]:
+def sole_server(settings: Settings) -> Iterator[HeldFolder]:
     """Hold the data folder for one server process: two would write one SQLite file, or one replica's audit chain.
 
     Raises:
@@ -244,18 +253,23 @@ def sole_server(settings: Settings) -> Iterator[None]:
         PrivateFileError: the folder is open to others.
     """
     private_folder(settings.data_dir)
-    name = "server" if _is_sqlite(settings) or not settings.replica_id else f"server-{settings.replica_id}"
     with contextlib.ExitStack() as held:
+
+        def hold(name: str) -> int:
+            return held.enter_context(_locked(settings.data_dir / f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+
         try:
-            held.enter_context(_locked(settings.data_dir / f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+            locks = [hold("server")] if is_sqlite(settings) or not settings.replica_id else []
+            locks.append(hold(f"server-{settings.replica_id or own_replica_id(settings.data_dir)}"))
         except BlockingIOError:
             raise AlreadyRunningError(
                 f"another fleet-server runs on {settings.data_dir}: stop it first, or give this one a folder of its own"
             ) from None
-        yield
+        yield HeldFolder(tuple(locks))
 
 
-def _is_sqlite(settings: Settings) -> bool:
+def is_sqlite(settings: Settings) -> bool:
+    """Whether the database is one file, which one process writes."""
     return dialect_of(parse_url(settings.resolved_database_url())) == "sqlite"
 
 
@@ -289,11 +303,11 @@ def _tls_folder(settings: Settings) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
+def _locked(path: Path, how: int) -> Iterator[int]:
     """Hold a lock file; the system lets go of it when the process ends, however it ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, how)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -11,14 +11,30 @@ from fleet_server.app import Server
 from fleet_server.certificates import ServerCertificates
 from fleet_server.config import Settings
 from fleet_server.observability import logging as server_logging
+from fleet_server.stop_request import StopRequest
 from fleet_server.trust.secrets import Secrets
+from fleet_server.workers.line import Line
 
 FAILED = 1
 """Exit code of a server that failed while it ran, or that something kept from ending in time."""
 
 
-def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates, manager: ServiceManager) -> int:
-    """Run a server until it ends; the process's exit code."""
+def serve(
+    settings: Settings,
+    secrets: Secrets,
+    certificates: ServerCertificates,
+    manager: ServiceManager,
+    line: Line | None = None,
+) -> int:
+    """Run a server until it ends; the process's exit code.
+
+    Args:
+        settings: validated.
+        secrets: derived from the secret encryption key.
+        certificates: the server's TLS.
+        manager: whoever started this process.
+        line: a worker's to its supervisor.
+    """
 
     def be_gone(seconds: float) -> None:
         end_within(seconds, FAILED)
@@ -26,7 +42,10 @@ def serve(settings: Settings, secrets: Secrets, certificates: ServerCertificates
 
     async def run() -> int:
         keep_grpc_up()
-        server = Server(settings, secrets, certificates, end_within=be_gone, manager=manager)
+        stopping = StopRequest(signals_shorten=line is None)
+        if line is not None:
+            line.obey(stopping)
+        server = Server(settings, secrets, certificates, end_within=be_gone, manager=manager, stopping=stopping)
         server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
         return await server.run()
 

@@ -91,6 +91,7 @@ class Leaving:
         self._deadline_s = usual_deadline_s if stopping.deadline_s is None else stopping.deadline_s
         self._end_within(self._delay_s + self._deadline_s + LEAVE_WITHIN_S)
         stopping.again(lambda: self._shorten(_SECOND_SIGNAL_S))
+        self._replicas.also_leaving = stopping.also
         await self._health.set_draining()
         with contextlib.suppress(Refusal, TimeoutError):
             await asyncio.wait_for(self._replicas.set_state(ReplicaState.DRAINING), timeout=_STOP_GRACE_S)

@@ -17,7 +17,6 @@ from fleet.transport import FIXED_WINDOW
 _MIB = 1024 * 1024
 _COMMON = (
     *FIXED_WINDOW,
-    ("grpc.so_reuseport", 0),  # a second server must fail to bind, not share the port silently
     # A peer that stopped reading would hang abort() and stop() for ever; these two reap its transport.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -70,7 +69,12 @@ class Listener:
 
 
 def open_gateway(
-    handlers: grpc.GenericRpcHandler, max_streams: int, max_frame_bytes: int, *, idle_s: float = IDLE_S
+    handlers: grpc.GenericRpcHandler,
+    max_streams: int,
+    max_frame_bytes: int,
+    *,
+    idle_s: float = IDLE_S,
+    share_port: bool = False,
 ) -> grpc.aio.Server:
     """The node-facing server, not started.
 
@@ -78,29 +82,49 @@ def open_gateway(
         max_streams: most streams; connections are capped a little above.
         max_frame_bytes: largest frame; messages are capped a little above.
         idle_s: seconds after which a connection without a call is ended.
+        share_port: with the other workers of this machine.
     """
     caps = (
         ("grpc.max_allowed_incoming_connections", max_streams + _SPARE_CONNECTIONS),
         ("grpc.max_receive_message_length", max_frame_bytes + _SLIGHTLY_TOO_LARGE),
     )
-    server = grpc.aio.server(options=(*_GATEWAY, _idle(idle_s), *caps))
+    server = grpc.aio.server(options=(*_GATEWAY, _sharing(share_port), _idle(idle_s), *caps))
     server.add_generic_rpc_handlers((handlers,))
     return server
 
 
-def open_admin(handlers: Sequence[grpc.GenericRpcHandler], *, idle_s: float = IDLE_S) -> grpc.aio.Server:
+def open_admin(
+    handlers: Sequence[grpc.GenericRpcHandler], *, idle_s: float = IDLE_S, share_port: bool = False
+) -> grpc.aio.Server:
     """The operators' server, not started.
 
     Args:
         idle_s: seconds after which a connection without a call is ended.
+        share_port: with the other workers of this machine.
     """
-    server = grpc.aio.server(options=(*_ADMIN, _idle(idle_s)))
+    server = grpc.aio.server(options=(*_ADMIN, _sharing(share_port), _idle(idle_s)))
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
 
 
 def _idle(idle_s: float) -> tuple[str, int]:
     return "grpc.max_connection_idle_ms", round(idle_s * 1000)
+
+
+def _sharing(share_port: bool) -> tuple[str, int]:
+    # Unless it is meant to, a second server must fail to bind, not share the port silently.
+    return "grpc.so_reuseport", int(share_port)
+
+
+def check_free(listen: str, setting: str) -> None:
+    """See that nobody listens there: workers, who share a port among themselves, would share it with others too.
+
+    Raises:
+        ListenError: the port is taken or the address is not ours.
+    """
+    if why := _why_not(*split_listen(listen)):
+        host, port = split_listen(listen)
+        raise ListenError(f"cannot listen on {_shown(host, port)} ({setting}): {why}")
 
 
 def split_listen(listen: str) -> tuple[str, int]:
@@ -128,7 +152,8 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
 def cannot_listen(listen: str, setting: str) -> ListenError:
     """Why a listen setting is of no use here, found out by trying it once more without gRPC."""
     host, port = split_listen(listen)
-    return ListenError(f"cannot listen on {_shown(host, port)} ({setting}): {_why_not(host, port)}")
+    why = _why_not(host, port) or "another process may hold the port; choose another one"
+    return ListenError(f"cannot listen on {_shown(host, port)} ({setting}): {why}")
 
 
 def _shown(host: str, port: int) -> str:
@@ -147,7 +172,7 @@ def _why_not(host: str, port: int) -> str:
                 tried.bind(address)
         except OSError as error:
             return _CAUSES.get(error.errno or 0, f"{error.strerror}; choose another address")
-    return "another process may hold the port; choose another one"
+    return ""
 
 
 async def start(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials, setting: str) -> Listener:

@@ -50,8 +50,11 @@ async def open_listeners(rooms: ServerRooms, stack: contextlib.AsyncExitStack) -
     boundary = Boundary(rooms.metrics.streams.refusals)
     health = await ServerHealth.create(lambda: "the database writer hangs" if rooms.database.is_hung() else "")
     gateway = _gateway(rooms, boundary)
-    gateway_server = listeners.open_gateway(gateway.handlers(), settings.max_streams, settings.max_frame_bytes)
-    admin_server = listeners.open_admin(_admin_handlers(rooms, boundary))
+    share_port = settings.workers > 1
+    gateway_server = listeners.open_gateway(
+        gateway.handlers(), settings.max_streams, settings.max_frame_bytes, share_port=share_port
+    )
+    admin_server = listeners.open_admin(_admin_handlers(rooms, boundary), share_port=share_port)
     health.register(gateway_server, GATEWAY_SERVICE)
     health.register(admin_server, ADMIN_SERVICE)
     admin = await listeners.start(admin_server, settings.admin_listen, certificates.credentials(), "admin_listen")

@@ -67,6 +67,16 @@ def load_settings(file: Path | None, data_dir: str | None, pairs: tuple[str, ...
     return load(file, flags=flags)
 
 
+def repeated_options(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> Iterator[str]:
+    """The options of `settings_options` that a call was given, for the next one on the same installation."""
+    if file is not None:
+        yield from ("--config", str(file))
+    if data_dir:
+        yield from ("--data-dir", data_dir)
+    for pair in pairs:
+        yield from ("--set", pair)
+
+
 class Ending(click.ClickException):
     """A verb ends badly; the message says why and what to do."""
 

@@ -144,6 +144,15 @@ class Settings(BaseSettings):
         description="Name of this replica, unlike every other one's. Empty: made once, kept in the data folder.",
     )
 
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Server processes that share this machine's listeners, each a replica of its own (`replica_id` with"
+        " `-1`, `-2`, …) with database connections of its own; more than one needs PostgreSQL. See"
+        " [run.md](operations/run.md).",
+    )
+
     # Nodes come from everywhere; everyone else is let in deliberately.
     gateway_listen: Listen = Field("0.0.0.0:7443", description="Where nodes connect.")
     mtls_listen: Annotated[str, AfterValidator(lambda value: value and _listen_address(value))] = Field(
@@ -153,7 +162,9 @@ class Settings(BaseSettings):
     )
     admin_listen: Listen = Field("127.0.0.1:7444", description="Where operators (`fleetctl`) connect.")
     metrics_listen: OptionalListen = Field(
-        "127.0.0.1:9464", description="Where Prometheus scrapes; `off` for no metrics."
+        "127.0.0.1:9464",
+        description="Where Prometheus scrapes; `off` for no metrics. With `workers` the first one is scraped at"
+        " the next port, the second at the one after it, and so on; at this port are /healthz and /readyz of all.",
     )
     gateway_endpoints: Endpoints = Field(
         (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -64,6 +65,8 @@ class ReplicaService:
         self._secret_keys = secret_keys
         self._tls_cas = tls_cas
         self._state = ReplicaState.STARTING
+        self.also_leaving: frozenset[str] = frozenset()
+        """Others that end together with this one: no node is to be sent there, though they may not have said so yet."""
         self._watch = HeartbeatWatch()
         self._drain: DrainRequest | None = None
         self._drain_asked = asyncio.Event()
@@ -112,7 +115,11 @@ class ReplicaService:
         Raises:
             Refusal: the database is away.
         """
-        return pacing.pace(self.replica_id, streams, await self.list())
+        replicas = [
+            replace(replica, state=ReplicaState.DRAINING) if replica.replica_id in self.also_leaving else replica
+            for replica in await self.list()
+        ]
+        return pacing.pace(self.replica_id, streams, replicas)
 
     def without_tls_ca(self, conn: Connection, sha256: bytes) -> Sequence[str]:
         """Ids of the other replicas that nodes come to, and that do not say that they show a certificate of this TLS CA

@@ -35,13 +35,17 @@ class ServerProcess(Installation):
         """What is started."""
         return [BIN / "fleet-server"]
 
+    def options(self) -> Sequence[str]:
+        """Further options of `run`."""
+        return []
+
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
         arguments = [f"{name}={getattr(self.settings, name)}" for name in _SHOWN]
         pairs = [part for argument in arguments for part in ("--set", argument)]
         environment = _secrets(self.settings)
         self.process = self._processes.start(
-            [*self.program(), "run", "--data-dir", self.data, *pairs], name="server", env=environment
+            [*self.program(), "run", "--data-dir", self.data, *pairs, *self.options()], name="server", env=environment
         )
 
     async def _is_listening(self) -> bool:
