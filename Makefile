@@ -35,6 +35,10 @@ install: $(RUNTIME) ## build .venv with fleet-server, fleet-node and fleetctl (P
 demo: $(RUNTIME) ## the whole product on this machine, step by step (DEMO_ONCE=1 ends by itself)
 	@exec $(BIN)/python deploy/demo/demo.py
 
+.PHONY: demo-ha
+demo-ha: $(DEV) ## a rolling upgrade under load: two replicas, PostgreSQL, HAProxy (DEMO_ONCE=1 ends by itself)
+	@exec $(BIN)/python deploy/demo_ha/demo.py
+
 .PHONY: dev
 dev: $(DEV)
 
@@ -142,6 +146,6 @@ bench: $(DEV) ## measure against a bare grpc.aio echo in the same run (BENCH_ARG
 	@$(BIN)/python -m tests.load $(BENCH_ARGS)
 
 .PHONY: clean
-clean: ## remove .venv, .demo, caches and build output
-	@rm -rf $(VENV) .demo .chaos .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+clean: ## remove .venv, .demo, .demo-ha, caches and build output
+	@rm -rf $(VENV) .demo .demo-ha .chaos .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,11 +1,11 @@
 """The operators' service as a program calls it: for waiting, and for issuing faster than a person types."""
 
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import grpc
 
-from deploy.demo.installation import Installation
 from fleet.v1 import admin_pb2, command_pb2
 from fleet.v1.admin_pb2_grpc import AdminStub
 
@@ -17,10 +17,29 @@ _OPTIONS = (
 )
 
 
+class Reachable(Protocol):
+    """Where the service listens, and what one needs to call it."""
+
+    @property
+    def admin(self) -> str:
+        """host:port."""
+        ...
+
+    @property
+    def ca_file(self) -> Path:
+        """The server's TLS CA."""
+        ...
+
+    @property
+    def owner_token_file(self) -> Path:
+        """The first owner's token."""
+        ...
+
+
 class AdminClient:
     """One connection with the owner's token; it comes back by itself when the server restarts."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Reachable) -> None:
         credentials = grpc.ssl_channel_credentials(installation.ca_file.read_bytes())
         self._channel = grpc.secure_channel(installation.admin, credentials, options=_OPTIONS)
         token = installation.owner_token_file.read_text().strip()
@@ -71,6 +90,11 @@ class AdminClient:
         """All nodes by name."""
         answer: admin_pb2.ListNodesResponse = self._call(self._stub.ListNodes, admin_pb2.ListNodesRequest())
         return {node.name: node for node in answer.nodes}
+
+    def replicas(self) -> dict[str, admin_pb2.ReplicaView]:
+        """All server replicas by id."""
+        answer: admin_pb2.ListReplicasResponse = self._call(self._stub.ListReplicas, admin_pb2.ListReplicasRequest())
+        return {replica.replica_id: replica for replica in answer.replicas}
 
     def online(self) -> set[str]:
         """Names of nodes with a live stream; none while the server does not answer."""

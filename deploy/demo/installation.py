@@ -47,7 +47,7 @@ class Installation:
         self.database = self.data / "fleet.db"
         self.profile = state / "fleetctl.toml"
         self.processes = Processes(self.logs)
-        self.gateway_port, self.admin_port = _free_ports(2)
+        self.gateway_port, self.admin_port = free_ports(2)
         self.server: RunningProcess | None = None
         self.nodes: dict[str, RunningProcess] = {}
         self._bin = Path(sys.executable).parent
@@ -324,7 +324,8 @@ def _wait_gone(process: RunningProcess, deadline_s: float) -> None:
         process.signal(signal.SIGKILL)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens on."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

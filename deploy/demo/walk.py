@@ -4,26 +4,18 @@ The exit code is 0 only if every step held. With DEMO_ONCE set it ends by itself
 ends everything that was started, by its process id. DEMO_STATE names another state folder than .demo.
 """
 
-import fcntl
 import os
-import shutil
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from deploy.demo import attacks, faults, joining, people, working
 from deploy.demo.admin import AdminClient
 from deploy.demo.installation import Installation
 from deploy.demo.stage import Stage
+from deploy.demo.state_folder import CannotStart, fresh, stand_alone, state_folder
 
 INTERRUPTED = 130
-
-
-class _CannotStart(Exception):
-    """The state folder cannot be had; the text says what to do."""
 
 
 def run(root: Path) -> int:
@@ -35,16 +27,13 @@ def run(root: Path) -> int:
     Returns:
         0 when every step held, 1 when one did not, 2 when the state folder cannot be had, 130 when it was interrupted.
     """
-    for name in [name for name in os.environ if name.startswith(("FLEET_", "FLEETCTL_", "FLEET_NODE_"))]:
-        del os.environ[name]  # the demo is its own installation, whatever this shell works with
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # ignored when a shell started this in its background
+    stand_alone()
     stage = Stage()
-    state = Path(os.environ.get("DEMO_STATE", root / ".demo")).absolute()
+    state = state_folder(root / ".demo")
     with ExitStack() as cleanup:
         try:
-            cleanup.enter_context(_fresh(state))
-        except _CannotStart as error:
+            cleanup.enter_context(fresh(state))
+        except CannotStart as error:
             stage.say(str(error))
             return 2
         here = Installation(root, state, stage.waiting)
@@ -145,34 +134,3 @@ def _stay(stage: Stage, here: Installation) -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         stage.interrupted("ending everything that was started")
-
-
-@contextmanager
-def _fresh(state: Path) -> Iterator[None]:
-    """Hold the state folder, empty and 0700, for this demo alone.
-
-    Raises:
-        _CannotStart: another demo lives in it, or it holds something that no demo made.
-    """
-    lock = state / "demo.lock"
-    if state.exists() and not lock.exists() and any(state.iterdir()):
-        raise _CannotStart(f"{state} holds something that no demo made: name another folder in DEMO_STATE")
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for entry in state.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry != lock:
-                entry.unlink()
-        yield
-    except BlockingIOError:
-        raise _CannotStart(f"another demo runs in {state}: end it with Ctrl-C in its terminal first") from None
-    finally:
-        os.close(descriptor)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

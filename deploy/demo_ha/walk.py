@@ -1,0 +1,235 @@
+"""The walk: a cluster, its nodes, a rolling upgrade under load, a replica killed, and the count.
+
+The exit code is 0 only if every step held. With DEMO_ONCE set it ends by itself; else it stays up until Ctrl-C.
+DEMO_STATE names another state folder than .demo-ha.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from deploy.demo.admin import AdminClient
+from deploy.demo.stage import Stage
+from deploy.demo.state_folder import CannotStart, fresh, stand_alone, state_folder
+from deploy.demo_ha.cluster import NODES, REPLICAS, WAIT_S, Cluster
+from deploy.demo_ha.view import View
+from deploy.demo_ha.witness import Load, Standing
+
+INTERRUPTED = 130
+_CALM_S = 4.0
+_BALANCED_EVERY_S = 0.5
+
+
+def run(root: Path) -> int:
+    """Walk the demo.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        0 when every step held, 1 when one did not, 2 when the state folder cannot be had, 130 when it was interrupted.
+    """
+    stand_alone()
+    stage = Stage()
+    state = state_folder(root / ".demo-ha")
+    with ExitStack() as cleanup:
+        try:
+            cleanup.enter_context(fresh(state))
+        except CannotStart as error:
+            stage.say(str(error))
+            return 2
+        here = Cluster(root, state)
+        cleanup.callback(here.end)
+        try:
+            _walk(stage, here)
+        except KeyboardInterrupt:
+            stage.interrupted("interrupted: ending everything that was started")
+            return INTERRUPTED
+        except Exception as error:  # noqa: BLE001  whatever it was, the person is told the step, and gets the logs
+            stage.failure(f"{type(error).__name__}: {error}", here.tails(), here.shown(here.logs))
+            return 1
+    return 0
+
+
+def _walk(stage: Stage, here: Cluster) -> None:
+    stage.banner(
+        "fleet gateway: no gap",
+        "Two replicas on one PostgreSQL behind HAProxy, eight nodes, 200 commands a second, all real processes here.\n"
+        f"State under {here.shown(here.state)}, made anew. Every mark below is something that was checked.",
+    )
+    with stage.step("A cluster", "PostgreSQL, two replicas, and a balancer that passes TLS through."):
+        _cluster(stage, here)
+    with AdminClient(here) as looking, AdminClient(here) as issuing:
+        load = Load(issuing, [here.run_log(node) for node in NODES], f"demo-ha-{os.getpid()}")
+        view = View(load, REPLICAS, NODES)
+        standing = view.standing = Standing(looking, view.tell)
+        here.tell_with(view.tell)
+        standing.start()
+        try:
+            with stage.step("Eight nodes", "They know the balancer's address alone, and spread over both replicas."):
+                _nodes(stage, here, standing)
+            with stage.step("Load", "A command for every node, 25 times a second, through the balancer."):
+                _load(stage, here, load, view)
+            with stage.step("A rolling upgrade", "One replica after the other drains, ends, and comes back."):
+                _upgrade(stage, here, load, standing, view)
+            with stage.step("A replica killed", "kill -9: nobody says goodbye, and nodes come back by themselves."):
+                _killed(stage, here, load, standing, view)
+            with stage.step("The count", "What was issued against what the nodes' own run logs hold."):
+                _count(stage, here, load, looking)
+            stage.summary()
+            if not os.environ.get("DEMO_ONCE"):
+                _stay(stage, here)
+        finally:
+            load.stop()
+            load.end()
+            standing.end()
+
+
+def _cluster(stage: Stage, here: Cluster) -> None:
+    stage.say(f"PostgreSQL {here.start_postgres()}, every commit waits for the disk")
+    stage.command("fleet-server", *here.init_arguments())
+    here.init()
+    for name in REPLICAS:
+        stage.command("fleet-server", "run", "--config", here.server_config(name))
+        here.start_replica(name)
+    stage.command("haproxy", "-f", "deploy/haproxy/haproxy.cfg")
+    here.start_balancer()
+    here.wait(lambda: set(here.balanced().values()) == {"UP"}, "the balancer to see both")
+    login = ["login", here.admin, "--ca-file", here.shown(here.ca_file)]
+    login += ["--token-file", here.shown(here.owner_token_file)]
+    stage.command("fleetctl", *login)
+    here.fleetctl(*login)
+    states = {replica["replica_id"]: replica["state"] for replica in here.fleetctl("replicas", "list")}
+    stage.check(states == dict.fromkeys(REPLICAS, "READY"), "both replicas are READY, and the balancer says UP of both")
+
+
+def _nodes(stage: Stage, here: Cluster, standing: Standing) -> None:
+    token = here.state / "join.token"
+    create = ["join-token", "create", "--uses", str(len(NODES)), "--auto-approve", "--output-file", here.shown(token)]
+    stage.command("fleetctl", *create)
+    here.fleetctl(*create)
+    here.join(token)
+    here.wait(lambda: len(standing.online()) == len(NODES), "a stream of every node")
+    held = {name: sum(at == name for at in standing.online().values()) for name in REPLICAS}
+    stage.check(
+        min(held.values()) > 0, f"{len(NODES)} streams: " + ", ".join(f"{n} holds {c}" for n, c in held.items())
+    )
+
+
+def _load(stage: Stage, here: Cluster, load: Load, view: View) -> None:
+    load.start()
+    with _watched(here, view):
+        here.wait(lambda: load.counts.run >= len(NODES) or load.counts.failure, "the first commands to run")
+        time.sleep(_CALM_S)
+    stage.check(not load.counts.failure, load.counts.failure or f"{load.counts.run} commands ran so far")
+
+
+def _upgrade(stage: Stage, here: Cluster, load: Load, standing: Standing, view: View) -> None:
+    before = {name: process.pid for name, process in here.replicas.items()}
+    lines = {node: len(process.lines) for node, process in here.nodes.items()}
+    here.keep_replicas()
+    wave = ["drain", "wave", "--replicas", "--reason", "upgrade"]
+    stage.command("fleetctl", *wave)
+    load.counts.longest_gap_s = load.counts.slowest_s = 0.0
+    with _watched(here, view):
+        for each in REPLICAS:
+            here.fleetctl("drain", "replica", each, "--reason", "upgrade")
+            here.wait(lambda each=each: _back(here, {each: before[each]}), "back")
+        here.wait(lambda: _back(here, before), "every replica to be a new process, and READY")
+        time.sleep(_CALM_S)
+    stage.check(_ended_well(here, before), "each replica drained, ended with 0, and was replaced by a new process")
+    cut = sum(_cut(process.lines[lines[node] :]) for node, process in here.nodes.items())
+    stage.check(not cut, "no stream was cut: every node had its next one before it let go of the last")
+    stage.check(not load.counts.failure, load.counts.failure or "no call failed for good")
+    stage.check(len(standing.online()) == len(NODES), "every node is online")
+    stage.say(
+        f"longest time that a node was given nothing: {load.counts.longest_gap_s:.2f} s; slowest call of an operator:"
+        f" {load.counts.slowest_s:.2f} s"
+    )
+
+
+def _killed(stage: Stage, here: Cluster, load: Load, standing: Standing, view: View) -> None:
+    held = Counter(standing.online().values())
+    victim = max(REPLICAS, key=lambda name: held[name])
+    before = {victim: here.replicas[victim].pid}
+    stage.command("kill", "-9", str(before[victim]))
+    with _watched(here, view):
+        view.tell(f"kill -9 of {victim}, which holds {held[victim]} streams")
+        here.kill_replica(victim)
+        here.wait(lambda: _back(here, before), f"{victim} to come back")
+        here.wait(lambda: len(standing.online()) == len(NODES), "every node back")
+        time.sleep(_CALM_S)
+    stage.check(len(standing.online()) == len(NODES), f"{victim} is back, and every node is online")
+    stage.check(not load.counts.failure, load.counts.failure or "no call failed for good")
+
+
+def _count(stage: Stage, here: Cluster, load: Load, admin: AdminClient) -> None:
+    load.stop()
+    here.wait(lambda: not load.lost(), "every command to run")
+    here.wait(lambda: admin.open_commands() == 0, "every outcome to be known")
+    load.end()
+    counts, ids = load.counts, load.command_ids
+    stage.table(
+        ("issued", "run", "lost", "run twice", "calls said again"),
+        [(counts.issued, counts.run, len(load.lost()), counts.twice, counts.again)],
+        right=("issued", "run", "lost", "run twice", "calls said again"),
+    )
+    stage.check(len(ids) == len(set(ids)) == counts.run > 0, f"{counts.run} commands issued, each run")
+    stage.check(not load.lost(), "lost: 0")
+    stage.check(not counts.twice, "run twice: 0")
+    stage.command("fleetctl", "audit", "verify")
+    here.fleetctl("audit", "verify")
+    stage.check(True, "the audit of both replicas and of every node verifies")
+
+
+def _stay(stage: Stage, here: Cluster) -> None:
+    stage.next_lines(
+        f"Everything stays up behind {here.admin}. In another terminal, try:",
+        [
+            "alias fleetctl=.venv/bin/fleetctl",
+            f"export FLEETCTL_PROFILE={here.shown(here.profile)}",
+            "fleetctl replicas list",
+            f"fleetctl drain replica {REPLICAS[1]} --reason restart",
+            "fleetctl drain wave 'pump-*' --batch 2 --then resume",
+        ],
+        "Ctrl-C ends all of it.",
+    )
+    threading.Event().wait()
+
+
+@contextmanager
+def _watched(here: Cluster, view: View) -> Iterator[None]:
+    """The live view, for the length of the block."""
+    ending = threading.Event()
+
+    def ask() -> None:
+        while not ending.wait(_BALANCED_EVERY_S):
+            view.balanced(here.balanced())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    try:
+        with view.shown():
+            yield
+    finally:
+        ending.set()
+        asking.join(WAIT_S)
+
+
+def _back(here: Cluster, before: dict[str, int]) -> bool:
+    return all(here.replicas[name].pid != pid for name, pid in before.items())
+
+
+def _ended_well(here: Cluster, before: dict[str, int]) -> bool:
+    return all(each.exit_code == 0 for each in here.processes.started if each.pid in before.values())
+
+
+def _cut(lines: list[str]) -> int:
+    """Streams that ended otherwise than by the node's own word."""
+    return sum('"stream_lost"' in line for line in lines)
