@@ -104,6 +104,7 @@ class Server(ServerRooms):
                 "certificates": self.tls_rotation.run(),
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
+                "balancing": self.balancing.run(),
                 "process-metrics": self.process.run(),
                 **({"wakeups": self.relay.run()} if self.relay is not None else {}),
             }.items()

@@ -34,6 +34,7 @@ from fleet_server.replicas.service import ReplicaService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy, Strangers
 from fleet_server.sessions.capacity import Capacity
 from fleet_server.sessions.service import SessionService
+from fleet_server.streams.balancing import Balancing
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.master_keys import MasterKeys
@@ -257,6 +258,14 @@ class ServerRooms:
             on_lost=self.nodes.forget_streams,
             secret_keys=lambda: self._secrets.key_ids,
             tls_cas=self.tls_rotation.shown_from_outside,
+        )
+        self.balancing = Balancing(
+            registry=self.streams,
+            replicas=lambda: self.replicas.seen,
+            own_id=self.replica_id,
+            clock=self.clock,
+            metrics=self.metrics.streams,
+            enabled=self.settings.rebalance,
         )
 
     def _vitals(self) -> Vitals:

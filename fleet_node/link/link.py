@@ -30,6 +30,7 @@ from fleet_node.observability.metrics import LinkMetrics
 
 log = get_logger(__name__)
 T = TypeVar("T")
+_WISHED_ATTEMPTS = 3
 HARDLY_THERE_S = 1.0
 """A stream that a goaway ends sooner counts as a failed attempt: a server that sends everybody on must not make a node
 spin."""
@@ -263,8 +264,11 @@ class Link:
         while True:
             if await self._interrupted({running}, delay_s):
                 return None
+            # Where it was sent nobody may be by now: after a few attempts any replica will do.
+            wished = backoff.failures < _WISHED_ATTEMPTS
+            endpoints = plan.endpoints if wished else self._known_endpoints()
             try:
-                return await self._unless_stopped(self._connect(connection.welcome.stream_id, plan.endpoints))
+                return await self._unless_stopped(self._connect(connection.welcome.stream_id, endpoints))
             except Refusal as refusal:
                 self._note_refusal(refusal)
                 delay_s = backoff.next_delay_s(refusal.retry_after_s)

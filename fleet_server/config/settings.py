@@ -237,6 +237,11 @@ class Settings(BaseSettings):
         description="Seconds that a server which stops is not ready and still lets nodes in, before its drain begins:"
         " as long as a load balancer or Kubernetes takes to notice.",
     )
+    rebalance: bool = Field(
+        True,
+        description="Whether this server hands nodes on, a few at a time, when another replica holds less than its"
+        " share.",
+    )
     max_streams: int = Field(20_000, ge=1, le=200_000, description="Most streams that this replica holds.")
     # Nodes fill frames to these limits of the protocol: a server that took less would cut one off for ever, each time
     # at the same reports.

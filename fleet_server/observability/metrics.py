@@ -53,6 +53,17 @@ class StreamMetrics:
         self.drain_streams = registry.gauge(
             "fleet_server_drain_streams", "Streams the running drain began with; 0 when none runs."
         )
+        self.balance_excess = registry.gauge(
+            "fleet_server_rebalance_excess_streams",
+            "Streams that this replica holds beyond its share; negative below it, 0 while it takes no nodes.",
+        )
+        self.balance_moves = registry.counter(
+            "fleet_server_rebalance_moves_total", "Nodes asked to move to a replica that holds less than its share."
+        )
+        self.balance_stayed = registry.counter(
+            "fleet_server_rebalance_stayed_total",
+            "Nodes that were asked to move for balance, and stayed or came back.",
+        )
         self.drain_short = registry.gauge(
             "fleet_server_drain_short_seconds",
             "By how much the running drain's deadline is too near for what the other replicas admit; 0 when it is not.",

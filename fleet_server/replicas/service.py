@@ -71,6 +71,8 @@ class ReplicaService:
         self._drain: DrainRequest | None = None
         self._drain_asked = asyncio.Event()
         self._woken = asyncio.Event()
+        self.seen: Sequence[ReplicaRecord] = ()
+        """All replicas, as they were at the last heartbeat of this one."""
         wakeup.on_hint("replica", self._hinted, pause_s=_HINT_PAUSE_S)
 
     async def register(self) -> None:
@@ -194,7 +196,7 @@ class ReplicaService:
         Raises:
             Refusal: the database is away.
         """
-        replicas = await self.list()
+        replicas = self.seen = await self.list()
         lost = [
             replica
             for replica in self._watch.lost(replicas, self._clock.monotonic())

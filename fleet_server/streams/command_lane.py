@@ -98,6 +98,11 @@ class CommandLane:
         """The stream takes over from that of `older`: what that one did not come to is this one's to do."""
         self._journal_check = older._journal_check
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way to the node, as far as is known without a query."""
+        return not self._unaccepted and self._commands.open_count(self._node_id) == 0
+
     def wake(self) -> None:
         """Commands may be pending."""
         if not self.held and self._has_window():

@@ -85,6 +85,10 @@ class StreamRegistry:
         """Milliseconds between beats of one stream, now."""
         return rules.heartbeat_interval_ms(self._heartbeat_ms, len(self._all))
 
+    def newest(self, node_id: str) -> Stream | None:
+        """The newest stream of a node that is here."""
+        return self._newest.get(node_id)
+
     def lane(self, node_id: str) -> CommandLane | None:
         """Where commands of a node leave: the lane of its newest stream here. Any thread may ask."""
         stream = self._newest.get(node_id)

@@ -175,6 +175,11 @@ class Installation:
         with contextlib.suppress(Refusal):
             async for _ in self.owner.follow("DrainReplica", request):
                 break
+        return await self.wait_ended()
+
+    async def wait_ended(self) -> int:
+        """Its exit code, once it was told to end and has."""
+        assert self._serving is not None
         return await asyncio.wait_for(self._serving, _STOP_TIMEOUT_S)
 
     async def crash_server(self) -> None:

@@ -1,5 +1,6 @@
 """Nodes that move from replica to replica under traffic: make before break, nothing lost, nothing twice."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fleet.v1 import command_pb2, gateway_pb2
+from fleet.v1 import admin_pb2, command_pb2, gateway_pb2
+from tests.integration.clock import QuickClock
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.several import several
 from tests.integration.traffic import more, traffic
@@ -60,3 +62,41 @@ async def test_a_node_that_moves_between_replicas_under_traffic_loses_nothing_an
     assert node.link.streams_opened == 1 + MOVES
     ended = Counter(closes(here)) + Counter(closes(there))
     assert ended == {"GOODBYE_TAKEOVER": MOVES}
+
+
+NODES = 24
+
+
+async def test_a_rolling_restart_under_traffic_loses_nothing_and_the_fleet_spreads_again(
+    tmp_path: Path, postgres: "PostgresServer"
+) -> None:
+    """Each replica in turn is drained, at the other one's admin listener, and started again. Who came back holds
+    nothing, and is handed its share."""
+    async with several(tmp_path, postgres, ["replica-a", "replica-b"], clock=QuickClock(speed=4)) as (here, there):
+        token = await here.join_token()
+        endpoints = (here.gateway, there.gateway)
+        nodes = [await here.enroll(f"n-{number}", token, endpoints=endpoints) for number in range(NODES)]
+        await asyncio.gather(*(node.start() for node in nodes))
+        drained_by: Counter[str] = Counter()
+        issued = []
+        for each, other in ((here, there), (there, here)):
+            await eventually(lambda at=other: len(at.server.streams), "the other one was handed its share")  # type: ignore[misc]
+            async with traffic(other, "n-1*") as orders:
+                request = admin_pb2.DrainReplicaRequest(replica_id=each.settings.replica_id, deadline_s=60)
+                told = [answer async for answer in other.owner.follow("DrainReplica", request)]
+                assert told[-1].done
+                assert told[-1].replica.state == "STOPPED"
+                assert await each.wait_ended() == 0
+                assert len(other.server.streams) == NODES
+                drained_by.update(closes(each))
+                await more(orders, 3)
+                await each.start_server()
+            issued += [view for order in orders for view in await other.owner.outcomes(order)]
+        for node in nodes:
+            await node.wait_live()
+        assert Counter(view.state for view in issued) == {command_pb2.COMMAND_STATE_SUCCEEDED: len(issued)}
+        for node in nodes:
+            own = [view for view in issued if view.node_id == node.node_id]
+            assert_each_ran_once(node, [view.command_id for view in own])
+            assert sorted(view.monotonic_seq for view in own) == list(range(1, len(own) + 1))
+        assert drained_by.keys() == {"GOODBYE_TAKEOVER"}, "nobody was cut off"
