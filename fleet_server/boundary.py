@@ -178,8 +178,8 @@ async def read_message(context: Context) -> Any | None:
     """The next message of a stream; None at EOF or once the call is over. Never cancel it (grpc/grpc#43360)."""
     try:
         message: Any = await context.read()
-    except (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
-        return None  # the call ended under the read: the same as EOF, which proves nothing either
+    except (grpc.aio.BaseError, grpc.aio.AioRpcError):
+        return None  # the call ended under the read, or its server: the same as EOF, which proves nothing either
     return None if message is grpc.aio.EOF else message
 
 

@@ -2,7 +2,7 @@
 counts.
 
 Which nodes have cancels that wait for an answer is kept in memory, so that a stream which asks at every wake-up costs
-no query while there are none; the database is read again now and then for what other replicas wrote.
+no query while there are none; the poll finds what other replicas wrote.
 """
 
 from __future__ import annotations
@@ -92,6 +92,12 @@ class Cancels:
             waiting.setdefault(node_id, set()).add(seq)
         tx.after_commit(lambda: self._reloaded(waiting))
 
+    def found(self, keys: Sequence[Key]) -> None:
+        """These cancels wait for an answer, as the poll read: those that other replicas were asked for are news."""
+        news = {node_id for node_id, seq in keys if seq not in self._waiting.get(node_id, ())}
+        self._asked(keys)
+        self._rooms.wakeup.wake_nowait([f"cancel:{node_id}" for node_id in news])
+
     def _cancel(self, tx: Transaction, actor: str, command_ids: Sequence[bytes], issue_id: str) -> list[Key] | Refusal:
         if issue_id:
             rows = store.open_of_issue(tx.conn, issue_id)
@@ -142,9 +148,9 @@ class Cancels:
         self._write_requests(tx, rows, actor)
         keys = [(row.node_id, row.seq) for row in rows]
         tx.after_commit(lambda: self._asked(keys))
-        topics = [f"cancel:{node_id}" for node_id in dict.fromkeys(row.node_id for row in rows)]
+        asked = list(dict.fromkeys(row.node_id for row in rows))
         changes = [Change((row.node_id, row.seq), row.issue_id, row.state, row.state) for row in rows]
-        self._announcer.announce(tx, changes, topics)
+        self._announcer.announce(tx, changes, asked)
 
     def _write_requests(self, tx: Transaction, rows: Sequence[OpenRow], actor: str) -> None:
         authorities = self._authorities.load(tx.conn, [row.issue_id for row in rows])

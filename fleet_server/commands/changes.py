@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.commands import rules, store
+from fleet_server.commands.everywhere import Everywhere
 from fleet_server.commands.feed import ChangeFeed
 from fleet_server.commands.handover import Handover
 from fleet_server.commands.history_store import FullRow, as_issued
 from fleet_server.commands.in_hand import InHand, total
+from fleet_server.commands.interest import Interest
+from fleet_server.commands.open_counts import OpenCounts
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.runs import Run
 from fleet_server.commands.store import Key, OpenRow, StandingRow
@@ -38,40 +41,42 @@ class Change(NamedTuple):
 
 
 class Announcer:
-    """Tells the rest of the process what was committed, and counts open commands by node.
-
-    The counts live in memory, for a refusal at the cap and for people: no query scans a node's history for them.
-    """
+    """Tells the rest of the process, and the other replicas, what was committed, and counts open commands."""
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self.feed = ChangeFeed()
         self.handover = Handover()
         self.in_hand = InHand()
-        self._open: dict[str, int] = {}
-        self._open_total = 0
+        self.counts = OpenCounts()
+        self.interest = Interest(rooms.wakeup, rooms.clock)
+        self.everything = Everywhere()
 
     def open_count(self, node_id: str) -> int:
         """Open commands of a node."""
-        return self._open.get(node_id, 0)
+        return self.counts.of(node_id)
 
     def recount(self, tx: Transaction) -> None:
         """Count open commands anew; runs in the writer's order, so no change is missed or counted twice."""
         counts = store.count_open(tx.conn)
         tx.first_after_commit(lambda: self._set_counts(counts))  # among all else that counts
 
-    def announce(self, tx: Transaction, changes: Sequence[Change], topics: Iterable[str] = ()) -> None:
-        """Once committed: wake `topics`, tell watchers, keep counts and figures."""
+    def announce(self, tx: Transaction, changes: Sequence[Change], asked: Collection[str] = ()) -> None:
+        """Once committed: tell watchers, keep counts and figures, and wake the streams of the nodes that are `asked` to
+        cancel."""
         if changes:
-            extra = tuple(topics)
             tx.first_after_commit(lambda: self._committed(changes))
-            tx.after_commit(lambda: self._follow(changes, extra))
+            tx.after_commit(lambda: self._follow(changes, asked))
 
-    def announce_issued(self, tx: Transaction, issue_id: str, runs: Sequence[Run]) -> None:
-        """Once committed: these are new; hand what is SENT to its streams, and wake the nodes of the rest."""
+    def announce_issued(self, tx: Transaction, issue_id: str, runs: Sequence[Run], online: Collection[str]) -> None:
+        """Once committed: these are new; hand what is SENT to its streams, and wake the nodes of the rest.
+
+        Args:
+            online: nodes that have a stream, here or elsewhere, as far as that is known.
+        """
         handed = [run for run in runs if run.rows[0].state == rules.SENT]
         waiting = [run for run in runs if run.rows[0].state != rules.SENT]
-        tx.first_after_commit(lambda: self._issued(issue_id, handed, waiting))
+        tx.first_after_commit(lambda: self._issued(issue_id, handed, waiting, online))
         tx.after_commit(lambda: self._count_issued(total(runs)))
 
     def announce_sent(self, tx: Transaction, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
@@ -149,14 +154,12 @@ class Announcer:
 
     def _set_counts(self, counts: dict[str, int]) -> None:
         self.in_hand.retain(self.handover.has_lane)
-        self._open = counts
-        self._open_total = sum(counts.values())
-        self._rooms.metrics.open.set(self._open_total)
+        self.counts.set_all(counts)
+        self._rooms.metrics.open.set(self.counts.total)
 
-    def _issued(self, issue_id: str, handed: Sequence[Run], waiting: Sequence[Run]) -> None:
+    def _issued(self, issue_id: str, handed: Sequence[Run], waiting: Sequence[Run], online: Collection[str]) -> None:
         for run in (*handed, *waiting):
-            self._open[run.node_id] = self._open.get(run.node_id, 0) + len(run.rows)
-            self._open_total += len(run.rows)
+            self.counts.issued(run.node_id, len(run.rows))
         self.handover.hand_nowait(handed)
         for run in handed:
             self.in_hand.put_sent(run, run.rows[0].key_id, run.rows[0].sent_at_ms)
@@ -164,12 +167,16 @@ class Announcer:
             if self.handover.has_lane(run.node_id):
                 self.in_hand.put_queued(run)
         self._rooms.wakeup.wake_nowait(f"node:{run.node_id}" for run in waiting)
+        self._tell_others("node", [run.node_id for run in waiting if run.node_id in online])
+        self.interest.changed((issue_id,))
         if self.feed.watched:  # before what else the same commit says of them
             changed = {(row.node_id, row.seq): as_issued(row) for run in (*handed, *waiting) for row in run.rows}
             self.feed.publish_nowait(issue_id, changed, passing=True)
+            for key, row in changed.items() if self.everything.followed else ():
+                self.everything.note(key, row.state)
 
     def _count_issued(self, count: int) -> None:
-        self._rooms.metrics.open.set(self._open_total)
+        self._rooms.metrics.open.set(self.counts.total)
         self._rooms.metrics.issued.inc(count)
 
     def _sent(self, runs: Sequence[Run], key_id: bytes | None, now_ms: int) -> None:
@@ -179,6 +186,10 @@ class Announcer:
             if self.feed.watched:
                 changed = dict.fromkeys(row[:2] for row in run.rows)
                 self.feed.publish_nowait(run.authority.issue_id, changed, passing=True)
+                for key in changed if self.everything.followed else ():
+                    self.everything.note(key, rules.SENT)
+        if self.interest.any:
+            self.interest.changed({run.authority.issue_id for run in runs})
 
     def _committed(self, changes: Sequence[Change]) -> None:
         ended: dict[str, int] = {}
@@ -192,37 +203,37 @@ class Announcer:
                 ended[node_id] = ended.get(node_id, 0) + 1
         self.in_hand.forget(unsent)
         for node_id, count in ended.items():
-            self._ended(node_id, count)
+            self.counts.ended(node_id, count)
         if self.feed.watched:
             self._tell_watchers(changes)
+        if self.interest.any:
+            self.interest.changed({change.issue_id for change in changes})
 
-    def _follow(self, changes: Sequence[Change], topics: tuple[str, ...]) -> None:
+    def _follow(self, changes: Sequence[Change], asked: Collection[str]) -> None:
         finished: dict[int, int] = {}
         for change in changes:
             if change.now >= rules.SUCCEEDED:
                 finished[change.now] = finished.get(change.now, 0) + 1
         for state, count in finished.items():
             self._rooms.metrics.finished.labels(state_name(state)).inc(count)
-        self._rooms.metrics.open.set(self._open_total)
-        self._rooms.wakeup.wake_nowait(topics)
+        self._rooms.metrics.open.set(self.counts.total)
+        self._rooms.wakeup.wake_nowait(f"cancel:{node_id}" for node_id in asked)
+        self._tell_others("cancel", asked)
 
     def _tell_watchers(self, changes: Sequence[Change]) -> None:
         by_issue: dict[str, dict[Key, FullRow | None]] = {}
         passing = True
         for key, issue_id, was, now, row in changes:
             by_issue.setdefault(issue_id, {})[key] = row
+            self.everything.note(key, now)
             passing &= was < now < rules.SUCCEEDED
         for issue_id, changed in by_issue.items():
             self.feed.publish_nowait(issue_id, changed, passing=passing)
 
-    def _ended(self, node_id: str, count: int) -> None:
-        known = self._open.get(node_id, 0)
-        gone = min(count, known)  # a row that somebody inserted was never counted
-        self._open_total -= gone
-        if known > gone:
-            self._open[node_id] = known - gone
-        else:
-            self._open.pop(node_id, None)
+    def _tell_others(self, kind: str, node_ids: Iterable[str]) -> None:
+        """Who has a node's newest stream knows by itself: only of those that have none here others are told."""
+        has_lane = self.handover.has_lane
+        self._rooms.wakeup.tell_others_nowait([f"{kind}:{node_id}" for node_id in node_ids if not has_lane(node_id)])
 
 
 def _shown(value: object) -> str:

@@ -171,6 +171,8 @@ class Delivery:
             # one says hello, so what it accepted meanwhile lies above that hello, and nothing is lost.
             lost = store.answered_above(tx.conn, node_id, last_accepted_seq)
             self._announcer.declare_unknown(tx, lost, rules.JOURNAL_LOST, self._rooms.clock.now_ms())
+        # What another replica issued within the last second may not be counted here yet; the node, which has accepted
+        # it at that replica a moment ago, tells what became of it by itself.
         if self._announcer.open_count(node_id) == 0:
             return last_accepted_seq  # nothing to look for in a long history
         lowest = store.lowest_open(tx.conn, node_id, last_accepted_seq)

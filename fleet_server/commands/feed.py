@@ -11,7 +11,7 @@ within milliseconds is one message to each watcher, not two or three.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fleet_server.commands.history_store import FullRow
@@ -25,6 +25,8 @@ _ROW_BYTES = 1024
 Key = tuple[str, int]
 Changed = Mapping[Key, FullRow | None]
 """Changed commands; None where the row has to be read."""
+Marks = Mapping[Key, int]
+"""Where the open commands of an issue stood when they were read; see `history_store.mark`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +37,7 @@ class Subscription:
     _rows: dict[Key, FullRow | None] = field(default_factory=dict)
     _bytes: int = 0
     _overrun: bool = False
+    _marks: Marks | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _due: asyncio.TimerHandle | None = None
 
@@ -49,6 +52,16 @@ class Subscription:
         self._changed.clear()
         self._forget_due()
         return rows, overrun
+
+    def take_marks(self) -> Marks | None:
+        """Where the open commands of the issue stand, if that was looked up since the last time."""
+        marks, self._marks = self._marks, None
+        return marks
+
+    def look(self, marks: Marks) -> None:
+        """Compare what was told with this: other replicas may have changed something."""
+        self._marks = marks
+        self._changed.set()
 
     def add(self, changed: Changed, *, passing: bool) -> None:
         """Note changes; of one command the last stands. `passing` ones may wait for others."""
@@ -104,9 +117,19 @@ class ChangeFeed:
         Args:
             passing: none of them has ended, or is to: nobody minds a moment.
         """
-        for topic in (issue_id, ""):
+        for topic in dict.fromkeys((issue_id, "")):
             for watcher in self._watchers.get(topic, ()):
                 watcher.add(changed, passing=passing)
+
+    def look_nowait(self, issue_id: str, marks: Marks) -> None:
+        """Have the watchers of an issue compare what they told with where its open commands stand."""
+        for watcher in self._watchers.get(issue_id, ()):
+            watcher.look(marks)
+
+    @property
+    def issues(self) -> Collection[str]:
+        """Issues that are watched, '' for all commands."""
+        return self._watchers.keys()
 
     @property
     def watched(self) -> bool:

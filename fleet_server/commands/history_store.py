@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fleet_server.commands.rules import Standing
 from fleet_server.commands.run_store import of_issue
@@ -42,6 +42,20 @@ class FullRow(NamedTuple):
     error: str
     mac: bytes
     output: bytes | None
+
+
+class FoundRow(NamedTuple):
+    """Where a command stands."""
+
+    node_id: str
+    seq: int
+    state: int
+    mark: int
+
+
+def mark(state: int, cancel_requested_by: str) -> int:
+    """What people see move while a command is open: its state, and that its cancel waits for an answer."""
+    return 2 * state + bool(cancel_requested_by)
 
 
 def as_issued(row: NewRow) -> FullRow:
@@ -169,3 +183,48 @@ def open_keys(conn: Connection, issue_id: str) -> list[Key]:
     """Commands of an issue that have not ended."""
     text = f"SELECT c.node_id, c.seq FROM {of_issue(conn, open_only=True)}"
     return [(node_id, seq) for node_id, seq in fetch(conn, text, (issue_id,))]
+
+
+def open_marks(conn: Connection, issue_id: str) -> dict[Key, int]:
+    """Where the commands of an issue stand that have not ended; see `mark`."""
+    text = f"SELECT c.node_id, c.seq, c.state, c.cancel_requested_by FROM {of_issue(conn, open_only=True)}"
+    return {row[:2]: mark(*row[2:]) for row in fetch(conn, text, (issue_id,))}
+
+
+def marks_of(conn: Connection, keys: Sequence[Key]) -> list[tuple[Key, int]]:
+    """Where those of some commands stand that have not ended; see `mark`."""
+    found: list[tuple[Key, int]] = []
+    for chunk in padded(keys):
+        text = (
+            "SELECT c.node_id, c.seq, c.state, c.cancel_requested_by FROM commands c"
+            f" WHERE (c.node_id, c.seq) IN (VALUES {', '.join(['(?, ?)'] * len(chunk))}) AND c.state < 5"
+        )
+        rows = fetch(conn, text, [part for key in chunk for part in key])
+        found += [(row[:2], mark(*row[2:])) for row in rows]
+    return found
+
+
+def found_open(conn: Connection, limit: int) -> list[FoundRow]:
+    """Open commands of all nodes, so many at most."""
+    text = "SELECT node_id, seq, state, cancel_requested_by FROM commands WHERE state < 5 LIMIT ?"
+    return [_found(row) for row in fetch(conn, text, (limit,))]
+
+
+def found_of(conn: Connection, issue_ids: Sequence[str]) -> list[FoundRow]:
+    """Commands of some issues, ended ones too."""
+    found: list[FoundRow] = []
+    for chunk in padded(issue_ids):
+        text = f"SELECT c.node_id, c.seq, c.state, c.cancel_requested_by FROM {of_issue(conn, issues=len(chunk))}"
+        found += map(_found, fetch(conn, text, list(chunk)))
+    return found
+
+
+def issues_since(conn: Connection, since_ms: int) -> dict[str, int]:
+    """Issues that hold commands and were made after a time in Unix ms, by id, each with its own."""
+    text = "SELECT issue_id, issued_at_ms FROM command_issues WHERE issued_count > 0 AND issued_at_ms > ?"
+    return dict(fetch(conn, text, (since_ms,)))
+
+
+def _found(row: tuple[Any, ...]) -> FoundRow:
+    node_id, seq, state, cancel_requested_by = row
+    return FoundRow(node_id, seq, state, mark(state, cancel_requested_by))

@@ -118,7 +118,8 @@ class Issuing:
         store.insert_commands(conn, rows)
         self._audit(tx, issue, runs)
         self._authorities.put(issue.authority)
-        self._announcer.announce_issued(tx, issue.row.issue_id, runs)
+        online = {node.node_id for node in issue.targets if node.online}
+        self._announcer.announce_issued(tx, issue.row.issue_id, runs, online)
         handed = sum(len(run.rows) for run in runs if run.rows[0].state == SENT)
         if handed:
             tx.after_commit(lambda: self._observe_sent(issue, handed))
@@ -158,17 +159,17 @@ class Issuing:
         )
         if unfit is not None:
             return unfit
-        accepted, refused = self._sort(actions, targets, order)
+        accepted, refused = self._sort(conn, actions, targets, order)
         return rules.check_volume(len(order.specs), len(accepted)) or (accepted, refused)
 
     def _sort(
-        self, actions: NodeActions, targets: Sequence[NodeRecord], order: Order
+        self, conn: Connection, actions: NodeActions, targets: Sequence[NodeRecord], order: Order
     ) -> tuple[list[NodeRecord], Refused]:
         judged: dict[bytes, Objection | None] = {}
         accepted: list[NodeRecord] = []
         refused: Refused = []
         for node in targets:
-            objection = self._object_to_node(node, len(order.specs))
+            objection = self._object_to_node(conn, node, len(order.specs))
             if objection is None:
                 digest = actions.of_node.get(node.node_id, b"")
                 if digest not in judged:
@@ -181,11 +182,13 @@ class Issuing:
                 refused.append((node, objection))
         return accepted, refused
 
-    def _object_to_node(self, node: NodeRecord, specs: int) -> Objection | None:
+    def _object_to_node(self, conn: Connection, node: NodeRecord, specs: int) -> Objection | None:
         inactive = refuse_inactive(node)
         if inactive is not None:
             return Objection(inactive.reason, inactive.detail)
         waiting = self._announcer.open_count(node.node_id)
+        if waiting + specs > self._max_open_per_node and self._rooms.shared:
+            waiting = store.count_open_of(conn, node.node_id)  # other replicas may have heard of the end of some
         if waiting + specs > self._max_open_per_node:
             return Objection(
                 Reason.QUEUE_FULL,

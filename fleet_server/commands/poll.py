@@ -1,38 +1,109 @@
-"""Poll: commands that wait to be sent, found whoever was to wake their stream.
+"""Poll: commands and cancels that wait to be sent, found whoever was to wake their stream.
 
 A wake-up is a hint: one may be lost with the replica that was to send it, a row may have come another way, and a stream
 that paused has nobody to wake it. One read for the whole fleet, over the index of open commands, costs an idle server
-next to nothing; streams that asked each for itself cost it a transaction a heartbeat.
+next to nothing; streams that asked each for itself cost it a transaction a heartbeat. A command is sent within two
+seconds of its issue though nobody says a word of it (docs/architecture.md), so the read comes each second: one that
+waits for a thread, and the claim that follows, have another.
+
+Another replica that issued or cancelled something says so. It is not believed: whether a node has anything to be sent
+is read first, so whoever floods this replica with names of nodes has it read at most so often, and write nothing.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.commands import store
+from fleet_server.commands.cancels import Cancels
+from fleet_server.commands.changes import Announcer
 from fleet_server.commands.ports import Rooms
+from fleet_server.commands.store import Connection, Key, OpenOfNode
+from fleet_server.database.wakeup import Bell
 
 log = get_logger(__name__)
 
-INTERVAL_S = 2.0
+INTERVAL_S = 1.0
+_HINT_PAUSE_S = 0.01
+_CANCEL_PAUSE_S = 0.05
+_ASKED_ONE_BY_ONE = 8
+
+
+class _Survey(NamedTuple):
+    """What one read of the whole fleet found."""
+
+    nodes: list[OpenOfNode]
+    cancels: list[Key]
 
 
 class Poll:
     """Wakes the nodes that have something to be sent."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: Rooms, announcer: Announcer, cancels: Cancels) -> None:
         self._rooms = rooms
+        self._announcer = announcer
+        self._cancels = cancels
+        self._bell = Bell(rooms.clock)
+        self._due_s = 0.0
+        self._hinted: set[str] = set()
+        rooms.wakeup.on_hint("node", self._nodes_hinted, pause_s=_HINT_PAUSE_S)
+        rooms.wakeup.on_hint("cancel", self._cancels_hinted, pause_s=_CANCEL_PAUSE_S)
 
     async def run(self) -> None:
         """Poll until cancelled; a database that is away is asked again."""
+        self._put_off()
         while True:
-            await self._rooms.clock.sleep(INTERVAL_S)
+            await self._bell.wait(max(0.0, self._due_s - self._rooms.clock.monotonic()))
             try:
-                await self.poll()
+                if self._rooms.clock.monotonic() >= self._due_s:
+                    self._put_off()
+                    await self.poll()
+                else:
+                    await self.look()
             except Refusal as refusal:
                 log.debug("command_poll_put_off", reason=str(refusal.reason))
 
     async def poll(self) -> None:
-        """One round."""
-        node_ids = await self._rooms.database.read(store.nodes_with_unanswered)
-        self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in node_ids])
+        """One round for the whole fleet."""
+        self._hinted.clear()
+        has_lane = self._announcer.handover.has_lane
+        counts = self._announcer.counts
+        counts.reading()
+        found = await self._rooms.database.read(_survey)
+        counts.adopt({node.node_id: node.open for node in found.nodes})
+        self._cancels.found(found.cancels)
+        waiting = [node.node_id for node in found.nodes if node.unanswered and has_lane(node.node_id)]
+        self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in waiting])
+
+    async def look(self) -> None:
+        """What other replicas named since the last round: the few nodes that were, or all of them."""
+        has_lane = self._announcer.handover.has_lane
+        named = [node_id for node_id in self._hinted if has_lane(node_id)]
+        self._hinted.clear()
+        if len(named) > _ASKED_ONE_BY_ONE:
+            await self.poll()
+        elif named:
+            waiting = await self._rooms.database.read(lambda conn: store.with_queued(conn, named))
+            self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in waiting])
+
+    def _put_off(self) -> None:
+        self._due_s = self._rooms.clock.monotonic() + INTERVAL_S
+
+    def _nodes_hinted(self, node_ids: frozenset[str] | None) -> None:
+        if node_ids is None:
+            self._due_s = 0.0
+        else:
+            self._hinted |= node_ids
+        self._bell.ring_nowait()
+
+    def _cancels_hinted(self, node_ids: frozenset[str] | None) -> None:
+        if node_ids is None or any(map(self._announcer.handover.has_lane, node_ids)):
+            self._due_s = 0.0
+            self._bell.ring_nowait()
+
+
+def _survey(conn: Connection) -> _Survey:
+    nodes = store.open_by_node(conn)
+    return _Survey(nodes, store.asked_cancels(conn) if any(node.asked for node in nodes) else [])

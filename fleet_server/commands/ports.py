@@ -65,3 +65,8 @@ class Rooms:
     audit: AuditService
     nodes: NodesPort
     metrics: CommandMetrics
+
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas may write to the database too."""
+        return self.database.dialect != "sqlite"

@@ -6,16 +6,13 @@ import base64
 import binascii
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server.commands import history_store, issue_store, rules
+from fleet_server.commands import history_store, rules
 from fleet_server.commands.authority import Authorities, Authority
-from fleet_server.commands.changes import Announcer
-from fleet_server.commands.feed import Subscription
 from fleet_server.commands.history_store import FullRow
 from fleet_server.commands.names import NodeNames
 from fleet_server.commands.ports import Rooms
@@ -26,8 +23,6 @@ log = get_logger(__name__)
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
-_WATCH_PAGE = 1000
-_WATCH_BYTES = 1024 * 1024
 _MAX_TOKEN_CHARS = 512
 _MAX_NAMED = 10
 
@@ -35,12 +30,9 @@ _MAX_NAMED = 10
 class Queries:
     """Reads; nothing here writes."""
 
-    def __init__(
-        self, rooms: Rooms, authorities: Authorities, announcer: Announcer, names: NodeNames, retention_s: int
-    ) -> None:
+    def __init__(self, rooms: Rooms, authorities: Authorities, names: NodeNames, retention_s: int) -> None:
         self._rooms = rooms
         self._authorities = authorities
-        self._feed = announcer.feed
         self._names = names
         self._retention_s = retention_s
 
@@ -75,10 +67,10 @@ class Queries:
                 rows, token = _page_of_node(conn, node_id, request, after, size)
             else:
                 if request.issue_id and not after:
-                    _name_impossible(conn, request.issue_id)
+                    name_impossible(conn, request.issue_id)
                 rows, token = _page_by_issue(conn, request, after, size)
             return admin_pb2.ListCommandsResponse(
-                commands=self._views(conn, rows, brief=False), next_page_token=_write_token(token)
+                commands=self.views(conn, rows, brief=False), next_page_token=_write_token(token)
             )
 
         return await self._rooms.database.read(query)
@@ -86,42 +78,10 @@ class Queries:
     async def by_keys(self, keys: Sequence[Key], *, brief: bool) -> list[admin_pb2.CommandView]:
         """Commands by (node_id, seq)."""
         return await self._rooms.database.read(
-            lambda conn: self._views(conn, history_store.full_by_keys(conn, keys, brief=brief), brief=brief)
+            lambda conn: self.views(conn, history_store.full_by_keys(conn, keys, brief=brief), brief=brief)
         )
 
-    async def watch(self, request: admin_pb2.WatchCommandsRequest) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
-        """See `CommandService.watch`."""
-        subscription = self._feed.subscribe(request.issue_id)  # before the first read: no change falls in between
-        try:
-            open_keys: set[Key] = set()
-            if request.issue_id:
-                async for answer in self._snapshot(request, open_keys):
-                    yield answer
-            while not (request.issue_id and request.until_final and not open_keys):
-                await subscription.wait_changed()
-                async for answer in self._changed(request, subscription, open_keys):
-                    yield answer
-        finally:
-            self._feed.unsubscribe(subscription)
-
-    async def _changed(
-        self, request: admin_pb2.WatchCommandsRequest, subscription: Subscription, open_keys: set[Key]
-    ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
-        changed, overrun = subscription.take()
-        if overrun and request.issue_id:
-            async for answer in self._snapshot(request, open_keys):
-                yield answer
-            return
-        keys = list(changed)
-        for start in range(0, len(keys), _WATCH_PAGE):
-            page = keys[start : start + _WATCH_PAGE]
-            views = self._from_memory([changed[key] for key in page], brief=request.brief)
-            if views is None:
-                views = await self.by_keys(page, brief=request.brief)
-            for answer in _answers(request, views, open_keys):
-                yield answer
-
-    def _from_memory(self, rows: Sequence[FullRow | None], *, brief: bool) -> list[admin_pb2.CommandView] | None:
+    def from_memory(self, rows: Sequence[FullRow | None], *, brief: bool) -> list[admin_pb2.CommandView] | None:
         """Views of rows that came with their change; None when anything of them has to be read."""
         views = []
         for row in rows:
@@ -134,39 +94,12 @@ class Queries:
             views.append(view)
         return views
 
-    async def _snapshot(
-        self, request: admin_pb2.WatchCommandsRequest, open_keys: set[Key]
-    ) -> AsyncIterator[admin_pb2.WatchCommandsResponse]:
-        if not await self._rooms.database.read(lambda conn: issue_store.issue_exists(conn, request.issue_id)):
-            raise Refusal(
-                Reason.NOT_FOUND,
-                f"there is no issue {request.issue_id[:64]!r}: see `fleetctl commands list`; one that ended"
-                f" {self._retention_s // 86_400} days ago is forgotten",
-            )
-        open_keys.clear()
-        await self._rooms.database.read(lambda conn: _name_impossible(conn, request.issue_id))
-        # So that `open` is right in the first answer already, whatever page it is.
-        open_keys.update(await self._rooms.database.read(lambda conn: history_store.open_keys(conn, request.issue_id)))
-        after: Key = ("", 0)
-        while True:
-            views = await self._rooms.database.read(partial(self._watch_page, request, after))
-            for answer in _answers(request, views, open_keys):
-                yield answer
-            if len(views) < _WATCH_PAGE:
-                break
-            after = (views[-1].node_id, views[-1].monotonic_seq)
-
-    def _watch_page(
-        self, request: admin_pb2.WatchCommandsRequest, after: Key, conn: Connection
-    ) -> list[admin_pb2.CommandView]:
-        rows = history_store.page_of_issue(conn, request.issue_id, after=after, limit=_WATCH_PAGE, brief=request.brief)
-        return self._views(conn, rows, brief=request.brief)
-
     def _one(self, conn: Connection, command_id: bytes) -> list[admin_pb2.CommandView]:
         row = history_store.full_by_id(conn, command_id)
-        return [] if row is None else self._views(conn, [row], brief=False)
+        return [] if row is None else self.views(conn, [row], brief=False)
 
-    def _views(self, conn: Connection, rows: Sequence[FullRow], *, brief: bool) -> list[admin_pb2.CommandView]:
+    def views(self, conn: Connection, rows: Sequence[FullRow], *, brief: bool) -> list[admin_pb2.CommandView]:
+        """Rows as they are shown, each with whether its MAC fits. Any thread."""
         authorities = self._authorities.load(conn, [row.issue_id for row in rows])
         names = self._names.of(conn, {row.node_id for row in rows})
         views = []
@@ -178,7 +111,7 @@ class Queries:
         return views
 
 
-def _name_impossible(conn: Connection, issue_id: str) -> None:
+def name_impossible(conn: Connection, issue_id: str) -> None:
     """Say which runs of an issue are passed over: its answers lack their commands."""
     nodes = impossible(conn, issue_id)
     if nodes:
@@ -213,30 +146,6 @@ def _view(row: FullRow, node_name: str, authority: Authority | None, *, brief: b
         if not brief:
             view.arguments = spec.arguments
     return view
-
-
-def _answers(
-    request: admin_pb2.WatchCommandsRequest, views: Sequence[admin_pb2.CommandView], open_keys: set[Key]
-) -> list[admin_pb2.WatchCommandsResponse]:
-    """Answers of at most a mebibyte each, with the number of open commands as of each."""
-    answers: list[admin_pb2.WatchCommandsResponse] = []
-    batch: list[admin_pb2.CommandView] = []
-    size = 0
-    for view in views:
-        if request.issue_id:
-            key = (view.node_id, view.monotonic_seq)
-            (open_keys.discard if rules.is_final(view.state) else open_keys.add)(key)
-        added = len(view.output) + len(view.arguments) + len(view.error) + 256
-        if batch and size + added > _WATCH_BYTES:
-            answers.append(admin_pb2.WatchCommandsResponse(commands=batch))
-            batch, size = [], 0
-        batch.append(view)
-        size += added
-    if batch:
-        answers.append(admin_pb2.WatchCommandsResponse(commands=batch))
-    for answer in answers:
-        answer.open = len(open_keys)
-    return answers
 
 
 def _page_of_node(

@@ -26,6 +26,7 @@ from fleet_server.commands.authority import Authorities
 from fleet_server.commands.cancels import CancelOrder, Cancels
 from fleet_server.commands.changes import Announcer
 from fleet_server.commands.delivery import Delivery
+from fleet_server.commands.following import Following
 from fleet_server.commands.handover import FindLane
 from fleet_server.commands.issuing import Issuing
 from fleet_server.commands.names import NodeNames
@@ -38,6 +39,7 @@ from fleet_server.commands.retention import Retention
 from fleet_server.commands.runs import PendingCommand
 from fleet_server.commands.store import Connection
 from fleet_server.commands.sweep import Sweep
+from fleet_server.commands.watching import Watching
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
@@ -91,8 +93,10 @@ class CommandService:
         self._delivery = Delivery(rooms, authorities, self._announcer)
         self._reports = Reports(rooms, authorities, self._announcer, retention_s * 1000)
         self._cancels = Cancels(rooms, authorities, self._announcer)
-        self._queries = Queries(rooms, authorities, self._announcer, names, retention_s)
-        self._poll = Poll(rooms)
+        self._queries = Queries(rooms, authorities, names, retention_s)
+        self._following = Following(rooms, self._announcer)
+        self._watching = Watching(rooms, self._announcer, self._queries, self._following, retention_s)
+        self._poll = Poll(rooms, self._announcer, self._cancels)
         self._sweep = Sweep(rooms, self._announcer, self._delivery, self._cancels)
         self._retention = Retention(rooms, retention_s * 1000)
 
@@ -108,12 +112,16 @@ class CommandService:
             both.create_task(self._retention.run())
 
     async def run_poll(self) -> None:
-        """Wake the streams of nodes that have something to be sent, every two seconds, until cancelled."""
-        await self._poll.run()
+        """Wake the streams of nodes that have something to be sent, and tell watchers what other replicas recorded:
+        each second, and when another replica hints at it, until cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._poll.run())
+            both.create_task(self._following.run())
 
     async def poll(self) -> None:
         """One round of `run_poll`."""
         await self._poll.poll()
+        await self._following.look()
 
     async def sweep(self) -> None:
         """One round of `run_expiry`."""
@@ -190,7 +198,7 @@ class CommandService:
         Raises:
             Refusal: NOT_FOUND for the issue, at the first step.
         """
-        return self._queries.watch(request)
+        return self._watching.watch(request)
 
     def open_count(self, node_id: str) -> int:
         """Open commands of a node, from memory. Any thread."""

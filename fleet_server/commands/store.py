@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, Standing
+from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, QUEUED, Standing
 from fleet_server.commands.run_store import of_issue
 from fleet_server.database.bulk import EachUpdate, insert_many
 from fleet_server.database.engine import for_update
@@ -23,6 +23,7 @@ Key = tuple[str, int]
 """(node_id, seq): primary key of a command."""
 
 MAX_KEYS = 256
+_LOOKED_AT = 32
 _DECLARED = ", ".join(f"'{reason}'" for reason in DECLARED_REASONS)
 _KEY = "t.node_id = v.node_id AND t.seq = v.seq"
 
@@ -79,6 +80,15 @@ class OpenRow(NamedTuple):
     mac: bytes
     state: int
     cancel_requested_by: str
+
+
+class OpenOfNode(NamedTuple):
+    """How many commands of a node are open; of these, were not sent or not answered; and have a cancel that waits."""
+
+    node_id: str
+    open: int
+    unanswered: int
+    asked: int
 
 
 class StandingRow(NamedTuple):
@@ -173,11 +183,23 @@ def pending(conn: Connection, node_id: str, after_seq: int, asked_again_through:
     return list(map(OpenRow._make, fetch(conn, text, (node_id, after_seq, asked_again_through, limit))))
 
 
-def nodes_with_unanswered(conn: Connection) -> list[str]:
-    """Nodes that have commands which were not sent, or not answered yet."""
-    # `state < 5` names the index of open commands.
-    text = "SELECT DISTINCT node_id FROM commands WHERE state < 5 AND state <= 2"
-    return [node_id for (node_id,) in fetch(conn, text)]
+def open_by_node(conn: Connection) -> list[OpenOfNode]:
+    """Nodes that have open commands."""
+    text = (
+        "SELECT node_id, COUNT(*), SUM(CASE WHEN state <= 2 THEN 1 ELSE 0 END),"
+        " SUM(CASE WHEN cancel_requested_by <> '' THEN 1 ELSE 0 END)"
+        " FROM commands WHERE state < 5 GROUP BY node_id"
+    )
+    return list(map(OpenOfNode._make, fetch(conn, text)))
+
+
+def with_queued(conn: Connection, node_ids: Iterable[str]) -> list[str]:
+    """Those of a few nodes that have commands which were never sent. What waits is at the end of a node's history, so
+    each is read from there."""
+    text = "SELECT state FROM commands WHERE node_id = ? ORDER BY seq DESC LIMIT ?"
+    return [
+        node_id for node_id in node_ids if any(state == QUEUED for (state,) in fetch(conn, text, (node_id, _LOOKED_AT)))
+    ]
 
 
 def mark_sent(conn: Connection, node_id: str, first: int, last: int, key_id: bytes | None, now_ms: int) -> None:
@@ -314,6 +336,12 @@ def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRo
         f"SELECT {_STANDING} FROM commands WHERE state < 5 AND state > 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
     )
     return list(map(_standing, fetch(conn, text, (before_ms, limit))))
+
+
+def count_open_of(conn: Connection, node_id: str) -> int:
+    """Open commands of one node."""
+    [(count,)] = fetch(conn, "SELECT COUNT(*) FROM commands WHERE node_id = ? AND state < 5", (node_id,))
+    return int(count)
 
 
 def count_open(conn: Connection) -> dict[str, int]:

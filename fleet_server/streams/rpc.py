@@ -264,7 +264,7 @@ class GrpcTransport:
         """Hand a frame to gRPC; False once the call is over."""
         try:
             await self._context.write(frame)
-        except (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError):
+        except (grpc.aio.BaseError, grpc.aio.AioRpcError):
             return False
         return True
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: cut connections are no news here
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report = asyncio.run(_interruptible(Run(options, show)))
     except (KeyboardInterrupt, asyncio.CancelledError):
+        _remove(folder)
         print("interrupted; everything that was started has ended", file=sys.stderr)
         return 2
     except Exception:
@@ -57,10 +59,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kept: {folder} (evidence.json, logs, journals)\nrepeat: make chaos CHAOS_ARGS='{_again(given)}'")
         return 1
     if not given.keep:
-        shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # another run's files are there
-            FOLDER.rmdir()
+        _remove(folder)
     return 0
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # another run's files are there
+        FOLDER.rmdir()
 
 
 def told(report: Report, seed: int) -> str:

@@ -31,6 +31,7 @@ _PAUSE_S = 0.2
 _ASK_AGAIN = 0.1
 """Of the issues that were answered so many are asked for once more: the answer has to be the first one."""
 _CANCELLED = 0.12
+_LOOKED_AT = 0.5
 _WATCHED = 0.4
 _WATCHES_AT_ONCE = 6
 _RECENT = 12
@@ -165,6 +166,8 @@ class Issuer:
             await self.settle(issue, request)
         if chance.random() < _CANCELLED:
             await self._cancel(chance.choice(self.issues[-_RECENT:]))
+        if chance.random() < _LOOKED_AT:
+            await self._look(issue)
         if chance.random() < _WATCHED and issue.commands:
             task = asyncio.create_task(self._watch(issue))
             self._watching.add(task)
@@ -223,6 +226,22 @@ class Issuer:
             request = admin_pb2.CancelCommandsRequest(command_ids=[self._chance.choice(list(issue.commands))])
         with contextlib.suppress(Refusal):
             await self._desk.insist("CancelCommands", request, CALL_TIMEOUT_S)
+
+    async def _look(self, issue: Issue) -> None:
+        """Read something once, as a person who wonders does."""
+        page = admin_pb2.Page(size=50)
+        method, request = self._chance.choice(
+            [
+                ("ListNodes", admin_pb2.ListNodesRequest(page=page)),
+                ("ListCommands", admin_pb2.ListCommandsRequest(issue_id=issue.issue_id, page=page)),
+                ("ListCommands", admin_pb2.ListCommandsRequest(open_only=True, page=page)),
+                ("ListReplicas", admin_pb2.ListReplicasRequest()),
+            ]
+        )
+        with contextlib.suppress(Refusal):
+            answer = await self._desk.ask(method, request)
+            if method == "ListCommands":
+                take_told(issue, [view for view in answer.commands if view.issue_id == issue.issue_id])
 
     async def _watch(self, issue: Issue) -> None:
         """Watch, at one replica after another, until every outcome was told."""

@@ -27,7 +27,7 @@ from tests.chaos.schedule import Event, plan
 from tests.chaos.world import Size, World, world
 from tests.integration.command_line import run_fleetctl
 
-OPERATORS = 4
+OPERATORS = 6
 _START_AND_END_S = 240
 """Building the world, and quiescence, each bounded by themselves; this bounds them together."""
 _SETTLE_S = 60.0
@@ -181,6 +181,7 @@ class Run:
             idempotency_key=issue.key,
         )
         watch = admin_pb2.WatchCommandsRequest(until_final=True)
+        asked_s = time.monotonic()
         with contextlib.suppress(Refusal, TimeoutError):
             take_answer(issue, await owner.insist("IssueCommands", request, _SETTLE_S))
             watch.issue_id = issue.issue_id
@@ -189,6 +190,8 @@ class Run:
                     with contextlib.suppress(Refusal):  # it is watched again
                         async for answer in owner.follow("WatchCommands", watch):
                             take_told(issue, answer.commands)
+        told_s = time.monotonic() - asked_s
+        self._say(f"roll call: {len(issue.told)} of {built.size.members} nodes told after {told_s:.1f} s")
 
     async def _verify_audit(self, built: World) -> list[str]:
         """As a person does: fleetctl, logged in anew. What it says beside that all is well."""

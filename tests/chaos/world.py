@@ -218,7 +218,7 @@ def _make_nodes(built: World, processes: Processes, lifetime_s: int) -> None:
         config = built.folder / f"{name}.toml"
         config.write_text(_config(next(folders), _endpoints(built, "nodes")))
         argv = [BIN / "fleet-node", "run", "--config", config]
-        built.singles[name] = Program(processes, name, argv, env, ready="node_starting", lifetime_s=lifetime_s)
+        built.singles[name] = Program(processes, name, argv, env, ready="stream_welcomed", lifetime_s=lifetime_s)
 
 
 def _endpoints(built: World, site: str) -> list[str]:

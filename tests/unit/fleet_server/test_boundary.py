@@ -11,7 +11,15 @@ import pytest
 from fleet import status
 from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
-from fleet_server.boundary import Boundary, Context, RequestReader, network_of, peer_address, require_tls13
+from fleet_server.boundary import (
+    Boundary,
+    Context,
+    RequestReader,
+    network_of,
+    peer_address,
+    read_message,
+    require_tls13,
+)
 from fleet_server.observability.metrics import StreamMetrics
 from tests.fakes.tls import FakeAuthority
 
@@ -134,6 +142,36 @@ async def test_a_call_that_ends_without_a_request_is_malformed() -> None:
         empty = channel.stream_unary("/t.T/Echo")()
         await empty.done_writing()
         assert status.decode(await _error(empty)).reason is Reason.MALFORMED
+
+
+async def test_a_read_that_comes_after_the_server_has_stopped_finds_the_end() -> None:
+    """A drain ends with streams that are at work: their next read is no error of the server's own."""
+    found: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    stopped = asyncio.Event()
+
+    async def read_late(context: Context) -> None:
+        await stopped.wait()
+        try:
+            found.set_result(await read_message(context))
+        except Exception as error:
+            found.set_exception(error)
+
+    async def handler(_: object, context: Context) -> bytes:
+        reading = asyncio.create_task(read_late(context))
+        await asyncio.wait({reading})
+        return b""
+
+    server = grpc.aio.server()
+    handlers = {"Late": grpc.stream_unary_rpc_method_handler(handler)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_unary("/t.T/Late")()
+        await call.write(b"one")
+        await server.stop(0)
+        stopped.set()
+        assert await asyncio.wait_for(found, 10) is None
 
 
 async def test_slow_callers_have_few_places_and_take_none_from_prompt_ones() -> None:

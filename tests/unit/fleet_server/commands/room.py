@@ -85,12 +85,13 @@ class Room:
         """Epoch of the node's newest stream."""
         return await self.database.read(lambda conn: self.nodes.current_epoch(conn, node_id))
 
-    def another_replica(self) -> CommandService:
-        """The same room in another process, as far as what each keeps in memory goes."""
+    def another_replica(self, wakeup: Wakeup | None = None) -> CommandService:
+        """The same room in another process, as far as what each keeps in memory goes; without a way of `wakeup` to the
+        first, neither hears of the other."""
         return CommandService(
             database=self.database,
             clock=self.clock,
-            wakeup=Wakeup(),
+            wakeup=wakeup or Wakeup(),
             audit=self.audit,
             nodes=self.nodes,
             metrics=self.metrics.commands,

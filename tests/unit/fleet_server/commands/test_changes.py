@@ -16,7 +16,7 @@ async def test_what_was_issued_and_sent_in_one_commit_is_not_told_as_queued() ->
     row = blank._replace(node_id="n1", seq=7, state=rules.QUEUED)
     run = MagicMock(node_id="n1", rows=[row])
     tx = Transaction(MagicMock())
-    announcer.announce_issued(tx, "is_1", [run])
+    announcer.announce_issued(tx, "is_1", [run], [])
     announcer.announce(tx, [Change(("n1", 7), "is_1", rules.QUEUED, rules.SENT)])
     for effect in (*tx.first_effects, *tx.effects):
         effect()

@@ -1,0 +1,96 @@
+"""Everywhere: what other replicas record, for who watches every command and not one issue.
+
+While anybody does, each round reads all open commands, and the commands of issues that were made a moment ago, and
+compares: what is new, moved, or is open no more, is told. What this replica committed itself was told at once, and is
+noted (`note`), so that it is not told again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fleet_server.commands import history_store, rules
+from fleet_server.commands.feed import ChangeFeed
+from fleet_server.commands.history_store import FoundRow
+from fleet_server.commands.ports import Rooms
+from fleet_server.commands.store import Connection, Key
+
+WINDOW_MS = 30_000
+"""So long ago an issue may have been made, by the clock of the replica that made it, and be news."""
+_MAX_OPEN = 50_000
+"""Open commands that are followed; of further ones those are told that this replica commits."""
+
+
+class _Found(NamedTuple):
+    open: list[FoundRow]
+    issues: dict[str, int]
+    recent: list[FoundRow]
+
+
+class Everywhere:
+    """What was told last of each open command; nothing while nobody watches. Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._told: dict[Key, int] | None = None
+        self._issues: dict[str, int] = {}
+        self._touched: set[Key] = set()
+
+    @property
+    def followed(self) -> bool:
+        """Whether anybody watches."""
+        return self._told is not None
+
+    def note(self, key: Key, state: int) -> None:
+        """Watchers were told of this state by the commit that made it."""
+        if self._told is None:
+            return
+        self._touched.add(key)
+        if state >= rules.SUCCEEDED:
+            self._told.pop(key, None)
+        else:
+            self._told[key] = history_store.mark(state, "")
+
+    async def begin(self, rooms: Rooms) -> None:
+        """Somebody watches: what there is now is no news."""
+        if self._told is None:
+            found = await self._read(rooms)
+            self._told = {(row.node_id, row.seq): row.mark for row in found.open}
+            self._issues = found.issues
+
+    def end(self) -> None:
+        """Nobody does any more."""
+        self._told = None
+        self._issues = {}
+
+    async def look(self, rooms: Rooms, feed: ChangeFeed) -> None:
+        """Tell what changed elsewhere since the last round."""
+        found = await self._read(rooms)
+        told = self._told
+        if told is None:
+            return
+        self._issues = found.issues
+        now = {(row.node_id, row.seq): row for row in (*found.recent, *found.open)}
+        for key, row in now.items():
+            if key not in self._touched and told.get(key) != row.mark:
+                self._tell(feed, told, key, row.state)
+                if row.state < rules.SUCCEEDED:
+                    told[key] = row.mark
+        for key in [key for key in told if key not in now and key not in self._touched]:
+            if len(found.open) < _MAX_OPEN:  # or it may be open still, behind those that were read
+                self._tell(feed, told, key, rules.SUCCEEDED)
+
+    def _tell(self, feed: ChangeFeed, told: dict[Key, int], key: Key, state: int) -> None:
+        if state >= rules.SUCCEEDED:
+            told.pop(key, None)
+        feed.publish_nowait("", {key: None}, passing=state < rules.SUCCEEDED)
+
+    async def _read(self, rooms: Rooms) -> _Found:
+        self._touched = set()
+        since_ms, known = rooms.clock.now_ms() - WINDOW_MS, self._issues
+
+        def query(conn: Connection) -> _Found:
+            issues = history_store.issues_since(conn, since_ms)
+            news = [issue_id for issue_id in issues if issue_id not in known]
+            return _Found(history_store.found_open(conn, _MAX_OPEN), issues, history_store.found_of(conn, news))
+
+        return await rooms.database.read(query)
