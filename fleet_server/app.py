@@ -21,6 +21,7 @@ from fleet_server import leaving
 from fleet_server.certificates import ServerCertificates
 from fleet_server.config import Settings
 from fleet_server.leaving import Leaving, write_last
+from fleet_server.replicas import marks
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.rooms import ServerRooms
 from fleet_server.serving import Serving, open_listeners
@@ -105,6 +106,7 @@ class Server(ServerRooms):
                 "audit-checkpoints": self.audit.run_checkpoints(self.trust.sign_checkpoint, self.trust.cluster_id),
                 "replica": self.replicas.run(),
                 "balancing": self.balancing.run(),
+                "commit-marks": self.marks.run(),
                 "process-metrics": self.process.run(),
                 **({"wakeups": self.relay.run()} if self.relay is not None else {}),
             }.items()
@@ -154,6 +156,8 @@ class Server(ServerRooms):
         signalled.cancel()
         for task in set(tasks) & done:
             log.error("task_ended", task=task.get_name(), exc_info=task.exception())
+        if self.marks.went_back:
+            stopping.deadline_s = marks.END_WITHIN_S
         return bool(set(tasks) & done)
 
     async def _drain_requested(self, stopping: StopRequest) -> None:

@@ -69,11 +69,11 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
 @click.option("--reason", required=True, help="Reason for the audit.")
 @settings_options
 def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> None:
-    """Say that the database was restored from a backup: nodes, which are ahead of it, are not taken for clones, and
-    the audit goes on from what the backup holds of it.
+    """Say that the database was restored from a backup, or that a standby took over which lacked commits: nodes, which
+    are ahead of it, are not taken for clones, and the audit goes on from what is there of it.
 
-    Run it once after the restore, before servers start: one that ran through it remembers more of the audit than the
-    database does, and raises an alarm. Nodes that a server set aside meanwhile need `fleetctl nodes adopt`.
+    Run it once: after a restore before servers start, after a standby took over while they run. Nodes that a server
+    set aside meanwhile need `fleetctl nodes adopt`.
     """
     import asyncio
 

@@ -20,6 +20,7 @@ from fleet.envelope import Domain, EnvelopeError, key_id, verify
 from fleet.v1 import trust_pb2
 from fleet_server.audit.acceptance import Accepted, accept
 from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rewinds import settle
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
@@ -103,6 +104,7 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
                 "spent_written_again": spent,
                 "audit_checkpoints_removed": accepted.removed,
             }
+            settle(tx.conn, clock.now_ms())
             audit.append(tx, AuditKind.DATABASE_RESTORED, actor="server", subject="database", detail=detail)
             return Restored(count, accepted, spent, tuple(left))
 

@@ -6,7 +6,7 @@ stands under it, `build_rooms` the rest, once trust is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fleet.clock import Clock, SystemClock
 from fleet.metrics import Registry
@@ -15,6 +15,7 @@ from fleet.version import software_version
 from fleet_server.admin.access import OperatorService
 from fleet_server.approvals.service import ApprovalService
 from fleet_server.audit.node_audit import NodeAudit
+from fleet_server.audit.rewinds import note_rewind
 from fleet_server.audit.service import AuditService
 from fleet_server.certificates import ServerCertificates
 from fleet_server.commands.service import CommandService
@@ -29,6 +30,7 @@ from fleet_server.nodes.ownership import refuse_stale
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.identity import own_replica_id
+from fleet_server.replicas.marks import CommitMarks
 from fleet_server.replicas.rules import Vitals
 from fleet_server.replicas.service import ReplicaService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy, Strangers
@@ -76,6 +78,7 @@ class ServerRooms:
         self.registry.before_collect(
             lambda: self.metrics.database.measure(self.database.writer.depth(), self.database.waiting_reads)
         )
+        self.marks = CommitMarks(self.database, self.clock, self.replica_id, self._note_rewind)
         metrics = self.metrics.audit
         self.audit = AuditService(
             database=self.database,
@@ -120,6 +123,10 @@ class ServerRooms:
             row_mac=self._secrets.row_mac("nodes"),
             replica_id=self.replica_id,
         )
+
+    async def _note_rewind(self, found: Mapping[str, int]) -> None:
+        url, row_mac = self.settings.resolved_database_url(), self._secrets.row_mac
+        await note_rewind(url, row_mac, self.clock, found_by=self.replica_id, detail=found)
 
     def build_rooms(self) -> None:
         """Everything that serves nodes and operators; once trust is loaded."""

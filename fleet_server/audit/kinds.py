@@ -76,6 +76,7 @@ class AuditKind(StrEnum):
     NODE_ACTIONS_CHANGED = "node.actions_changed"
     NODE_QUARANTINED = "node.quarantined"
     DATABASE_RESTORED = "database.restored"
+    DATABASE_WENT_BACK = "database.went_back"
     NODE_RATCHET_FOREIGN = "node.ratchet_foreign"
     NODE_ADOPTED = "node.adopted"
     NODE_REBASELINED = "node.rebaselined"

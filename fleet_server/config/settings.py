@@ -184,8 +184,9 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = Field(
         SecretStr(""),
-        description="`sqlite:////folder/fleet.db` or `postgresql+psycopg://user:password@host/name`."
-        " Empty: `fleet.db` in the data folder.",
+        description="`sqlite:////folder/fleet.db` or `postgresql+psycopg://user:password@host/name`. Of several"
+        " servers, `postgresql+psycopg://user:password@/name?host=a:5432&host=b:5432`, the one that takes writes is"
+        " found. Empty: `fleet.db` in the data folder.",
     )
     wakeup: Annotated[str, AfterValidator(_wakeup)] = Field(
         "",

@@ -40,3 +40,14 @@ node_audits = Table(
     Column("finding", String(300), nullable=False),
     Column("finding_at_ms", BigInteger, nullable=False),
 )
+
+# When a server found that the database went back in time; 0 until a person has settled what that cost. Under no MAC:
+# a row keeps nodes out, and lets none in.
+rewinds = Table(
+    "rewinds",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("found_by", _id(), nullable=False),
+    Column("settled_at_ms", BigInteger, nullable=False),
+)

@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,8 @@ _SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that
 _INSTALLATION_LOCK = _SCHEMA_LOCK + 1
 
 _READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
-_CONTENDED = frozenset({"40P01", "55P03"})  # deadlock_detected, lock_not_available
+# serialization_failure, deadlock_detected, lock_not_available
+_CONTENDED = frozenset({"40001", "40P01", "55P03"})
 
 # A vanished server must not hold a commit for the two hours of TCP's own patience.
 _POSTGRESQL_CONNECT: dict[str, Any] = {
@@ -69,10 +71,11 @@ def parse_url(url: str) -> URL:
     """Check a database URL and settle its driver.
 
     Args:
-        url: ``sqlite:////folder/fleet.db`` or ``postgresql+psycopg://user:password@host/name``.
+        url: ``sqlite:////folder/fleet.db`` or ``postgresql+psycopg://user:password@host/name``; of several hosts,
+            ``postgresql+psycopg://user:password@/name?host=a:5432&host=b:5432``, the one that can be written is found.
 
     Raises:
-        DatabaseUrlError: another database, another driver, or no file.
+        DatabaseUrlError: another database, another driver, hosts and ports that do not fit, or no file.
     """
     try:
         parsed = make_url(url)
@@ -82,7 +85,7 @@ def parse_url(url: str) -> URL:
             "database_url: malformed; write sqlite:////folder/fleet.db or postgresql+psycopg://user:password@host/name"
         ) from None
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):
-        return parsed.set(drivername="postgresql+psycopg")
+        return _to_the_primary(parsed.set(drivername="postgresql+psycopg"))
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
             raise DatabaseUrlError("database_url: it names no file; write sqlite:////folder/fleet.db")
@@ -92,14 +95,38 @@ def parse_url(url: str) -> URL:
     )
 
 
+def _to_the_primary(url: URL) -> URL:
+    """Of several hosts the one that takes writes; libpq asks each when it connects."""
+    several = len(_hosts(url)) > 1
+    asks = "target_session_attrs" in url.query
+    return url.update_query_dict({"target_session_attrs": "read-write"}) if several and not asks else url
+
+
+def _hosts(url: URL) -> list[str]:
+    """`host:port` of each server that a PostgreSQL URL names."""
+    try:
+        _, found = url.get_dialect()().create_connect_args(url)
+    except (ArgumentError, ValueError):
+        raise DatabaseUrlError(
+            "database_url: its hosts and ports are malformed; write postgresql+psycopg://user:password@/name?host=a:5432&host=b:5432"
+        ) from None
+    hosts = str(found.get("host", "")).split(",")
+    ports = str(found.get("port", "")).split(",")
+    return [f"{host}:{port}" if port else host for host, port in zip_longest(hosts, ports, fillvalue="")]
+
+
 def dialect_of(url: URL) -> Dialect:
     """Which of the two a parsed URL names."""
     return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
 
 
 def show_url(url: URL) -> str:
-    """The URL for people and logs: no password, and no query, for drivers take passwords there too."""
-    return url.set(query={}).render_as_string(hide_password=True)
+    """The URL for people and logs: no password, and nothing of the query but hosts, for drivers take passwords there
+    too."""
+    shown = url.set(query={}).render_as_string(hide_password=True)
+    if "host" not in url.query:
+        return shown
+    return "".join([shown, *(f"{'&' if no else '?'}host={host}" for no, host in enumerate(_hosts(url)))])
 
 
 def make_write_engine(url: URL, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Engine:
@@ -112,7 +139,13 @@ def make_write_engine(url: URL, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> En
         engine = _sqlite_engine(url, poolclass=NullPool)
         _prepare_sqlite(engine, begin="BEGIN IMMEDIATE", session=("PRAGMA foreign_keys = ON",))
         return engine
-    engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_POSTGRESQL_CONNECT)
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",  # whatever the database's default is
+        connect_args=_POSTGRESQL_CONNECT,
+    )
     _prepare_postgresql(engine, session=f"{_POSTGRESQL_SESSION}; {_LOOK_UP}; SET lock_timeout = {lock_timeout_ms}")
     return engine
 
@@ -166,7 +199,8 @@ def is_lost(error: Exception) -> bool:
 
 
 def is_contended(error: BaseException) -> bool:
-    """Whether another replica held a row too long, or each of the two waited for the other: it may be tried again."""
+    """Whether it stood in another transaction's way, held a row too long or waited for one that waited for it: it may
+    be tried again."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONTENDED
 
 

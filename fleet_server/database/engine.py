@@ -80,7 +80,8 @@ class Database:
         await asyncio.to_thread(self._close)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` on a snapshot in a reader thread. It runs twice when its first connection turns out to be dead.
+        """Run `query` on a snapshot in a reader thread. It runs twice when its first connection turns out to be dead,
+        or another transaction in its way.
 
         Raises:
             Refusal: UNAVAILABLE when the database is away, OVERLOADED when too many reads wait.
@@ -114,9 +115,10 @@ class Database:
         try:
             return self._read_once(query)
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not error.connection_invalidated and not dialects.is_contended(error):
                 raise
-        # A pooled connection died while it lay idle. The failure emptied the pool, so this opens a fresh one.
+        # A pooled connection died while it lay idle: the failure emptied the pool, so this opens a fresh one. Or a
+        # schema change stood in its way.
         return self._read_once(query)
 
     def _read_once(self, query: Callable[[Connection], T]) -> T:

@@ -26,6 +26,7 @@ replicas = Table(
     Column("schema_revision", String(32), nullable=False, server_default=""),
     Column("max_streams", Integer, nullable=False, server_default="0"),
     Column("admitted_per_s", Double, nullable=False, server_default="0"),
+    Column("commit_mark", BigInteger, nullable=False, server_default="0"),
 )
 
 # One row for each revision above 0001 that the database has: what an older server, which does not know it, asks.

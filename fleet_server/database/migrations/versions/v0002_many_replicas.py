@@ -46,3 +46,13 @@ def upgrade() -> None:
         sa.Column("beat", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_telemetry_exports")),
     )
+    # Counts commits of the replica, not each: what it knows to be committed, a database that went back has not.
+    op.add_column("replicas", sa.Column("commit_mark", sa.BigInteger(), server_default="0", nullable=False))
+    op.create_table(
+        "rewinds",
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("found_by", sa.String(length=64), nullable=False),
+        sa.Column("settled_at_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_rewinds")),
+    )
