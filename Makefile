@@ -89,10 +89,10 @@ pins: ##+ resolve anew and rewrite constraints.txt (PYTHON=… picks the interpr
 
 # --- checks: each stands alone, `check` is all of them -------------------------------------------------------------------
 
-CHECKS := lint types imports proto-check docs-check
+CHECKS := lint types imports proto-check docs-check deploy-check
 
 .PHONY: check $(CHECKS)
-check: $(CHECKS) ## all checks: lint, types, imports, proto-check, docs-check
+check: $(CHECKS) ## all checks: lint, types, imports, proto-check, docs-check, deploy-check
 	@echo "check: ok"
 
 lint: $(DEV) ##+ ruff: rules and format
@@ -114,6 +114,10 @@ docs-check: $(DEV) ##+ the generated pages: metrics, fleetctl, settings
 	@$(BIN)/python -m fleet_server.cli.reference --check
 	@$(BIN)/python -m fleet_node.cli.reference --check
 	@$(BIN)/fleet-server config --reference | diff -u docs/server-settings.md - || { echo "stale: run \`make docs\`" >&2; exit 1; }
+
+deploy-check: $(DEV) ##+ deploy/ against schemas, linters, HAProxy, the settings and the metrics that there are
+	@$(BIN)/python tests/architecture/check_deploy.py
+	@$(BIN)/python tests/architecture/check_monitoring.py
 
 # --- work --------------------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def adapted(config: str, servers: Mapping[str, str], listens: Mapping[str, str],
 
     Args:
         servers: `host:port` of a server -> where it is here; and `host` -> its metrics port.
-        listens: port that is bound -> address that is bound here.
+        listens: port that is bound -> address that is bound here; for its own metrics a free one, unless it says so.
         timeouts: name of a timeout -> its value here.
     """
     for server, metrics_port in ((name, port) for name, port in servers.items() if ":" not in name):
@@ -44,6 +44,9 @@ def adapted(config: str, servers: Mapping[str, str], listens: Mapping[str, str],
     for server, address in ((name, address) for name, address in servers.items() if ":" in name):
         config, found = re.subn(rf"\b{re.escape(server)}\b", address, config)
         assert found, server
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listens = {"8404": f"127.0.0.1:{free.getsockname()[1]}"} | dict(listens)
     for port, address in listens.items():
         config, found = re.subn(rf"bind :{port}\b", f"bind {address}", config)
         assert found, port
