@@ -17,7 +17,7 @@ from typing import Any
 
 import uvloop
 
-MAX_LIFETIME_S = 300
+MAX_LIFETIME_S = 600
 _CLOSE_TIMEOUT_S = 5.0
 _MAX_LINE_BYTES = 1024 * 1024
 

@@ -37,6 +37,8 @@ class Row:
     product: Measure | None = None
     judge: Callable[[Figures, Figures], Verdict] | None = None
     """Product's figures, baseline's figures -> verdict."""
+    timeout_s: float = 240.0
+    """What both may take together."""
 
 
 @dataclass(frozen=True, slots=True)

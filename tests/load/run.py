@@ -16,8 +16,6 @@ from rich.console import Console
 from tests.load.context import Context
 from tests.load.results import Row, RowResult
 
-ROW_TIMEOUT_S = 240.0
-
 
 @dataclass
 class Run:
@@ -47,14 +45,14 @@ async def measure(rows: Sequence[Row], console: Console, *, quick: bool) -> Run:
 async def _measure_row(row: Row, ctx: Context, run: Run) -> None:
     result, quiet = RowResult(row.name, row.workload, row.budget), _Quiet()
     try:
-        async with asyncio.timeout(ROW_TIMEOUT_S):
+        async with asyncio.timeout(row.timeout_s):
             result = replace(result, baseline=await row.baseline(ctx))
             if row.product is not None and row.judge is not None:
                 product = await row.product(ctx)
                 verdict = row.judge(product, result.baseline)
                 result = replace(result, product=product, ratio=verdict.ratio, met=verdict.met)
     except TimeoutError as failure:
-        run.failures[row.name] = str(failure) or f"it took more than {ROW_TIMEOUT_S:g} s"
+        run.failures[row.name] = str(failure) or f"it took more than {row.timeout_s:g} s"
     except Exception as failure:
         run.failures[row.name] = f"{type(failure).__name__}: {failure}"
     run.results.append(replace(result, others_cores=quiet.others_cores()))

@@ -7,6 +7,8 @@ import random
 import secrets
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from fleet.metrics import Registry
 from fleet.sequence import StreamContext
 from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.folder import StateFolder
-from fleet_node.enrollment.membership import BundleFile, load_membership
+from fleet_node.enrollment.membership import BundleFile, Membership, load_membership
 from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials
 from fleet_node.link.link import Link
-from fleet_node.link.ports import HelloCounters, Ports, Uplink
+from fleet_node.link.ports import CommandPort, HelloCounters, Ports, TelemetryPort, Uplink
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
-from fleet_node.observability.metrics import NodeMetrics
+from fleet_node.observability.metrics import LinkMetrics, NodeMetrics
 from tests.fakes.watch import Watch
 from tests.load.product.frames import FrameSource, frame_bytes
 from tests.load.product.live import wait_live
@@ -84,26 +86,55 @@ class IdleLinks:
         return sum(feed.acked_seq for feed in self._feeds)
 
     def _start_one(self, path: str, samples: int, interval_s: float, *, flood: bool) -> Link:
+        feed = TelemetryFeed(samples, interval_s, self._acks, flood=flood)
+        self._feeds.append(feed)
+        link = make_link(Member.load(path), NoCommands(), feed)
+        self._links.append(link)
+        self._tasks.append(asyncio.create_task(link.run()))
+        return link
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node's folder, opened."""
+
+    folder: StateFolder
+    membership: Membership
+    trust: TrustStore
+    metrics: LinkMetrics
+    server_time: ServerTime
+
+    @classmethod
+    def load(cls, path: str) -> Member:
+        """Open a folder that `installation` made."""
         folder = StateFolder(Path(path))
         membership = load_membership(folder.membership)
         assert membership is not None
         metrics = NodeMetrics(Registry()).link
         bundle = BundleFile(folder.bundle, cluster_id=membership.cluster_id, authority_key=membership.authority_key)
-        feed = TelemetryFeed(samples, interval_s, self._acks, flood=flood)
-        self._feeds.append(feed)
-        clock = SystemClock()
-        server_time = ServerTime(clock)
-        link = Link(
-            credentials=Credentials(folder, membership, load_node_keys(folder.path), server_time=server_time),
-            ports=Ports(NoCommands(), feed, TrustStore(bundle, metrics), Ratchet(folder.ratchet)),
-            about=SelfDescription("load", {}, [], secrets.token_bytes(16)),
-            clock=clock,
-            server_time=server_time,
-            metrics=metrics,
-        )
-        self._links.append(link)
-        self._tasks.append(asyncio.create_task(link.run()))
-        return link
+        return cls(folder, membership, TrustStore(bundle, metrics), metrics, ServerTime(SystemClock()))
+
+
+def make_link(
+    member: Member,
+    commands: CommandPort,
+    telemetry: TelemetryPort,
+    *,
+    endpoints: tuple[str, ...] = (),
+    drivers: Sequence[gateway_pb2.DriverDescriptor] = (),
+    kind: type[Link] = Link,
+) -> Link:
+    """The product's own link with these rooms behind it."""
+    keys = load_node_keys(member.folder.path)
+    return kind(
+        credentials=Credentials(member.folder, member.membership, keys, server_time=member.server_time),
+        ports=Ports(commands, telemetry, member.trust, Ratchet(member.folder.ratchet)),
+        about=SelfDescription("load", {}, list(drivers), secrets.token_bytes(16)),
+        clock=SystemClock(),
+        server_time=member.server_time,
+        metrics=member.metrics,
+        endpoints=endpoints,
+    )
 
 
 class NoCommands:

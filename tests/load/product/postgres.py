@@ -55,9 +55,10 @@ class Postgres:
             hot = connection.execute(_HOT).fetchone()
         assert done is not None
         assert hot is not None
-        return Work(*map(float, done), *map(float, hot), self._cpu_s())
+        return Work(*map(float, done), *map(float, hot), self.cpu_s())
 
-    def _cpu_s(self) -> float:
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes of the server."""
         server = psutil.Process(self._pid)
         ended = server.cpu_times()
         used = ended.children_user + ended.children_system

@@ -5,8 +5,8 @@ import pytest
 from tests.load.results import Figures
 from tests.load.rows import DEFAULT_ROWS, ROWS, named
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C7"]
-_FLOORS = ["C2", "C3"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C5", "C7"]
+_FLOORS = ["C3"]
 
 # row, product, baseline, ratio, met
 _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
@@ -37,6 +37,11 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("T2", {"suspend_max_s": 0.5, "last_run_max_s": 1.01}, {"suspend_max_s": 0.1}, 10.1, False),
     ("C1", {"commands_per_s": 800, "two_over_one": 0.5}, {"commands_per_s": 1000}, 0.8, True),
     ("C1", {"commands_per_s": 799, "two_over_one": 2.0}, {"commands_per_s": 1000}, 0.799, False),
+    ("C2", {"last_result_s": 0.6, "us_per_node": 10, "many_us_per_node": 12}, {"last_answer_s": 0.1}, 6.0, True),
+    ("C2", {"last_result_s": 0.61, "us_per_node": 10, "many_us_per_node": 10}, {"last_answer_s": 0.1}, 6.1, False),
+    ("C2", {"last_result_s": 0.6, "us_per_node": 10, "many_us_per_node": 12.1}, {"last_answer_s": 0.1}, 6.0, False),
+    ("C5", {"server_cpu_us_per_command": 13, "few_server_cpu_us_per_command": 10}, {}, 1.3, True),
+    ("C5", {"server_cpu_us_per_command": 14, "few_server_cpu_us_per_command": 10}, {}, 1.4, False),
     ("C7", {"commits_per_command": 0.1}, {"commits_per_row_of_32": 0.05}, 2.0, True),
     ("C7", {"commits_per_command": 0.11}, {"commits_per_row_of_32": 0.05}, 2.2, False),
 ]
@@ -59,7 +64,7 @@ def test_the_default_run_is_the_machine_and_one_process_on_sqlite() -> None:
 def test_rows_are_named_one_by_one_or_as_a_group() -> None:
     assert named([]) == DEFAULT_ROWS
     assert named(["t2", "A1"]) == ["A1", "T2"]
-    assert named(["C"]) == ["C1", "C2", "C3", "C7"]
+    assert named(["C"]) == ["C1", "C2", "C3", "C5", "C7"]
     with pytest.raises(KeyError, match="X9, B"):
         named(["X9", "A1", "B"])
 
