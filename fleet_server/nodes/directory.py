@@ -217,7 +217,7 @@ class NodeDirectory:
         if selector.names_only:
             nodes = self._store.by_refs(conn, sorted(selector.exact))
         else:
-            nodes = [node for node in self._store.every(conn) if selector.matches(node)]
+            nodes = [node for node in self._store.every(conn, selector.hints()) if selector.matches(node)]
         missing = selector.missing(nodes)
         if missing:
             raise Refusal(

@@ -11,11 +11,12 @@ not even looked at.
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fleet.errors import Reason, Refusal
 
@@ -24,7 +25,16 @@ MAX_PATTERN_CHARS = 512
 MAX_TERMS = 16
 SITE_KEY = "site"
 _GLOB_CHARS = frozenset("*?[")
+_GLOB_PARTS = re.compile(r"\[.*\]|[*?[]")
+_MAX_HINTED = 20
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+class Hint(NamedTuple):
+    """What a column of `nodes` has to be like, in the sense of SQL's LIKE with ``!`` before what stands for itself."""
+
+    column: str
+    pattern: str
 
 
 class Selectable(Protocol):
@@ -58,13 +68,20 @@ class _Exact:
     def holds(self, node: Selectable) -> bool:
         return self.text in (node.name, node.node_id)
 
+    def hint(self) -> Hint | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class _Glob:
+    text: str
     names: re.Pattern[str]
 
     def holds(self, node: Selectable) -> bool:
         return self.names.match(node.name) is not None
+
+    def hint(self) -> Hint | None:
+        return _like("name", "%".join(map(_literally, _GLOB_PARTS.split(self.text))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,12 @@ class _Label:
         if self.key == SITE_KEY:
             return node.site == self.value
         return node.labels.get(self.key) == self.value
+
+    def hint(self) -> Hint | None:
+        if self.key == SITE_KEY:
+            return _like("site", _literally(self.value))
+        key, value = (json.dumps(text, ensure_ascii=False) for text in (self.key, self.value))
+        return _like("labels", f"%{_literally(key)}:{_literally(value)}%")
 
 
 _Term = _Exact | _Glob | _Label
@@ -99,6 +122,14 @@ class Selector:
         if self.everything or node.name in self.exact or node.node_id in self.exact:
             return True
         return any(all(term.holds(node) for term in terms) for terms in self.composite)
+
+    def hints(self) -> list[list[Hint]]:
+        """What a database can be asked for instead of every node: of one that matches, all hints of one of these lists
+        hold. Of others they may hold, too. Empty when there is nothing to ask for but every node."""
+        if self.everything or self.exact or len(self.composite) > _MAX_HINTED:
+            return []
+        found = [[hint for hint in (term.hint() for term in terms) if hint is not None] for terms in self.composite]
+        return found if all(found) else []
 
     def missing(self, found: Sequence[Selectable]) -> list[str]:
         """Exact names and ids that none of `found` has, in order: a typing error must not shrink a target list in
@@ -149,10 +180,18 @@ def _parse_term(text: str) -> _Term:
             raise _wrong(f"target {text!r} has no label key: write key=value")
         return _Label(key, value)
     if _GLOB_CHARS & set(text):
-        return _Glob(re.compile(fnmatch.translate(text)))
+        return _Glob(text, re.compile(fnmatch.translate(text)))
     if not _PLAIN.fullmatch(text):
         raise _wrong(f"{text!r} is no node name, id, glob or key=value")
     return _Exact(text)
+
+
+def _like(column: str, pattern: str) -> Hint | None:
+    return None if "\x00" in pattern else Hint(column, pattern)  # PostgreSQL takes no such text
+
+
+def _literally(text: str) -> str:
+    return re.sub(r"[!%_]", r"!\g<0>", text)
 
 
 def _wrong(detail: str) -> Refusal:

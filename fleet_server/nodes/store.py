@@ -12,6 +12,7 @@ from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import execute_many, fetch
 from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
+from fleet_server.nodes.selectors import Hint
 
 CHUNK = 500
 _CACHE_ROWS = 50_000
@@ -86,9 +87,12 @@ class NodeStore:
         text = f"{_SELECT} WHERE n.name > ? ORDER BY n.name LIMIT ?"
         return [self._record(tuple(row)) for row in conn.exec_driver_sql(sql(conn, text), (after, limit))]
 
-    def every(self, conn: Connection) -> list[NodeRecord]:
-        """All nodes, by name."""
-        return list(map(self._record, fetch(conn, f"{_SELECT} ORDER BY n.name")))
+    def every(self, conn: Connection, hints: Sequence[Sequence[Hint]] = ()) -> list[NodeRecord]:
+        """All nodes, by name; with `hints` at least those that they are about (`Selector.hints`)."""
+        where = " OR ".join(" AND ".join(f"n.{hint.column} LIKE ? ESCAPE '!'" for hint in hints_) for hints_ in hints)
+        patterns = [hint.pattern for hints_ in hints for hint in hints_]
+        text = f"{_SELECT}{where and ' WHERE '}{where} ORDER BY n.name"
+        return list(map(self._record, fetch(conn, text, patterns)))
 
     def insert(self, conn: Connection, record: NodeRecord) -> bool:
         """Add a node; False when its name or its identity key is taken."""
