@@ -141,15 +141,18 @@ class Link:
     async def _connect_to(
         self, endpoints: tuple[str, ...], certificate: ClientCertificate | None, takeover_of: str
     ) -> Connection:
-        trust = self._ports.trust
-        caller = await open_following(endpoints, trust, self._membership, self._leaves, certificate)
+        caller = await open_following(endpoints, self._ports.trust, self._membership, self._leaves, certificate)
         try:
             connection = await self._open_stream(caller, takeover_of)
         except BaseException as error:
             outcome = str(error.reason) if isinstance(error, Refusal) else "error"
             self._metrics.handshakes.labels(outcome).inc()
             await caller.close()
-            raise
+            others = rules.other_endpoints(error, endpoints, caller.endpoint)
+            if not others:
+                raise
+            log.info("endpoint_passed_over", endpoint=caller.endpoint, detail=str(error))
+            return await self._connect_to(others, certificate, takeover_of)
         self._metrics.handshakes.labels("ok").inc()
         self._note_welcome(connection)
         return connection

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fleet.errors import Advice, Reason, advice
+from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.v1 import gateway_pb2
 
 WAIT_S = 20.0
@@ -71,6 +71,17 @@ def _reason_name(reason: int) -> str:
     known = gateway_pb2.GoawayReason.values()
     name = gateway_pb2.GoawayReason.Name(gateway_pb2.GoawayReason.ValueType(reason)) if reason in known else "UNKNOWN"
     return name.removeprefix("GOAWAY_REASON_")
+
+
+def other_endpoints(error: BaseException, endpoints: Sequence[str], tried: str) -> tuple[str, ...]:
+    """Where to go at once after `tried` did not take this node; empty when it has to stay away for a while.
+
+    Of two replicas one is dead: half of all attempts would meet it, and each would make the node wait longer, while the
+    other one has time. What a server asks to wait for is waited for.
+    """
+    if not isinstance(error, Refusal) or error.reason is not Reason.UNAVAILABLE or error.retry_after_s is not None:
+        return ()
+    return tuple(endpoint for endpoint in endpoints if endpoint != tried)
 
 
 def stay_away_s(reason: Reason, asked_s: float | None) -> float | None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,19 +125,39 @@ async def installation(ctx: Context, name: str, *, nodes: int, **overrides: obje
         yield server
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A server that can be started, again and again, on ports of its own."""
+
+    settings: Settings
+    token: str
+    node_folders: list[str]
+
+    def running(self) -> AbstractAsyncContextManager[Installation]:
+        """The server, for the length of the block."""
+        return _running(self.settings, self.token, self.node_folders)
+
+
+async def prepare_replicas(
+    ctx: Context, name: str, *, nodes: int, database_url: str, **overrides: object
+) -> tuple[Replica, Replica]:
+    """Two servers of one installation with `nodes` members, on one empty PostgreSQL database; none is started."""
+    given = {**overrides, "database_url": SecretStr(database_url)}
+    first, second = (
+        _settings(ctx.folder / f"{name}-{which}", {**given, "replica_id": f"replica-{which}"}) for which in ("a", "b")
+    )
+    token, folders = await _prepared(first, nodes)
+    shutil.copytree(first.data_dir, second.data_dir)  # the secrets that replicas share
+    return Replica(first, token, folders), Replica(second, token, folders)
+
+
 @asynccontextmanager
 async def replicas(
     ctx: Context, name: str, *, nodes: int, database_url: str
 ) -> AsyncIterator[tuple[Installation, Installation]]:
-    """Two servers of one installation with `nodes` members, on one empty PostgreSQL database."""
-    url = SecretStr(database_url)
-    first, second = (
-        _settings(ctx.folder / f"{name}-{which}", {"database_url": url, "replica_id": f"replica-{which}"})
-        for which in ("a", "b")
-    )
-    prepared = await _prepared(first, nodes)
-    shutil.copytree(first.data_dir, second.data_dir)  # the secrets that replicas share
-    async with _running(first, *prepared) as one, _running(second, *prepared) as another:
+    """The two of them, running."""
+    first, second = await prepare_replicas(ctx, name, nodes=nodes, database_url=database_url)
+    async with first.running() as one, second.running() as another:
         yield one, another
 
 

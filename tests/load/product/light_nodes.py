@@ -91,10 +91,17 @@ class LightNodes:
             **{f"refused_{what}": count for what, count in sorted(self._refusals.items())},
         }
 
-    async def wait_streams(self, more: int, before: int) -> dict[str, float]:
-        """When these nodes had opened `more` streams beyond `before`."""
-        while sum(link.status.streams_opened for link in self._links) < before + more:
+    async def streams(self) -> dict[str, list[int]]:
+        """How many streams each node has opened so far."""
+        return {"opened": [link.status.streams_opened for link in self._links]}
+
+    async def wait_streams(self, before: list[int]) -> dict[str, float]:
+        """When each node had opened a stream more than `before`, and had it still."""
+        waiting = list(zip(self._links, before, strict=True))
+        while waiting:
+            waiting = [(link, opened) for link, opened in waiting if link.status.streams_opened <= opened]
             await asyncio.sleep(_POLL_S)
+        await wait_live(self._links)
         return {"at_s": time.monotonic()}
 
     async def usage(self) -> dict[str, float]:
@@ -161,6 +168,15 @@ class LightFleet:
             child.call("wait_acknowledged", count=count + size)
             for child, count, size in zip(self.children, before, self.sizes, strict=True)
         ]
+        return max(answer["at_s"] for answer in await asyncio.gather(*waits))
+
+    async def streams(self) -> list[list[int]]:
+        """How many streams each node has opened, by process."""
+        return [(await child.call("streams"))["opened"] for child in self.children]
+
+    async def wait_streams(self, before: list[list[int]]) -> float:
+        """When every node had opened a stream more, on the monotonic clock of this machine."""
+        waits = [child.call("wait_streams", before=opened) for child, opened in zip(self.children, before, strict=True)]
         return max(answer["at_s"] for answer in await asyncio.gather(*waits))
 
     def cpu_s(self) -> float:

@@ -5,8 +5,7 @@ import pytest
 from tests.load.results import Figures
 from tests.load.rows import DEFAULT_ROWS, ROWS, named
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C5", "C7"]
-_FLOORS = ["C3"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C5", "C7"]
 
 # row, product, baseline, ratio, met
 _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
@@ -40,6 +39,9 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("C2", {"last_result_s": 0.6, "us_per_node": 10, "many_us_per_node": 12}, {"last_answer_s": 0.1}, 6.0, True),
     ("C2", {"last_result_s": 0.61, "us_per_node": 10, "many_us_per_node": 10}, {"last_answer_s": 0.1}, 6.1, False),
     ("C2", {"last_result_s": 0.6, "us_per_node": 10, "many_us_per_node": 12.1}, {"last_answer_s": 0.1}, 6.0, False),
+    ("C3", {"all_back_s": 10.0, "refused_without_delay": 0}, {"tls_all_back_s": 2.5}, 4.0, True),
+    ("C3", {"all_back_s": 10.1, "refused_without_delay": 0}, {"tls_all_back_s": 10.1}, 1.0, False),
+    ("C3", {"all_back_s": 5.0, "refused_without_delay": 1}, {"tls_all_back_s": 5.0}, 1.0, False),
     ("C5", {"server_cpu_us_per_command": 13, "few_server_cpu_us_per_command": 10}, {}, 1.3, True),
     ("C5", {"server_cpu_us_per_command": 14, "few_server_cpu_us_per_command": 10}, {}, 1.4, False),
     ("C7", {"commits_per_command": 0.1}, {"commits_per_row_of_32": 0.05}, 2.0, True),
@@ -58,7 +60,7 @@ def test_every_budgeted_row_measures_the_product_and_judges_it() -> None:
 
 def test_the_default_run_is_the_machine_and_one_process_on_sqlite() -> None:
     assert ["M1", *(name for name in _BUDGETED if name[0] in "AT")] == DEFAULT_ROWS
-    assert set(ROWS) == {"M1", *_BUDGETED, *_FLOORS}
+    assert set(ROWS) == {"M1", *_BUDGETED}
 
 
 def test_rows_are_named_one_by_one_or_as_a_group() -> None:

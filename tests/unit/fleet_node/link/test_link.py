@@ -304,3 +304,34 @@ async def test_an_endpoint_that_is_down_does_not_keep_a_node_from_the_other(
         await gateway.wait_stream()
         await node.wait_state(LinkState.LIVE)
         assert node.link.status.endpoint == gateway.endpoint
+
+
+async def test_an_endpoint_that_does_not_serve_is_passed_over_without_a_wait(
+    installation: FakeInstallation,
+    gateway: FakeGateway,
+    other: FakeGateway,
+    tmp_path: Path,
+    clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its certificate may be known from before it went down: that it does not serve shows in the handshake only."""
+    monkeypatch.setattr("random.sample", lambda population, count: list(population)[:count])
+    gateway.refuse["BeginHandshake"] = Refusal(Reason.UNAVAILABLE, "going down")
+    endpoints = (gateway.endpoint, other.endpoint)
+    async with running_link(installation, tmp_path, clock=clock, endpoints=endpoints) as node:
+        await other.wait_stream()  # no time passes
+        await node.wait_state(LinkState.LIVE)
+        assert node.link.status.endpoint == other.endpoint
+        assert node.link.status.last_refusal == ""
+
+
+async def test_a_delay_that_a_server_asks_for_is_not_got_around_at_another_one(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    for each in (gateway, other):
+        each.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
+    endpoints = (gateway.endpoint, other.endpoint)
+    async with running_link(installation, tmp_path, clock=clock, endpoints=endpoints) as node:
+        await node.wait_state(LinkState.WAITING)
+        assert node.link.status.last_refusal == "OVERLOADED"
+        assert node.link.status.next_attempt_s > 0

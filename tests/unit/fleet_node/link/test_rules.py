@@ -2,9 +2,18 @@
 
 import pytest
 
-from fleet.errors import Reason
+from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
-from fleet_node.link.rules import MAX_SLOT_MS, STOP_S, WAIT_S, Leave, heartbeat_deadline_s, plan_goaway, stay_away_s
+from fleet_node.link.rules import (
+    MAX_SLOT_MS,
+    STOP_S,
+    WAIT_S,
+    Leave,
+    heartbeat_deadline_s,
+    other_endpoints,
+    plan_goaway,
+    stay_away_s,
+)
 
 BUNDLE = ("a:1", "b:2")
 
@@ -76,3 +85,12 @@ def test_three_missed_pings_and_a_half_end_a_stream() -> None:
     assert heartbeat_deadline_s(15_000) == 52.5
     assert heartbeat_deadline_s(1) == 1.0  # a tiny interval does not make a node flap
     assert heartbeat_deadline_s(2**32 - 1) == 2100.0  # nor does a huge one tie a node to a dead server for months
+
+
+def test_only_who_does_not_serve_and_asks_for_no_delay_is_passed_over() -> None:
+    assert other_endpoints(Refusal(Reason.UNAVAILABLE, "nobody"), BUNDLE, "a:1") == ("b:2",)
+    assert other_endpoints(Refusal(Reason.UNAVAILABLE, "nobody"), ("b:2",), "b:2") == ()
+    assert other_endpoints(Refusal(Reason.UNAVAILABLE, "soon", retry_after_s=2.0), BUNDLE, "a:1") == ()
+    for reason in (Reason.OVERLOADED, Reason.SUSPENDED, Reason.BAD_PROOF, Reason.WRONG_CERTIFICATE):
+        assert other_endpoints(Refusal(reason, "no"), BUNDLE, "a:1") == ()
+    assert other_endpoints(RuntimeError(), BUNDLE, "a:1") == ()
