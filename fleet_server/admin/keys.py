@@ -29,6 +29,7 @@ class KeysApi:
 
     async def list_keys(self, _: Caller, __: admin_pb2.ListKeysRequest) -> admin_pb2.ListKeysResponse:
         """Authority, command keys, and how many nodes hold which bundle."""
+        await self._trust.watch.look()  # another replica may have changed them a moment ago
         trust, bundle = self._trust, self._trust.bundle
         return admin_pb2.ListKeysResponse(
             cluster_id=trust.cluster_id,
@@ -65,6 +66,7 @@ class KeysApi:
 
     async def rollout(self, _: Caller, __: admin_pb2.GetKeyRolloutRequest) -> admin_pb2.GetKeyRolloutResponse:
         """How far PREPARED keys have come."""
+        await self._trust.watch.look()
         rollouts = await self._rotation.rollouts()
         return admin_pb2.GetKeyRolloutResponse(
             bundle_version=_version(self._trust.bundle.version),
@@ -76,6 +78,7 @@ class KeysApi:
         self, _: Caller, __: admin_pb2.ListAuthoritiesRequest
     ) -> admin_pb2.ListAuthoritiesResponse:
         """Every authority that the cluster had, and the chain that proves who followed whom."""
+        await self._trust.watch.look()
         found = await self._succession.succession()
         holders = await self._nodes.bundle_holders()
         nodes: Counter[int] = Counter()

@@ -24,6 +24,7 @@ class OperatorsApi:
 
     async def who_am_i(self, caller: Caller, _: admin_pb2.WhoAmIRequest) -> admin_pb2.WhoAmIResponse:
         """Name, role, and where the call arrived."""
+        await self._trust.watch.look()  # another replica may have rotated the authority a moment ago
         return admin_pb2.WhoAmIResponse(
             operator=caller.name,
             role=caller.role.word,

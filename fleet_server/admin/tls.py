@@ -21,6 +21,7 @@ class TlsApi:
 
     async def list_cas(self, _: Caller, __: admin_pb2.ListTlsCasRequest) -> admin_pb2.ListTlsCasResponse:
         """Every TLS CA, how many nodes trust it, and how far those have come that nodes have to learn."""
+        await self._trust.watch.look()  # another replica may have changed them a moment ago
         used, rollouts = await self._rotation.in_use()
         return admin_pb2.ListTlsCasResponse(
             cas=[_view(each.ca, each.nodes) for each in used],

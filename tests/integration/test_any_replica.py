@@ -1,0 +1,71 @@
+"""Any replica takes any operator's call, and a node's steps to its stream may each be taken at another one."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet.v1 import admin_pb2, gateway_pb2, trust_pb2
+from tests.integration.anywhere import Matrix
+from tests.integration.anywhere_nodes import BEGINNING, ENDING
+from tests.integration.anywhere_trust import TRUST
+from tests.integration.handmade import HandmadeNode
+from tests.integration.installation import RunningNode
+from tests.integration.several import several
+
+if TYPE_CHECKING:
+    from tests.fakes.postgres import PostgresServer
+
+
+async def test_every_call_of_an_operator_at_a_replica_that_holds_no_stream(
+    tmp_path: Path, postgres: "PostgresServer"
+) -> None:
+    async with several(tmp_path, postgres, ["replica-a", "replica-b"]) as (here, there):
+        matrix = Matrix(here, there)
+        for each in (*BEGINNING, *TRUST, *ENDING):
+            try:
+                await each(matrix)
+            except BaseException as error:
+                error.add_note(f"in the case {each.__name__}")
+                raise
+    methods = {method.name for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods}
+    assert methods == matrix.called, "a new call needs a case in `anywhere_nodes` or `anywhere_trust`"
+
+
+async def test_each_step_of_a_node_to_its_stream_at_another_replica(tmp_path: Path, postgres: "PostgresServer") -> None:
+    """A balancer that ends TLS sends each call where it likes."""
+    async with several(tmp_path, postgres, ["replica-a", "replica-b"]) as (here, there):
+        token = await there.join_token(auto_approve=False)
+        node = RunningNode(tmp_path / "n-1", "n-1", here.clock, endpoints=(here.gateway,))
+        node.folder.lock()
+        applied = await node.enrollment().apply(token, node.applicant)
+        (waiting,) = (await there.owner.ask("ListEnrollments", admin_pb2.ListEnrollmentsRequest())).enrollments
+        decision = admin_pb2.DecideEnrollmentRequest(enrollment_id=waiting.enrollment_id, approve=True)
+        await there.owner.ask("DecideEnrollment", decision)
+        node.membership = await node.enrollment().wait_decided(applied)
+
+        async with HandmadeNode(here, node) as one, HandmadeNode(there, node) as other:
+            challenge = await one.begin()
+            answer = other.answer(challenge)
+            session = await other.complete(*answer)
+            with pytest.raises(Refusal) as refused:
+                await one.complete(*answer)
+            assert refused.value.reason is Reason.CHALLENGE_EXPIRED, "it was answered at the other replica"
+
+            hello = gateway_pb2.NodeFrame(hello=one.hello(session))
+            async with one.connect(session) as stream, other.connect(session) as again:
+                await asyncio.gather(stream.send(hello), again.send(hello))
+                both = await asyncio.gather(stream.wait_welcome(), again.wait_welcome(), return_exceptions=True)
+                assert sorted(type(each).__name__ for each in both) == ["NoneType", "Refusal"]
+                (lost,) = [each for each in both if isinstance(each, Refusal)]
+                assert lost.reason is Reason.TOKEN_USED
+                streams = [len(each.server.streams) for each in (here, there)]
+                assert sorted(streams) == [0, 1]
+
+            await there.owner.ask("RotateAuthority", admin_pb2.RotateAuthorityRequest(from_generation=1, reason="test"))
+            held = trust_pb2.GetTrustChainRequest(cluster_id=one.me.cluster_id, from_generation=1, from_number=1)
+            chain = (await one.ask("GetTrustChain", held)).bundles
+            newest = trust_pb2.TrustBundleStatement.FromString(chain[-1].statement)
+            assert newest.generation == 2
