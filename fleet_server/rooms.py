@@ -263,6 +263,7 @@ class ServerRooms:
             version=software_version(),
             vitals=self._vitals,
             on_lost=self.nodes.forget_streams,
+            on_return=lambda: self.streams.leave_overtaken(self.nodes.newest_epochs),
             secret_keys=lambda: self._secrets.key_ids,
             tls_cas=self.tls_rotation.shown_from_outside,
         )

@@ -158,6 +158,10 @@ class NodeDirectory:
         """Epoch of each node's newest stream; a node that is not known is missing. Any thread."""
         return self._store.epochs(conn, node_ids)
 
+    async def newest_epochs(self, node_ids: Sequence[str]) -> dict[str, int]:
+        """As `epochs`, by itself."""
+        return await self._database.read(lambda conn: self._store.epochs(conn, node_ids))
+
     async def bundle_holders(self) -> dict[tuple[int, int], int]:
         """Trust bundle version -> nodes that hold it, as last told."""
         return await self._database.read(self._profiles.holders)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fleet.clock import Clock
@@ -14,7 +14,7 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
-from fleet_server.database.wakeup import Bell, Wakeup
+from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.replicas import pacing, rules, store
 from fleet_server.replicas.pacing import Pace
@@ -38,6 +38,7 @@ class ReplicaService:
         on_lost: `on_lost(tx, replica_id)` runs in the transaction that finds a replica gone, or forgets what an
             earlier process of the
             same id left behind: its nodes are offline.
+        on_return: awaited once this replica finds that the others took it for lost: nodes may have gone to them.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ReplicaService:
         version: str,
         vitals: Callable[[], Vitals],
         on_lost: Callable[[Transaction, str], object],
+        on_return: Callable[[], Awaitable[None]],
         secret_keys: Callable[[], Sequence[bytes]] = tuple,
         tls_cas: Callable[[], Sequence[bytes]] = tuple,
     ) -> None:
@@ -62,6 +64,8 @@ class ReplicaService:
         self._version = version
         self._vitals = vitals
         self._on_lost = on_lost
+        self._on_return = on_return
+        self._was_lost = False
         self._secret_keys = secret_keys
         self._tls_cas = tls_cas
         self._state = ReplicaState.STARTING
@@ -70,7 +74,7 @@ class ReplicaService:
         self._watch = HeartbeatWatch()
         self._drain: DrainRequest | None = None
         self._drain_asked = asyncio.Event()
-        self._bell = Bell(clock)
+        self._woken = asyncio.Event()
         self.seen: Sequence[ReplicaRecord] = ()
         """All replicas, as they were at the last heartbeat of this one."""
         wakeup.on_hint("replica", self._hinted, pause_s=_HINT_PAUSE_S)
@@ -179,7 +183,7 @@ class ReplicaService:
 
     async def run(self) -> None:
         """Beat, look for the dead, and pick up drain requests, until cancelled."""
-        unsubscribe = self._wakeup.subscribe(f"replica:{self.replica_id}", self._bell.ring_nowait)
+        unsubscribe = self._wakeup.subscribe(f"replica:{self.replica_id}", self._woken.set)
         try:
             while True:
                 try:
@@ -203,10 +207,12 @@ class ReplicaService:
             if replica.replica_id != self.replica_id
         ]
 
+        own_states = [replica.state for replica in replicas if replica.replica_id == self.replica_id]
+        was_lost = own_states in ([], [ReplicaState.LOST])
         tls_cas, vitals = _words(self._tls_cas()), self._vitals()
 
         def work(tx: Transaction) -> ReplicaRecord | None:
-            self._beat(tx, tls_cas, vitals)
+            self._beat(tx, tls_cas, vitals, was_lost=was_lost)
             for replica in lost:
                 if store.mark_lost(tx.conn, replica):
                     self._on_lost(tx, replica.replica_id)
@@ -216,18 +222,29 @@ class ReplicaService:
             return store.by_id(tx.conn, self.replica_id)
 
         own = await self._database.write(work)
+        self._was_lost |= was_lost
+        if self._was_lost:
+            await self._on_return()
+            self._was_lost = False
         if own is not None and own.drain is not None and own.drain != self._drain:
             self._drain = own.drain
             self._drain_asked.set()
 
     def _hinted(self, replica_ids: frozenset[str] | None) -> None:
         if replica_ids is None or self.replica_id in replica_ids:
-            self._bell.ring_nowait()
+            self._woken.set()
 
     async def _wait_next(self) -> None:
         draining = self._state is ReplicaState.DRAINING
         pause_s = rules.DRAINING_INTERVAL_S if draining else rules.HEARTBEAT_INTERVAL_S
-        await self._bell.wait(pause_s)
+        tick = asyncio.ensure_future(self._clock.sleep(pause_s))
+        wake = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait((tick, wake), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            tick.cancel()
+            wake.cancel()
+            self._woken.clear()
 
     def _register(self, tx: Transaction, tls_cas: str) -> None:
         store.register(
@@ -239,17 +256,19 @@ class ReplicaService:
             now_ms=self._clock.now_ms(),
         )
 
-    def _beat(self, tx: Transaction, tls_cas: str, vitals: Vitals) -> None:
-        if self._write_beat(tx, tls_cas, vitals):
+    def _beat(self, tx: Transaction, tls_cas: str, vitals: Vitals, *, was_lost: bool = False) -> None:
+        known = self._write_beat(tx, tls_cas, vitals)
+        if known and not was_lost:
             return
-        # Cut off for so long that the others forgot it. Its nodes may still be here: what is said of them stays, and
-        # those that went elsewhere meanwhile have a newer epoch.
-        self._register(tx, tls_cas)
-        self._write_beat(tx, tls_cas, vitals)
-        detail: Mapping[str, JSON] = {"version": self._version, "forgotten": True}
+        # Cut off, or standing still, for so long that the others took it for lost, or forgot it. Its nodes may still be
+        # here: what is said of them stays, and those that went elsewhere meanwhile have a newer epoch.
+        if not known:
+            self._register(tx, tls_cas)
+            self._write_beat(tx, tls_cas, vitals)
+        detail: Mapping[str, JSON] = {"version": self._version, "lost" if known else "forgotten": True}
         self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, detail)
-        say = "it is registered again: look why it could not reach the database"
-        tx.after_commit(lambda: log.warning("replica_was_forgotten", next=say))
+        say = "it is registered again: look why it stood still, or could not reach the database"
+        tx.after_commit(lambda: log.warning("replica_was_lost", forgotten=not known, next=say))
 
     def _write_beat(self, tx: Transaction, tls_cas: str, vitals: Vitals) -> bool:
         return store.beat(

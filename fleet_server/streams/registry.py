@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from fleet.clock import Clock
@@ -154,6 +154,22 @@ class StreamRegistry:
     def _offer_bundle(self) -> None:
         for stream in self:
             stream.bundles.offer()
+
+    async def leave_overtaken(self, newest: Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]) -> None:
+        """Have every stream that is not its node's newest any more read its node's row, and end: this replica stood
+        still, or was cut off, and nobody told it what it missed.
+
+        Args:
+            newest: epochs of nodes' newest streams, at whichever replica.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        streams = list(self)
+        epochs = await newest([stream.node_id for stream in streams])
+        for stream in streams:
+            if epochs.get(stream.node_id, stream.epoch) != stream.epoch:
+                stream.refresh_membership()
 
     async def wait_empty(self) -> None:
         """Return once no stream is left."""

@@ -27,6 +27,8 @@ class Replica(ReplicaService):
         tls_cas: Callable[[], Sequence[bytes]] = tuple,
     ) -> None:
         self.gone: list[str] = []
+        self.returns = 0
+        self.returning: Refusal | None = None
         super().__init__(
             database=world.database,
             clock=clock or world.clock,  # type: ignore[arg-type]
@@ -36,8 +38,14 @@ class Replica(ReplicaService):
             version="1.0",
             vitals=lambda: Vitals(streams=7, max_streams=100, admission_per_s=250.0),
             on_lost=lambda _, lost: self.gone.append(lost),
+            on_return=self._return,
             tls_cas=tls_cas,
         )
+
+    async def _return(self) -> None:
+        if self.returning is not None:
+            raise self.returning
+        self.returns += 1
 
 
 async def ready(world: World, replica_id: str, **fields: object) -> Replica:
@@ -226,3 +234,24 @@ async def test_a_replica_that_was_forgotten_registers_again_and_keeps_its_stream
     await a.request_drain("ada", "r1", 0, gateway_pb2.GOAWAY_REASON_DRAIN)
     await a.beat()
     assert (await a.wait_drain_requested()).deadline_ms == 0
+
+
+async def test_a_replica_that_was_taken_for_lost_looks_at_its_streams_and_says_that_it_is_back(
+    world: World, clock: MockClock
+) -> None:
+    """Its machine was paused: it knows nothing of it."""
+    a, b = await ready(world, "a"), await ready(world, "b")
+    await a.beat()
+    await b.beat()
+    assert a.returns == 0
+    await clock.advance(11)
+    await b.beat()
+    assert ((await b.get("a")).state, b.gone[-1]) == (ReplicaState.LOST, "a")
+    a.returning = Refusal(Reason.UNAVAILABLE, "the database went away again")
+    assert await refused(a.beat()) is Reason.UNAVAILABLE
+    assert (await b.get("a")).state is ReplicaState.READY
+    a.returning = None
+    for _ in range(2):
+        await a.beat()
+    assert a.returns == 1, "until it is done, and once"
+    assert (await world.audited())[-2:] == ["replica.lost", "replica.started"]

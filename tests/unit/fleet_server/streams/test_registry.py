@@ -1,6 +1,7 @@
 """All live streams: who is newest, who is dead, who leaves."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -160,3 +161,16 @@ async def test_a_full_replica_says_so(clock: MockClock) -> None:
         world.registry.check_room()
     assert caught.value.reason is Reason.OVERLOADED
     assert caught.value.retry_after_s
+
+
+async def test_after_an_absence_the_streams_whose_nodes_went_elsewhere_end(world: World) -> None:
+    gone, stays = await world.open("gone", 1), await world.open("stays", 4)
+    gone.nodes.row.stream_epoch, gone.nodes.row.stream_id = 2, "elsewhere"
+
+    async def newest(node_ids: Sequence[str]) -> dict[str, int]:
+        assert sorted(node_ids) == ["gone", "stays"]
+        return {"gone": 2, "stays": 4}
+
+    await world.registry.leave_overtaken(newest)
+    assert (await gone.wait_refusal()).reason is Reason.SUPERSEDED
+    assert not stays.running.done()
