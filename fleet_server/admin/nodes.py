@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from fleet_server.admin.access import Caller
 from fleet_server.admin.paging import page_size
 from fleet_server.admin.views import checklist_view, node_view
 from fleet_server.audit.node_audit import NodeAudit
-from fleet_server.database.wakeup import Wakeup
+from fleet_server.database.wakeup import Bell, Wakeup
 from fleet_server.nodes.record import DrainState, NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.sessions.rotating import RotationService
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 
 _WATCH_PAGE = 1000
 _WATCH_PAUSE_S = 0.25  # changes of a large fleet are told together
-_LIVENESS_POLL_S = 5.0
+_DRAIN_PAUSE_S = 0.05
+_POLL_S = 1.5  # what happens at other replicas is seen within two seconds, hinted or not
 
 
 class NodesApi:
@@ -78,13 +78,12 @@ class NodesApi:
         known: dict[str, bytes] = {}
         with self._changes() as changed:
             while True:
-                changed.clear()
                 views = map(node_view, await self._everyone(request.selector.patterns))
                 news = [view for view in views if _is_news(known, view)]
                 if news or not known:
                     yield admin_pb2.WatchNodesResponse(nodes=news)
                 await self._clock.sleep(_WATCH_PAUSE_S)
-                await _wait(changed, self._clock, _LIVENESS_POLL_S)
+                await changed.wait(_POLL_S)
 
     async def set_state(self, caller: Caller, request: admin_pb2.SetNodeStateRequest) -> admin_pb2.SetNodeStateResponse:
         """Suspend, resume or revoke."""
@@ -140,7 +139,6 @@ class NodesApi:
             ids = [node.node_id for node in asked]
             known: dict[str, bytes] = {}
             while True:
-                changed.clear()
                 nodes = await self._everyone(ids)
                 left = sum(node.drain_state is DrainState.DRAINING for node in nodes)
                 news = [view for view in map(node_view, nodes) if _is_news(known, view)]
@@ -148,7 +146,8 @@ class NodesApi:
                     yield admin_pb2.DrainNodesResponse(nodes=news, nodes_left=left, done=left == 0)
                 if left == 0:
                     return
-                await _wait(changed, self._clock, _LIVENESS_POLL_S)
+                await self._clock.sleep(_DRAIN_PAUSE_S)
+                await changed.wait(_POLL_S)
 
     async def resume(self, caller: Caller, request: admin_pb2.ResumeNodesRequest) -> admin_pb2.ResumeNodesResponse:
         """End a drain."""
@@ -165,9 +164,9 @@ class NodesApi:
                 return found
 
     @contextmanager
-    def _changes(self) -> Iterator[asyncio.Event]:
-        changed = asyncio.Event()
-        unsubscribe = self._wakeup.subscribe("nodes", changed.set)
+    def _changes(self) -> Iterator[Bell]:
+        changed = Bell(self._clock)
+        unsubscribe = self._wakeup.subscribe("nodes", changed.ring_nowait)
         try:
             yield changed
         finally:
@@ -180,12 +179,3 @@ def _is_news(known: dict[str, bytes], view: admin_pb2.NodeView) -> bool:
         return False
     known[view.node_id] = now
     return True
-
-
-async def _wait(changed: asyncio.Event, clock: Clock, seconds: float) -> None:
-    waiting = {asyncio.ensure_future(changed.wait()), asyncio.ensure_future(clock.sleep(seconds))}
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()

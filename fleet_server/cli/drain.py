@@ -13,6 +13,7 @@ from fleet_server.cli.failures import Failed, Unreachable
 from fleet_server.cli.grammar import Duration, Noun
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.terminal import counted
+from fleet_server.cli.wave import drain_wave
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,6 +85,7 @@ def _note(nodes: Iterable[admin_pb2.NodeView]) -> str:
 
 
 drain.command("replica", example="fleetctl drain replica replica-a --deadline 2m --reason upgrade")(drain_replica)
+drain.command("wave", example="fleetctl drain wave site=berlin --batch 10% --budget 2 --deadline 10m")(drain_wave)
 
 
 @resume.command("node", example="fleetctl resume node rack=4")

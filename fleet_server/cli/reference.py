@@ -80,6 +80,8 @@ JSON_OF_VERB = {
     "commands watch": "JSON Lines of CommandView",
     "drain node": "array of NodeView",
     "drain replica": "DrainReplicaResponse",
+    "drain wave": "`{drained, failed, left, left_out, stopped}`, `failed` and `left_out` with a reason for each name; "
+    "with --dry-run `{batches}`; with --replicas `{drained, failed, left}`",
     "resume node": "array of NodeView",
     "replicas list": "array of ReplicaView",
     "telemetry latest": "array of LatestValue",

@@ -96,12 +96,10 @@ class Following:
                 self._feed.look_nowait(issue_id, marks)
 
     def _issues_hinted(self, issue_ids: frozenset[str] | None) -> None:
-        if not self._feed.watched:
-            return
         if issue_ids is None:
             self._due_s = 0.0
         else:
-            self._hinted |= issue_ids
+            self._hinted |= issue_ids & {issue_id or EVERY_ISSUE for issue_id in self._feed.issues}
         self._bell.ring_nowait()
 
 

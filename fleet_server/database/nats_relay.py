@@ -25,6 +25,7 @@ log = get_logger(__name__)
 
 _CONNECT_TIMEOUT_S = 5
 _FLUSH_TIMEOUT_S = 5
+_CLOSE_TIMEOUT_S = 0.5
 _PING_S = 10
 _MAX_PENDING = 1_024
 _MAX_PENDING_BYTES = 8 * 1024 * 1024
@@ -100,6 +101,7 @@ class NatsTransport:
         except BaseException:
             await link.close()
             raise
+        link.connected = True
         return link
 
     def _tls(self) -> dict[str, Any]:
@@ -158,7 +160,8 @@ class NatsLink:
         self._heard: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_PENDING)
         self._overflowed = False
         self.why = ""
-        """What the library said last of a failure."""
+        """What the library said of a failure: the first, while it connects, for others follow from that."""
+        self.connected = False
 
     async def say(self, messages: Sequence[str]) -> None:
         """Publish, and wait until the server has it."""
@@ -182,9 +185,10 @@ class NatsLink:
         return message
 
     async def close(self) -> None:
-        """Close it."""
+        """Close it; the library waits for ever for the end of a connection whose handshake failed."""
         with contextlib.suppress(Exception):
-            await self._client.close()
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._client.close()
 
     async def take(self, message: Any) -> None:
         """The library's callback for a message."""
@@ -192,9 +196,10 @@ class NatsLink:
 
     async def failed(self, error: Exception) -> None:
         """The library's callback for an error; a slow consumer lost messages."""
-        self.why = str(error) or type(error).__name__
-        self._overflowed = True
-        log.debug("wakeup_nats_error", error=self.why)
+        said = str(error) or type(error).__name__
+        self.why = said if self.connected else self.why or said
+        self._overflowed = self.connected
+        log.debug("wakeup_nats_error", error=said)
 
     async def ended(self) -> None:
         """The library's callback when the connection is gone."""

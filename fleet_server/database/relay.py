@@ -98,7 +98,7 @@ class Relay:
     Args:
         transport: opens it.
         wakeup: whose words are told, and who passes on what is heard.
-        again: how long to stay away from a transport that fails.
+        again: how long to stay away from a transport that fails; `CONNECT_AGAIN` by default.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Relay:
         wakeup: Wakeup,
         clock: Clock,
         metrics: RelayMetrics,
-        again: BackoffPolicy = CONNECT_AGAIN,
+        again: BackoffPolicy | None = None,
     ) -> None:
         self._transport = transport
         self._wakeup = wakeup
         self._clock = clock
         self._metrics = metrics
-        self._backoff = Backoff(again)
+        self._backoff = Backoff(again or CONNECT_AGAIN)
         self._origin = secrets.token_hex(8)
         self._outbox = Outbox()
         self._words = asyncio.Event()

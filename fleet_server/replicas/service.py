@@ -14,7 +14,7 @@ from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
-from fleet_server.database.wakeup import Wakeup
+from fleet_server.database.wakeup import Bell, Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.replicas import pacing, rules, store
 from fleet_server.replicas.pacing import Pace
@@ -74,7 +74,7 @@ class ReplicaService:
         self._watch = HeartbeatWatch()
         self._drain: DrainRequest | None = None
         self._drain_asked = asyncio.Event()
-        self._woken = asyncio.Event()
+        self._bell = Bell(clock)
         self.seen: Sequence[ReplicaRecord] = ()
         """All replicas, as they were at the last heartbeat of this one."""
         wakeup.on_hint("replica", self._hinted, pause_s=_HINT_PAUSE_S)
@@ -183,7 +183,7 @@ class ReplicaService:
 
     async def run(self) -> None:
         """Beat, look for the dead, and pick up drain requests, until cancelled."""
-        unsubscribe = self._wakeup.subscribe(f"replica:{self.replica_id}", self._woken.set)
+        unsubscribe = self._wakeup.subscribe(f"replica:{self.replica_id}", self._bell.ring_nowait)
         try:
             while True:
                 try:
@@ -232,19 +232,12 @@ class ReplicaService:
 
     def _hinted(self, replica_ids: frozenset[str] | None) -> None:
         if replica_ids is None or self.replica_id in replica_ids:
-            self._woken.set()
+            self._bell.ring_nowait()
 
     async def _wait_next(self) -> None:
         draining = self._state is ReplicaState.DRAINING
         pause_s = rules.DRAINING_INTERVAL_S if draining else rules.HEARTBEAT_INTERVAL_S
-        tick = asyncio.ensure_future(self._clock.sleep(pause_s))
-        wake = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait((tick, wake), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            tick.cancel()
-            wake.cancel()
-            self._woken.clear()
+        await self._bell.wait(pause_s)
 
     def _register(self, tx: Transaction, tls_cas: str) -> None:
         store.register(

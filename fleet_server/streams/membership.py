@@ -105,7 +105,8 @@ class Membership:
         self._stream.commands.hold(draining)
         if draining != self._drain_sent:
             self._drain_sent = draining
-            deadline_ms = max(0, node.drain_deadline_ms - self._nodes.now_ms()) if node.drain_deadline_ms else 0
+            # At least 1: 0 would be no limit, for one that comes back after its deadline.
+            deadline_ms = max(1, node.drain_deadline_ms - self._nodes.now_ms()) if node.drain_deadline_ms else 0
             self._stream.send(
                 gateway_pb2.ServerControl(drain=gateway_pb2.DrainNode(drain=draining, deadline_ms=deadline_ms))
             )

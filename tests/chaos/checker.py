@@ -62,6 +62,16 @@ def nothing_lost(case: Case) -> Iterator[str]:
                 yield f"issue {issue.key}: {_name(row)} was answered for {node_id} seq {seq} of {issue.issue_id}"
 
 
+def nothing_refused_wrongly(case: Case) -> Iterator[str]:
+    """Everything that was asked for was in order, so it was taken; a node's full queue alone is a reason."""
+    for issue in case.evidence.issues:
+        if issue.refusal:
+            yield f"issue {issue.key} ({issue.wanted}) was refused: {issue.refusal}"
+        for node_id, reason in issue.refused.items():
+            if reason != "QUEUE_FULL":
+                yield f"issue {issue.key} ({issue.wanted}) was refused for {node_id}: {reason}"
+
+
 def nothing_issued_twice(case: Case) -> Iterator[str]:
     """A key has one answer, and nothing stands in the tables that nobody was told of."""
     answered = {command_id for issue in case.evidence.issues for command_id in issue.commands}
@@ -236,6 +246,7 @@ def evidence_is_whole(case: Case) -> Iterator[str]:
 
 RULES: Sequence[Callable[[Case], Iterator[str]]] = (
     nothing_lost,
+    nothing_refused_wrongly,
     nothing_issued_twice,
     everything_ended,
     nothing_ran_twice,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,6 +29,11 @@ class MortalPostgres(PostgresServer):
     def __init__(self) -> None:
         super().__init__()
         self.name = self.create_database()
+
+    @property
+    def log_path(self) -> Path:
+        """What it logged, over all its lives."""
+        return Path(self._server.log)
 
     def end(self, how: signal.Signals) -> None:
         """End it: SIGINT is its fast shutdown, SIGQUIT its immediate one, SIGKILL is what it is."""

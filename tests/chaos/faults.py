@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,7 @@ class Faults:
             Kind.DRAIN_NODES: self._nodes_drained,
             Kind.ROTATE_KEY: self._key_rotated,
         }
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.done: list[Done] = []
 
     async def run(self, events: Sequence[Event]) -> None:
@@ -91,14 +93,15 @@ class Faults:
                 group.create_task(self._carry_out(event, start_s))
 
     async def _carry_out(self, event: Event, start_s: float) -> None:
-        began_s = time.monotonic() - start_s
-        self._show(f"{event.kind.value} {event.target}")
         failed = ""
-        try:
-            async with self._acts[event.kind](event):
-                await asyncio.sleep(event.lasts_s)
-        except (_WentWrong, Refusal) as error:
-            failed = str(error)
+        async with self._turns[event.target]:  # what the fault before did to the target may take longer than planned
+            began_s = time.monotonic() - start_s
+            self._show(f"{event.kind.value} {event.target}")
+            try:
+                async with self._acts[event.kind](event):
+                    await asyncio.sleep(event.lasts_s)
+            except (_WentWrong, Refusal) as error:
+                failed = str(error)
         self.done.append(Done(event, round(began_s, 2), round(time.monotonic() - start_s, 2), failed))
 
     def _program(self, event: Event) -> Program:

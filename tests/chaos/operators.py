@@ -155,7 +155,7 @@ class Issuer:
         request = admin_pb2.IssueCommandsRequest(
             selector=admin_pb2.Selector(patterns=patterns),
             commands=[admin_pb2.CommandSpec(action=action, arguments=json.dumps(arguments).encode())] * count,
-            ttl_s=chance.choice([1, 2, 5, 20, 60, 60, 60]),
+            ttl_s=chance.choice([1, 2, 5, 20, 60, 600, 600, 600]),
             idempotency_key=f"{self._desk.name}-{number}",
         )
         wanted = f"{count} {action} {arguments} to {', '.join(patterns)} within {request.ttl_s} s"
@@ -225,7 +225,8 @@ class Issuer:
         if self._chance.random() < 0.5:
             request = admin_pb2.CancelCommandsRequest(command_ids=[self._chance.choice(list(issue.commands))])
         with contextlib.suppress(Refusal):
-            await self._desk.insist("CancelCommands", request, CALL_TIMEOUT_S)
+            answer = await self._desk.insist("CancelCommands", request, CALL_TIMEOUT_S)
+            take_told(issue, answer.commands)
 
     async def _look(self, issue: Issue) -> None:
         """Read something once, as a person who wonders does."""

@@ -111,8 +111,12 @@ class World:
         found = ((path, load_membership(StateFolder(path).membership)) for path in self.node_folders)
         return {membership.node_id: (path, membership) for path, membership in found if membership is not None}
 
-    async def heal(self) -> None:
-        """End every fault of the network and of programs; returns once all is up again."""
+    async def heal(self) -> list[str]:
+        """End every fault of the network and of programs; returns once all is up again.
+
+        Returns:
+            What did not come up, in words.
+        """
         for link in self.links.values():
             link.heal()
         for program in self.programs:
@@ -121,8 +125,11 @@ class World:
             await program.kill()  # in a new process the minute is over that the old one may wait before it comes back
         for program in self.programs:
             program.start()
-        for program in self.programs:
-            await program.wait_ready()
+        results = await asyncio.gather(*(program.wait_ready() for program in self.programs), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, TimeoutError):
+                raise result
+        return [str(result) for result in results if result is not None]
 
 
 @contextlib.asynccontextmanager

@@ -97,6 +97,8 @@ PLANTED: list[tuple[str, Callable[[Evidence], object]]] = [
     ("nothing_lost", drop_row),
     ("nothing_lost", move_row),
     ("nothing_lost", answer_nothing),
+    ("nothing_refused_wrongly", lambda it: setattr(it.issues[0], "refusal", "NO_TARGETS")),
+    ("nothing_refused_wrongly", lambda it: it.issues[0].refused.update(node="SUSPENDED")),
     ("nothing_issued_twice", forget_answer),
     ("nothing_issued_twice", lambda it: it.issues[0].differing.append("two answers")),
     ("nothing_issued_twice", lambda it: setattr(it, "issue_counts", {"issue": 11})),

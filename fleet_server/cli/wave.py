@@ -1,0 +1,223 @@
+"""`fleetctl drain wave`: nodes in batches, or replicas one after the other, with a budget of failures.
+
+The wave lives here and not in the server (docs/adr/0027): Ctrl-C ends it, and it goes on where it was when it is run
+again, for nodes that are drained are left out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fleet_server.cli import complete, wave_rules
+from fleet_server.cli.drain_replica import REASONS
+from fleet_server.cli.failures import Failed
+from fleet_server.cli.grammar import Duration
+from fleet_server.cli.invocation import Invocation
+from fleet_server.cli.tables import Column
+from fleet_server.cli.terminal import counted
+
+if TYPE_CHECKING:
+    from fleet_server.cli.wave_nodes import NodeWave
+    from fleet_server.cli.wave_replicas import ReplicaWave
+
+_NODE_DEADLINE_S = 600
+_RETURN_S = 300
+_BATCH_COLUMNS = [Column("BATCH", right=True), Column("NODES", right=True), Column("NAMES", flexible=True)]
+
+
+def _checked_batch(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        wave_rules.batch_size(value, 100)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no batch: write a number of nodes, or a share: 10, 10%") from None
+    return value
+
+
+@click.argument("targets", nargs=-1, shell_complete=complete.node)
+@click.option("--replicas", "of_replicas", is_flag=True, help="Replicas instead of nodes; TARGETS are their ids then.")
+@click.option(
+    "--batch", default="10%", callback=_checked_batch, help="Nodes in a batch, or their share; 10% by default."
+)
+@click.option("--budget", type=click.IntRange(min=0), default=0, help="Nodes that may fail; one more stops the wave.")
+@click.option("--deadline", type=Duration(), help="For each batch; 10m by default, for replicas the server's setting.")
+@click.option("--pause", type=Duration(), help="Between the end of a batch and what comes after it.")
+@click.option(
+    "--then",
+    type=click.Choice(["leave", "resume"]),
+    default="leave",
+    help="Whether a drained batch stays drained (default), or gets work again after the pause.",
+)
+@click.option("--after", default="", help="Go on behind this node or replica.")
+@click.option("--return-within", type=Duration(), help="For a drained replica to be replaced; 5m by default.")
+@click.option(
+    "--reason", default="", help="Reason for the audit; for replicas what nodes are told, upgrade by default."
+)
+@click.option("--dry-run", is_flag=True, help="Show the batches, and drain nothing.")
+@click.pass_obj
+def drain_wave(
+    invocation: Invocation, /, targets: tuple[str, ...], of_replicas: bool, dry_run: bool, **how: Any
+) -> None:
+    """Drain many nodes, batch after batch by name, or replicas one after the other.
+
+    A batch has failed nodes when they are not drained by the deadline, are lost meanwhile, or when the drain cut a
+    running command short. More of them than the budget allows stop the wave, with exit code 1. Nodes that are drained
+    already, offline or out of service are left out: after Ctrl-C the same command goes on.
+
+    With --replicas the next one waits until there are as many READY as before: a rolling upgrade, where something
+    starts each replica again.
+    """
+    if of_replicas:
+        _drain_replicas(invocation, targets, dry_run=dry_run, **how)
+    elif not targets:
+        raise click.UsageError("name the nodes: names, globs, labels, or '*' for all; or --replicas")
+    else:
+        _drain_nodes(invocation, targets, dry_run=dry_run, **how)
+
+
+def _drain_nodes(
+    invocation: Invocation,
+    targets: Sequence[str],
+    *,
+    dry_run: bool,
+    batch: str,
+    budget: int,
+    deadline: int | None,
+    pause: int | None,
+    then: str,
+    after: str,
+    reason: str,
+    return_within: int | None,
+) -> None:
+    from fleet_server.cli.wave_nodes import NodeWave, Plan
+
+    if return_within is not None:
+        raise click.UsageError("--return-within is for --replicas")
+    deadline_s = deadline or _NODE_DEADLINE_S
+    again = ["fleetctl", "drain", "wave", *targets, "--batch", batch, "--deadline", f"{deadline_s}s"]
+    again += ["--budget", str(budget)] if budget else []
+    again += ["--pause", f"{pause}s"] if pause else []
+    again += ["--then", then] if then != "leave" else []
+    plan = Plan(
+        targets=targets,
+        batch=batch,
+        budget=budget,
+        deadline_s=deadline_s,
+        pause_s=pause or 0,
+        reason=reason,
+        resume=then == "resume",
+        after=after,
+        again=shlex.join(again),
+    )
+    with invocation.connect() as admin:
+        wave = NodeWave(invocation, admin, plan)
+        wave.prepare()
+        _tell_left_out(invocation, wave)
+        if dry_run:
+            _show_batches(invocation, wave)
+            return
+        try:
+            wave.run()
+        finally:
+            _emit(invocation, wave)
+    now = " and given work again" if plan.resume else ". To give them work again: `fleetctl resume node`"
+    invocation.advise(f"{counted(len(wave.tally.done), 'node')} drained{now}")
+
+
+def _drain_replicas(
+    invocation: Invocation,
+    targets: Sequence[str],
+    *,
+    dry_run: bool,
+    batch: str,
+    budget: int,
+    deadline: int | None,
+    pause: int | None,
+    then: str,
+    after: str,
+    reason: str,
+    return_within: int | None,
+) -> None:
+    from fleet_server.cli.wave_replicas import ReplicaWave
+
+    if budget or then != "leave" or batch != "10%":
+        raise click.UsageError("replicas are drained one after the other: --batch, --budget and --then are for nodes")
+    if reason and reason not in REASONS:
+        raise click.UsageError(f"with --replicas the reason is one of {', '.join(REASONS)}")
+    with invocation.connect() as admin:
+        wave = ReplicaWave(
+            invocation,
+            admin,
+            targets,
+            after=after,
+            deadline_s=deadline,
+            reason=reason or "upgrade",
+            pause_s=pause or 0,
+            return_s=return_within or _RETURN_S,
+        )
+        wave.prepare()
+        if not dry_run and len(wave.order) > 0:
+            try:
+                wave.run()
+            finally:
+                _emit_replicas(invocation, wave)
+            return
+    _emit_replicas(invocation, wave)
+
+
+def _tell_left_out(invocation: Invocation, wave: NodeWave) -> None:
+    reasons: dict[str, int] = {}
+    for why in wave.left_out.values():
+        reasons[why] = reasons.get(why, 0) + 1
+    if reasons:
+        said = ", ".join(f"{number} {why}" for why, number in sorted(reasons.items()))
+        invocation.say(f"{counted(len(wave.left_out), 'node')} left out: {said}")
+    if not wave.batches and not wave.left_out:
+        raise Failed("no node matches", hint="see which nodes there are: `fleetctl nodes list`")
+
+
+def _show_batches(invocation: Invocation, wave: NodeWave) -> None:
+    if invocation.wants_json:
+        invocation.emit_json({"batches": [[node.name for node in batch] for batch in wave.batches]})
+        return
+    invocation.emit_table(
+        _BATCH_COLUMNS,
+        [
+            [str(number), str(len(batch)), " ".join(node.name for node in batch)]
+            for number, batch in enumerate(wave.batches, 1)
+        ],
+    )
+
+
+def _emit(invocation: Invocation, wave: NodeWave) -> None:
+    tally = wave.tally
+    left = sum(map(len, wave.batches)) - len(tally.done) - len(tally.failed)
+    if invocation.wants_json:
+        invocation.emit_json(
+            {
+                "drained": tally.done,
+                "failed": tally.failed,
+                "left": left,
+                "left_out": wave.left_out,
+                "stopped": left > 0,
+            }
+        )
+        return
+    invocation.emit_fields([("drained", str(len(tally.done))), ("failed", str(len(tally.failed))), ("left", str(left))])
+
+
+def _emit_replicas(invocation: Invocation, wave: ReplicaWave) -> None:
+    left = [name for name in wave.order if name not in wave.tally.done and name not in wave.tally.failed]
+    if invocation.wants_json:
+        invocation.emit_json({"drained": wave.tally.done, "failed": wave.tally.failed, "left": left})
+        return
+    invocation.emit_fields(
+        [
+            ("replaced", " ".join(wave.tally.done) or "-"),
+            ("failed", " ".join(wave.tally.failed) or "-"),
+            ("left", " ".join(left) or "-"),
+        ]
+    )
