@@ -19,7 +19,7 @@ import uvloop
 
 MAX_LIFETIME_S = 600
 _CLOSE_TIMEOUT_S = 5.0
-_MAX_LINE_BYTES = 1024 * 1024
+_MAX_LINE_BYTES = 8 * 1024 * 1024
 
 
 async def serve(role: Any) -> None:

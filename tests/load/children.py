@@ -10,7 +10,7 @@ import psutil
 
 _CALL_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 10.0
-_MAX_LINE_BYTES = 1024 * 1024
+_MAX_LINE_BYTES = 8 * 1024 * 1024
 
 
 class Child:

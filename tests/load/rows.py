@@ -12,6 +12,7 @@ from tests.load import (
     c1_postgres,
     c2_fan_out,
     c3_storm,
+    c4_rolling,
     c5_growth,
     c7_commits,
     m1_machine,
@@ -37,6 +38,7 @@ ROWS: dict[str, Row] = {
         c1_postgres,
         c2_fan_out,
         c3_storm,
+        c4_rolling,
         c5_growth,
         c7_commits,
     )

@@ -80,6 +80,13 @@ class Installation:
     ca_pem: bytes
     node_folders: list[str]
     process: psutil.Process
+    program: asyncio.subprocess.Process
+
+    @property
+    def ends_in_order(self) -> bool | None:
+        """Whether the server ended with 0; None while it runs."""
+        code = self.program.returncode
+        return None if code is None else code == 0
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -193,6 +200,7 @@ async def _running(settings: Settings, token: str, node_folders: list[str]) -> A
             ca_pem=(settings.data_dir / "tls" / "ca.crt").read_bytes(),
             node_folders=node_folders,
             process=psutil.Process(process.pid),
+            program=process,
         )
     finally:
         await end_program(process)

@@ -8,8 +8,7 @@ own cost is what is measured, whole nodes run (`fleet`).
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -34,6 +33,8 @@ from tests.load.product.idle_links import Member
 _DONE = Outcome(OutcomeState.SUCCEEDED, {})
 _MAX_IN_FLIGHT = 32
 _REMEMBERED = 64
+_REMEMBERED_IDS = 4_096
+_TIMED = 16_384
 
 
 @dataclass(slots=True)
@@ -44,9 +45,8 @@ class Tally:
     acknowledged: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     ran_twice: int = 0
-    longest_gap_s: float = 0.0
-    gaps: Callable[[float], None] | None = None
-    """Told how long a node had to wait for its next command, each time that one comes."""
+    ran_at_s: dict[bytes, float] = field(default_factory=dict)
+    """By command id, on the monotonic clock, of the last `_TIMED` commands."""
 
 
 class LightCommands:
@@ -76,8 +76,7 @@ class LightCommands:
         self._last_report_no = 0
         self._out: deque[tuple[int, bytes]] = deque()
         self._stream: _Stream | None = None
-        self._ran_ids: set[bytes] = set()
-        self._ran_at_s = 0.0
+        self._ran_ids: OrderedDict[bytes, None] = OrderedDict()
 
     def hello(self) -> HelloCounters:
         """See `CommandPort`."""
@@ -148,11 +147,13 @@ class LightCommands:
         self._tally.ran += 1
         if command_id in self._ran_ids:
             self._tally.ran_twice += 1
-        self._ran_ids.add(command_id)
-        now_s = time.monotonic()
-        if self._tally.gaps is not None and self._ran_at_s:
-            self._tally.gaps(now_s - self._ran_at_s)
-        self._ran_at_s = now_s
+        self._ran_ids[command_id] = None
+        if len(self._ran_ids) > _REMEMBERED_IDS:
+            self._ran_ids.popitem(last=False)
+        times = self._tally.ran_at_s
+        times[command_id] = time.monotonic()
+        if len(times) > _TIMED:
+            del times[next(iter(times))]
 
     def _report(self, change: Any) -> None:
         self._last_report_no += 1

@@ -91,6 +91,10 @@ class LightNodes:
             **{f"refused_{what}": count for what, count in sorted(self._refusals.items())},
         }
 
+    async def ran(self) -> dict[str, float]:
+        """When the latest commands ran, by id, on the clock of all processes of the machine."""
+        return {command_id.hex(): at_s for command_id, at_s in self._tally.ran_at_s.items()}
+
     async def streams(self) -> dict[str, list[int]]:
         """How many streams each node has opened so far."""
         return {"opened": [link.status.streams_opened for link in self._links]}

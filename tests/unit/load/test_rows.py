@@ -5,7 +5,9 @@ import pytest
 from tests.load.results import Figures
 from tests.load.rows import DEFAULT_ROWS, ROWS, named
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C5", "C7"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C4", "C5", "C7"]
+
+_ROLLED = {"lost": 0, "ran_twice": 0, "refused_without_delay": 0, "gap_p99_s": 0.3, "quiet_gap_p99_s": 0.1}
 
 # row, product, baseline, ratio, met
 _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
@@ -42,6 +44,11 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("C3", {"all_back_s": 10.0, "refused_without_delay": 0}, {"tls_all_back_s": 2.5}, 4.0, True),
     ("C3", {"all_back_s": 10.1, "refused_without_delay": 0}, {"tls_all_back_s": 10.1}, 1.0, False),
     ("C3", {"all_back_s": 5.0, "refused_without_delay": 1}, {"tls_all_back_s": 5.0}, 1.0, False),
+    ("C4", _ROLLED, {}, 3.0, True),
+    ("C4", {**_ROLLED, "gap_p99_s": 1.0}, {}, 10.0, False),
+    ("C4", {**_ROLLED, "lost": 1}, {}, 3.0, False),
+    ("C4", {**_ROLLED, "ran_twice": 1}, {}, 3.0, False),
+    ("C4", {**_ROLLED, "refused_without_delay": 1}, {}, 3.0, False),
     ("C5", {"server_cpu_us_per_command": 13, "few_server_cpu_us_per_command": 10}, {}, 1.3, True),
     ("C5", {"server_cpu_us_per_command": 14, "few_server_cpu_us_per_command": 10}, {}, 1.4, False),
     ("C7", {"commits_per_command": 0.1}, {"commits_per_row_of_32": 0.05}, 2.0, True),
@@ -66,7 +73,7 @@ def test_the_default_run_is_the_machine_and_one_process_on_sqlite() -> None:
 def test_rows_are_named_one_by_one_or_as_a_group() -> None:
     assert named([]) == DEFAULT_ROWS
     assert named(["t2", "A1"]) == ["A1", "T2"]
-    assert named(["C"]) == ["C1", "C2", "C3", "C5", "C7"]
+    assert named(["C"]) == ["C1", "C2", "C3", "C4", "C5", "C7"]
     with pytest.raises(KeyError, match="X9, B"):
         named(["X9", "A1", "B"])
 
