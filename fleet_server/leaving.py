@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _SECOND_SIGNAL_S = 2.0
+_SETTLE_S = 0.5
+"""Others that are told to stop at the same moment have said so by then: nodes are not sent from one to the next."""
 _PACE_EVERY_S = 1.0
 _STOP_GRACE_S = 3.0
 """For each of the last things that may hang."""
@@ -96,8 +98,10 @@ class Leaving:
         with contextlib.suppress(Refusal, TimeoutError):
             await asyncio.wait_for(self._replicas.set_state(ReplicaState.DRAINING), timeout=_STOP_GRACE_S)
         following = [asyncio.create_task(self._shorten_when_asked()), asyncio.create_task(self._follow_pace())]
-        await self._linger()
         await self._read_pace()
+        if self._delay_s > 0 or self._pace.per_s > 0:
+            await self._linger(max(self._delay_s, _SETTLE_S))
+            await self._read_pace()
         self._gateway.stop_admitting()
         self._drain = Drain(
             registry=self._streams,
@@ -118,12 +122,9 @@ class Leaving:
         # A peer that stopped reading can hold stop() for ever: it gets a bound, and the process ends after it.
         await asyncio.wait({closing, asyncio.create_task(server.stop(0))}, timeout=_STOP_GRACE_S)
 
-    async def _linger(self) -> None:
+    async def _linger(self, seconds: float) -> None:
         """A balancer sends nodes here until it has noticed: they are let in, and moved with the others."""
-        if self._delay_s <= 0:
-            return
-        log.info("drain_delayed", delay_s=self._delay_s)
-        waits = {asyncio.ensure_future(self._clock.sleep(self._delay_s)), asyncio.ensure_future(self._hurry.wait())}
+        waits = {asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._hurry.wait())}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

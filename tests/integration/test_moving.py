@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2, gateway_pb2
 from tests.integration.clock import QuickClock
+from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import Installation, RunningNode, assert_each_ran_once
 from tests.integration.several import several
 from tests.integration.traffic import more, traffic
@@ -62,6 +64,55 @@ async def test_a_node_that_moves_between_replicas_under_traffic_loses_nothing_an
     assert node.link.streams_opened == 1 + MOVES
     ended = Counter(closes(here)) + Counter(closes(there))
     assert ended == {"GOODBYE_TAKEOVER": MOVES}
+
+
+async def test_what_was_under_way_when_a_node_moved_goes_out_once_more_and_results_count_over_either_stream(
+    replicas: list[Installation],
+) -> None:
+    """The old stream's replica hears of the new one at another, and leaves it its last words."""
+    here, there = replicas
+    node = await here.enroll("n-1")
+    async with HandmadeNode(here, node) as at_here, HandmadeNode(there, node) as at_there, at_here.welcomed() as older:
+        issued = await there.owner.issue("n-1", count=2)
+        first = await older.wait_statement()
+        async with at_there.welcomed(takeover_of=older.welcome.stream_id) as newer:
+            second = await newer.wait_statement()
+            assert second.commands == first.commands
+            assert second.stream_binding != first.stream_binding
+            assert (second.prev_seq, second.lease_epoch) == (0, first.lease_epoch + 1)
+            for number, stream in enumerate((older, newer)):
+                report = command_pb2.Report(
+                    report_no=number + 1,
+                    command_id=first.commands[number].command_id,
+                    monotonic_seq=number + 1,
+                    state=command_pb2.COMMAND_STATE_SUCCEEDED,
+                )
+                await stream.control(reports=command_pb2.ReportList(reports=[report]))
+                assert (await stream.wait_control("result_ack")).report_no == number + 1
+            views = await here.owner.outcomes(issued.issue_id)
+            assert {view.state for view in views} == {command_pb2.COMMAND_STATE_SUCCEEDED}
+            await here.owner.issue("n-1")
+            assert [each.monotonic_seq for each in (await newer.wait_statement()).commands] == [3]
+            await older.control(goodbye=gateway_pb2.Goodbye(reason="TAKEOVER"))
+            with pytest.raises(Refusal):  # read to its end: it was sent nothing more
+                await older.wait_statement()
+    assert closes(here) == {"GOODBYE_TAKEOVER": 1}
+
+
+async def test_a_second_machine_at_another_replica_ends_the_first_ones_stream(replicas: list[Installation]) -> None:
+    """It says of no stream that it takes over from it: the one before is half-open, or somebody else's."""
+    here, there = replicas
+    node = await here.enroll("n-1")
+    async with (
+        HandmadeNode(here, node) as at_here,
+        HandmadeNode(there, node) as at_there,
+        at_here.welcomed() as older,
+        at_there.welcomed() as newer,
+    ):
+        await there.owner.issue("n-1")
+        assert (await newer.wait_statement()).commands
+        assert (await older.wait_control("goaway")).reason == gateway_pb2.GOAWAY_REASON_SUPERSEDED
+        assert (await older.wait_refusal()).reason is Reason.SUPERSEDED
 
 
 NODES = 24

@@ -18,6 +18,7 @@ from tests.fakes import gateway as gateway_fake
 from tests.fakes import served
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import FakeGateway, FakeInstallation
+from tests.integration.clock import QuickClock
 from tests.unit.fleet_node.link.rooms import running_link
 
 
@@ -84,6 +85,20 @@ async def test_a_takeover_keeps_the_old_stream_until_someone_takes_it(
         assert (await first.ping(2)).number == 2
         del gateway.refuse["BeginHandshake"]
         await clock.advance(2.5)
+        second = await gateway.wait_stream(2)
+        assert second.proof.takeover_of == first.stream_id
+        await first.wait_ended()
+
+
+async def test_a_node_that_is_sent_where_nobody_is_any_more_takes_any_replica_after_a_few_attempts(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    """The replica that was to take it has gone meanwhile; the old stream serves on until another one is found."""
+    gone = "127.0.0.1:1"
+    clock = QuickClock(speed=20)
+    async with running_link(installation, tmp_path, clock=clock, endpoints=(gateway.endpoint, gone)):
+        first = await gateway.wait_stream()
+        await first.send(goaway(gateway_pb2.GOAWAY_REASON_REBALANCE, endpoints=[gone]))
         second = await gateway.wait_stream(2)
         assert second.proof.takeover_of == first.stream_id
         await first.wait_ended()
