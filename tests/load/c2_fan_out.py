@@ -29,5 +29,5 @@ ROW = Row(
     baseline,
     fan_out,
     judge,
-    timeout_s=420.0,
+    timeout_s=540.0,
 )

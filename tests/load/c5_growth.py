@@ -26,5 +26,5 @@ ROW = Row(
     baseline,
     growth,
     judge,
-    timeout_s=420.0,
+    timeout_s=540.0,
 )

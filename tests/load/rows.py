@@ -14,6 +14,7 @@ from tests.load import (
     c3_storm,
     c4_rolling,
     c5_growth,
+    c6_churn,
     c7_commits,
     m1_machine,
     t1_strangers,
@@ -40,6 +41,7 @@ ROWS: dict[str, Row] = {
         c3_storm,
         c4_rolling,
         c5_growth,
+        c6_churn,
         c7_commits,
     )
 }

@@ -148,6 +148,19 @@ async def storm(ctx: Context, nodes: int, *, tls: bool) -> Figures:
     return {"nodes": nodes, "all_back_s": back_s, "back_per_s": nodes / back_s}
 
 
+async def churn(ctx: Context, streams: int) -> Figures:
+    """Memory that bare streams leave behind on either side, after as many to warm up."""
+    async with _pair(ctx, tls=True) as (server, client, address):
+        await client.call("churn", address=address, count=streams, ca=_ca(ctx, True))
+        server_before, client_before = await server.call("usage"), client.rss_bytes()
+        await client.call("churn", address=address, count=streams, ca=_ca(ctx, True))
+        server_after, client_after = await server.call("usage"), client.rss_bytes()
+    return {
+        "server_kib_per_stream": (server_after["rss_bytes"] - server_before["rss_bytes"]) / streams / 1024,
+        "client_kib_per_stream": (client_after - client_before) / streams / 1024,
+    }
+
+
 async def _spread(
     ctx: Context, stack: AsyncExitStack, server: Child, do: str, address: str, nodes: int, ca: str | None
 ) -> None:

@@ -16,6 +16,7 @@ _OWN_CONNECTION = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _BACK_WITHIN_S = 0.2
+_AT_ONCE = 8
 """The least time to give a connection attempt is `grpc.min_reconnect_backoff_ms`: it stays at its default of 20 s."""
 
 
@@ -44,6 +45,20 @@ class BareClient:
         """Hold `count` streams and open each again, after a short random pause, whenever it is lost."""
         for channel in self._connect(address, count, ca, own_connections=True):
             self._tasks.append(asyncio.create_task(_hold(channel)))
+
+    async def churn(self, address: str, count: int, ca: str) -> None:
+        """Open and cancel `count` streams, eight at a time, each on a connection of its own."""
+        credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes())
+
+        async def some(number: int) -> None:
+            for _ in range(number):
+                async with grpc.aio.secure_channel(address, credentials, options=_OWN_CONNECTION) as channel:
+                    call: Any = channel.stream_stream("/bare.Bare/Echo")(wait_for_ready=True)
+                    await call.write(b"hello")
+                    await call.wait_for_connection()
+                    call.cancel()
+
+        await asyncio.gather(*(some(count // _AT_ONCE) for _ in range(_AT_ONCE)))
 
     async def check_open(self) -> None:
         """Every stream that was opened is still open: a baseline of fewer streams than it says would flatter nobody.

@@ -5,7 +5,7 @@ import pytest
 from tests.load.results import Figures
 from tests.load.rows import DEFAULT_ROWS, ROWS, named
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C4", "C5", "C7"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C4", "C5", "C6", "C7"]
 
 _ROLLED = {"lost": 0, "ran_twice": 0, "refused_without_delay": 0, "gap_p99_s": 0.3, "quiet_gap_p99_s": 0.1}
 
@@ -51,6 +51,8 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("C4", {**_ROLLED, "refused_without_delay": 1}, {}, 3.0, False),
     ("C5", {"server_cpu_us_per_command": 13, "few_server_cpu_us_per_command": 10}, {}, 1.3, True),
     ("C5", {"server_cpu_us_per_command": 14, "few_server_cpu_us_per_command": 10}, {}, 1.4, False),
+    ("C6", {"server_kib_per_stream": 1.0, "nodes_kib_per_stream": -0.5}, {}, 1.0, True),
+    ("C6", {"server_kib_per_stream": 0.1, "nodes_kib_per_stream": 1.1}, {}, 1.1, False),
     ("C7", {"commits_per_command": 0.1}, {"commits_per_row_of_32": 0.05}, 2.0, True),
     ("C7", {"commits_per_command": 0.11}, {"commits_per_row_of_32": 0.05}, 2.2, False),
 ]
@@ -73,7 +75,7 @@ def test_the_default_run_is_the_machine_and_one_process_on_sqlite() -> None:
 def test_rows_are_named_one_by_one_or_as_a_group() -> None:
     assert named([]) == DEFAULT_ROWS
     assert named(["t2", "A1"]) == ["A1", "T2"]
-    assert named(["C"]) == ["C1", "C2", "C3", "C4", "C5", "C7"]
+    assert named(["C"]) == ["C1", "C2", "C3", "C4", "C5", "C6", "C7"]
     with pytest.raises(KeyError, match="X9, B"):
         named(["X9", "A1", "B"])
 
