@@ -52,6 +52,22 @@ class Excess:
     share: float
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a replica hands on now.
+
+    Args:
+        parts: streams, by the replica that they are meant for; empty for none.
+        per_s: streams a second that may leave.
+    """
+
+    parts: Mapping[str, int]
+    per_s: float = 0.0
+
+
+NO_STEP = Step({})
+
+
 class Balance:
     """What one replica gives, from step to step."""
 
@@ -61,8 +77,8 @@ class Balance:
         self._quiet_until_s = 0.0
         self._told = self._stayed = 0
 
-    def step(self, own_id: str, replicas: Sequence[ReplicaRecord], now_s: float) -> Mapping[str, int]:
-        """Streams to hand on now, by the replica that they are meant for; empty for none.
+    def step(self, own_id: str, replicas: Sequence[ReplicaRecord], now_s: float) -> Step:
+        """What to hand on now.
 
         Args:
             own_id: this replica, whose row may be as old as those of the others.
@@ -72,10 +88,10 @@ class Balance:
         standing = excess_of(own_id, replicas)
         if standing is None or now_s < self._quiet_until_s or disturbed(replicas):
             self.giving = False
-            return {}
+            return NO_STEP
         bound = END_ABOVE * standing.share if self.giving else max(BEGIN_STREAMS, BEGIN_ABOVE * standing.share)
         self.giving = standing.streams > bound
-        return _parts(own_id, replicas, standing) if self.giving else {}
+        return _step(own_id, replicas, standing) if self.giving else NO_STEP
 
     def settled(self, told: int, stayed: int, now_s: float) -> bool:
         """A step has had its time: of `told` nodes `stayed` are here, still or again. Whether to go on."""
@@ -131,7 +147,7 @@ def _shares(replicas: Sequence[ReplicaRecord]) -> Mapping[str, float]:
     return {name: streams * weight / whole for name, weight in weights.items()}
 
 
-def _parts(own_id: str, replicas: Sequence[ReplicaRecord], standing: Excess) -> Mapping[str, int]:
+def _step(own_id: str, replicas: Sequence[ReplicaRecord], standing: Excess) -> Step:
     shares = _shares(replicas)
     above = {each.replica_id: each.streams - shares[each.replica_id] for each in replicas if each.replica_id in shares}
     givers = sum(excess for excess in above.values() if excess > 0)
@@ -139,8 +155,8 @@ def _parts(own_id: str, replicas: Sequence[ReplicaRecord], standing: Excess) -> 
     takers = {each.replica_id: each for each in replicas if above.get(each.replica_id, 0) < 0 and takes(each)}
     missing = {name: _missing(taker, -above[name]) for name, taker in takers.items()}
     own_streams = standing.streams + standing.share
-    time_for = ADMISSION_SHARE * ROUND_S * own_part * sum(taker.admission_per_s for taker in takers.values())
-    left = int(min(standing.streams, max(1.0, STEP_SHARE * own_streams), time_for))
+    per_s = ADMISSION_SHARE * own_part * sum(taker.admission_per_s for taker in takers.values())
+    left = int(min(standing.streams, max(1.0, STEP_SHARE * own_streams), ROUND_S * per_s))
     parts: dict[str, int] = {}
     for name in sorted(missing, key=lambda name: (-missing[name], name)):
         # Rounded down: what is left over is for a later step, and two givers never round up at the same taker.
@@ -148,7 +164,7 @@ def _parts(own_id: str, replicas: Sequence[ReplicaRecord], standing: Excess) -> 
         if part > 0:
             parts[name] = part
             left -= part
-    return parts
+    return Step(parts, per_s)
 
 
 def _missing(taker: ReplicaRecord, below: float) -> float:

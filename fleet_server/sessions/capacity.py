@@ -14,6 +14,8 @@ from collections.abc import Callable
 from fleet.clock import Clock
 from fleet_server.sessions.admission import Admission
 
+_SHORTEST_S = 0.4
+"""Of a measurement: heartbeats that come sooner tell what the last one did."""
 _WEIGHT = 0.3
 """Of each new measurement: a heartbeat apart, so that a short burst of work does not set the pace."""
 
@@ -49,7 +51,7 @@ class Capacity:
         """Take in what happened since the last call."""
         now = (self._clock.monotonic(), self._cpu_s(), self._admission.admitted, self._admission.handshakes_cpu_s)
         elapsed_s, cpu_s, admitted, handshakes_s = (each - before for each, before in zip(now, self._last, strict=True))
-        if elapsed_s <= 0:
+        if elapsed_s < _SHORTEST_S:
             return
         self._last = now
         busy = min(1.0, max(0.0, (cpu_s - handshakes_s) / elapsed_s))

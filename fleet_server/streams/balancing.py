@@ -76,20 +76,20 @@ class Balancing:
         if self._told:
             self._settle(now_s)  # and the next step waits for heartbeats that show what this one did
             return
-        parts = self._balance.step(self._own_id, replicas, now_s)
-        if not parts:
+        step = self._balance.step(self._own_id, replicas, now_s)
+        if not step.parts:
             return
         targets = {each.replica_id: each for each in replicas}
         own = targets[self._own_id]
-        wanted = [targets[name] for name, count in parts.items() for _ in range(count)]
+        wanted = [targets[name] for name, count in step.parts.items() for _ in range(count)]
         chosen = self._choose(len(wanted), now_s)
         for index, (stream, target) in enumerate(zip(chosen, wanted, strict=False)):
-            self._send(stream, index, len(chosen), endpoints_of(target, own))
+            self._send(stream, index * 1000 / step.per_s, 1000 / step.per_s, endpoints_of(target, own))
         self._told = {stream.node_id: stream.stream_id for stream in chosen}
         self._told_at_s = now_s
         self._moved_at_s.update(dict.fromkeys(self._told, now_s))
         self._metrics.balance_moves.inc(len(chosen))
-        log.info("rebalancing", streams=len(chosen), to=dict(parts), held=len(self._registry))
+        log.info("rebalancing", streams=len(chosen), to=dict(step.parts), held=len(self._registry))
 
     def _settle(self, now_s: float) -> None:
         """See whether the last step has had its effect, or its time."""
@@ -121,13 +121,12 @@ class Balancing:
         found.sort(key=lambda stream: not stream.commands.idle)
         return found[:count]
 
-    def _send(self, stream: Stream, index: int, count: int, endpoints: Sequence[str]) -> None:
-        slot_ms = balance.ROUND_S * 1000 / count
+    def _send(self, stream: Stream, after_ms: float, window_ms: float, endpoints: Sequence[str]) -> None:
         stream.goaway(
             gateway_pb2.ControlGoaway(
                 reason=gateway_pb2.GOAWAY_REASON_REBALANCE,
-                reconnect_after_ms=int(index * slot_ms),
-                window_ms=max(1, int(slot_ms)),
+                reconnect_after_ms=int(after_ms),
+                window_ms=max(1, int(window_ms)),
                 endpoints=endpoints,
                 resume=True,
             )

@@ -63,7 +63,7 @@ class Fleet:
         """Each decides on the same rows; then nodes move, and what came of it shows in the next rows."""
         self.now_s += 2 * balance.ROUND_S
         rows = self.rows()
-        steps = {name: self.rules[name].step(name, rows, self.now_s) for name in self.held}
+        steps = {name: self.rules[name].step(name, rows, self.now_s).parts for name in self.held}
         into = dict.fromkeys(self.held, 0)
         for giver, parts in steps.items():
             landed = [self.place(self, giver, target) for target, count in parts.items() for _ in range(count)]
@@ -161,18 +161,18 @@ def test_nodes_that_a_balancer_sends_back_are_left_alone_for_longer_each_time() 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_nobody_moves_nodes_while_they_have_other_reasons_to_move(change: dict[str, object], which: int) -> None:
     rows = Fleet([900, 900, 0], as_meant).rows()
-    assert Balance().step("r0", rows, 0.0)
+    assert Balance().step("r0", rows, 0.0).parts
     rows[which] = replace(rows[which], **change)  # type: ignore[arg-type]
-    assert not Balance().step("r0", rows, 0.0)
+    assert not Balance().step("r0", rows, 0.0).parts
 
 
 def test_a_few_streams_more_are_no_reason_to_move_any() -> None:
-    assert not Balance().step("r0", Fleet([14, 0], as_meant).rows(), 0.0)
-    assert not Balance().step("r0", Fleet([1_100, 900], as_meant).rows(), 0.0)
+    assert not Balance().step("r0", Fleet([14, 0], as_meant).rows(), 0.0).parts
+    assert not Balance().step("r0", Fleet([1_100, 900], as_meant).rows(), 0.0).parts
 
 
 def test_one_that_is_alone_or_drains_gives_nothing() -> None:
     rows = Fleet([900, 0], as_meant).rows()
-    assert not Balance().step("r0", rows[:1], 0.0)
-    assert not Balance().step("r9", rows, 0.0)
-    assert not Balance().step("r0", [replace(rows[0], state=ReplicaState.STARTING), rows[1]], 0.0)
+    assert not Balance().step("r0", rows[:1], 0.0).parts
+    assert not Balance().step("r9", rows, 0.0).parts
+    assert not Balance().step("r0", [replace(rows[0], state=ReplicaState.STARTING), rows[1]], 0.0).parts
