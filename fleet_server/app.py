@@ -30,6 +30,9 @@ from fleet_server.trust.secrets import Secrets
 
 log = get_logger(__name__)
 
+REPLACED = 3
+"""Exit code of a server in whose name another process serves: started again it would be refused."""
+
 
 class Server(ServerRooms):
     """One server process: its rooms, and their life.
@@ -42,6 +45,7 @@ class Server(ServerRooms):
         end_within: has this process be gone in so many seconds, whatever hangs; nothing does by default.
         manager: is told how it goes.
         stopping: what may end it; signals by default.
+        place: see `ServerRooms`.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class Server(ServerRooms):
         end_within: Callable[[float], None] = lambda seconds: None,
         manager: ServiceManager | None = None,
         stopping: StopRequest | None = None,
+        place: str = "",
     ) -> None:
-        super().__init__(settings, secrets, certificates, clock)
+        super().__init__(settings, secrets, certificates, clock, place=place)
         self._manager = manager or ServiceManager()
         self._stopping = stopping
         self._end_within = end_within
@@ -64,11 +69,12 @@ class Server(ServerRooms):
         """Serve until a signal or a drain request; the exit code.
 
         Raises:
-            Refusal, ListenError, TrustSetupError: it cannot start; the message says what to do.
+            Refusal, ListenError, TrustSetupError, NameTakenError: it cannot start; the message says what to do.
         """
         stopping = self._stopping or StopRequest()
         self.database.start()
         try:
+            await self.fence.take()
             await self.master_keys.load()
             await self.trust.load()
             await self.installation.load(self.trust.installation_id, self.trust.cluster_id)
@@ -122,38 +128,51 @@ class Server(ServerRooms):
         log.info("ready", replica_id=self.replica_id, version=software_version())
         try:
             failed = await self._wait_for_end(tasks, stopping)
+            replaced = self.fence.replaced.is_set()
             self._manager.stopping("draining")
             ending = Leaving(
                 gateway=serving.gateway,
                 streams=self.streams,
                 replicas=self.replicas,
                 own_admission_per_s=lambda: self.sessions.admission.rate_per_s,
-                delay_s=self.settings.drain_delay_s,
+                delay_s=0.0 if replaced else self.settings.drain_delay_s,
                 health=serving.health,
                 clock=self.clock,
                 metrics=self.metrics.streams,
                 end_within=self._end_within,
             )
             await ending.drain(serving.listener.server, stopping, self.settings.drain_deadline_s)
-            await self._last_writes()
+            if not replaced:  # what it could write belongs to its successor
+                await self._last_writes()
+            self.telemetry.close()
             await serving.health.close()
         finally:
             self.process.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if replaced:
+            return REPLACED
         return 1 if failed else 0
 
     def _state_line(self, serving: Serving) -> str:
         return f"{serving.health.readyz().detail}: {len(self.streams)} streams"
 
     async def _wait_for_end(self, tasks: list[asyncio.Task[None]], stopping: StopRequest) -> bool:
-        """Until a signal, a drain request, or a task that should never end; whether it was the last."""
-        asked = asyncio.create_task(self._drain_requested(stopping))
-        signalled = asyncio.create_task(stopping.first.wait())
-        done, _ = await asyncio.wait({*tasks, asked, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        signalled.cancel()
+        """Until a signal, a drain request, a successor of the same name, or a task that should never end; whether it
+        was the last."""
+        others = [
+            asyncio.create_task(self._drain_requested(stopping)),
+            asyncio.create_task(stopping.first.wait()),
+            asyncio.create_task(self.fence.replaced.wait()),
+        ]
+        done, _ = await asyncio.wait({*tasks, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in others:
+            waiting.cancel()
+        if self.fence.replaced.is_set():
+            stopping.deadline_s = 0.0
+            say = f"give each process a replica_id of its own: two are called {self.replica_id}"
+            log.critical("replica_replaced", next=say)
         for task in set(tasks) & done:
             log.error("task_ended", task=task.get_name(), exc_info=task.exception())
         if self.marks.went_back:
@@ -175,4 +194,3 @@ class Server(ServerRooms):
                 self.audit.checkpoint(self.trust.sign_checkpoint, self.trust.cluster_id),
             ]
         )
-        self.telemetry.close()

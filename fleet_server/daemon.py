@@ -24,6 +24,8 @@ def serve(
     secrets: Secrets,
     certificates: ServerCertificates,
     manager: ServiceManager,
+    *,
+    place: str,
     line: Line | None = None,
 ) -> int:
     """Run a server until it ends; the process's exit code.
@@ -33,6 +35,7 @@ def serve(
         secrets: derived from the secret encryption key.
         certificates: the server's TLS.
         manager: whoever started this process.
+        place: of the data folder that this process has locked.
         line: a worker's to its supervisor.
     """
 
@@ -45,7 +48,9 @@ def serve(
         stopping = StopRequest(signals_shorten=line is None)
         if line is not None:
             line.obey(stopping)
-        server = Server(settings, secrets, certificates, end_within=be_gone, manager=manager, stopping=stopping)
+        server = Server(
+            settings, secrets, certificates, end_within=be_gone, manager=manager, stopping=stopping, place=place
+        )
         server_logging.configure(settings.log_level, log_format=settings.log_format, replica_id=server.replica_id)
         return await server.run()
 

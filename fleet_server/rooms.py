@@ -29,6 +29,7 @@ from fleet_server.installation.service import InstallationService
 from fleet_server.nodes.ownership import refuse_stale
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
+from fleet_server.replicas.fence import Fence
 from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.marks import CommitMarks
 from fleet_server.replicas.rules import Vitals
@@ -54,10 +55,17 @@ class ServerRooms:
         secrets: derived from the secret encryption key.
         certificates: the server's TLS.
         clock: the machine's by default.
+        place: of the data folder that this process has locked (`bootstrap.HeldFolder`); empty for none.
     """
 
     def __init__(
-        self, settings: Settings, secrets: Secrets, certificates: ServerCertificates, clock: Clock | None = None
+        self,
+        settings: Settings,
+        secrets: Secrets,
+        certificates: ServerCertificates,
+        clock: Clock | None = None,
+        *,
+        place: str = "",
     ) -> None:
         self.settings = settings
         self.replica_id = settings.replica_id or own_replica_id(settings.data_dir)
@@ -67,6 +75,7 @@ class ServerRooms:
         self.process = ProcessMetrics(self.registry, self.clock, component="fleet-server", version=software_version())
         self.wakeup = Wakeup()
         self._secrets = secrets
+        self._place = place
         self.certificates = certificates
         self._build_foundation()
 
@@ -78,6 +87,13 @@ class ServerRooms:
         self.registry.before_collect(
             lambda: self.metrics.database.measure(self.database.writer.depth(), self.database.waiting_reads)
         )
+        self.fence = Fence(
+            database=self.database,
+            clock=self.clock,
+            replica_id=self.replica_id,
+            place=self._place,
+            version=software_version(),
+        )
         self.marks = CommitMarks(self.database, self.clock, self.replica_id, self._note_rewind)
         metrics = self.metrics.audit
         self.audit = AuditService(
@@ -87,6 +103,7 @@ class ServerRooms:
             writer=self.replica_id,
             row_mac=self._secrets.row_mac,
             metrics=metrics,
+            hold=self.fence.check,
         )
         self.node_audit = NodeAudit(
             self.database,
@@ -260,6 +277,7 @@ class ServerRooms:
             wakeup=self.wakeup,
             audit=self.audit,
             replica_id=self.replica_id,
+            fence=self.fence,
             version=software_version(),
             vitals=self._vitals,
             on_lost=self.nodes.forget_streams,

@@ -59,7 +59,7 @@ def _serve(settings: Settings, manager: ServiceManager, line: Line | None = None
 
     server_logging.configure(settings.log_level, log_format=settings.log_format)
     bootstrap.require_schema(settings)
-    with bootstrap.sole_server(settings):
+    with bootstrap.sole_server(settings) as held:
         secrets = bootstrap.load_secrets(settings)
         certificates = bootstrap.open_tls(settings, SystemClock())
         from fleet.process_end import end_without_teardown
@@ -67,7 +67,7 @@ def _serve(settings: Settings, manager: ServiceManager, line: Line | None = None
         from fleet_server.listeners import ListenError
 
         try:
-            code = serve(settings, secrets, certificates, manager, line)
+            code = serve(settings, secrets, certificates, manager, place=held.place(), line=line)
         except ListenError as error:
             raise BadSetup(str(error)) from error
     end_without_teardown(code)

@@ -115,6 +115,7 @@ def _ending_of(error: Exception) -> Ending | None:
     from fleet_server.config import ConfigError
     from fleet_server.database.dialects import DatabaseUrlError
     from fleet_server.database.migrate import DatabaseUnreachableError, SchemaError
+    from fleet_server.replicas.fence import NameTakenError
     from fleet_server.trust.secrets import SecretKeyError
     from fleet_server.trust.service import TrustSetupError
 
@@ -131,6 +132,7 @@ def _ending_of(error: Exception) -> Ending | None:
         (bootstrap.AlreadyRunningError, Refused),
         (SchemaError, Refused),
         (TrustSetupError, Refused),
+        (NameTakenError, Refused),
     )
     return next((ending(str(error)) for kind, ending in endings if isinstance(error, kind)), None)
 

@@ -45,6 +45,10 @@ Vouched = Callable[[Connection, str], Head | None]
 `TamperedHeadError` when that cannot be told."""
 
 
+Hold = Callable[[Connection], None]
+"""`hold(conn)` raises a `Refusal` when another process has this replica's name, and with it its chain."""
+
+
 def check_not_behind(head: Head, signed: Head | None) -> None:
     """Refuse the end of a chain that lies before what was signed of it.
 
@@ -65,13 +69,13 @@ class Heads:
     def __init__(self, mac: Mac) -> None:
         self._mac = mac
 
-    def read(self, conn: Connection, writer: str) -> Head:
-        """Head of one chain.
+    def read(self, conn: Connection, writer: str, *, lock: bool = False) -> Head:
+        """Head of one chain; with `lock` nobody else moves it until the transaction ends.
 
         Raises:
             TamperedHeadError: it was changed around the server, or removed.
         """
-        found = store.head(conn, writer)
+        found = store.head(conn, writer, lock=lock)
         if found is None and store.newest_row(conn, writer) is not None:
             found = store.head(conn, writer)  # another replica may have begun it in between
             if found is None:
@@ -114,15 +118,17 @@ class OwnChain:
         heads: where its head is stored.
         tell: `tell(tx, writer, why)` makes the row that tells that the chain was changed around the server.
         vouched: see `Vouched`.
+        hold: see `Hold`.
     """
 
     def __init__(
-        self, name: str, heads: Heads, tell: Callable[[Transaction, str, str], Entry], vouched: Vouched
+        self, name: str, heads: Heads, tell: Callable[[Transaction, str, str], Entry], vouched: Vouched, hold: Hold
     ) -> None:
         self.name = name
         self._heads = heads
         self._tell = tell
         self._vouched = vouched
+        self._hold = hold
         self._known: Head | None = None
         self._sealed: tuple[Transaction, Head] | None = None
         self._untold: tuple[str, str] | None = None
@@ -137,6 +143,7 @@ class OwnChain:
             entries = [*entries, self._tell(tx, *self._untold)]
         rows, after = rules.chain(tip, entries)
         if not self._heads.advance(tx.conn, tip, after):
+            self._hold(tx.conn)  # or what a successor of the same name wrote would be taken for a forgery
             tip, why = self._look(tx.conn, tip)
             if why:
                 entries = [*entries, self._tell(tx, self.name, why)]
@@ -171,6 +178,7 @@ class OwnChain:
         if not remembered:
             return self._open(conn)
         if self._blocked:
+            self._hold(conn)
             self._blocked = False
             if store.newest_row(conn, self.name) not in [(head.number, head.hash) for head in remembered]:
                 return self._begin_another("rows stand behind its end that this replica did not write")
@@ -179,7 +187,7 @@ class OwnChain:
     def _open(self, conn: Connection) -> Head:
         """Where a process that has just started goes on."""
         try:
-            head = self._heads.read(conn, self.name)
+            head = self._heads.read(conn, self.name, lock=True)
             newest = store.newest_row(conn, self.name)
             if newest is not None and newest != (head.number, head.hash):
                 raise TamperedHeadError(f"its head names row {head.number}, and its newest row is {newest[0]}")

@@ -23,7 +23,7 @@ from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.audit import reading, rules, spent, store
 from fleet_server.audit.checkpoints import Checkpoints, SignCheckpoint
-from fleet_server.audit.heads import Heads, Mac, OwnChain, TamperedHeadError
+from fleet_server.audit.heads import Heads, Hold, Mac, OwnChain, TamperedHeadError
 from fleet_server.audit.kinds import TABLE_OF_QUARANTINE, AuditKind
 from fleet_server.audit.reading import AuditCursor, AuditPage
 from fleet_server.audit.rules import JSON, Head
@@ -71,6 +71,7 @@ class AuditService:
         writer: name of this replica's chain, its replica id. No other process may use it.
         row_mac: the MAC of a table.
         metrics: told of what is committed.
+        hold: see `Hold`; asked where the chain does not stand as this process left it, and before each checkpoint.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class AuditService:
         writer: str,
         row_mac: Callable[[str], Mac],
         metrics: AuditMetrics | None = None,
+        hold: Hold = lambda conn: None,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -90,7 +92,8 @@ class AuditService:
         self._metrics = metrics
         self._seen_checkpoint = 0
         self.heads = Heads(row_mac("audit_heads"))
-        self._own = OwnChain(writer, self.heads, self._changed_chain, self._vouched)
+        self._hold = hold
+        self._own = OwnChain(writer, self.heads, self._changed_chain, self._vouched, hold)
         self.spent = SpentRecord(
             self.heads,
             lambda kind, subject: self._entry(kind, "server", subject, {}),
@@ -135,6 +138,7 @@ class AuditService:
         one was faster, or something was changed around the server (`Checkpoints`)."""
 
         def work(tx: Transaction) -> bool:
+            self._hold(tx.conn)
             self.checkpoints.tell(tx, "spent", spent.WRITER, self.spent.tampered)
             made = self.checkpoints.make(tx, sign, cluster_id, self._clock.now_ms())
             if made:

@@ -97,6 +97,36 @@ class ReplicaRecord:
     endpoints: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Which process stands in the row of a replica id.
+
+    Args:
+        boot_id: see `boot_id`; empty from an older server.
+        heartbeat_at_ms: changes with each of its heartbeats.
+    """
+
+    boot_id: str
+    state: ReplicaState
+    heartbeat_at_ms: int
+
+
+def boot_id(place: str, token: str) -> str:
+    """Names one process for good: the data folder that it has locked, and chance."""
+    return f"{place}.{token}"
+
+
+def is_foreign(holder: Holder, own_boot_id: str) -> bool:
+    """Whether it may live in another data folder, so that the lock of the own one proves nothing."""
+    return holder.boot_id.partition(".")[0] != own_boot_id.partition(".")[0]
+
+
+def is_known_gone(holder: Holder, own_boot_id: str) -> bool:
+    """Whether its name may be taken at once: it said goodbye, was found lost, or had the data folder that is locked by
+    this process now. One that was found lost and lives finds out that it was replaced."""
+    return holder.state not in LIVING or not is_foreign(holder, own_boot_id)
+
+
 class HeartbeatWatch:
     """Finds replicas whose heartbeat stands still, on this replica's own monotonic clock.
 

@@ -17,6 +17,7 @@ from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Bell, Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.replicas import pacing, rules, store
+from fleet_server.replicas.fence import Fence
 from fleet_server.replicas.pacing import Pace
 from fleet_server.replicas.rules import DrainRequest, HeartbeatWatch, ReplicaRecord, ReplicaState, Vitals
 
@@ -30,7 +31,8 @@ class ReplicaService:
     """The replicas room of one process.
 
     Args:
-        replica_id: this process; nobody else beats under this id.
+        replica_id: this process; nobody else beats under this id, which `fence` sees to.
+        fence: taken before `register`.
         version: software version.
         vitals: what it says of itself now. On the event loop.
         secret_keys: ids of the secret encryption keys that this process holds, the one that writes first.
@@ -49,6 +51,7 @@ class ReplicaService:
         wakeup: Wakeup,
         audit: AuditService,
         replica_id: str,
+        fence: Fence,
         version: str,
         vitals: Callable[[], Vitals],
         on_lost: Callable[[Transaction, str], object],
@@ -61,6 +64,7 @@ class ReplicaService:
         self._wakeup = wakeup
         self._audit = audit
         self.replica_id = replica_id
+        self._fence = fence
         self._version = version
         self._vitals = vitals
         self._on_lost = on_lost
@@ -240,14 +244,17 @@ class ReplicaService:
         await self._bell.wait(pause_s)
 
     def _register(self, tx: Transaction, tls_cas: str) -> None:
-        store.register(
+        registered = store.register(
             tx.conn,
             self.replica_id,
+            self._fence.boot_id,
             version=self._version,
             secret_keys=_words(self._secret_keys()),
             tls_cas=tls_cas,
             now_ms=self._clock.now_ms(),
         )
+        if not registered:
+            self._fence.check(tx.conn)
 
     def _beat(self, tx: Transaction, tls_cas: str, vitals: Vitals, *, was_lost: bool = False) -> None:
         known = self._write_beat(tx, tls_cas, vitals)
@@ -256,6 +263,7 @@ class ReplicaService:
         # Cut off, or standing still, for so long that the others took it for lost, or forgot it. Its nodes may still be
         # here: what is said of them stays, and those that went elsewhere meanwhile have a newer epoch.
         if not known:
+            self._fence.check(tx.conn)
             self._register(tx, tls_cas)
             self._write_beat(tx, tls_cas, vitals)
         detail: Mapping[str, JSON] = {"version": self._version, "lost" if known else "forgotten": True}
@@ -267,6 +275,7 @@ class ReplicaService:
         return store.beat(
             tx.conn,
             self.replica_id,
+            self._fence.boot_id,
             state=self._state,
             vitals=vitals,
             secret_keys=_words(self._secret_keys()),

@@ -6,7 +6,7 @@ from typing import Any
 
 from fleet.v1 import gateway_pb2
 from fleet_server.database.engine import Connection, for_update, sql
-from fleet_server.replicas.rules import DrainRequest, ReplicaRecord, ReplicaState, Vitals
+from fleet_server.replicas.rules import DrainRequest, Holder, ReplicaRecord, ReplicaState, Vitals
 
 _COLUMNS = (
     "replica_id, version, state, streams, admission_per_s, started_at_ms, heartbeat_at_ms, drain_requested_at_ms,"
@@ -14,24 +14,48 @@ _COLUMNS = (
 )
 
 
-def register(conn: Connection, replica_id: str, *, version: str, secret_keys: str, tls_cas: str, now_ms: int) -> None:
-    """Write the row of a process that starts; one that had the same id before is forgotten, drain request and all."""
+def holder(conn: Connection, replica_id: str) -> Holder | None:
+    """Which process has this id."""
+    text = "SELECT boot_id, state, heartbeat_at_ms FROM replicas WHERE replica_id = ?"
+    row = conn.exec_driver_sql(sql(conn, text), (replica_id,)).first()
+    return None if row is None else Holder(row[0], ReplicaState(row[1]), row[2])
+
+
+def claim(conn: Connection, replica_id: str, boot_id: str, before: Holder | None, *, version: str, now_ms: int) -> bool:
+    """Have a process have this id; False when the row is not as `before` says."""
     text = (
-        f"INSERT INTO replicas ({_COLUMNS})"  # noqa: S608 - constants
-        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '')"
+        f"INSERT INTO replicas ({_COLUMNS}, boot_id)"  # noqa: S608 - constants
+        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, '', '', 0, 0, '', ?)"
+        " ON CONFLICT (replica_id) DO UPDATE SET boot_id = excluded.boot_id, state = excluded.state,"
+        " heartbeat_at_ms = excluded.heartbeat_at_ms"
+        " WHERE replicas.boot_id = ? AND replicas.heartbeat_at_ms = ? OR replicas.boot_id = excluded.boot_id"
+    )
+    expected = (boot_id, now_ms) if before is None else (before.boot_id, before.heartbeat_at_ms)
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, boot_id, *expected)
+    return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
+
+
+def register(
+    conn: Connection, replica_id: str, boot_id: str, *, version: str, secret_keys: str, tls_cas: str, now_ms: int
+) -> bool:
+    """Write the row of a process that starts, drain request and all; False when another process has the id."""
+    text = (
+        f"INSERT INTO replicas ({_COLUMNS}, boot_id)"  # noqa: S608 - constants
+        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
         " admission_per_s = 0, admitted_per_s = 0, started_at_ms = excluded.started_at_ms,"
         " heartbeat_at_ms = excluded.heartbeat_at_ms,"
         " drain_requested_at_ms = 0, drain_deadline_ms = 0, drain_reason = 0,"
-        " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas"
+        " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas WHERE replicas.boot_id = excluded.boot_id"
     )
-    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys, tls_cas)
-    conn.exec_driver_sql(sql(conn, text), fields)
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys, tls_cas, boot_id)
+    return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
 def beat(
     conn: Connection,
     replica_id: str,
+    boot_id: str,
     *,
     state: ReplicaState,
     vitals: Vitals,
@@ -39,13 +63,14 @@ def beat(
     tls_cas: str,
     now_ms: int,
 ) -> bool:
-    """Say that this replica lives; False when it has no row."""
+    """Say that this replica lives; False when it has no row, or another process has its id."""
     text = (
         "UPDATE replicas SET state = ?, streams = ?, max_streams = ?, admission_per_s = ?, admitted_per_s = ?,"
-        " endpoints = ?, secret_keys = ?, tls_cas = ?, heartbeat_at_ms = ? WHERE replica_id = ?"
+        " endpoints = ?, secret_keys = ?, tls_cas = ?, heartbeat_at_ms = ?"
+        " WHERE replica_id = ? AND boot_id = ?"
     )
     measured = (vitals.streams, vitals.max_streams, vitals.admission_per_s, vitals.admitted_per_s)
-    fields = (state.value, *measured, ",".join(vitals.endpoints), secret_keys, tls_cas, now_ms, replica_id)
+    fields = (state.value, *measured, ",".join(vitals.endpoints), secret_keys, tls_cas, now_ms, replica_id, boot_id)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 

@@ -99,6 +99,7 @@ class Installation:
         self.gateway_port, self.admin_port = free_ports(2)
         self.data = folder / "server"
         self.owner_token = template.copy(self.data)
+        self.place = str(self.data)[-24:]  # no process has it: a server that crashed here is known to be gone
         self.settings = server_settings(self.data, self.gateway_port, self.admin_port, **settings)
         self.server: app.Server
         self.owner: Operator
@@ -151,7 +152,8 @@ class Installation:
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
         certificates = bootstrap.open_tls(self.settings, self.clock)
-        self.server = app.Server(self.settings, bootstrap.load_secrets(self.settings), certificates, self.clock)
+        secrets = bootstrap.load_secrets(self.settings)
+        self.server = app.Server(self.settings, secrets, certificates, self.clock, place=self.place)
         self._serving = asyncio.create_task(self.server.run())
 
     async def _is_listening(self) -> bool:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
+from fleet_server.replicas.fence import Fence
 from fleet_server.replicas.rules import ReplicaState, Vitals
 from fleet_server.replicas.service import ReplicaService
 from tests.fakes.clock import MockClock
@@ -25,13 +27,17 @@ class Replica(ReplicaService):
         clock: object = None,
         wakeup: Wakeup | None = None,
         tls_cas: Callable[[], Sequence[bytes]] = tuple,
+        place: str = "here",
     ) -> None:
         self.gone: list[str] = []
         self.returns = 0
         self.returning: Refusal | None = None
+        timed: Clock = clock or world.clock  # type: ignore[assignment]
+        self.fence = Fence(database=world.database, clock=timed, replica_id=replica_id, place=place, version="1.0")
         super().__init__(
             database=world.database,
-            clock=clock or world.clock,  # type: ignore[arg-type]
+            clock=timed,
+            fence=self.fence,
             wakeup=wakeup or world.wakeup,
             audit=world.audit,
             replica_id=replica_id,
@@ -50,6 +56,7 @@ class Replica(ReplicaService):
 
 async def ready(world: World, replica_id: str, **fields: object) -> Replica:
     replica = Replica(world, replica_id, **fields)  # type: ignore[arg-type]
+    await replica.fence.take()
     await replica.register()
     await replica.set_state(ReplicaState.READY)
     return replica
@@ -80,6 +87,7 @@ async def test_who_says_of_no_tls_ca_that_it_shows_a_certificate_of_it(world: Wo
 
 async def test_register_and_beat(world: World, clock: MockClock) -> None:
     replica = Replica(world, "r1")
+    await replica.fence.take()
     await replica.register()
     assert replica.gone == ["r1"]  # what an earlier process of this id left behind
     await replica.set_state(ReplicaState.READY)
