@@ -32,6 +32,7 @@ log = get_logger(__name__)
 _RESTARTS = BackoffPolicy(initial_s=1.0, maximum_s=30.0, stable_s=rules.STABLE_S)
 _LOOK_S = 0.5
 _TELL_S = 2.0
+_STOOD_STILL_S = 1.0
 
 
 class Supervisor:
@@ -65,7 +66,11 @@ class Supervisor:
         code = 0
         try:
             while running:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({watching, *running}, return_when=asyncio.FIRST_COMPLETED)
+                if watching.done():
+                    watching.result()  # it ends by a fault alone; workers without a supervisor end by themselves
+                done = {task for task in running if task.done()}
+                running -= done
                 for ended in done:
                     code = code or ended.result()
                     self._stop("a worker failed" if ended.result() else "its workers have ended")
@@ -157,7 +162,7 @@ class Supervisor:
         looked_s = self._clock.monotonic()
         while True:
             late_s = self._clock.monotonic() - looked_s - pause_s
-            if late_s > pause_s:
+            if late_s > _STOOD_STILL_S:
                 for process in self._processes():
                     process.excuse(late_s)
             for process in self._processes():

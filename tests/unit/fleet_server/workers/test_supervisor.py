@@ -46,6 +46,9 @@ class Worker:
         self.phase = Phase.ENDING
         self.told.append("stop all" if all_end else "stop")
 
+    def excuse(self, seconds: float) -> None:
+        self.told.append("excuse")
+
     def hurry(self) -> None:
         self.told.append("hurry")
 
@@ -209,6 +212,22 @@ async def test_one_that_was_drained_stays_away_until_a_roll_and_when_all_were_it
     fourth.end(0)
     assert await running == 0
     assert len(whole.lives) == 4
+
+
+async def test_nobody_hangs_for_that_the_whole_machine_stood_still(
+    whole: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LOOK_S", 0.001)
+    monkeypatch.setattr(supervisor, "_STOOD_STILL_S", -1.0)
+    running, one, two = await begin(whole)
+    async with asyncio.timeout(10):
+        while not (one.told and two.told):
+            await asyncio.sleep(0)
+    assert {*one.told, *two.told} == {"excuse"}
+    whole._signalled()
+    one.end(0)
+    two.end(0)
+    assert await running == 0
 
 
 async def test_one_that_hangs_is_killed_and_named(whole: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:
