@@ -300,21 +300,25 @@ class CommandService:
         run = None if entry is None else self._execution.find(seq)
         state = None if entry is None else entry.state
         if run is not None:
-            waits = run.phase is Phase.WAITING  # an idempotent one that was interrupted waits, journaled as RUNNING
-            state = CommandState.COMMAND_STATE_ACCEPTED if waits else CommandState.COMMAND_STATE_RUNNING
+            # An idempotent one that was interrupted waits, journaled as RUNNING.
+            is_waiting = run.phase is Phase.WAITING
+            state = CommandState.COMMAND_STATE_ACCEPTED if is_waiting else CommandState.COMMAND_STATE_RUNNING
         elif state is not None and state not in rules.FINAL_STATES:
             outcome = CancelOutcome.CANCEL_OUTCOME_ALREADY_FINISHED  # its result is on its way to the disk
             self._journal.audit_nowait(self._audited_cancel(cancel, outcome))
             return outcome
         outcome = rules.cancel_outcome(state, accepted=accepted)
+        waits = run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_CANCELLED
+        if waits and entry is not None and entry.state == CommandState.COMMAND_STATE_RUNNING:
+            outcome = CancelOutcome.CANCEL_OUTCOME_STOPPING  # it ran once: the report alone says what is known of that
         audited = self._audited_cancel(cancel, outcome)
         if outcome == CancelOutcome.CANCEL_OUTCOME_TOMBSTONED:
             await self._ledger.bury(seq, cancel.command_id, audited)
-        elif run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_CANCELLED:
+        elif run is not None and waits:
             await self._execution.cancel_waiting(run, audited)
         else:
             self._journal.audit_nowait(audited)
-        if run is not None and outcome == CancelOutcome.CANCEL_OUTCOME_STOPPING:
+        if run is not None and not waits and outcome == CancelOutcome.CANCEL_OUTCOME_STOPPING:
             self._execution.ask_stop(run, StopCause.CANCELLED)
         return outcome
 

@@ -85,6 +85,8 @@ class ProbeDriver:
                         await self._gate("deaf").wait()
                     except asyncio.CancelledError:
                         continue
+            case "again" if "gate" in invocation.arguments:
+                return await self._wait_gate(invocation)
             case "gate":
                 return await self._wait_gate(invocation)
         return Outcome(OutcomeState.SUCCEEDED, dict(invocation.arguments))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fleet.v1 import gateway_pb2
+from fleet.v1 import command_pb2, gateway_pb2
 from tests.unit.fleet_node.commands.node import TestNode
 
 
@@ -34,6 +34,20 @@ async def test_what_ran_is_interrupted_unless_it_is_idempotent(node: TestNode) -
     assert (await node.wait_reported(gone, "INTERRUPTED")).reason == "NODE_RESTARTED"
     await node.wait_reported(again, "SUCCEEDED")
     assert gone.command_id not in node.probe.runs
+
+
+async def test_a_cancel_of_what_waits_to_run_again_leaves_its_first_run_unknown(node: TestNode) -> None:
+    """Its report says INTERRUPTED; an answer that it never started would reach the server before that."""
+    again = node.command("probe.again", gate="g")
+    await node.give(again)
+    await node.wait_reported(again, "RUNNING")
+    await node.crash()
+    await node.restart()
+    node.open_stream(drained=True)
+
+    assert await node.cancel(again) == command_pb2.CANCEL_OUTCOME_STOPPING
+
+    assert (await node.wait_reported(again, "INTERRUPTED")).reason == "CANCELLED"
 
 
 async def test_what_waited_too_long_while_the_node_was_away_expires(node: TestNode) -> None:
