@@ -122,7 +122,7 @@ def told_as_it_ran(case: Case) -> Iterator[str]:
             completed = ended.count(_ENDED_WITH[row.state])
             if not completed or not (case.may_repeat(row) or completed == begun == 1):
                 yield what
-        elif (row.state in _NEVER_RAN and begun) or (row.state == "CANCELLED" and ended != ["CANCELLED"] * begun):
+        elif not _did_not_run(row.state, begun, ended, may_repeat=case.may_repeat(row)):
             yield what
 
 
@@ -270,6 +270,13 @@ def check(evidence: Evidence) -> list[Violation]:
     """Everything that is wrong; empty when all rules hold."""
     case = Case(evidence)
     return [Violation(rule.__name__, what) for rule in RULES for what in rule(case)]
+
+
+def _did_not_run(state: str, begun: int, ended: Sequence[str], *, may_repeat: bool) -> bool:
+    """It never began, as its state says; what was cancelled may have begun, and its last run ended so."""
+    if state == "CANCELLED":
+        return ended == ["CANCELLED"] * begun or (may_repeat and ended[-1:] == ["CANCELLED"])
+    return state not in _NEVER_RAN or not begun
 
 
 def _name(row: CommandRow) -> str:

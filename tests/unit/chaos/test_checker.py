@@ -115,6 +115,7 @@ PLANTED: list[tuple[str, Callable[[Evidence], object]]] = [
     ("told_as_it_ran", lambda it: stands(it, 1, "REJECTED")),
     ("told_as_it_ran", lambda it: stands(it, 1, "CANCELLED")),
     ("told_as_it_ran", lambda it: lines(it, without=(6, "SUCCEEDED"))),
+    ("told_as_it_ran", lambda it: stands(it, 6, "CANCELLED")),
     ("unknown_is_declared", lambda it: stands(it, 5, "CANCELLED")),
     ("unknown_is_declared", lambda it: lines(it, without=(1, "SUCCEEDED"))),
     ("seqs_are_dense", drop_row),
@@ -156,6 +157,13 @@ def test_what_is_planted_is_found(rule: str, plant: Callable[[Evidence], object]
 
 def test_every_rule_has_something_planted() -> None:
     assert {rule.__name__ for rule in RULES} == {rule for rule, _ in PLANTED}
+
+
+def test_what_ran_again_and_was_then_stopped_is_cancelled() -> None:
+    evidence = whole()
+    lines(evidence, (6, "CANCELLED"), without=(6, "SUCCEEDED"))
+    stands(evidence, 6, "CANCELLED")
+    assert "told_as_it_ran" not in {violation.rule for violation in check(evidence)}
 
 
 def test_an_interrupted_run_on_a_device_stands_in_nobodys_way() -> None:
