@@ -227,13 +227,17 @@ class Run:
         for _ in range(_VERIFIED_TIMES):  # nodes tell the newest of their rows within seconds
             code, out, err = await run_fleetctl(environment, *words)
             if code:
-                return [f"fleetctl audit verify ended with {code}: {out} {err}"]
+                wrong = [f"it ended with {code}: {out} {err}"]
+                break
             (built.folder / "audit.json").write_text(out)
             said = json.loads(out)
             wrong = [f"{name} is {said[name]}" for name, expected in _VERIFIED.items() if said[name] != expected]
             if not wrong:
                 break
             await asyncio.sleep(_VERIFY_AGAIN_S)
+        if wrong:
+            _, out, _ = await run_fleetctl(environment, "audit", "export")
+            (built.folder / "audit.jsonl").write_text(out)
         return [f"fleetctl audit verify: {each}" for each in wrong]
 
     async def _stop(self, built: World) -> list[str]:
