@@ -18,7 +18,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes import rules
+from fleet_server.nodes import liveness_store, rules
 from fleet_server.nodes.directory import NodeDirectory
 from fleet_server.nodes.liveness import SignOfLife
 from fleet_server.nodes.ownership import write_as_newest
@@ -222,10 +222,10 @@ class NodePresence(NodeDirectory):
         when there are any."""
         own = self._replica_id
         rows = [
-            (sign.seen_ms, sign.rtt_us, sign.clock_offset_ms, seq := sign.accepted_seq, seq, node_id, sign.epoch, own)
+            (sign.seen_ms, sign.rtt_us, sign.clock_offset_ms, sign.accepted_seq, node_id, sign.epoch, own)
             for node_id, sign in chunk
         ]
-        if self._store.flush_alive(tx.conn, rows) == len(rows):
+        if liveness_store.flush_alive(tx.conn, rows) == len(rows):
             return []
         newest = self._store.epochs(tx.conn, [node_id for node_id, _ in chunk])
         return [node_id for node_id, sign in chunk if newest.get(node_id, 0) > sign.epoch]

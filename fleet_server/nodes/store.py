@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Connection, for_update, octets, sql
-from fleet_server.database.statements import execute_many, fetch
+from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 from fleet_server.nodes.selectors import Hint
@@ -249,23 +249,6 @@ class NodeStore:
         """Mark every node of a replica offline."""
         text = "UPDATE nodes SET online = 0 WHERE replica_id = ? AND online = 1"
         return conn.exec_driver_sql(sql(conn, text), (replica_id,)).rowcount
-
-    def flush_alive(self, conn: Connection, rows: Sequence[tuple[int, int, int, int, int, str, int, str]]) -> int:
-        """Write signs of life, each of its node's newest stream only; how many were.
-
-        A node that was marked offline because its replica seemed lost, and that still lives on it, is online again; one
-        whose stream has ended is not, for its row names no replica any more.
-
-        Args:
-            rows: (last seen in Unix ms, round trip in us, clock offset in ms, accepted seq twice, node id, epoch,
-                replica id).
-        """
-        text = (
-            "UPDATE nodes SET last_seen_ms = ?, rtt_us = ?, clock_offset_ms = ?, online = 1,"
-            " last_accepted_seq = CASE WHEN last_accepted_seq < ? THEN ? ELSE last_accepted_seq END"
-            " WHERE node_id = ? AND stream_epoch = ? AND replica_id = ?"
-        )
-        return execute_many(conn, text, rows) if rows else 0
 
     def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
         """Epoch of each node's newest stream; a node that is not known is missing."""

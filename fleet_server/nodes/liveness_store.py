@@ -1,0 +1,38 @@
+"""SQL of the signs of life in `nodes`: the rows of a whole fleet, every few heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fleet_server.database.bulk import EachUpdate
+from fleet_server.database.engine import Connection
+
+_ALIVE = EachUpdate(
+    "nodes",
+    {
+        "last_seen_ms": "bigint",
+        "rtt_us": "bigint",
+        "clock_offset_ms": "bigint",
+        "accepted_seq": "bigint",
+        "node_id": "text",
+        "stream_epoch": "bigint",
+        "replica_id": "text",
+    },
+    "last_seen_ms = v.last_seen_ms, rtt_us = v.rtt_us, clock_offset_ms = v.clock_offset_ms, online = 1,"
+    " last_accepted_seq = CASE WHEN t.last_accepted_seq < v.accepted_seq THEN v.accepted_seq"
+    " ELSE t.last_accepted_seq END",
+    "t.node_id = v.node_id",
+    "t.stream_epoch = v.stream_epoch AND t.replica_id = v.replica_id",
+)
+
+
+def flush_alive(conn: Connection, rows: Sequence[tuple[int, int, int, int, str, int, str]]) -> int:
+    """Write signs of life, each of its node's newest stream only; how many were.
+
+    A node that was marked offline because its replica seemed lost, and that still lives on it, is online again; one
+    whose stream has ended is not, for its row names no replica any more.
+
+    Args:
+        rows: (last seen in Unix ms, round trip in us, clock offset in ms, accepted seq, node id, epoch, replica id).
+    """
+    return _ALIVE.run(conn, rows)
