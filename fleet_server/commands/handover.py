@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from fleet_server.commands.runs import PendingCommand, Run
-from fleet_server.nodes.record import NodeRecord
 
 _HANDED_AT_ONCE = 32
 
@@ -55,10 +54,14 @@ class Handover:
         """Whether the node has a stream on this replica."""
         return self._find(node_id) is not None
 
-    def key_for(self, node: NodeRecord, first_seq: int, count: int) -> bytes | None:
-        """Key that signs these commands as soon as they are committed; None when nobody waits for them."""
-        lane = self._find(node.node_id)
-        return None if lane is None else lane.key_for(node.stream_epoch, first_seq, count)
+    def key_for(self, node_id: str, epoch: int, first_seq: int, count: int) -> bytes | None:
+        """Key that signs these commands as soon as they are committed; None when nobody waits for them.
+
+        Args:
+            epoch: of the node's newest stream, at whichever replica, which stays that until the commit.
+        """
+        lane = self._find(node_id)
+        return None if lane is None else lane.key_for(epoch, first_seq, count)
 
     def hand_nowait(self, runs: Sequence[Run]) -> None:
         """Give committed commands to their lanes, a few in each turn of the loop: signing thousands takes its time."""

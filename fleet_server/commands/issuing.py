@@ -27,7 +27,7 @@ from fleet_server.commands.runs import Run
 from fleet_server.commands.schemas import ActionSchemas, Objection
 from fleet_server.commands.store import Connection, NewRow, SeqTakenError
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes.record import NodeActions, NodeRecord
+from fleet_server.nodes.record import NodeActions, NodeRecord, Taken
 from fleet_server.nodes.rules import refuse_inactive
 
 _RANDOM_ID_BYTES = 10
@@ -110,10 +110,11 @@ class Issuing:
             return meant
         accepted, refused = meant
         issue = self._draw_up(actor, order, accepted, refused)
-        first_seqs = self._take_seqs(tx, issue, repair=repair)
-        runs = self._runs(issue, first_seqs)
+        taken = self._take_seqs(tx, issue, repair=repair)
+        runs = self._runs(issue, taken)
         rows = [row for run in runs for row in run.rows]
         issue_store.insert_issue(conn, issue.row)
+        first_seqs = {node_id: each.first for node_id, each in taken.items()}
         insert_runs(conn, issue.row.issue_id, first_seqs, len(order.specs))
         store.insert_commands(conn, rows)
         self._audit(tx, issue, runs)
@@ -213,16 +214,16 @@ class Issuing:
         )
         return _Issue(read_authority(row), row, targets, refused)
 
-    def _take_seqs(self, tx: Transaction, issue: _Issue, *, repair: bool) -> dict[str, int]:
+    def _take_seqs(self, tx: Transaction, issue: _Issue, *, repair: bool) -> dict[str, Taken]:
         if not issue.targets:
             return {}
         per_node = len(issue.authority.specs)
         counts = {node.node_id: per_node for node in issue.targets}
-        first_seqs = dict(self._rooms.nodes.take_seqs(tx.conn, counts))
+        taken = dict(self._rooms.nodes.take_seqs(tx.conn, counts))
         if repair:
-            for node_id, first in first_seqs.items():
-                first_seqs[node_id] = self._clear_way(tx, node_id, first)
-        return first_seqs
+            for node_id, each in taken.items():
+                taken[node_id] = each._replace(first=self._clear_way(tx, node_id, each.first))
+        return taken
 
     def _clear_way(self, tx: Transaction, node_id: str, first: int) -> int:
         """Make room where rows stand in the way of new seqs; the first seq to use.
@@ -242,7 +243,7 @@ class Issuing:
         self._rooms.nodes.take_seqs(tx.conn, {node_id: skip})
         return first + skip
 
-    def _runs(self, issue: _Issue, first_seqs: dict[str, int]) -> list[Run]:
+    def _runs(self, issue: _Issue, taken: dict[str, Taken]) -> list[Run]:
         """Rows to insert, by node; SENT are those of a node whose stream waits for them."""
         authority, not_after_ms, issue_id = issue.authority, issue.row.not_after_ms, issue.row.issue_id
         count = len(authority.specs)
@@ -250,8 +251,8 @@ class Issuing:
         seal = self._authorities.seal
         runs: list[Run] = []
         for node in issue.targets:
-            node_id, first = node.node_id, first_seqs[node.node_id]
-            key_id = self._announcer.handover.key_for(node, first, count)
+            node_id, (first, epoch) = node.node_id, taken[node.node_id]
+            key_id = self._announcer.handover.key_for(node_id, epoch, first, count)
             state, sent_at_ms = (QUEUED, 0) if key_id is None else (SENT, authority.issued_at_ms)
             rows: list[NewRow] = []
             for spec_no, seq in enumerate(range(first, first + count)):
@@ -260,7 +261,7 @@ class Issuing:
                 rows.append(
                     NewRow(node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, state, key_id, sent_at_ms)
                 )
-            runs.append(Run(node_id, node.stream_epoch, authority, rows))
+            runs.append(Run(node_id, epoch, authority, rows))
         return runs
 
     def _observe_sent(self, issue: _Issue, count: int) -> None:

@@ -11,7 +11,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.commands.store import Connection
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
-from fleet_server.nodes.record import NodeActions, NodeRecord
+from fleet_server.nodes.record import NodeActions, NodeRecord, Taken
 from fleet_server.observability.metrics import CommandMetrics
 
 
@@ -26,8 +26,8 @@ class NodesPort(Protocol):
         """Which of these nodes offer what."""
         ...
 
-    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Raise each node's counter by its count; the first seq of each."""
+    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> Mapping[str, Taken]:
+        """Raise each node's counter by its count. Nobody opens a stream of theirs until this transaction ends."""
         ...
 
     def names(self, conn: Connection, node_ids: Sequence[str]) -> Mapping[str, str]:

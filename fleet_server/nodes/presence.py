@@ -22,6 +22,7 @@ from fleet_server.nodes import liveness_store, rules
 from fleet_server.nodes.directory import NodeDirectory
 from fleet_server.nodes.liveness import SignOfLife
 from fleet_server.nodes.ownership import write_as_newest
+from fleet_server.nodes.record import Taken
 from fleet_server.nodes.store import RowMac
 
 log = get_logger(__name__)
@@ -144,10 +145,8 @@ class NodePresence(NodeDirectory):
             raise Refusal(Reason.MALFORMED, "the bundle version is out of range")
         await write_as_newest(self._database, self, node_id, epoch, work)
 
-    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, int]:
-        """Raise each node's seq counter by its count; node id -> first seq taken. Inside the issuing transaction
-        only.
-        """
+    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, Taken]:
+        """Raise each node's seq counter by its count. Inside the issuing transaction only."""
         return self._store.take_seqs(conn, counts)
 
     async def mark_drained(self, node_id: str, epoch: int) -> bool:

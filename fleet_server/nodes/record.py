@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from fleet.identity import fingerprint
 from fleet.v1 import gateway_pb2
@@ -25,6 +26,18 @@ class DrainState(StrEnum):
     NONE = "NONE"
     DRAINING = "DRAINING"
     DRAINED = "DRAINED"
+
+
+class Taken(NamedTuple):
+    """What an issue takes from a node's row, which is its own until it commits.
+
+    Args:
+        first: seq of its first command there.
+        epoch: of the node's newest stream.
+    """
+
+    first: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

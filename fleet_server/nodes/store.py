@@ -11,7 +11,7 @@ from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
-from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
+from fleet_server.nodes.record import DrainState, NodeRecord, NodeState, Taken
 from fleet_server.nodes.selectors import Hint
 
 CHUNK = 500
@@ -258,22 +258,22 @@ class NodeStore:
             found.update(fetch(conn, text, chunk))
         return found
 
-    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, int]:
-        """Raise each node's counter by its count; node id -> first seq taken."""
+    def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, Taken]:
+        """Raise each node's counter by its count."""
         groups: dict[int, list[str]] = {}
         for node_id in sorted(counts):
             groups.setdefault(counts[node_id], []).append(node_id)
         self._lock(conn, sorted(counts))
-        first: dict[str, int] = {}
+        taken: dict[str, Taken] = {}
         for count, node_ids in groups.items():
             for chunk in _chunks(node_ids):
                 text = (
                     "UPDATE nodes SET last_seq = last_seq + ?"  # noqa: S608 - only marks are inserted
-                    f" WHERE node_id IN ({_marks(chunk)}) RETURNING node_id, last_seq"
+                    f" WHERE node_id IN ({_marks(chunk)}) RETURNING node_id, last_seq, stream_epoch"
                 )
-                for node_id, last in fetch(conn, text, (count, *chunk)):
-                    first[node_id] = last - count + 1
-        return first
+                for node_id, last, epoch in fetch(conn, text, (count, *chunk)):
+                    taken[node_id] = Taken(last - count + 1, epoch)
+        return taken
 
     def set_drain(self, conn: Connection, node_ids: Sequence[str], state: DrainState, deadline_ms: int) -> None:
         """Set the drain state."""

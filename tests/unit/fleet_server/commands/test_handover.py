@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,24 @@ async def test_what_is_handed_is_what_a_claim_would_have_given(room: Room) -> No
 async def test_a_stream_that_is_not_the_newest_is_handed_nothing(room: Room) -> None:
     node_id, lane = await waiting_lane(room)
     await room.open_stream(node_id)
+    await room.commands.issue("alice", order("n1"))
+    assert lane.taken == []
+    assert await room.state(node_id, 1) == wire.COMMAND_STATE_QUEUED
+
+
+async def test_nothing_is_handed_to_a_stream_that_is_overtaken_elsewhere_while_the_issue_is_drawn_up(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets were read, and another replica welcomed the node before its counter was raised."""
+    node_id, lane = await waiting_lane(room)
+    resolve = room.nodes.resolve
+
+    def and_then(conn: Any, patterns: Sequence[str]) -> Any:
+        found = resolve(conn, patterns)
+        conn.exec_driver_sql("UPDATE nodes SET stream_epoch = stream_epoch + 1")
+        return found
+
+    monkeypatch.setattr(room.nodes, "resolve", and_then)
     await room.commands.issue("alice", order("n1"))
     assert lane.taken == []
     assert await room.state(node_id, 1) == wire.COMMAND_STATE_QUEUED

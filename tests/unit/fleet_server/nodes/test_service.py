@@ -172,10 +172,11 @@ async def test_streams_epochs_and_ends(world: World) -> None:
 async def test_seqs_are_taken_once_per_node(world: World) -> None:
     a, b = (await make(world, "a")).node_id, (await make(world, "b")).node_id
     take = world.nodes.take_seqs
-    assert await world.database.write(lambda tx: take(tx.conn, {a: 3, b: 1})) == {a: 1, b: 1}
-    assert await world.database.write(lambda tx: take(tx.conn, {a: 2, b: 2})) == {a: 4, b: 2}
+    assert await world.database.write(lambda tx: take(tx.conn, {a: 3, b: 1})) == {a: (1, 0), b: (1, 0)}
+    await open_stream(world, b)
+    assert await world.database.write(lambda tx: take(tx.conn, {a: 2, b: 2})) == {a: (4, 0), b: (2, 1)}
     taken = await asyncio.gather(*(world.database.write(lambda tx: take(tx.conn, {a: 1})) for _ in range(20)))
-    assert sorted(first[a] for first in taken) == list(range(6, 26))
+    assert sorted(each[a].first for each in taken) == list(range(6, 26))
 
 
 async def test_seqs_of_a_whole_fleet(world: World) -> None:
