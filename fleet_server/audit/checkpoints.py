@@ -54,6 +54,11 @@ class Checkpoints:
         self._recalled = False
         self._told: set[str] = set()
 
+    @property
+    def newest_number(self) -> int:
+        """Number of the newest checkpoint that this replica has made, or gone on from; 0 before the first."""
+        return 0 if self._newest is None else self._newest.number
+
     def begin(self, conn: Connection, cluster_id: str) -> None:
         """Store that a new cluster has no checkpoint yet."""
         store.insert_newest(conn, self._row(cluster_id, CheckpointMark(0, b""), 1))

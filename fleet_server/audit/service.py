@@ -5,8 +5,10 @@ Mental model
     Before the writer commits a group, the seal numbers and hashes the group's entries after the head of this
     replica's chain and stores them with the deed itself: no deed without its row, and no row without its deed.
     Each replica writes a chain of its own, so that replicas share no lock.
-    Each second that has news one signed checkpoint fixes the heads of all chains. Replicas race for its number; one
-    wins.
+    Each second that has news one signed checkpoint fixes the heads of all chains. One replica makes them, whichever
+    did last: the others see that there is a new one and leave it at that, for nine times; then each looks through
+    the chains itself, by what it remembers, and goes on as the one that makes them. Where two do at once they race for
+    the number, and one wins.
     What was changed around the server is found by MACs and by what this replica remembers (`heads`, `checkpoints`). It
     is audited, logged and counted; deeds go on being recorded.
 """
@@ -38,6 +40,8 @@ log = get_logger(__name__)
 
 TOPIC = "audit"
 CHECKPOINT_INTERVAL_S = 1.0
+LEFT_TO_OTHERS = 9
+"""Rounds in a row: the chains are compared with what each replica remembers every ten seconds at the least."""
 PAGE_ROWS = 500
 
 
@@ -91,6 +95,7 @@ class AuditService:
         self.writer = writer
         self._metrics = metrics
         self._seen_checkpoint = 0
+        self._left_to_others = 0
         self.heads = Heads(row_mac("audit_heads"))
         self._hold = hold
         self._own = OwnChain(writer, self.heads, self._changed_chain, self._vouched, hold)
@@ -133,9 +138,13 @@ class AuditService:
         self._alarm(tx, what, subject, why)
         self.append(tx, AuditKind.AUDIT_TAMPERED, actor="server", subject=subject, detail={"what": what, "why": why})
 
-    async def checkpoint(self, sign: SignCheckpoint, cluster_id: str) -> bool:
+    async def checkpoint(self, sign: SignCheckpoint, cluster_id: str, *, in_turn: bool = False) -> bool:
         """Sign a checkpoint when a chain grew. False when there was nothing new, this replica may not sign now, another
-        one was faster, or something was changed around the server (`Checkpoints`)."""
+        one was faster, or something was changed around the server (`Checkpoints`).
+
+        Args:
+            in_turn: leave it to another replica that made one since the last call, unless it did nine times.
+        """
 
         def work(tx: Transaction) -> bool:
             self._hold(tx.conn)
@@ -145,12 +154,19 @@ class AuditService:
                 tx.after_commit(lambda: self._wakeup.wake_nowait([TOPIC]))
             return made
 
+        seen = self._seen_checkpoint
         if not await self._has_news():
             return False
+        if in_turn and 0 < seen < self._seen_checkpoint and self._left_to_others < LEFT_TO_OTHERS:
+            self._left_to_others += 1
+            return False
+        self._left_to_others = 0
         try:
-            return await self._database.write(work)
+            made = await self._database.write(work)
         except IntegrityError:
             return False
+        self._saw(self.checkpoints.newest_number)
+        return made
 
     def is_broken(self, conn: Connection, node_id: str) -> bool:
         """Whether the chain that a node writes was found broken. Any thread."""
@@ -179,7 +195,7 @@ class AuditService:
         """
         while True:
             try:
-                await self.checkpoint(sign, cluster_id)
+                await self.checkpoint(sign, cluster_id, in_turn=True)
             except Refusal as refusal:
                 log.warning("audit_checkpoint_delayed", reason=refusal.reason, detail=refusal.detail)
             await self._clock.sleep(CHECKPOINT_INTERVAL_S)
@@ -216,6 +232,15 @@ class AuditService:
 
         return await self._database.read(query)
 
+    def _saw(self, number: int) -> bool:
+        """Whether that is a newer checkpoint than this replica has seen."""
+        if number <= self._seen_checkpoint:
+            return False
+        self._seen_checkpoint = number
+        if self._metrics is not None:
+            self._metrics.checkpointed(number)
+        return True
+
     async def _has_news(self) -> bool:
         before = self.spent.newest
 
@@ -224,11 +249,8 @@ class AuditService:
             return store.newest_checkpoint_number(conn), store.any_grown(conn) or bool(self.spent.tampered)
 
         newest, news = await self._database.read(query)
-        if newest > self._seen_checkpoint:
+        if self._saw(newest):
             # Another replica's rows came with its checkpoint: readers who follow here learn of them this way.
-            self._seen_checkpoint = newest
-            if self._metrics is not None:
-                self._metrics.checkpointed(newest)
             self._wakeup.wake_nowait([TOPIC])
         return news
 

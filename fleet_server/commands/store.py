@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, QUEUED, Standing
 from fleet_server.commands.run_store import of_issue
 from fleet_server.database.bulk import EachUpdate, insert_many
-from fleet_server.database.engine import for_update
+from fleet_server.database.engine import for_update, for_update_of_free
 from fleet_server.database.statements import execute, execute_many, fetch
 
 __all__ = ["Connection"]
@@ -325,16 +325,17 @@ def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[Op
 
 # -- sweep -----------------------------------------------------------------------------------------
 def unsigned_past(conn: Connection, now_ms: int, limit: int) -> list[OpenRow]:
-    """Commands that were never signed and whose time has passed, locked."""
-    text = f"SELECT {_OPEN} FROM commands WHERE state < 5 AND state = 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
+    """Commands that were never signed and whose time has passed, locked; without those that somebody is at."""
+    suffix = for_update_of_free(conn)
+    text = f"SELECT {_OPEN} FROM commands WHERE state < 5 AND state = 1 AND not_after_ms < ? LIMIT ?{suffix}"
     return list(map(OpenRow._make, fetch(conn, text, (now_ms, limit))))
 
 
 def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRow]:
-    """Signed commands without a result whose time passed before `before_ms`, locked."""
-    text = (
-        f"SELECT {_STANDING} FROM commands WHERE state < 5 AND state > 1 AND not_after_ms < ? LIMIT ?{for_update(conn)}"
-    )
+    """Signed commands without a result whose time passed before `before_ms`, locked; without those that somebody is
+    at."""
+    suffix = for_update_of_free(conn)
+    text = f"SELECT {_STANDING} FROM commands WHERE state < 5 AND state > 1 AND not_after_ms < ? LIMIT ?{suffix}"
     return list(map(_standing, fetch(conn, text, (before_ms, limit))))
 
 

@@ -185,6 +185,11 @@ def for_update(conn: Connection) -> str:
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
 
 
+def for_update_of_free(conn: Connection) -> str:
+    """As `for_update`, of rows that nobody holds: whoever does is at them. For what every replica does now and then."""
+    return " FOR UPDATE SKIP LOCKED" if conn.dialect.name == "postgresql" else ""
+
+
 def octets(value: object) -> bytes:
     """A column of bytes as bytes. SQLite keeps text there if somebody edits the row; such a value is none."""
     return value if isinstance(value, bytes) else b""

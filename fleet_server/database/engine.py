@@ -20,12 +20,21 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
-from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, octets
+from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, for_update_of_free, octets
 from fleet_server.database.statements import sql
 from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal, away
 
 # Services import nothing of SQLAlchemy: what they name of it, they name from here.
-__all__ = ["Connection", "Database", "DatabaseUrlError", "IntegrityError", "for_update", "octets", "sql"]
+__all__ = [
+    "Connection",
+    "Database",
+    "DatabaseUrlError",
+    "IntegrityError",
+    "for_update",
+    "for_update_of_free",
+    "octets",
+    "sql",
+]
 
 T = TypeVar("T")
 MAX_WAITING_READS = 10_000

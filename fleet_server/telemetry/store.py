@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from fleet_server.database.engine import sql
+from fleet_server.database.engine import for_update_of_free, sql
 
 __all__ = ["Connection"]
 
@@ -131,10 +131,10 @@ def load_payloads(conn: Connection, positions: Sequence[int]) -> Iterator[tuple[
 
 
 def delete_old_chunks(conn: Connection, before_ms: int, limit: int) -> int:
-    """Delete chunks that ended before a time; how many."""
+    """Delete chunks that ended before a time, without those that another replica is at; how many."""
     text = (
         "DELETE FROM telemetry_chunks WHERE position IN"
-        " (SELECT position FROM telemetry_chunks WHERE end_ms < ? ORDER BY end_ms LIMIT ?)"
+        f" (SELECT position FROM telemetry_chunks WHERE end_ms < ? ORDER BY end_ms LIMIT ?{for_update_of_free(conn)})"
     )
     return conn.exec_driver_sql(sql(conn, text), (before_ms, limit)).rowcount
 

@@ -175,6 +175,24 @@ async def test_two_replicas_write_chains_of_their_own_under_common_checkpoints(
         await database.close()
 
 
+async def test_of_two_replicas_one_makes_the_checkpoints_and_the_other_looks_at_them_now_and_then(
+    database: Database, database_url: str, audit: AuditService, clock: MockClock
+) -> None:
+    elsewhere = Database(database_url, readers=1)
+    another = AuditService(database=elsewhere, clock=clock, wakeup=Wakeup(), writer="r-2", row_mac=SECRETS.row_mac)
+    elsewhere.start()
+    made: list[str] = []
+    for _ in range(30):
+        for name, each in (("r-1", audit), ("r-2", another)):
+            await record(database, audit)
+            if await each.checkpoint(sign, CLUSTER, in_turn=True):
+                made.append(name)
+    assert {*made} == {"r-1", "r-2"}, "each looks through the chains by what it remembers"
+    assert 30 <= len(made) <= 35, "but not each of them each second"
+    await elsewhere.close()
+    assert (await verify(audit)).checkpoints == len(made)
+
+
 async def test_two_processes_under_one_name_cannot_both_write(database_url: str, clock: MockClock) -> None:
     """The first goes on where it left off, and would fork the chain; the number's uniqueness refuses its row."""
     databases = [Database(database_url), Database(database_url)]
