@@ -67,3 +67,25 @@ async def test_workers_share_the_ports_and_are_replaced_one_by_one(
             assert "WATCHDOG=1" in told.lines
             assert "STOPPING=1" in told.lines
             assert not [pid for number in (1, 2) for pid in workers.pids(number) if is_running(pid)]
+
+
+async def test_workers_end_without_their_supervisor_and_a_second_signal_shortens_the_drain_of_all(
+    tmp_path: Path, postgres: "PostgresServer", processes: Processes
+) -> None:
+    async with (
+        on_postgres(tmp_path, postgres) as (template, url),
+        Workers(tmp_path, template, processes, database_url=url, drain_deadline_s=600) as workers,
+    ):
+        assert workers.process is not None
+        left = [pid for number in (1, 2) for pid in workers.pids(number)]
+        await workers.crash_server()
+        await eventually(lambda: not [pid for pid in left if is_running(pid)], "no worker is left")
+
+        await workers.start_server()  # finds ports, names and locks free
+        proxy = await workers.proxy()
+        await workers.add_node("n-1", endpoints=(proxy.address,))
+        proxy.deafen()  # its stream stays until somebody ends it
+        workers.process.terminate()
+        await asyncio.to_thread(workers.process.wait_line, '"event": "draining"')
+        workers.process.terminate()
+        assert await asyncio.to_thread(workers.process.wait_exit) == 0
