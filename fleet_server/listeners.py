@@ -120,11 +120,10 @@ def check_free(listen: str, setting: str) -> None:
     """See that nobody listens there: workers, who share a port among themselves, would share it with others too.
 
     Raises:
-        ListenError: the port is taken or the address is not ours.
+        ListenError: the port is taken. Whether the address is ours gRPC finds out: of several of a name one will do.
     """
-    if why := _why_not(*split_listen(listen)):
-        host, port = split_listen(listen)
-        raise ListenError(f"cannot listen on {_shown(host, port)} ({setting}): {why}")
+    if _why_not(*split_listen(listen)) == _CAUSES[errno.EADDRINUSE]:
+        raise cannot_listen(listen, setting)
 
 
 def split_listen(listen: str) -> tuple[str, int]:
