@@ -214,7 +214,6 @@ class InstallationService:
         changes = await self._database.read(lambda conn: is_new(conn, self._read(conn)))
         if changes and (refused := await self._database.write(work)):
             raise refused
-        await self._look()
         return await self._view()
 
     async def claim_owner(self, signed: trust_pb2.Signed, address: str | None) -> tuple[Claim, Secret[str]]:
@@ -314,7 +313,8 @@ class InstallationService:
         return claim
 
     async def _view(self) -> InstallationView:
-        grants = await self._database.read(self._grants)
+        found, grants = await self._database.read(lambda conn: (self._read(conn), self._grants(conn)))
+        self._take_up(found)  # another replica may have imported it a moment ago
         return InstallationView(
             installation_id=self._installation_id,
             cluster_id=self._cluster_id,
@@ -327,7 +327,9 @@ class InstallationService:
         )
 
     async def _look(self) -> None:
-        found = await self._database.read(self._read)
+        self._take_up(await self._database.read(self._read))
+
+    def _take_up(self, found: Authority | None) -> None:
         if (found is None) != (self._authority is None):
             log.info("activation_changed", installation_id=self._installation_id, active=found is not None)
         self._authority = found

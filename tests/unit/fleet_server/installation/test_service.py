@@ -115,6 +115,23 @@ async def test_another_replica_and_the_next_start_find_the_import(parts: Parts, 
     other.service.require_active()
 
 
+async def test_each_call_may_be_made_at_another_replica_than_the_one_before(parts: Parts, database: Database) -> None:
+    other = await Parts(database, parts.clock, writer="r2").load()
+    await parts.activate()
+    shown = await other.service.view(ADDRESS)
+    assert shown.authority is not None
+    assert not shown.waits_for
+    other.service.require_active()
+    times = {"issued_at_ms": parts.clock.now_ms(), "operator_name": "ada", "operator_id": OPERATOR}
+    claim = signed.claim((await parts.service.view(ADDRESS)).challenge, OWNER, **times)
+    await other.service.claim_owner(claim, ADDRESS)
+    assert await parts.service.is_platform_admin(OPERATOR)
+    with pytest.raises(Refusal):
+        await parts.service.claim_owner(claim, ADDRESS)
+    granted = await other.service.import_grant(signed.grant(operator_id="op-" + "1" * 16, **other.times()), ADDRESS)
+    assert granted in (await parts.service.view(ADDRESS)).grants
+
+
 async def test_the_first_owner_claims_a_token_and_again_when_it_is_lost(parts: Parts, clock: MockClock) -> None:
     await parts.activate()
     first = await parts.claim()
