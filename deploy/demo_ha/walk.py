@@ -138,9 +138,7 @@ def _upgrade(stage: Stage, here: Cluster, load: Load, standing: Standing, view: 
     stage.command("fleetctl", *wave)
     load.counts.longest_gap_s = load.counts.slowest_s = 0.0
     with _watched(here, view):
-        for each in REPLICAS:
-            here.fleetctl("drain", "replica", each, "--reason", "upgrade")
-            here.wait(lambda each=each: _back(here, {each: before[each]}), "back")
+        here.fleetctl(*wave)
         here.wait(lambda: _back(here, before), "every replica to be a new process, and READY")
         time.sleep(_CALM_S)
     stage.check(_ended_well(here, before), "each replica drained, ended with 0, and was replaced by a new process")
