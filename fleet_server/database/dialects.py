@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from fleet_server.database.statements import execute
@@ -40,6 +40,7 @@ _SCHEMA_LOCK = 0x666C6565745F7631  # "fleet_v1": advisory locks are numbers that
 _INSTALLATION_LOCK = _SCHEMA_LOCK + 1
 
 _READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
+_FAULTY = "XX"  # class "internal error"
 # serialization_failure, deadlock_detected, lock_not_available
 _CONTENDED = frozenset({"40001", "40P01", "55P03"})
 
@@ -201,6 +202,14 @@ def is_lost(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the database could not do what it was asked for: it is away, full, busy, ending, or faulty itself. Who
+    asked may come again; whatever else it says is about what it was asked."""
+    if is_lost(error) or isinstance(error, OperationalError):
+        return True
+    return isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith(_FAULTY)
 
 
 def is_contended(error: BaseException) -> bool:

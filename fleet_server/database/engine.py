@@ -21,8 +21,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
 from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, for_update_of_free, octets
+from fleet_server.database.refusals import SHUTTING_DOWN, as_refusal, away
 from fleet_server.database.statements import sql
-from fleet_server.database.writer import SHUTTING_DOWN, Transaction, Writer, WriterMetrics, as_refusal, away
+from fleet_server.database.writer import Transaction, Writer, WriterMetrics
 
 # Services import nothing of SQLAlchemy: what they name of it, they name from here.
 __all__ = [

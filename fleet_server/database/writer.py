@@ -24,16 +24,16 @@ from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, RootTransaction
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet_server.database.dialects import LOCK_TIMEOUT_MS, WRITER_LOCK_TIMEOUT_MS, hang_up, is_contended, is_lost
+from fleet_server.database.refusals import SHUTTING_DOWN, DatabaseLostError, as_refusal, away
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
-SHUTTING_DOWN = "the server is shutting down: try again on another replica, or in a moment"
 MAX_GROUP = 512
 MAX_QUEUED = 20_000
 _CONTENDED_TRIES = LOCK_TIMEOUT_MS // WRITER_LOCK_TIMEOUT_MS
@@ -217,7 +217,7 @@ class Writer:
         while True:
             try:
                 transaction = self._attempt(group)
-            except _DatabaseLostError as lost:
+            except DatabaseLostError as lost:
                 log.warning("database_lost", jobs=len(group), committing=lost.committing, error=str(lost.cause))
                 for job in group:
                     self._fail(job, lost.refusal())
@@ -238,7 +238,7 @@ class Writer:
         reused = self._connection is not None
         try:
             return self._commit_once(group)
-        except _DatabaseLostError as lost:
+        except DatabaseLostError as lost:
             # A connection that died while it lay idle says nothing about the database: a fresh one decides.
             if lost.committing or not reused:
                 raise
@@ -272,7 +272,7 @@ class Writer:
             return Transaction(connection), connection.begin()
         except DBAPIError as error:
             self._drop_connection()
-            raise _DatabaseLostError(error, committing=False) from error
+            raise DatabaseLostError(error, committing=False) from error
 
     def _abandon(self, error: Exception, committing: bool) -> None:
         """Undo what the failed transaction began; a connection that is not surely clean is dropped."""
@@ -286,7 +286,7 @@ class Writer:
         except SQLAlchemyError:
             self._drop_connection()
         if lost:
-            raise _DatabaseLostError(error, committing) from error
+            raise DatabaseLostError(error, committing) from error
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -329,42 +329,6 @@ class Writer:
 
     def _fail(self, job: _Job, error: Exception) -> None:
         _call(job.loop, _reject, job.future, error)
-
-
-class _DatabaseLostError(Exception):
-    """The connection is gone; when that happened while committing, nobody knows whether the group stands."""
-
-    def __init__(self, cause: Exception, committing: bool) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.committing = committing
-
-    def refusal(self) -> Refusal:
-        if not self.committing:
-            return away()
-        return Refusal(
-            Reason.UNAVAILABLE,
-            "the database went away while it committed, so this may or may not be recorded. Look before you repeat it;"
-            " with the same idempotency key repeating is safe",
-            retry_after_s=2.0,
-        )
-
-
-def as_refusal(error: Exception) -> Exception:
-    """A database that is away is a refusal that callers may retry; every other error stays what it is."""
-    if isinstance(error, OperationalError) or is_lost(error):
-        log.warning("database_refused", error=str(error))  # the engine hides parameters
-        return away()
-    return error
-
-
-def away() -> Refusal:
-    """The database does not answer, or cannot be written."""
-    return Refusal(
-        Reason.UNAVAILABLE,
-        "the server's database does not answer or cannot be written; nothing was changed. Try again in a moment",
-        retry_after_s=2.0,
-    )
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
