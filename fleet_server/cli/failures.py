@@ -166,6 +166,9 @@ def explain(error: grpc.RpcError, *, server: str) -> Failure:
         )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _explain_unreachable(code is grpc.StatusCode.DEADLINE_EXCEEDED, details, refusal, server)
+    if code is grpc.StatusCode.CANCELLED and not is_refusal(error):
+        # fleetctl reads on no call that it cancelled itself.
+        return Unreachable(f"the server at {server} ended the call: it stops", hint="try again: another one may answer")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         if refusal.reason in (Reason.BAD_PROOF, Reason.CHALLENGE_EXPIRED):  # what a signature should have shown
             return Refused(refusal.detail)

@@ -81,6 +81,7 @@ def test_certificate_for_another_name(ctl: Fleetctl, tls_authority: FakeAuthorit
         (grpc.StatusCode.UNIMPLEMENTED, 3, ["the gateway that nodes connect to", "older than this fleetctl"]),
         (grpc.StatusCode.DEADLINE_EXCEEDED, 4, ["did not answer in time"]),
         (grpc.StatusCode.UNAVAILABLE, 4, ["cannot reach the server"]),
+        (grpc.StatusCode.CANCELLED, 4, ["ended the call: it stops", "another one may answer"]),
         (grpc.StatusCode.INVALID_ARGUMENT, 3, ["as the test says"]),
     ],
 )
