@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fleet.key_file import show_public_key
 from fleet.tls_certificates import make_ca, make_leaf
 from fleet_node.config import load as load_node
-from fleet_server.config import ConfigError, load
+from fleet_server.config import ConfigError, Settings, load
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
@@ -38,6 +38,11 @@ FILLED_IN = {  # what a person fills in, by the settings' names
 }
 LEAVE_S = 45  # from the end of the drain to the end of the process (fleet_server/leaving.py)
 LEAST_EXPOSED = "20"  # of 100, as systemd-analyze counts it
+
+
+def leaves_within_s(settings: Settings) -> float:
+    """From SIGTERM to the end of the process, at the longest."""
+    return settings.drain_delay_s + settings.drain_deadline_s + LEAVE_S
 
 
 def compose() -> Iterator[str]:
@@ -56,7 +61,7 @@ def compose() -> Iterator[str]:
         if settings is None or service.get("command") == ["init"]:
             continue
         ids.add(settings.replica_id)
-        if float(service["stop_grace_period"].rstrip("s")) <= settings.drain_deadline_s + LEAVE_S:
+        if float(service["stop_grace_period"].rstrip("s")) <= leaves_within_s(settings):
             yield f"compose: {name}: stop_grace_period is too short for its drain"
     if ids != {"fleet-0", "fleet-1"}:
         yield f"compose: replicas are called {sorted(ids)}"
@@ -93,9 +98,8 @@ def kubernetes() -> Iterator[str]:
         by_kind["ConfigMap"]["data"] | by_kind["Secret"]["stringData"] | FILLED_IN | {"FLEET_REPLICA_ID": "fleet-0"},
     )
     pod = by_kind["StatefulSet"]["spec"]["template"]["spec"]
-    before_s = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    if settings and pod["terminationGracePeriodSeconds"] <= before_s + settings.drain_deadline_s + LEAVE_S:
-        yield "kubernetes: terminationGracePeriodSeconds is too short for preStop and the drain"
+    if settings and pod["terminationGracePeriodSeconds"] <= leaves_within_s(settings):
+        yield "kubernetes: terminationGracePeriodSeconds is too short for its drain"
     for kind in ("StatefulSet", "Job"):
         if by_kind[kind]["spec"]["template"]["spec"].get("enableServiceLinks") is not False:
             yield f"kubernetes: {kind}: variables of Services would be taken for settings"
