@@ -30,6 +30,7 @@ from fleet_server.workers.rules import Failures, Phase
 log = get_logger(__name__)
 
 _RESTARTS = BackoffPolicy(initial_s=1.0, maximum_s=30.0, stable_s=rules.STABLE_S)
+_FAILED = 1
 _LOOK_S = 0.5
 _TELL_S = 2.0
 _STOOD_STILL_S = 1.0
@@ -102,11 +103,6 @@ class Supervisor:
         if not self._served:
             return False
         return not keeper.failures.is_crash_loop([other.phase for other in self._keepers if other is not keeper])
-
-    def stayed_away(self) -> None:
-        """A worker was drained by an operator's order, and is not started again by itself."""
-        if all(keeper.is_away for keeper in self._keepers):
-            self._stop("all workers were drained")
 
     def _changed(self) -> None:
         if not self._served and all(keeper.phase is Phase.READY for keeper in self._keepers):
@@ -210,7 +206,6 @@ class _Keeper:
         self.number = number
         self.failures = Failures()
         self.process: WorkerProcess | None = None
-        self.is_away = False
         self._supervisor = supervisor
         self._backoff = Backoff(_RESTARTS)
         self._replacing = False
@@ -231,13 +226,10 @@ class _Keeper:
             if self._replacing:
                 self._replacing = False
                 continue
-            if code == 0:
-                await self._stay_away()
-            elif not self._supervisor.may_fail(self):
+            if code and not self._supervisor.may_fail(self):
                 log.error("worker_given_up", worker=self.number, failures=self.failures.in_a_row)
                 return rules.exit_code(code)
-            else:
-                await self._rest()
+            await self._rest()  # one that an operator drained comes back, too: a stop of the whole takes it away
             if self._supervisor.leaving.is_set():
                 return 0
 
@@ -252,7 +244,13 @@ class _Keeper:
 
     async def _live(self) -> int:
         self._wanted.clear()
-        process = self.process = self._supervisor.launch(self.number)
+        try:
+            process = self.process = self._supervisor.launch(self.number)
+        except OSError as error:  # no memory, or no process left
+            log.error("worker_not_started", worker=self.number, error=str(error))
+            self.failures.ended(_FAILED, 0.0)
+            self._tell_came(False)
+            return _FAILED
         serving = asyncio.ensure_future(process.serving.wait())
         first: set[asyncio.Future[Any]] = {serving, process.ended}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -263,8 +261,8 @@ class _Keeper:
         ending_well = rules.exit_code(code, leaving=self._supervisor.leaving.is_set()) == 0
         say = log.info if ending_well else log.error
         say("worker_ended", worker=self.number, pid=process.pid, how=rules.describe(code), lived_s=round(lived_s, 1))
+        self._backoff.ended(lived_s)
         if not ending_well and not self._replacing:
-            self._backoff.ended(lived_s)
             self.failures.ended(code, lived_s)
         return code
 
@@ -275,16 +273,6 @@ class _Keeper:
     async def _rest(self) -> None:
         delay_s = self._backoff.next_delay_s()
         log.info("worker_restarts", worker=self.number, after_s=round(delay_s, 1), failures=self.failures.in_a_row)
-        await self._wait_wanted(delay_s)
-
-    async def _stay_away(self) -> None:
-        log.info("worker_stays_away", worker=self.number, next="SIGHUP starts it again")
-        self.is_away = True
-        self._supervisor.stayed_away()
-        await self._wait_wanted(None)
-        self.is_away = False
-
-    async def _wait_wanted(self, delay_s: float | None) -> None:
         waiting = [asyncio.create_task(event.wait()) for event in (self._wanted, self._supervisor.leaving)]
         await asyncio.wait(waiting, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:

@@ -195,23 +195,26 @@ async def test_a_roll_replaces_one_after_the_other_and_stops_where_a_new_one_fai
     assert await running == 0
 
 
-async def test_one_that_was_drained_stays_away_until_a_roll_and_when_all_were_it_ends(whole: Supervised) -> None:
+async def test_one_that_an_operator_drained_comes_back_as_does_one_that_could_not_be_started(
+    whole: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running, one, two = await begin(whole)
+    launch, refusals = whole.launch, [OSError("no memory")]
+
+    def launch_late(number: int) -> WorkerProcess:
+        if refusals:
+            raise refusals.pop()
+        return launch(number)
+
+    monkeypatch.setattr(whole, "launch", launch_late)
     one.end(0)
-    await settle()
-    whole._roll()
     third = (await whole.wait_lives(3))[-1]
-    assert third.number == 1
-    third.serve()
-    await settle()
-    two.end(0)
-    fourth = (await whole.wait_lives(4))[-1]
-    fourth.serve()
-    await settle()
+    assert (third.number, refusals) == (1, [])
+    assert whole._keepers[0].failures.in_a_row == 1, "what was drained is no failure"
+    whole._signalled()
     third.end(0)
-    fourth.end(0)
+    two.end(0)
     assert await running == 0
-    assert len(whole.lives) == 4
 
 
 async def test_nobody_hangs_for_that_the_whole_machine_stood_still(
