@@ -287,7 +287,7 @@ class ServerRooms:
         )
         self.balancing = Balancing(
             registry=self.streams,
-            replicas=lambda: self.replicas.seen,
+            replicas=self.replicas.seen_lately,
             own_id=self.replica_id,
             clock=self.clock,
             metrics=self.metrics.streams,

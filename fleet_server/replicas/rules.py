@@ -12,6 +12,7 @@ from fleet.v1 import gateway_pb2
 HEARTBEAT_INTERVAL_S = 2.0
 DRAINING_INTERVAL_S = 0.5
 """Between heartbeats of a replica that drains: others pace their own by what it still holds, and people watch."""
+SEEN_LATELY_S = 2.5 * HEARTBEAT_INTERVAL_S
 LOST_AFTER_S = 10.0
 MAX_DRAIN_DEADLINE_S = 24 * 3600
 

@@ -79,8 +79,7 @@ class ReplicaService:
         self._drain: DrainRequest | None = None
         self._drain_asked = asyncio.Event()
         self._bell = Bell(clock)
-        self.seen: Sequence[ReplicaRecord] = ()
-        """All replicas, as they were at the last heartbeat of this one."""
+        self._seen: tuple[float, Sequence[ReplicaRecord]] = (0.0, ())
         wakeup.on_hint("replica", self._hinted, pause_s=_HINT_PAUSE_S)
 
     async def register(self) -> None:
@@ -110,6 +109,12 @@ class ReplicaService:
     async def list(self) -> list[ReplicaRecord]:
         """All replicas, by id."""
         return await self._database.read(store.every)
+
+    def seen_lately(self) -> Sequence[ReplicaRecord]:
+        """All replicas, as they were at the last heartbeat of this one; none when that is long ago, for what they hold
+        has changed since."""
+        at_s, replicas = self._seen
+        return replicas if self._clock.monotonic() - at_s < rules.SEEN_LATELY_S else ()
 
     async def get(self, replica_id: str) -> ReplicaRecord:
         """One replica; empty means this one.
@@ -204,7 +209,8 @@ class ReplicaService:
         Raises:
             Refusal: the database is away.
         """
-        replicas = self.seen = await self.list()
+        replicas = await self.list()
+        self._seen = (self._clock.monotonic(), replicas)
         lost = [
             replica
             for replica in self._watch.lost(replicas, self._clock.monotonic())

@@ -178,6 +178,16 @@ async def test_only_ready_replicas_take_over(world: World) -> None:
     assert (await a.pace(7)).per_s == 0
 
 
+async def test_what_was_seen_long_ago_is_no_ground_to_act_on(world: World, clock: MockClock) -> None:
+    """The database is away for this replica alone: what the others hold has changed meanwhile."""
+    a, _ = await ready(world, "a"), await ready(world, "b")
+    assert not a.seen_lately()
+    await a.beat()
+    assert [replica.replica_id for replica in a.seen_lately()] == ["a", "b"]
+    await clock.advance(6)
+    assert not a.seen_lately()
+
+
 async def test_the_last_replica_that_takes_nodes_is_drained_by_force_alone(world: World) -> None:
     """Two people drain both at once: the second of them is told."""
     a, _ = await ready(world, "a"), await ready(world, "b")
