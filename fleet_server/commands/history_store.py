@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fleet_server.commands.rules import Standing
+from fleet_server.commands.rules import SUCCEEDED, Standing
 from fleet_server.commands.run_store import of_issue
 from fleet_server.commands.store import Connection, Key, NewRow, StandingRow, marks, padded
 from fleet_server.database.engine import sql
@@ -197,10 +197,10 @@ def marks_of(conn: Connection, keys: Sequence[Key]) -> list[tuple[Key, int]]:
     for chunk in padded(keys):
         text = (
             "SELECT c.node_id, c.seq, c.state, c.cancel_requested_by FROM commands c"
-            f" WHERE (c.node_id, c.seq) IN (VALUES {', '.join(['(?, ?)'] * len(chunk))}) AND c.state < 5"
+            f" WHERE (c.node_id, c.seq) IN (VALUES {', '.join(['(?, ?)'] * len(chunk))})"
         )
         rows = fetch(conn, text, [part for key in chunk for part in key])
-        found += [(row[:2], mark(*row[2:])) for row in rows]
+        found += [(row[:2], mark(*row[2:])) for row in rows if row[2] < SUCCEEDED]
     return found
 
 

@@ -39,12 +39,13 @@ def of_issue(conn: Connection, *, open_only: bool = False, issues: int = 1) -> s
     Each run's commands are looked up by primary key. Left to themselves, PostgreSQL takes a run for a ninth of its
     node's history and reads all commands there are instead, and SQLite may begin at the commands.
     """
-    condition = f"{_COMMANDS_OF_RUN} AND c.state < 5" if open_only else _COMMANDS_OF_RUN
+    is_open = " c.state < 5 AND" if open_only else ""
     if conn.dialect.name == "postgresql":
-        # OFFSET keeps the planner from pulling the inner SELECT up into the join.
-        commands = f"LATERAL (SELECT * FROM commands c WHERE {condition} OFFSET 0) c WHERE"  # noqa: S608  # constants
+        # OFFSET keeps the planner from pulling the inner SELECT up into the join, and from looking through the index of
+        # all open commands once for each run.
+        commands = f"LATERAL (SELECT * FROM commands c WHERE {_COMMANDS_OF_RUN} OFFSET 0) c WHERE{is_open}"  # noqa: S608  # constants
     else:
-        commands = f"commands c WHERE {condition} AND"
+        commands = f"commands c WHERE {_COMMANDS_OF_RUN} AND{is_open}"
     ids = ", ".join("?" * issues)
     return f"command_runs r CROSS JOIN {commands} r.issue_id IN ({ids})"
 
