@@ -125,9 +125,8 @@ class Drain:
         if now - self._looked_at < _LOOK_FOR_NEW_S:
             return
         self._looked_at = now
-        waiting = {stream.stream_id for stream in self._untold}
-        new = [stream for stream in self._registry if stream.stream_id not in self._told | waiting]
-        self._untold.extend(new)
+        known = self._told.union(stream.stream_id for stream in self._untold)
+        self._untold.extend(stream for stream in self._registry if stream.stream_id not in known)
         self._total = max(self._total, len(self._registry))
 
     def _next_untold(self) -> Stream | None:
