@@ -58,7 +58,7 @@ async def test_workers_share_the_ports_and_are_replaced_one_by_one(
             await asyncio.to_thread(told.wait, "RELOADING=1")
             await asyncio.to_thread(told.wait, "READY=1", 2)
             assert not [pid for pid in before if is_running(pid)]
-            assert await workers.states() == {"1": "READY", "2": "READY"}
+            assert await eventually(workers.states, "an operator is answered") == {"1": "READY", "2": "READY"}
             await assert_all_run(workers)
 
             rss_kib = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{workers.process.pid}/status").read_text())[0])

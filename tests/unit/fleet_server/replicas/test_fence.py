@@ -8,6 +8,7 @@ from fleet.errors import Reason, Refusal
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.replicas.fence import PATIENCE_S, NameTakenError
 from fleet_server.replicas.rules import ReplicaState
+from fleet_server.verbs import Refused, _ending_of
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.replicas.test_service import Replica, ready
 from tests.unit.fleet_server.sessions.world import World
@@ -39,6 +40,7 @@ async def test_a_copied_data_folder_is_refused_while_the_other_one_beats(world: 
     await watch(clock, 1, taking)
     with pytest.raises(NameTakenError, match=r"replica r1, and gave a sign of life.*delete the file `replica-id`"):
         await taking
+    assert isinstance(_ending_of(taking.exception()), Refused)  # type: ignore[arg-type]
     assert copy.gone == []
     assert not first.fence.replaced.is_set()
     await first.beat()
