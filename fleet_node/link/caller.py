@@ -173,6 +173,48 @@ class GatewayCaller:
         return refusal
 
 
+class KeptCaller:
+    """The connection to a server that is busy, through the delay that it asked for: coming back to it then costs
+    neither side another TLS handshake, of which a storm has the most.
+
+    Only what would be opened alike is kept: without a certificate of the node's, and under the same CAs.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[GatewayCaller, Sequence[bytes]] | None = None
+
+    async def settle(self, caller: GatewayCaller, error: BaseException, ca_der: Sequence[bytes]) -> None:
+        """Keep a connection that did not come to a stream, or close it.
+
+        Args:
+            error: why it did not.
+            ca_der: CAs under which it was opened.
+        """
+        await self.close()
+        busy = isinstance(error, Refusal) and error.reason is Reason.OVERLOADED and error.retry_after_s is not None
+        if busy and not caller.certified:
+            self._kept = caller, ca_der
+        else:
+            await caller.close()
+
+    async def take(self, endpoints: Sequence[str], ca_der: Sequence[bytes], *, certified: bool) -> GatewayCaller | None:
+        """What was kept, if it leads to one of `endpoints` and was opened under these CAs; else it is closed."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return None
+        caller, opened_under = kept
+        if not certified and caller.endpoint in endpoints and tuple(opened_under) == tuple(ca_der):
+            return caller
+        await caller.close()
+        return None
+
+    async def close(self) -> None:
+        """Close what is kept."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            await kept[0].close()
+
+
 def _at_once(answer: Coroutine[Any, None, T]) -> T:
     """What a coroutine returns that has nothing to wait for: of a call that is over, everything is known."""
     try:

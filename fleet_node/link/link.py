@@ -20,7 +20,7 @@ from fleet.errors import Advice, Reason, Refusal, advice
 from fleet.logs import get_logger
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
-from fleet_node.link.caller import ClientCertificate, GatewayCaller, LeafCache
+from fleet_node.link.caller import ClientCertificate, GatewayCaller, KeptCaller, LeafCache
 from fleet_node.link.connection import Connection, SelfDescription
 from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.following import open_following
@@ -94,6 +94,7 @@ class Link:
         self._backoff = Backoff(backoff or BackoffPolicy())
         self._endpoints = endpoints
         self._leaves = LeafCache()
+        self._kept = KeptCaller()
         self._stopping = asyncio.Event()
         self._current: Connection | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,6 +115,7 @@ class Link:
                 continue
             if connection is not None:
                 await self._serve(connection)
+        await self._kept.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._show(LinkState.STOPPED)
@@ -122,7 +124,7 @@ class Link:
         """Authenticate and open a stream.
 
         Raises:
-            Refusal: with the connection closed again.
+            Refusal: with the connection closed again, or kept for the next attempt.
         """
         mutual_tls = self._ports.mutual_tls
         certificate = mutual_tls.choose() if mutual_tls is not None else None
@@ -141,13 +143,16 @@ class Link:
     async def _connect_to(
         self, endpoints: tuple[str, ...], certificate: ClientCertificate | None, takeover_of: str
     ) -> Connection:
-        caller = await open_following(endpoints, self._ports.trust, self._membership, self._leaves, certificate)
+        trust = self._ports.trust
+        caller = await self._kept.take(endpoints, trust.state.tls_ca_der, certified=certificate is not None)
+        if caller is None:
+            caller = await open_following(endpoints, trust, self._membership, self._leaves, certificate)
         try:
             connection = await self._open_stream(caller, takeover_of)
         except BaseException as error:
             outcome = str(error.reason) if isinstance(error, Refusal) else "error"
             self._metrics.handshakes.labels(outcome).inc()
-            await caller.close()
+            await self._kept.settle(caller, error, trust.state.tls_ca_der)
             others = rules.other_endpoints(error, endpoints, caller.endpoint)
             if not others:
                 raise
