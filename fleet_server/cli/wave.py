@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +28,22 @@ if TYPE_CHECKING:
 _NODE_DEADLINE_S = 600
 _RETURN_S = 300
 _BATCH_COLUMNS = [Column("BATCH", right=True), Column("NODES", right=True), Column("NAMES", flexible=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What stands on the command line; times in seconds."""
+
+    targets: Sequence[str]
+    batch: str
+    budget: int
+    deadline: int | None
+    pause: int | None
+    then: str
+    after: str
+    return_within: int | None
+    reason: str
+    dry_run: bool
 
 
 def _checked_batch(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
@@ -58,9 +75,7 @@ def _checked_batch(_ctx: click.Context, _param: click.Parameter, value: str) -> 
 )
 @click.option("--dry-run", is_flag=True, help="Show the batches, and drain nothing.")
 @click.pass_obj
-def drain_wave(
-    invocation: Invocation, /, targets: tuple[str, ...], of_replicas: bool, dry_run: bool, **how: Any
-) -> None:
+def drain_wave(invocation: Invocation, /, targets: tuple[str, ...], of_replicas: bool, **how: Any) -> None:
     """Drain many nodes, batch after batch by name, or replicas one after the other.
 
     A batch has failed nodes when they are not drained by the deadline, are lost meanwhile, or when the drain cut a
@@ -70,53 +85,42 @@ def drain_wave(
     With --replicas the next one waits until there are as many READY as before: a rolling upgrade, where something
     starts each replica again.
     """
+    asked = _Asked(targets, **how)
     if of_replicas:
-        _drain_replicas(invocation, targets, dry_run=dry_run, **how)
+        _drain_replicas(invocation, asked)
     elif not targets:
         raise click.UsageError("name the nodes: names, globs, labels, or '*' for all; or --replicas")
     else:
-        _drain_nodes(invocation, targets, dry_run=dry_run, **how)
+        _drain_nodes(invocation, asked)
 
 
-def _drain_nodes(
-    invocation: Invocation,
-    targets: Sequence[str],
-    *,
-    dry_run: bool,
-    batch: str,
-    budget: int,
-    deadline: int | None,
-    pause: int | None,
-    then: str,
-    after: str,
-    reason: str,
-    return_within: int | None,
-) -> None:
+def _drain_nodes(invocation: Invocation, asked: _Asked) -> None:
     from fleet_server.cli.wave_nodes import NodeWave, Plan
 
-    if return_within is not None:
+    if asked.return_within is not None:
         raise click.UsageError("--return-within is for --replicas")
-    deadline_s = deadline or _NODE_DEADLINE_S
-    again = ["fleetctl", "drain", "wave", *targets, "--batch", batch, "--deadline", f"{deadline_s}s"]
-    again += ["--budget", str(budget)] if budget else []
-    again += ["--pause", f"{pause}s"] if pause else []
-    again += ["--then", then] if then != "leave" else []
+    deadline_s = asked.deadline or _NODE_DEADLINE_S
+    again = ["fleetctl", "drain", "wave", *asked.targets, "--batch", asked.batch, "--deadline", f"{deadline_s}s"]
+    again += ["--budget", str(asked.budget)] if asked.budget else []
+    again += ["--pause", f"{asked.pause}s"] if asked.pause else []
+    again += ["--then", asked.then] if asked.then != "leave" else []
+    again += ["--reason", asked.reason] if asked.reason else []
     plan = Plan(
-        targets=targets,
-        batch=batch,
-        budget=budget,
+        targets=asked.targets,
+        batch=asked.batch,
+        budget=asked.budget,
         deadline_s=deadline_s,
-        pause_s=pause or 0,
-        reason=reason,
-        resume=then == "resume",
-        after=after,
+        pause_s=asked.pause or 0,
+        reason=asked.reason,
+        resume=asked.then == "resume",
+        after=asked.after,
         again=shlex.join(again),
     )
     with invocation.connect() as admin:
         wave = NodeWave(invocation, admin, plan)
         wave.prepare()
         _tell_left_out(invocation, wave)
-        if dry_run:
+        if asked.dry_run:
             _show_batches(invocation, wave)
             return
         try:
@@ -127,39 +131,26 @@ def _drain_nodes(
     invocation.advise(f"{counted(len(wave.tally.done), 'node')} drained{now}")
 
 
-def _drain_replicas(
-    invocation: Invocation,
-    targets: Sequence[str],
-    *,
-    dry_run: bool,
-    batch: str,
-    budget: int,
-    deadline: int | None,
-    pause: int | None,
-    then: str,
-    after: str,
-    reason: str,
-    return_within: int | None,
-) -> None:
+def _drain_replicas(invocation: Invocation, asked: _Asked) -> None:
     from fleet_server.cli.wave_replicas import ReplicaWave
 
-    if budget or then != "leave" or batch != "10%":
+    if asked.budget or asked.then != "leave" or asked.batch != "10%":
         raise click.UsageError("replicas are drained one after the other: --batch, --budget and --then are for nodes")
-    if reason and reason not in REASONS:
+    if asked.reason and asked.reason not in REASONS:
         raise click.UsageError(f"with --replicas the reason is one of {', '.join(REASONS)}")
     with invocation.connect() as admin:
         wave = ReplicaWave(
             invocation,
             admin,
-            targets,
-            after=after,
-            deadline_s=deadline,
-            reason=reason or "upgrade",
-            pause_s=pause or 0,
-            return_s=return_within or _RETURN_S,
+            asked.targets,
+            after=asked.after,
+            deadline_s=asked.deadline,
+            reason=asked.reason or "upgrade",
+            pause_s=asked.pause or 0,
+            return_s=asked.return_within or _RETURN_S,
         )
         wave.prepare()
-        if not dry_run and len(wave.order) > 0:
+        if not asked.dry_run and len(wave.order) > 0:
             try:
                 wave.run()
             finally:

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from pydantic import SecretStr
 
 from fleet import tls_certificates
-from fleet.clock import SystemClock
 from fleet.errors import Reason, Refusal
 from fleet.identity import write_private
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server import bootstrap
 from fleet_server.nodes import poll
-from tests.integration.installation import Installation, Template, free_ports, server_settings
+from tests.integration.installation import Installation
+from tests.integration.several import several
 from tests.integration.waiting import eventually
 
 if TYPE_CHECKING:
@@ -26,19 +24,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def replicas(tmp_path: Path, postgres: "PostgresServer") -> AsyncIterator[tuple[Installation, Installation]]:
     """Two servers of one installation, each with listeners of its own."""
-    name = postgres.create_database()
-    url = SecretStr(postgres.url(name))
-    data = tmp_path / "template"
-    settings = server_settings(data, *free_ports(2), database_url=url)
-    made = await asyncio.to_thread(lambda: asyncio.run(bootstrap.init(settings, owner="owner", clock=SystemClock())))
-    assert made.owner_token is not None
-    template = Template(data, made.owner_token.reveal())
-    async with (
-        Installation(tmp_path / "a", template, database_url=url, replica_id="replica-a") as first,
-        Installation(tmp_path / "b", template, database_url=url, replica_id="replica-b") as second,
-    ):
+    async with several(tmp_path, postgres, ["replica-a", "replica-b"]) as (first, second):
         yield first, second
-    postgres.drop_database(name)
 
 
 def test_a_decision_is_looked_for_often_enough_to_take_effect_within_a_second() -> None:
