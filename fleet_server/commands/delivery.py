@@ -37,6 +37,8 @@ class Delivery:
     ) -> list[PendingCommand]:
         """See `CommandService.claim_pending`."""
         limit = min(limit, rules.MAX_CLAIM)
+        # The node may be adopted at another replica meanwhile. What is SENT was signed to the machine before, and lies
+        # under the floor, only if one of the two waits for the other.
         in_hand = self._announcer.in_hand
         runs = in_hand.next_queued(node_id, epoch, after_seq, limit, self._rooms.clock.now_ms())
 
@@ -44,11 +46,11 @@ class Delivery:
             return self._claim(tx, node_id, after_seq, limit, key_id, asked_again_through, runs)
 
         try:
-            return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
+            return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work, hold=True)
         except NotAsRememberedError:
             in_hand.forget([node_id])
             runs = []
-            return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
+            return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work, hold=True)
 
     async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
         """See `CommandService.reconcile`."""

@@ -34,8 +34,9 @@ class NodesPort(Protocol):
         """Names by id; a node that is not known is missing."""
         ...
 
-    def current_epoch(self, conn: Connection, node_id: str) -> int:
-        """Epoch of the node's newest stream; 0 when it never had one."""
+    def current_epoch(self, conn: Connection, node_id: str, *, hold: bool = False) -> int:
+        """Epoch of the node's newest stream; 0 when it never had one. With `hold` no other machine becomes the node
+        before the transaction ends."""
         ...
 
     async def get(self, ref: str) -> NodeRecord:

@@ -186,6 +186,11 @@ def for_update(conn: Connection) -> str:
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
 
 
+def for_key_share(conn: Connection) -> str:
+    """Suffix of a SELECT whose rows nobody locks by `for_update` until the transaction ends; plain updates go on."""
+    return " FOR KEY SHARE" if conn.dialect.name == "postgresql" else ""
+
+
 def for_update_of_free(conn: Connection) -> str:
     """As `for_update`, of rows that nobody holds: whoever does is at them. For what every replica does now and then."""
     return " FOR UPDATE SKIP LOCKED" if conn.dialect.name == "postgresql" else ""

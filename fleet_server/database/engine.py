@@ -20,7 +20,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
-from fleet_server.database.dialects import DatabaseUrlError, Dialect, for_update, for_update_of_free, octets
+from fleet_server.database.dialects import (
+    DatabaseUrlError,
+    Dialect,
+    for_key_share,
+    for_update,
+    for_update_of_free,
+    octets,
+)
 from fleet_server.database.refusals import SHUTTING_DOWN, as_refusal, away
 from fleet_server.database.statements import sql
 from fleet_server.database.writer import Transaction, Writer, WriterMetrics
@@ -31,6 +38,7 @@ __all__ = [
     "Database",
     "DatabaseUrlError",
     "IntegrityError",
+    "for_key_share",
     "for_update",
     "for_update_of_free",
     "octets",

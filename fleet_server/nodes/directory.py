@@ -150,9 +150,10 @@ class NodeDirectory:
         """Names by id; a node that is not known is missing. Any thread."""
         return self._store.names(conn, node_ids)
 
-    def current_epoch(self, conn: Connection, node_id: str) -> int:
-        """Epoch of a node's newest stream; 0 when it never had one. Any thread."""
-        return self._store.current_epoch(conn, node_id)
+    def current_epoch(self, conn: Connection, node_id: str, *, hold: bool = False) -> int:
+        """Epoch of a node's newest stream; 0 when it never had one. With `hold` no other machine becomes the node,
+        at any replica, before the transaction ends. Any thread."""
+        return self._store.current_epoch(conn, node_id, hold=hold)
 
     def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
         """Epoch of each node's newest stream; a node that is not known is missing. Any thread."""

@@ -19,15 +19,16 @@ T = TypeVar("T")
 class Epochs(Protocol):
     """The nodes room, as far as ownership needs it."""
 
-    def current_epoch(self, conn: Connection, node_id: str) -> int:
-        """Epoch of the node's newest stream; 0 when it never had one."""
+    def current_epoch(self, conn: Connection, node_id: str, *, hold: bool = False) -> int:
+        """Epoch of the node's newest stream; 0 when it never had one. With `hold` no other machine becomes the node
+        before the transaction ends."""
         ...
 
 
-def refuse_stale(nodes: Epochs, conn: Connection, node_id: str, epoch: int) -> Refusal | None:
-    """Why a stream may not act for its node any more; None for the newest one (docs/protocol.md, "Frames"). Any
-    thread."""
-    newest = nodes.current_epoch(conn, node_id)
+def refuse_stale(nodes: Epochs, conn: Connection, node_id: str, epoch: int, *, hold: bool = False) -> Refusal | None:
+    """Why a stream may not act for its node any more; None for the newest one (docs/protocol.md, "Frames"). With `hold`
+    no other machine becomes the node before the transaction ends. Any thread."""
+    newest = nodes.current_epoch(conn, node_id, hold=hold)
     if newest == epoch:
         return None
     return Refusal(
@@ -38,9 +39,18 @@ def refuse_stale(nodes: Epochs, conn: Connection, node_id: str, epoch: int) -> R
 
 
 async def write_as_newest(
-    database: Database, nodes: Epochs, node_id: str, epoch: int, work: Callable[[Transaction], T | Refusal]
+    database: Database,
+    nodes: Epochs,
+    node_id: str,
+    epoch: int,
+    work: Callable[[Transaction], T | Refusal],
+    *,
+    hold: bool = False,
 ) -> T:
     """Commit what a stream writes, if it is the newest of its node in that very transaction.
+
+    Args:
+        hold: until that is committed no other machine becomes the node, at any replica.
 
     Raises:
         Refusal: SUPERSEDED when it is not, whatever `work` answered instead of a result, or the database is away.
@@ -49,7 +59,7 @@ async def write_as_newest(
 
     def checked(tx: Transaction) -> T | Refusal:
         # Answered, not raised: that would undo the jobs of others in the same group.
-        return refuse_stale(nodes, tx.conn, node_id, epoch) or work(tx)
+        return refuse_stale(nodes, tx.conn, node_id, epoch, hold=hold) or work(tx)
 
     answer = await database.write(checked)
     if isinstance(answer, Refusal):

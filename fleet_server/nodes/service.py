@@ -209,8 +209,7 @@ class NodeService(NodePresence):
                 raise rules.refuse_adoption(nodes)
             self._save(tx, [(node, replace(node, state=NodeState.ACTIVE, state_reason=reason)) for node in able])
             for node in able:
-                for hook in self._on_adopt:
-                    hook(tx, node.node_id, False)
+                self._adopted(tx, node.node_id, replaced=False)
                 self._store.end_streams(tx.conn, node.node_id)
             self._tell(tx, AuditKind.NODE_ADOPTED, actor, able, {"reason": reason})
             return self._again(tx.conn, nodes)
@@ -296,8 +295,7 @@ class NodeService(NodePresence):
             raise Refusal(Reason.CONFLICT, "somebody else changed this node at the same moment: try again")
         if node.state is not NodeState.REVOKED:
             self._revoked(tx, node.node_id)
-        for hook in self._on_adopt:
-            hook(tx, node.node_id, True)
+        self._adopted(tx, node.node_id, replaced=True)
         detail: Mapping[str, JSON] = {
             "reason": reason,
             "state": node.state.value,
@@ -373,6 +371,11 @@ class NodeService(NodePresence):
     def _save(self, tx: Transaction, changed: Sequence[tuple[NodeRecord, NodeRecord]]) -> None:
         if not self._store.update_authority(tx.conn, changed):
             raise Refusal(Reason.CONFLICT, "somebody else changed one of these nodes at the same moment: try again")
+
+    def _adopted(self, tx: Transaction, node_id: str, *, replaced: bool) -> None:
+        self._store.lock_machine(tx.conn, node_id)
+        for hook in self._on_adopt:
+            hook(tx, node_id, replaced)
 
     def _tell(
         self,

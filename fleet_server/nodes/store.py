@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
-from fleet_server.database.engine import Connection, for_update, octets, sql
+from fleet_server.database.engine import Connection, for_key_share, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState, Taken
@@ -117,10 +117,16 @@ class NodeStore:
             found |= {row[0]: row[1] for row in conn.exec_driver_sql(sql(conn, text), tuple(chunk))}
         return found
 
-    def current_epoch(self, conn: Connection, node_id: str) -> int:
-        """Epoch of the newest stream."""
-        found = fetch(conn, "SELECT stream_epoch FROM nodes WHERE node_id = ?", (node_id,))
+    def current_epoch(self, conn: Connection, node_id: str, *, hold: bool = False) -> int:
+        """Epoch of the newest stream; with `hold` no other machine becomes the node before
+        the transaction ends (`lock_machine`)."""
+        suffix = for_key_share(conn) if hold else ""
+        found = fetch(conn, f"SELECT stream_epoch FROM nodes WHERE node_id = ?{suffix}", (node_id,))  # noqa: S608
         return int(found[0][0]) if found else 0
+
+    def lock_machine(self, conn: Connection, node_id: str) -> None:
+        """Let nobody else claim anything for a node, and wait for who does: another machine is to be it."""
+        fetch(conn, f"SELECT node_id FROM nodes WHERE node_id = ?{for_update(conn)}", (node_id,))  # noqa: S608
 
     def as_read(self, conn: Connection, record: NodeRecord) -> bool:
         """Whether the row still carries the MAC that was verified when `record` was read."""
