@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -40,8 +41,20 @@ def main(argv: list[str] | None = None) -> int:
     if not 5 <= given.seconds <= _LONGEST_S:
         parser.error(f"--seconds is between 5 and {_LONGEST_S}: the whole run is bounded to ten minutes")
     folder = FOLDER / str(given.seed)
+    FOLDER.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as held:
+        lock = held.enter_context((FOLDER / f"{given.seed}.lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            parser.error(f"seed {given.seed} is being run: wait for it, or take another one")
+        return _run(given, folder)
+
+
+def _run(given: argparse.Namespace, folder: Path) -> int:
+    """One run, in a folder that nobody else writes."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     options = Options(given.seed, given.seconds, Size.of(given.nodes), given.gap, folder)
     show = (lambda _text: None) if given.quiet else (lambda text: print(text, flush=True))
     try:
@@ -65,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
+    (FOLDER / f"{folder.name}.lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another run's files are there
         FOLDER.rmdir()
 
