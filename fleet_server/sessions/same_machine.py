@@ -1,6 +1,8 @@
 """Whether the machine that says hello is where its node was left: by its ratchet, and by how far its audit is.
 
-A machine that is not is set aside, with its node, until a person has said which one is the node.
+A machine that is not is set aside, with its node, until a person has said which one is the node. A hello may also come
+late: it lay in a replica that was frozen, or waited for the database, while its node gave up and opened another stream.
+It shows what was true when it was signed, so where a stream was opened by a newer session nobody is accused of it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
+from fleet_server.sessions import store
 from fleet_server.sessions.ratchet import Ratchets, Turn
 from fleet_server.sessions.ratchet_store import TamperedRatchetError
 
@@ -42,6 +45,7 @@ class SameMachine:
         self,
         tx: Transaction,
         node: NodeRecord,
+        session: store.SessionRow,
         said: session_pb2.StreamStatement,
         body: gateway_pb2.HelloBody,
         *,
@@ -51,7 +55,7 @@ class SameMachine:
         the database went back, it is kept out only: it may well be ahead of that.
 
         Raises:
-            Refusal: QUARANTINED.
+            Refusal: QUARANTINED; SUPERSEDED when it comes late.
         """
         try:
             turn = self._ratchets.turn(
@@ -77,6 +81,8 @@ class SameMachine:
             return turn
         if why == _FOREIGN_RATCHET and is_unsettled(tx.conn):
             raise Refusal(Reason.QUARANTINED, _AHEAD, metadata={"node": node.name})
+        if why != _TAMPERED_RATCHET and store.has_opened_later(tx.conn, node.node_id, session.expires_at_ms):
+            raise Refusal(Reason.SUPERSEDED, "a later session of this node has opened a stream: connect again")
         self._nodes.quarantine(tx, node, why)
         raise Refusal(
             Reason.QUARANTINED,

@@ -241,7 +241,7 @@ class SessionService(HandshakeService):
         try:
             self._standings.check_unchanged(tx.conn, digest, node)
             open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
-            turn = self._same_machine.turn(tx, node, said, body, now_ms=self._clock.now_ms())
+            turn = self._same_machine.turn(tx, node, row, said, body, now_ms=self._clock.now_ms())
         except Refusal as refusal:
             return refusal
         epoch = self._nodes.open_stream(

@@ -171,6 +171,12 @@ def session(conn: Connection, token_sha256: bytes, *, lock: bool = False) -> Ses
     return None if row is None else SessionRow(token_sha256, row[0], bytes(row[1]), row[2], row[3], bytes(row[4]))
 
 
+def has_opened_later(conn: Connection, node_id: str, expires_at_ms: int) -> bool:
+    """Whether a session of the node that ends later than that has opened a stream. Reads all of them: ask seldom."""
+    text = "SELECT 1 FROM sessions WHERE node_id = ? AND claimed_epoch > 0 AND expires_at_ms > ? LIMIT 1"
+    return bool(fetch(conn, text, (node_id, expires_at_ms)))
+
+
 def claim(conn: Connection, token_sha256: bytes, epoch: int) -> None:
     """Note which stream took a session."""
     text = "UPDATE sessions SET claimed_epoch = ? WHERE token_sha256 = ?"

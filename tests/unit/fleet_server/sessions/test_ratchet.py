@@ -206,3 +206,34 @@ async def test_a_copy_that_tells_no_process_is_found_out_when_the_original_comes
     held = await shown(node, await shown(node, b"", one), one)
     await shown(node, held, b"")
     await quarantined(node, held, one)
+
+
+@pytest.mark.parametrize("process", ["the same", "one that was killed"])
+async def test_a_hello_that_comes_late_is_nobody_elses(world: World, process: str) -> None:
+    """It lay in a replica that was frozen, or waited for the database, while its node opened other streams."""
+    node = await world.member()
+    old, new = b"a" * 16, b"a" * 16 if process == "the same" else b"b" * 16
+    first = await shown(node, b"", old)
+    late, _ = await node.handshake()
+    await world.clock.advance(1)
+    second = await shown(node, first, new)
+    third = await shown(node, second, new)
+
+    with pytest.raises(Refusal) as refusal:
+        await node.claim(late, node.hello(late, ratchet=b"", body=hello_body(boot_id=old)))
+
+    assert refusal.value.reason is Reason.SUPERSEDED
+    assert (await world.nodes.get(node.node_id)).state is NodeState.ACTIVE
+    await shown(node, third, new)
+
+
+async def test_a_copy_gains_nothing_by_a_session_of_before(world: World) -> None:
+    """It stays out with it, and is found out with the next one."""
+    node = await world.member()
+    first = await shown(node, b"")
+    before, _ = await node.handshake()
+    await world.clock.advance(1)
+    await shown(node, await shown(node, first))
+    with pytest.raises(Refusal):
+        await node.claim(before, node.hello(before, ratchet=b"", body=hello_body()))
+    assert "aside" in await quarantined(node, b"")
