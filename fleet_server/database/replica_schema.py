@@ -6,6 +6,9 @@ from sqlalchemy import BigInteger, Column, Double, Integer, String, Table, Text
 
 from fleet_server.database.columns import id_column, metadata
 
+REVISION = "0002"
+"""Of the newest migration, which is this schema."""
+
 replicas = Table(
     "replicas",
     metadata,

@@ -6,6 +6,7 @@ from typing import Any
 
 from fleet.v1 import gateway_pb2
 from fleet_server.database.engine import Connection, for_update, sql
+from fleet_server.database.replica_schema import REVISION
 from fleet_server.replicas.rules import DrainRequest, Holder, ReplicaRecord, ReplicaState, Vitals
 
 _COLUMNS = (
@@ -40,15 +41,16 @@ def register(
 ) -> bool:
     """Write the row of a process that starts, drain request and all; False when another process has the id."""
     text = (
-        f"INSERT INTO replicas ({_COLUMNS}, boot_id)"  # noqa: S608 - constants
-        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?)"
+        f"INSERT INTO replicas ({_COLUMNS}, boot_id, schema_revision)"  # noqa: S608 - constants
+        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
         " admission_per_s = 0, admitted_per_s = 0, started_at_ms = excluded.started_at_ms,"
         " heartbeat_at_ms = excluded.heartbeat_at_ms,"
         " drain_requested_at_ms = 0, drain_deadline_ms = 0, drain_reason = 0,"
-        " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas WHERE replicas.boot_id = excluded.boot_id"
+        " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas, schema_revision = excluded.schema_revision"
+        " WHERE replicas.boot_id = excluded.boot_id"
     )
-    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys, tls_cas, boot_id)
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys, tls_cas, boot_id, REVISION)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 

@@ -11,6 +11,7 @@ from alembic.operations import Operations
 
 from fleet_server.database import migrate
 from fleet_server.database.migrations.indexes import create_index
+from fleet_server.database.replica_schema import REVISION
 
 _FIRST_POSTGRESQL = "61a4b0e5f2119700f63bd6f8dcb0353d44701ddb42bc5dfc573d0dd15741148a"
 _FIRST_SQLITE = "387f31810af052af95cff448c574c89e51d0bb431447fa63b062f905c4302a50"
@@ -80,6 +81,7 @@ def test_an_index_that_is_built_beside_traffic_is_taken_and_one_that_goes_is_not
 def test_revisions_are_numbers_that_grow_and_name_the_oldest_server_beside_them() -> None:
     scripts = migrate.migrations()
     assert [script.revision for script in scripts] == [f"{number:04}" for number in range(1, len(scripts) + 1)]
+    assert scripts[-1].revision == REVISION
     for script in scripts[1:]:
         assert "0001" <= script.module.oldest_server < script.revision
 

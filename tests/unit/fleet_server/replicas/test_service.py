@@ -8,6 +8,7 @@ import pytest
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
+from fleet_server.database.replica_schema import REVISION
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.replicas.fence import Fence
@@ -273,3 +274,9 @@ async def test_a_replica_that_was_taken_for_lost_looks_at_its_streams_and_says_t
         await a.beat()
     assert a.returns == 1, "until it is done, and once"
     assert (await world.audited())[-2:] == ["replica.lost", "replica.started"]
+
+
+async def test_a_replica_says_which_schema_it_was_built_with(world: World) -> None:
+    await ready(world, "r1")
+    query = "SELECT schema_revision FROM replicas"
+    assert await world.database.read(lambda conn: conn.exec_driver_sql(query).scalar_one()) == REVISION
