@@ -24,9 +24,9 @@ from fleet_server.database.wakeup import Bell
 log = get_logger(__name__)
 
 INTERVAL_S = 1.0
-_HINT_PAUSE_S = 0.02
+_HINT_PAUSE_S = 0.05
 _SETTLE_S = 0.1
-"""So long after a watch began it is looked again: nobody hinted at what was recorded before all knew of it."""
+"""So long after others were told of a watch it is looked again: nobody hinted at what was recorded before that."""
 _FEW = 1_024
 
 
@@ -42,6 +42,7 @@ class Following:
         self._hinted: set[str] = set()
         self._marks: dict[str, Marks] = {}
         self._due_s = 0.0
+        self._again = False
         rooms.wakeup.on_hint("issue", self._issues_hinted, pause_s=_HINT_PAUSE_S)
 
     async def run(self) -> None:
@@ -51,10 +52,10 @@ class Following:
             now_s = self._rooms.clock.monotonic()
             await self._bell.wait(max(0.0, self._due_s - now_s))
             now_s = self._rooms.clock.monotonic()
-            everything = now_s >= self._due_s
+            everything, again = now_s >= self._due_s, self._again
             if everything:
-                self._due_s = now_s + INTERVAL_S
-            if now_s - said_s >= REPEAT_S:
+                self._due_s, self._again = now_s + (_SETTLE_S if again else INTERVAL_S), False
+            if again or now_s - said_s >= REPEAT_S:
                 said_s = now_s
                 self._interest.forget()
                 self._interest.say(self._feed.issues)
@@ -96,8 +97,8 @@ class Following:
                 self._feed.look_nowait(issue_id, marks)
 
     def _issues_hinted(self, issue_ids: frozenset[str] | None) -> None:
-        if issue_ids is None:
-            self._due_s = 0.0
+        if issue_ids is None:  # others may not have heard what is watched here
+            self._due_s, self._again = 0.0, True
         else:
             self._hinted |= issue_ids & {issue_id or EVERY_ISSUE for issue_id in self._feed.issues}
         self._bell.ring_nowait()

@@ -34,6 +34,7 @@ _RANDOM_ID_BYTES = 10
 _AUDITED_COMMANDS = 1024
 _AUDITED_REFUSALS = 1000
 _MAX_ATTEMPTS = 3
+_COUNTED_AGAIN = 16  # nodes of one order: it costs a look at each one's history
 
 Refused = list[tuple[NodeRecord, Objection]]
 
@@ -169,8 +170,13 @@ class Issuing:
         judged: dict[bytes, Objection | None] = {}
         accepted: list[NodeRecord] = []
         refused: Refused = []
+        counted_again = 0
         for node in targets:
-            objection = self._object_to_node(conn, node, len(order.specs))
+            objection = self._object_to_node(node, len(order.specs))
+            full = objection is not None and objection.reason is Reason.QUEUE_FULL
+            if full and self._rooms.shared and counted_again < _COUNTED_AGAIN:
+                counted_again += 1  # other replicas may have heard of the end of some
+                objection = self._object_to_queue(store.count_open_of(conn, node.node_id), len(order.specs))
             if objection is None:
                 digest = actions.of_node.get(node.node_id, b"")
                 if digest not in judged:
@@ -183,13 +189,13 @@ class Issuing:
                 refused.append((node, objection))
         return accepted, refused
 
-    def _object_to_node(self, conn: Connection, node: NodeRecord, specs: int) -> Objection | None:
+    def _object_to_node(self, node: NodeRecord, specs: int) -> Objection | None:
         inactive = refuse_inactive(node)
         if inactive is not None:
             return Objection(inactive.reason, inactive.detail)
-        waiting = self._announcer.open_count(node.node_id)
-        if waiting + specs > self._max_open_per_node and self._rooms.shared:
-            waiting = store.count_open_of(conn, node.node_id)  # other replicas may have heard of the end of some
+        return self._object_to_queue(self._announcer.open_count(node.node_id), specs)
+
+    def _object_to_queue(self, waiting: int, specs: int) -> Objection | None:
         if waiting + specs > self._max_open_per_node:
             return Objection(
                 Reason.QUEUE_FULL,

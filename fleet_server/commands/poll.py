@@ -28,7 +28,9 @@ log = get_logger(__name__)
 INTERVAL_S = 1.0
 _HINT_PAUSE_S = 0.01
 _CANCEL_PAUSE_S = 0.05
-_ASKED_ONE_BY_ONE = 8
+_ASKED_ONE_BY_ONE = 64
+_ROUND_PAUSE_S = 0.1
+"""Between two rounds for the whole fleet, whatever is hinted."""
 
 
 class _Survey(NamedTuple):
@@ -46,7 +48,7 @@ class Poll:
         self._announcer = announcer
         self._cancels = cancels
         self._bell = Bell(rooms.clock)
-        self._due_s = 0.0
+        self._began_s = self._due_s = 0.0
         self._hinted: set[str] = set()
         rooms.wakeup.on_hint("node", self._nodes_hinted, pause_s=_HINT_PAUSE_S)
         rooms.wakeup.on_hint("cancel", self._cancels_hinted, pause_s=_CANCEL_PAUSE_S)
@@ -83,25 +85,30 @@ class Poll:
         named = [node_id for node_id in self._hinted if has_lane(node_id)]
         self._hinted.clear()
         if len(named) > _ASKED_ONE_BY_ONE:
-            await self.poll()
+            self._hasten()
         elif named:
             waiting = await self._rooms.database.read(lambda conn: store.with_queued(conn, named))
             self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in waiting])
 
     def _put_off(self) -> None:
-        self._due_s = self._rooms.clock.monotonic() + INTERVAL_S
+        self._began_s = self._rooms.clock.monotonic()
+        self._due_s = self._began_s + INTERVAL_S
+
+    def _hasten(self) -> None:
+        """Have the next round soon: at once, if the last one is not of this moment."""
+        self._due_s = min(self._due_s, self._began_s + _ROUND_PAUSE_S)
+        self._bell.ring_nowait()
 
     def _nodes_hinted(self, node_ids: frozenset[str] | None) -> None:
         if node_ids is None:
-            self._due_s = 0.0
+            self._hasten()
         else:
             self._hinted |= node_ids
-        self._bell.ring_nowait()
+            self._bell.ring_nowait()
 
     def _cancels_hinted(self, node_ids: frozenset[str] | None) -> None:
         if node_ids is None or any(map(self._announcer.handover.has_lane, node_ids)):
-            self._due_s = 0.0
-            self._bell.ring_nowait()
+            self._hasten()
 
 
 def _survey(conn: Connection) -> _Survey:

@@ -165,6 +165,8 @@ class Relay:
             tasks = [asyncio.create_task(work) for work in (self._say(link), self._hear(link), self._stay_alive())]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
+                if task.cancelled():  # from below: nobody cancels them here before
+                    raise TransportError("the connection was given up")
                 task.result()
         finally:
             for task in tasks:
