@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from fleet_server.database.statements import Parameters, as_sqlalchemy, execute, execute_many
+from fleet_server.database.statements import Parameters, as_sqlalchemy, execute, execute_many, fetch
 
 _VALUE = re.compile(r"\bv\.(\w+)")
 _ROWS_AT_ONCE = 64
@@ -51,6 +51,21 @@ def insert_many(conn: Connection, table: str, columns: Sequence[str], rows: Sequ
             execute(conn, text, list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])))
     if whole < len(rows):
         execute_many(conn, f"INSERT INTO {named} VALUES {row}", rows[whole:])
+
+
+def fetch_of(conn: Connection, select: str, column: str, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The rows whose `column` is among these ids. On PostgreSQL however many are one statement, prepared once.
+
+    Args:
+        select: ``SELECT ... FROM table``.
+    """
+    if conn.dialect.name == "postgresql":
+        return fetch(conn, f"{select} WHERE {column} = ANY(?)", (list(ids),)) if ids else []
+    found: list[tuple[Any, ...]] = []
+    for start in range(0, len(ids), _MOST_IN_ARRAYS // 2):
+        chunk = ids[start : start + _MOST_IN_ARRAYS // 2]
+        found += fetch(conn, f"{select} WHERE {column} IN ({', '.join('?' * len(chunk))})", chunk)
+    return found
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ class NodePresence(NodeDirectory):
         """Raise each node's seq counter by its count. Inside the issuing transaction only."""
         return self._store.take_seqs(conn, counts)
 
+    def hold(self, tx: Transaction, node_ids: Sequence[str]) -> None:
+        """Have nobody else decide about these nodes until the transaction ends."""
+        self._store.hold(tx.conn, sorted(node_ids))
+
     async def mark_drained(self, node_id: str, epoch: int) -> bool:
         """The node says, on the stream of `epoch`, that nothing runs on it any more; False when nobody asked it to
         drain.

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
+from fleet_server.database.bulk import fetch_of
 from fleet_server.database.engine import Connection, for_key_share, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
@@ -258,18 +259,15 @@ class NodeStore:
 
     def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
         """Epoch of each node's newest stream; a node that is not known is missing."""
-        found: dict[str, int] = {}
-        for chunk in _chunks(node_ids):
-            text = f"SELECT node_id, stream_epoch FROM nodes WHERE node_id IN ({_marks(chunk)})"  # noqa: S608 - marks
-            found.update(fetch(conn, text, chunk))
-        return found
+        return dict(fetch_of(conn, "SELECT node_id, stream_epoch FROM nodes", "node_id", node_ids))
 
     def take_seqs(self, conn: Connection, counts: Mapping[str, int]) -> dict[str, Taken]:
         """Raise each node's counter by its count."""
         groups: dict[int, list[str]] = {}
         for node_id in sorted(counts):
             groups.setdefault(counts[node_id], []).append(node_id)
-        self._lock(conn, sorted(counts))
+        if len(counts) > 1:
+            self.hold(conn, sorted(counts))
         taken: dict[str, Taken] = {}
         for count, node_ids in groups.items():
             for chunk in _chunks(node_ids):
@@ -293,11 +291,15 @@ class NodeStore:
         fields = (DrainState.DRAINED.value, node_id, DrainState.DRAINING.value)
         return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
-    def _lock(self, conn: Connection, node_ids: Sequence[str]) -> None:
-        # Two replicas that count for the same nodes lock them in one order, so that neither waits for the other in a
-        # circle.
+    def hold(self, conn: Connection, node_ids: Sequence[str]) -> None:
+        """Lock the rows of nodes until the transaction ends, in one order, so that two replicas do not wait for each
+        other in a circle. SQLite's writer holds everything already.
+
+        Args:
+            node_ids: growing.
+        """
         suffix = for_update(conn)
-        if suffix and len(node_ids) > 1:
+        if suffix:
             for chunk in _chunks(node_ids):
                 text = f"SELECT 1 FROM nodes WHERE node_id IN ({_marks(chunk)}) ORDER BY node_id{suffix}"  # noqa: S608
                 conn.exec_driver_sql(sql(conn, text), tuple(chunk)).all()

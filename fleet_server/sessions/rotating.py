@@ -137,6 +137,7 @@ class RotationService:
         self, tx: Transaction, node_ids: Sequence[str], wanted: Wanted, overlap_ms: int, actor: str
     ) -> list[tuple[NodeRecord, Refusal]]:
         refused, ordered = [], []
+        self._nodes.hold(tx, node_ids)  # a node without an order has no row of orders that could be locked
         for node_id in node_ids:
             node = self._nodes.load(tx.conn, node_id)
             if node is None:

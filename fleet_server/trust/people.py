@@ -24,7 +24,7 @@ from fleet.v1 import admin_pb2, trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
-from fleet_server.database.engine import Connection, Database
+from fleet_server.database.engine import Connection, Database, IntegrityError
 from fleet_server.database.writer import Transaction
 from fleet_server.trust import store
 from fleet_server.trust.people_store import OperatorKeyRow, PeopleStore
@@ -107,7 +107,11 @@ class ClusterPeople:
             self._audit.append(tx, AuditKind.OPERATOR_KEY_ENROLLED, actor=operator, subject=key_id.hex(), detail=detail)
             return row
 
-        return _or_raise(await self._database.write(work))
+        try:
+            enrolled = await self._database.write(work)
+        except IntegrityError:  # another replica was given the same key at this moment: its row is there now
+            enrolled = await self._database.write(work)
+        return _or_raise(enrolled)
 
     async def keys(self) -> list[OperatorKeyRow]:
         """Every enrolled key, by operator, oldest first. A row that was changed around the server is left out, and the

@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from google.protobuf.message import Message
+from sqlalchemy import Connection
 
+from fleet import people_signing
+from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
+from fleet.key_possession import sign_possession
 from fleet.v1 import admin_pb2, gateway_pb2, trust_pb2
 from tests.integration.anywhere import Matrix
 from tests.integration.anywhere_nodes import BEGINNING, ENDING
@@ -69,3 +74,43 @@ async def test_each_step_of_a_node_to_its_stream_at_another_replica(tmp_path: Pa
             chain = (await one.ask("GetTrustChain", held)).bundles
             newest = trust_pb2.TrustBundleStatement.FromString(chain[-1].statement)
             assert newest.generation == 2
+
+
+async def test_the_same_call_at_both_at_the_same_moment_counts_once_or_is_refused_with_a_reason(
+    tmp_path: Path, postgres: "PostgresServer"
+) -> None:
+    async with several(tmp_path, postgres, ["replica-a", "replica-b"]) as both:
+        node = await both[0].add_node("n-1", endpoints=(both[0].gateway,))
+        await node.stop()
+        trust, now_ms = both[0].server.trust, both[0].clock.now_ms()
+        person, owner = Signer.generate(), Signer.generate()
+        possession = sign_possession(person, cluster_id=trust.cluster_id, operator="owner", now_ms=now_ms)
+        statement = people_signing.sign_owner(trust.cluster_id, owner, generation=1, issued_at_ms=now_ms)
+        selector = admin_pb2.Selector(patterns=["n-1"])
+        calls: list[tuple[str, Message]] = [
+            ("CreateOperator", admin_pb2.CreateOperatorRequest(name="ada", role="operator")),
+            ("RotateOperatorToken", admin_pb2.RotateOperatorTokenRequest(operator="ada")),
+            ("EnrollOperatorKey", admin_pb2.EnrollOperatorKeyRequest(signed=possession)),
+            ("PutOwnerStatement", admin_pb2.PutOwnerStatementRequest(owner=statement)),
+            ("PrepareKey", admin_pb2.PrepareKeyRequest()),
+            ("PrepareTlsCa", admin_pb2.PrepareTlsCaRequest()),
+            ("RotateAuthority", admin_pb2.RotateAuthorityRequest(from_generation=1, reason="yearly")),
+            ("LabelNodes", admin_pb2.LabelNodesRequest(selector=selector, set={"role": "web"})),
+            ("RotateNodes", admin_pb2.RotateNodesRequest(selector=selector, api_key=True)),
+            ("SetNodeState", admin_pb2.SetNodeStateRequest(selector=selector, state="REVOKED", reason="stolen")),
+            ("RevokeOperator", admin_pb2.RevokeOperatorRequest(operator="ada")),
+        ]
+        for method, request in calls:
+            answers = await asyncio.gather(*(each.owner.ask(method, request) for each in both), return_exceptions=True)
+            refused = [each for each in answers if isinstance(each, BaseException)]
+            assert len(refused) < len(both), f"{method}: {refused}"
+            for each in refused:
+                assert isinstance(each, Refusal), method
+                assert each.reason is not Reason.INTERNAL, method
+            if method == "RotateNodes":
+                assert await both[0].server.database.read(live_api_keys) == 2, "never a third"
+
+
+def live_api_keys(conn: Connection) -> int:
+    """Of all nodes."""
+    return int(conn.exec_driver_sql("SELECT count(*) FROM api_keys WHERE revoked_at_ms = 0").scalar() or 0)
