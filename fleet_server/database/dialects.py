@@ -55,9 +55,11 @@ _POSTGRESQL_CONNECT: dict[str, Any] = {
     "tcp_user_timeout": 20_000,
     "prepare_threshold": 3,
 }
+# No statement here runs long enough to be worth compiling; of a large fleet some would be, each time, for longer than
+# they run.
 _POSTGRESQL_SESSION = (
     f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {LOCK_TIMEOUT_MS};"
-    f" SET idle_in_transaction_session_timeout = {2 * STATEMENT_TIMEOUT_MS}; SET timezone = 'UTC'"
+    f" SET idle_in_transaction_session_timeout = {2 * STATEMENT_TIMEOUT_MS}; SET timezone = 'UTC'; SET jit = off"
 )
 
 # A writer looks up rows that it, or its like, wrote a moment before: they are in memory.
