@@ -138,10 +138,10 @@ async def storm(ctx: Context, nodes: int, *, tls: bool) -> Figures:
     files: dict[str, Any] = dict(ctx.tls_files()) if tls else {"cert": None, "key": None}
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(ctx.child(_SERVER))
+        second = await stack.enter_async_context(ctx.child(_SERVER))
+        await second.call("usage")  # up and imported before the first one dies; it ends behind its clients
         port = (await first.call("start", cert=files["cert"], key=files["key"]))["port"]
         await _spread(ctx, stack, first, "return_always", f"127.0.0.1:{port}", nodes, _ca(ctx, tls))
-        second = await stack.enter_async_context(ctx.child(_SERVER))
-        await second.call("usage")  # up and imported before the first one dies
         await first.kill()
         await second.call("start", cert=files["cert"], key=files["key"], port=port)
         back_s = (await second.call("wait_streams", count=nodes))["seconds"]
