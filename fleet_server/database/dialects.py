@@ -188,6 +188,11 @@ def for_update(conn: Connection) -> str:
     return " FOR UPDATE" if conn.dialect.name == "postgresql" else ""
 
 
+def for_change(conn: Connection) -> str:
+    """As `for_update`, but `for_key_share` goes on beside it: what an UPDATE locks by itself."""
+    return " FOR NO KEY UPDATE" if conn.dialect.name == "postgresql" else ""
+
+
 def for_key_share(conn: Connection) -> str:
     """Suffix of a SELECT whose rows nobody locks by `for_update` until the transaction ends; plain updates go on."""
     return " FOR KEY SHARE" if conn.dialect.name == "postgresql" else ""

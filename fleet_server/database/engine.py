@@ -23,6 +23,7 @@ from fleet_server.database import dialects
 from fleet_server.database.dialects import (
     DatabaseUrlError,
     Dialect,
+    for_change,
     for_key_share,
     for_update,
     for_update_of_free,
@@ -38,6 +39,7 @@ __all__ = [
     "Database",
     "DatabaseUrlError",
     "IntegrityError",
+    "for_change",
     "for_key_share",
     "for_update",
     "for_update_of_free",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.bulk import fetch_of
-from fleet_server.database.engine import Connection, for_key_share, for_update, octets, sql
+from fleet_server.database.engine import Connection, for_change, for_key_share, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState, Taken
@@ -292,13 +292,13 @@ class NodeStore:
         return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
     def hold(self, conn: Connection, node_ids: Sequence[str]) -> None:
-        """Lock the rows of nodes until the transaction ends, in one order, so that two replicas do not wait for each
-        other in a circle. SQLite's writer holds everything already.
+        """Have nobody else change the rows of nodes until the transaction ends, in one order, so that two replicas do
+        not wait for each other in a circle; claims go on. SQLite's writer holds everything already.
 
         Args:
             node_ids: growing.
         """
-        suffix = for_update(conn)
+        suffix = for_change(conn)
         if suffix:
             for chunk in _chunks(node_ids):
                 text = f"SELECT 1 FROM nodes WHERE node_id IN ({_marks(chunk)}) ORDER BY node_id{suffix}"  # noqa: S608

@@ -1,5 +1,7 @@
 """Two replicas that both take a node for theirs: the one with the newest stream does."""
 
+import pytest
+
 from tests.unit.fleet_server.nodes.test_service import make, open_stream
 from tests.unit.fleet_server.sessions.world import World
 
@@ -35,3 +37,14 @@ async def test_of_two_streams_here_the_newer_one_tells(world: World) -> None:
     assert not await world.nodes.close_stream(node.node_id, 1)
     await world.nodes.flush()
     assert (await world.node("web-1")).rtt_us == 2
+
+
+async def test_an_issue_to_many_and_a_claim_at_another_replica_do_not_wait_for_each_other(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    if "sqlite" in request.node.name:
+        pytest.skip("SQLite has one writer")
+    ids = [(await make(world, f"n-{number}")).node_id for number in range(3)]
+    with world.database.writer._engine.connect() as issuing, world.database.writer._engine.connect() as claiming:
+        assert world.nodes.take_seqs(issuing, dict.fromkeys(ids, 1))[ids[0]].first == 1
+        assert world.nodes.current_epoch(claiming, ids[0], hold=True) == 0
