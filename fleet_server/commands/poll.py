@@ -28,6 +28,9 @@ log = get_logger(__name__)
 INTERVAL_S = 1.0
 _HINT_PAUSE_S = 0.01
 _CANCEL_PAUSE_S = 0.05
+_ON_ITS_WAY_MS = 10_000
+"""So long after it was marked SENT a command without an answer wakes nobody: one order to 10,000 nodes takes longer
+than a round, and each round had all of them look into the database for what they had just been handed."""
 _ASKED_ONE_BY_ONE = 64
 _ROUND_PAUSE_S = 0.1
 """Between two rounds for the whole fleet, whatever is hinted."""
@@ -73,7 +76,8 @@ class Poll:
         has_lane = self._announcer.handover.has_lane
         counts = self._announcer.counts
         counts.reading()
-        found = await self._rooms.database.read(_survey)
+        sent_before_ms = self._rooms.clock.now_ms() - _ON_ITS_WAY_MS
+        found = await self._rooms.database.read(lambda conn: _survey(conn, sent_before_ms))
         counts.adopt({node.node_id: node.open for node in found.nodes})
         self._cancels.found(found.cancels)
         waiting = [node.node_id for node in found.nodes if node.unanswered and has_lane(node.node_id)]
@@ -111,6 +115,6 @@ class Poll:
             self._hasten()
 
 
-def _survey(conn: Connection) -> _Survey:
-    nodes = store.open_by_node(conn)
+def _survey(conn: Connection, sent_before_ms: int) -> _Survey:
+    nodes = store.open_by_node(conn, sent_before_ms)
     return _Survey(nodes, store.asked_cancels(conn) if any(node.asked for node in nodes) else [])

@@ -186,14 +186,14 @@ def pending(conn: Connection, node_id: str, after_seq: int, asked_again_through:
     return list(map(OpenRow._make, fetch(conn, text, (node_id, after_seq, asked_again_through, limit))))
 
 
-def open_by_node(conn: Connection) -> list[OpenOfNode]:
-    """Nodes that have open commands."""
+def open_by_node(conn: Connection, sent_before_ms: int) -> list[OpenOfNode]:
+    """Nodes that have open commands; what was sent at `sent_before_ms` or later is on its way, and not unanswered."""
     text = (
-        "SELECT node_id, COUNT(*), SUM(CASE WHEN state <= 2 THEN 1 ELSE 0 END),"
+        "SELECT node_id, COUNT(*), SUM(CASE WHEN state = 1 OR (state = 2 AND sent_at_ms < ?) THEN 1 ELSE 0 END),"
         " SUM(CASE WHEN cancel_requested_by <> '' THEN 1 ELSE 0 END)"
         " FROM commands WHERE state < 5 GROUP BY node_id"
     )
-    return list(map(OpenOfNode._make, fetch(conn, text)))
+    return list(map(OpenOfNode._make, fetch(conn, text, (sent_before_ms,))))
 
 
 def with_queued(conn: Connection, node_ids: Iterable[str]) -> list[str]:

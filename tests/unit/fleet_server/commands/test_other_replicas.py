@@ -316,7 +316,7 @@ async def test_what_one_node_waits_for_is_found_without_a_look_at_all_that_are_o
             lambda: history_store.open_keys(conn, issued.issue_id),
             lambda: history_store.open_marks(conn, issued.issue_id),
             lambda: history_store.marks_of(conn, keys),
-            lambda: store.open_by_node(conn),
+            lambda: store.open_by_node(conn, 0),
         ):
             read()
             scanned = conn.exec_driver_sql("SELECT pg_stat_get_xact_numscans('ix_commands_open'::regclass)").scalar()
