@@ -81,6 +81,8 @@ class GatewayCaller:
     ) -> None:
         self.endpoint = endpoint
         self.certified = certificate is not None
+        self.admitted = False
+        """Whether a handshake was completed over this connection."""
         self.leaf_sha256 = tls.certificate_sha256(leaf_der)
         self._leaves = leaves
         self._ends: dict[Stream, grpc.aio.AioRpcError] = {}
@@ -105,7 +107,9 @@ class GatewayCaller:
         self, request: session_pb2.CompleteHandshakeRequest
     ) -> session_pb2.CompleteHandshakeResponse:
         """Answer the challenge."""
-        return await self._checked(self._stub.CompleteHandshake(request, timeout=_CALL_TIMEOUT_S))
+        answer = await self._checked(self._stub.CompleteHandshake(request, timeout=_CALL_TIMEOUT_S))
+        self.admitted = True
+        return answer
 
     async def get_trust_chain(self, request: trust_pb2.GetTrustChainRequest) -> trust_pb2.GetTrustChainResponse:
         """Ask for the bundles after the one that is held."""
@@ -177,7 +181,9 @@ class KeptCaller:
     """The connection to a server that is busy, through the delay that it asked for: coming back to it then costs
     neither side another TLS handshake, of which a storm has the most.
 
-    Only what would be opened alike is kept: without a certificate of the node's, and under the same CAs.
+    Only what would be opened alike is kept: without a certificate of the node's, and under the same CAs. And only where
+    the server had no time for the handshake: one that had, and then takes no further stream, is full. It stays so, and
+    the way to another one leads over a new connection.
     """
 
     def __init__(self) -> None:
@@ -192,7 +198,7 @@ class KeptCaller:
         """
         await self.close()
         busy = isinstance(error, Refusal) and error.reason is Reason.OVERLOADED and error.retry_after_s is not None
-        if busy and not caller.certified:
+        if busy and not caller.admitted and not caller.certified:
             self._kept = caller, ca_der
         else:
             await caller.close()

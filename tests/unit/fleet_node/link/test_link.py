@@ -18,7 +18,6 @@ from tests.fakes import gateway as gateway_fake
 from tests.fakes import served
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import FakeGateway, FakeInstallation
-from tests.fakes.proxy import FaultProxy
 from tests.integration.clock import QuickClock
 from tests.unit.fleet_node.link.rooms import running_link
 
@@ -351,43 +350,3 @@ async def test_a_delay_that_a_server_asks_for_is_not_got_around_at_another_one(
         await node.wait_state(LinkState.WAITING)
         assert node.link.status.last_refusal == "OVERLOADED"
         assert node.link.status.next_attempt_s > 0
-
-
-async def test_a_busy_server_is_come_back_to_over_the_same_connection(
-    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
-) -> None:
-    host, port = gateway.endpoint.split(":")
-    gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
-    async with (
-        FaultProxy((host, int(port))) as proxy,
-        running_link(installation, tmp_path, clock=clock, endpoints=(proxy.address,)) as node,
-    ):
-        await node.wait_state(LinkState.WAITING)
-        opened = proxy.opened  # one that looks at the certificate, and the one that was refused
-        del gateway.refuse["BeginHandshake"]
-        await clock.wait_sleepers(1)
-        await clock.advance(3)
-        await gateway.wait_stream()
-        assert proxy.opened == opened
-
-
-async def test_a_busy_server_that_went_meanwhile_is_connected_to_anew(
-    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
-) -> None:
-    host, port = gateway.endpoint.split(":")
-    gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
-    async with (
-        FaultProxy((host, int(port))) as proxy,
-        running_link(installation, tmp_path, clock=clock, endpoints=(proxy.address,)) as node,
-    ):
-        await node.wait_state(LinkState.WAITING)
-        proxy.cut()
-        await proxy.wait_connections(0)
-        del gateway.refuse["BeginHandshake"]
-        for _ in range(4):
-            if gateway.streams:
-                break
-            await clock.wait_sleepers(1)
-            await clock.advance(3)
-            await node.wait(lambda: gateway.streams or node.link.status.state is LinkState.WAITING)
-        await gateway.wait_stream()

@@ -1,0 +1,80 @@
+"""The connection to a busy server: kept for the delay that it asked for, and no longer than it leads anywhere."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fleet.errors import Reason, Refusal
+from fleet_node.link.link import LinkState
+from tests.fakes.clock import MockClock
+from tests.fakes.gateway import FakeGateway, FakeInstallation
+from tests.fakes.proxy import FaultProxy
+from tests.unit.fleet_node.link.rooms import running_link
+
+
+@pytest.fixture
+async def other(installation: FakeInstallation, gateway: FakeGateway) -> AsyncIterator[FakeGateway]:
+    """A second replica with the certificate of the first, as behind one balancer."""
+    started = FakeGateway(installation, replica_id="replica-2")
+    await started.start()
+    yield started
+    await started.stop()
+
+
+async def test_a_busy_server_is_come_back_to_over_the_same_connection(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    host, port = gateway.endpoint.split(":")
+    gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
+    async with (
+        FaultProxy((host, int(port))) as proxy,
+        running_link(installation, tmp_path, clock=clock, endpoints=(proxy.address,)) as node,
+    ):
+        await node.wait_state(LinkState.WAITING)
+        opened = proxy.opened  # one that looks at the certificate, and the one that was refused
+        del gateway.refuse["BeginHandshake"]
+        await clock.wait_sleepers(1)
+        await clock.advance(3)
+        await gateway.wait_stream()
+        assert proxy.opened == opened
+
+
+async def test_a_busy_server_that_went_meanwhile_is_connected_to_anew(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    host, port = gateway.endpoint.split(":")
+    gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
+    async with (
+        FaultProxy((host, int(port))) as proxy,
+        running_link(installation, tmp_path, clock=clock, endpoints=(proxy.address,)) as node,
+    ):
+        await node.wait_state(LinkState.WAITING)
+        proxy.cut()
+        await proxy.wait_connections(0)
+        del gateway.refuse["BeginHandshake"]
+        for _ in range(4):
+            if gateway.streams:
+                break
+            await clock.wait_sleepers(1)
+            await clock.advance(3)
+            await node.wait(lambda: gateway.streams or node.link.status.state is LinkState.WAITING)
+        await gateway.wait_stream()
+
+
+async def test_a_full_server_is_left_for_wherever_the_next_connection_leads(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    """It has time for handshakes and no room for streams; behind a balancer each connection is drawn anew."""
+    targets = [(host, int(port)) for host, port in (each.endpoint.split(":") for each in (gateway, other))]
+    gateway.refuse["Connect"] = Refusal(Reason.OVERLOADED, "this replica holds 5 streams", retry_after_s=2.0)
+    async with (
+        FaultProxy(targets[0]) as proxy,
+        running_link(installation, tmp_path, clock=clock, endpoints=(proxy.address,)) as node,
+    ):
+        await node.wait_state(LinkState.WAITING)
+        assert gateway.handshakes == 1
+        proxy.target = targets[1]
+        await clock.wait_sleepers(1)
+        await clock.advance(3)
+        await other.wait_stream()
