@@ -32,6 +32,10 @@ LOCK_TIMEOUT_MS = 10_000
 WRITER_LOCK_TIMEOUT_MS = 200
 """PostgreSQL looks for a circle of waits after a second, and only its superuser may change that: a writer tries again
 before, for all that a replica has to write waits as long."""
+WRITER_IDLE_TIMEOUT_MS = 8_000
+"""PostgreSQL: so long a transaction may stand still before it is undone. A replica that is frozen, or cut off, in the
+middle of one holds rows that all others may want, and a writer that waits for a row keeps its whole replica waiting: it
+is shorter than what that waits (`LOCK_TIMEOUT_MS`), so nobody gives up over one that will not go on."""
 SCHEMA_LOCK_TIMEOUT_MS = 500
 CONNECT_TIMEOUT_S = 5
 _LOCK_ASKED_EVERY_S = 0.1
@@ -149,7 +153,8 @@ def make_write_engine(url: URL, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> En
         isolation_level="READ COMMITTED",  # whatever the database's default is
         connect_args=_POSTGRESQL_CONNECT,
     )
-    _prepare_postgresql(engine, session=f"{_POSTGRESQL_SESSION}; {_LOOK_UP}; SET lock_timeout = {lock_timeout_ms}")
+    waits = f"SET lock_timeout = {lock_timeout_ms}; SET idle_in_transaction_session_timeout = {WRITER_IDLE_TIMEOUT_MS}"
+    _prepare_postgresql(engine, session=f"{_POSTGRESQL_SESSION}; {_LOOK_UP}; {waits}")
     return engine
 
 

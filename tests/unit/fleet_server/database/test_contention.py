@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import create_engine
 
+from fleet_server.database import dialects
 from fleet_server.database.engine import Database, sql
 from fleet_server.database.schema import audit_heads, metadata
 from fleet_server.database.writer import Transaction
@@ -66,3 +67,39 @@ async def test_a_circle_is_left_before_the_database_looks_for_one(replicas: tupl
 
     for each in replicas:
         assert await each.write(settings) == ["200ms", "1s"]
+
+
+async def test_a_replica_that_stands_still_in_a_transaction_holds_its_rows_for_a_while_only(
+    replicas: tuple[Database, Database], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen, or cut off: whoever else writes these rows waits for it no longer than a writer has patience."""
+    assert dialects.WRITER_IDLE_TIMEOUT_MS < dialects.LOCK_TIMEOUT_MS
+    monkeypatch.setattr(dialects, "WRITER_IDLE_TIMEOUT_MS", 100)
+    frozen = Database(postgres_url)
+    frozen.start()
+    holds, goes_on = threading.Event(), threading.Event()
+    runs: list[bool] = []
+
+    def change(tx: Transaction) -> None:
+        tx.conn.exec_driver_sql(sql(tx.conn, RAISE), ("a",))
+
+    def stand_still(tx: Transaction) -> None:
+        change(tx)
+        runs.append(goes_on.is_set())
+        holds.set()
+        assert goes_on.wait(20)
+        tx.conn.exec_driver_sql(sql(tx.conn, RAISE), ("b",))
+
+    await frozen.write(lambda tx: None)
+    standing = asyncio.create_task(frozen.write(stand_still))
+    assert await asyncio.to_thread(holds.wait, 10)
+    await replicas[0].write(change)
+    assert not standing.done()
+    goes_on.set()
+    await standing  # it finds out when it goes on, and does it again
+    assert runs == [False, True]
+    await frozen.close()
+    numbers = await replicas[0].read(
+        lambda conn: list(conn.exec_driver_sql("SELECT writer, number FROM audit_heads ORDER BY writer"))
+    )
+    assert [tuple(row) for row in numbers] == [("a", 2), ("b", 1)]
