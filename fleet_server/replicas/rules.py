@@ -14,6 +14,8 @@ DRAINING_INTERVAL_S = 0.5
 """Between heartbeats of a replica that drains: others pace their own by what it still holds, and people watch."""
 SEEN_LATELY_S = 2.5 * HEARTBEAT_INTERVAL_S
 LOST_AFTER_S = 10.0
+LOOK_COUNTS_S = 1.5 * HEARTBEAT_INTERVAL_S
+"""No two looks at the others count for more, however far they are apart."""
 MAX_DRAIN_DEADLINE_S = 24 * 3600
 
 
@@ -131,12 +133,15 @@ def is_known_gone(holder: Holder, own_boot_id: str) -> bool:
 class HeartbeatWatch:
     """Finds replicas whose heartbeat stands still, on this replica's own monotonic clock.
 
-    Two machines' wall clocks are never compared: a replica with a wrong clock is not declared lost for that.
+    Two machines' wall clocks are never compared: a replica with a wrong clock is not declared lost for that. Nor does
+    time count in which this one did not look: while the database is away nobody can beat, and who stands still itself
+    sees nobody else do.
     """
 
     def __init__(self, lost_after_s: float = LOST_AFTER_S) -> None:
         self._lost_after_s = lost_after_s
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked_s = 0.0
 
     def lost(self, replicas: Iterable[ReplicaRecord], now_s: float) -> list[ReplicaRecord]:
         """Living replicas whose heartbeat has not changed for `lost_after_s`.
@@ -145,17 +150,18 @@ class HeartbeatWatch:
             replicas: all, as stored now.
             now_s: monotonic seconds.
         """
+        watched_s = min(now_s - self._looked_s, LOOK_COUNTS_S)
+        self._looked_s = now_s
         before: Mapping[str, tuple[int, float]] = self._seen
         self._seen = {}
         found = []
         for replica in replicas:
             if replica.state not in LIVING:
                 continue
-            beat, since_s = before.get(replica.replica_id, (-1, now_s))
-            if beat != replica.heartbeat_at_ms:
-                since_s = now_s
-            self._seen[replica.replica_id] = (replica.heartbeat_at_ms, since_s)
-            if now_s - since_s >= self._lost_after_s:
+            beat, still_s = before.get(replica.replica_id, (-1, 0.0))
+            still_s = still_s + watched_s if beat == replica.heartbeat_at_ms else 0.0
+            self._seen[replica.replica_id] = (replica.heartbeat_at_ms, still_s)
+            if still_s >= self._lost_after_s:
                 found.append(replica)
         return found
 

@@ -63,6 +63,13 @@ async def ready(world: World, replica_id: str, **fields: object) -> Replica:
     return replica
 
 
+async def look_on(replica: Replica, clock: MockClock) -> None:
+    """Have it see, beat by beat, that others stand still for too long."""
+    for _ in range(6):
+        await clock.advance(2)
+        await replica.beat()
+
+
 async def refused(work: object) -> Reason:
     with pytest.raises(Refusal) as caught:
         await work  # type: ignore[misc]
@@ -119,6 +126,20 @@ async def test_the_dead_are_noticed_once(world: World, clock: MockClock) -> None
     assert (await world.audited()).count("replica.lost") == 1
     await b.beat()
     assert (await a.get("b")).state is ReplicaState.READY
+
+
+async def test_nobody_is_taken_for_dead_for_a_time_in_which_nobody_could_look(world: World, clock: MockClock) -> None:
+    """The database was away, or the one that looks stood still: it finds the others as they were then."""
+    a, b = await ready(world, "a"), await ready(world, "b")
+    for _ in range(3):
+        await a.beat()
+        await clock.advance(2)
+    await clock.advance(60)
+    await a.beat()
+    assert (await a.get("b")).state is ReplicaState.READY
+    await b.beat()
+    await look_on(a, clock)
+    assert (await a.get("b")).state is ReplicaState.LOST
 
 
 async def test_a_wrong_wall_clock_kills_nobody(world: World, clock: MockClock) -> None:
@@ -232,9 +253,9 @@ async def test_a_replica_that_was_forgotten_registers_again_and_keeps_its_stream
     for node in (stays, left):
         await world.database.write(opened(node.node_id, "r1"))
     await b.beat()
-    for hours in (1, 25):
-        await clock.advance(hours * 3600)
-        await b.beat()
+    await look_on(b, clock)
+    await clock.advance(25 * 3600)
+    await b.beat()
     assert [replica.replica_id for replica in await b.list()] == ["b"]
     await world.database.write(lambda tx: world.nodes.forget_streams(tx, "r1"))  # as the server does with the lost
     await world.database.write(opened(left.node_id, "b"))
@@ -263,8 +284,7 @@ async def test_a_replica_that_was_taken_for_lost_looks_at_its_streams_and_says_t
     await a.beat()
     await b.beat()
     assert a.returns == 0
-    await clock.advance(11)
-    await b.beat()
+    await look_on(b, clock)
     assert ((await b.get("a")).state, b.gone[-1]) == (ReplicaState.LOST, "a")
     a.returning = Refusal(Reason.UNAVAILABLE, "the database went away again")
     assert await refused(a.beat()) is Reason.UNAVAILABLE
