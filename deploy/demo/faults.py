@@ -134,7 +134,7 @@ def _replace_server(stage: Stage, here: Installation) -> None:
     server = here.server
     if server is None:
         raise AssertionError("there is a server since step 1")
-    drain = ["drain", "replica", "--reason", "restart", "--deadline", _DRAIN_DEADLINE]
+    drain = ["drain", "replica", "--reason", "restart", "--deadline", _DRAIN_DEADLINE, "--force"]  # it is the only one
     stage.command("fleetctl", *drain)
     here.server = None  # it is meant to end
     here.fleetctl(*drain)
