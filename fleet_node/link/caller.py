@@ -51,10 +51,17 @@ class ClientCertificate:
 
 class LeafCache:
     """Leaf certificates by endpoint, so that a reconnect costs one TLS connection and not two. What was verified under
-    other CAs does not count: one of them may have been revoked."""
+    other CAs does not count: one of them may have been revoked.
+
+    Replicas show one leaf (docs/adr/0021-tls-keys-rest-in-the-database.md), so an endpoint that is new is taken to show
+    what the last one did: a storm of nodes that meet another replica is half the TLS handshakes then. Where that is not
+    so, the connection fails, for the leaf is its only root, and the endpoint is asked for its own.
+    """
 
     def __init__(self) -> None:
         self._leaves: dict[str, tuple[tuple[bytes, ...], bytes]] = {}
+        self._last: tuple[tuple[bytes, ...], bytes] = ((), b"")
+        self._unlike: set[str] = set()
 
     async def get(self, endpoint: str, ca_der: Sequence[bytes], client: Path | None = None) -> bytes:
         """DER of the endpoint's leaf, verified under `ca_der`.
@@ -62,15 +69,22 @@ class LeafCache:
         Raises:
             Refusal: WRONG_CERTIFICATE or UNAVAILABLE.
         """
+        wanted = tuple(ca_der)
         verified_under, leaf = self._leaves.get(endpoint, ((), b""))
-        if verified_under != tuple(ca_der):
+        if verified_under == wanted:
+            return leaf
+        verified_under, leaf = self._last
+        if verified_under != wanted or endpoint in self._unlike:
             leaf = await _fetch(endpoint, ca_der, client)
-            self._leaves[endpoint] = tuple(ca_der), leaf
+            self._last = wanted, leaf
+            self._unlike.discard(endpoint)
+        self._leaves[endpoint] = wanted, leaf
         return leaf
 
     def forget(self, endpoint: str) -> None:
-        """The server does not show this leaf any more."""
+        """The server does not show this leaf any more, or never did."""
         self._leaves.pop(endpoint, None)
+        self._unlike.add(endpoint)
 
 
 class GatewayCaller:
