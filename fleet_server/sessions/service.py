@@ -1,14 +1,11 @@
 """Use cases: issue an api_key, shake hands, claim a session for one stream, renew it.
 
 Mental model
-    An api_key and a challenge answer alone are worth nothing: the handshake also needs the node's identity key, gives
-    a token that opens
-    one stream once, and the stream needs that key again. What is cheap to check comes first, and what nobody could
-    have made without
-    this installation's keys costs no query.
+    An api_key and a challenge answer alone are worth nothing: the handshake also needs the node's identity key, gives a
+    token that opens one stream once, and the stream needs that key again. What is cheap to check comes first, and what
+    nobody could have made without this installation's keys costs no query.
     BeginHandshake touches no database; CompleteHandshake reads once and writes once; Connect reads once and claims in
-    ONE write:
-    token, stream epoch, profile and audit stand or fall together.
+    ONE write: token, stream epoch, profile and audit stand or fall together.
     Jobs of the writer answer a refusal instead of raising it: one that raised would break up the group that others
     share.
 """
@@ -139,9 +136,14 @@ class SessionService(HandshakeService):
         stream_id: str,
         replica_id: str,
         certificate_pem: bytes = b"",
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> StreamClaim:
         """Turn a session into a stream: once, only for whoever holds the node's identity key, and only over the client
         certificate that it was made over.
+
+        Args:
+            is_gone: whether who said hello has left meanwhile; any thread asks. It may have another stream by then, at
+                another replica, which a late one of nobody's would end.
 
         Raises:
             Refusal: UNKNOWN_CREDENTIAL, BAD_PROOF, CLIENT_CERTIFICATE, SESSION_EXPIRED, TOKEN_USED, MALFORMED, state,
@@ -154,7 +156,8 @@ class SessionService(HandshakeService):
             self._check_statement_of_stream(said, token_sha256, hello)
             is_node = partial(self._remembered.signed, digest, Domain.STREAM, hello.proof)
             with self.admission.proving("Connect", digest, address, is_node):
-                return await self._claim(digest, token_sha256, hello, said, certificate_pem, stream_id, replica_id)
+                claim = self._claim(digest, token_sha256, hello, said, certificate_pem, stream_id, replica_id, is_gone)
+                return await claim
         except Refusal as refusal:
             self._refusals.note("Connect", said.node_id, address, refusal)
             raise
@@ -168,6 +171,7 @@ class SessionService(HandshakeService):
         certificate_pem: bytes,
         stream_id: str,
         replica_id: str,
+        is_gone: Callable[[], bool],
     ) -> StreamClaim:
         decisions = self._nodes.decisions
         standing = await self._database.read(lambda conn: self._standings.read(conn, digest, token_sha256))
@@ -180,19 +184,14 @@ class SessionService(HandshakeService):
             frame_keys = self._open_frame_keys(row)
             body = self._hellos.parse(hello.body)
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
-        taken = await self._database.write(
-            lambda tx: self._take_stream(
-                tx,
-                digest,
-                row,
-                node,
-                body,
-                standing.rotation,
-                said,
-                stream_id=stream_id,
-                replica_id=replica_id,
-            )
-        )
+
+        def work(tx: Transaction) -> tuple[int, Turn] | Refusal:
+            if is_gone():
+                return Refusal(Reason.UNAVAILABLE, "whoever said hello has gone: nothing was opened")
+            opening = {"stream_id": stream_id, "replica_id": replica_id}
+            return self._take_stream(tx, digest, row, node, body, standing.rotation, said, **opening)
+
+        taken = await self._database.write(work)
         if isinstance(taken, Refusal):
             raise taken
         epoch, turn = taken

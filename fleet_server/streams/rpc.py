@@ -185,9 +185,9 @@ class Gateway:
         with self._rooms.sessions.waiting_for_hello(api_key, address) as wanted:
             hello = await _first_frame(transport, wanted)
         stream_id = secrets.token_hex(8)
-        sessions = self._rooms.sessions
+        gone = asyncio.Event()
         claim = await self._hold(
-            sessions.claim(
+            self._rooms.sessions.claim(
                 api_key,
                 token,
                 hello,
@@ -195,18 +195,22 @@ class Gateway:
                 stream_id=stream_id,
                 replica_id=self._replica_id,
                 certificate_pem=peer_certificate(context),
-            )
+                is_gone=gone.is_set,
+            ),
+            gone,
         )
         stream = Stream(self._rooms, transport, claim, stream_id=stream_id, takeover_of=claim.takeover_of)
         stream.greet(self._welcome(stream, claim))
         return stream
 
-    async def _hold(self, claim: Coroutine[object, object, StreamClaim]) -> StreamClaim:
-        """Await a claim; whoever is gone before it is committed is not shown online without a stream."""
+    async def _hold(self, claim: Coroutine[object, object, StreamClaim], gone: asyncio.Event) -> StreamClaim:
+        """Await a claim. For whoever is gone before it is written nothing is, as `gone` tells; whoever is gone before
+        it is committed is not shown online without a stream."""
         claiming = asyncio.create_task(claim)
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
+            gone.set()
             claiming.add_done_callback(self._disown)
             raise
 

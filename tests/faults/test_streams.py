@@ -1,15 +1,18 @@
-"""Fault: two streams of one node, after a takeover or because one is half-open.
+"""Fault: two streams of one node, after a takeover, because one is half-open, or because a hello comes late.
 
 Must hold: only the newest epoch is sent commands; an older one still delivers results; nothing runs twice.
 """
 
+import asyncio
 import hashlib
+import threading
 
 import pytest
 
 from fleet.errors import Refusal
 from fleet.v1 import command_pb2, gateway_pb2
 from fleet_node.link.link import LinkState
+from fleet_server.database.writer import Transaction
 from tests.fakes.proxy import Direction, Side
 from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import Installation, assert_each_ran_once
@@ -143,6 +146,33 @@ async def test_a_peer_that_stopped_reading_holds_nobody_up(installation: Install
 
     assert await installation.stop_server(deadline_s=1) == 0
     proxy.cut()  # the node has nobody to say goodbye to
+
+
+async def test_a_hello_that_its_node_gave_up_opens_nothing(installation: Installation) -> None:
+    """It waited for the database. A stream of nobody's would end the one that its node has by then."""
+    node = await installation.enroll("n-1")
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hang(_: Transaction) -> None:
+        held.set()
+        assert goes_on.wait(20)
+
+    async with HandmadeNode(installation, node) as hand:
+        session = await hand.handshake()
+        hello = gateway_pb2.NodeFrame(hello=hand.hello(session))
+        writer = installation.server.database.writer
+        hanging = writer.submit_nowait(hang)
+        assert await asyncio.to_thread(held.wait, 10)
+        async with hand.connect(session) as stream:
+            await stream.send(hello)
+            await eventually(writer.depth, "the claim waits")
+        await hand.begin()  # behind the end of that call, on the same connection: the server knows of it
+        goes_on.set()
+        await hanging
+        async with hand.connect(session) as stream:
+            await stream.send(hello)
+            await stream.wait_welcome()
+            assert stream.welcome.stream_epoch == 1
 
 
 async def test_statements_that_a_node_refuses_go_out_again_a_bounded_number_of_times(

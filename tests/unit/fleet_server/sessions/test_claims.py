@@ -48,6 +48,17 @@ async def test_a_decision_overtakes_a_claim_between_its_checks_and_its_write(wor
     assert (await world.node(node.node_id)).stream_epoch == 0
 
 
+async def test_whoever_is_gone_before_it_is_written_opens_nothing(world: World) -> None:
+    """The hello waited for the database, and its node has another stream by now, maybe at another replica."""
+    node = await world.member()
+    token, _ = await node.handshake()
+    hello = node.hello(token)
+    fields = {"stream_id": "late", "replica_id": "r1", "is_gone": lambda: True}
+    late = world.sessions.claim(node.api_key, token, hello, node.address, **fields)  # type: ignore[arg-type]
+    assert await refused(late) is Reason.UNAVAILABLE
+    assert (await node.claim(token, hello)).epoch == 1, "nothing of it was used up"
+
+
 async def test_a_stolen_token_opens_one_stream_once(world: World) -> None:
     node = await world.member()
     token, _ = await node.handshake()
