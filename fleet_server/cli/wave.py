@@ -1,14 +1,14 @@
 """`fleetctl drain wave`: nodes in batches, or replicas one after the other, with a budget of failures.
 
 The wave lives here and not in the server (docs/adr/0027): Ctrl-C ends it, and it goes on where it was when it is run
-again, for nodes that are drained are left out.
+again, for nodes that are drained are left out, and those that have work again stand before `--after`.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,7 +80,7 @@ def drain_wave(invocation: Invocation, /, targets: tuple[str, ...], of_replicas:
 
     A batch has failed nodes when they are not drained by the deadline, are lost meanwhile, or when the drain cut a
     running command short. More of them than the budget allows stop the wave, with exit code 1. Nodes that are drained
-    already, offline or out of service are left out: after Ctrl-C the same command goes on.
+    already, offline or out of service are left out. Ctrl-C ends the wave, and says which command goes on with it.
 
     With --replicas the next one waits until there are as many READY as before: a rolling upgrade, where something
     starts each replica again.
@@ -100,11 +100,6 @@ def _drain_nodes(invocation: Invocation, asked: _Asked) -> None:
     if asked.return_within is not None:
         raise click.UsageError("--return-within is for --replicas")
     deadline_s = asked.deadline or _NODE_DEADLINE_S
-    again = ["fleetctl", "drain", "wave", *asked.targets, "--batch", asked.batch, "--deadline", f"{deadline_s}s"]
-    again += ["--budget", str(asked.budget)] if asked.budget else []
-    again += ["--pause", f"{asked.pause}s"] if asked.pause else []
-    again += ["--then", asked.then] if asked.then != "leave" else []
-    again += ["--reason", asked.reason] if asked.reason else []
     plan = Plan(
         targets=asked.targets,
         batch=asked.batch,
@@ -114,7 +109,7 @@ def _drain_nodes(invocation: Invocation, asked: _Asked) -> None:
         reason=asked.reason,
         resume=asked.then == "resume",
         after=asked.after,
-        again=shlex.join(again),
+        again=_again(replace(asked, deadline=deadline_s), "--batch", asked.batch),
     )
     with invocation.connect() as admin:
         wave = NodeWave(invocation, admin, plan)
@@ -148,6 +143,7 @@ def _drain_replicas(invocation: Invocation, asked: _Asked) -> None:
             reason=asked.reason or "upgrade",
             pause_s=asked.pause or 0,
             return_s=asked.return_within or _RETURN_S,
+            again=_again(asked, "--replicas"),
         )
         wave.prepare()
         if not asked.dry_run and len(wave.order) > 0:
@@ -157,6 +153,20 @@ def _drain_replicas(invocation: Invocation, asked: _Asked) -> None:
                 _emit_replicas(invocation, wave)
             return
     _emit_replicas(invocation, wave)
+
+
+def _again(asked: _Asked, *kind: str) -> str:
+    """The command that goes on with a wave: to the same members, and in the same way."""
+    given = {
+        "--deadline": asked.deadline and f"{asked.deadline}s",
+        "--budget": asked.budget,
+        "--pause": asked.pause and f"{asked.pause}s",
+        "--then": asked.then if asked.then != "leave" else "",
+        "--return-within": asked.return_within and f"{asked.return_within}s",
+        "--reason": asked.reason,
+    }
+    options = [word for name, value in given.items() if value for word in (name, str(value))]
+    return shlex.join(["fleetctl", "drain", "wave", *asked.targets, *kind, *options])
 
 
 def _tell_left_out(invocation: Invocation, wave: NodeWave) -> None:

@@ -137,7 +137,8 @@ class NodeWave:
         if self._current:
             named = shlex.join(self._current[:_NAMED]) + (" …" if len(self._current) > _NAMED else "")
             said.append(f"Asked to drain, and left so: {named}. To give them work again: `fleetctl resume node`.")
-        after = f" --after {shlex.quote(self._finished)}" if self._plan.resume and self._finished else ""
+        behind = (self._finished if self._plan.resume else "") or self._plan.after
+        after = f" --after {shlex.quote(behind)}" if behind else ""
         said.append(f"To go on: `{self._plan.again}{after}`")
         return " ".join(said)
 
@@ -192,11 +193,12 @@ class NodeWave:
 
     def _ask(self, names: Sequence[str]) -> None:
         from fleet.v1 import admin_pb2
+        from fleet_server.cli.connection import CALL_TIMEOUT_S
 
         request = admin_pb2.DrainNodesRequest(
             selector=admin_pb2.Selector(patterns=names), deadline_s=self._plan.deadline_s, reason=self._plan.reason
         )
-        for _ in self._admin.stream(self._admin.stub.DrainNodes, request):
+        for _ in self._admin.stream(self._admin.stub.DrainNodes, request, timeout_s=CALL_TIMEOUT_S):
             return  # asked; how it goes is looked at, for this replica may not be here to the end
 
     def _resume(self, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class ReplicaWave:
     Args:
         targets: replica ids; empty for all that are READY.
         return_s: seconds that a drained replica gets to be replaced by one that is READY.
+        again: the command that goes on with this wave, without `--after`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ReplicaWave:
         reason: str,
         pause_s: int,
         return_s: int,
+        again: str,
     ) -> None:
         self._invocation = invocation
         self._admin = admin
@@ -47,6 +50,7 @@ class ReplicaWave:
         self._reason = reason
         self._pause_s = pause_s
         self._return_s = return_s
+        self._again = again
         self.tally = Tally(0)
         self.order: list[str] = []
 
@@ -86,8 +90,9 @@ class ReplicaWave:
 
     def how_to_go_on(self) -> str:
         """What to do about a wave that did not come to its end."""
-        after = f" --after {self.tally.done[-1]}" if self.tally.done else ""
-        return f"Once all replicas are READY (`fleetctl replicas list`): `fleetctl drain wave --replicas{after}`"
+        behind = self.tally.done[-1] if self.tally.done else self._after
+        after = f" --after {shlex.quote(behind)}" if behind else ""
+        return f"Once all replicas are READY (`fleetctl replicas list`): `{self._again}{after}`"
 
     def _drain(self, name: str) -> None:
         asked = drain_replica.request(name, self._deadline_s, self._reason, force=False)

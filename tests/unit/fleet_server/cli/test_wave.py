@@ -218,11 +218,25 @@ def test_a_replica_that_does_not_come_back_stops_the_wave(ctl: Fleetctl) -> None
     assert result.exit_code == 1
     assert server.asked == ["r-a", "r-b"]
     assert "none is READY in its place after 10s" in " ".join(result.stderr.split())
-    assert "drain wave --replicas --after r-a" in " ".join(result.stderr.split())
+    assert "drain wave --replicas --return-within 10s --after r-a`" in " ".join(result.stderr.split())
     server.rows["r-b"].state = "READY"
     server.stays_away = set()
     assert ctl.run("drain", "wave", "--replicas", "--after", "r-a").exit_code == 0
     assert server.asked == ["r-a", "r-b", "r-b", "r-c"]
+
+
+def test_how_to_go_on_names_nobody_whom_the_wave_did_not(ctl: Fleetctl) -> None:
+    """Whoever copies it drains the rest of what was asked for, and no more."""
+    fleet = SmallFleet(ctl, 4)
+    fleet.stuck = {"press-3"}
+    result = ctl.run("drain", "wave", "*", "--after", "press-2", "--batch", "1", "--deadline", "5s")
+    assert "drain wave '*' --batch 1 --deadline 5s --after press-2`" in " ".join(result.stderr.split())
+    server = SmallServer(ctl, ["r-a", "r-b", "r-c", "r-d"])
+    server.stays_away = {"r-b"}
+    result = ctl.run("drain", "wave", "--replicas", "r-c", "r-b", "--deadline", "90s", "--return-within", "10s")
+    assert server.asked == ["r-b"]
+    said = "drain wave r-c r-b --replicas --deadline 90s --return-within 10s`"
+    assert said in " ".join(result.stderr.split())
 
 
 def test_a_replica_that_is_lost_stops_the_wave(ctl: Fleetctl) -> None:
