@@ -87,14 +87,15 @@ class ServerRooms:
         self.registry.before_collect(
             lambda: self.metrics.database.measure(self.database.writer.depth(), self.database.waiting_reads)
         )
+        self.marks = CommitMarks(self.database, self.clock, self.replica_id, self._note_rewind)
         self.fence = Fence(
             database=self.database,
             clock=self.clock,
             replica_id=self.replica_id,
             place=self._place,
             version=software_version(),
+            see_not_rewound=self.marks.look,
         )
-        self.marks = CommitMarks(self.database, self.clock, self.replica_id, self._note_rewind)
         metrics = self.metrics.audit
         self.audit = AuditService(
             database=self.database,
@@ -141,9 +142,9 @@ class ServerRooms:
             replica_id=self.replica_id,
         )
 
-    async def _note_rewind(self, found: Mapping[str, int]) -> None:
+    async def _note_rewind(self, found: Mapping[str, int], since: int | None) -> None:
         url, row_mac = self.settings.resolved_database_url(), self._secrets.row_mac
-        await note_rewind(url, row_mac, self.clock, found_by=self.replica_id, detail=found)
+        await note_rewind(url, row_mac, self.clock, found_by=self.replica_id, detail=found, since=since)
 
     def build_rooms(self) -> None:
         """Everything that serves nodes and operators; once trust is loaded."""

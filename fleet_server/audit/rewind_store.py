@@ -6,10 +6,10 @@ from fleet_server.database.engine import Connection
 from fleet_server.database.statements import execute, fetch
 
 
-def newest(conn: Connection) -> tuple[int, int]:
-    """Number and Unix millisecond of the newest; zeros without one."""
-    rows = fetch(conn, "SELECT number, at_ms FROM rewinds ORDER BY number DESC LIMIT 1")
-    return (rows[0][0], rows[0][1]) if rows else (0, 0)
+def newest(conn: Connection) -> int:
+    """Number of the newest; 0 without one."""
+    rows = fetch(conn, "SELECT number FROM rewinds ORDER BY number DESC LIMIT 1")
+    return int(rows[0][0]) if rows else 0
 
 
 def is_open(conn: Connection) -> bool:
@@ -18,12 +18,9 @@ def is_open(conn: Connection) -> bool:
 
 
 def insert(conn: Connection, number: int, found_by: str, now_ms: int) -> None:
-    """Write one down."""
-    execute(
-        conn,
-        "INSERT INTO rewinds (number, at_ms, found_by, settled_at_ms) VALUES (?, ?, ?, 0)",
-        (number, now_ms, found_by),
-    )
+    """Write one down, unless another replica does at this moment."""
+    text = "INSERT INTO rewinds (number, at_ms, found_by, settled_at_ms) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING"
+    execute(conn, text, (number, now_ms, found_by))
 
 
 def settle(conn: Connection, now_ms: int) -> None:

@@ -20,13 +20,10 @@ from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 
-_SAME_MS = 60_000
-"""Servers that find it one after the other within so long have found one and the same."""
-
 
 def newest_rewind(conn: Connection) -> int:
     """Number of the newest; 0 without one."""
-    return rewind_store.newest(conn)[0]
+    return rewind_store.newest(conn)
 
 
 def is_unsettled(conn: Connection) -> bool:
@@ -40,10 +37,17 @@ def settle(conn: Connection, now_ms: int) -> None:
 
 
 async def note_rewind(
-    url: str, row_mac: Callable[[str], Mac], clock: Clock, *, found_by: str, detail: Mapping[str, JSON]
+    url: str,
+    row_mac: Callable[[str], Mac],
+    clock: Clock,
+    *,
+    found_by: str,
+    detail: Mapping[str, JSON],
+    since: int | None = None,
 ) -> None:
     """Write down that the database went back, in a chain of its own: whoever found it writes no more into the one that
-    it remembers.
+    it remembers. All servers find one and the same, some of them late: it is one, and others that began again since do
+    not end once more.
 
     Args:
         url: of the database.
@@ -51,6 +55,8 @@ async def note_rewind(
         clock: for the time of it.
         found_by: replica id.
         detail: for the audit.
+        since: number of the newest when that server began, for which any later one is this one; None when it does not
+            know, and then one that nobody settled is.
 
     Raises:
         Refusal: the database is away.
@@ -60,9 +66,10 @@ async def note_rewind(
     audit = AuditService(database=database, clock=clock, wakeup=Wakeup(), writer=writer, row_mac=row_mac)
 
     def work(tx: Transaction) -> None:
-        number, at_ms = rewind_store.newest(tx.conn)
-        if number == 0 or clock.now_ms() - at_ms > _SAME_MS:
-            rewind_store.insert(tx.conn, number + 1, found_by, clock.now_ms())
+        number = rewind_store.newest(tx.conn)
+        noted = rewind_store.is_open(tx.conn) if since is None else number > since
+        if not noted:
+            rewind_store.insert(tx.conn, max(number, since or 0) + 1, found_by, clock.now_ms())
         audit.append(tx, AuditKind.DATABASE_WENT_BACK, actor="server", subject=f"replica:{found_by}", detail=detail)
 
     database.start()

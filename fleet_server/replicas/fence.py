@@ -7,13 +7,15 @@ Mental model
     A start takes the name over. It may at once where the lock of the data folder proves that the process before is
     gone: the boot id tells in which folder, on which running kernel, that lock was held. Otherwise it watches the row
     for a while, on its own monotonic clock: one that beats is left alone, and the start refused.
-    Who finds another boot id in its row was replaced, and stops at once.
+    Who finds another boot id in its row was replaced, and stops at once; unless the database went back to a process of
+    before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,14 +54,25 @@ class Fence:
         replica_id: the name.
         place: tells the data folder that this process has locked from every other one; empty when it has locked none.
         version: software version, for the row.
+        see_not_rewound: `see_not_rewound(conn)` raises a `Refusal` when the database went back in time.
     """
 
-    def __init__(self, *, database: Database, clock: Clock, replica_id: str, place: str, version: str) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        replica_id: str,
+        place: str,
+        version: str,
+        see_not_rewound: Callable[[Connection], None] = lambda conn: None,
+    ) -> None:
         self._database = database
         self._clock = clock
         self._replica_id = replica_id
         self.boot_id = rules.boot_id(place or secrets.token_hex(8), secrets.token_hex(8))
         self._version = version
+        self._see_not_rewound = see_not_rewound
         self.replaced = asyncio.Event()
         """Another process has taken the name."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,13 +92,14 @@ class Fence:
             log.warning("replica_taken_over", replica_id=self._replica_id, state=str(holder.state))
 
     def check(self, conn: Connection) -> None:
-        """See that this process still holds the name. Any thread.
+        """See that this process still holds the name. On the writer's thread.
 
         Raises:
-            Refusal: UNAVAILABLE, it was replaced.
+            Refusal: UNAVAILABLE, it was replaced, or the database went back in time.
         """
         holder = store.holder(conn, self._replica_id)
         if holder is not None and holder.boot_id != self.boot_id:
+            self._see_not_rewound(conn)
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self.replaced.set)
             raise Refusal(

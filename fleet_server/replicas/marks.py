@@ -9,6 +9,8 @@ Mental model
     What was committed within the last interval, with no mark behind it, may get lost unnoticed.
     Other replicas may have lost nothing of their own and still remember what others committed: they end, too, once they
     see that somebody noted it.
+    A row that was forgotten and is written anew begins to count at a later Unix millisecond: no process of before has
+    counted so far, and takes that of its successor for a database that went back.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class CommitMarks:
         database: its writer is watched; call before it starts.
         clock: for the intervals.
         replica_id: whose row.
-        note: writes down what was found; see `note_rewind`.
+        note: `note(found, since)` writes down what was found; see `note_rewind`.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class CommitMarks:
         database: Database,
         clock: Clock,
         replica_id: str,
-        note: Callable[[Mapping[str, int]], Awaitable[None]],
+        note: Callable[[Mapping[str, int], int | None], Awaitable[None]],
     ) -> None:
         self._database = database
         self._clock = clock
@@ -64,6 +66,7 @@ class CommitMarks:
         self._marked: tuple[Transaction, int] | None = None
         self._lost: dict[str, int] | None = None
         self._noted_by_others = False
+        self._first: int | None = None
         self._found = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         if database.dialect == "postgresql":
@@ -75,17 +78,27 @@ class CommitMarks:
         """Whether the database did."""
         return self._lost is not None or self._noted_by_others
 
+    def look(self, conn: Connection) -> None:
+        """See that the database did not go back. On the writer's thread.
+
+        Raises:
+            Refusal: UNAVAILABLE, it did.
+        """
+        stored = mark_store.stored(conn, self._replica_id)
+        if stored and stored < self._known:
+            self._lose({"marks_known": self._known, "marks_found": stored})
+            raise _refusal()
+
     async def run(self) -> None:
         """Returns once the database went back; it is written down by then, if that could be done."""
         self._loop = asyncio.get_running_loop()
-        first: int | None = None
         while self._lost is None:
             try:
                 newest, unsettled = await self._database.read(lambda conn: (newest_rewind(conn), is_unsettled(conn)))
-                if first is None and unsettled:
+                if self._first is None and unsettled:
                     log.error("database_went_back", next="run `fleet-server db restored` (docs/operations/restore.md)")
-                first = newest if first is None else first
-                if newest > first:
+                self._first = newest if self._first is None else self._first
+                if newest > self._first:
                     self._noted_by_others = True
                     log.error("database_went_back", found="by another replica", next=_NEXT)
                     return
@@ -107,7 +120,7 @@ class CommitMarks:
     async def _write_down(self, lost: Mapping[str, int]) -> None:
         for _ in range(_NOTE_TRIES):
             try:
-                await self._note(lost)
+                await self._note(lost, self._first)
             except Refusal as refusal:
                 log.warning("rewind_not_noted", reason=str(refusal.reason), detail=refusal.detail)
                 await self._clock.sleep(1.0)
@@ -122,11 +135,7 @@ class CommitMarks:
             return
         number = mark_store.advance(tx.conn, self._replica_id, self._known)
         if number is None:
-            stored = mark_store.stored(tx.conn, self._replica_id)
-            if stored:
-                self._lose({"marks_known": self._known, "marks_found": stored})
-                raise _refusal()
-            # It is not registered yet, or was forgotten, and registers again.
+            self.look(tx.conn)  # or it is not registered yet, or was forgotten, and registers again
         self._due_s = now_s + MARK_INTERVAL_S
         self._marked = (tx, number or 0)
 

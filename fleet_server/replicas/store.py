@@ -25,14 +25,14 @@ def holder(conn: Connection, replica_id: str) -> Holder | None:
 def claim(conn: Connection, replica_id: str, boot_id: str, before: Holder | None, *, version: str, now_ms: int) -> bool:
     """Have a process have this id; False when the row is not as `before` says."""
     text = (
-        f"INSERT INTO replicas ({_COLUMNS}, boot_id)"  # noqa: S608 - constants
-        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, '', '', 0, 0, '', ?)"
+        f"INSERT INTO replicas ({_COLUMNS}, boot_id, commit_mark)"  # noqa: S608 - constants
+        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, '', '', 0, 0, '', ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET boot_id = excluded.boot_id, state = excluded.state,"
         " heartbeat_at_ms = excluded.heartbeat_at_ms"
         " WHERE replicas.boot_id = ? AND replicas.heartbeat_at_ms = ? OR replicas.boot_id = excluded.boot_id"
     )
     expected = (boot_id, now_ms) if before is None else (before.boot_id, before.heartbeat_at_ms)
-    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, boot_id, *expected)
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, boot_id, now_ms, *expected)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
@@ -41,8 +41,8 @@ def register(
 ) -> bool:
     """Write the row of a process that starts, drain request and all; False when another process has the id."""
     text = (
-        f"INSERT INTO replicas ({_COLUMNS}, boot_id, schema_revision)"  # noqa: S608 - constants
-        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?, ?)"
+        f"INSERT INTO replicas ({_COLUMNS}, boot_id, commit_mark, schema_revision)"  # noqa: S608 - constants
+        " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?, ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
         " admission_per_s = 0, admitted_per_s = 0, started_at_ms = excluded.started_at_ms,"
         " heartbeat_at_ms = excluded.heartbeat_at_ms,"
@@ -50,7 +50,8 @@ def register(
         " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas, schema_revision = excluded.schema_revision"
         " WHERE replicas.boot_id = excluded.boot_id"
     )
-    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, secret_keys, tls_cas, boot_id, REVISION)
+    said = (secret_keys, tls_cas, boot_id, now_ms, REVISION)
+    fields = (replica_id, version, ReplicaState.STARTING.value, now_ms, now_ms, *said)
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
