@@ -36,6 +36,9 @@ WRITER_IDLE_TIMEOUT_MS = 8_000
 """PostgreSQL: so long a transaction may stand still before it is undone. A replica that is frozen, or cut off, in the
 middle of one holds rows that all others may want, and a writer that waits for a row keeps its whole replica waiting: it
 is shorter than what that waits (`LOCK_TIMEOUT_MS`), so nobody gives up over one that will not go on."""
+WRITER_STATEMENT_TIMEOUT_MS = 12_000
+"""Less than what a writer is given until its connection is cut (`writer.STALL_S`): PostgreSQL would go on with the
+statement for longer, and keep its rows from the next attempt."""
 SCHEMA_LOCK_TIMEOUT_MS = 500
 CONNECT_TIMEOUT_S = 5
 _LOCK_ASKED_EVERY_S = 0.1
@@ -153,7 +156,10 @@ def make_write_engine(url: URL, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> En
         isolation_level="READ COMMITTED",  # whatever the database's default is
         connect_args=_POSTGRESQL_CONNECT,
     )
-    waits = f"SET lock_timeout = {lock_timeout_ms}; SET idle_in_transaction_session_timeout = {WRITER_IDLE_TIMEOUT_MS}"
+    waits = (
+        f"SET lock_timeout = {lock_timeout_ms}; SET statement_timeout = {WRITER_STATEMENT_TIMEOUT_MS};"
+        f" SET idle_in_transaction_session_timeout = {WRITER_IDLE_TIMEOUT_MS}"
+    )
     _prepare_postgresql(engine, session=f"{_POSTGRESQL_SESSION}; {_LOOK_UP}; {waits}")
     return engine
 

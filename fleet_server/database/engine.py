@@ -86,9 +86,10 @@ class Database:
 
     def is_hung(self) -> bool:
         """Whether the writer is held by something that cutting its connection did not end. A database that is merely
-        away lets go of it in time: that, a restart of this process would not help."""
+        away lets go of it in time, or is not reached: several hosts whose names nobody resolves may take minutes. That,
+        a restart of this process would not help."""
         since = self.writer.busy_since
-        return since is not None and perf_counter() - since > HUNG_AFTER_S
+        return since is not None and not self.writer.connecting and perf_counter() - since > HUNG_AFTER_S
 
     def start(self) -> None:
         """Start the writer. Nothing is connected before the first read or write."""

@@ -1,6 +1,10 @@
-"""What callers are told while the database is away."""
+"""What callers are told while the database is away, and what the log is: the same for all of them, so not for each."""
 
 from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
@@ -9,6 +13,38 @@ from fleet_server.database.dialects import is_away
 log = get_logger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down: try again on another replica, or in a moment"
+SAID_EVERY_S = 5.0
+
+
+class Seldom:
+    """What every call would log while the database is away is logged once in `SAID_EVERY_S`. Any thread.
+
+    Args:
+        monotonic: seconds.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._said: dict[str, tuple[float, int]] = {}
+        self._lock = threading.Lock()
+
+    def left_out(self, what: str) -> int | None:
+        """How often `what` was left out since it was logged last; None when it is to be left out now, too.
+
+        Args:
+            what: one of few words.
+        """
+        with self._lock:
+            now_s = self._monotonic()
+            due_s, left_out = self._said.get(what, (now_s, 0))
+            if now_s < due_s:
+                self._said[what] = due_s, left_out + 1
+                return None
+            self._said[what] = now_s + SAID_EVERY_S, 0
+            return left_out
+
+
+_seldom = Seldom()
 
 
 class DatabaseLostError(Exception):
@@ -23,6 +59,17 @@ class DatabaseLostError(Exception):
         super().__init__(str(cause))
         self.cause = cause
         self.committing = committing
+
+    def tell(self, jobs: int) -> None:
+        """Log it.
+
+        Args:
+            jobs: that it met.
+        """
+        left_out = 0 if self.committing else _seldom.left_out("lost")
+        if left_out is not None:
+            error = str(self.cause)
+            log.warning("database_lost", jobs=jobs, committing=self.committing, error=error, left_out=left_out)
 
     def refusal(self) -> Refusal:
         """What callers are told, of whose work nothing, or nobody knows what, is recorded."""
@@ -39,7 +86,9 @@ class DatabaseLostError(Exception):
 def as_refusal(error: Exception) -> Exception:
     """A database that is away is a refusal that callers may retry; every other error stays what it is."""
     if is_away(error):
-        log.warning("database_refused", error=str(error))  # the engine hides parameters
+        left_out = _seldom.left_out(type(getattr(error, "orig", error)).__name__)
+        if left_out is not None:
+            log.warning("database_refused", error=str(error), left_out=left_out)  # the engine hides parameters
         return away()
     return error
 

@@ -39,7 +39,7 @@ MAX_QUEUED = 20_000
 _CONTENDED_TRIES = LOCK_TIMEOUT_MS // WRITER_LOCK_TIMEOUT_MS
 _CONTENDED_GROUP_TRIES = 2  # then each of its jobs by itself, which holds fewer rows for a shorter time
 STALL_S = 15.0
-"""So long a group may take: longer than any wait for a lock (dialects), shorter than a caller's patience."""
+"""So long a group may take: longer than any statement, or wait for a lock (dialects), shorter than who calls waits."""
 
 
 class WriterMetrics(Protocol):
@@ -95,6 +95,7 @@ class Writer:
         self._closed = False
         self._closing = threading.Lock()
         self.busy_since: float | None = None  # of `perf_counter`: the group in hand
+        self.connecting = False
         self._watched = False
         self._left: dict[asyncio.AbstractEventLoop, Callable[[], None]] = {}  # to do on a loop, of its last commit
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
@@ -218,7 +219,7 @@ class Writer:
             try:
                 transaction = self._attempt(group)
             except DatabaseLostError as lost:
-                log.warning("database_lost", jobs=len(group), committing=lost.committing, error=str(lost.cause))
+                lost.tell(len(group))
                 for job in group:
                     self._fail(job, lost.refusal())
             except Exception as error:  # noqa: BLE001 - a job's own error belongs to its caller, whatever it is
@@ -290,7 +291,12 @@ class Writer:
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = self._engine.connect()
+            self.connecting = True
+            try:
+                self._connection = self._engine.connect()
+                self.busy_since = perf_counter()  # the group only begins now
+            finally:
+                self.connecting = False
         return self._connection
 
     def _drop_connection(self) -> None:

@@ -231,7 +231,11 @@ class ReplicaService:
             store.forget_ended(tx.conn, self._clock.now_ms() - ENDED_KEPT_MS)
             return store.by_id(tx.conn, self.replica_id)
 
-        own = await self._database.write(work)
+        try:
+            own = await self._database.write(work)
+        except Refusal:
+            self._watch = HeartbeatWatch()  # it can be read and not written: the others do not beat for that
+            raise
         self._was_lost |= was_lost
         if self._was_lost:
             await self._on_return()

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import create_engine
 
 from fleet_server.database import dialects
-from fleet_server.database.engine import Database, sql
+from fleet_server.database.engine import HUNG_AFTER_S, Database, sql
 from fleet_server.database.schema import audit_heads, metadata
-from fleet_server.database.writer import Transaction
+from fleet_server.database.writer import _CONTENDED_TRIES, STALL_S, Transaction
 
 RAISE = "UPDATE audit_heads SET number = number + 1 WHERE writer = ?"
 
@@ -103,3 +103,15 @@ async def test_a_replica_that_stands_still_in_a_transaction_holds_its_rows_for_a
         lambda conn: list(conn.exec_driver_sql("SELECT writer, number FROM audit_heads ORDER BY writer"))
     )
     assert [tuple(row) for row in numbers] == [("a", 2), ("b", 1)]
+
+
+async def test_the_database_lets_go_before_a_writer_is_cut_off_and_that_before_it_hangs(
+    replicas: tuple[Database, Database],
+) -> None:
+    def limits(tx: Transaction) -> list[float]:
+        names = ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout")
+        query = sql(tx.conn, "SELECT setting::int FROM pg_settings WHERE name = ?")
+        return [tx.conn.exec_driver_sql(query, (name,)).scalar_one() / 1000 for name in names]
+
+    lock_s, idle_s, statement_s = await replicas[0].write(limits)
+    assert idle_s < lock_s * _CONTENDED_TRIES < statement_s < STALL_S < HUNG_AFTER_S

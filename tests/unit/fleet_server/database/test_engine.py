@@ -69,6 +69,27 @@ async def test_a_writer_that_is_held_for_longer_than_any_stall_is_hung(
     assert not database.is_hung()
 
 
+async def test_a_database_that_is_not_reached_for_long_hangs_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that nobody resolves hold a connection up for longer than any limit: a restart would cut streams for it."""
+    begun, released = threading.Event(), threading.Event()
+    connect = database.writer._engine.connect
+
+    def slowly() -> Connection:
+        begun.set()
+        released.wait(10)
+        return connect()
+
+    monkeypatch.setattr(database.writer._engine, "connect", slowly)
+    monkeypatch.setattr(engine, "HUNG_AFTER_S", 0.0)
+    writing = asyncio.ensure_future(database.write(insert("a")))
+    assert await asyncio.to_thread(begun.wait, 10)
+    assert not database.is_hung()
+    released.set()
+    assert await writing == "a"
+
+
 async def test_a_job_that_fails_takes_no_neighbour_with_it(database: Database) -> None:
     def broken(tx: Transaction) -> None:
         insert("broken")(tx)

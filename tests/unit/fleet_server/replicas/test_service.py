@@ -142,6 +142,25 @@ async def test_nobody_is_taken_for_dead_for_a_time_in_which_nobody_could_look(wo
     assert (await a.get("b")).state is ReplicaState.LOST
 
 
+async def test_a_database_that_takes_no_writes_is_no_sign_that_others_are_dead(
+    world: World, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = await ready(world, "a"), await ready(world, "b")
+
+    async def refuse(work: object) -> None:
+        raise Refusal(Reason.UNAVAILABLE, "it is read only")
+
+    await a.beat()
+    with monkeypatch.context() as read_only:
+        read_only.setattr(world.database, "write", refuse)
+        for _ in range(8):
+            await clock.advance(2)
+            assert await refused(a.beat()) is Reason.UNAVAILABLE
+    await clock.advance(2)
+    await a.beat()
+    assert (await a.get("b")).state is ReplicaState.READY
+
+
 async def test_a_wrong_wall_clock_kills_nobody(world: World, clock: MockClock) -> None:
     a = await ready(world, "a")
     b = await ready(world, "b", clock=clock.seen_by(-3_600_000))
