@@ -1,5 +1,6 @@
 """Selectors pick exactly what their grammar says, and never by what a node says of itself."""
 
+import sqlite3
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,6 +9,10 @@ from hypothesis import strategies as st
 
 from fleet.errors import Reason, Refusal
 from fleet_server.nodes import selectors
+from fleet_server.nodes.store import encode_labels
+
+DATABASE = sqlite3.connect(":memory:")
+DATABASE.execute("PRAGMA case_sensitive_like = on")  # as PostgreSQL's is
 
 names = st.text("abc-1", min_size=1, max_size=6)
 labels = st.dictionaries(st.sampled_from(["role", "tier", "zone"]), st.sampled_from(["a", "b", ""]), max_size=3)
@@ -72,6 +77,38 @@ def test_any_text_is_parsed_or_refused(patterns: list[str]) -> None:
         selectors.parse(patterns)
     except Refusal as refusal:
         assert refusal.reason is Reason.INVALID_ARGUMENT
+
+
+odd = st.text('aAb?[]!_%\\"ö-', max_size=6)
+odd_subjects = st.builds(
+    Subject, node_id=names, name=odd, site=odd, labels=st.dictionaries(st.sampled_from(["role", "a_%!"]), odd)
+)
+
+
+@st.composite
+def meaning(draw: st.DrawFn, node: Subject) -> str:
+    """A pattern that mostly means the node."""
+    glob = "".join(draw(st.sampled_from([char, char, "?", "*", f"[{char}x]", "[!x]"])) for char in node.name)
+    labels = [f"{key}={value}" for key, value in [*node.labels.items(), ("site", node.site)]]
+    return ",".join(draw(st.lists(st.sampled_from([glob, glob + "*", *labels]), min_size=1, max_size=3)))
+
+
+@given(odd_subjects, st.data())
+def test_no_node_that_is_meant_is_left_out_by_what_the_database_is_asked_for(
+    node: Subject, data: st.DataObject
+) -> None:
+    try:
+        selector = selectors.parse([data.draw(meaning(node)), "nobody*"])
+    except Refusal:
+        return
+    columns = {"name": node.name, "site": node.site, "labels": encode_labels(node.labels)}
+
+    def holds(hint: selectors.Hint) -> bool:
+        text = "SELECT ? LIKE ? ESCAPE '!'"
+        return bool(DATABASE.execute(text, (columns[hint.column], hint.pattern)).fetchone()[0])
+
+    asked = selector.hints()
+    assert not selector.matches(node) or not asked or any(all(map(holds, hints)) for hints in asked)
 
 
 @given(st.lists(subjects, max_size=5), st.lists(names, max_size=5))
