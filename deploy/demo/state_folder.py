@@ -20,6 +20,8 @@ def stand_alone() -> None:
         del os.environ[name]
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)  # ignored when a shell started this in its background
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` asks for
+        signal.signal(signal.SIGHUP, _interrupt)  # the terminal was closed, and what was started has groups of its own
 
 
 def state_folder(default: Path) -> Path:

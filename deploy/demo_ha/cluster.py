@@ -195,12 +195,12 @@ class Cluster:
     def end(self) -> None:
         """End everything that was started, nodes first."""
         self._ending.set()
-        if self._keeper is not None:
-            self._keeper.join(WAIT_S)
         with contextlib.ExitStack() as whatever_happens:
             if self._postgres is not None:
                 whatever_happens.callback(self._postgres.stop)
             whatever_happens.callback(self.processes.end_all)
+            if self._keeper is not None:
+                self._keeper.join(WAIT_S)
             for process in self.nodes.values():
                 process.terminate()
             for process in self.nodes.values():
