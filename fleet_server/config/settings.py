@@ -297,7 +297,9 @@ class Settings(BaseSettings):
     export_headers_file: Path | None = Field(
         None, description="File, mode 0600, of headers to send there, one `Name: value` a line: tokens belong here."
     )
-    export_ca_file: Path | None = Field(None, description="CAs (PEM) that vouch for it; empty: those of the system.")
+    export_ca_file: Path | None = Field(
+        None, description="CAs (PEM) that vouch for it; empty: those of the system, or over gRPC those that it brings."
+    )
     export_metrics_listen: OptionalListen = Field(
         "127.0.0.1:9466", description="Where Prometheus scrapes `fleet-server export`; `off` for no metrics."
     )

@@ -208,10 +208,10 @@ class ExportMetrics:
         )
         self.requests = registry.counters(
             "fleet_export_requests_total",
-            "Requests to the receiver, by its answer: taken, refused for good, later, or setup for what somebody has to"
-            " change.",
+            "Requests to the receiver, by its answer: taken, refused for good, later, fault for a 500, or setup for"
+            " what somebody has to change.",
             labels=("answer",),
-            values=("taken", "refused", "later", "setup"),
+            values=("taken", "refused", "later", "fault", "setup"),
         )
         self.lag = registry.gauge(
             "fleet_export_lag_seconds",

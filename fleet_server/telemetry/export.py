@@ -3,9 +3,9 @@
 Mental model
     Servers store chunks and know nothing of this: a process of its own reads what was committed, by position, and
     sends it. So a receiver that is slow or away costs servers nothing, and what it missed goes out later, as long as
-    the retention keeps it. Each chunk goes out at least once, in about the order it was stored; after a crash the last
-    minute goes out again. One process exports. A second one waits until the first gives no sign of life; both judge
-    that by beats that they see change, on their own clocks.
+    the retention keeps it. Each chunk goes out at least once, in about the order it was stored; after a restart what
+    went out in the last minute does so again. One process exports. A second one waits until the first gives no sign of
+    life; both judge that by beats that they see change, on their own clocks.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from fleet.backoff import Backoff, BackoffPolicy
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet.v1 import telemetry_pb2
 from fleet_server.database.engine import Database
 from fleet_server.observability.metrics import ExportMetrics
-from fleet_server.telemetry import chunks, export_store, store
+from fleet_server.telemetry import chunks, export_rules, export_store, store
 from fleet_server.telemetry.chunks import ChunkError
-from fleet_server.telemetry.export_rules import Answer, Cursor, Standing
+from fleet_server.telemetry.export_rules import Cursor
+from fleet_server.telemetry.export_sending import Sender
 from fleet_server.telemetry.export_store import Connection, ExportRow, StoredChunk
 from fleet_server.telemetry.otlp import ExportMetricsServiceRequest, Origin, RequestBuilder
 from fleet_server.telemetry.otlp_sinks import Sink
@@ -39,6 +37,10 @@ BEAT_S = 3.0
 SILENT_S = 15.0
 STRAGGLERS_S = 5.0
 CHUNKS_AT_ONCE = 256
+BYTES_AT_ONCE = 16 * 1024 * 1024
+"""Of chunks as they are stored: a node that was away for a day comes back with chunks of megabytes. Opened they take
+several times as much, so that is done one at a time."""
+_NODES_AT_ONCE = 16
 MAX_CACHED_NODES = 20_000
 
 Describe = Callable[[Connection, Sequence[str]], Mapping[str, Origin]]
@@ -47,21 +49,12 @@ Describe = Callable[[Connection, Sequence[str]], Mapping[str, Origin]]
 
 @dataclass(slots=True)
 class Gathered:
-    """Chunks, those that can be read opened, and what has to be known to read them."""
+    """Chunks, those of them that can be read, and what has to be known to read them."""
 
     chunks: Sequence[StoredChunk]
-    opened: list[OpenChunk] = field(default_factory=list)
+    readable: list[StoredChunk] = field(default_factory=list)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     series: dict[str, Mapping[int, Series]] = field(default_factory=dict)
-
-
-class OpenChunk(NamedTuple):
-    """A chunk as `chunks.unpack` opened it."""
-
-    node_id: str
-    end_ms: int
-    numbers: Sequence[int]
-    batches: Iterator[telemetry_pb2.TelemetryBatch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +86,7 @@ class Exporter:
     ) -> None:
         self._database = database
         self._clock = clock
-        self._sink = sink
+        self._sender = Sender(sink=sink, clock=clock, metrics=metrics, cluster=cluster)
         self._metrics = metrics
         self._describe = describe
         self._holder = holder
@@ -101,10 +94,13 @@ class Exporter:
         self._builder = RequestBuilder(cluster)
         self._known: dict[str, _KnownSeries] = {}
         self._cursor: Cursor | None = None
-        self._backoff = Backoff(BackoffPolicy(initial_s=1.0, maximum_s=60.0))
         self._oldest_ms = 0
-        self.doing = "starting"
+        self._doing = "starting"
+
+    @property
+    def doing(self) -> str:
         """For people: what it does now, or what it waits for."""
+        return self._sender.trouble or self._doing
 
     def lag_s(self) -> float:
         """Age of the oldest samples that go out now, in seconds; 0 when everything has."""
@@ -142,7 +138,7 @@ class Exporter:
                 silent = self._clock.monotonic() - since_s >= SILENT_S
                 if row is not None and (silent or not row.holder) and await self._take_over(row):
                     return row.position
-                self.doing = "another process exports: waiting for it to end"
+                self._doing = "another process exports: waiting for it to end"
             except Refusal as refusal:
                 self._put_off(refusal)
             await self._clock.sleep(LOOK_S)
@@ -151,7 +147,7 @@ class Exporter:
         return await self._database.write(lambda tx: export_store.take_over(tx.conn, NAME, row, self._holder))
 
     def _put_off(self, refusal: Refusal) -> None:
-        self.doing = f"waiting for the database: {refusal.detail}"
+        self._doing = f"waiting for the database: {refusal.detail}"
         log.warning("telemetry_export_put_off", reason=str(refusal.reason))
 
     async def _create(self) -> ExportRow | None:
@@ -189,43 +185,50 @@ class Exporter:
         looked_s = float("-inf")
         while True:
             try:
-                found = await self._step(cursor)
+                everything = await self._step(cursor)
                 now_s = self._clock.monotonic()
                 if now_s - looked_s >= STRAGGLERS_S:
                     await self._look_behind(cursor)
                     looked_s = now_s
             except Refusal as refusal:
                 self._put_off(refusal)
-                found = 0
-            if found < CHUNKS_AT_ONCE:
+                await self._clock.sleep(LOOK_S)
+                continue
+            self._doing = "exporting"
+            if everything:
                 self._oldest_ms = 0
                 await self._clock.sleep(LOOK_S)
 
-    async def _step(self, cursor: Cursor) -> int:
-        """Export what comes next; how many chunks."""
+    async def _step(self, cursor: Cursor) -> bool:
+        """Export what comes next; whether that is everything."""
         newest = cursor.newest
 
-        def query(conn: Connection) -> tuple[Gathered, int]:
-            found = export_store.chunks_after(conn, newest, CHUNKS_AT_ONCE)
-            return self._gather(conn, found), newest if found else export_store.newest_position(conn)
+        def query(conn: Connection) -> tuple[Gathered, int, bool]:
+            places = export_store.places_after(conn, newest, CHUNKS_AT_ONCE)
+            some = places[: export_rules.so_many([place.size for place in places], BYTES_AT_ONCE)]
+            gathered = self._gather(conn, export_store.chunks_at(conn, [place.position for place in some]))
+            highest = newest if places else export_store.newest_position(conn)
+            return gathered, highest, len(some) == len(places) < CHUNKS_AT_ONCE
 
-        gathered, highest = await self._database.read(query)
+        gathered, highest, everything = await self._database.read(query)
         if highest < cursor.settled:
             # Positions began anew: the database was restored, or SQLite had no chunk left to count on from.
             log.warning("telemetry_export_restarts", position=highest, settled=cursor.settled)
             cursor.restart(highest)
         await self._send_all(cursor, gathered)
-        return len(gathered.chunks)
+        return everything
 
     async def _look_behind(self, cursor: Cursor) -> None:
         """Export what appeared behind what went out already."""
         began_s = self._clock.monotonic()
         above, up_to = cursor.settled, cursor.newest
         if up_to > above:
-            positions = await self._database.read(lambda conn: export_store.positions_between(conn, above, up_to))
-            missing = cursor.missing(positions)
-            for start in range(0, len(missing), CHUNKS_AT_ONCE):
-                some = missing[start : start + CHUNKS_AT_ONCE]
+            places = await self._database.read(lambda conn: export_store.places_between(conn, above, up_to))
+            sizes = {place.position: place.size for place in places}
+            missing = cursor.missing(place[:2] for place in places)
+            while missing:
+                count = export_rules.so_many([sizes[each] for each in missing[:CHUNKS_AT_ONCE]], BYTES_AT_ONCE)
+                some, missing = missing[:count], missing[count:]
 
                 def query(conn: Connection, some: Sequence[int] = some) -> Gathered:
                     return self._gather(conn, export_store.chunks_at(conn, some))
@@ -236,12 +239,16 @@ class Exporter:
     def _gather(self, conn: Connection, found: Sequence[StoredChunk]) -> Gathered:
         """On a reader thread, one at a time: what these chunks need, of the same snapshot."""
         gathered = Gathered(found)
+        named: dict[str, set[int]] = {}
         for chunk in found:
             try:
-                gathered.opened.append(OpenChunk(chunk.node_id, chunk.end_ms, *chunks.unpack(chunk.payload)))
+                numbers, _ = chunks.unpack(chunk.payload)
             except ChunkError as error:
                 self._unreadable(chunk.node_id, error)
-        node_ids = sorted({chunk.node_id for chunk in gathered.opened})
+                continue
+            gathered.readable.append(chunk)
+            named.setdefault(chunk.node_id, set()).update(number for number in numbers if number >= 0)
+        node_ids = sorted(named)
         if not node_ids:
             return gathered
         gathered.origins = self._describe(conn, node_ids)
@@ -249,7 +256,7 @@ class Exporter:
         if len(self._known) > MAX_CACHED_NODES:
             self._known.clear()
         self._load(conn, [each for each in node_ids if not self._is_current(each, expired.get(each, 0))], expired)
-        self._load(conn, sorted({chunk.node_id for chunk in gathered.opened if not self._covers(chunk)}), expired)
+        self._load(conn, [each for each in node_ids if not named[each] <= self._known[each].by_number.keys()], expired)
         gathered.series = {node_id: self._known[node_id].by_number for node_id in node_ids}
         return gathered
 
@@ -257,16 +264,14 @@ class Exporter:
         known = self._known.get(node_id)
         return known is not None and known.expired_at_ms == expired_at_ms
 
-    def _covers(self, chunk: OpenChunk) -> bool:
-        known = self._known[chunk.node_id].by_number
-        return all(number in known for number in chunk.numbers if number >= 0)
-
     def _load(self, conn: Connection, node_ids: Sequence[str], expired: Mapping[str, int]) -> None:
-        found: dict[str, dict[int, Series]] = {node_id: {} for node_id in node_ids}
-        for row in store.load_series(conn, node_ids):
-            found[row.node_id][row.series_no] = decode_series(row.name, row.labels, row.kind, row.unit)
-        for node_id, by_number in found.items():
-            self._known[node_id] = _KnownSeries(expired.get(node_id, 0), by_number)
+        # A few nodes at a time, and kept: 256 with 10,000 series each would take longer than a read may.
+        for start in range(0, len(node_ids), _NODES_AT_ONCE):
+            found: dict[str, dict[int, Series]] = {node_id: {} for node_id in node_ids[start : start + _NODES_AT_ONCE]}
+            for row in store.load_series(conn, list(found)):
+                found[row.node_id][row.series_no] = decode_series(row.name, row.labels, row.kind, row.unit)
+            for node_id, by_number in found.items():
+                self._known[node_id] = _KnownSeries(expired.get(node_id, 0), by_number)
 
     async def _send_all(self, cursor: Cursor, gathered: Gathered) -> None:
         if not gathered.chunks:
@@ -274,16 +279,16 @@ class Exporter:
         self._oldest_ms = min(chunk.end_ms for chunk in gathered.chunks)
         requests = self._requests(gathered)
         while (request := await asyncio.to_thread(next, requests, None)) is not None:
-            await self._send(request, self._builder.points)
-        cursor.exported(chunk.position for chunk in gathered.chunks)
+            await self._sender.send(request)
+        cursor.exported((chunk.position, chunk.end_ms) for chunk in gathered.chunks)
 
     def _requests(self, gathered: Gathered) -> Iterator[ExportMetricsServiceRequest]:
         """On a worker thread, one step at a time."""
-        for chunk in gathered.opened:
+        for chunk in gathered.readable:
             origin = gathered.origins.get(chunk.node_id) or Origin(chunk.node_id, chunk.node_id)
             series = gathered.series[chunk.node_id]
             try:
-                yield from self._builder.add(origin, series, chunk.numbers, chunk.batches, chunk.end_ms)
+                yield from self._builder.add(origin, series, *chunks.unpack(chunk.payload), chunk.end_ms)
             except ChunkError as error:
                 self._unreadable(chunk.node_id, error)
         yield from self._builder.rest()
@@ -291,27 +296,3 @@ class Exporter:
     def _unreadable(self, node_id: str, error: ChunkError) -> None:
         self._metrics.unreadable.inc()
         log.error("telemetry_chunk_unreadable", node_id=node_id, detail=str(error))
-
-    async def _send(self, request: ExportMetricsServiceRequest, points: int) -> None:
-        """Send one until it is taken, or refused for good."""
-        while True:
-            answer = await asyncio.to_thread(self._sink.send, request)
-            self._metrics.requests.labels(answer.standing.value).inc()
-            if answer.standing in (Standing.TAKEN, Standing.REFUSED):
-                self._backoff.failures = 0
-                self._note(answer, points)
-                return
-            delay_s = self._backoff.next_delay_s(answer.retry_after_s)
-            self.doing = f"the receiver does not take it: {answer.detail}"
-            is_setup = answer.standing is Standing.SETUP
-            say = "look at the receiver's URL, headers and CAs" if is_setup else "it is tried again"
-            log.warning("telemetry_not_taken", detail=answer.detail, retry_in_s=round(delay_s, 1), next=say)
-            await self._clock.sleep(delay_s)
-
-    def _note(self, answer: Answer, points: int) -> None:
-        rejected = points if answer.standing is Standing.REFUSED else min(points, answer.rejected)
-        self._metrics.samples.inc(points - rejected)
-        self.doing = "exporting"
-        if rejected:
-            self._metrics.rejected.inc(rejected)
-            log.warning("telemetry_rejected", samples=rejected, of=points, detail=answer.detail)

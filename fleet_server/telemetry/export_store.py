@@ -10,6 +10,16 @@ from fleet_server.database.engine import Connection, sql
 __all__ = ["Connection"]
 
 _MARKS_AT_ONCE = 256
+_PLACES = "SELECT position, end_ms, length(payload) FROM telemetry_chunks"
+_LOOKED_AT = 10_000
+
+
+class Place(NamedTuple):
+    """Where a chunk stands, until when it goes in Unix milliseconds, and how many bytes it has."""
+
+    position: int
+    end_ms: int
+    size: int
 
 
 class StoredChunk(NamedTuple):
@@ -29,18 +39,16 @@ class ExportRow(NamedTuple):
     beat: int
 
 
-def chunks_after(conn: Connection, position: int, limit: int) -> list[StoredChunk]:
-    """Chunks above a position, by position."""
-    text = (
-        "SELECT position, node_id, end_ms, payload FROM telemetry_chunks WHERE position > ? ORDER BY position LIMIT ?"
-    )
-    return [_chunk(tuple(row)) for row in conn.exec_driver_sql(sql(conn, text), (position, limit))]
+def places_after(conn: Connection, position: int, limit: int) -> list[Place]:
+    """Where chunks above a position stand, by position."""
+    text = f"{_PLACES} WHERE position > ? ORDER BY position LIMIT ?"
+    return [Place(*row) for row in conn.exec_driver_sql(sql(conn, text), (position, limit))]
 
 
-def positions_between(conn: Connection, above: int, up_to: int) -> list[int]:
-    """Positions of the chunks in a range."""
-    text = "SELECT position FROM telemetry_chunks WHERE position > ? AND position <= ? ORDER BY position"
-    return [row[0] for row in conn.exec_driver_sql(sql(conn, text), (above, up_to))]
+def places_between(conn: Connection, above: int, up_to: int) -> list[Place]:
+    """Where the chunks of a range of positions stand, by position."""
+    text = f"{_PLACES} WHERE position > ? AND position <= ? ORDER BY position"
+    return [Place(*row) for row in conn.exec_driver_sql(sql(conn, text), (above, up_to))]
 
 
 def chunks_at(conn: Connection, positions: Sequence[int]) -> list[StoredChunk]:
@@ -61,9 +69,16 @@ def newest_position(conn: Connection) -> int:
 
 
 def position_before(conn: Connection, end_ms: int) -> int:
-    """A position below every chunk that ended at a time or later; the newest when there is none."""
-    text = "SELECT min(position) FROM telemetry_chunks WHERE end_ms >= ?"
-    row = conn.exec_driver_sql(sql(conn, text), (end_ms,)).first()
+    """A position below the chunks that ended at a time or later; the newest when there is none.
+
+    Of the first of these, by time: those that follow them were stored later. The lowest of all PostgreSQL would look
+    for along the positions, from the oldest chunk on, past a week of them.
+    """
+    text = (
+        "SELECT min(position) FROM"
+        " (SELECT position FROM telemetry_chunks WHERE end_ms >= ? ORDER BY end_ms LIMIT ?) AS first"
+    )
+    row = conn.exec_driver_sql(sql(conn, text), (end_ms, _LOOKED_AT)).first()
     return newest_position(conn) if row is None or row[0] is None else int(row[0]) - 1
 
 

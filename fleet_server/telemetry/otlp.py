@@ -22,9 +22,11 @@ from fleet_server.telemetry.rules import Series
 __all__ = ["ExportMetricsServiceRequest", "Origin", "RequestBuilder"]
 
 SERVICE_NAME = "fleet-node"
+EXPORTER_NAME = "fleet-export"
 SCOPE = "fleet.telemetry"
 MAX_POINTS = 5_000
 """In one request: some 500 KB before compression."""
+_MAX_CACHED_SERIES = 50_000
 _NS_PER_MS = 1_000_000
 
 MetricKey = tuple[str, int, str]
@@ -43,6 +45,37 @@ class Origin:
 def attribute(key: str, value: str) -> KeyValue:
     """An attribute with a text."""
     return KeyValue(key=key, value=AnyValue(string_value=value))
+
+
+def count(request: ExportMetricsServiceRequest) -> int:
+    """Samples in a request."""
+    return sum(
+        len(metric.gauge.data_points) + len(metric.sum.data_points)
+        for resource in request.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    )
+
+
+def halves(request: ExportMetricsServiceRequest) -> Sequence[ExportMetricsServiceRequest]:
+    """Two requests with half of the nodes each; none of a single node's."""
+    nodes = request.resource_metrics
+    if len(nodes) < 2:
+        return ()
+    middle = len(nodes) // 2
+    return [ExportMetricsServiceRequest(resource_metrics=part) for part in (nodes[:middle], nodes[middle:])]
+
+
+def sign_of_life(cluster: str, at_ms: int) -> ExportMetricsServiceRequest:
+    """One sample, which says that telemetry goes out; Unix milliseconds."""
+    request = ExportMetricsServiceRequest()
+    resource = request.resource_metrics.add()
+    resource.resource.attributes.extend((attribute("service.name", EXPORTER_NAME), attribute("fleet.cluster", cluster)))
+    scope = resource.scope_metrics.add()
+    scope.scope.name = SCOPE
+    point = scope.metrics.add(name="fleet.export.active").gauge.data_points.add()
+    point.time_unix_nano, point.as_double = at_ms * _NS_PER_MS, 1.0
+    return request
 
 
 class _Resource:
@@ -96,8 +129,6 @@ class RequestBuilder:
         self._request = ExportMetricsServiceRequest()
         self._resources: dict[str, _Resource] = {}
         self._count = 0
-        self.points = 0
-        """Points of the request that was handed out last."""
 
     def add(
         self,
@@ -138,13 +169,14 @@ class RequestBuilder:
         point = resource.points(series).add(time_unix_nano=at_ms * _NS_PER_MS, as_double=value)
         attributes = self._attributes.get(series)
         if attributes is None:
+            if len(self._attributes) >= _MAX_CACHED_SERIES:
+                self._attributes.clear()  # full of what came and went: what is still in use comes back
             attributes = self._attributes[series] = [attribute(key, text) for key, text in series.labels]
         if attributes:
             point.attributes.extend(attributes)
         self._count += 1
 
     def _hand_out(self) -> ExportMetricsServiceRequest:
-        request, count = self._request, self._count
+        request = self._request
         self._begin()
-        self.points = count
         return request

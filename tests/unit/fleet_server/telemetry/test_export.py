@@ -1,23 +1,37 @@
 """What servers stored goes out once, in order, through receivers that are slow, away or refuse; one process does it."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import psycopg
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from pydantic import SecretStr
+from sqlalchemy import make_url
+from sqlalchemy.exc import ProgrammingError
 
 from fleet.errors import Reason, Refusal
 from fleet.metrics import Registry
+from fleet_server import bootstrap
+from fleet_server.config import Settings
+from fleet_server.database import migrate
+from fleet_server.database.engine import Database
 from fleet_server.exporter import origins
 from fleet_server.observability.metrics import ExportMetrics
 from fleet_server.telemetry import export, flushing
+from fleet_server.telemetry.chunks import Packer
 from fleet_server.telemetry.export import Exporter
 from fleet_server.telemetry.export_rules import WINDOW_S, Answer, Standing
 from fleet_server.telemetry.stream import TelemetryStream
+from tests.fakes.clock import MockClock
+from tests.fakes.postgres import PostgresServer
 from tests.fakes.watch import Watch
 from tests.unit.fleet_server.telemetry.room import RETENTION_S, TelemetryRoom, batch
 
+PAGE = Path(__file__).parents[4] / "docs" / "operations" / "telemetry.md"
 TAKEN = Answer(Standing.TAKEN)
 Store = Callable[[float], Awaitable[None]]
 
@@ -62,12 +76,12 @@ def values(request: ExportMetricsServiceRequest) -> list[float]:
 class Running:
     """An exporter that runs, its receiver and its figures."""
 
-    def __init__(self, room: TelemetryRoom, holder: str, backfill_ms: int = 0) -> None:
+    def __init__(self, database: Database, clock: MockClock, holder: str, backfill_ms: int = 0) -> None:
         self.sink = FakeSink()
         self.metrics = ExportMetrics(Registry())
         self.exporter = Exporter(
-            database=room.neighbours.database,
-            clock=room.clock,
+            database=database,
+            clock=clock,
             sink=self.sink,
             metrics=self.metrics,
             describe=origins,
@@ -84,7 +98,7 @@ class Running:
 
 @asynccontextmanager
 async def running(room: TelemetryRoom, holder: str = "one", backfill_ms: int = 0) -> AsyncIterator[Running]:
-    one = Running(room, holder, backfill_ms)
+    one = Running(room.neighbours.database, room.clock, holder, backfill_ms)
     try:
         yield one
     finally:
@@ -260,6 +274,73 @@ async def test_a_number_that_names_another_series_by_now_is_not_taken_for_the_ol
         assert await room.neighbours.query("SELECT series_no, name FROM telemetry_series") == [(0, "new")]
         await looks(room)
         await one.sink.wait(lambda: names(one) == ["old", "new"])
+
+
+async def test_no_more_is_held_at_once_than_is_allowed_and_all_of_it_goes_out(
+    room: TelemetryRoom, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "BYTES_AT_ONCE", 1)
+    for value in range(1, 6):
+        await store(float(value))
+    async with running(room, backfill_ms=3_600_000) as one:
+        await looks(room)
+        await one.sink.wait(lambda: one.sink.values == [1.0, 2.0, 3.0, 4.0, 5.0])
+        assert [len(values(request)) for request in one.sink.requests] == [1] * 5
+
+
+async def test_what_stands_where_another_chunk_was_lost_goes_out_too(room: TelemetryRoom, store: Store) -> None:
+    async with running(room) as one:
+        await looks(room)
+        await store(1.0)
+        await looks(room)
+        await one.sink.wait(lambda: one.sink.values == [1.0])
+        [(position,)] = await room.neighbours.query("SELECT position FROM telemetry_chunks")
+        await room.neighbours.tamper("DELETE FROM telemetry_chunks")  # by a failover to a standby that lacked it
+        await store(2.0)
+        await room.neighbours.tamper("UPDATE telemetry_chunks SET position = ?", position)
+        await looks(room, int(export.STRAGGLERS_S) + 1)
+        await one.sink.wait(lambda: one.sink.values == [1.0, 2.0])
+
+
+async def test_the_database_user_that_the_page_makes_can_export_and_sees_nothing_secret(
+    postgres: PostgresServer, postgres_url: str, clock: MockClock, tmp_path: Path
+) -> None:
+    migrate.upgrade(postgres_url)
+    url = make_url(postgres_url)
+    found = re.search(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found is not None
+    with psycopg.connect(postgres.plain_url(str(url.database)), autocommit=True) as admin:
+        for statement in filter(str.strip, found[1].split(";")):
+            admin.execute(statement.encode())
+        try:
+            admin.execute(
+                "INSERT INTO telemetry_series (node_id, series_no, name, labels, kind, unit)"
+                " VALUES ('n', 0, 'cpu', '{}', 1, '')"
+            )
+            admin.execute(
+                "INSERT INTO telemetry_chunks (node_id, start_ms, end_ms, samples, payload)"
+                " VALUES ('n', %s, %s, 1, %s)",
+                (clock.now_ms(), clock.now_ms(), Packer().pack([0], [batch(1, clock.now_ms(), [(0, 0, 1.0)])])),
+            )
+            its_url = url.set(username="fleet_export").render_as_string(hide_password=False)
+            settings = Settings(database_url=SecretStr(its_url), data_dir=tmp_path / "none")
+            bootstrap.require_schema(settings)
+            database = Database(its_url, readers=1)
+            database.start()
+            one = Running(database, clock, "one", backfill_ms=1)
+            await one.sink.wait(lambda: one.sink.values == [1.0])
+            await clock.wait_sleepers(2)
+            await clock.advance(export.BEAT_S)
+            await clock.wait_sleepers(2)
+            await one.end()
+            await one.exporter.release()
+            with pytest.raises(ProgrammingError, match="permission denied"):
+                await database.read(lambda conn: conn.exec_driver_sql("SELECT * FROM operators").all())
+            await database.close()
+            assert admin.execute("SELECT holder, beat FROM telemetry_exports").fetchall() == [("", 3)]
+            assert not (tmp_path / "none").exists()
+        finally:
+            admin.execute("DROP OWNED BY fleet_export; DROP ROLE fleet_export")
 
 
 async def test_positions_that_begin_anew_are_followed(room: TelemetryRoom, store: Store) -> None:

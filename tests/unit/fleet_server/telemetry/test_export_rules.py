@@ -1,5 +1,7 @@
 """A cursor loses no chunk, in whatever order they appear; answers of receivers mean what OTLP says."""
 
+from collections.abc import Iterable, Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,11 @@ class Table:
         return [position for position, at_s in self._late.items() if at_s <= now_s]
 
 
+def timed(positions: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Chunks at these positions, each of its own time."""
+    return ((position, 1000 * position) for position in positions)
+
+
 @given(
     delays=st.lists(st.floats(0, WINDOW_S - 1), min_size=1, max_size=30),
     looks=st.lists(st.floats(0.1, 20), min_size=1, max_size=40),
@@ -34,10 +41,10 @@ def test_every_chunk_goes_out_also_when_it_appears_late_or_the_process_is_killed
             cursor = Cursor(cursor.settled)
         fresh = [position for position in table.seen(now_s) if position > cursor.newest]
         sent.update(fresh)
-        cursor.exported(fresh)
-        behind = cursor.missing(each for each in table.seen(now_s) if cursor.settled < each <= cursor.newest)
+        cursor.exported(timed(fresh))
+        behind = cursor.missing(timed(each for each in table.seen(now_s) if cursor.settled < each <= cursor.newest))
         sent.update(behind)
-        cursor.exported(behind)
+        cursor.exported(timed(behind))
         cursor.settle(now_s)
         assert sent >= {position for position in table.seen(now_s) if position <= cursor.settled}
         assert all(position in sent for position in range(1, cursor.settled + 1))
@@ -46,21 +53,32 @@ def test_every_chunk_goes_out_also_when_it_appears_late_or_the_process_is_killed
 
 def test_nothing_goes_out_twice_while_one_process_runs() -> None:
     cursor = Cursor(10)
-    cursor.exported([12, 11])
-    assert cursor.missing([10, 11, 12, 13]) == [13]
+    cursor.exported(timed([12, 11]))
+    assert cursor.missing(timed([10, 11, 12, 13])) == [13]
     cursor.settle(0.0)
-    cursor.exported([13])
+    cursor.exported(timed([13]))
     cursor.settle(WINDOW_S)
     assert (cursor.settled, cursor.newest) == (12, 13)
-    assert cursor.missing([11, 12, 13]) == []
+    assert cursor.missing(timed([11, 12, 13])) == []
+
+
+def test_a_position_that_another_chunk_has_by_now_is_missing_again() -> None:
+    cursor = Cursor(10)
+    cursor.exported([(11, 5_000), (12, 6_000)])
+    assert cursor.missing([(11, 5_000), (12, 9_000)]) == [12]
+
+
+@pytest.mark.parametrize(("sizes", "count"), [([], 0), ([9], 1), ([4, 4, 4], 2), ([1, 9, 1], 1), ([1, 1], 2)])
+def test_chunks_go_together_up_to_a_size_and_a_larger_one_alone(sizes: list[int], count: int) -> None:
+    assert export_rules.so_many(sizes, 8) == count
 
 
 def test_a_cursor_that_begins_anew_forgets_what_was() -> None:
     cursor = Cursor(10)
-    cursor.exported([11])
+    cursor.exported(timed([11]))
     cursor.restart(3)
     assert (cursor.settled, cursor.newest) == (3, 3)
-    assert cursor.missing([3, 4, 11]) == [4, 11]
+    assert cursor.missing(timed([3, 4, 11])) == [4, 11]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +92,11 @@ def test_a_cursor_that_begins_anew_forgets_what_was() -> None:
         (404, Standing.SETUP),
         (302, Standing.SETUP),
         (429, Standing.LATER),
+        (500, Standing.FAULT),
+        (501, Standing.SETUP),
         (503, Standing.LATER),
+        (522, Standing.LATER),
+        (561, Standing.LATER),
     ],
 )
 def test_an_http_status_says_what_to_do(status: int, standing: Standing) -> None:
