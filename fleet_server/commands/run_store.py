@@ -20,6 +20,7 @@ from fleet_server.database.statements import fetch
 # No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
 POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
 # CASE, because nothing else says what is evaluated first; NULL compares with nothing.
+_COLUMNS = {"issue_id": "text", "node_id": "text", "first_seq": "bigint", "count": "integer"}
 _COMMANDS_OF_RUN = (
     "c.node_id = r.node_id AND c.seq >= r.first_seq"
     f" AND c.seq < CASE WHEN {POSSIBLE} THEN r.first_seq + r.count END AND c.issue_id = r.issue_id"
@@ -29,7 +30,7 @@ _COMMANDS_OF_RUN = (
 def insert_runs(conn: Connection, issue_id: str, first_seqs: Mapping[str, int], count: int) -> None:
     """Say which commands an issue holds: `count` of each node, from its first seq on."""
     rows = [(issue_id, node_id, first_seq, count) for node_id, first_seq in first_seqs.items()]
-    insert_many(conn, "command_runs", ("issue_id", "node_id", "first_seq", "count"), rows)
+    insert_many(conn, "command_runs", _COLUMNS, rows)
 
 
 def of_issue(conn: Connection, *, open_only: bool = False, issues: int = 1) -> str:

@@ -110,6 +110,8 @@ class StandingRow(NamedTuple):
     mac: bytes
 
 
+_NEW_KINDS = ("text", "bigint", "bytea", "text", "integer", "bigint", "bytea", "integer", "bytea", "bigint")
+_NEW = dict(zip(NewRow._fields, _NEW_KINDS, strict=True))
 _OPEN = ", ".join(OpenRow._fields)
 _OPEN_C = ", ".join(f"c.{column}" for column in OpenRow._fields)
 _STANDING_VALUES = {
@@ -154,7 +156,7 @@ def insert_commands(conn: Connection, rows: Sequence[NewRow]) -> None:
         SeqTakenError: a seq is taken; the transaction is of no use any more.
     """
     try:
-        insert_many(conn, "commands", NewRow._fields, list(map(_bindable, rows)))
+        insert_many(conn, "commands", _NEW, list(map(_bindable, rows)))
     except IntegrityError:
         raise SeqTakenError from None
 

@@ -1,8 +1,10 @@
 """Many rows with one statement.
 
 A statement for each row costs its way to the database and back, some ten microseconds at either end, where the row
-itself takes two to five. SQLite is in the same process and takes them one by one; for PostgreSQL rows travel together:
-new ones by COPY, changed ones as one array for each column. Errors are SQLAlchemy's, as in `statements`.
+itself takes two to five. SQLite is in the same process and takes them one by one; for PostgreSQL rows travel together,
+as one array for each column. Not by COPY: it is a statement that waits for its rows, and while it waits none of
+PostgreSQL's timeouts counts. A process that was frozen in one would hold all that its transaction had locked until it
+was thawed. Errors are SQLAlchemy's, as in `statements`.
 """
 
 # Every part of a statement is a constant of the module that names it; values only ever travel as parameters.
@@ -11,7 +13,7 @@ new ones by COPY, changed ones as one array for each column. Errors are SQLAlche
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -19,28 +21,34 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from fleet_server.database.statements import Parameters, as_sqlalchemy, execute, execute_many, fetch
+from fleet_server.database.statements import Parameters, execute, execute_many, fetch
 
 _VALUE = re.compile(r"\bv\.(\w+)")
 _ROWS_AT_ONCE = 64
-_FEWEST_COPIED = 24
-"""COPY is not prepared: for fewer rows than these it costs more than it saves."""
+_FEWEST_TOGETHER = 24
+"""For fewer rows than these arrays cost more than they save."""
 _MOST_IN_ARRAYS = 1024
 _LONGEST_IN_ARRAYS = 8 * 1024
 
 
-def insert_many(conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Parameters]) -> None:
+def insert_many(conn: Connection, table: str, columns: Mapping[str, str], rows: Sequence[Parameters]) -> None:
     """Insert rows.
 
     On SQLite each execution gives the interpreter's lock away and has to wait for it again, beside a busy event loop
     for longer than a row takes to write, so there, too, a statement has many.
 
     Args:
+        columns: PostgreSQL type by name of the columns.
         rows: one value for each of `columns`.
     """
     named = f"{table} ({', '.join(columns)})"
-    if conn.dialect.name == "postgresql" and len(rows) >= _FEWEST_COPIED:
-        _copy(conn, f"COPY {named} FROM STDIN", rows)
+    if conn.dialect.name == "postgresql" and len(rows) >= _FEWEST_TOGETHER:
+        kinds = list(columns.values())
+        # Side by side, not from one `unnest` of all: what that gives is kept as a table first.
+        values = ", ".join(f"unnest({array})" for array in _marks(kinds))
+        text = f"INSERT INTO {named} SELECT {values}"
+        for start in range(0, len(rows), _MOST_IN_ARRAYS):
+            execute(conn, text, _arrays(kinds, rows[start : start + _MOST_IN_ARRAYS]))
         return
     row = f"({', '.join('?' * len(columns))})"
     whole = 0
@@ -96,8 +104,7 @@ class EachUpdate:
     @cached_property
     def for_arrays(self) -> str:
         """Text for many rows, an array for each value."""
-        arrays = ", ".join(f"CAST(? AS {kind}[])" for kind in self.values.values())
-        values = f"unnest({arrays}) AS v ({', '.join(self.values)})"
+        values = f"unnest({', '.join(_marks(self.values.values()))}) AS v ({', '.join(self.values)})"
         return f"UPDATE {self.table} AS t SET {self.assign} FROM {values} WHERE {self._where}"
 
     @cached_property
@@ -116,15 +123,12 @@ class EachUpdate:
                 rows += long
                 if chunk:
                     # Planned anew each time: a plan that was made for a small table would outlive its being one.
-                    changed += execute(conn, self.for_arrays, self._arrays(chunk), prepare=False)
+                    arrays = _arrays(self.values.values(), chunk)
+                    changed += execute(conn, self.for_arrays, arrays, prepare=False)
         if rows:
             text, places = self.for_one
             changed += execute_many(conn, text, [[row[place] for place in places] for row in rows])
         return changed
-
-    def _arrays(self, rows: Sequence[Parameters]) -> list[str]:
-        columns = zip(*rows, strict=True)
-        return [_LITERALS[kind](column) for kind, column in zip(self.values.values(), columns, strict=True)]
 
     def _apart(self, rows: Sequence[Parameters]) -> tuple[Sequence[Parameters], Sequence[Parameters]]:
         """Rows that go together, and those with a long value, which would make an array of any size."""
@@ -133,6 +137,14 @@ class EachUpdate:
         for row in rows:
             apart[any(len(row[place] or "") > _LONGEST_IN_ARRAYS for place in places)].append(row)
         return apart
+
+
+def _marks(kinds: Iterable[str]) -> Iterator[str]:
+    return (f"CAST(? AS {kind}[])" for kind in kinds)
+
+
+def _arrays(kinds: Iterable[str], rows: Sequence[Parameters]) -> list[str]:
+    return [_LITERALS[kind](column) for kind, column in zip(kinds, zip(*rows, strict=True), strict=True)]
 
 
 def _numbers(column: Iterable[int]) -> str:
@@ -155,15 +167,3 @@ _LITERALS: Mapping[str, Callable[[Any], str]] = {
 }
 """An array as PostgreSQL reads it; the driver's own takes a microsecond for each value, which is most of the cost."""
 _LONG_KINDS = ("text", "bytea")
-
-
-def _copy(conn: Connection, text: str, rows: Sequence[Parameters]) -> None:
-    cursor: Any = conn.connection.cursor()
-    try:
-        with cursor.copy(text) as copy:
-            for row in rows:
-                copy.write_row(row)
-    except conn.dialect.loaded_dbapi.Error as error:
-        raise as_sqlalchemy(conn, error) from error
-    finally:
-        cursor.close()

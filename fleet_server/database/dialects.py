@@ -62,11 +62,17 @@ _POSTGRESQL_CONNECT: dict[str, Any] = {
     "tcp_user_timeout": 20_000,
     "prepare_threshold": 3,
 }
+# Nor must a server of ours that vanished hold rows for as long: its end of the connection belongs to PostgreSQL.
+_POSTGRESQL_KEEPALIVES = (
+    "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;"
+    " SET tcp_user_timeout = 20000"
+)
 # No statement here runs long enough to be worth compiling; of a large fleet some would be, each time, for longer than
 # they run.
 _POSTGRESQL_SESSION = (
     f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {LOCK_TIMEOUT_MS};"
-    f" SET idle_in_transaction_session_timeout = {2 * STATEMENT_TIMEOUT_MS}; SET timezone = 'UTC'; SET jit = off"
+    f" SET idle_in_transaction_session_timeout = {2 * STATEMENT_TIMEOUT_MS}; SET timezone = 'UTC'; SET jit = off;"
+    f" {_POSTGRESQL_KEEPALIVES}"
 )
 
 # A writer looks up rows that it, or its like, wrote a moment before: they are in memory.

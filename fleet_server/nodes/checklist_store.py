@@ -9,6 +9,16 @@ from fleet_server.database.engine import Connection, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.checklist import ChecklistItem, carried_over
 
+_COLUMNS = {
+    "node_id": "text",
+    "position": "integer",
+    "item": "text",
+    "detail": "text",
+    "done_at_ms": "bigint",
+    "done_by": "text",
+    "note": "text",
+}
+
 
 class ChecklistStore:
     """Checklists of revoked nodes. They confer nothing, so no MAC covers them; the audit has every tick."""
@@ -21,12 +31,7 @@ class ChecklistStore:
             (node_id, position, item.item, item.detail, item.done_at_ms, item.done_by, item.note)
             for position, item in enumerate(items)
         ]
-        insert_many(
-            conn,
-            "revocation_items",
-            ("node_id", "position", "item", "detail", "done_at_ms", "done_by", "note"),
-            rows,
-        )
+        insert_many(conn, "revocation_items", _COLUMNS, rows)
 
     def of_node(self, conn: Connection, node_id: str) -> list[ChecklistItem]:
         """A node's list in its order; empty for one that was not revoked."""

@@ -11,7 +11,7 @@ from fleet_server.database.bulk import EachUpdate, insert_many
 from fleet_server.database.engine import Database, IntegrityError
 from fleet_server.database.statements import fetch
 
-COLUMNS = ("writer", "number", "hash", "mac")
+COLUMNS = {"writer": "text", "number": "bigint", "hash": "bytea", "mac": "bytea"}
 ODD = ("", "a,b", '"', "\\", "{}", "NULL", "'; --", " \t\n", "ü 😀")
 UPDATE = EachUpdate(
     "audit_heads",
