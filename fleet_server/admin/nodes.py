@@ -78,8 +78,9 @@ class NodesApi:
         known: dict[str, bytes] = {}
         with self._changes() as changed:
             while True:
-                views = map(node_view, await self._everyone(request.selector.patterns))
-                news = [view for view in views if _is_news(known, view)]
+                news: list[admin_pb2.NodeView] = []
+                async for nodes in self._pages(request.selector.patterns):  # the views of a fleet at once take a while
+                    news += [view for view in map(node_view, nodes) if _is_news(known, view)]
                 if news or not known:
                     yield admin_pb2.WatchNodesResponse(nodes=news)
                 await self._clock.sleep(_WATCH_PAUSE_S)
@@ -139,9 +140,12 @@ class NodesApi:
             ids = [node.node_id for node in asked]
             known: dict[str, bytes] = {}
             while True:
-                nodes = await self._everyone(ids)
-                left = sum(node.drain_state is DrainState.DRAINING for node in nodes)
-                news = [view for view in map(node_view, nodes) if _is_news(known, view)]
+                left = 0
+                news: list[admin_pb2.NodeView] = []
+                for start in range(0, len(ids), _WATCH_PAGE):  # by id: no selector may name as many
+                    nodes = await self._nodes.again(ids[start : start + _WATCH_PAGE])
+                    left += sum(node.drain_state is DrainState.DRAINING for node in nodes)
+                    news += [view for view in map(node_view, nodes) if _is_news(known, view)]
                 if news:
                     yield admin_pb2.DrainNodesResponse(nodes=news, nodes_left=left, done=left == 0)
                 if left == 0:
@@ -154,14 +158,14 @@ class NodesApi:
         resumed = await self._nodes.resume(caller.name, request.selector.patterns)
         return admin_pb2.ResumeNodesResponse(nodes=map(node_view, resumed))
 
-    async def _everyone(self, patterns: Sequence[str]) -> list[NodeRecord]:
-        found: list[NodeRecord] = []
+    async def _pages(self, patterns: Sequence[str]) -> AsyncIterator[list[NodeRecord]]:
+        after = ""
         while True:
-            after = found[-1].name if found else ""
             page = await self._nodes.select(patterns, after=after, limit=_WATCH_PAGE)
-            found += page
+            yield page
             if len(page) < _WATCH_PAGE:
-                return found
+                return
+            after = page[-1].name
 
     @contextmanager
     def _changes(self) -> Iterator[Bell]:
