@@ -85,8 +85,7 @@ class Poll:
 
     async def look(self) -> None:
         """What other replicas named since the last round: the few nodes that were, or all of them."""
-        has_lane = self._announcer.handover.has_lane
-        named = [node_id for node_id in self._hinted if has_lane(node_id)]
+        named = list(self._hinted)
         self._hinted.clear()
         if len(named) > _ASKED_ONE_BY_ONE:
             self._hasten()
@@ -106,8 +105,10 @@ class Poll:
     def _nodes_hinted(self, node_ids: frozenset[str] | None) -> None:
         if node_ids is None:
             self._hasten()
-        else:
-            self._hinted |= node_ids
+            return
+        here = set(filter(self._announcer.handover.has_lane, node_ids))
+        if here:
+            self._hinted |= here
             self._bell.ring_nowait()
 
     def _cancels_hinted(self, node_ids: frozenset[str] | None) -> None:

@@ -107,10 +107,11 @@ class Outbox:
         return len(self._words) + self._everything
 
     def add(self, words: Iterable[str]) -> int:
-        """Have them said; how many were dropped for the one that stands for them."""
+        """Have them said; how many were dropped for the one that stands for them. What is no word is passed over: it
+        may be what an operator wrote, of any length, and one that no message holds would cost the link."""
         if self._everything:
             return sum(1 for _ in words)
-        self._words.update(dict.fromkeys(words))
+        self._words.update(dict.fromkeys(filter(_WORD.match, words)))
         if len(self._words) <= self._max_waiting:
             return 0
         dropped = len(self._words)

@@ -36,7 +36,7 @@ _OPEN_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 2.0
 _WINDOW_S = 0.1
 _READ_IN_A_WINDOW = 256
-"""Messages that are read word by word in a window; more of them together mean `everything`."""
+"""Kibibytes that are read word by word in a window, each message at least one; what is more means `everything`."""
 
 
 class TransportError(Exception):
@@ -193,7 +193,7 @@ class Relay:
     async def _hear(self, link: Link) -> None:
         while True:
             message = await link.hear()
-            if self._is_flooded():
+            if self._is_flooded(len(message)):
                 self._metrics.dropped("flood", 1)
                 self._wakeup.hinted_everything()
                 await asyncio.sleep(0)
@@ -218,11 +218,11 @@ class Relay:
                 raise TransportError("what is said does not come back: is there a pooler or a rule in between?")
             self.tell_nowait([hints.ALIVE])
 
-    def _is_flooded(self) -> bool:
+    def _is_flooded(self, size_bytes: int) -> bool:
         now_s = self._clock.monotonic()
         if now_s - self._window_s >= _WINDOW_S:
             self._window_s, self._read = now_s, 0
-        self._read += 1
+        self._read += 1 + size_bytes // 1024
         return self._read > _READ_IN_A_WINDOW
 
     def _hears_itself(self) -> None:

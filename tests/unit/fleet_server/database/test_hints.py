@@ -71,6 +71,12 @@ def test_words_wait_once_each_and_past_the_bound_become_everything() -> None:
     assert outbox.take() == ["f"]
 
 
+def test_what_an_operator_wrote_in_place_of_an_id_is_not_said() -> None:
+    outbox = Outbox()
+    assert outbox.add([f"watch:{'x' * hints.MAX_MESSAGE_BYTES}", f"watch:a {EVERYTHING}", "watch:\n", "watch:a"]) == 0
+    assert outbox.take() == ["watch:a"]
+
+
 def test_ids_that_were_named_wait_within_a_bound_too() -> None:
     inbox = Inbox(max_heard=2)
     assert inbox.empty

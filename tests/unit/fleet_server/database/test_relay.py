@@ -176,6 +176,17 @@ async def test_a_flood_is_not_read_and_means_everything(room: Room) -> None:
     assert room.hints[-1] is None
 
 
+async def test_many_words_in_few_messages_are_a_flood_too(room: Room) -> None:
+    room.hints.clear()
+    for _ in range(100):
+        room.hear(*(f"node:{number}" for number in range(800)))
+    await room.turn(0.001)
+    while not room.link.heard.empty():
+        await asyncio.sleep(0)
+    assert room.figures.counts["heard"] < 100 * 800 // 2
+    assert room.hints[-1] is None
+
+
 async def test_a_lost_link_is_opened_again_and_begins_with_a_round_of_polls(room: Room) -> None:
     first = room.link
     room.hints.clear()
