@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from fleet_server.database.bulk import insert_many
+from fleet_server.database.bulk import fetch_of, insert_many
 from fleet_server.database.engine import Connection, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.checklist import ChecklistItem, carried_over
@@ -48,7 +49,7 @@ class ChecklistStore:
         )
         return conn.exec_driver_sql(sql(conn, text), (now_ms, done_by, note, node_id, item)).rowcount == 1
 
-    def open_counts(self, conn: Connection) -> dict[str, int]:
-        """Node id -> items that are open, of nodes that have any."""
-        text = "SELECT node_id, count(*) FROM revocation_items WHERE done_at_ms = 0 GROUP BY node_id"
-        return {node_id: int(count) for node_id, count in fetch(conn, text)}
+    def open_counts(self, conn: Connection, node_ids: Sequence[str]) -> Mapping[str, int]:
+        """Node id -> items that are open, of those nodes that have any."""
+        found = fetch_of(conn, "SELECT node_id, done_at_ms FROM revocation_items", "node_id", node_ids)
+        return Counter(node_id for node_id, done_at_ms in found if not done_at_ms)

@@ -33,7 +33,7 @@ from fleet_server.nodes.store import NodeStore, RowMac
 log = get_logger(__name__)
 
 OpenCounts = Callable[[Connection, Sequence[str]], Mapping[str, int]]
-Rotating = Callable[[Connection], Mapping[str, tuple[str, ...]]]
+Rotating = Callable[[Connection, Sequence[str]], Mapping[str, tuple[str, ...]]]
 _PAGE = 1000
 _HINT_PAUSE_S = 0.05
 
@@ -244,8 +244,10 @@ class NodeDirectory:
     def _counted(self, conn: Connection, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
         if not nodes:
             return []
-        counts = self._open_counts(conn, [node.node_id for node in nodes])
-        rotating, left = self._rotating(conn), self._checklists.open_counts(conn)
+        # Of these nodes alone: when something is decided about a fleet, each of its streams reads its own.
+        ids = [node.node_id for node in nodes]
+        counts, rotating = self._open_counts(conn, ids), self._rotating(conn, ids)
+        left = self._checklists.open_counts(conn, ids)
         return [
             replace(
                 node,
@@ -296,7 +298,7 @@ class NodeDirectory:
             self._wakeup.tell_others_nowait(["nodes"])
 
 
-def _nothing_rotating(_conn: Connection) -> Mapping[str, tuple[str, ...]]:
+def _nothing_rotating(_conn: Connection, _node_ids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
     return {}
 
 

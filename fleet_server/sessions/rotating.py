@@ -309,9 +309,9 @@ class RotationService:
 
         await write_as_newest(self._database, self._nodes, node_id, epoch, work)
 
-    def open(self, conn: Connection) -> Mapping[str, tuple[str, ...]]:
-        """Node id -> credentials that are being replaced. Any thread."""
-        return {node_id: rotations.words(wanted) for node_id, wanted in self._store.open(conn).items()}
+    def open(self, conn: Connection, node_ids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """Node id -> credentials that are being replaced, of some nodes. Any thread."""
+        return {node_id: rotations.words(wanted) for node_id, wanted in self._store.open(conn, node_ids).items()}
 
     # -- inside -------------------------------------------------------------------------------------------------------
     def _with_api_key(self, tx: Transaction, rotation: Rotation, node: NodeRecord) -> Rotation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fleet_server.database.bulk import fetch_of
 from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.sessions.rotations import ApiKeyRow, Rotation, Wanted
@@ -142,9 +143,9 @@ class RotationStore:
         """Nothing is ordered for this node any more."""
         conn.exec_driver_sql(sql(conn, "DELETE FROM credential_rotations WHERE node_id = ?"), (node_id,))
 
-    def open(self, conn: Connection) -> dict[str, Wanted]:
-        """Node id -> what is not done yet, of nodes for which something is not. Shown, not acted upon: no MAC."""
-        found = fetch(conn, "SELECT node_id, wanted FROM credential_rotations WHERE wanted <> 0")
+    def open(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, Wanted]:
+        """Node id -> what is not done yet, of those nodes for which something is not. Shown, not acted upon: no MAC."""
+        found = fetch_of(conn, "SELECT node_id, wanted FROM credential_rotations", "node_id", node_ids)
         return {node_id: Wanted(wanted) for node_id, wanted in found if 0 < wanted < 8}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 
 import pytest
 
@@ -281,6 +282,19 @@ async def test_liveness_is_shown_at_once_and_written_in_bulk(world: World, clock
     world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=900, clock_offset_ms=-3, accepted_seq=7)
     await world.nodes.flush()
     assert await world.value("SELECT last_accepted_seq FROM nodes") == 41
+
+
+async def test_who_reads_one_node_reads_what_is_left_to_do_for_no_other(world: World) -> None:
+    node, _ = await make(world, "n-1"), await make(world, "n-2")
+    asked: list[list[str]] = []
+
+    def rotating(_: object, node_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        asked.append(list(node_ids))
+        return {}
+
+    world.nodes.show_rotating_with(rotating)
+    await world.nodes.get("n-1")
+    assert asked == [[node.node_id]]
 
 
 async def test_figures_from_a_nodes_clock_fit_their_columns(world: World) -> None:
