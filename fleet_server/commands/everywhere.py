@@ -52,8 +52,10 @@ class Everywhere:
 
     async def begin(self, rooms: Rooms) -> None:
         """Somebody watches: what there is now is no news."""
-        if self._told is None:
-            found = await self._read(rooms)
+        if self._told is not None:
+            return
+        found = await self._read(rooms)
+        if self._told is None:  # or somebody began meanwhile, and is owed what came since
             self._told = {(row.node_id, row.seq): row.mark for row in found.open}
             self._issues = found.issues
 
