@@ -21,7 +21,7 @@ from fleet_server.commands.interest import Interest
 from fleet_server.commands.open_counts import OpenCounts
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.runs import Run
-from fleet_server.commands.store import Key, OpenRow, StandingRow
+from fleet_server.commands.store import Key, OpenOfNode, OpenRow, StandingRow
 from fleet_server.database.writer import Transaction
 
 log = get_logger(__name__)
@@ -58,8 +58,8 @@ class Announcer:
 
     def recount(self, tx: Transaction) -> None:
         """Count open commands anew; runs in the writer's order, so no change is missed or counted twice."""
-        counts = store.count_open(tx.conn)
-        tx.first_after_commit(lambda: self._set_counts(counts))  # among all else that counts
+        nodes = store.open_by_node(tx.conn, 0)
+        tx.first_after_commit(lambda: self._set_counts(nodes))  # among all else that counts
 
     def announce(self, tx: Transaction, changes: Sequence[Change], asked: Collection[str] = ()) -> None:
         """Once committed: tell watchers, keep counts and figures, and wake the streams of the nodes that are `asked` to
@@ -152,9 +152,9 @@ class Announcer:
         for row in rows:
             log.error("command_row_forged", node_id=row.node_id, seq=row.seq, issue_id=row.issue_id)
 
-    def _set_counts(self, counts: dict[str, int]) -> None:
+    def _set_counts(self, nodes: Sequence[OpenOfNode]) -> None:
         self.in_hand.retain(self.handover.has_lane)
-        self.counts.set_all(counts)
+        self.counts.set_all(nodes)
         self._rooms.metrics.open.set(self.counts.total)
 
     def _issued(self, issue_id: str, handed: Sequence[Run], waiting: Sequence[Run], online: Collection[str]) -> None:

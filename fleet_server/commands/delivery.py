@@ -177,5 +177,6 @@ class Delivery:
         # it at that replica a moment ago, tells what became of it by itself.
         if self._announcer.open_count(node_id) == 0:
             return last_accepted_seq  # nothing to look for in a long history
-        lowest = store.lowest_open(tx.conn, node_id, last_accepted_seq)
+        since = self._announcer.counts.since(node_id)
+        lowest = store.lowest_open(tx.conn, node_id, since, last_accepted_seq)
         return last_accepted_seq if lowest is None else lowest - 1

@@ -34,7 +34,7 @@ _RANDOM_ID_BYTES = 10
 _AUDITED_COMMANDS = 1024
 _AUDITED_REFUSALS = 1000
 _MAX_ATTEMPTS = 3
-_COUNTED_AGAIN = 16  # nodes of one order: it costs a look at each one's history
+_COUNTED_AGAIN = 16  # nodes of one order: it costs a look at all that came behind the first open command of each
 
 Refused = list[tuple[NodeRecord, Objection]]
 
@@ -176,7 +176,9 @@ class Issuing:
             full = objection is not None and objection.reason is Reason.QUEUE_FULL
             if full and self._rooms.shared and counted_again < _COUNTED_AGAIN:
                 counted_again += 1  # other replicas may have heard of the end of some
-                objection = self._object_to_queue(store.count_open_of(conn, node.node_id), len(order.specs))
+                since = self._announcer.counts.since(node.node_id)
+                waiting = store.count_open_of(conn, node.node_id, since)
+                objection = self._object_to_queue(waiting, len(order.specs))
             if objection is None:
                 digest = actions.of_node.get(node.node_id, b"")
                 if digest not in judged:

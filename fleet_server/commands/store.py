@@ -86,12 +86,14 @@ class OpenRow(NamedTuple):
 
 
 class OpenOfNode(NamedTuple):
-    """How many commands of a node are open; of these, were not sent or not answered; and have a cancel that waits."""
+    """How many commands of a node are open; of these, were not sent or not answered; have a cancel that waits; and the
+    lowest seq of them."""
 
     node_id: str
     open: int
     unanswered: int
     asked: int
+    lowest: int
 
 
 class StandingRow(NamedTuple):
@@ -192,7 +194,7 @@ def open_by_node(conn: Connection, sent_before_ms: int) -> list[OpenOfNode]:
     """Nodes that have open commands; what was sent at `sent_before_ms` or later is on its way, and not unanswered."""
     text = (
         "SELECT node_id, COUNT(*), SUM(CASE WHEN state = 1 OR (state = 2 AND sent_at_ms < ?) THEN 1 ELSE 0 END),"
-        " SUM(CASE WHEN cancel_requested_by <> '' THEN 1 ELSE 0 END)"
+        " SUM(CASE WHEN cancel_requested_by <> '' THEN 1 ELSE 0 END), MIN(seq)"
         " FROM commands WHERE state < 5 GROUP BY node_id"
     )
     return list(map(OpenOfNode._make, fetch(conn, text, (sent_before_ms,))))
@@ -225,10 +227,10 @@ def mark_queued_sent(conn: Connection, node_id: str, first: int, last: int, key_
     return execute(conn, text, (key_id, now_ms, node_id, first, last))
 
 
-def lowest_open(conn: Connection, node_id: str, through: int) -> int | None:
-    """Lowest open seq of a node up to `through`."""
-    text = f"SELECT MIN(seq) FROM commands WHERE node_id = ? AND seq <= ? AND {_STATE} < 5"
-    [(lowest,)] = fetch(conn, text, (node_id, through))
+def lowest_open(conn: Connection, node_id: str, since: int, through: int) -> int | None:
+    """Lowest open seq of a node from `since` on, up to `through`. All before the first that is open is read."""
+    text = f"SELECT MIN(seq) FROM commands WHERE node_id = ? AND seq >= ? AND seq <= ? AND {_STATE} < 5"
+    [(lowest,)] = fetch(conn, text, (node_id, since, through))
     return None if lowest is None else int(lowest)
 
 
@@ -345,16 +347,11 @@ def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRo
     return list(map(_standing, fetch(conn, text, (before_ms, limit))))
 
 
-def count_open_of(conn: Connection, node_id: str) -> int:
-    """Open commands of one node."""
-    [(count,)] = fetch(conn, "SELECT COUNT(*) FROM commands WHERE node_id = ? AND state < 5", (node_id,))
+def count_open_of(conn: Connection, node_id: str, since: int) -> int:
+    """Open commands of one node from `since` on."""
+    text = f"SELECT COUNT(*) FROM commands WHERE node_id = ? AND seq >= ? AND {_STATE} < 5"
+    [(count,)] = fetch(conn, text, (node_id, since))
     return int(count)
-
-
-def count_open(conn: Connection) -> dict[str, int]:
-    """Open commands by node."""
-    text = "SELECT node_id, COUNT(*) FROM commands WHERE state < 5 GROUP BY node_id"
-    return dict(fetch(conn, text))
 
 
 def _bindable(row: NewRow) -> Sequence[Any]:

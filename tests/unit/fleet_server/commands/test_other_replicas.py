@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from fleet.v1 import command_pb2 as wire
 from fleet_server.commands import following, history_store, interest, poll, rules, store
 from fleet_server.commands.service import CommandService
 from fleet_server.database import hints
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from tests.fakes.clock import MockClock
@@ -308,10 +309,11 @@ async def test_what_one_node_waits_for_is_found_without_a_look_at_all_that_are_o
             lambda: store.pending(conn, node.node_id, 0, 0, 32),
             lambda: store.mark_queued_sent(conn, node.node_id, 1, 2, b"k", 1),
             lambda: store.mark_sent(conn, node.node_id, 1, 3, b"k", 1),
-            lambda: store.lowest_open(conn, node.node_id, 3),
+            lambda: store.lowest_open(conn, node.node_id, 0, 3),
             lambda: store.answered_above(conn, node.node_id, 0),
             lambda: store.open_by_keys(conn, node.node_id, [1, 2]),
             lambda: store.with_queued(conn, [node.node_id]),
+            lambda: store.count_open_of(conn, node.node_id, 0),
             lambda: store.open_of_issue(conn, issued.issue_id),
             lambda: history_store.open_keys(conn, issued.issue_id),
             lambda: history_store.open_marks(conn, issued.issue_id),
@@ -323,4 +325,41 @@ async def test_what_one_node_waits_for_is_found_without_a_look_at_all_that_are_o
             found.append(int(scanned or 0))
         return found
 
-    assert await room.database.write(scans) == [0] * 11 + [1], "only what is asked of the whole fleet"
+    assert await room.database.write(scans) == [0] * 12 + [1], "only what is asked of the whole fleet"
+
+
+async def test_a_node_that_comes_back_costs_no_look_at_all_that_it_ever_did(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await room.add_node("n1")
+    await room.tamper(
+        "INSERT INTO commands (node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, state)"
+        " SELECT node_id, n, decode(lpad(to_hex(n), 32, '0'), 'hex'), 'old', 0, n, ''::bytea, 5"
+        " FROM nodes, generate_series(1, 3000) n"
+    )
+    await room.tamper("UPDATE nodes SET last_seq = 3000")
+    await room.tamper("ANALYZE commands")
+    await room.another_replica().issue("alice", order("n1"))
+    await room.commands.poll()
+    looked: list[int] = []
+    lowest_open = store.lowest_open
+
+    def rows_read(conn: Connection) -> int:
+        of_indexes = "FROM pg_index WHERE indrelid = 'commands'::regclass"
+        fetched = conn.exec_driver_sql(f"SELECT sum(pg_stat_get_xact_tuples_fetched(indexrelid)) {of_indexes}").scalar()
+        return int(fetched or 0)
+
+    def counted(conn: Connection, *arguments: Any) -> int | None:
+        before = rows_read(conn)
+        found = lowest_open(conn, *arguments)
+        looked.append(rows_read(conn) - before)
+        return found
+
+    monkeypatch.setattr(store, "lowest_open", counted)
+    epoch = await room.open_stream(node.node_id, 3000)
+    assert await room.commands.reconcile(node.node_id, epoch, 3000) == 3000
+    assert len(looked) == 1
+    assert looked[0] < 10
+    await room.claim(node.node_id, after_seq=3000)
+    epoch = await room.open_stream(node.node_id, 3001)
+    assert await room.commands.reconcile(node.node_id, epoch, 3001) == 3000, "what has no result is asked for again"
