@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 
 from fleet_server.database import dialects
+from fleet_server.database.bulk import insert_many
 from fleet_server.database.engine import HUNG_AFTER_S, Database, sql
 from fleet_server.database.schema import audit_heads, metadata
 from fleet_server.database.writer import _CONTENDED_TRIES, STALL_S, Transaction
@@ -115,3 +117,54 @@ async def test_the_database_lets_go_before_a_writer_is_cut_off_and_that_before_i
 
     lock_s, idle_s, statement_s = await replicas[0].write(limits)
     assert idle_s < lock_s * _CONTENDED_TRIES < statement_s < STALL_S < HUNG_AFTER_S
+
+
+class Frozen(list[tuple[str, int, bytes, bytes]]):
+    """Rows after the first of which whoever takes them stands still."""
+
+    def __init__(self) -> None:
+        super().__init__((f"c{number}", 0, b"", b"") for number in range(3000))
+        self.holds, self.goes_on = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[tuple[str, int, bytes, bytes]]:
+        for number in range(len(self)):
+            if number:
+                self._stand_still()
+            yield super().__getitem__(number)
+
+    def __getitem__(self, which: Any) -> Any:
+        if which.start:
+            self._stand_still()
+        return super().__getitem__(which)
+
+    def _stand_still(self) -> None:
+        self.holds.set()
+        assert self.goes_on.wait(20)
+
+
+async def test_a_replica_that_stands_still_among_rows_that_it_inserts_holds_others_for_a_while_only(
+    replicas: tuple[Database, Database], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No statement waits for more of them, for no timeout would count."""
+    monkeypatch.setattr(dialects, "WRITER_IDLE_TIMEOUT_MS", 100)
+    frozen = Database(postgres_url)
+    frozen.start()
+    rows = Frozen()
+    columns = {"writer": "text", "number": "bigint", "hash": "bytea", "mac": "bytea"}
+
+    def change(tx: Transaction) -> None:
+        tx.conn.exec_driver_sql(sql(tx.conn, RAISE), ("a",))
+
+    def insert(tx: Transaction) -> None:
+        change(tx)
+        insert_many(tx.conn, "audit_heads", columns, rows)
+
+    standing = asyncio.create_task(frozen.write(insert))
+    try:
+        assert await asyncio.to_thread(rows.holds.wait, 10)
+        await replicas[0].write(change)
+        assert not standing.done()
+    finally:
+        rows.goes_on.set()
+        await asyncio.gather(standing, return_exceptions=True)
+        await frozen.close()
