@@ -113,23 +113,28 @@ async def test_a_server_restart_while_a_node_waits_costs_it_nothing(installation
 async def test_a_node_that_is_gone_before_its_claim_is_committed_is_not_shown_online(
     installation: Installation,
 ) -> None:
-    database, held, go_on = installation.server.database, threading.Event(), threading.Event()
+    database = installation.server.database
+    before, behind = [(threading.Event(), threading.Event()) for _ in range(2)]
 
-    def occupy(_: object) -> None:
+    def occupy(_: object, held: threading.Event, go_on: threading.Event) -> None:
         held.set()
         go_on.wait(20)
 
     async with HandmadeNode(installation, await installation.enroll("n-1")) as hand:
         session = await hand.handshake()
-        occupied = asyncio.create_task(database.write(occupy))
-        await asyncio.to_thread(held.wait, 20)
+        occupied = [asyncio.create_task(database.write(lambda tx: occupy(tx, *before)))]
+        await asyncio.to_thread(before[0].wait, 20)
         async with hand.connect(session) as stream:
             await stream.send(gateway_pb2.NodeFrame(hello=hand.hello(session)))
             await eventually(database.writer.depth, "the claim waits for the writer")
+            occupied.append(asyncio.create_task(database.write(lambda tx: occupy(tx, *behind))))
+            await eventually(lambda: database.writer.depth() > 1, "and another job behind it, in the same group")
+            before[1].set()
+            await asyncio.to_thread(behind[0].wait, 20)
         # On the same connection: the server has heard of the end by now.
         await hand.ask("GetTrustChain", trust_pb2.GetTrustChainRequest(cluster_id=hand.me.cluster_id))
-        go_on.set()
-        await occupied
+        behind[1].set()
+        await asyncio.gather(*occupied)
         await installation.owner.wait_node("n-1", lambda view: view.stream_epoch == 1 and not view.online)
 
 
