@@ -116,7 +116,7 @@ class Load:
         now_s = time.monotonic()
         self.counts.slowest_s = max(self.counts.slowest_s, now_s - began_s)
         self._issued.update((one.command_id.hex(), now_s) for one in answer.issued)
-        self.counts.issued = len(self._issued)
+        self.counts.issued += len(answer.issued)
         if answer.refused:
             self.counts.failure = f"{answer.refused[0].reason}: {answer.refused[0].detail}"
 
