@@ -9,6 +9,7 @@ Mental model
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -269,17 +270,17 @@ class Link:
         self._show(LinkState.MOVING)
         backoff = Backoff(BackoffPolicy(initial_s=0.25, maximum_s=5.0))
         delay_s = full_jitter_s(plan.delay_s, plan.window_s)
-        while True:
+        for attempt in itertools.count():
             if await self._interrupted({running}, delay_s):
-                return None
-            # Where it was sent nobody may be by now: after a few attempts any replica will do.
-            wished = backoff.failures < _WISHED_ATTEMPTS
-            endpoints = plan.endpoints if wished else self._known_endpoints()
+                break
+            # Where it was sent nobody may be by now, or no room: after a few attempts any replica will do.
+            endpoints = plan.endpoints if attempt < _WISHED_ATTEMPTS else self._known_endpoints()
             try:
                 return await self._unless_stopped(self._connect(connection.welcome.stream_id, endpoints))
             except Refusal as refusal:
                 self._note_refusal(refusal)
                 delay_s = backoff.next_delay_s(refusal.retry_after_s)
+        return None
 
     def _retire(self, connection: Connection, running: asyncio.Task[Refusal | None]) -> None:
         connection.leave("TAKEOVER")

@@ -28,7 +28,7 @@ def delays(failures: int, samples: int = 2000) -> list[float]:
     for _ in range(samples):
         backoff = Backoff(POLICY)
         for _ in range(failures - 1):
-            backoff.next_delay_s(0.0)
+            backoff.next_delay_s()
         drawn.append(backoff.next_delay_s())
     return drawn
 
@@ -58,6 +58,40 @@ def test_a_server_that_asks_for_no_delay_makes_no_node_spin() -> None:
     assert min(delays_s[5:]) >= POLICY.initial_s
 
 
+_ASKED = st.one_of(st.none(), st.floats(0.0, 1e6))
+
+
+@given(refusals=st.lists(_ASKED, max_size=60))
+def test_delays_that_were_asked_for_raise_no_other(refusals: list[float | None]) -> None:
+    backoff = Backoff(POLICY)
+    unasked = 0
+    for asked_s in refusals:
+        delay_s = backoff.next_delay_s(asked_s)
+        if asked_s is None:
+            assert 0.0 <= delay_s <= min(POLICY.initial_s * 2.0**unasked, POLICY.maximum_s)
+            unasked += 1
+
+
+@given(refusals=st.lists(_ASKED, min_size=5, max_size=60), last_s=st.floats(-1e9, 1e9))
+def test_whatever_came_before_an_asked_delay_is_bounded_from_both_sides(
+    refusals: list[float | None], last_s: float
+) -> None:
+    backoff = Backoff(POLICY)
+    for asked_s in refusals:
+        backoff.next_delay_s(asked_s)
+    assert POLICY.initial_s <= backoff.next_delay_s(last_s) <= POLICY.maximum_s * 11
+
+
+def test_a_server_that_puts_its_callers_off_and_crashes_again_and_again_gathers_no_herd() -> None:
+    """What it asks for grows no bound, and takes none back either; nor does a stream that it soon ends."""
+    backoff = Backoff(POLICY)
+    for _ in range(5):
+        backoff.next_delay_s()
+        backoff.next_delay_s(3.0)
+        backoff.ended(POLICY.stable_s - 0.1)
+    assert backoff.failures == 5
+
+
 def test_callers_with_the_same_asked_delay_stay_spread() -> None:
     assert len({Backoff(POLICY).next_delay_s(10.0) for _ in range(100)}) == 100
 
@@ -71,3 +105,11 @@ def test_only_a_stable_stream_starts_the_count_again() -> None:
     backoff.ended(POLICY.stable_s)
     assert backoff.failures == 0
     assert backoff.next_delay_s() <= POLICY.initial_s
+
+
+def test_a_stable_stream_lets_asked_delays_begin_low_as_well() -> None:
+    backoff = Backoff(POLICY)
+    for _ in range(8):
+        backoff.next_delay_s(0.0)
+    backoff.ended(POLICY.stable_s)
+    assert backoff.next_delay_s(0.0) < POLICY.initial_s / 2

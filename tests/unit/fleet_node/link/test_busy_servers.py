@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.backoff import BackoffPolicy
 from fleet.errors import Reason, Refusal
 from fleet_node.link.link import LinkState
 from tests.fakes.clock import MockClock
@@ -78,3 +79,23 @@ async def test_a_full_server_is_left_for_wherever_the_next_connection_leads(
         await clock.wait_sleepers(1)
         await clock.advance(3)
         await other.wait_stream()
+
+
+async def test_a_node_that_was_put_off_again_and_again_is_soon_back_when_it_then_loses_its_stream(
+    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    gateway.refuse["BeginHandshake"] = Refusal(Reason.OVERLOADED, "full", retry_after_s=2.0)
+    policy = BackoffPolicy(initial_s=0.5, maximum_s=1e6)
+    async with running_link(installation, tmp_path, clock=clock, backoff=policy) as node:
+        for times in range(1, 13):
+            await node.wait(lambda times=times: node.metrics.handshakes.labels("OVERLOADED").value == times)
+            await node.wait_state(LinkState.WAITING)
+            if times == 12:
+                del gateway.refuse["BeginHandshake"]
+            await clock.wait_sleepers(1)
+            await clock.advance(3)
+        stream = await gateway.wait_stream()
+        await node.wait_state(LinkState.LIVE)
+        stream.end()
+        await node.wait_state(LinkState.WAITING)
+        assert node.link.status.next_attempt_s <= policy.initial_s
