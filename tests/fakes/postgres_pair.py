@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from tests.fakes.postgres import BIN, OWNER
+from tests.fakes.postgres import BIN, OWNER, in_new_folder, prepare_owner
 
 _WAIT_S = "30"
 _SETTINGS = """
@@ -46,12 +46,14 @@ class PostgresMachine:
         self.port = port
         self._folder = folder
         folder.mkdir(parents=True)
+        prepare_owner()
         if OWNER:
             shutil.chown(folder, OWNER)
 
     def initialise(self, settings: str = "") -> None:
         """Make its files."""
-        self._run("initdb", "--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync", "-D", str(self.data))
+        how = ("--auth=trust", "--encoding=utf8", "-U", "postgres", "--no-sync")
+        in_new_folder(lambda data: self._run("initdb", *how, "-D", str(data)), lambda: self.data)
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(_SETTINGS + settings)
 
