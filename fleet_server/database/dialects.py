@@ -30,12 +30,12 @@ BUSY_TIMEOUT_MS = 10_000
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 WRITER_LOCK_TIMEOUT_MS = 200
-"""PostgreSQL looks for a circle of waits after a second, and only its superuser may change that: a writer tries again
-before, for all that a replica has to write waits as long."""
+"""PostgreSQL looks for a circle of waits after a second, and only its superuser may change that: a writer goes on with
+something else before (`jobs`), for all that a replica has to write waits as long."""
 WRITER_IDLE_TIMEOUT_MS = 8_000
 """PostgreSQL: so long a transaction may stand still before it is undone. A replica that is frozen, or cut off, in the
-middle of one holds rows that all others may want, and a writer that waits for a row keeps its whole replica waiting: it
-is shorter than what that waits (`LOCK_TIMEOUT_MS`), so nobody gives up over one that will not go on."""
+middle of one holds rows that all others may want: it is shorter than what these wait (`LOCK_TIMEOUT_MS`), so nobody
+gives up over one that will not go on."""
 WRITER_STATEMENT_TIMEOUT_MS = 12_000
 """Less than what a writer is given until its connection is cut (`writer.STALL_S`): PostgreSQL would go on with the
 statement for longer, and keep its rows from the next attempt."""
@@ -245,6 +245,12 @@ def is_contended(error: BaseException) -> bool:
     """Whether it stood in another transaction's way, held a row too long or waited for one that waited for it: it may
     be tried again."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONTENDED
+
+
+def wait_for_rows(conn: Connection, at_most_ms: int) -> None:
+    """Wait no longer for a row that somebody holds, in this transaction. SQLite's writer holds all of them."""
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql(f"SET LOCAL lock_timeout = {at_most_ms:d}")
 
 
 def hang_up(conn: Connection) -> None:

@@ -5,8 +5,11 @@ Mental model
     The thread takes everything queued and runs it in ONE transaction: a busy server pays one fsync for many callers,
     an idle one commits a single job at once, for nothing waits to fill a group.
     A job that raises must not undo its neighbours: the group is rolled back and each job runs again in a transaction
-    of its own, so a job is a pure function of the database and may run more than once before it commits. So does a
-    group that met another replica's at the same rows: two that wait for each other would stand still for a second.
+    of its own, so a job is a pure function of the database and may run more than once before it commits. One that meets
+    a row which another replica holds steps aside instead, and the others go on without it (`jobs`).
+    Jobs commit in the order in which they came, but for those that stepped aside. Numbers are drawn and rows sealed in
+    the transaction, effects follow commit by commit: all of that is right in whichever order. Who needs one job behind
+    another awaits the first.
     Hooks run before the commit (the audit chain seals the group's rows there); effects (wake-ups) run on the event
     loop, after it, commit by commit; what somebody far away waits for runs first. Only this thread writes: SQLite never
     sees a second writer, and counters are read and raised without races in one replica.
@@ -17,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -28,7 +31,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet_server.database.dialects import LOCK_TIMEOUT_MS, WRITER_LOCK_TIMEOUT_MS, hang_up, is_contended, is_lost
+from fleet_server.database.dialects import hang_up, is_contended, is_lost, wait_for_rows
+from fleet_server.database.jobs import GLANCE_MS, LOOK_MS, Aside, Job, call
 from fleet_server.database.refusals import SHUTTING_DOWN, DatabaseLostError, as_refusal, away
 
 log = get_logger(__name__)
@@ -36,8 +40,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 MAX_GROUP = 512
 MAX_QUEUED = 20_000
-_CONTENDED_TRIES = LOCK_TIMEOUT_MS // WRITER_LOCK_TIMEOUT_MS
-_CONTENDED_GROUP_TRIES = 2  # then each of its jobs by itself, which holds fewer rows for a shorter time
+_TRIES_TOGETHER = 3  # of a group whose jobs meet held rows; then each of its jobs by itself
 STALL_S = 15.0
 """So long a group may take: longer than any statement, or wait for a lock (dialects), shorter than who calls waits."""
 
@@ -69,14 +72,6 @@ class Transaction:
         self.first_effects.append(effect)
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    work: Callable[[Transaction], Any]
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    result: Any = None
-
-
 class Writer:
     """Group commit on one thread.
 
@@ -88,7 +83,9 @@ class Writer:
     def __init__(self, engine: Engine, metrics: WriterMetrics | None = None) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._aside = Aside()
+        self._at: Job | None = None  # the job at work
         self._hooks: list[Callable[[Transaction], None]] = []
         self._committed: list[Callable[[Transaction], None]] = []
         self._connection: Connection | None = None
@@ -115,7 +112,7 @@ class Writer:
 
     def depth(self) -> int:
         """Jobs that wait."""
-        return self._queue.qsize()
+        return self._queue.qsize() + len(self._aside)
 
     async def submit(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction and return its result once that is committed.
@@ -133,10 +130,10 @@ class Writer:
         Raises:
             Refusal: OVERLOADED, or the server ends (UNAVAILABLE): `work` was not taken.
         """
-        if self._queue.qsize() >= MAX_QUEUED:
+        if self.depth() >= MAX_QUEUED:
             raise Refusal(Reason.OVERLOADED, "too many writes wait: try again in a moment", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop.create_future(), loop)
+        job = Job(work, loop.create_future(), loop)
         with self._closing:  # or a job could slip in behind the end marker, and its caller wait for ever
             if self._closed:
                 raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)
@@ -166,7 +163,7 @@ class Writer:
         since = self.busy_since
         if since is not None and perf_counter() - since > STALL_S:
             self._break_stall()
-        if since is not None or not self._queue.empty():
+        if since is not None or self.depth():
             self._watch(loop)
 
     def _break_stall(self) -> None:
@@ -181,7 +178,7 @@ class Writer:
             if job is None:
                 ending = True
                 continue
-            self._fail(job, away())
+            job.fail(away())
             refused += 1
         if ending:
             self._queue.put(None)
@@ -192,14 +189,21 @@ class Writer:
 
     def _run(self) -> None:
         ending = False
-        while not ending:
-            group, ending = self._take()
+        while not ending or self._aside:
+            group, ended = self._take()
+            ending |= ended
             if group:
                 self._commit_group(group)
+            if self._aside:
+                self._look_aside()
         self._drop_connection()
 
-    def _take(self) -> tuple[list[_Job], bool]:
-        first = self._queue.get()
+    def _take(self) -> tuple[list[Job], bool]:
+        """A group of what came, without those that stand aside; and whether nothing comes any more."""
+        try:
+            first = self._queue.get(timeout=self._aside.pause_s())
+        except queue.Empty:
+            return [], False
         if first is None:
             return [], True
         group = [first]
@@ -213,45 +217,73 @@ class Writer:
             group.append(job)
         return group, False
 
-    def _commit_group(self, group: list[_Job]) -> None:
-        left = _CONTENDED_TRIES if len(group) == 1 else _CONTENDED_GROUP_TRIES
-        while True:
-            try:
-                transaction = self._attempt(group)
-            except DatabaseLostError as lost:
-                lost.tell(len(group))
-                for job in group:
-                    self._fail(job, lost.refusal())
-            except Exception as error:  # noqa: BLE001 - a job's own error belongs to its caller, whatever it is
-                if left and is_contended(error):
-                    left -= 1
-                    continue
-                if len(group) == 1:
-                    self._fail(group[0], as_refusal(error))
-                    return
-                for job in group:
-                    self._commit_group([job])
-            else:
-                self._deliver(group, transaction)
+    def _look_aside(self) -> None:
+        if not self._commit_group([self._aside.next()], LOOK_MS):
             return
+        others = self._aside.some(MAX_GROUP)
+        if others:
+            self._commit_group(others, GLANCE_MS)
 
-    def _attempt(self, group: list[_Job]) -> Transaction:
+    def _commit_group(self, group: list[Job], wait_ms: int = 0, tries: int = _TRIES_TOGETHER) -> bool:
+        """Commit jobs, or tell their callers why not; those that meet a held row step aside.
+
+        Args:
+            wait_ms: how long to wait for such a row; 0 for the usual.
+            tries: of all of them together.
+
+        Returns:
+            Whether none met one.
+        """
+        try:
+            transaction = self._attempt(group, wait_ms or (GLANCE_MS if self._aside else 0))
+        except DatabaseLostError as lost:
+            lost.tell(len(group))
+            _fail_all(group, lost.refusal())
+            _fail_all(self._aside.some(len(self._aside)), away())
+        except Exception as error:  # noqa: BLE001 - a job's own error belongs to its caller, whatever it is
+            return self._sort_out(group, error, tries)
+        else:
+            self._deliver(group, transaction)
+        return True
+
+    def _sort_out(self, group: list[Job], error: Exception, tries: int) -> bool:
+        """Go on with a group that was rolled back for `error`; whether no job met a held row."""
+        contended = is_contended(error)
+        if len(group) == 1:
+            _fail_all(self._aside.put(group[0]) if contended else group, error)
+            return not contended
+        if not contended or tries == 1:
+            free = [self._commit_group([job]) for job in group]
+            return all(free)
+        held_up, self._at = self._at, None
+        if held_up is not None:  # or the row is one of those that the hooks write, of every group
+            group = [job for job in group if job is not held_up]
+            _fail_all(self._aside.put(held_up), error)
+        self._commit_group(group, tries=tries - 1)
+        return False
+
+    def _attempt(self, group: list[Job], wait_ms: int) -> Transaction:
         reused = self._connection is not None
         try:
-            return self._commit_once(group)
+            return self._commit_once(group, wait_ms)
         except DatabaseLostError as lost:
             # A connection that died while it lay idle says nothing about the database: a fresh one decides.
             if lost.committing or not reused:
                 raise
-            return self._commit_once(group)
+            return self._commit_once(group, wait_ms)
 
-    def _commit_once(self, group: list[_Job]) -> Transaction:
+    def _commit_once(self, group: list[Job], wait_ms: int) -> Transaction:
         started = self.busy_since = perf_counter()
         committing = False
         try:
             transaction, outer = self._begin()
+            self._at = None
+            if wait_ms:
+                wait_for_rows(transaction.conn, wait_ms)
             for job in group:
+                self._at = job
                 job.result = job.work(transaction)
+            self._at = None
             for hook in self._hooks:
                 hook(transaction)
             committing = True
@@ -308,13 +340,13 @@ class Writer:
             except SQLAlchemyError as error:
                 log.debug("database_connection_close_failed", error=str(error))
 
-    def _deliver(self, group: list[_Job], transaction: Transaction) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    def _deliver(self, group: list[Job], transaction: Transaction) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
         for job in group:
             by_loop.setdefault(job.loop, []).append(job)
         first, effects = transaction.first_effects, transaction.effects
         for loop, jobs in by_loop.items():
-            _call(loop, self._follow, loop, first, partial(_resolve, jobs, effects))
+            call(loop, self._follow, loop, first, partial(_resolve, jobs, effects))
             first, effects = [], []
 
     def _follow(
@@ -333,18 +365,14 @@ class Writer:
         if rest is not None:
             rest()
 
-    def _fail(self, job: _Job, error: Exception) -> None:
-        _call(job.loop, _reject, job.future, error)
+
+def _fail_all(jobs: Sequence[Job], error: Exception) -> None:
+    told = as_refusal(error) if jobs else error
+    for job in jobs:
+        job.fail(told)
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
-    try:
-        loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:
-        return  # the loop has closed: nobody is left to tell
-
-
-def _resolve(jobs: list[_Job], effects: list[Callable[[], None]]) -> None:
+def _resolve(jobs: list[Job], effects: list[Callable[[], None]]) -> None:
     _run_effects(effects)  # first: whoever hears of its commit finds done what follows from it
     for job in jobs:
         if not job.future.done():
@@ -357,8 +385,3 @@ def _run_effects(effects: list[Callable[[], None]]) -> None:
             effect()
         except Exception:
             log.exception("after_commit_failed")  # the others still have to be woken
-
-
-def _reject(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
