@@ -12,6 +12,7 @@ from fleet.errors import Refusal
 from fleet.logs import get_logger
 from fleet_server.observability.health import ServerHealth
 from fleet_server.observability.metrics import StreamMetrics
+from fleet_server.replicas import rules
 from fleet_server.replicas.pacing import Pace
 from fleet_server.replicas.rules import ReplicaState
 from fleet_server.replicas.service import ReplicaService
@@ -31,9 +32,7 @@ _SETTLE_S = 0.5
 _PACE_EVERY_S = 1.0
 _STOP_GRACE_S = 3.0
 """For each of the last things that may hang."""
-LEAVE_WITHIN_S = 45.0
-"""From the end of the drain to the end of the process: last writes, each with a bound, to a database that may be away,
-and what it is still busy with."""
+LEAVE_WITHIN_S = rules.LEAVE_WITHIN_S
 
 
 async def write_last(writes: Iterable[Coroutine[object, object, object]]) -> None:

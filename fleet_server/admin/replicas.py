@@ -10,19 +10,25 @@ from fleet.v1 import admin_pb2
 from fleet_server.admin.access import Caller
 from fleet_server.admin.views import replica_view
 from fleet_server.replicas import pacing
-from fleet_server.replicas.rules import LIVING, ReplicaRecord
+from fleet_server.replicas.rules import LIVING, ReplicaRecord, ends_within_s
 from fleet_server.replicas.service import ReplicaService
 
 _POLL_S = 0.25
-_MAX_FOLLOW_S = 3600.0
 
 
 class ReplicasApi:
-    """Server processes as release engineers see them."""
+    """Server processes as release engineers see them.
 
-    def __init__(self, replicas: ReplicaService, clock: Clock) -> None:
+    Args:
+        delay_s: between the end of a replica's readiness and its drain; of this one, and replicas are set up alike.
+        deadline_s: of a drain of which nobody said how long it may take; likewise.
+    """
+
+    def __init__(self, replicas: ReplicaService, clock: Clock, *, delay_s: float, deadline_s: float) -> None:
         self._replicas = replicas
         self._clock = clock
+        self._delay_s = delay_s
+        self._deadline_s = deadline_s
 
     async def list_replicas(self, _: Caller, __: admin_pb2.ListReplicasRequest) -> admin_pb2.ListReplicasResponse:
         """All replicas."""
@@ -31,7 +37,7 @@ class ReplicasApi:
     async def drain(
         self, caller: Caller, request: admin_pb2.DrainReplicaRequest
     ) -> AsyncIterator[admin_pb2.DrainReplicaResponse]:
-        """Ask a replica to drain and tell progress until it has stopped.
+        """Ask a replica to drain and tell progress until it has stopped, or is overdue.
 
         The replica that answers may be the one that drains: it tells until it ends, and whoever follows asks another
         one, or the one that is started next, what became of it.
@@ -40,8 +46,9 @@ class ReplicasApi:
         replica = await self._replicas.request_drain(
             caller.name, target, deadline_s=request.deadline_s, reason=request.reason, force=request.force
         )
-        began = _Began(self._clock.monotonic(), replica.streams, replica.started_at_ms)
-        while self._clock.monotonic() - began.at_s < _MAX_FOLLOW_S:
+        within_s = ends_within_s(self._delay_s, request.deadline_s or self._deadline_s)
+        began = _Began(self._clock.monotonic(), replica.streams, replica.started_at_ms, within_s)
+        while self._clock.monotonic() - began.at_s < within_s:
             replicas = await self._replicas.list()
             found = [each for each in replicas if each.replica_id == target]
             progress = self._progress(found[0] if found else replica, began, replicas)
@@ -69,13 +76,15 @@ class ReplicasApi:
             done=done,
             needed_s=pacing.needed_s(left, pace.per_s),
             alone=alone,
+            ends_within_s=began.ends_within_s,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Began:
-    """When a drain was asked for, monotonic seconds, and of which process."""
+    """When a drain was asked for, monotonic seconds, of which process, and how long it may take."""
 
     at_s: float
     streams: int
     started_at_ms: int
+    ends_within_s: float

@@ -21,6 +21,7 @@ from fleet_server.approvals.service import ApprovalService
 from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.audit.service import AuditService
 from fleet_server.commands.service import CommandService
+from fleet_server.config import Settings
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.enrollment.service import EnrollmentService
 from fleet_server.installation.service import InstallationService
@@ -38,6 +39,7 @@ from fleet_server.trust.tls_rotation import TlsRotation
 class Services(Protocol):
     """What the server consists of, as far as operators reach it."""
 
+    settings: Settings
     replica_id: str
     clock: Clock
     wakeup: Wakeup
@@ -72,7 +74,12 @@ def admin_rooms(server: Services) -> AdminRooms:
             server.sessions.any_machine_until_ms,
         ),
         commands=CommandsApi(server.commands, server.metrics.streams.refusals),
-        replicas=ReplicasApi(server.replicas, server.clock),
+        replicas=ReplicasApi(
+            server.replicas,
+            server.clock,
+            delay_s=server.settings.drain_delay_s,
+            deadline_s=server.settings.drain_deadline_s,
+        ),
         telemetry=TelemetryApi(server.telemetry),
         trail=TrailApi(server.audit),
         approvals=ApprovalsApi(server.trust, server.approvals),

@@ -12,8 +12,10 @@ import grpc
 from fleet.status import decode
 from fleet.v1 import admin_pb2
 from fleet.v1.admin_pb2_grpc import AdminStub
-from fleet_server.cli.failures import Refused, Unreachable, explain
+from fleet_server.cli.failures import Failure, Refused, Unreachable, explain
 from fleet_server.cli.profile import Context
+from fleet_server.cli.silence import Silence
+from fleet_server.cli.terminal import duration
 
 PAGE_SIZE = 1000
 CALL_TIMEOUT_S = 30.0
@@ -139,7 +141,7 @@ class Admin:
                 delay_s = _busy_delay_s(error)
                 waited_s += delay_s or 0.0
                 if delay_s is None or attempt == _MAX_TRIES or waited_s > MAX_BUSY_WAIT_S:
-                    raise explain(error, server=self.context.server) from error
+                    raise self._explained(error, timeout_s) from error
                 self._say(f"the server is busy: trying again in {delay_s:.1f} s")
                 self._sleep(delay_s)
         raise AssertionError("unreachable")
@@ -150,23 +152,57 @@ class Admin:
         request: Request,
         *,
         timeout_s: float | None = None,
+        silence_s: float | None = None,
     ) -> Iterator[Response]:
         """Read a stream to its end; it is cancelled when the reader leaves early.
 
+        Args:
+            method: what to call.
+            request: what to ask.
+            timeout_s: of the whole stream.
+            silence_s: between two answers, of a server that says something all the time.
+
         Raises:
-            Failure: as `failures.explain` says.
+            Failure: as `failures.explain` says; unreachable also for silence.
         """
         while True:
             reading: Any = method(request, timeout=timeout_s, metadata=self._metadata)
+            silence = Silence(silence_s, reading.cancel)
             try:
-                yield from reading
+                with silence:
+                    for answer in reading:
+                        silence.broken()
+                        yield answer
                 return
             except grpc.RpcError as error:
+                if silence.ended_it:
+                    raise self._silent(silence_s or 0.0) from error
                 if not self._followed(error):
                     raise explain(error, server=self.context.server) from error
             finally:
                 with contextlib.suppress(grpc.RpcError):
                     reading.cancel()
+
+    def _explained(self, error: grpc.RpcError, timeout_s: float) -> Failure:
+        failure = explain(error, server=self.context.server)
+        if isinstance(failure, Unreachable) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._turn_away()
+            failure.waited_s = timeout_s
+        return failure
+
+    def _silent(self, waited_s: float) -> Unreachable:
+        self._turn_away()
+        return Unreachable(
+            f"the server at {self.context.server} has said nothing for {duration(waited_s)}",
+            hint="does it stand still, or is a firewall in between? Try again, or look at its log",
+            waited_s=waited_s,
+        )
+
+    def _turn_away(self) -> None:
+        """Who answers no more may stand still, and this connection with it: what is asked next goes over a new one, and
+        behind a load balancer to another replica."""
+        self.channel.close()
+        self._open()
 
     def follow(
         self,

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
     from fleet.v1 import admin_pb2
     from fleet_server.cli.connection import Admin
 
+AFTER_A_LOSS = "look at its log, and whether its process stands still: end it, or it drains once it goes on"
 REASONS = ("drain", "upgrade", "rebalance", "restart", "shutdown")
 _ENDED = ("STOPPED", "LOST")
 _LOOK_AGAIN_S = 1.0
-_LOOKS = 15
+_LOOK_TIMEOUT_S = 3.0
+_SILENCE_S = 15.0
+"""A server tells four times a second how a drain goes; one whose database is slow may take so long."""
+_AWAY_S = 15.0
 """Another replica, behind the same address, answers sooner; a single one that is started again may take so long."""
+_ENDS_WITHIN_S = 60.0
+"""Of an older server, which does not say: from the end of a drain's deadline to the end of its process, and to when a
+dead one is known to be."""
+_USUAL_DEADLINE_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,9 @@ def drain_replica(
         invocation.advise("The drain goes on: `fleetctl replicas list` shows how far it is")
     elif not ended.drained:
         raise Failed(
-            f"replica {ended.replica.replica_id} was lost before it was drained: its nodes come back by themselves",
-            hint="find out why it ended: its log, and `fleetctl replicas list`",
+            f"replica {ended.replica.replica_id} was lost before it was drained: it died, or stands still, or does not"
+            " reach its database. Its nodes come back by themselves",
+            hint=AFTER_A_LOSS,
         )
 
 
@@ -98,7 +107,7 @@ def follow(
     latest: admin_pb2.DrainReplicaResponse | None = None
     try:
         with Bar("draining streams", None) as bar:
-            for answer in admin.stream(admin.stub.DrainReplica, asked):
+            for answer in admin.stream(admin.stub.DrainReplica, asked, silence_s=_SILENCE_S):
                 if latest is None:
                     _foretell(invocation, answer, asked.deadline_s)
                 latest = answer
@@ -107,8 +116,15 @@ def follow(
                     break  # a replica that is done ends now, and its listener with it
     except Unreachable as failure:
         if latest is None:
+            if failure.waited_s:
+                failure.hint = (
+                    "it stands still, or a firewall is in between: ask another replica. Whether it heard of the drain:"
+                    " `fleetctl replicas list`"
+                )
             raise
-        return latest, _look_again(invocation, admin, latest, failure)
+        invocation.say(f"{failure.message}: looking how the drain of {latest.replica.replica_id} goes on")
+        within_s = latest.ends_within_s or (asked.deadline_s or _USUAL_DEADLINE_S) + _ENDS_WITHIN_S
+        return latest, _look_again(invocation, admin, latest, failure, within_s)
     except KeyboardInterrupt:
         if latest is not None:
             invocation.say("The drain goes on: `fleetctl replicas list` shows how far it is")
@@ -118,10 +134,17 @@ def follow(
     if latest.done:
         return latest, Ended(latest.replica, latest.replica.state != "LOST", latest.streams_total)
     if wait:
-        raise Failed(
-            f"the drain ended with {counted(latest.streams_left, 'stream')} left", hint="see `fleetctl replicas list`"
-        )
+        raise _overdue(latest.replica, latest.streams_left)
     return latest, None
+
+
+def _overdue(replica: admin_pb2.ReplicaView, streams_left: int) -> Failed:
+    return Failed(
+        f"replica {replica.replica_id} is overdue: it was asked to drain, lives, and should have ended by now, with"
+        f" {counted(streams_left, 'stream')} left",
+        hint="look at its log; `fleetctl replicas list` shows whether it still drains, for an earlier drain may have"
+        " given it longer. Nodes of a process that is killed come back by themselves",
+    )
 
 
 def _foretell(invocation: Invocation, first: admin_pb2.DrainReplicaResponse, deadline_s: int) -> None:
@@ -138,20 +161,32 @@ def _foretell(invocation: Invocation, first: admin_pb2.DrainReplicaResponse, dea
 
 
 def _look_again(
-    invocation: Invocation, admin: Admin, latest: admin_pb2.DrainReplicaResponse, failure: Unreachable
+    invocation: Invocation, admin: Admin, latest: admin_pb2.DrainReplicaResponse, failure: Unreachable, within_s: float
 ) -> Ended:
-    """The replica that answered has gone; it may be the one that drains. Ask whoever answers now."""
+    """The replica that answered has gone, or stands still; it may be the one that drains. Ask whoever answers now, as
+    long as the drain may take, and a while when nobody does."""
+    from fleet_server.cli.progress import Bar
+
     shown = latest.replica
-    for _ in range(_LOOKS):
-        invocation.sleep(_LOOK_AGAIN_S)
-        try:
-            found = [each for each in replicas(admin) if each.replica_id == shown.replica_id]
-        except Unreachable:
-            continue
-        if not found or found[0].started_at_ms != shown.started_at_ms:
-            return Ended(found[0] if found else shown, True, latest.streams_total)
-        if found[0].state in _ENDED:
-            return Ended(found[0], found[0].state == "STOPPED", latest.streams_total)
+    looked_s = away_s = 0.0
+    with Bar("draining streams", latest.streams_total) as bar:
+        while looked_s < within_s and away_s < _AWAY_S:
+            invocation.sleep(_LOOK_AGAIN_S)
+            looked_s += _LOOK_AGAIN_S
+            try:
+                found = [each for each in replicas(admin, _LOOK_TIMEOUT_S) if each.replica_id == shown.replica_id]
+            except Unreachable as again:
+                away_s += _LOOK_AGAIN_S + again.waited_s
+                bar.show(latest.streams_total - latest.streams_left, note="nobody answers")
+                continue
+            away_s = 0.0
+            ended = _how_it_ended(shown, found, latest.streams_total)
+            if ended is not None:
+                return ended
+            shown = found[0]
+            bar.show(max(0, latest.streams_total - shown.streams), note=f"{shown.state}, asked again and again")
+    if looked_s >= within_s:
+        raise _overdue(shown, shown.streams)
     failure.hint = (
         f"the drain of {shown.replica_id} goes on without you, or has ended: {counted(latest.streams_left, 'stream')}"
         " were left. Ask another replica: `fleetctl replicas list`"
@@ -159,11 +194,22 @@ def _look_again(
     raise failure
 
 
-def replicas(admin: Admin) -> Sequence[admin_pb2.ReplicaView]:
+def _how_it_ended(asked: admin_pb2.ReplicaView, found: Sequence[admin_pb2.ReplicaView], streams: int) -> Ended | None:
+    """None while it has not."""
+    if not found or found[0].started_at_ms != asked.started_at_ms:
+        return Ended(found[0] if found else asked, True, streams)
+    if found[0].state in _ENDED:
+        return Ended(found[0], found[0].state == "STOPPED", streams)
+    return None
+
+
+def replicas(admin: Admin, timeout_s: float | None = None) -> Sequence[admin_pb2.ReplicaView]:
     """All replicas, as whoever answers sees them."""
     from fleet.v1 import admin_pb2
+    from fleet_server.cli.connection import CALL_TIMEOUT_S
 
-    return admin.call(admin.stub.ListReplicas, admin_pb2.ListReplicasRequest()).replicas
+    request = admin_pb2.ListReplicasRequest()
+    return admin.call(admin.stub.ListReplicas, request, timeout_s=timeout_s or CALL_TIMEOUT_S).replicas
 
 
 def pace(progress: admin_pb2.DrainReplicaResponse) -> str:

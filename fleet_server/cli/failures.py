@@ -90,13 +90,15 @@ class Unreachable(Failure):
 
     Args:
         never_sent: it is certain that the call left for no server.
+        waited_s: seconds in which no answer came.
     """
 
     exit_code = ExitCode.UNREACHABLE
 
-    def __init__(self, message: str, *, hint: str = "", never_sent: bool = False) -> None:
+    def __init__(self, message: str, *, hint: str = "", never_sent: bool = False, waited_s: float = 0.0) -> None:
         super().__init__(message, hint=hint)
         self.never_sent = never_sent
+        self.waited_s = waited_s
 
 
 class Unable(Unreachable):

@@ -70,7 +70,7 @@ def patiently(invocation: Invocation, ask: Callable[[], T], within_s: float = _A
             if not waited_s:
                 invocation.say(f"{failure.message}: asking again for {within_s:.0f} s")
             invocation.sleep(_POLL_S)
-            waited_s += _POLL_S
+            waited_s += _POLL_S + failure.waited_s
 
 
 class NodeWave:

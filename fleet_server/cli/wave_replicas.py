@@ -74,9 +74,10 @@ class ReplicaWave:
         """
         for number, name in enumerate(self.order, 1):
             before = {(each.replica_id, each.started_at_ms) for each in self._ready()}
+            started_at_ms = dict(before).get(name, 0)
             self._invocation.say(f"{name}: draining, {number} of {len(self.order)}")
             try:
-                self._drain(name)
+                self._drain(name, started_at_ms)
                 self._wait_replaced(name, before)
             except (Failed, Unreachable) as failure:
                 self.tally.failed[name] = failure.message
@@ -94,16 +95,30 @@ class ReplicaWave:
         after = f" --after {shlex.quote(behind)}" if behind else ""
         return f"Once all replicas are READY (`fleetctl replicas list`): `{self._again}{after}`"
 
-    def _drain(self, name: str) -> None:
-        asked = drain_replica.request(name, self._deadline_s, self._reason, force=False)
-        try:
-            _, ended = drain_replica.follow(self._invocation, self._admin, asked)
-        except Unreachable as failure:
-            # It was asked, and with it the only one that answers here may have gone: it is seen when it is back.
-            self._invocation.say(f"{failure.message}: waiting for a replica that answers")
-            return
+    def _drain(self, name: str, started_at_ms: int) -> None:
+        ended = self._ask(name, started_at_ms)
         if ended is not None and not ended.drained:
-            raise Failed(f"replica {name} was lost before it was drained", hint=self.how_to_go_on())
+            raise Failed(
+                f"replica {name} was lost before it was drained",
+                hint=f"{drain_replica.AFTER_A_LOSS}. {self.how_to_go_on()}",
+            )
+
+    def _ask(self, name: str, started_at_ms: int) -> drain_replica.Ended | None:
+        """How its drain ended; None when nobody can tell, and it is seen when it is back, or is not."""
+        asked = drain_replica.request(name, self._deadline_s, self._reason, force=False)
+        waited_s = 0.0
+        while True:
+            try:
+                return drain_replica.follow(self._invocation, self._admin, asked)[1]
+            except Unreachable as failure:
+                self._invocation.say(f"{failure.message}: waiting for a replica that answers")
+                if (name, started_at_ms) not in {(each.replica_id, each.started_at_ms) for each in self._ready()}:
+                    return None
+                if waited_s >= self._return_s:
+                    raise
+                # Whoever was to pass it on had gone, and nobody asked it; a second request would change nothing.
+                self._invocation.sleep(_POLL_S)
+                waited_s += _POLL_S + failure.waited_s
 
     def _wait_replaced(self, name: str, before: set[tuple[str, int]]) -> None:
         waited_s = 0.0

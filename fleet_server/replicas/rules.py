@@ -17,6 +17,9 @@ LOST_AFTER_S = 10.0
 LOOK_COUNTS_S = 1.5 * HEARTBEAT_INTERVAL_S
 """No two looks at the others count for more, however far they are apart."""
 MAX_DRAIN_DEADLINE_S = 24 * 3600
+LEAVE_WITHIN_S = 45.0
+"""From the end of the drain to the end of the process: last writes, each with a bound, to a database that may be away,
+and what it is still busy with."""
 
 
 class ReplicaState(StrEnum):
@@ -175,6 +178,18 @@ def checked_deadline_s(deadline_s: int) -> int:
     if not 0 <= deadline_s <= MAX_DRAIN_DEADLINE_S:
         raise Refusal(Reason.INVALID_ARGUMENT, f"a drain's deadline is 0 to {MAX_DRAIN_DEADLINE_S} seconds")
     return deadline_s
+
+
+def ends_within_s(delay_s: float, deadline_s: float) -> float:
+    """Seconds from the request to drain within which a replica has ended, for it sees to that itself, and a dead one is
+    known to be lost.
+
+    Args:
+        delay_s: between the end of its readiness and its drain.
+        deadline_s: of the drain.
+    """
+    heard_s = HEARTBEAT_INTERVAL_S  # at the latest: the hint to the replica may be lost
+    return heard_s + delay_s + deadline_s + LEAVE_WITHIN_S + LOST_AFTER_S + LOOK_COUNTS_S
 
 
 def checked_reason(reason: int) -> gateway_pb2.GoawayReason.ValueType:

@@ -2352,6 +2352,7 @@ class DrainReplicaResponse(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     NEEDED_S_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
+    ENDS_WITHIN_S_FIELD_NUMBER: _builtins.int
     streams_left: _builtins.int
     """Streams left."""
     streams_total: _builtins.int
@@ -2366,6 +2367,10 @@ class DrainReplicaResponse(_message.Message):
     """Seconds that the streams left need at the pace at which other replicas take them; 0 when nobody does."""
     alone: _builtins.bool
     """No other replica takes nodes: they come back when a server does."""
+    ends_within_s: _builtins.float
+    """Seconds from the request within which it has ended, whatever hangs; or it is dead, and known to be. 0 from an older
+    server.
+    """
     @_builtins.property
     def replica(self) -> Global___ReplicaView:
         """Replica."""
@@ -2381,10 +2386,11 @@ class DrainReplicaResponse(_message.Message):
         done: _builtins.bool = ...,
         needed_s: _builtins.float = ...,
         alone: _builtins.bool = ...,
+        ends_within_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "done", b"done", "estimate_s", b"estimate_s", "needed_s", b"needed_s", "rate_per_s", b"rate_per_s", "replica", b"replica", "streams_left", b"streams_left", "streams_total", b"streams_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "done", b"done", "ends_within_s", b"ends_within_s", "estimate_s", b"estimate_s", "needed_s", b"needed_s", "rate_per_s", b"rate_per_s", "replica", b"replica", "streams_left", b"streams_left", "streams_total", b"streams_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

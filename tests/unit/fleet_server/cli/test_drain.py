@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from fleet.v1 import admin_pb2, gateway_pb2
+from fleet_server.cli import drain_replica
 from fleet_server.cli.drain_replica import pace
 from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
@@ -151,3 +152,42 @@ def test_what_will_not_be_done_by_the_deadline_is_said_first(ctl: Fleetctl) -> N
     result = ctl.run("drain", "replica", "replica-a", "--force")
     assert "No other replica takes nodes" in result.stderr
     assert ctl.fake.requests("DrainReplica")[-1].force
+
+
+def test_a_server_that_stands_still_is_not_waited_for(ctl: Fleetctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP, a suspended machine: it hangs up nowhere. Whoever answers then says how it ended."""
+    monkeypatch.setattr(drain_replica, "_SILENCE_S", 0.2)
+    ctl.fake.answers["DrainReplica"] = [_draining(ends_within_s=90), ctl.fake.HOLD]
+    listed = [admin_pb2.ListReplicasResponse(replicas=[_replica(state)]) for state in ("DRAINING", "LOST")]
+    ctl.fake.answers["ListReplicas"] = [grpc.StatusCode.DEADLINE_EXCEEDED, *listed]
+    result = ctl.run("drain", "replica", "replica-a")
+    assert result.exit_code == 1, result.output
+    said = " ".join(result.stderr.split())
+    assert "has said nothing for 200ms: looking how the drain of replica-a goes on" in said
+    assert "replica-a was lost before it was drained" in said
+    assert "end it, or it drains once it goes on" in said
+
+
+def test_a_server_that_stands_still_before_it_says_anything_is_not_waited_for(
+    ctl: Fleetctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_replica, "_SILENCE_S", 0.2)
+    ctl.fake.answers["DrainReplica"] = [ctl.fake.HOLD]
+    result = ctl.run("drain", "replica", "replica-a")
+    assert result.exit_code == 4
+    assert "has said nothing for 200ms" in result.stderr
+    assert "Whether it heard of the drain: `fleetctl replicas list`" in " ".join(result.stderr.split())
+    assert not ctl.slept_s
+
+
+@pytest.mark.parametrize(("told_s", "waits_s"), [(20.0, 20), (0.0, 60 + 60)], ids=["told", "of an older server"])
+def test_a_drain_is_followed_for_as_long_as_it_may_take_and_no_longer(
+    ctl: Fleetctl, told_s: float, waits_s: int
+) -> None:
+    ctl.fake.answers["DrainReplica"] = [_draining(ends_within_s=told_s), grpc.StatusCode.UNAVAILABLE]
+    ctl.fake.answers["ListReplicas"] = admin_pb2.ListReplicasResponse(replicas=[_replica("DRAINING", streams=4)])
+    result = ctl.run("drain", "replica", "replica-a", "--deadline", "1m")
+    assert result.exit_code == 1, result.output
+    assert "replica-a is overdue" in result.stderr
+    assert "4 streams left" in " ".join(result.stderr.split())
+    assert ctl.slept_s == [1.0] * waits_s

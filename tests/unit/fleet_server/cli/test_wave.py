@@ -180,6 +180,7 @@ class SmallServer:
         self.rows = {name: admin_pb2.ReplicaView(replica_id=name, state="READY", started_at_ms=1) for name in names}
         self.stays_away: set[str] = set()
         self.gets_lost: set[str] = set()
+        self.passed_on_by: list[grpc.StatusCode] = []  # what becomes of whoever is asked, before it passes it on
         self.asked: list[str] = []
         self._back_in: dict[str, int] = {}
         ctl.fake.answers |= {"ListReplicas": self.list, "DrainReplica": self.drain}
@@ -197,6 +198,8 @@ class SmallServer:
         row = self.rows[request.replica_id]
         assert [each.state for each in self.rows.values()] == ["READY"] * len(self.rows), "one at a time"
         self.asked.append(row.replica_id)
+        if self.passed_on_by:
+            return self.passed_on_by.pop(0)
         row.state = "LOST" if row.replica_id in self.gets_lost else "STOPPED"
         if row.replica_id not in self.stays_away:
             self._back_in[row.replica_id] = 3
@@ -246,6 +249,26 @@ def test_a_replica_that_is_lost_stops_the_wave(ctl: Fleetctl) -> None:
     assert result.exit_code == 1
     assert server.asked == ["r-a"]
     assert "r-a was lost before it was drained" in result.stderr
+
+
+def test_a_replica_that_nobody_asked_yet_is_asked_again(ctl: Fleetctl) -> None:
+    """Who was to pass it on had gone, or did not answer: READY as before, it was not asked."""
+    server = SmallServer(ctl, ["r-a", "r-b"])
+    server.passed_on_by = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED]
+    result = ctl.run("drain", "wave", "--replicas", "-o", "json")
+    assert result.exit_code == 0, result.output
+    assert server.asked == ["r-a", "r-a", "r-a", "r-b"]
+    assert json.loads(result.stdout)["drained"] == ["r-a", "r-b"]
+
+
+def test_a_replica_that_cannot_be_asked_fails_within_the_time_for_its_return(ctl: Fleetctl) -> None:
+    server = SmallServer(ctl, ["r-a", "r-b"])
+    server.passed_on_by = [grpc.StatusCode.UNAVAILABLE] * 99
+    result = ctl.run("drain", "wave", "--replicas", "--return-within", "10s", "-o", "json")
+    assert result.exit_code == 4
+    assert len(ctl.slept_s) == 10
+    said = json.loads(result.stdout)
+    assert (list(said["failed"]), said["left"]) == (["r-a"], ["r-b"])
 
 
 @pytest.mark.parametrize("wrong", [["--budget", "1"], ["--then", "resume"], ["--reason", "because"]])
