@@ -4,8 +4,14 @@ The server's chain names each command that it issued, by the digest that its nod
 node reported. The node's chain names each command that it accepted, by its digest, and how each ended. Both stand under
 the same checkpoints, and neither side writes the other's.
 
-    server: command.issued    digest  <->  digest   command.accepted :node
-    server: command.reported  state   <->  state    command.ended    :node
+    server: command.issued     digest      <->  digest      command.accepted :node
+    server: command.reported   state       <->  state       command.ended    :node
+    server: command.cancelled  CANCELLED   <->  CANCELLED   command.ended    :node
+    server: command.cancelled  TOMBSTONED  <->  TOMBSTONED  command.cancel   :node
+
+What ends by its node's answer to a cancel is reported too, and is no news by then: the answer stands for its report.
+One that a cancel overtook (TOMBSTONED) is never accepted; if it arrives after all, it ends CANCELLED there. One that
+was cancelled or ran out of time before it was sent is unknown to its node, and nothing of it is awaited.
 
 A node may be behind: it sends its rows after its reports, and an offline one sends none. What it has not said yet is
 counted as awaited; it is a finding once the node has said something later. A node whose disk was full says in a gap
@@ -20,14 +26,15 @@ Pure: verified rows come in as arguments, findings are raised.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fleet.audit_chain import ChainRow
 from fleet.audit_findings import AuditFinding
 from fleet.command_rows import (
     NOT_SAID,
     accepted_commands,
+    answered_cancel,
+    buried_command,
     ended_commands,
     issued_commands,
     left_out_items,
@@ -35,16 +42,14 @@ from fleet.command_rows import (
     reported_commands,
 )
 from fleet.node_audit import Begun, NodeAuditKind, chain_of, node_of
+from fleet.told_commands import FINAL_STATES, ToldCommand, ToldNode, is_final, passed_over, told_before
 
 MAX_UNISSUED = 16_384
 """So many commands a node may name before the server's row about them is read: rows are read in the order of storage,
 and the server's is stored first. More is a finding, and the node's chain is not looked at any further."""
-GRACE_MS = 600_000
-"""A node's rows about what it reported come within seconds; one that speaks of later and not of it has left it out."""
 
-_FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED"})
-_PAGE = 1024
-_DIGEST_BYTES = 8
+_CANCELLED = "CANCELLED"
+_ENDING_OUTCOMES = frozenset({"TOMBSTONED", "CANCELLED"})  # by any other, the report says what came of it
 _TOO_FAR = "SEQ_TOO_FAR"  # journaled as refused, and never accepted
 
 
@@ -135,56 +140,6 @@ class CrossCheckSummary:
     chains: tuple[LaterChain, ...] = ()
 
 
-@dataclass(slots=True)
-class _Command:
-    """What is known of one command. It is forgotten once both sides said all."""
-
-    issued: str = ""
-    accepted: str = ""
-    too_far: bool = False
-    reported: str = ""
-    reported_at_ms: int = 0
-    ended: str = ""
-
-
-class _Settled:
-    """The digests of commands of which both sides said all, by seq; 8 bytes of each, for a later chain may tell again
-    what an older one has."""
-
-    def __init__(self) -> None:
-        self._pages: dict[int, bytearray] = {}
-
-    def add(self, seq: int, digest: str) -> None:
-        """`digest` in hexadecimal; empty for a command that was never accepted."""
-        page = self._pages.setdefault(seq // _PAGE, bytearray(_PAGE * _DIGEST_BYTES))
-        at = seq % _PAGE * _DIGEST_BYTES
-        page[at : at + _DIGEST_BYTES] = _short(digest)
-
-    def tells(self, seq: int, digest: str) -> bool:
-        """Whether this command is settled; `digest` must be its own unless it is empty."""
-        page = self._pages.get(seq // _PAGE)
-        at = seq % _PAGE * _DIGEST_BYTES
-        found = b"" if page is None else page[at : at + _DIGEST_BYTES]
-        return any(found) and (not digest or found == _short(digest))
-
-
-@dataclass(slots=True)
-class _Node:
-    commands: dict[int, _Command] = field(default_factory=dict)
-    settled: _Settled = field(default_factory=_Settled)
-    issued_open: int = 0
-    given_up: bool = False
-    agreed: int = 0
-    last_accepted: int = 0
-    last_at_ms: int = 0
-    left_out: int = 0
-    lost: int = 0
-    went_back: set[int] = field(default_factory=set)
-    opened_at_ms: dict[int, int] = field(default_factory=dict)
-    heads: dict[int, tuple[int, bytes]] = field(default_factory=dict)
-    begun: dict[int, Begun | None] = field(default_factory=dict)
-
-
 class CrossCheck:
     """Take the verified rows of all chains, in any order that keeps each chain's own; then `finish`.
 
@@ -193,7 +148,7 @@ class CrossCheck:
     """
 
     def __init__(self) -> None:
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, ToldNode] = {}
         self._broken: dict[str, None] = {}
         self._findings: dict[str, AuditFinding] = {}
         self._restored_at_ms = 0
@@ -203,7 +158,7 @@ class CrossCheck:
         and one node that lies must not keep anybody from hearing that."""
         node_id = node_of(row.writer)
         if node_id is not None:
-            node = self._nodes.setdefault(node_id, _Node())
+            node = self._nodes.setdefault(node_id, ToldNode())
             if not node.given_up:
                 self._add_node_row(node_id, node, row)
                 self._give_up_on_flood(node_id, node)
@@ -234,12 +189,14 @@ class CrossCheck:
                     text = f"the node has {name} in its chain, and the server never issued it"
                     self._findings[node_id] = NeverIssued(text)
                     break
-                if _passed_over(node, seq, command):
+                if passed_over(node, seq, command):
                     if command.reported_at_ms <= let_in_at_ms:
                         node.lost += 1
                         continue
                     missing += 1
-                elif bool(command.ended) != _final(command) or (command.reported and not command.accepted):
+                elif command.is_buried_by_both:
+                    node.agreed += bool(command.issued)
+                elif bool(command.ended) != is_final(command) or (command.reported and not command.accepted):
                     awaited += 1
                 if missing > node.left_out:
                     text = f"the server says {command.reported} of {name}, and the node's own chain passes over it"
@@ -264,15 +221,21 @@ class CrossCheck:
         elif row.kind == "command.reported":
             for node_id, seq, state in reported_commands(row.detail):
                 self._note(node_id, seq, "reported", state, row.at_ms)
+        elif row.kind == "command.cancelled":
+            seq, outcome, state = answered_cancel(row.detail)
+            if state == _CANCELLED and outcome in _ENDING_OUTCOMES:
+                node_id = node_of(row.actor) or row.actor
+                self._note(node_id, seq, "answered", outcome)
+                self._note(node_id, seq, "reported", state, row.at_ms)
         elif row.kind == "node.audit_chain_opened":
-            node = self._nodes.setdefault(node_of(row.subject) or row.subject, _Node())
+            node = self._nodes.setdefault(node_of(row.subject) or row.subject, ToldNode())
             node.opened_at_ms[opened_chain(row.detail)] = row.at_ms
         elif row.kind == "database.restored":
             self._restored_at_ms = max(self._restored_at_ms, row.at_ms)
         elif row.kind == "node.audit_broken":
             self._broken[node_of(row.subject) or row.subject] = None
 
-    def _check_chains(self, node_id: str, node: _Node, chains: list[LaterChain]) -> None:
+    def _check_chains(self, node_id: str, node: ToldNode, chains: list[LaterChain]) -> None:
         for chain, begun in node.begun.items():
             if begun is None or chain not in node.opened_at_ms:
                 what = "does not begin with what it continues" if begun is None else "was never opened by the server"
@@ -293,7 +256,7 @@ class CrossCheck:
             more = len(self._findings) - 1
             raise type(first)(f"{first}; and of {more} more" if more else str(first))
 
-    def _add_node_row(self, node_id: str, node: _Node, row: ChainRow) -> None:
+    def _add_node_row(self, node_id: str, node: ToldNode, row: ChainRow) -> None:
         node.last_at_ms = max(node.last_at_ms, row.at_ms)
         try:
             chain = chain_of(row.writer)
@@ -304,35 +267,42 @@ class CrossCheck:
                 self._add_accepted(node_id, node, chain, row)
             elif row.kind == NodeAuditKind.COMMAND_ENDED:
                 self._add_ended(node_id, node, chain, row)
+            elif row.kind == NodeAuditKind.COMMAND_CANCEL:
+                self._add_buried(node_id, node, row)
             elif row.kind == NodeAuditKind.AUDIT_GAP:
                 node.left_out += left_out_items(row.detail)
         except NOT_SAID as error:
             self._find(node_id, NodeRowMalformed(f"row {row.number} of {row.writer}: {error}"))
 
-    def _add_accepted(self, node_id: str, node: _Node, chain: int, row: ChainRow) -> None:
+    def _add_accepted(self, node_id: str, node: ToldNode, chain: int, row: ChainRow) -> None:
         for seq, digest in accepted_commands(row.detail):
             node.last_accepted = max(node.last_accepted, seq)
             if not self._went_back(node, seq, row.at_ms) and not (chain and node.settled.tells(seq, digest)):
                 self._note(node_id, seq, "accepted", digest)
 
-    def _add_ended(self, node_id: str, node: _Node, chain: int, row: ChainRow) -> None:
+    def _add_ended(self, node_id: str, node: ToldNode, chain: int, row: ChainRow) -> None:
         for seq, state, reason in ended_commands(row.detail):
-            if chain and (node.settled.tells(seq, "") or _told_before(node, seq, chain, state)):
+            if chain and (node.settled.tells(seq, "") or told_before(node, seq, chain, state)):
                 continue
             if self._went_back(node, seq, row.at_ms):
                 continue
             if reason == _TOO_FAR:
-                node.commands.setdefault(seq, _Command()).too_far = True
+                node.commands.setdefault(seq, ToldCommand()).too_far = True
             self._note(node_id, seq, "ended", state)
 
-    def _went_back(self, node: _Node, seq: int, at_ms: int) -> bool:
+    def _add_buried(self, node_id: str, node: ToldNode, row: ChainRow) -> None:
+        seq = buried_command(row.detail)
+        if seq is not None and not node.settled.tells(seq, "") and not self._went_back(node, seq, row.at_ms):
+            self._note(node_id, seq, "buried", "TOMBSTONED")
+
+    def _went_back(self, node: ToldNode, seq: int, at_ms: int) -> bool:
         """Whether the server's database was restored to before it issued this: the node tells it alone."""
         known = seq in node.commands or node.settled.tells(seq, "")
         if at_ms <= self._restored_at_ms and not known and len(node.went_back) < MAX_UNISSUED:
             node.went_back.add(seq)
         return seq in node.went_back
 
-    def _give_up_on_flood(self, node_id: str, node: _Node) -> None:
+    def _give_up_on_flood(self, node_id: str, node: ToldNode) -> None:
         if len(node.commands) - node.issued_open > MAX_UNISSUED:
             text = f"node {node_id} has more than {MAX_UNISSUED} commands in its chain that the server never issued"
             self._find(node_id, NeverIssued(text))
@@ -340,10 +310,10 @@ class CrossCheck:
             node.commands.clear()
 
     def _note(self, node_id: str, seq: int, said: str, what: str, at_ms: int = 0) -> None:
-        node = self._nodes.setdefault(node_id, _Node())
-        if node.given_up:
+        node = self._nodes.setdefault(node_id, ToldNode())
+        if node.given_up or (said in ("reported", "answered") and _is_old(node, seq, what)):
             return
-        command = node.commands.setdefault(seq, _Command())
+        command = node.commands.setdefault(seq, ToldCommand())
         if said == "issued" and not command.issued:
             node.issued_open += 1
         setattr(command, said, what)
@@ -352,37 +322,22 @@ class CrossCheck:
         name = f"seq {seq} of node {node_id}"
         if command.issued and command.accepted and command.issued != command.accepted:
             self._find(node_id, DigestDiffers(f"the node accepted {name} as another command than the server issued"))
-        if _final(command) and command.ended and command.ended != command.reported:
+        if is_final(command) and command.ended and command.ended != command.reported:
             text = f"the server says {command.reported} of {name}, the node says {command.ended}"
             self._find(node_id, OutcomeDiffers(text))
-        if command.issued and (command.accepted or command.too_far) and _final(command) and command.ended:
+        if command.issued and (command.accepted or command.too_far) and is_final(command) and command.ended:
+            if command.ended == _CANCELLED:
+                node.cancelled.add(seq)
             node.settled.add(seq, command.accepted)
             del node.commands[seq]
             node.issued_open -= 1
             node.agreed += 1
 
 
-def _told_before(node: _Node, seq: int, chain: int, state: str) -> bool:
-    """Whether the server knew another end of a command before it let this machine in, which cannot know that one."""
+def _is_old(node: ToldNode, seq: int, what: str) -> bool:
+    """Whether more is known than this, which the server was told: an answer to a cancel may come beside the report and
+    more than once, and the row of another replica behind one that was written later."""
+    if what in _ENDING_OUTCOMES:
+        return seq in node.cancelled
     command = node.commands.get(seq)
-    if command is None or not _final(command) or command.reported == state:
-        return False
-    return command.reported_at_ms <= node.opened_at_ms.get(chain, 0)
-
-
-def _passed_over(node: _Node, seq: int, command: _Command) -> bool:
-    """Whether the node has said something later, and not what the server was told of this one."""
-    if not command.reported:
-        return False
-    late = command.reported_at_ms + GRACE_MS < node.last_at_ms
-    if not command.accepted and not command.too_far:
-        return late or seq < node.last_accepted
-    return late and _final(command) and not command.ended
-
-
-def _short(digest: str) -> bytes:
-    return hashlib.sha256(digest.encode()).digest()[:_DIGEST_BYTES]
-
-
-def _final(command: _Command) -> bool:
-    return command.reported in _FINAL_STATES
+    return what not in FINAL_STATES and (node.settled.tells(seq, "") if command is None else is_final(command))

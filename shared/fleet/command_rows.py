@@ -48,6 +48,20 @@ def reported_commands(detail: bytes) -> Iterator[tuple[str, int, str]]:
                 yield node, _count(seq), _text(state)
 
 
+def answered_cancel(detail: bytes) -> tuple[int, str, str]:
+    """Seq of the server's `command.cancelled`, outcome by the node's word, and what state the command is in by that;
+    raises as `accepted_commands`."""
+    said = _object(json.loads(detail))
+    return _count(said["seq"]), _text(said["outcome"]), _text(said["state"])
+
+
+def buried_command(detail: bytes) -> int | None:
+    """Seq of a node's `command.cancel` that came before its command; None for one that did not. Raises as
+    `accepted_commands`."""
+    said = _object(json.loads(detail))
+    return _count(said["seq"]) if _text(said["outcome"]) == "TOMBSTONED" else None
+
+
 def opened_chain(detail: bytes) -> int:
     """Chain that the server's `node.audit_chain_opened` names; raises as `accepted_commands`."""
     return _count(_object(json.loads(detail))["chain"])

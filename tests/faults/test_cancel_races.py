@@ -9,7 +9,9 @@ import random
 from fleet.v1 import command_pb2
 from tests.fakes.proxy import Direction
 from tests.fakes.rogue import RogueGateway, command
+from tests.integration.audits import verify
 from tests.integration.installation import Installation, RunningNode
+from tests.integration.waiting import eventually
 
 SENT = command_pb2.COMMAND_STATE_SENT
 RUNNING = command_pb2.COMMAND_STATE_RUNNING
@@ -52,6 +54,13 @@ async def test_cancels_that_race_with_everything(installation: Installation) -> 
     for view in views:
         after = await installation.owner.wait_command(view.command_id, lambda view: not view.cancel_requested)
         assert after.state == view.state
+    told = [view for view in views if view.reason != "CANCELLED_BEFORE_SENDING"]
+
+    async def both_tell_them() -> bool:
+        _, between = await verify(installation)
+        return (between.commands, between.awaited) == (len(told), 0)
+
+    await eventually(both_tell_them, "both audits tell each command alike")
 
 
 async def test_a_cancel_that_comes_before_its_statement_keeps_it_from_ever_running(installation: Installation) -> None:

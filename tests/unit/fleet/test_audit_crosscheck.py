@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from fleet.audit_crosscheck import (
-    GRACE_MS,
     MAX_UNISSUED,
     ChainNotOpened,
     CrossCheck,
@@ -17,6 +16,7 @@ from fleet.audit_crosscheck import (
 )
 from fleet.audit_findings import AuditFinding
 from fleet.node_audit import Begun, BegunBecause
+from fleet.told_commands import GRACE_MS
 from fleet.v1 import admin_pb2
 
 NODE = "n-1"
