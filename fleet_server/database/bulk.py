@@ -61,14 +61,15 @@ def insert_many(conn: Connection, table: str, columns: Mapping[str, str], rows: 
         execute_many(conn, f"INSERT INTO {named} VALUES {row}", rows[whole:])
 
 
-def fetch_of(conn: Connection, select: str, column: str, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+def fetch_of(conn: Connection, select: str, column: str, ids: Sequence[str], suffix: str = "") -> list[tuple[Any, ...]]:
     """The rows whose `column` is among these ids. On PostgreSQL however many are one statement, prepared once.
 
     Args:
         select: ``SELECT ... FROM table``.
+        suffix: what PostgreSQL is to lock of them (`dialects`).
     """
     if conn.dialect.name == "postgresql":
-        return fetch(conn, f"{select} WHERE {column} = ANY(?)", (list(ids),)) if ids else []
+        return fetch(conn, f"{select} WHERE {column} = ANY(?){suffix}", (list(ids),)) if ids else []
     found: list[tuple[Any, ...]] = []
     for start in range(0, len(ids), _MOST_IN_ARRAYS // 2):
         chunk = ids[start : start + _MOST_IN_ARRAYS // 2]

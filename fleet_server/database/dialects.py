@@ -220,6 +220,11 @@ def for_update_of_free(conn: Connection) -> str:
     return " FOR UPDATE SKIP LOCKED" if conn.dialect.name == "postgresql" else ""
 
 
+def for_change_of_free(conn: Connection) -> str:
+    """As `for_change`, of rows that nobody holds."""
+    return " FOR NO KEY UPDATE SKIP LOCKED" if conn.dialect.name == "postgresql" else ""
+
+
 def octets(value: object) -> bytes:
     """A column of bytes as bytes. SQLite keeps text there if somebody edits the row; such a value is none."""
     return value if isinstance(value, bytes) else b""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fleet_server.database.bulk import EachUpdate
-from fleet_server.database.engine import Connection
+from fleet_server.database.bulk import EachUpdate, fetch_of
+from fleet_server.database.engine import Connection, for_change_of_free
 
 _ALIVE = EachUpdate(
     "nodes",
@@ -24,6 +24,15 @@ _ALIVE = EachUpdate(
     "t.node_id = v.node_id",
     "t.stream_epoch = v.stream_epoch AND t.replica_id = v.replica_id",
 )
+
+
+def free_of(conn: Connection, node_ids: Sequence[str]) -> set[str]:
+    """Those of these nodes whose rows can be written without waiting, for as long as the transaction lasts. Who gives
+    an order to a whole fleet holds the rows of all of it. SQLite's writer has them all, and is not asked."""
+    suffix = for_change_of_free(conn)
+    if not suffix:
+        return set(node_ids)
+    return {node_id for (node_id,) in fetch_of(conn, "SELECT node_id FROM nodes", "node_id", node_ids, suffix)}
 
 
 def flush_alive(conn: Connection, rows: Sequence[tuple[int, int, int, int, str, int, str]]) -> int:

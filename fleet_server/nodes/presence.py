@@ -7,6 +7,7 @@ the transaction that needs them; liveness stays in memory between flushes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
@@ -29,6 +30,14 @@ log = get_logger(__name__)
 
 FLUSH_INTERVAL_S = 2.0
 _FLUSH_ROWS = 1000
+
+
+class _Flushed(NamedTuple):
+    """Nodes whose signs of life were not written: those that have a newer stream, and those whose rows somebody holds,
+    which come with the next flush."""
+
+    overtaken: Sequence[str]
+    held: Sequence[str]
 
 
 class NodePresence(NodeDirectory):
@@ -212,26 +221,32 @@ class NodePresence(NodeDirectory):
         try:
             for start in range(0, len(news), _FLUSH_ROWS):
                 chunk = news[start : start + _FLUSH_ROWS]
-                overtaken = await self._database.write(lambda tx, chunk=chunk: self._flush(tx, chunk))  # type: ignore[misc]
-                self._wakeup.wake_nowait([f"node-state:{node_id}" for node_id in overtaken])
+                flushed = await self._database.write(lambda tx, chunk=chunk: self._flush(tx, chunk))  # type: ignore[misc]
+                self._liveness.give_back({node_id: signs[node_id] for node_id in flushed.held})
+                self._wakeup.wake_nowait([f"node-state:{node_id}" for node_id in flushed.overtaken])
         except Refusal:
             self._liveness.give_back(signs)
             raise
         if news:
             self._wakeup.spread_nowait(["nodes"])
 
-    def _flush(self, tx: Transaction, chunk: Sequence[tuple[str, SignOfLife]]) -> list[str]:
-        """Write signs of life of streams that are their nodes' newest; nodes whose are not, which costs a query only
-        when there are any."""
+    def _flush(self, tx: Transaction, chunk: Sequence[tuple[str, SignOfLife]]) -> _Flushed:
+        """Write signs of life of streams that are their nodes' newest, where nobody holds the row. Which are not, and
+        where somebody does, costs a query only when there are any."""
         own = self._replica_id
+        free = liveness_store.free_of(tx.conn, [node_id for node_id, _ in chunk])
         rows = [
             (sign.seen_ms, sign.rtt_us, sign.clock_offset_ms, sign.accepted_seq, node_id, sign.epoch, own)
             for node_id, sign in chunk
+            if node_id in free
         ]
-        if liveness_store.flush_alive(tx.conn, rows) == len(rows):
-            return []
+        if liveness_store.flush_alive(tx.conn, rows) == len(chunk):
+            return _Flushed((), ())
         newest = self._store.epochs(tx.conn, [node_id for node_id, _ in chunk])
-        return [node_id for node_id, sign in chunk if newest.get(node_id, 0) > sign.epoch]
+        return _Flushed(
+            [node_id for node_id, sign in chunk if newest.get(node_id, 0) > sign.epoch],
+            [node_id for node_id, sign in chunk if node_id not in free and newest.get(node_id) == sign.epoch],
+        )
 
     def _close(self, tx: Transaction, node_id: str, epoch: int) -> bool:
         closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())

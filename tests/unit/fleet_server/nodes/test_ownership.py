@@ -39,6 +39,34 @@ async def test_of_two_streams_here_the_newer_one_tells(world: World) -> None:
     assert (await world.node("web-1")).rtt_us == 2
 
 
+async def test_signs_of_life_wait_for_no_row_that_somebody_holds_and_those_come_with_the_next_flush(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """Another replica gives an order to a whole fleet: the nodes of this one go on being shown alive."""
+    if "sqlite" in request.node.name:
+        pytest.skip("SQLite has one writer")
+    held, moved, free = [await make(world, name) for name in ("held", "moved", "free")]
+    world.nodes.note_alive_nowait("unknown", epoch=1, rtt_us=7, clock_offset_ms=7)
+    for node in (held, moved, free):
+        await open_stream(world, node.node_id)
+        world.nodes.note_alive_nowait(node.node_id, epoch=1, rtt_us=7, clock_offset_ms=7, accepted_seq=7)
+    await open_stream(world, moved.node_id, replica_id="r2")
+    woken: list[str] = []
+    world.wakeup.subscribe_kind("node-state", woken.append)
+    with world.database.writer._engine.connect() as issuing:
+        world.nodes.take_seqs(issuing, dict.fromkeys([held.node_id, moved.node_id], 1))
+        await world.nodes.flush()
+        written = [await world.value(f"SELECT rtt_us FROM nodes WHERE name = '{name}'") for name in ("held", "free")]
+        assert written == [0, 7]
+        assert woken == [moved.node_id], "what is held is not taken for overtaken, and what is overtaken is told"
+        world.nodes.note_alive_nowait(held.node_id, epoch=1, rtt_us=8, clock_offset_ms=8)
+        await world.nodes.flush()
+        assert (await world.node("held")).rtt_us == 8, "the newest sign is kept, and shown here"
+    await world.nodes.flush()
+    assert await world.value("SELECT rtt_us FROM nodes WHERE name = 'held'") == 8
+    assert world.nodes._liveness.take() == {}, "nothing is kept of a node that moved, or that is not there"
+
+
 async def test_an_issue_to_many_and_a_claim_at_another_replica_do_not_wait_for_each_other(
     world: World, request: pytest.FixtureRequest
 ) -> None:
