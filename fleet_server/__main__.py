@@ -19,10 +19,20 @@ import click
 from fleet_server.db_verb import db
 from fleet_server.export_verb import export
 from fleet_server.run_verb import run
-from fleet_server.verbs import BadSetup, Program, Refused, Verb, load_settings, repeated_options, settings_options
+from fleet_server.verbs import (
+    BadSetup,
+    NotShown,
+    Program,
+    Refused,
+    Verb,
+    load_settings,
+    repeated_options,
+    settings_options,
+)
 
 # Everything heavy is imported by the verb that needs it: help is there at once.
 if TYPE_CHECKING:
+    from fleet_server.bootstrap import Installation
     from fleet_server.config import Settings
 
 _SHOWN_REFUSED = 3
@@ -54,7 +64,6 @@ def init(
     import asyncio
 
     from fleet.clock import SystemClock
-    from fleet.identity import write_private
     from fleet_server import bootstrap
     from fleet_server.observability import logging as server_logging
 
@@ -63,23 +72,18 @@ def init(
         _check_token_file(owner_token_file)
     server_logging.configure("warning")
     made = asyncio.run(bootstrap.init(settings, owner=owner, clock=SystemClock()))
-    if made.made_key_file is not None:
-        click.echo(f"made a secret encryption key, for development: {made.made_key_file}", err=True)
-    click.echo(f"cluster      {made.cluster_name} ({made.cluster_id})")
-    click.echo(f"authority    {made.authority_key.hex()}")
-    click.echo(f"  SHA-256    {hashlib.sha256(made.authority_key).digest().hex(':').upper()}")
-    click.echo(f"TLS CA       {made.tls_ca_file}")
-    click.echo(f"  SHA-256    {made.tls_ca_sha256.hex(':').upper()}")
-    if settings.is_strict:
-        click.echo(f"installation {made.installation_id}, to be activated: the first owner comes with the manifest")
-    elif made.owner_token is None:
-        click.echo(f"owner        {made.owner} exists already; the token was shown when it was made")
-    elif owner_token_file is not None:
-        write_private(owner_token_file, made.owner_token.reveal().encode() + b"\n")
-        click.echo(f"owner        {made.owner}, token in {owner_token_file}")
-    else:
-        click.echo(f"owner        {made.owner}, token (shown this once):")
-        click.echo(made.owner_token.reveal())
+    # Its file before anything is said: who reads what is said may be gone before the end of it.
+    unwritten = _write_token(made, owner_token_file)
+    try:
+        _tell(made, None if unwritten else owner_token_file, strict=settings.is_strict)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer
+        shown = made.owner_token is not None and (owner_token_file is None or unwritten)
+        again = shlex.join(["fleet-server", "init", *repeated_options(file, data_dir, pairs)])
+        lost = f" The owner's token may be lost with it: `{again} --owner NAME` makes a further owner" if shown else ""
+        raise NotShown(f"made, but standard output took no more: {error.strerror}.{lost}") from error
+    if unwritten:
+        raise NotShown(f"{unwritten}: the token was shown instead")
     start = shlex.join(["fleet-server", "run", *repeated_options(file, data_dir, pairs)])
     token = ["--token-file", str(owner_token_file)] if made.owner_token is not None and owner_token_file else []
     if settings.is_strict:
@@ -89,6 +93,39 @@ def init(
         return
     login = shlex.join(["fleetctl", "login", settings.admin_listen, "--ca-file", str(made.tls_ca_file), *token])
     click.echo(f"next, here:                `{start}`\nthen, from another shell:  `{login}`", err=True)
+
+
+def _write_token(made: Installation, file: Path | None) -> str:
+    """Why the owner's token could not be written where it belongs; empty when it was, or need not be."""
+    from fleet.identity import write_private
+
+    if file is None or made.owner_token is None:
+        return ""
+    try:
+        write_private(file, made.owner_token.reveal().encode() + b"\n")
+    except OSError as error:
+        return f"cannot write {file}: {error.strerror}"
+    return ""
+
+
+def _tell(made: Installation, token_file: Path | None, *, strict: bool) -> None:
+    if made.made_key_file is not None:
+        click.echo(f"made a secret encryption key, for development: {made.made_key_file}", err=True)
+    click.echo(f"cluster      {made.cluster_name} ({made.cluster_id})")
+    click.echo(f"authority    {made.authority_key.hex()}")
+    click.echo(f"  SHA-256    {hashlib.sha256(made.authority_key).digest().hex(':').upper()}")
+    click.echo(f"TLS CA       {made.tls_ca_file}")
+    click.echo(f"  SHA-256    {made.tls_ca_sha256.hex(':').upper()}")
+    if strict:
+        click.echo(f"installation {made.installation_id}, to be activated: the first owner comes with the manifest")
+    elif made.owner_token is None:
+        click.echo(f"owner        {made.owner} exists already; the token was shown when it was made")
+        click.echo("if it is lost: `--owner NAME` makes a further owner, who can revoke this one", err=True)
+    elif token_file is not None:
+        click.echo(f"owner        {made.owner}, token in {token_file}")
+    else:
+        click.echo(f"owner        {made.owner}, token (shown this once):")
+        click.echo(made.owner_token.reveal())
 
 
 def _check_token_file(path: Path) -> None:

@@ -94,6 +94,10 @@ class BadSetup(Ending):
     exit_code = 2
 
 
+class NotShown(Ending):
+    """It was done, and what it gave did not arrive where it should."""
+
+
 class Refused(Ending):
     """What was asked for is not done."""
 
