@@ -84,7 +84,8 @@ class Issuing:
         repair = False
         for _ in range(_MAX_ATTEMPTS):
             try:
-                answer = await self._rooms.database.write(partial(self._issue, actor, order, repair))
+                work = partial(self._issue, actor, order, repair)
+                answer = await self._rooms.database.write(work, rank=rules.rank(order))
             except IdempotencyKeyTakenError:
                 continue  # its holder has committed: the next attempt answers what it did
             except SeqTakenError:

@@ -63,6 +63,9 @@ DECLARED_ERRORS = {
 }
 
 
+_OF_MANY = frozenset("*?[=,")  # in a pattern; no name and no id has any of these (nodes/selectors.py)
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """One action with its arguments, as bytes to sign and as the value that its schema judges; `intent` is what people
@@ -111,6 +114,13 @@ def check_request(request: admin_pb2.IssueCommandsRequest) -> Order:
         body_sha256=body_sha256(request),
         summary_only=request.summary_only,
     )
+
+
+def rank(order: Order) -> str:
+    """Whose row an order takes, if it names one node: orders to one node each, in one transaction, are given by it at
+    every replica. Before all of these come orders to many, which take theirs in one order each."""
+    [pattern, *others] = order.patterns
+    return "" if others or _OF_MANY & set(pattern) else pattern
 
 
 def body_sha256(request: admin_pb2.IssueCommandsRequest) -> bytes:

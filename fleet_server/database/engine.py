@@ -126,9 +126,9 @@ class Database:
         finally:
             self._waiting_reads -= 1
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
+    async def write(self, work: Callable[[Transaction], T], *, rank: str | None = None) -> T:
         """Run `work` in a transaction of the writer; see `Writer.submit`."""
-        return await self.writer.submit(work)
+        return await self.writer.submit(work, rank=rank)
 
     def write_nowait(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
         """As `write`, for who waits in another way than with a task; see `Writer.submit_nowait`."""

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,19 @@ class Job:
     work: Callable[[Transaction], Any]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    rank: str | None = None
     result: Any = None
     gives_up_at: float = 0.0  # of `perf_counter`; 0 while it has met no held row
 
     def fail(self, error: Exception) -> None:
         """Tell the caller. Any thread."""
         call(self.loop, _reject, self.future, error)
+
+
+def in_order(group: Sequence[Job]) -> list[Job]:
+    """Jobs as they run: those that have a rank by that, in the places that they have among the others."""
+    ranked = iter(sorted((job for job in group if job.rank is not None), key=lambda job: job.rank or ""))
+    return [job if job.rank is None else next(ranked) for job in group]
 
 
 class Aside:

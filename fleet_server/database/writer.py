@@ -7,9 +7,9 @@ Mental model
     A job that raises must not undo its neighbours: the group is rolled back and each job runs again in a transaction
     of its own, so a job is a pure function of the database and may run more than once before it commits. One that meets
     a row which another replica holds steps aside instead, and the others go on without it (`jobs`).
-    Jobs commit in the order in which they came, but for those that stepped aside. Numbers are drawn and rows sealed in
-    the transaction, effects follow commit by commit: all of that is right in whichever order. Who needs one job behind
-    another awaits the first.
+    Jobs commit in the order in which they came, but for those that stepped aside, or have a rank. Numbers are drawn and
+    rows sealed in the transaction, effects follow commit by commit: all of that is right in whichever order. Who needs
+    one job behind another awaits the first.
     Hooks run before the commit (the audit chain seals the group's rows there); effects (wake-ups) run on the event
     loop, after it, commit by commit; what somebody far away waits for runs first. Only this thread writes: SQLite never
     sees a second writer, and counters are read and raised without races in one replica.
@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet_server.database.dialects import hang_up, is_contended, is_lost, wait_for_rows
-from fleet_server.database.jobs import GLANCE_MS, LOOK_MS, Aside, Job, call
+from fleet_server.database.jobs import GLANCE_MS, LOOK_MS, Aside, Job, call, in_order
 from fleet_server.database.refusals import SHUTTING_DOWN, DatabaseLostError, as_refusal, away
 
 log = get_logger(__name__)
@@ -114,17 +114,21 @@ class Writer:
         """Jobs that wait."""
         return self._queue.qsize() + len(self._aside)
 
-    async def submit(self, work: Callable[[Transaction], T]) -> T:
+    async def submit(self, work: Callable[[Transaction], T], *, rank: str | None = None) -> T:
         """Run `work` in a transaction and return its result once that is committed.
+
+        Args:
+            rank: in one group jobs that have one run by it, in growing order. For rows that every replica writes: taken
+                in one order, no two wait for each other in a circle.
 
         Raises:
             Refusal: UNAVAILABLE when the database is away (its sentence says whether anything can have been written),
                 OVERLOADED when too much waits.
             Exception: whatever `work` raised; nothing of it was written.
         """
-        return await self.submit_nowait(work)
+        return await self.submit_nowait(work, rank=rank)
 
-    def submit_nowait(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
+    def submit_nowait(self, work: Callable[[Transaction], T], *, rank: str | None = None) -> asyncio.Future[T]:
         """As `submit`; the future holds the result, or what was raised.
 
         Raises:
@@ -133,7 +137,7 @@ class Writer:
         if self.depth() >= MAX_QUEUED:
             raise Refusal(Reason.OVERLOADED, "too many writes wait: try again in a moment", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
-        job = Job(work, loop.create_future(), loop)
+        job = Job(work, loop.create_future(), loop, rank)
         with self._closing:  # or a job could slip in behind the end marker, and its caller wait for ever
             if self._closed:
                 raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)
@@ -235,7 +239,7 @@ class Writer:
             Whether none met one.
         """
         try:
-            transaction = self._attempt(group, wait_ms or (GLANCE_MS if self._aside else 0))
+            transaction = self._attempt(in_order(group), wait_ms or (GLANCE_MS if self._aside else 0))
         except DatabaseLostError as lost:
             lost.tell(len(group))
             _fail_all(group, lost.refusal())

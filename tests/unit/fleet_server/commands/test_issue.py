@@ -1,14 +1,18 @@
 """What an operator may order, and what is refused, as a whole or node by node."""
 
+import asyncio
 import json
+import threading
+from collections.abc import Mapping
 
 import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2
 from fleet.v1 import command_pb2 as wire
-from fleet_server.commands import issuing
-from fleet_server.database.engine import Database
+from fleet_server.commands import issuing, rules
+from fleet_server.database.engine import Connection, Database
+from fleet_server.nodes.record import Taken
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.commands.room import Room, open_room, order
 
@@ -199,3 +203,37 @@ async def test_arguments_travel_as_the_bytes_that_were_ordered(room: Room) -> No
     await room.commands.issue("alice", order("n1", arguments=raw))
     await room.open_stream(node.node_id)
     assert (await room.claim(node.node_id))[0].terms.arguments == raw
+
+
+async def test_orders_to_one_node_each_take_the_rows_of_their_nodes_in_one_order(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever came first: another replica that is given the same orders in another order waits, but in no circle."""
+    ids = [(await room.add_node(name)).node_id for name in ("n1", "n2", "n3")]
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def occupy(_: object) -> None:
+        begun.set()
+        assert goes_on.wait(10)
+
+    taken: list[str] = []
+    take_seqs = room.nodes.take_seqs
+
+    def noted(conn: Connection, counts: Mapping[str, int]) -> dict[str, Taken]:
+        taken.extend(counts)
+        return take_seqs(conn, counts)
+
+    monkeypatch.setattr(room.nodes, "take_seqs", noted)
+    occupied = room.database.write_nowait(occupy)
+    assert await asyncio.to_thread(begun.wait, 10)
+    issued = [asyncio.ensure_future(room.commands.issue("alice", order(name))) for name in ("n3", "n2", "n1")]
+    await asyncio.sleep(0)
+    assert room.database.writer.depth() == 3
+    goes_on.set()
+    await asyncio.gather(occupied, *issued)
+    assert taken == ids
+
+
+def test_an_order_to_many_comes_before_those_to_one() -> None:
+    ranks = [rules.rank(rules.check_request(order(*patterns))) for patterns in (["n*"], ["a", "b"], ["site=x"], ["n1"])]
+    assert ranks == ["", "", "", "n1"]

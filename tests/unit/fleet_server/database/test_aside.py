@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import zip_longest
 
 import pytest
 from sqlalchemy import Connection, create_engine
@@ -59,7 +60,9 @@ def hold(holder: Connection, *writers: str) -> None:
         holder.exec_driver_sql(sql(holder, "SELECT 1 FROM audit_heads WHERE writer = ? FOR UPDATE"), (writer,))
 
 
-async def handed_in_together(database: Database, works: list[Work]) -> list[asyncio.Future[str]]:
+async def handed_in_together(
+    database: Database, works: list[Work], ranks: Sequence[str | None] = ()
+) -> list[asyncio.Future[str]]:
     """One group of the writer."""
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -69,7 +72,11 @@ async def handed_in_together(database: Database, works: list[Work]) -> list[asyn
 
     occupied = database.write_nowait(occupy)
     assert await asyncio.to_thread(begun.wait, 10)
-    futures = [database.write_nowait(work) for work in works]
+    futures = [
+        database.writer.submit_nowait(work, rank=rank)
+        for work, rank in zip_longest(works, ranks, fillvalue=None)
+        if work
+    ]
     goes_on.set()
     await occupied
     return futures
@@ -218,6 +225,22 @@ async def test_a_row_that_every_commit_writes_is_waited_for(postgres_url: str, h
     finally:
         holder.rollback()
         await database.close()
+
+
+async def test_those_that_have_a_rank_run_by_it_in_places_of_their_own(database: Database) -> None:
+    ran: list[str] = []
+
+    def noted(name: str) -> Work:
+        def work(tx: Transaction) -> str:
+            ran.append(name)
+            return name
+
+        return work
+
+    names = ["c1", "x", "b", "c2", "y", "a"]
+    done = await handed_in_together(database, [noted(name) for name in names], ["c", None, "b", "c", None, ""])
+    assert await asyncio.gather(*done) == names, "each caller gets its own result"
+    assert ran == ["a", "x", "b", "c1", "y", "c2"]
 
 
 def test_each_that_stands_aside_looks_in_its_turn() -> None:
