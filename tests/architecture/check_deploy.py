@@ -26,6 +26,8 @@ from fleet.key_file import show_public_key
 from fleet.tls_certificates import make_ca, make_leaf
 from fleet_node.config import load as load_node
 from fleet_server.config import ConfigError, Settings, load
+from fleet_server.exporter import END_WITHIN_S, sink_of
+from fleet_server.telemetry.otlp_sinks import SinkError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
@@ -36,7 +38,8 @@ FILLED_IN = {  # what a person fills in, by the settings' names
     "POSTGRES_PASSWORD": "secret",
     "GRAFANA_PASSWORD": "secret",
 }
-LEAVE_S = 45  # from the end of the drain to the end of the process (fleet_server/leaving.py)
+KEYS = {"FLEET_SECRET_ENCRYPTION_KEY", "FLEET_PRODUCT_ROOT_KEY"}
+LEAVE_S = 45  # from the end of the drain to the end of the process (fleet_server/replicas/rules.py)
 LEAST_EXPOSED = "20"  # of 100, as systemd-analyze counts it
 
 
@@ -51,11 +54,18 @@ def compose() -> Iterator[str]:
     yield from _run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file)
     yield from _run(BIN / "hadolint", DEPLOY / "Dockerfile")
     filled_in = _environment_file(DEPLOY / "compose" / "env.example") | FILLED_IN
-    content = re.sub(r"\$\{(\w+)(:\?[^}]*)?\}", lambda found: filled_in[found[1]], file.read_text())
+    content = re.sub(
+        r"\$\{(\w+)(?::\?[^}]*|:-([^}]*))?\}",
+        lambda found: filled_in.get(found[1]) or found[2] or "",
+        file.read_text(),
+    )
     ids = set()
     services = yaml.safe_load(content)["services"]
     for name, service in services.items():
         if service["image"] != "fleet-gateway:local":
+            continue
+        if service.get("command") == ["export"]:
+            yield from _compose_export(name, service)
             continue
         settings = yield from _settings(f"compose: {name}", filled_in | service["environment"])
         if settings is None or service.get("command") == ["init"]:
@@ -70,6 +80,32 @@ def compose() -> Iterator[str]:
             source = volume.partition(":")[0]
             if source.startswith(".") and not (file.parent / source).exists():
                 yield f"compose: {name}: there is no {source}"
+
+
+def _compose_export(name: str, service: Mapping[str, Any]) -> Iterator[str]:
+    """It runs when it is wanted, has a receiver, knows no key of the installation, and is scraped."""
+    environment = service["environment"]
+    settings = yield from _settings(f"compose: {name}", environment)
+    if service.get("env_file") or KEYS & environment.keys():
+        yield f"compose: {name}: is given keys of the installation"
+    if not service.get("profiles"):
+        yield f"compose: {name}: starts without being asked for"
+    if float(service["stop_grace_period"].rstrip("s")) <= END_WITHIN_S:
+        yield f"compose: {name}: stop_grace_period is too short for its last request"
+    if settings:
+        yield from _exports(f"compose: {name}", settings)
+        port = settings.export_metrics_listen.rpartition(":")[2]
+        scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+        (job,) = (job for job in scraped if job["job_name"] == "fleet-export")
+        if {"names": [name], "type": "A", "port": int(port)} not in job["dns_sd_configs"]:
+            yield f"compose: {name}: is not scraped at port {port}"
+
+
+def _exports(where: str, settings: Settings) -> Iterator[str]:
+    try:
+        sink_of(settings).close()
+    except SinkError as error:
+        yield f"{where}: {error}"
 
 
 def kubernetes() -> Iterator[str]:
@@ -113,8 +149,12 @@ def systemd() -> Iterator[str]:
             parsed = configparser.ConfigParser(strict=False, interpolation=None)
             parsed.optionxform = str  # type: ignore[method-assign,assignment]
             parsed.read(unit)
-            if set(parsed.sections()) != {"Unit", "Service", "Install"} or parsed["Service"]["Type"] != "notify":
-                yield f"systemd: {unit.name}: not the sections of a service that notifies"
+            kind = "exec" if unit.stem == "fleet-export" else "notify"
+            if set(parsed.sections()) != {"Unit", "Service", "Install"} or parsed["Service"]["Type"] != kind:
+                yield f"systemd: {unit.name}: not the sections of a service of type {kind}"
+            for option, named in re.findall(r"(--config) (\S+)", parsed["Service"]["ExecStart"]):
+                if not (folder / Path(named).name).exists():
+                    yield f"systemd: {unit.name}: {option} names {named}, and no such file is beside it"
             program = Path(parsed["Service"]["ExecStart"].split()[0])
             if program.parent != Path("/opt/fleet/bin") or program.name not in ("fleet-server", "fleet-node"):
                 yield f"systemd: {unit.name}: starts {program}"
@@ -126,6 +166,11 @@ def systemd() -> Iterator[str]:
         content = (folder / "fleet-server.toml").read_text()
         file.write_text(content.replace('product_root_key = ""', f'product_root_key = "{ROOT_KEY}"'))
         yield from _settings("systemd: fleet-server.toml", {"FLEET_CONFIG": str(file)})
+        exported = yield from _settings(
+            "systemd: fleet-export.toml", {"FLEET_CONFIG": str(folder / "fleet-export.toml")}
+        )
+        if exported:
+            yield from _exports("systemd: fleet-export.toml", exported)
     node = configparser.ConfigParser(strict=False, interpolation=None)
     node.read(folder / "fleet-node.service")
     name, _, value = node["Service"]["Environment"].partition("=")
