@@ -79,6 +79,7 @@ class Poll:
         sent_before_ms = self._rooms.clock.now_ms() - _ON_ITS_WAY_MS
         found = await self._rooms.database.read(lambda conn: _survey(conn, sent_before_ms))
         counts.adopt(found.nodes)
+        self._rooms.metrics.open.set(counts.total)  # where nothing is issued and nothing ends, too
         self._cancels.found(found.cancels)
         waiting = [node.node_id for node in found.nodes if node.unanswered and has_lane(node.node_id)]
         self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in waiting])

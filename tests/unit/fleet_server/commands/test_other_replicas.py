@@ -76,6 +76,7 @@ async def test_what_another_replica_issued_is_found_by_the_poll(room: Room) -> N
     await room.commands.poll()
     assert woken == [node.node_id]
     assert room.commands.open_count(node.node_id) == room.commands.open_count(elsewhere.node_id) == 1
+    assert room.metrics.commands.open.value == 2, "the whole cluster's, though nothing was issued here"
 
 
 async def test_a_hint_has_the_named_node_looked_at_and_only_a_queue_wakes_it(room: Room, clock: MockClock) -> None:
