@@ -18,7 +18,17 @@ from fleet_server.commands.store import Connection, Key
 WINDOW_MS = 30_000
 """So long ago an issue may have been made, by the clock of the replica that made it, and be news."""
 _MAX_OPEN = 50_000
-"""Open commands that are followed; of further ones those are told that this replica commits."""
+"""Open commands that are followed, those whose time passes first; of further ones those are told that this replica
+commits."""
+_FAR_MS = 2**63 - 1
+
+
+class _Told(NamedTuple):
+    """What was told last of an open command, and its place among all open ones; behind all others where that is not
+    known."""
+
+    mark: int
+    not_after_ms: int
 
 
 class _Found(NamedTuple):
@@ -31,7 +41,7 @@ class Everywhere:
     """What was told last of each open command; nothing while nobody watches. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._told: dict[Key, int] | None = None
+        self._told: dict[Key, _Told] | None = None
         self._issues: dict[str, int] = {}
         self._touched: set[Key] = set()
 
@@ -48,7 +58,8 @@ class Everywhere:
         if state >= rules.SUCCEEDED:
             self._told.pop(key, None)
         else:
-            self._told[key] = history_store.mark(state, "")
+            known = self._told.get(key)
+            self._told[key] = _Told(history_store.mark(state, ""), _FAR_MS if known is None else known.not_after_ms)
 
     async def begin(self, rooms: Rooms) -> None:
         """Somebody watches: what there is now is no news."""
@@ -56,7 +67,7 @@ class Everywhere:
             return
         found = await self._read(rooms)
         if self._told is None:  # or somebody began meanwhile, and is owed what came since
-            self._told = {(row.node_id, row.seq): row.mark for row in found.open}
+            self._told = {(row.node_id, row.seq): _told(row) for row in found.open}
             self._issues = found.issues
 
     def end(self) -> None:
@@ -73,15 +84,23 @@ class Everywhere:
         self._issues = found.issues
         now = {(row.node_id, row.seq): row for row in (*found.recent, *found.open)}
         for key, row in now.items():
-            if key not in self._touched and told.get(key) != row.mark:
+            if key in self._touched:
+                continue
+            known = told.get(key)
+            if row.state < rules.SUCCEEDED:
+                told[key] = _told(row)
+            if known is None or known.mark != row.mark:
                 self._tell(feed, told, key, row.state)
-                if row.state < rules.SUCCEEDED:
-                    told[key] = row.mark
-        for key in [key for key in told if key not in now and key not in self._touched]:
-            if len(found.open) < _MAX_OPEN:  # or it may be open still, behind those that were read
+        end = _place(found.open[-1]) if len(found.open) >= _MAX_OPEN else None
+        for key, known in list(told.items()):
+            if key in now or key in self._touched:
+                continue
+            if end is None or (known.not_after_ms, *key) < end:
                 self._tell(feed, told, key, rules.SUCCEEDED)
+            else:
+                del told[key]  # it may be open still, behind those that were read, and is followed no more
 
-    def _tell(self, feed: ChangeFeed, told: dict[Key, int], key: Key, state: int) -> None:
+    def _tell(self, feed: ChangeFeed, told: dict[Key, _Told], key: Key, state: int) -> None:
         if state >= rules.SUCCEEDED:
             told.pop(key, None)
         feed.publish_nowait("", {key: None}, passing=state < rules.SUCCEEDED)
@@ -96,3 +115,11 @@ class Everywhere:
             return _Found(history_store.found_open(conn, _MAX_OPEN), issues, history_store.found_of(conn, news))
 
         return await rooms.database.read(query)
+
+
+def _told(row: FoundRow) -> _Told:
+    return _Told(row.mark, row.not_after_ms)
+
+
+def _place(row: FoundRow) -> tuple[int, str, int]:
+    return row.not_after_ms, row.node_id, row.seq

@@ -51,6 +51,7 @@ class FoundRow(NamedTuple):
     seq: int
     state: int
     mark: int
+    not_after_ms: int
 
 
 def mark(state: int, cancel_requested_by: str) -> int:
@@ -205,8 +206,12 @@ def marks_of(conn: Connection, keys: Sequence[Key]) -> list[tuple[Key, int]]:
 
 
 def found_open(conn: Connection, limit: int) -> list[FoundRow]:
-    """Open commands of all nodes, so many at most."""
-    text = "SELECT node_id, seq, state, cancel_requested_by FROM commands WHERE state < 5 LIMIT ?"
+    """Open commands of all nodes, so many at most: those whose time passes first, in that order, by node and seq where
+    it is the same."""
+    text = (
+        "SELECT node_id, seq, state, cancel_requested_by, not_after_ms FROM commands WHERE state < 5"
+        " ORDER BY not_after_ms, node_id, seq LIMIT ?"
+    )
     return [_found(row) for row in fetch(conn, text, (limit,))]
 
 
@@ -214,7 +219,8 @@ def found_of(conn: Connection, issue_ids: Sequence[str]) -> list[FoundRow]:
     """Commands of some issues, ended ones too."""
     found: list[FoundRow] = []
     for chunk in padded(issue_ids):
-        text = f"SELECT c.node_id, c.seq, c.state, c.cancel_requested_by FROM {of_issue(conn, issues=len(chunk))}"
+        source = of_issue(conn, issues=len(chunk))
+        text = f"SELECT c.node_id, c.seq, c.state, c.cancel_requested_by, c.not_after_ms FROM {source}"
         found += map(_found, fetch(conn, text, list(chunk)))
     return found
 
@@ -226,5 +232,5 @@ def issues_since(conn: Connection, since_ms: int) -> dict[str, int]:
 
 
 def _found(row: tuple[Any, ...]) -> FoundRow:
-    node_id, seq, state, cancel_requested_by = row
-    return FoundRow(node_id, seq, state, mark(state, cancel_requested_by))
+    node_id, seq, state, cancel_requested_by, not_after_ms = row
+    return FoundRow(node_id, seq, state, mark(state, cancel_requested_by), not_after_ms)
