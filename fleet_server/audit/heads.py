@@ -82,6 +82,23 @@ class Heads:
                 raise TamperedHeadError("its head was removed, and rows of it are there")
         return Head.start(writer) if found is None else self.checked(found)
 
+    def read_all(self, conn: Connection, writers: Sequence[str]) -> dict[str, Head | TamperedHeadError]:
+        """Heads of chains, by their writers: as `read`."""
+        heads: dict[str, Head | TamperedHeadError] = {}
+        for row in store.heads_of(conn, writers):
+            try:
+                heads[row.writer] = self.checked(row)
+            except TamperedHeadError as tampered:
+                heads[row.writer] = tampered
+        for writer in [writer for writer in writers if writer not in heads]:
+            heads[writer] = Head.start(writer)
+        for writer in store.writers_with_rows(conn, [writer for writer, head in heads.items() if _is_start(head)]):
+            try:
+                heads[writer] = self.read(conn, writer)
+            except TamperedHeadError as tampered:
+                heads[writer] = tampered
+        return heads
+
     def checked(self, row: HeadRow) -> Head:
         """The head that a row holds.
 
@@ -108,6 +125,10 @@ class Heads:
 
     def _mac_of(self, head: Head) -> bytes:
         return self._mac.compute(head.writer, head.number, head.hash)
+
+
+def _is_start(head: Head | TamperedHeadError) -> bool:
+    return isinstance(head, Head) and head.number == 0
 
 
 class OwnChain:

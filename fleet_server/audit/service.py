@@ -16,7 +16,7 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -176,14 +176,15 @@ class AuditService:
         """The newest chain of a node that has rows; 0 is its first. Any thread."""
         return store.node_standing(conn, node_id).chain
 
-    def newest_number(self, tx: Transaction, writer: str) -> int:
-        """Number of the newest row of a chain; 0 without one, and where its end was changed around the server, which
+    def newest_numbers(self, tx: Transaction, writers: Sequence[str]) -> dict[str, int]:
+        """Number of the newest row of each chain; 0 without one, and where its end was changed around the server, which
         is told."""
-        try:
-            return self.heads.read(tx.conn, writer).number
-        except TamperedHeadError as tampered:
-            self.checkpoints.tell(tx, "head", writer, str(tampered))
-            return 0
+        numbers = {}
+        for writer, head in self.heads.read_all(tx.conn, writers).items():
+            if isinstance(head, TamperedHeadError):
+                self.checkpoints.tell(tx, "head", writer, str(head))
+            numbers[writer] = 0 if isinstance(head, TamperedHeadError) else head.number
+        return numbers
 
     async def run_checkpoints(self, sign: SignCheckpoint, cluster_id: str) -> None:
         """Checkpoint each second that has news, until cancelled. A database that is away is tried again a second

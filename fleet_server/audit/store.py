@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
+from fleet_server.database.bulk import fetch_of
 from fleet_server.database.engine import for_update, octets, sql
 from fleet_server.database.statements import execute, execute_many
 from fleet_server.database.statements import fetch_any as fetch
@@ -91,6 +92,16 @@ def head(conn: Connection, writer: str, *, lock: bool = False) -> HeadRow | None
     ends."""
     found = fetch(conn, _HEAD + " WHERE writer = ?" + (for_update(conn) if lock else ""), (writer,))
     return _head_row(found[0]) if found else None
+
+
+def heads_of(conn: Connection, writers: Sequence[str]) -> list[HeadRow]:
+    """Heads of these chains; one that has none is missing."""
+    return [_head_row(row) for row in fetch_of(conn, _HEAD, "writer", writers, fetch=fetch)]
+
+
+def writers_with_rows(conn: Connection, writers: Sequence[str]) -> set[str]:
+    """Those of these chains that have rows."""
+    return {row[0] for row in fetch_of(conn, "SELECT DISTINCT writer FROM audit_rows", "writer", writers)}
 
 
 def heads(conn: Connection) -> list[tuple[HeadRow, int]]:

@@ -61,15 +61,26 @@ def insert_many(conn: Connection, table: str, columns: Mapping[str, str], rows: 
         execute_many(conn, f"INSERT INTO {named} VALUES {row}", rows[whole:])
 
 
-def fetch_of(conn: Connection, select: str, column: str, ids: Sequence[str], suffix: str = "") -> list[tuple[Any, ...]]:
+def fetch_of(
+    conn: Connection,
+    select: str,
+    column: str,
+    ids: Sequence[str] | Sequence[bytes],
+    *,
+    lock: str = "",
+    fetch: Callable[[Connection, str, Parameters], list[tuple[Any, ...]]] = fetch,
+) -> list[tuple[Any, ...]]:
     """The rows whose `column` is among these ids. On PostgreSQL however many are one statement, prepared once.
 
     Args:
         select: ``SELECT ... FROM table``.
-        suffix: what PostgreSQL is to lock of them (`dialects`).
+        lock: suffix that locks the rows, one after another as `column` grows: who locks others of them in the same
+            order does not wait in a circle.
+        fetch: or `fetch_any`.
     """
     if conn.dialect.name == "postgresql":
-        return fetch(conn, f"{select} WHERE {column} = ANY(?){suffix}", (list(ids),)) if ids else []
+        order = f" ORDER BY {column}{lock}" if lock else ""
+        return fetch(conn, f"{select} WHERE {column} = ANY(?){order}", (list(ids),)) if ids else []
     found: list[tuple[Any, ...]] = []
     for start in range(0, len(ids), _MOST_IN_ARRAYS // 2):
         chunk = ids[start : start + _MOST_IN_ARRAYS // 2]

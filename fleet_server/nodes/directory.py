@@ -85,19 +85,16 @@ class NodeDirectory:
         record = self._store.by_id(conn, node_id)
         return None if record is None else self._seen(record)
 
-    def load_to_admit(self, conn: Connection, node_id: str) -> NodeRecord | None:
-        """One node whose machine asks to be let in: as `load`, and QUARANTINED when its row is that of a machine that
-        was revoked or replaced, put back around the server. Any thread.
-
-        Raises:
-            Refusal: UNAVAILABLE: the machine was revoked or replaced at this moment.
+    def load_to_admit(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, NodeRecord | Refusal]:
+        """Nodes whose machines ask to be let in: as `load`, and QUARANTINED when a row is that of a machine that was
+        revoked or replaced, put back around the server; UNAVAILABLE for one that was revoked or replaced at this
+        moment. One that is not known is missing. Any thread.
         """
-        record = self._store.by_id(conn, node_id)
-        return None if record is None else self._seen(self._ended.judged(conn, record))
-
-    def as_read(self, conn: Connection, node: NodeRecord) -> bool:
-        """Whether nothing that an operator decides about the node has changed since `node` was read. Any thread."""
-        return self._store.as_read(conn, node)
+        records = self._store.by_ids(conn, node_ids)
+        return {
+            record.node_id: judged if isinstance(judged, Refusal) else self._seen(judged)
+            for record, judged in zip(records, self._ended.judged(conn, records), strict=True)
+        }
 
     async def get(self, ref: str) -> NodeRecord:
         """A node by name or id.

@@ -6,7 +6,7 @@ writes the database, would put its rows back; so its end is written down a secon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from fleet.errors import Reason, Refusal
@@ -67,32 +67,38 @@ class EndedMachines:
             f"these keys were {node.name}'s before and were replaced: enroll the machine from an empty state folder",
         )
 
-    def judged(self, conn: Connection, node: NodeRecord) -> NodeRecord:
-        """The node as it may be believed: QUARANTINED and not intact when its row was put back. Where the record was
-        changed around the server, and this process has never seen it whole, the row counts: no operator is let in then,
-        and a fleet does not stop for a byte of its audit.
+    def judged(self, conn: Connection, nodes: Sequence[NodeRecord]) -> Sequence[NodeRecord | Refusal]:
+        """Each node as it may be believed: QUARANTINED and not intact when its row was put back; UNAVAILABLE when its
+        machine was ended at this moment. Where the record was changed around the server, and this process has never
+        seen it whole, the rows count: no operator is let in then, and a fleet does not stop for a byte of its audit.
 
         Args:
-            conn: the snapshot that `node` was read in.
-
-        Raises:
-            Refusal: UNAVAILABLE: the machine was ended at this moment.
+            conn: the snapshot that `nodes` were read in.
         """
-        if node.state is NodeState.REVOKED or not node.intact:
-            return node
+        if all(_ends_anyway(node) for node in nodes):
+            return nodes
         try:
-            spent, names = self._spent.known(conn, keep=True), (node.node_id, _name(node))
+            spent = self._spent.known(conn, keep=True)
         except Refusal:
-            return node
-        if any(spent.is_put_back(What.MACHINE, name, 0) for name in names):
-            return replace(node, state=NodeState.QUARANTINED, state_reason="", labels={}, intact=False)
-        if any(spent.times(What.MACHINE, name) for name in names):
-            raise Refusal(Reason.UNAVAILABLE, "the node's record was changed at this moment: connect again")
-        return node
+            return nodes
+        return [node if _ends_anyway(node) else _judged(node, spent) for node in nodes]
 
 
 def _name(node: NodeRecord) -> str:
     return f"{node.node_id}/{node.fingerprint.hex()}"
+
+
+def _ends_anyway(node: NodeRecord) -> bool:
+    return node.state is NodeState.REVOKED or not node.intact
+
+
+def _judged(node: NodeRecord, spent: Spent) -> NodeRecord | Refusal:
+    names = (node.node_id, _name(node))
+    if any(spent.is_put_back(What.MACHINE, name, 0) for name in names):
+        return replace(node, state=NodeState.QUARANTINED, state_reason="", labels={}, intact=False)
+    if any(spent.times(What.MACHINE, name) for name in names):
+        return Refusal(Reason.UNAVAILABLE, "the node's record was changed at this moment: connect again")
+    return node
 
 
 def _to_note(before: NodeRecord, spent: Spent, *, revoked: bool) -> str:

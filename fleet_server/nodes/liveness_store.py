@@ -32,7 +32,7 @@ def free_of(conn: Connection, node_ids: Sequence[str]) -> set[str]:
     suffix = for_change_of_free(conn)
     if not suffix:
         return set(node_ids)
-    return {node_id for (node_id,) in fetch_of(conn, "SELECT node_id FROM nodes", "node_id", node_ids, suffix)}
+    return {node_id for (node_id,) in fetch_of(conn, "SELECT node_id FROM nodes", "node_id", node_ids, lock=suffix)}
 
 
 def flush_alive(conn: Connection, rows: Sequence[tuple[int, int, int, int, str, int, str]]) -> int:

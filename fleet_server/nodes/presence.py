@@ -23,7 +23,7 @@ from fleet_server.nodes import liveness_store, rules
 from fleet_server.nodes.directory import NodeDirectory
 from fleet_server.nodes.liveness import SignOfLife
 from fleet_server.nodes.ownership import write_as_newest
-from fleet_server.nodes.record import Taken
+from fleet_server.nodes.record import NewStream, NodeRecord, Taken
 from fleet_server.nodes.store import RowMac
 
 log = get_logger(__name__)
@@ -66,40 +66,27 @@ class NodePresence(NodeDirectory):
         """Unix milliseconds on the clock that the room's deadlines are set with."""
         return self._clock.now_ms()
 
-    def open_stream(
-        self,
-        tx: Transaction,
-        node_id: str,
-        *,
-        stream_id: str,
-        takeover_of: str = "",
-        replica_id: str,
-        last_accepted_seq: int,
-    ) -> int:
-        """Take the next stream epoch, and raise the seq counter to what the node accepted (docs/protocol.md,
-        "Delivery": after a
-        restore of the database a used seq is never issued again).
+    def hold_as_read(self, tx: Transaction, nodes: Sequence[NodeRecord]) -> dict[str, int]:
+        """Have nobody else change nodes before the transaction ends; the epoch of the newest stream by id, of those
+        about which nothing that an operator decides has changed since `nodes` were read."""
+        return self._store.hold_as_read(tx.conn, nodes)
 
-        Raises:
-            Refusal: MALFORMED for a seq beyond 2^62, NOT_FOUND when the node is gone.
+    def open_streams(self, tx: Transaction, streams: Sequence[NewStream], held: Mapping[str, int]) -> dict[str, int]:
+        """Take each node's next stream epoch, and raise its seq counter to what it accepted (docs/protocol.md,
+        "Delivery": after a restore of the database a used seq is never issued again); the new epochs by node id.
+
+        Args:
+            streams: of no two the same node.
+            held: as `hold_as_read` answered in this transaction.
         """
-        if not 0 <= last_accepted_seq <= rules.MAX_SEQ:
-            raise Refusal(
-                Reason.MALFORMED, "the hello's last accepted seq is out of range: the node's journal is damaged"
-            )
-        epoch = self._store.open_stream(
-            tx.conn,
-            node_id,
-            stream_id=stream_id,
-            takeover_of=takeover_of if takeover_of.isascii() and takeover_of.isalnum() else "",  # a node wrote it
-            replica_id=replica_id,
-            accepted=last_accepted_seq,
-            now_ms=self._clock.now_ms(),
-        )
-        if epoch is None:
-            raise Refusal(Reason.NOT_FOUND, "this node is not known here any more")
-        self._wake(tx, [f"node-state:{node_id}", "nodes"])
-        return epoch
+        opened = [
+            stream._replace(takeover_of=stream.takeover_of if _is_id(stream.takeover_of) else "") for stream in streams
+        ]
+        epochs = {stream.node_id: held[stream.node_id] + 1 for stream in opened}
+        self._store.open_streams(tx.conn, [(stream, epochs[stream.node_id]) for stream in opened], self._clock.now_ms())
+        if epochs:
+            self._wake(tx, [*(f"node-state:{node_id}" for node_id in epochs), "nodes"])
+        return epochs
 
     async def close_stream(self, node_id: str, epoch: int) -> bool:
         """The stream of `epoch` has ended; False when a newer one lives, whose state stays untouched.
@@ -120,12 +107,12 @@ class NodePresence(NodeDirectory):
             self._wake(tx, ["nodes"])
         return count
 
-    def save_profile(self, tx: Transaction, node_id: str, body: gateway_pb2.HelloBody) -> None:
-        """Store what a hello says of its node, when it is news. Changed drivers are audited: they decide which
+    def save_profiles(self, tx: Transaction, hellos: Mapping[str, gateway_pb2.HelloBody]) -> None:
+        """Store what hellos say of their nodes, by id, when it is news. Changed drivers are audited: they decide which
         arguments pass.
         """
-        digest = self._profiles.save(tx.conn, node_id, body)
-        if digest is not None:
+        for node_id, digest in self._profiles.save(tx.conn, hellos).items():
+            body = hellos[node_id]
             actions = [action.action for driver in body.drivers for action in driver.actions]
             detail = {"sha256": digest.hex(), "version": body.software_version, "actions": actions}
             kind = AuditKind.NODE_ACTIONS_CHANGED
@@ -257,3 +244,8 @@ class NodePresence(NodeDirectory):
             tx.after_commit(lambda: self._liveness.forget(node_id, epoch))
             self._wake(tx, ["nodes"])
         return closed
+
+
+def _is_id(text: str) -> bool:
+    """Whether it can be the id of a stream: a node wrote it."""
+    return text.isascii() and text.isalnum()

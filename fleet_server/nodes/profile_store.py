@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fleet.v1 import gateway_pb2
+from fleet_server.database.bulk import fetch_of
 from fleet_server.database.engine import Connection, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.record import DriverSet, NodeActions, encode_drivers
@@ -17,6 +18,13 @@ _FIELDS = (
 )
 
 
+_UPDATES = ", ".join(f"{column} = excluded.{column}" for column in _FIELDS.split(", "))
+_SAVE = (
+    f"INSERT INTO node_profiles (node_id, {_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
+    f" ON CONFLICT (node_id) DO UPDATE SET {_UPDATES}"
+)
+
+
 class ProfileStore:
     """Rows of `node_profiles`. Driver sets are parsed once per SHA-256: nodes of one version share one. Any thread
     may call.
@@ -25,34 +33,25 @@ class ProfileStore:
     def __init__(self) -> None:
         self._sets: dict[bytes, DriverSet] = {}
 
-    def save(self, conn: Connection, node_id: str, body: gateway_pb2.HelloBody) -> bytes | None:
-        """Store a hello's profile if it differs from what is stored.
+    def save(self, conn: Connection, hellos: Mapping[str, gateway_pb2.HelloBody]) -> dict[str, bytes]:
+        """Store the profiles of hellos, by node id, that differ from what is stored.
 
         Returns:
-            SHA-256 of the new driver set when the drivers changed, or None.
+            SHA-256 of the new driver set of each node whose drivers changed.
         """
-        drivers = encode_drivers(body)
-        digest = hashlib.sha256(drivers).digest()
-        row = (
-            body.software_version,
-            encode_labels(body.labels),
-            drivers,
-            digest,
-            body.max_in_flight,
-            body.bundle_version.generation,
-            body.bundle_version.number,
-            body.config_version,
-        )
         columns = _FIELDS.replace("drivers, ", "")
-        text = f"SELECT {columns} FROM node_profiles WHERE node_id = ?"  # noqa: S608 - constants
-        stored = conn.exec_driver_sql(sql(conn, text), (node_id,)).first()
-        if stored is not None and tuple(stored) == row[:2] + row[3:]:
-            return None
-        updates = ", ".join(f"{column} = excluded.{column}" for column in _FIELDS.split(", "))
-        text = f"INSERT INTO node_profiles (node_id, {_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-        text += f" ON CONFLICT (node_id) DO UPDATE SET {updates}"
-        conn.exec_driver_sql(sql(conn, text), (node_id, *row))
-        return None if stored is not None and bytes(stored[2]) == digest else digest
+        text = f"SELECT node_id, {columns} FROM node_profiles"  # noqa: S608 - constants
+        stored = {node_id: tuple(fields) for node_id, *fields in fetch_of(conn, text, "node_id", list(hellos))}
+        changed = {}
+        for node_id, body in hellos.items():
+            row = _row(body)
+            known = stored.get(node_id)
+            if known is not None and known == row[:2] + row[3:]:
+                continue
+            conn.exec_driver_sql(sql(conn, _SAVE), (node_id, *row))
+            if known is None or bytes(known[2]) != row[3]:
+                changed[node_id] = row[3]
+        return changed
 
     def save_bundle(self, conn: Connection, node_id: str, generation: int, number: int) -> None:
         """Note which trust bundle a node holds."""
@@ -107,3 +106,19 @@ class ProfileStore:
         found = DriverSet.parse(digest, bytes(row[0]))
         self._sets[digest] = found
         return found
+
+
+def _row(body: gateway_pb2.HelloBody) -> tuple[str, str, bytes, bytes, int, int, int, int]:
+    """The columns of `_FIELDS`."""
+    drivers = encode_drivers(body)
+    version = body.bundle_version
+    return (
+        body.software_version,
+        encode_labels(body.labels),
+        drivers,
+        hashlib.sha256(drivers).digest(),
+        body.max_in_flight,
+        version.generation,
+        version.number,
+        body.config_version,
+    )

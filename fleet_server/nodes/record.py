@@ -28,6 +28,22 @@ class DrainState(StrEnum):
     DRAINED = "DRAINED"
 
 
+class NewStream(NamedTuple):
+    """A stream that opens.
+
+    Args:
+        takeover_of: stream id that it takes over, as the node says; empty if none.
+        replica_id: that holds it.
+        accepted: seq that the node has accepted last.
+    """
+
+    node_id: str
+    stream_id: str
+    takeover_of: str
+    replica_id: str
+    accepted: int
+
+
 class Taken(NamedTuple):
     """What an issue takes from a node's row, which is its own until it commits.
 

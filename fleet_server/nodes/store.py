@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
-from fleet_server.database.bulk import fetch_of
+from fleet_server.database.bulk import EachUpdate, fetch_of
 from fleet_server.database.engine import Connection, for_change, for_key_share, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
-from fleet_server.nodes.record import DrainState, NodeRecord, NodeState, Taken
+from fleet_server.nodes.record import DrainState, NewStream, NodeRecord, NodeState, Taken
 from fleet_server.nodes.selectors import Hint
 
 CHUNK = 500
@@ -31,6 +31,24 @@ _COLUMNS = (
     ", p.max_in_flight, p.bundle_generation, p.bundle_number, p.config_version, n.takeover_of"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM nodes n LEFT JOIN node_profiles p ON p.node_id = n.node_id"  # noqa: S608 - constants
+
+
+_OPENED = EachUpdate(
+    "nodes",
+    {
+        "node_id": "text",
+        "epoch": "bigint",
+        "stream_id": "text",
+        "takeover_of": "text",
+        "replica_id": "text",
+        "now_ms": "bigint",
+        "accepted": "bigint",
+    },
+    "stream_epoch = v.epoch, stream_id = v.stream_id, takeover_of = v.takeover_of, replica_id = v.replica_id,"
+    " online = 1, last_seen_ms = v.now_ms, last_accepted_seq = v.accepted,"
+    " last_seq = CASE WHEN t.last_seq < v.accepted THEN v.accepted ELSE t.last_seq END",
+    "t.node_id = v.node_id",
+)
 
 
 class RowMac(Protocol):
@@ -71,6 +89,10 @@ class NodeStore:
         """One node."""
         row = conn.exec_driver_sql(sql(conn, f"{_SELECT} WHERE n.node_id = ?"), (node_id,)).first()
         return None if row is None else self._record(tuple(row))
+
+    def by_ids(self, conn: Connection, node_ids: Sequence[str]) -> list[NodeRecord]:
+        """Nodes with these ids, in any order."""
+        return list(map(self._record, fetch_of(conn, _SELECT, "n.node_id", node_ids)))
 
     def by_refs(self, conn: Connection, refs: Sequence[str]) -> list[NodeRecord]:
         """Nodes whose name or id is among `refs`, by name."""
@@ -129,10 +151,14 @@ class NodeStore:
         """Let nobody else claim anything for a node, and wait for who does: another machine is to be it."""
         fetch(conn, f"SELECT node_id FROM nodes WHERE node_id = ?{for_update(conn)}", (node_id,))  # noqa: S608
 
-    def as_read(self, conn: Connection, record: NodeRecord) -> bool:
-        """Whether the row still carries the MAC that was verified when `record` was read."""
-        row = conn.exec_driver_sql(sql(conn, "SELECT mac FROM nodes WHERE node_id = ?"), (record.node_id,)).first()
-        return row is not None and row[0] == record.mac
+    def hold_as_read(self, conn: Connection, records: Sequence[NodeRecord]) -> dict[str, int]:
+        """Have nobody else change the rows of nodes until the transaction ends, in the order of `hold`; the epoch of
+        the newest stream by id, of those whose rows still carry the MACs that were verified when `records` were read.
+        """
+        read = {record.node_id: record.mac for record in records}
+        text = "SELECT node_id, mac, stream_epoch FROM nodes"
+        found = fetch_of(conn, text, "node_id", list(read), lock=for_change(conn))
+        return {node_id: epoch for node_id, mac, epoch in found if read[node_id] == mac}
 
     def update_authority(self, conn: Connection, changed: Sequence[tuple[NodeRecord, NodeRecord]]) -> bool:
         """Write new keys, labels and states with new MACs.
@@ -222,27 +248,19 @@ class NodeStore:
         state = NodeState.QUARANTINED.value
         return conn.exec_driver_sql(sql(conn, text), (state, node_id, state)).rowcount == 1
 
-    def open_stream(
-        self,
-        conn: Connection,
-        node_id: str,
-        *,
-        stream_id: str,
-        takeover_of: str,
-        replica_id: str,
-        accepted: int,
-        now_ms: int,
-    ) -> int | None:
-        """Raise the epoch, and the seq counter to what the node accepted; the new epoch, None when the node is gone."""
-        text = (
-            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = ?, takeover_of = ?, replica_id = ?,"
-            " online = 1, last_seen_ms = ?, last_accepted_seq = ?,"
-            " last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END"
-            " WHERE node_id = ? RETURNING stream_epoch"
-        )
-        fields = (stream_id, takeover_of, replica_id, now_ms, accepted, accepted, accepted, node_id)
-        row = conn.exec_driver_sql(sql(conn, text), fields).first()
-        return None if row is None else int(row[0])
+    def open_streams(self, conn: Connection, streams: Sequence[tuple[NewStream, int]], now_ms: int) -> None:
+        """Show nodes online with streams of these epochs, and raise the seq counters to what the nodes accepted. Their
+        rows are held.
+
+        Args:
+            streams: of no two the same node.
+            now_ms: Unix milliseconds.
+        """
+        rows = [
+            (stream.node_id, epoch, stream.stream_id, stream.takeover_of, stream.replica_id, now_ms, stream.accepted)
+            for stream, epoch in streams
+        ]
+        _OPENED.run(conn, rows)
 
     def close_stream(self, conn: Connection, node_id: str, epoch: int, now_ms: int) -> bool:
         """Mark the node offline unless a newer stream lives."""

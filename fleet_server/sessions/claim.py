@@ -1,13 +1,16 @@
-"""What a node wins with its hello, and what stays of it while the stream lives."""
+"""What a node shows with its hello, what it wins, and what stays of it while the stream lives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleet.channel import FrameKeys
-from fleet.v1 import gateway_pb2
+from fleet.v1 import gateway_pb2, session_pb2
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.sessions.ratchet import Turn
+from fleet_server.sessions.rotations import Rotation
+from fleet_server.sessions.store import SessionRow
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -22,6 +25,33 @@ class StreamSession:
     epoch: int
     token_sha256: bytes
     certificate_ends_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ProvenHello:
+    """A hello whose every part held on a snapshot of the database, and what that showed.
+
+    Args:
+        api_key_sha256: it came with that one.
+        node: whose hello it is.
+        session: that it takes.
+        rotation: what is ordered for the node.
+        said: its statement, whose signature was verified.
+        body: checked.
+        stream_id: of the stream that it opens, at the replica `replica_id`.
+        is_gone: whether who said it has left meanwhile; any thread asks. It may have another stream by then, at another
+            replica, which a late one of nobody's would end.
+    """
+
+    api_key_sha256: bytes
+    node: NodeRecord
+    session: SessionRow
+    rotation: Rotation | None
+    said: session_pb2.StreamStatement
+    body: gateway_pb2.HelloBody
+    stream_id: str
+    replica_id: str
+    is_gone: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

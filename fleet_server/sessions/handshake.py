@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +23,8 @@ from fleet.errors import Reason, Refusal
 from fleet.v1 import session_pb2, trust_pb2
 from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
+from fleet_server.database.together import Together
+from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
@@ -30,7 +32,7 @@ from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission, Payment
 from fleet_server.sessions.client_certificates import NodeCertificates, client_certificate
 from fleet_server.sessions.credentials import CHALLENGE_TTL_MS, ChallengePurpose, Credentials
-from fleet_server.sessions.hello import check_protocol_version
+from fleet_server.sessions.hello import MAX_ID_CHARS, check_protocol_version
 from fleet_server.sessions.ratchet import Ratchets
 from fleet_server.sessions.refusals import RefusalLog
 from fleet_server.sessions.remembered import RememberedKeys
@@ -42,7 +44,6 @@ from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 
 NONCE_BYTES = 24
-MAX_ID_CHARS = 64
 _MAX_ANSWERED = 100_000
 
 
@@ -137,10 +138,11 @@ class HandshakeService:
             api_key_text=self._credentials.api_key_text,
             asked_per_day=rotations_per_day,
         )
-        self._standings = Standings(api_keys, rotations, nodes, clock)
+        self._standings = Standings(database, api_keys, rotations, nodes, clock)
         self._ratchets = Ratchets(secrets.box, secrets.row_mac("node_ratchets"))
         self._refusals = RefusalLog(database, audit, self._standings.tampered)
         self._answered = Answered()
+        self._new_sessions = Together(database.write, _insert_sessions)
         self._remembered = RememberedKeys()
         self.certificates = NodeCertificates(database=database, clock=clock, audit=audit, secrets=secrets, nodes=nodes)
 
@@ -221,7 +223,7 @@ class HandshakeService:
         certificate_pem: bytes,
         payment: Payment,
     ) -> session_pb2.CompleteHandshakeResponse:
-        standing = await self._database.read(lambda conn: self._standings.read(conn, digest))
+        standing = await self._standings.find(digest)
         with self.admission.measured("complete"), self._judging(digest, standing):
             node = self._standings.node_of(standing, said.node_id)
             proofs.verify(signed, Domain.HANDSHAKE, node.identity_key)
@@ -234,7 +236,7 @@ class HandshakeService:
             refuse_unless_active(node)
             bound = client_certificate(certificate_pem, node.node_id, self._clock.now_ms())
             response, row = self._answer(signed, said, node, bound)
-        if not await self._database.write(lambda tx: store.insert_session(tx.conn, row)):
+        if not await self._new_sessions.ask(row):
             raise proofs.answered_already()  # on another replica, or before this one restarted
         return response
 
@@ -312,6 +314,10 @@ class HandshakeService:
                 "the node saw a TLS certificate that is not this server's: fetch it again; if it persists, something"
                 " between the two terminates TLS, and its certificate has to be named in the server's settings",
             )
+
+
+def _insert_sessions(tx: Transaction, rows: Sequence[SessionRow]) -> Sequence[bool]:
+    return store.insert_sessions(tx.conn, rows)
 
 
 def session_row(token_sha256: bytes, node_id: str, client_certificate_sha256: bytes) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -132,22 +132,27 @@ class Ratchets:
         self._box = box
         self._store = RatchetStore(mac)
 
+    def held(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, RatchetRow]:
+        """The rows of nodes, by id, which nobody else turns before the transaction ends. One of which nothing can be
+        told is missing."""
+        return self._store.load_all(conn, node_ids)
+
     def turn(
         self,
-        conn: Connection,
-        node_id: str,
+        row: RatchetRow,
         shown: bytes,
         newest_chain: Callable[[], int] = lambda: 0,
         *,
         boot_id: bytes = b"",
         now_ms: int,
-    ) -> Turn | None:
-        """Judge what a hello shows; what to hand on, or None when it is FOREIGN.
+    ) -> tuple[Turn, RatchetRow] | None:
+        """Judge what a hello shows; what to hand on, and the row to `save`, or None when it is FOREIGN.
 
         A machine that starts over may have written other audit rows than are held here: it is given a chain of its own,
         behind every one that either side knows of.
 
         Args:
+            row: of its node.
             shown: the ratchet.
             newest_chain: the newest audit chain that the machine says it writes, or that has rows here; asked only of a
                 machine that starts over.
@@ -157,25 +162,25 @@ class Ratchets:
         Raises:
             TamperedRatchetError: nothing can be told.
         """
-        row = self._store.load(conn, node_id)
         offered = self._open(row)
         verdict = judge(confirmed_sha256=row.confirmed_sha256, offered=offered, shown=shown)
         if has_come_back(row.boots, boot_id):
             verdict = Verdict.FOREIGN
-        boots = with_newest(row.boots, boot_id)
         starts_over = now_ms < row.any_until_ms
         if verdict is Verdict.FOREIGN and not starts_over:
             return None
+        met = replace(row, boots=with_newest(row.boots, boot_id))
         if verdict is Verdict.LAGS and offered and not starts_over:
-            if boots != row.boots:
-                self._store.save(conn, replace(row, boots=boots))
-            return Turn(offered, row.seq_floor, row.floor_at_ms, row.audit_chain)
+            return Turn(offered, row.seq_floor, row.floor_at_ms, row.audit_chain), met
         chain = next_chain(row.audit_chain, newest_chain()) if starts_over else row.audit_chain
         handed_on = os.urandom(RATCHET_BYTES)
-        sealed = self._box.seal(handed_on, row=_place(node_id))
-        turned = replace(row, confirmed_sha256=digest(shown), sealed_offer=sealed, any_until_ms=0, audit_chain=chain)
-        self._store.save(conn, replace(turned, boots=boots))
-        return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, verdict if starts_over else None)
+        sealed = self._box.seal(handed_on, row=_place(row.node_id))
+        turned = replace(met, confirmed_sha256=digest(shown), sealed_offer=sealed, any_until_ms=0, audit_chain=chain)
+        return Turn(handed_on, row.seq_floor, row.floor_at_ms, chain, verdict if starts_over else None), turned
+
+    def save(self, conn: Connection, rows: Sequence[RatchetRow]) -> None:
+        """Store rows of nodes that were turned."""
+        self._store.save_all(conn, rows)
 
     def begin(self, conn: Connection, node_id: str) -> None:
         """A node was made, and nothing handed on to it yet."""

@@ -5,7 +5,8 @@ Mental model
     token that opens one stream once, and the stream needs that key again. What is cheap to check comes first, and what
     nobody could have made without this installation's keys costs no query.
     BeginHandshake touches no database; CompleteHandshake reads once and writes once; Connect reads once and claims in
-    ONE write: token, stream epoch, profile and audit stand or fall together.
+    ONE write: token, stream epoch, profile and audit stand or fall together. Whoever comes at one moment shares these
+    reads and writes, so that a fleet that comes back costs few of them.
     Jobs of the writer answer a refusal instead of raising it: one that raised would break up the group that others
     share.
 """
@@ -17,7 +18,7 @@ import hashlib
 import hmac
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -28,25 +29,23 @@ from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2, session_pb2, trust_pb2
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
 from fleet_server.boundary import network_of
 from fleet_server.database.engine import Connection, Database
+from fleet_server.database.together import Together
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.ownership import write_as_newest
-from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import SessionMetrics
 from fleet_server.sessions import proofs, store
 from fleet_server.sessions.admission import Admission
-from fleet_server.sessions.claim import StreamClaim, StreamSession
+from fleet_server.sessions.claim import ProvenHello, StreamClaim, StreamSession
 from fleet_server.sessions.client_certificates import check_binding, check_not_ended
 from fleet_server.sessions.credentials import ChallengePurpose
-from fleet_server.sessions.handshake import MAX_ID_CHARS, NONCE_BYTES, HandshakeService, session_row
-from fleet_server.sessions.hello import HelloRules
-from fleet_server.sessions.ratchet import Turn
+from fleet_server.sessions.handshake import NONCE_BYTES, HandshakeService, session_row
+from fleet_server.sessions.hello import MAX_ID_CHARS, HelloRules
+from fleet_server.sessions.opening import StreamOpening
 from fleet_server.sessions.ratchet_store import TamperedRatchetError
-from fleet_server.sessions.rotations import Rotation
 from fleet_server.sessions.same_machine import SameMachine
 from fleet_server.sessions.standing import open_session, refuse_unless_active
 from fleet_server.sessions.store import SessionRow
@@ -95,7 +94,15 @@ class SessionService(HandshakeService):
             rotations_per_day=rotations_per_day,
         )
         nodes.on_create(lambda tx, node_id: self._ratchets.begin(tx.conn, node_id))
-        self._same_machine = SameMachine(self._ratchets, nodes, audit)
+        opening = StreamOpening(
+            clock=clock,
+            audit=audit,
+            nodes=nodes,
+            standings=self._standings,
+            rotations=self.rotations,
+            same_machine=SameMachine(self._ratchets, nodes, audit),
+        )
+        self._openings = Together(database.write, opening.open, key=lambda hello: hello.node.node_id)
         self._hellos = HelloRules()
         self._waiting_hellos: dict[tuple[bytes, str], deque[asyncio.Future[None]]] = {}
 
@@ -174,7 +181,7 @@ class SessionService(HandshakeService):
         is_gone: Callable[[], bool],
     ) -> StreamClaim:
         decisions = self._nodes.decisions
-        standing = await self._database.read(lambda conn: self._standings.read(conn, digest, token_sha256))
+        standing = await self._standings.find(digest, token_sha256)
         with self.admission.measured("claim"), self._judging(digest, standing):
             node = self._standings.node_of(standing, said.node_id)
             row = open_session(standing.session, node, self._clock.now_ms())
@@ -185,19 +192,24 @@ class SessionService(HandshakeService):
             body = self._hellos.parse(hello.body)
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
 
-        def work(tx: Transaction) -> tuple[int, Turn] | Refusal:
-            if is_gone():
-                return Refusal(Reason.UNAVAILABLE, "whoever said hello has gone: nothing was opened")
-            opening = {"stream_id": stream_id, "replica_id": replica_id}
-            return self._take_stream(tx, digest, row, node, body, standing.rotation, said, **opening)
-
-        taken = await self._database.write(work)
-        if isinstance(taken, Refusal):
-            raise taken
-        epoch, turn = taken
+        opened = await self._openings.ask(
+            ProvenHello(
+                api_key_sha256=digest,
+                node=node,
+                session=row,
+                rotation=standing.rotation,
+                said=said,
+                body=body,
+                stream_id=stream_id,
+                replica_id=replica_id,
+                is_gone=is_gone,
+            )
+        )
+        if isinstance(opened, Refusal):
+            raise opened
         return StreamClaim(
             node=node,
-            epoch=epoch,
+            epoch=opened.epoch,
             frame_keys=frame_keys,
             binding=hashlib.sha256(hello.proof.statement).digest(),
             hello_body=body,
@@ -205,7 +217,7 @@ class SessionService(HandshakeService):
             token_sha256=token_sha256,
             takeover_of=said.takeover_of[:MAX_ID_CHARS],
             decisions=decisions,
-            turn=turn,
+            turn=opened.turn,
             certificate_ends_ms=certificate_ends_ms,
             orders=() if standing.rotation is None else standing.rotation.orders(shown_sha256=digest),
         )
@@ -220,50 +232,6 @@ class SessionService(HandshakeService):
             raise proofs.bad_proof("it is for another hello")
         if said.cluster_id != self._trust.cluster_id:
             raise proofs.wrong_cluster()
-
-    def _take_stream(
-        self,
-        tx: Transaction,
-        digest: bytes,
-        row: SessionRow,
-        node: NodeRecord,
-        body: gateway_pb2.HelloBody,
-        rotation: Rotation | None,
-        said: session_pb2.StreamStatement,
-        *,
-        stream_id: str,
-        replica_id: str,
-    ) -> tuple[int, Turn] | Refusal:
-        """Everything was checked on a snapshot; what may have changed since is checked again on locked rows before
-        anything is written: the stream's epoch, and the turn of its ratchet.
-        """
-        try:
-            self._standings.check_unchanged(tx.conn, digest, node)
-            open_session(store.session(tx.conn, row.token_sha256, lock=True), node, self._clock.now_ms())
-            turn = self._same_machine.turn(tx, node, row, said, body, now_ms=self._clock.now_ms())
-        except Refusal as refusal:
-            return refusal
-        epoch = self._nodes.open_stream(
-            tx,
-            node.node_id,
-            stream_id=stream_id,
-            takeover_of=said.takeover_of[:MAX_ID_CHARS],
-            replica_id=replica_id,
-            last_accepted_seq=body.last_accepted_seq,
-        )
-        store.claim(tx.conn, row.token_sha256, epoch)
-        self.rotations.api_key_used(tx, rotation, node.node_id, digest)
-        self._nodes.save_profile(tx, node.node_id, body)
-        detail: Mapping[str, JSON] = {
-            "stream": stream_id,
-            "epoch": epoch,
-            "replica": replica_id,
-            "last_accepted": body.last_accepted_seq,
-            "boot": body.boot_id.hex(),
-        }
-        subject = f"node:{node.node_id}"
-        self._audit.append(tx, AuditKind.STREAM_OPENED, actor=subject, subject=subject, detail=detail)
-        return epoch, turn
 
     def adopt_nodes(self, abandon_signed: Callable[[Transaction, str, bool], int]) -> None:
         """Let operators adopt nodes: the machine that comes next is the node, whatever its ratchet.

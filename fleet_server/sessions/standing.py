@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
-from fleet_server.database.engine import Connection
+from fleet_server.database.engine import Connection, Database
+from fleet_server.database.together import Together
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.rules import refuse_inactive, replaced_by_another
 from fleet_server.nodes.service import NodeService
@@ -21,34 +24,71 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one read found."""
+    """What one read found.
+
+    Args:
+        found: the api_key's node, or why nothing can be said of it now.
+    """
 
     key: ApiKeyRow | None
-    node: NodeRecord | None
+    found: NodeRecord | Refusal | None
     session: SessionRow | None
     rotation: Rotation | None
 
+    @property
+    def node(self) -> NodeRecord | None:
+        """The api_key's node."""
+        return None if isinstance(self.found, Refusal) else self.found
+
+
+class _Asked(NamedTuple):
+    key_sha256: bytes
+    token_sha256: bytes | None
+
 
 class Standings:
-    """Reads and judges. Calls may come from any thread."""
+    """Reads and judges. Belongs to the event loop, `still_stand` to a transaction."""
 
-    def __init__(self, api_keys: ApiKeyStore, rotations: RotationStore, nodes: NodeService, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, api_keys: ApiKeyStore, rotations: RotationStore, nodes: NodeService, clock: Clock
+    ) -> None:
         self._api_keys = api_keys
         self._rotations = rotations
         self._clock = clock
         self._nodes = nodes
+        self._together = Together(database.read, self._read)
         self._told: set[bytes] = set()
         self.tampered: deque[ApiKeyRow] = deque(maxlen=10_000)
         """Rows that were found changed, for the audit."""
 
-    def read(self, conn: Connection, key_sha256: bytes, token_sha256: bytes | None = None) -> Standing:
-        """What stands in the database."""
-        key = self._api_keys.by_digest(conn, key_sha256)
-        node = self._nodes.load_to_admit(conn, key.node_id) if key is not None and key.intact else None
-        if token_sha256 is None:
-            return Standing(key, node, None, None)
-        rotation = None if node is None else self._rotations.of_node(conn, node.node_id)
-        return Standing(key, node, store.session(conn, token_sha256), rotation)
+    async def find(self, key_sha256: bytes, token_sha256: bytes | None = None) -> Standing:
+        """What stands in the database, now or at a moment after this call.
+
+        Args:
+            token_sha256: of a session's token; None asks for neither a session nor a rotation.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        return await self._together.ask(_Asked(key_sha256, token_sha256))
+
+    def _read(self, conn: Connection, asked: Sequence[_Asked]) -> Sequence[Standing]:
+        keys = self._api_keys.by_digests(conn, list({each.key_sha256 for each in asked}))
+        intact = [key for key in keys.values() if key.intact]
+        nodes = self._nodes.load_to_admit(conn, list({key.node_id for key in intact}))
+        tokens = [each.token_sha256 for each in asked if each.token_sha256 is not None]
+        sessions = store.sessions(conn, tokens) if tokens else {}
+        rotations = self._rotations.of_nodes(conn, list(nodes)) if tokens else {}
+
+        def standing(each: _Asked) -> Standing:
+            key = keys.get(each.key_sha256)
+            node = None if key is None or not key.intact else nodes.get(key.node_id)
+            if each.token_sha256 is None or node is None or isinstance(node, Refusal):
+                return Standing(key, node, None, None)
+            rotation = rotations.get(node.node_id, Rotation(node.node_id))
+            return Standing(key, node, sessions.get(each.token_sha256), rotation)
+
+        return [standing(each) for each in asked]
 
     def node_of(self, standing: Standing, node_id: str) -> NodeRecord:
         """The node that the api_key belongs to, whatever its state.
@@ -59,7 +99,9 @@ class Standings:
         Raises:
             Refusal: QUARANTINED, UNKNOWN_CREDENTIAL or REVOKED.
         """
-        key, node = standing.key, standing.node
+        key, node = standing.key, standing.found
+        if isinstance(node, Refusal):
+            raise node
         if key is not None and not key.intact:
             self._note(key)
             raise Refusal(
@@ -82,16 +124,11 @@ class Standings:
             )
         return node
 
-    def check_unchanged(self, conn: Connection, key_sha256: bytes, node: NodeRecord) -> None:
-        """Refuse when an operator's decision overtook a claim between its checks and its write.
-
-        Raises:
-            Refusal: UNAVAILABLE; the next attempt is told the decision.
-        """
-        key = self._api_keys.by_digest(conn, key_sha256)
-        ended = key is not None and key.ended(self._clock.now_ms())
-        if key is None or not key.intact or ended or not self._nodes.as_read(conn, node):
-            raise Refusal(Reason.UNAVAILABLE, "the node's record was changed at this moment: connect again")
+    def still_stand(self, conn: Connection, digests: Sequence[bytes]) -> frozenset[bytes]:
+        """Those of these api_keys that stand, by digest: an operator's decision may overtake a claim between its checks
+        and its write."""
+        keys, now_ms = self._api_keys.by_digests(conn, digests), self._clock.now_ms()
+        return frozenset(digest for digest, key in keys.items() if key.intact and not key.ended(now_ms))
 
     def _note(self, key: ApiKeyRow) -> None:
         if key.key_sha256 not in self._told:

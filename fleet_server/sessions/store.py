@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
-from fleet_server.database.bulk import fetch_of
+from fleet_server.database.bulk import EachUpdate, fetch_of, insert_many
 from fleet_server.database.engine import Connection, for_update, octets, sql
 from fleet_server.database.statements import fetch
 from fleet_server.sessions.rotations import ApiKeyRow, Rotation, Wanted
@@ -15,6 +16,22 @@ _ROTATION = (
     "node_id, wanted, old_until_ms, ordered_by, ordered_at_ms, new_key_sha256, sealed_api_key, keys_issued_at_ms"
 )
 _ASKED = "asked_from_ms, asked"
+_ROTATIONS = f"SELECT {_ROTATION}, {_ASKED}, mac FROM credential_rotations"  # noqa: S608 - constants
+_SESSION_COLUMNS = {
+    "token_sha256": "bytea",
+    "node_id": "text",
+    "sealed_frame_keys": "bytea",
+    "expires_at_ms": "bigint",
+    "claimed_epoch": "bigint",
+    "client_certificate_sha256": "bytea",
+}
+_SESSIONS = f"SELECT {', '.join(_SESSION_COLUMNS)} FROM sessions"  # noqa: S608 - constants
+_CLAIM = EachUpdate(
+    "sessions",
+    {"token_sha256": "bytea", "epoch": "bigint"},
+    "claimed_epoch = v.epoch",
+    "t.token_sha256 = v.token_sha256",
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -42,13 +59,13 @@ class ApiKeyStore:
         mac = self._mac.compute(key_sha256, node_id, now_ms, 0)
         conn.exec_driver_sql(sql(conn, text), (key_sha256, node_id, now_ms, mac))
 
-    def by_digest(self, conn: Connection, key_sha256: bytes) -> ApiKeyRow | None:
-        """The key with this digest."""
-        text = "SELECT node_id, created_at_ms, revoked_at_ms, mac FROM api_keys WHERE key_sha256 = ?"
-        row = conn.exec_driver_sql(sql(conn, text), (key_sha256,)).first()
-        if row is None:
-            return None
-        return ApiKeyRow(key_sha256, row[0], row[1], row[2], self._verifies(key_sha256, tuple(row)))
+    def by_digests(self, conn: Connection, digests: Sequence[bytes]) -> dict[bytes, ApiKeyRow]:
+        """The keys with these digests, by digest."""
+        text = "SELECT key_sha256, node_id, created_at_ms, revoked_at_ms, mac FROM api_keys"
+        return {
+            bytes(digest): ApiKeyRow(bytes(digest), row[0], row[1], row[2], self._verifies(digest, tuple(row)))
+            for digest, *row in fetch_of(conn, text, "key_sha256", digests)
+        }
 
     def live_of_node(self, conn: Connection, node_id: str, now_ms: int) -> list[ApiKeyRow]:
         """Keys of a node that have not ended, oldest first. A tampered row is left out: it opens nothing as it is."""
@@ -95,11 +112,17 @@ class RotationStore:
 
     def of_node(self, conn: Connection, node_id: str, *, lock: bool = False) -> Rotation:
         """What is ordered for a node; nothing when there is no row."""
-        text = f"SELECT {_ROTATION}, {_ASKED}, mac FROM credential_rotations WHERE node_id = ?"  # noqa: S608 - constants
+        text = f"{_ROTATIONS} WHERE node_id = ?"
         found = fetch(conn, text + (for_update(conn) if lock else ""), (node_id,))
-        if not found:
-            return Rotation(node_id)
-        *fields, asked_from_ms, asked, mac = found[0]
+        return self._rotation(found[0]) if found else Rotation(node_id)
+
+    def of_nodes(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, Rotation]:
+        """What is ordered for nodes, by id; one for which nothing is is missing."""
+        return {row[0]: self._rotation(row) for row in fetch_of(conn, _ROTATIONS, "node_id", node_ids)}
+
+    def _rotation(self, row: Sequence[Any]) -> Rotation:
+        *fields, asked_from_ms, asked, mac = row
+        node_id = fields[0]
         if not self._mac.verify(octets(mac), *fields[:5], octets(fields[5]), octets(fields[6]), fields[7]):
             return Rotation(node_id, intact=False)
         return Rotation(
@@ -149,27 +172,23 @@ class RotationStore:
         return {node_id: Wanted(wanted) for node_id, wanted in found if 0 < wanted < 8}
 
 
-def insert_session(conn: Connection, row: SessionRow) -> bool:
-    """Add a session; False when its token is there already."""
-    text = (
-        "INSERT INTO sessions"
-        " (token_sha256, node_id, sealed_frame_keys, expires_at_ms, claimed_epoch, client_certificate_sha256)"
-        " VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT DO NOTHING"
-    )
-    bound = row.client_certificate_sha256
-    fields = (row.token_sha256, row.node_id, row.sealed_frame_keys, row.expires_at_ms, bound)
-    return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
+def insert_sessions(conn: Connection, rows: Sequence[SessionRow]) -> list[bool]:
+    """Add sessions that no stream took yet; of each, False when its token is there already."""
+    there = sessions(conn, [row.token_sha256 for row in rows])
+    new = [row for row in rows if row.token_sha256 not in there]
+    insert_many(conn, "sessions", _SESSION_COLUMNS, [astuple(row) for row in new])
+    return [row.token_sha256 not in there for row in rows]
 
 
-def session(conn: Connection, token_sha256: bytes, *, lock: bool = False) -> SessionRow | None:
-    """The session of a token; with `lock` nobody else claims it until this transaction ends."""
-    text = (
-        "SELECT node_id, sealed_frame_keys, expires_at_ms, claimed_epoch, client_certificate_sha256"
-        " FROM sessions WHERE token_sha256 = ?"
-    )
-    suffix = for_update(conn) if lock else ""
-    row = conn.exec_driver_sql(sql(conn, text + suffix), (token_sha256,)).first()
-    return None if row is None else SessionRow(token_sha256, row[0], bytes(row[1]), row[2], row[3], bytes(row[4]))
+def sessions(conn: Connection, tokens_sha256: Sequence[bytes], *, lock: bool = False) -> dict[bytes, SessionRow]:
+    """The sessions of tokens, by SHA-256 of the token.
+
+    Args:
+        lock: nobody else claims them until this transaction ends.
+    """
+    rows = fetch_of(conn, _SESSIONS, "token_sha256", tokens_sha256, lock=for_update(conn) if lock else "")
+    found = (SessionRow(bytes(row[0]), row[1], bytes(row[2]), row[3], row[4], bytes(row[5])) for row in rows)
+    return {row.token_sha256: row for row in found}
 
 
 def has_opened_later(conn: Connection, node_id: str, expires_at_ms: int) -> bool:
@@ -178,10 +197,13 @@ def has_opened_later(conn: Connection, node_id: str, expires_at_ms: int) -> bool
     return bool(fetch(conn, text, (node_id, expires_at_ms)))
 
 
-def claim(conn: Connection, token_sha256: bytes, epoch: int) -> None:
-    """Note which stream took a session."""
-    text = "UPDATE sessions SET claimed_epoch = ? WHERE token_sha256 = ?"
-    conn.exec_driver_sql(sql(conn, text), (epoch, token_sha256))
+def claim(conn: Connection, taken: Sequence[tuple[bytes, int]]) -> None:
+    """Note which streams took sessions.
+
+    Args:
+        taken: (SHA-256 of the token, epoch of the stream) pairs.
+    """
+    _CLAIM.run(conn, taken)
 
 
 def extend(conn: Connection, token_sha256: bytes, epoch: int, expires_at_ms: int) -> bool:

@@ -20,6 +20,7 @@ from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.trust.secrets import Secrets
 from fleet_server.trust.service import TrustService
 from tests.fakes.clock import MockClock
+from tests.fakes.streams import take_stream
 
 SECRETS = Secrets(Secret(bytes(32)))
 ACTION = "press.stop"
@@ -106,7 +107,7 @@ class Plant:
                 sealing_key=os.urandom(32),
                 labels={},
             )
-            self.nodes.save_profile(tx, record.node_id, hello)
+            self.nodes.save_profiles(tx, {record.node_id: hello})
             return record
 
         return await self.database.write(work)
@@ -144,8 +145,8 @@ class Plant:
     async def claim(self, node: NodeRecord) -> list[PendingCommand]:
         """What a stream of the node would be given to sign."""
         epoch = await self.database.write(
-            lambda tx: self.nodes.open_stream(
-                tx, node.node_id, stream_id=f"s{os.urandom(4).hex()}", replica_id="r1", last_accepted_seq=0
+            lambda tx: take_stream(
+                self.nodes, tx, node.node_id, stream_id=f"s{os.urandom(4).hex()}", replica_id="r1", last_accepted_seq=0
             )
         )
         return await self.commands.claim_pending(node.node_id, epoch, after_seq=0, limit=32)

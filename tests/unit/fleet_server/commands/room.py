@@ -21,6 +21,7 @@ from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.trust.secrets import RowMac
 from tests.fakes.clock import MockClock
+from tests.fakes.streams import take_stream
 
 CLUSTER = "cluster-1"
 ROW_KEY = hashlib.sha256(b"row key of these tests").digest()
@@ -68,7 +69,7 @@ class Room:
                 labels={},
             )
             if actions:
-                self.nodes.save_profile(tx, record.node_id, hello(actions, schema or SCHEMA))
+                self.nodes.save_profiles(tx, {record.node_id: hello(actions, schema or SCHEMA)})
             return record
 
         return await self.database.write(work)
@@ -76,8 +77,13 @@ class Room:
     async def open_stream(self, node_id: str, last_accepted_seq: int = 0) -> int:
         """A new stream of the node; its epoch."""
         return await self.database.write(
-            lambda tx: self.nodes.open_stream(
-                tx, node_id, stream_id=f"s{os.urandom(4).hex()}", replica_id="r1", last_accepted_seq=last_accepted_seq
+            lambda tx: take_stream(
+                self.nodes,
+                tx,
+                node_id,
+                stream_id=f"s{os.urandom(4).hex()}",
+                replica_id="r1",
+                last_accepted_seq=last_accepted_seq,
             )
         )
 

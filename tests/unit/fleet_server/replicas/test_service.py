@@ -15,6 +15,7 @@ from fleet_server.replicas.fence import Fence
 from fleet_server.replicas.rules import ReplicaState, Vitals
 from fleet_server.replicas.service import ReplicaService
 from tests.fakes.clock import MockClock
+from tests.fakes.streams import take_stream
 from tests.unit.fleet_server.sessions.world import World
 
 
@@ -267,7 +268,7 @@ async def test_a_replica_that_was_forgotten_registers_again_and_keeps_its_stream
 
     def opened(node_id: str, replica_id: str) -> Callable[[Transaction], int]:
         fields = {"stream_id": "s", "replica_id": replica_id, "last_accepted_seq": 0}
-        return lambda tx: world.nodes.open_stream(tx, node_id, **fields)  # type: ignore[arg-type]
+        return lambda tx: take_stream(world.nodes, tx, node_id, **fields)  # type: ignore[arg-type]
 
     for node in (stays, left):
         await world.database.write(opened(node.node_id, "r1"))

@@ -33,17 +33,17 @@ async def test_the_state_of_the_node_decides(world: World, state: str, reason: R
 async def test_a_decision_overtakes_a_claim_between_its_checks_and_its_write(world: World, overtaken_by: str) -> None:
     node = await world.member()
     token, _ = await node.handshake()
-    write = world.database.write
+    submit = world.database.writer.submit
 
-    async def decide_first(work: object) -> object:
-        world.database.write = write  # type: ignore[method-assign]
+    async def decide_first(work: object, **_: object) -> object:
+        world.database.writer.submit = submit  # type: ignore[method-assign]
         if overtaken_by == "suspend":
             await world.nodes.set_state("ada", [node.name], "SUSPENDED", "")
         else:
-            await write(lambda tx: world.sessions.rotations.revoke_api_keys(tx, node.node_id))
-        return await write(work)  # type: ignore[arg-type]
+            await submit(lambda tx: world.sessions.rotations.revoke_api_keys(tx, node.node_id))
+        return await submit(work)  # type: ignore[arg-type]
 
-    world.database.write = decide_first  # type: ignore[method-assign,assignment]
+    world.database.writer.submit = decide_first  # type: ignore[method-assign,assignment]
     assert await refused(node.claim(token, node.hello(token))) is Reason.UNAVAILABLE
     assert (await world.node(node.node_id)).stream_epoch == 0
 

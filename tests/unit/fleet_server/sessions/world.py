@@ -102,13 +102,13 @@ class World:
     def count_reads(self) -> list[object]:
         """What the database is asked from now on."""
         reads: list[object] = []
-        original = self.database.read
+        original = self.database._read
 
-        async def read(query: Any) -> Any:
+        def read(query: Any) -> Any:
             reads.append(query)
-            return await original(query)
+            return original(query)
 
-        self.database.read = read  # type: ignore[method-assign]
+        self.database._read = read  # type: ignore[method-assign]
         return reads
 
     async def token(self, **terms: Any) -> enrollment_pb2.JoinToken:

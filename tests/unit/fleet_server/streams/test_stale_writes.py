@@ -25,6 +25,7 @@ from fleet_server.sessions.claim import StreamClaim
 from fleet_server.sessions.rotations import KEYS
 from fleet_server.telemetry.service import TelemetryService
 from tests.fakes.clock import MockClock
+from tests.fakes.streams import take_stream
 from tests.unit.fleet_server.sessions.world import Node, World, hello_body
 
 RESULTS = {"reports"}
@@ -217,8 +218,8 @@ async def dump(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 async def test_a_stale_stream_writes_nothing(rooms: Rooms, write: Write) -> None:
     world = rooms.world
     await world.database.write(
-        lambda tx: world.nodes.open_stream(
-            tx, rooms.node.node_id, stream_id="s2", takeover_of="", replica_id="r2", last_accepted_seq=0
+        lambda tx: take_stream(
+            world.nodes, tx, rooms.node.node_id, stream_id="s2", takeover_of="", replica_id="r2", last_accepted_seq=0
         )
     )
     before = await dump(world.database)
@@ -243,8 +244,8 @@ async def test_the_newest_one_writes(rooms: Rooms, write: Write) -> None:
 async def test_results_are_recorded_whatever_stream_they_come_on(rooms: Rooms) -> None:
     world, command = rooms.world, rooms.command
     await world.database.write(
-        lambda tx: world.nodes.open_stream(
-            tx, rooms.node.node_id, stream_id="s2", takeover_of="", replica_id="r2", last_accepted_seq=0
+        lambda tx: take_stream(
+            world.nodes, tx, rooms.node.node_id, stream_id="s2", takeover_of="", replica_id="r2", last_accepted_seq=0
         )
     )
     report = command_pb2.Report(
