@@ -85,7 +85,11 @@ class ServerRooms:
             self.settings.resolved_database_url(), metrics=self.metrics.database, readers=self.settings.database_readers
         )
         self.registry.before_collect(
-            lambda: self.metrics.database.measure(self.database.writer.depth(), self.database.waiting_reads)
+            lambda: self.metrics.database.measure(
+                self.database.writer.depth(),
+                self.database.waiting_reads,
+                self.database.clock.offset_ms(self.clock) / 1000,
+            )
         )
         self.marks = CommitMarks(self.database, self.clock, self.replica_id, self._note_rewind)
         self.fence = Fence(

@@ -197,7 +197,7 @@ class ApprovalService:
         Raises:
             Refusal: the database is away.
         """
-        before_ms = self._clock.now_ms() - self._retention_ms
+        before_ms = self._database.clock.past_ms(self._clock) - self._retention_ms
         while await self._database.write(lambda tx: self._store.forget(tx.conn, before_ms, _PRUNED_AT_ONCE)):
             pass
 

@@ -40,7 +40,7 @@ class Delivery:
         # The node may be adopted at another replica meanwhile. What is SENT was signed to the machine before, and lies
         # under the floor, only if one of the two waits for the other.
         in_hand = self._announcer.in_hand
-        runs = in_hand.next_queued(node_id, epoch, after_seq, limit, self._rooms.clock.now_ms())
+        runs = in_hand.next_queued(node_id, epoch, after_seq, limit, self._rooms.past_ms())
 
         def work(tx: Transaction) -> list[PendingCommand]:
             return self._claim(tx, node_id, after_seq, limit, key_id, asked_again_through, runs)
@@ -121,7 +121,7 @@ class Delivery:
         changes: list[Change],
         key_id: bytes | None,
     ) -> None:
-        now_ms = self._rooms.clock.now_ms()
+        now_ms, past_ms = self._rooms.clock.now_ms(), self._rooms.past_ms()
         authorities = self._authorities.load(tx.conn, [row.issue_id for row in rows])
         forged: list[OpenRow] = []
         expired: list[OpenRow] = []
@@ -130,7 +130,7 @@ class Delivery:
             authority = authorities.get(row.issue_id)
             if authority is None or not self._authorities.intact(authority, row):
                 forged.append(row)
-            elif row.state == rules.QUEUED and rules.expired(row.not_after_ms, now_ms):
+            elif row.state == rules.QUEUED and rules.expired(row.not_after_ms, past_ms):
                 expired.append(row)
             else:
                 terms = authority.terms(row.spec_no, row.not_after_ms)

@@ -67,6 +67,10 @@ class Rooms:
     nodes: NodesPort
     metrics: CommandMetrics
 
+    def past_ms(self) -> int:
+        """What lies before it is past, whichever replica looks."""
+        return self.database.clock.past_ms(self.clock)
+
     @property
     def shared(self) -> bool:
         """Whether other replicas may write to the database too."""

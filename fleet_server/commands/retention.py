@@ -73,7 +73,7 @@ class Retention:
         Raises:
             Refusal: the database is away; what is left is forgotten the next time.
         """
-        before_ms = self._rooms.clock.now_ms() - self._retention_ms
+        before_ms = self._rooms.past_ms() - self._retention_ms
         batch, forgotten, after = _Batch(), 0, _BEGINNING
         while True:
             found = await self._rooms.database.read(partial(_look, before_ms, after))

@@ -53,13 +53,13 @@ class Sweep:
 
     def _expire(self, tx: Transaction) -> int:
         now_ms = self._rooms.clock.now_ms()
-        rows = store.unsigned_past(tx.conn, now_ms, _BATCH)
+        rows = store.unsigned_past(tx.conn, self._rooms.past_ms(), _BATCH)
         self._delivery.expire(tx, rows, now_ms)
         return len(rows)
 
     def _give_up(self, tx: Transaction) -> int:
         now_ms = self._rooms.clock.now_ms()
-        rows = store.signed_past(tx.conn, now_ms - rules.SILENCE_MS, _BATCH)
+        rows = store.signed_past(tx.conn, self._rooms.past_ms() - rules.SILENCE_MS, _BATCH)
         self._announcer.declare_unknown(tx, rows, rules.NO_ANSWER, now_ms)
         return len(rows)
 

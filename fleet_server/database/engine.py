@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database import dialects
+from fleet_server.database.clock import DatabaseClock
 from fleet_server.database.dialects import (
     DatabaseUrlError,
     Dialect,
@@ -80,6 +81,7 @@ class Database:
         self._waiting_reads = 0
         self._closed = False
         self.writer = Writer(self._write_engine, metrics)
+        self.clock = DatabaseClock()
 
     @property
     def waiting_reads(self) -> int:

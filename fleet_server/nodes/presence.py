@@ -63,8 +63,8 @@ class NodePresence(NodeDirectory):
         self._unclosed: set[tuple[str, int]] = set()
 
     def now_ms(self) -> int:
-        """Unix milliseconds on the clock that the room's deadlines are set with."""
-        return self._clock.now_ms()
+        """Unix milliseconds on the clock that the room's deadlines are set with, by whichever replica."""
+        return self._database.clock.now_ms(self._clock)
 
     def hold_as_read(self, tx: Transaction, nodes: Sequence[NodeRecord]) -> dict[str, int]:
         """Have nobody else change nodes before the transaction ends; the epoch of the newest stream by id, of those

@@ -328,7 +328,7 @@ class NodeService(NodePresence):
             Refusal: INVALID_ARGUMENT, NO_TARGETS.
         """
         rules.checked_reason(reason)
-        deadline_ms = self._clock.now_ms() + deadline_s * 1000 if deadline_s else 0
+        deadline_ms = self.now_ms() + deadline_s * 1000 if deadline_s else 0
         detail: Mapping[str, JSON] = {"deadline_s": deadline_s, "reason": reason}
         return await self._drain(
             actor, patterns, DrainState.DRAINING, deadline_ms, AuditKind.NODE_DRAIN_REQUESTED, detail

@@ -245,8 +245,15 @@ class DatabaseMetrics:
             "Threads of the read pool in use, and reads waiting for one.",
         )
 
-    def measure(self, writer_queue: int, reads_running: int) -> None:
+        self.clock_offset = registry.gauge(
+            "fleet_server_database_clock_offset_seconds",
+            "By how much the database's clock is ahead of this replica's; both should be right.",
+            unit="seconds",
+        )
+
+    def measure(self, writer_queue: int, reads_running: int, clock_offset_s: float) -> None:
         """Set what is only looked up."""
+        self.clock_offset.set(clock_offset_s)
         self.writer_queue.set(writer_queue)
         self.reads_running.set(reads_running)
 

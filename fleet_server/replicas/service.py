@@ -13,6 +13,7 @@ from fleet.v1 import gateway_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
+from fleet_server.database import clock as database_clock
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Bell, Wakeup
 from fleet_server.database.writer import Transaction
@@ -70,6 +71,7 @@ class ReplicaService:
         self._on_lost = on_lost
         self._on_return = on_return
         self._was_lost = False
+        self._clock_is_off = False
         self._secret_keys = secret_keys
         self._tls_cas = tls_cas
         self._state = ReplicaState.STARTING
@@ -84,7 +86,7 @@ class ReplicaService:
 
     async def register(self) -> None:
         """Write this process's row, and clear away what an earlier process of the same id left."""
-
+        await self._look()
         tls_cas = _words(self._tls_cas())
 
         def work(tx: Transaction) -> None:
@@ -209,7 +211,7 @@ class ReplicaService:
         Raises:
             Refusal: the database is away.
         """
-        replicas = await self.list()
+        replicas = await self._look()
         self._seen = (self._clock.monotonic(), replicas)
         lost = [
             replica
@@ -243,6 +245,23 @@ class ReplicaService:
         if own is not None and own.drain is not None and own.drain != self._drain:
             self._drain = own.drain
             self._drain_asked.set()
+
+    async def _look(self) -> Sequence[ReplicaRecord]:
+        """All replicas, and the time on the clock that they share."""
+        began_s = self._clock.monotonic()
+        replicas, database_ms = await self._database.read(
+            lambda conn: (store.every(conn), database_clock.read_ms(conn))
+        )
+        self._database.clock.note(database_ms, began_s, self._clock)
+        offset_ms = self._database.clock.offset_ms(self._clock)
+        if (abs(offset_ms) > database_clock.OFF_MS) is not self._clock_is_off:
+            self._clock_is_off = not self._clock_is_off
+            if self._clock_is_off:
+                say = "set this machine's clock, or the database's: its nodes take commands for too old, or too young"
+                log.warning("clock_is_off", database_ahead_s=offset_ms / 1000, next=say)
+            else:
+                log.info("clock_is_right")
+        return replicas
 
     def _hinted(self, replica_ids: frozenset[str] | None) -> None:
         if replica_ids is None or self.replica_id in replica_ids:

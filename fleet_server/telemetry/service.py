@@ -97,7 +97,7 @@ class TelemetryService:
 
     async def sweep(self) -> None:
         """Delete all that is too old now; between batches other writes have their turn."""
-        before_ms = self._clock.now_ms() - self._retention_ms
+        before_ms = self._database.clock.past_ms(self._clock) - self._retention_ms
         while (
             await self._database.write(lambda tx: store.delete_old_chunks(tx.conn, before_ms, _DELETED_AT_ONCE))
             == _DELETED_AT_ONCE

@@ -253,6 +253,16 @@ async def test_bundle_holders(world: World) -> None:
     assert "node.bundle_refused" in await world.audited()
 
 
+async def test_a_drains_deadline_is_the_same_at_replicas_whose_clocks_differ(world: World, clock: MockClock) -> None:
+    world.database.clock.note(clock.now_ms(), clock.monotonic(), clock)
+    await make(world, "web-1")
+    [draining] = await world.nodes.request_drain("ada", ["web-1"], 60, "kernel")
+    clock.step_wall(3600)
+    assert draining.drain_deadline_ms - world.nodes.now_ms() == 60_000
+    await clock.advance(20)
+    assert draining.drain_deadline_ms - world.nodes.now_ms() == 40_000
+
+
 async def test_drain(world: World, clock: MockClock) -> None:
     node = await make(world, "web-1")
     assert not await world.nodes.mark_drained(node.node_id, 0)

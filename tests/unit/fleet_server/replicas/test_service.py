@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
+from fleet_server.database import clock as database_clock
 from fleet_server.database.replica_schema import REVISION
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
@@ -320,3 +322,18 @@ async def test_a_replica_says_which_schema_it_was_built_with(world: World) -> No
     await ready(world, "r1")
     query = "SELECT schema_revision FROM replicas"
     assert await world.database.read(lambda conn: conn.exec_driver_sql(query).scalar_one()) == REVISION
+
+
+async def test_clocks_that_are_apart_are_told_once_and_so_is_their_return(
+    world: World, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_clock, "read_ms", lambda _: clock.now_ms())
+    with capture_logs() as logged:
+        replica = await ready(world, "a", clock=(own := clock.seen_by(-6_000)))
+        await replica.beat()
+        await replica.beat()
+        assert world.database.clock.now_ms(own) == clock.now_ms()
+        monkeypatch.setattr(database_clock, "read_ms", lambda _: own.now_ms() + 4_000)
+        await replica.beat()
+    said = [each["event"] for each in logged if each["event"].startswith("clock_is")]
+    assert said == ["clock_is_off", "clock_is_right"]
