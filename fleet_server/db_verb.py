@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fleet.redaction import printable
 from fleet_server.cli.grammar import Listing
 from fleet_server.verbs import Refused, Verb, load_settings, settings_options
 
@@ -24,13 +25,17 @@ def upgrade(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> 
     """Bring the schema to this server's revision, before the first server of this version starts. On PostgreSQL older
     servers go on serving meanwhile and afterwards; SQLite's server has to be stopped first."""
     from fleet_server import bootstrap
-    from fleet_server.database.migrate import RUNNABLE
+    from fleet_server.database.migrate import RUNNABLE, SchemaState
 
-    report = bootstrap.upgrade_schema(load_settings(file, data_dir, pairs).settings)
+    settings = load_settings(file, data_dir, pairs).settings
+    report = bootstrap.upgrade_schema(settings)
     if report.state in RUNNABLE:
-        click.echo(f"schema revision {report.found}: nothing to do")
+        done = f"index {', '.join(report.dropped)} dropped, no server needs it" if report.dropped else "nothing to do"
+        click.echo(f"schema revision {report.found}: {done}")
     else:
         click.echo(f"schema revision {report.wanted}, before: {report.found or 'empty'}")
+    if report.state is not SchemaState.COMPATIBLE:
+        _tell_what_is_left(settings.resolved_database_url())
 
 
 @db.command(cls=Verb, example="fleet-server db check")
@@ -59,9 +64,21 @@ def check(file: Path | None, data_dir: str | None, pairs: tuple[str, ...]) -> No
         )
     if report.state is SchemaState.CURRENT:
         click.echo(f"schema revision {report.wanted}: current, and every table as it should be")
+        _tell_what_is_left(url)
     else:
         click.echo(
             f"schema revision {report.found}: compatible with this server's {report.wanted}, and nothing is missing"
+        )
+
+
+def _tell_what_is_left(url: str) -> None:
+    from fleet_server.database import migrate
+
+    for index, replicas in migrate.left_for_older(url).items():
+        users = f" for {', '.join(map(printable, replicas))}" if replicas else ""
+        click.echo(
+            f"index {index}, which only servers of an older release need, is still there{users}: once all are of this"
+            " release, run `fleet-server db upgrade` again"
         )
 
 
@@ -78,7 +95,6 @@ def restored(reason: str, file: Path | None, data_dir: str | None, pairs: tuple[
     import asyncio
 
     from fleet.clock import SystemClock
-    from fleet.redaction import printable
     from fleet_server import bootstrap
     from fleet_server.restored import note_restored
 

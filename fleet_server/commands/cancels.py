@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.commands import issue_store, rules, store
+from fleet_server.commands import issue_store, open_store, rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change, state_name
 from fleet_server.commands.ports import Rooms
@@ -88,7 +88,7 @@ class Cancels:
     def reload(self, tx: Transaction) -> None:
         """Read which cancels wait, in the writer's order."""
         waiting: dict[str, set[int]] = {}
-        for node_id, seq in store.asked_cancels(tx.conn):
+        for node_id, seq in open_store.asked_cancels(tx.conn):
             waiting.setdefault(node_id, set()).add(seq)
         tx.after_commit(lambda: self._reloaded(waiting))
 

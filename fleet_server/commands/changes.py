@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fleet.logs import get_logger
 from fleet.v1 import command_pb2
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.commands import rules, store
+from fleet_server.commands import open_store, rules, store
 from fleet_server.commands.everywhere import Everywhere
 from fleet_server.commands.feed import ChangeFeed
 from fleet_server.commands.handover import Handover
@@ -19,9 +19,10 @@ from fleet_server.commands.history_store import FullRow, as_issued
 from fleet_server.commands.in_hand import InHand, total
 from fleet_server.commands.interest import Interest
 from fleet_server.commands.open_counts import OpenCounts
+from fleet_server.commands.open_store import OpenOfNode
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.runs import Run
-from fleet_server.commands.store import Key, OpenOfNode, OpenRow, StandingRow
+from fleet_server.commands.store import Key, OpenRow, StandingRow
 from fleet_server.database.writer import Transaction
 
 log = get_logger(__name__)
@@ -58,7 +59,7 @@ class Announcer:
 
     def recount(self, tx: Transaction) -> None:
         """Count open commands anew; runs in the writer's order, so no change is missed or counted twice."""
-        nodes = store.open_by_node(tx.conn, 0)
+        nodes = open_store.survey(tx.conn, 0).nodes
         tx.first_after_commit(lambda: self._set_counts(nodes))  # among all else that counts
 
     def announce(self, tx: Transaction, changes: Sequence[Change], asked: Collection[str] = ()) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fleet_server.commands.rules import SUCCEEDED, Standing
-from fleet_server.commands.run_store import of_issue
+from fleet_server.commands.run_store import of_issue, of_open_runs
 from fleet_server.commands.store import Connection, Key, NewRow, StandingRow, marks, padded
 from fleet_server.database.engine import sql
 from fleet_server.database.statements import fetch
@@ -152,8 +152,10 @@ def page_of_node(
     """Commands of a node, newest first; of one issue when `issue_id` is not empty."""
     if issue_id:
         source = f"{of_issue(conn, open_only=open_only)} AND r.node_id = ?"
+    elif open_only:
+        source = of_open_runs(conn, of_node=True)
     else:
-        source = "commands c WHERE c.node_id = ?" + (" AND c.state < 5" if open_only else "")
+        source = "commands c WHERE c.node_id = ?"
     text = f"SELECT {_FULL} FROM {source} AND c.seq < ? ORDER BY c.seq DESC LIMIT ?"
     whose = (issue_id, node_id) if issue_id else (node_id,)
     before = _MAX_SEQ if before_seq is None else before_seq
@@ -175,7 +177,7 @@ def open_issues(conn: Connection) -> list[tuple[int, str]]:
     """(issued_at_ms, issue_id) of issues that hold open commands, newest first."""
     text = (
         "SELECT issued_at_ms, issue_id FROM command_issues"
-        " WHERE issue_id IN (SELECT issue_id FROM commands WHERE state < 5) ORDER BY issued_at_ms DESC, issue_id DESC"
+        f" WHERE issue_id IN (SELECT r.issue_id FROM {of_open_runs(conn)}) ORDER BY issued_at_ms DESC, issue_id DESC"
     )
     return [(row[0], row[1]) for row in conn.exec_driver_sql(text)]
 
@@ -209,8 +211,8 @@ def found_open(conn: Connection, limit: int) -> list[FoundRow]:
     """Open commands of all nodes, so many at most: those whose time passes first, in that order, by node and seq where
     it is the same."""
     text = (
-        "SELECT node_id, seq, state, cancel_requested_by, not_after_ms FROM commands WHERE state < 5"
-        " ORDER BY not_after_ms, node_id, seq LIMIT ?"
+        f"SELECT c.node_id, c.seq, c.state, c.cancel_requested_by, c.not_after_ms FROM {of_open_runs(conn)}"
+        " ORDER BY c.not_after_ms, c.node_id, c.seq LIMIT ?"
     )
     return [_found(row) for row in fetch(conn, text, (limit,))]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fleet_server.commands.store import OpenOfNode
+from fleet_server.commands.open_store import OpenOfNode
 
 
 class OpenCounts:

@@ -1,13 +1,16 @@
 """Poll: commands and cancels that wait to be sent, found whoever was to wake their stream.
 
 A wake-up is a hint: one may be lost with the replica that was to send it, a row may have come another way, and a stream
-that paused has nobody to wake it. One read for the whole fleet, over the index of open commands, costs an idle server
+that paused has nobody to wake it. One read for the whole fleet, by way of the runs that are open, costs an idle server
 next to nothing; streams that asked each for itself cost it a transaction a heartbeat. A command is sent within two
 seconds of its issue though nobody says a word of it (docs/architecture.md), so the read comes each second: one that
 waits for a thread, and the claim that follows, have another.
 
 Another replica that issued or cancelled something says so. It is not believed: whether a node has anything to be sent
 is read first, so whoever floods this replica with names of nodes has it read at most so often, and write nothing.
+
+The read also finds the runs whose commands have all ended. They are noted as that, so that the next read leaves them
+out: by the replica that holds the node's stream, and by any if they are still there in the next round.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from typing import NamedTuple
 
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet_server.commands import store
+from fleet_server.commands import open_store, store
 from fleet_server.commands.cancels import Cancels
 from fleet_server.commands.changes import Announcer
+from fleet_server.commands.open_store import RunKey, Survey
 from fleet_server.commands.ports import Rooms
-from fleet_server.commands.store import Connection, Key, OpenOfNode
+from fleet_server.commands.store import Connection, Key
 from fleet_server.database.wakeup import Bell
 
 log = get_logger(__name__)
@@ -34,12 +38,14 @@ than a round, and each round had all of them look into the database for what the
 _ASKED_ONE_BY_ONE = 64
 _ROUND_PAUSE_S = 0.1
 """Between two rounds for the whole fleet, whatever is hinted."""
+_ENDED_AT_ONCE = 2048
+"""Runs in a transaction: the writer is everybody's."""
 
 
-class _Survey(NamedTuple):
+class _Found(NamedTuple):
     """What one read of the whole fleet found."""
 
-    nodes: list[OpenOfNode]
+    survey: Survey
     cancels: list[Key]
 
 
@@ -53,6 +59,7 @@ class Poll:
         self._bell = Bell(rooms.clock)
         self._began_s = self._due_s = 0.0
         self._hinted: set[str] = set()
+        self._left: set[RunKey] = set()
         rooms.wakeup.on_hint("node", self._nodes_hinted, pause_s=_HINT_PAUSE_S)
         rooms.wakeup.on_hint("cancel", self._cancels_hinted, pause_s=_CANCEL_PAUSE_S)
 
@@ -77,12 +84,14 @@ class Poll:
         counts = self._announcer.counts
         counts.reading()
         sent_before_ms = self._rooms.clock.now_ms() - _ON_ITS_WAY_MS
-        found = await self._rooms.database.read(lambda conn: _survey(conn, sent_before_ms))
-        counts.adopt(found.nodes)
+        found = await self._rooms.database.read(lambda conn: _find(conn, sent_before_ms))
+        nodes, ended = found.survey
+        counts.adopt(nodes)
         self._rooms.metrics.open.set(counts.total)  # where nothing is issued and nothing ends, too
         self._cancels.found(found.cancels)
-        waiting = [node.node_id for node in found.nodes if node.unanswered and has_lane(node.node_id)]
+        waiting = [node.node_id for node in nodes if node.unanswered and has_lane(node.node_id)]
         self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in waiting])
+        await self._end(ended)
 
     async def look(self) -> None:
         """What other replicas named since the last round: the few nodes that were, or all of them."""
@@ -93,6 +102,14 @@ class Poll:
         elif named:
             waiting = await self._rooms.database.read(lambda conn: store.with_queued(conn, named))
             self._rooms.wakeup.wake_nowait([f"node:{node_id}" for node_id in waiting])
+
+    async def _end(self, ended: list[RunKey]) -> None:
+        has_lane = self._announcer.handover.has_lane
+        ours = [run for run in ended if run in self._left or has_lane(run[1])]
+        self._left = set(ended).difference(ours)
+        for start in range(0, len(ours), _ENDED_AT_ONCE):
+            some = ours[start : start + _ENDED_AT_ONCE]
+            await self._rooms.database.write(lambda tx, some=some: open_store.end_runs(tx.conn, some))  # type: ignore[misc]
 
     def _put_off(self) -> None:
         self._began_s = self._rooms.clock.monotonic()
@@ -117,6 +134,6 @@ class Poll:
             self._hasten()
 
 
-def _survey(conn: Connection, sent_before_ms: int) -> _Survey:
-    nodes = store.open_by_node(conn, sent_before_ms)
-    return _Survey(nodes, store.asked_cancels(conn) if any(node.asked for node in nodes) else [])
+def _find(conn: Connection, sent_before_ms: int) -> _Found:
+    survey = open_store.survey(conn, sent_before_ms)
+    return _Found(survey, open_store.asked_cancels(conn) if any(node.asked for node in survey.nodes) else [])

@@ -5,8 +5,12 @@ of all commands would say with an entry for each command.
 
 No MAC covers these rows, because nothing is signed or sent by them. They lead to commands, and only to those whose own
 row names the issue: a forged run shows nothing that is not there, a missing one only hides commands from views of their
-issue. Views of the node still show them, and they are delivered all the same. A run that no server could have written
-is passed over, and `impossible` names it.
+issue and from what looks after all that is open. Views of the node still show them, and they are delivered all the
+same. A run that no server could have written is passed over, and `impossible` names it.
+
+A run is open until a survey found that all its commands had ended (`open_store`), which none ever takes back. So the
+open runs lead to every open command, however long the history, and no index has to hold the state of commands: of a
+row whose state is in an index PostgreSQL writes all index entries anew each time the state moves.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from fleet_server.database.statements import fetch
 # No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
 POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
 # CASE, because nothing else says what is evaluated first; NULL compares with nothing.
-_COLUMNS = {"issue_id": "text", "node_id": "text", "first_seq": "bigint", "count": "integer"}
-_COMMANDS_OF_RUN = (
+_COLUMNS = {"issue_id": "text", "node_id": "text", "first_seq": "bigint", "count": "integer", "is_open": "integer"}
+COMMANDS_OF_RUN = (
     "c.node_id = r.node_id AND c.seq >= r.first_seq"
     f" AND c.seq < CASE WHEN {POSSIBLE} THEN r.first_seq + r.count END AND c.issue_id = r.issue_id"
 )
@@ -29,7 +33,7 @@ _COMMANDS_OF_RUN = (
 
 def insert_runs(conn: Connection, issue_id: str, first_seqs: Mapping[str, int], count: int) -> None:
     """Say which commands an issue holds: `count` of each node, from its first seq on."""
-    rows = [(issue_id, node_id, first_seq, count) for node_id, first_seq in first_seqs.items()]
+    rows = [(issue_id, node_id, first_seq, count, 1) for node_id, first_seq in first_seqs.items()]
     insert_many(conn, "command_runs", _COLUMNS, rows)
 
 
@@ -40,15 +44,30 @@ def of_issue(conn: Connection, *, open_only: bool = False, issues: int = 1) -> s
     Each run's commands are looked up by primary key. Left to themselves, PostgreSQL takes a run for a ninth of its
     node's history and reads all commands there are instead, and SQLite may begin at the commands.
     """
-    is_open = " c.state < 5 AND" if open_only else ""
+    is_open = " AND c.state < 5" if open_only else ""
+    return f"{_joined(conn)} AND r.issue_id IN ({', '.join('?' * issues)}){is_open}"
+
+
+def of_open_runs(conn: Connection, *, of_node: bool = False, due: bool = False) -> str:
+    """The end of a SELECT: open commands `c` by way of the runs `r` that may hold some. What it reads grows with the
+    commands of these runs, never with the history.
+
+    Args:
+        of_node: only those of a node; its id is the first parameter.
+        due: only those of issues whose time was past at a moment in Unix ms, which is the next parameter.
+    """
+    node = " AND r.node_id = ?" if of_node else ""
+    # A value, not a join: PostgreSQL looks each issue up instead of reading all there are.
+    expires = "(SELECT i.not_after_ms FROM command_issues i WHERE i.issue_id = r.issue_id)"
+    passed = f" AND COALESCE({expires}, 0) < ?" if due else ""
+    return f"{_joined(conn)} AND r.is_open = 1{node}{passed} AND c.state < 5"
+
+
+def _joined(conn: Connection) -> str:
     if conn.dialect.name == "postgresql":
-        # OFFSET keeps the planner from pulling the inner SELECT up into the join, and from looking through the index of
-        # all open commands once for each run.
-        commands = f"LATERAL (SELECT * FROM commands c WHERE {_COMMANDS_OF_RUN} OFFSET 0) c WHERE{is_open}"  # noqa: S608  # constants
-    else:
-        commands = f"commands c WHERE {_COMMANDS_OF_RUN} AND{is_open}"
-    ids = ", ".join("?" * issues)
-    return f"command_runs r CROSS JOIN {commands} r.issue_id IN ({ids})"
+        # OFFSET keeps the planner from pulling the inner SELECT up into the join, and from reading all commands.
+        return f"command_runs r CROSS JOIN LATERAL (SELECT * FROM commands c WHERE {COMMANDS_OF_RUN} OFFSET 0) c WHERE TRUE"  # noqa: S608, E501  # constants
+    return f"command_runs r CROSS JOIN commands c WHERE {COMMANDS_OF_RUN}"
 
 
 def impossible(conn: Connection, issue_id: str) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, QUEUED, Standing
-from fleet_server.commands.run_store import of_issue
+from fleet_server.commands.rules import DECLARED_REASONS, QUARANTINED, QUEUED, SUCCEEDED, Standing
+from fleet_server.commands.run_store import of_issue, of_open_runs
 from fleet_server.database.bulk import EachUpdate, insert_many
 from fleet_server.database.engine import for_update, for_update_of_free
 from fleet_server.database.statements import execute, execute_many, fetch
@@ -24,8 +24,8 @@ Key = tuple[str, int]
 
 MAX_KEYS = 256
 _LOOKED_AT = 32
-# Of one node's commands PostgreSQL would look through the index of all open ones: by statistics of a quiet hour that is
-# empty. Of a sum it cannot tell that it has to do with that index.
+# While older servers go on, there is an index of all open commands, and PostgreSQL would look for one node's in it: by
+# statistics of a quiet hour it is empty. Of a sum it cannot tell that it has to do with that index.
 _STATE = "(state + 0)"
 _DECLARED = ", ".join(f"'{reason}'" for reason in DECLARED_REASONS)
 _KEY = "t.node_id = v.node_id AND t.seq = v.seq"
@@ -83,17 +83,6 @@ class OpenRow(NamedTuple):
     mac: bytes
     state: int
     cancel_requested_by: str
-
-
-class OpenOfNode(NamedTuple):
-    """How many commands of a node are open; of these, were not sent or not answered; have a cancel that waits; and the
-    lowest seq of them."""
-
-    node_id: str
-    open: int
-    unanswered: int
-    asked: int
-    lowest: int
 
 
 class StandingRow(NamedTuple):
@@ -190,16 +179,6 @@ def pending(conn: Connection, node_id: str, after_seq: int, asked_again_through:
     return list(map(OpenRow._make, fetch(conn, text, (node_id, after_seq, asked_again_through, limit))))
 
 
-def open_by_node(conn: Connection, sent_before_ms: int) -> list[OpenOfNode]:
-    """Nodes that have open commands; what was sent at `sent_before_ms` or later is on its way, and not unanswered."""
-    text = (
-        "SELECT node_id, COUNT(*), SUM(CASE WHEN state = 1 OR (state = 2 AND sent_at_ms < ?) THEN 1 ELSE 0 END),"
-        " SUM(CASE WHEN cancel_requested_by <> '' THEN 1 ELSE 0 END), MIN(seq)"
-        " FROM commands WHERE state < 5 GROUP BY node_id"
-    )
-    return list(map(OpenOfNode._make, fetch(conn, text, (sent_before_ms,))))
-
-
 def with_queued(conn: Connection, node_ids: Iterable[str]) -> list[str]:
     """Those of a few nodes that have commands which were never sent. What waits is at the end of a node's history, so
     each is read from there."""
@@ -242,8 +221,10 @@ def answered_above(conn: Connection, node_id: str, seq: int) -> list[StandingRow
 
 def signed_open(conn: Connection, node_id: str) -> list[StandingRow]:
     """Commands of a node that were signed and have no result, locked."""
-    text = f"SELECT {_STANDING} FROM commands WHERE node_id = ? AND state IN (2, 3, 4){for_update(conn)}"
-    return list(map(_standing, fetch(conn, text, (node_id,))))
+    text = f"SELECT c.seq FROM {of_open_runs(conn, of_node=True)} AND c.state > 1"
+    seqs = [seq for (seq,) in fetch(conn, text, (node_id,))]
+    found = standings_of_node(conn, node_id, seqs)
+    return [row for row in found if QUEUED < row.standing.state < SUCCEEDED]
 
 
 def highest_signed(conn: Connection, node_id: str) -> int:
@@ -315,12 +296,6 @@ def save_cancel_request(conn: Connection, changes: Sequence[tuple[Key, str, byte
         execute_many(conn, text, [(actor, mac, *key) for key, actor, mac in changes])
 
 
-def asked_cancels(conn: Connection) -> list[Key]:
-    """Open commands whose cancel is not answered, of all nodes."""
-    text = "SELECT node_id, seq FROM commands WHERE state < 5 AND cancel_requested_by <> ''"
-    return [(node_id, seq) for node_id, seq in fetch(conn, text)]
-
-
 def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[OpenRow]:
     """Open commands of a node among these seqs."""
     found: list[OpenRow] = []
@@ -334,17 +309,26 @@ def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[Op
 # -- sweep -----------------------------------------------------------------------------------------
 def unsigned_past(conn: Connection, now_ms: int, limit: int) -> list[OpenRow]:
     """Commands that were never signed and whose time has passed, locked; without those that somebody is at."""
-    suffix = for_update_of_free(conn)
-    text = f"SELECT {_OPEN} FROM commands WHERE state < 5 AND state = 1 AND not_after_ms < ? LIMIT ?{suffix}"
-    return list(map(OpenRow._make, fetch(conn, text, (now_ms, limit))))
+    found = _free_past(conn, _OPEN, "= 1", now_ms, limit)
+    return list(map(OpenRow._make, found))
 
 
 def signed_past(conn: Connection, before_ms: int, limit: int) -> list[StandingRow]:
     """Signed commands without a result whose time passed before `before_ms`, locked; without those that somebody is
     at."""
-    suffix = for_update_of_free(conn)
-    text = f"SELECT {_STANDING} FROM commands WHERE state < 5 AND state > 1 AND not_after_ms < ? LIMIT ?{suffix}"
-    return list(map(_standing, fetch(conn, text, (before_ms, limit))))
+    found = _free_past(conn, _STANDING, "IN (2, 3, 4)", before_ms, limit)
+    return list(map(_standing, found))
+
+
+def _free_past(conn: Connection, columns: str, states: str, before_ms: int, limit: int) -> Iterator[tuple[Any, ...]]:
+    # Found first, then locked: a lock upon a join takes all that the join reads.
+    text = (
+        f"SELECT c.command_id FROM {of_open_runs(conn, due=True)} AND c.state {states} AND c.not_after_ms < ? LIMIT ?"
+    )
+    command_ids = [command_id for (command_id,) in fetch(conn, text, (before_ms, before_ms, limit))]
+    for chunk in padded(command_ids):
+        where = f"command_id IN ({marks(chunk)}) AND {_STATE} {states}"
+        yield from fetch(conn, f"SELECT {columns} FROM commands WHERE {where}{for_update_of_free(conn)}", chunk)
 
 
 def count_open_of(conn: Connection, node_id: str, since: int) -> int:

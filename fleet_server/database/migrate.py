@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine, inspect, select
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
-from fleet_server.database import comparison, dialects, replica_schema
+from fleet_server.database import comparison, dialects, replica_schema, retired
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 """Folder of Alembic's."""
@@ -54,11 +54,13 @@ UPGRADE_PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class SchemaReport:
-    """State and revisions; `found` is empty for an empty database."""
+    """State and revisions; `found` is empty for an empty database. `dropped` are indexes that `upgrade` took away, for
+    no server needs them."""
 
     state: SchemaState
     found: str
     wanted: str
+    dropped: tuple[str, ...] = ()
 
 
 def check(url: str) -> SchemaReport:
@@ -107,16 +109,47 @@ def upgrade(url: str) -> SchemaReport:
                 f"the database has schema revision {before.found}, and this server, of {before.wanted}, cannot work"
                 " with that: install the newer fleet-server"
             )
-        if before.state not in RUNNABLE:
-            _migrate(connection, parsed)
-        return before
+        with _patience(connection) as attempts:
+            if before.state not in RUNNABLE:
+                _migrate(connection, parsed, attempts)
+            if before.state is SchemaState.COMPATIBLE:
+                return before
+            return replace(before, dropped=attempts(_retire, connection))
 
 
-def _migrate(connection: Connection, url: URL) -> None:
+def left_for_older(url: str) -> dict[str, list[str]]:
+    """Indexes of a current database that only older servers need, each with the ids of those that it waits for; none
+    where the next `upgrade` drops it.
+
+    Args:
+        url: of the database.
+
+    Raises:
+        DatabaseUrlError: the URL is of no use.
+        DatabaseUnreachableError: it does not answer.
+    """
+    with _connection(url) as connection:
+        return {name: retired.users(connection, name) for name in retired.still_there(connection)}
+
+
+def _retire(connection: Connection) -> tuple[str, ...]:
+    dropped = tuple(retired.drop(connection))
+    if connection.dialect.name == "postgresql":
+        connection.commit()
+    return dropped
+
+
+def _migrate(connection: Connection, url: URL, attempts: Retrying) -> None:
     if dialects.dialect_of(url) == "postgresql":
         connection.rollback()  # Alembic opens a transaction for each migration
     config = _config()
     config.attributes["connection"] = connection
+    attempts(command.upgrade, config, "head")
+
+
+@contextmanager
+def _patience(connection: Connection) -> Iterator[Retrying]:
+    """Tries what a held table is in the way of again, for a while."""
     attempts = Retrying(
         retry=retry_if_exception(dialects.is_contended),
         wait=wait_random(0.1, 1.0),
@@ -125,7 +158,7 @@ def _migrate(connection: Connection, url: URL) -> None:
         reraise=True,
     )
     try:
-        attempts(command.upgrade, config, "head")
+        yield attempts
     except DBAPIError as error:
         if not dialects.is_contended(error):
             raise

@@ -8,12 +8,11 @@ import pytest
 
 from fleet.v1 import admin_pb2
 from fleet.v1 import command_pb2 as wire
-from fleet_server.commands import following, history_store, interest, poll, rules, store
+from fleet_server.commands import following, interest, poll, rules, store
 from fleet_server.commands.service import CommandService
 from fleet_server.database import hints
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
-from fleet_server.database.writer import Transaction
 from tests.fakes.clock import MockClock
 from tests.fakes.databases import SharedDatabase
 from tests.integration.waiting import eventually
@@ -289,44 +288,6 @@ async def test_who_watches_everything_sees_what_other_replicas_issue_and_record_
     await following_it.aclose()  # type: ignore[attr-defined]
     await room.commands.poll()
     assert not room.commands._announcer.everything.followed
-
-
-async def test_what_one_node_waits_for_is_found_without_a_look_at_all_that_are_open(room: Room) -> None:
-    """By statistics of a quiet hour nothing is open, and the index of that looks like the shortest way."""
-    node = await room.add_node("n1")
-    await room.open_stream(node.node_id)
-    await room.tamper(
-        "INSERT INTO commands (node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, state)"
-        " SELECT 'old', n, decode(lpad(to_hex(n), 32, '0'), 'hex'), 'old', 0, n, ''::bytea, 5"
-        " FROM generate_series(1, 3000) n"
-    )
-    await room.tamper("ANALYZE commands")
-    issued = await room.commands.issue("alice", order("n1", count=3))
-    keys = [(node.node_id, seq) for seq in (1, 2, 3)]
-
-    def scans(tx: Transaction) -> list[int]:
-        conn, found = tx.conn, []
-        for read in (
-            lambda: store.pending(conn, node.node_id, 0, 0, 32),
-            lambda: store.mark_queued_sent(conn, node.node_id, 1, 2, b"k", 1),
-            lambda: store.mark_sent(conn, node.node_id, 1, 3, b"k", 1),
-            lambda: store.lowest_open(conn, node.node_id, 0, 3),
-            lambda: store.answered_above(conn, node.node_id, 0),
-            lambda: store.open_by_keys(conn, node.node_id, [1, 2]),
-            lambda: store.with_queued(conn, [node.node_id]),
-            lambda: store.count_open_of(conn, node.node_id, 0),
-            lambda: store.open_of_issue(conn, issued.issue_id),
-            lambda: history_store.open_keys(conn, issued.issue_id),
-            lambda: history_store.open_marks(conn, issued.issue_id),
-            lambda: history_store.marks_of(conn, keys),
-            lambda: store.open_by_node(conn, 0),
-        ):
-            read()
-            scanned = conn.exec_driver_sql("SELECT pg_stat_get_xact_numscans('ix_commands_open'::regclass)").scalar()
-            found.append(int(scanned or 0))
-        return found
-
-    assert await room.database.write(scans) == [0] * 12 + [1], "only what is asked of the whole fleet"
 
 
 async def test_a_node_that_comes_back_costs_no_look_at_all_that_it_ever_did(

@@ -13,14 +13,6 @@ from tests.fakes import newer_schema
 from tests.fakes.postgres import PostgresServer
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'fleet.db'}"
-    else:
-        yield request.getfixturevalue("postgres_url")
-
-
 @pytest.fixture
 def reference(empty_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """A database of the same kind that the schema built directly."""

@@ -19,10 +19,17 @@ _FIRST_SQLITE = "387f31810af052af95cff448c574c89e51d0bb431447fa63b062f905c4302a5
 _ALLOWED = (
     re.compile(r"CREATE TABLE \w+ "),
     re.compile(r"CREATE INDEX (CONCURRENTLY )?\w+ ON \w+ "),
+    re.compile(r"ALTER TABLE \w+ SET \(fillfactor = \d+\)$"),  # of pages to come
 )
 # A constant default: PostgreSQL writes no row again. What has none may be NULL.
 _TYPE = r"(TEXT|VARCHAR\(\d+\)|BIGINT|INTEGER|DOUBLE( PRECISION)?|BYTEA|BLOB|BOOLEAN)"
 _COLUMN = re.compile(rf"ALTER TABLE \w+ ADD COLUMN \w+ {_TYPE}( DEFAULT ('[^']*'|-?\d+|false|true) NOT NULL)?$")
+_ADDED = re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN (?P<column>\w+) ")
+# An older server knows nothing of a column that the same migration added, so it may be filled.
+_FILLED = re.compile(
+    r"(ALTER TABLE (?P<table>\w+) ALTER COLUMN (?P<column>\w+) SET DEFAULT '\w*'$)"
+    r"|(UPDATE (?P<filled>\w+) SET (?P<with>\w+) = \w+ WHERE [^,]*\(?\w+, \w+\)? (NOT )?IN \(SELECT )"
+)
 
 
 def statements(upgrade: Callable[[], None], dialect: str) -> list[str]:
@@ -40,14 +47,20 @@ _AGAIN = re.compile(r"(BEGIN|COMMIT|SET lock_timeout = \d+)$|DROP INDEX CONCURRE
 def refused(written: list[str]) -> list[str]:
     """Which of the statements do more than add; an index that is built again is dropped in between."""
     found = []
+    added = {match.groups() for match in map(_ADDED.match, written) if match}
     for statement, following in zip(written, [*written[1:], ""], strict=True):
         again = _AGAIN.match(statement)
         if again and again["index"]:
             taken = following.startswith(f"CREATE INDEX CONCURRENTLY {again['index']} ")
         else:
-            taken = again is not None or only_adds(statement)
+            taken = again is not None or only_adds(statement) or fills(statement, added)
         found += [] if taken else [statement]
     return found
+
+
+def fills(statement: str, added: set[tuple[str, ...]]) -> bool:
+    match = _FILLED.match(statement)
+    return match is not None and (match["table"] or match["filled"], match["column"] or match["with"]) in added
 
 
 def only_adds(statement: str) -> bool:
@@ -76,6 +89,18 @@ def test_an_index_that_is_built_beside_traffic_is_taken_and_one_that_goes_is_not
     assert refused(built) == []
     gone = "DROP INDEX CONCURRENTLY IF EXISTS ix_nodes_decided_at"
     assert refused([gone]) == refused([gone, built[-2]]) == [gone]
+
+
+def test_a_column_is_filled_by_the_migration_that_adds_it_and_no_other_one() -> None:
+    add = "ALTER TABLE nodes ADD COLUMN a INTEGER DEFAULT '0' NOT NULL"
+    fill = [
+        "ALTER TABLE nodes ALTER COLUMN a SET DEFAULT '1'",
+        "UPDATE nodes SET a = 1 WHERE (node_id, site) IN (SELECT node_id, site FROM others)",
+    ]
+    assert refused([add, *fill]) == []
+    assert refused(fill) == fill
+    other = [each.replace(" a ", " site ") for each in fill]
+    assert refused([add, *other]) == other
 
 
 def test_revisions_are_numbers_that_grow_and_name_the_oldest_server_beside_them() -> None:
