@@ -34,9 +34,10 @@ from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.marks import CommitMarks
 from fleet_server.replicas.rules import Vitals
 from fleet_server.replicas.service import ReplicaService
-from fleet_server.sessions.admission import Admission, AdmissionPolicy, Strangers
+from fleet_server.sessions.admission import Admission, AdmissionPolicy
 from fleet_server.sessions.capacity import Capacity
 from fleet_server.sessions.service import SessionService
+from fleet_server.sessions.strangers import Strangers
 from fleet_server.streams.balancing import Balancing
 from fleet_server.streams.registry import StreamRegistry
 from fleet_server.telemetry.service import TelemetryService

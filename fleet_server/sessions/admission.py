@@ -1,6 +1,7 @@
 """Admission: who may come in now, and when the others come back.
 
-The mental model: BeginHandshake is admitted against a rate that is sized from what handshakes have really cost here.
+The mental model: BeginHandshake is admitted against a rate that is sized from what handshakes have really cost here,
+and from what gets done once they pile up. Who is not admitted has a slot of its own in line (`line`).
 A challenge is the ticket for the rest: CompleteHandshake and Connect are not charged again, so nobody who was let in is
 turned away halfway, unless proofs fail again and again. Each api_key has buckets of its own, so that one node in a loop
 starves nobody, and other ones at each address, so that whoever stole one cannot use up the node's from elsewhere. Where
@@ -10,6 +11,7 @@ fleet may share one (docs/protocol.md, "Service Gateway").
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +23,18 @@ from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet_server.boundary import network_of
 from fleet_server.observability.metrics import SessionMetrics
-from fleet_server.sessions.rules import BucketTable, CostAverage, ReturnSlots, TokenBucket, admitted_per_s
+from fleet_server.sessions.line import ReturnLine
+from fleet_server.sessions.rules import BucketTable, CostAverage, Throughput, UnderWay, admitted_per_s
 
 _MAX_KEYS = 50_000
 _MAX_ADDRESSES = 20_000
+_MAX_PLACES = 4
+"""In line, of one api_key: at so many addresses. At more of them it has to prove that it is the node."""
+_AS_NODE = "by its proof"
+"""Where a node stands in line that has proven itself; no address."""
+_STAGES = ("begin", "complete", "claim")
+_GONE_S = 10.0
+"""After so long a handshake that went no further has gone: no stage of one is given more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +45,13 @@ class AdmissionPolicy:
         share: part of one core that handshakes may use; all Python threads share one.
         unmeasured_cost_s: CPU seconds of a handshake that its handlers do not see: the database's threads, gRPC, new
             connections, the stream.
+        guessed_cost_s: CPU seconds of a whole one, until the first was measured: what is promised before that has to be
+            kept.
         least_per_s: handshakes that are always admitted in a second.
         most_per_s: never more.
-        burst_s: seconds' worth of handshakes that may come at once.
+        burst_s: seconds' worth of handshakes that may come at once, half of it kept for those who come to their slot.
+        worked_on_s: seconds' worth of proofs that may be worked on at once; then nobody begins.
+        worked_on_least: as many may be, however slow it is.
         max_delay_s: nobody is sent away for longer.
         key_per_s, key_burst: handshakes of one api_key from one address.
         failed_per_s, failed_burst: proofs of one api_key from one address that fail.
@@ -48,9 +62,12 @@ class AdmissionPolicy:
 
     share: float = 0.75
     unmeasured_cost_s: float = 0.0018
+    guessed_cost_s: float = 0.006
     least_per_s: float = 50.0
     most_per_s: float = 2000.0
-    burst_s: float = 0.25
+    burst_s: float = 0.5
+    worked_on_s: float = 0.25
+    worked_on_least: int = 32
     max_delay_s: float = 60.0
     key_per_s: float = 0.5
     key_burst: float = 20.0
@@ -102,13 +119,17 @@ class Admission:
         self._policy = policy or AdmissionPolicy()
         self._cpu_s = cpu_s
         self._chance = chance
-        self._cost = CostAverage(self._policy.unmeasured_cost_s)
+        self._cost = CostAverage(self._policy.unmeasured_cost_s, guess_s=self._policy.guessed_cost_s, stages=_STAGES)
         self.admitted = 0
         """Handshakes that were let in since the start."""
         self.handshakes_cpu_s = 0.0
         """CPU seconds that they took of the event loop, as far as that is known."""
-        self._bucket = TokenBucket(self.rate_per_s, self._burst(), clock.monotonic())
-        self._slots = ReturnSlots(self._policy.max_delay_s)
+        now_s = clock.monotonic()
+        self._worked_on = 0
+        self._throughput = Throughput(now_s)
+        self._done_per_s = math.inf
+        self._under_way: UnderWay[bytes] = UnderWay(stale_s=_GONE_S, max_keys=_MAX_KEYS)
+        self._line = ReturnLine(self.rate_per_s, self._burst(), now_s, max_delay_s=self._policy.max_delay_s)
         self._keys: BucketTable[tuple[bytes, str]] = BucketTable(
             rate_per_s=self._policy.key_per_s, burst=self._policy.key_burst, max_keys=_MAX_KEYS
         )
@@ -144,11 +165,21 @@ class Admission:
 
     @property
     def rate_per_s(self) -> float:
-        """Handshakes that this replica admits per second now."""
+        """Handshakes that are admitted per second now: by their cost, or by what gets done by one that is behind."""
+        policy = self._policy
+        return max(policy.least_per_s, min(self._by_cost_per_s, self._done_per_s))
+
+    @property
+    def _by_cost_per_s(self) -> float:
         policy = self._policy
         return admitted_per_s(
             self._cost.total_s(), share=policy.share, least=policy.least_per_s, most=policy.most_per_s
         )
+
+    @property
+    def under_way(self) -> int:
+        """Handshakes that were let in and are no streams yet, of each api_key one."""
+        return self._under_way.count(self._clock.monotonic())
 
     @contextmanager
     def measured(self, stage: str) -> Iterator[None]:
@@ -166,11 +197,13 @@ class Admission:
         Raises:
             Refusal: OVERLOADED with the delay after which this caller is to come back.
         """
-        now_s = self._clock.monotonic()
-        if self._keys.delay_s((key_digest, network_of(address)), now_s):
+        network, now_s = network_of(address), self._clock.monotonic()
+        places = self._line.places(key_digest, now_s)
+        elsewhere = network not in places and (_AS_NODE in places or len(places) >= _MAX_PLACES)
+        if self._keys.delay_s((key_digest, network), now_s) or elsewhere:
             self._metrics.rate_limited.labels("BeginHandshake", "credential").inc()
             return False
-        self._admit(now_s)
+        self._admit(key_digest, network, now_s)
         return True
 
     def admit_owing(self, key_digest: bytes) -> None:
@@ -188,16 +221,30 @@ class Admission:
                 "this node begins too many handshakes: look for a restart loop, or for a second machine with its keys",
                 retry_after_s=delay_s,
             )
-        self._admit(now_s)
+        self._admit(key_digest, _AS_NODE, now_s)
 
-    def _admit(self, now_s: float) -> None:
-        self._bucket.rate_per_s = self.rate_per_s
-        self._bucket.burst = self._burst()
-        if not self._bucket.take(now_s):
+    def _admit(self, key_digest: bytes, where: str, now_s: float) -> None:
+        self._look(now_s)
+        self._line.pace(self.rate_per_s, self._burst(), now_s)
+        delay_s = self._line.arrive(
+            key_digest, where, now_s, chance=self._chance(), full=self._worked_on >= self._most_worked_on()
+        )
+        if delay_s:
             self._metrics.rate_limited.labels("BeginHandshake", "concurrency").inc()
-            raise self.overloaded()
+            raise _overloaded(delay_s)
+        self._under_way.begin(key_digest, now_s)
         self.admitted += 1
         self.handshakes_cpu_s += self._policy.unmeasured_cost_s
+
+    def _look(self, now_s: float) -> None:
+        """See whether what was let in piles up, and how much is got done while it does."""
+        behind = self._worked_on >= self._most_worked_on() / 2
+        self._done_per_s = self._throughput.per_s(
+            now_s, behind=behind, least=self._policy.least_per_s, most=self._by_cost_per_s
+        )
+
+    def _most_worked_on(self) -> float:
+        return max(self._policy.worked_on_least, self.rate_per_s * self._policy.worked_on_s)
 
     @contextmanager
     def proving(
@@ -229,21 +276,30 @@ class Admission:
             )
         payment = Payment()
         try:
-            yield payment
+            with self._working():
+                yield payment
         except Refusal as refusal:
+            self._under_way.end(key_digest)
             if refusal.reason in (Reason.UNAVAILABLE, Reason.OVERLOADED) and not payment.kept:
                 give_back()
             raise
         give_back()
+        if rpc == "Connect":
+            self._under_way.end(key_digest)
+            self._throughput.done()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        self._worked_on += 1
+        try:
+            yield
+        finally:
+            self._worked_on -= 1
+            self._look(self._clock.monotonic())
 
     def overloaded(self) -> Refusal:
-        """A refusal for load, with a slot of the caller's own in the line."""
-        delay_s = self._slots.next_delay_s(self._clock.monotonic(), self.rate_per_s, self._chance())
-        return Refusal(
-            Reason.OVERLOADED,
-            "the server takes back its nodes one after another: wait for your slot",
-            retry_after_s=delay_s,
-        )
+        """A refusal for load, of somebody whose credential was not looked at: it gets no slot."""
+        return _overloaded(self._line.delay_s(self._clock.monotonic(), self._chance()))
 
     def charge_garbage(self, rpc: str, address: str) -> None:
         """Somebody without a genuine credential called; an address that goes on with it is told to stay away.
@@ -300,29 +356,9 @@ class Admission:
         return max(1.0, self.rate_per_s * self._policy.burst_s)
 
 
-class Strangers:
-    """Bounds calls without credentials: of all together, and of each address, so that one leaves room for others.
-
-    Args:
-        now_s: monotonic seconds.
-        per_s, burst: of all addresses together.
-        address_per_s, address_burst: of one (IPv6: one /64).
-    """
-
-    def __init__(
-        self,
-        now_s: float,
-        *,
-        per_s: float = 5.0,
-        burst: float = 20.0,
-        address_per_s: float = 1.0,
-        address_burst: float = 10.0,
-    ) -> None:
-        self._all = TokenBucket(per_s, burst, now_s)
-        self._addresses: BucketTable[str] = BucketTable(
-            rate_per_s=address_per_s, burst=address_burst, max_keys=_MAX_ADDRESSES
-        )
-
-    def take(self, address: str, now_s: float) -> bool:
-        """One more call from there; False for too many."""
-        return not self._addresses.delay_s(network_of(address), now_s) and self._all.take(now_s)
+def _overloaded(delay_s: float) -> Refusal:
+    return Refusal(
+        Reason.OVERLOADED,
+        "the server takes back its nodes one after another: wait for your slot",
+        retry_after_s=delay_s,
+    )

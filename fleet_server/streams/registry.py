@@ -94,17 +94,20 @@ class StreamRegistry:
         stream = self._newest.get(node_id)
         return None if stream is None else stream.commands
 
-    def check_room(self) -> None:
-        """Refuse another stream when this replica holds as many as it may.
+    def check_room(self, *, expected: int = 0) -> None:
+        """Refuse another stream when this replica holds as many as it may. It says no delay: a node goes to another
+        replica at once, if it knows any.
+
+        Args:
+            expected: streams that are about to come.
 
         Raises:
-            Refusal: OVERLOADED.
+            Refusal: UNAVAILABLE.
         """
-        if len(self._all) >= self._max_streams:
+        if len(self._all) + expected >= self._max_streams:
             raise Refusal(
-                Reason.OVERLOADED,
-                f"this replica holds {self._max_streams} streams and takes no more: another one has to",
-                retry_after_s=10.0,
+                Reason.UNAVAILABLE,
+                f"this replica holds as many streams as it may ({self._max_streams}): another one has to take it",
             )
 
     def add(self, stream: Stream) -> None:

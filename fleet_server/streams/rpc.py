@@ -93,7 +93,7 @@ class Gateway:
                     "GetBootstrap", enrollment_pb2.GetBootstrapRequest, enrollment.get_bootstrap, strangers=True
                 ),
                 "GetTrustChain": self._unary("GetTrustChain", trust_pb2.GetTrustChainRequest, self._trust_chain),
-                "BeginHandshake": self._unary("BeginHandshake", session_pb2.BeginHandshakeRequest, sessions.begin),
+                "BeginHandshake": self._unary("BeginHandshake", session_pb2.BeginHandshakeRequest, self._begin),
                 "CompleteHandshake": self._unary_certified(
                     "CompleteHandshake", session_pb2.CompleteHandshakeRequest, sessions.complete
                 ),
@@ -149,6 +149,13 @@ class Gateway:
             request_deserializer=frames.unary(request_type),
             response_serializer=request_serializer,
         )
+
+    async def _begin(
+        self, request: session_pb2.BeginHandshakeRequest, address: str
+    ) -> session_pb2.BeginHandshakeResponse:
+        # Those who were let in count: a herd that comes to the last places would do whole handshakes for nothing.
+        self._registry.check_room(expected=self._rooms.sessions.admission.under_way)
+        return await self._rooms.sessions.begin(request, address)
 
     async def _trust_chain(
         self, request: trust_pb2.GetTrustChainRequest, address: str

@@ -14,7 +14,7 @@ from fleet_server.audit.service import AuditCursor, AuditService
 from fleet_server.database.engine import Database, sql
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.installation.service import InstallationService
-from fleet_server.sessions.admission import Strangers
+from fleet_server.sessions.strangers import Strangers
 from fleet_server.trust.secrets import Secrets
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.installation import signed

@@ -37,12 +37,12 @@ def make(clock: MockClock, cpu: Cpu | None = None, **policy: float) -> Admission
 
 def test_the_rate_follows_what_handshakes_cost(clock: MockClock) -> None:
     cpu = Cpu()
-    admission = make(clock, cpu, share=0.5, unmeasured_cost_s=0.001)
-    assert admission.rate_per_s == pytest.approx(500)
+    admission = make(clock, cpu, share=0.5, unmeasured_cost_s=0.001, guessed_cost_s=0.002)
+    assert admission.rate_per_s == pytest.approx(250), "a guess, until a whole handshake was measured"
     for _ in range(200):
-        for stage in ("complete", "claim"):
+        for stage, cost_s in (("begin", 0.0), ("complete", 0.002), ("claim", 0.002)):
             with admission.measured(stage):
-                cpu.spent_s += 0.002
+                cpu.spent_s += cost_s
     assert admission.rate_per_s == pytest.approx(100)
 
 
@@ -80,10 +80,10 @@ def test_a_storm_of_2000_nodes_is_back_within_10_seconds(clock: MockClock) -> No
             # As nodes obey it (fleet.backoff): the delay, plus up to a tenth.
             heapq.heappush(line, (now + refusal.retry_after_s * chance.uniform(1.0, 1.1), node))
     assert back[-1] < 10.0
-    assert refusals < 3 * 2000
+    assert refusals < 1.01 * 2000, "each is sent away once"
     for second in range(int(back[-1])):
         admitted = sum(second <= at < second + 1 for at in back)
-        assert admitted <= admission.rate_per_s * 1.25 + 1
+        assert admitted <= admission.rate_per_s * 1.5 + 1
 
 
 def test_one_node_in_a_loop_starves_nobody(clock: MockClock) -> None:

@@ -23,7 +23,7 @@ class Busy:
     def __init__(self, clock: MockClock) -> None:
         self.clock = clock
         self.cpu_s = 0.0
-        policy = AdmissionPolicy(unmeasured_cost_s=0.005, least_per_s=10)
+        policy = AdmissionPolicy(unmeasured_cost_s=0.005, guessed_cost_s=0.005, least_per_s=10)
         self.admission = Admission(
             clock=clock, metrics=SessionMetrics(Registry()), policy=policy, cpu_s=lambda: self.cpu_s
         )

@@ -7,6 +7,7 @@ import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2, gateway_pb2
+from fleet_node.link.rules import other_endpoints
 from fleet_server.streams.report_lane import MAX_WAITING_BYTES
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.streams.many import World
@@ -153,14 +154,17 @@ async def test_what_an_operator_decides_reaches_an_overtaken_stream_too(world: W
         assert (await wire.wait_refusal()).reason is Reason.SUSPENDED
 
 
-async def test_a_full_replica_says_so(clock: MockClock) -> None:
-    world = World(clock, max_streams=1)
-    world.registry.check_room()
+async def test_a_full_replica_sends_nodes_to_another_one(clock: MockClock) -> None:
+    world = World(clock, max_streams=2)
     await world.open()
+    world.registry.check_room()
     with pytest.raises(Refusal) as caught:
+        world.registry.check_room(expected=1)
+    endpoints = ("here:7443", "there:7443")
+    assert other_endpoints(caught.value, endpoints, "here:7443") == ("there:7443",)
+    await world.open("m")
+    with pytest.raises(Refusal):
         world.registry.check_room()
-    assert caught.value.reason is Reason.OVERLOADED
-    assert caught.value.retry_after_s
 
 
 async def test_after_an_absence_the_streams_whose_nodes_went_elsewhere_end(world: World) -> None:
