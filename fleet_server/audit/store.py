@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from fleet_server.audit.node_rules import NodeStanding
 from fleet_server.audit.rules import AuditRow, Head
-from fleet_server.database.bulk import fetch_of
+from fleet_server.database.bulk import bounded, fetch_of, insert_many
 from fleet_server.database.engine import for_update, octets, sql
 from fleet_server.database.statements import execute, execute_many
 from fleet_server.database.statements import fetch_any as fetch
@@ -30,7 +30,14 @@ _HEADS = (
 )
 _GROWN = " WHERE s.number IS NULL OR s.number <> h.number"
 _COLUMNS = "writer, number, at_ms, kind, actor, subject, detail, previous_hash, hash"
-_INSERT_ROW = f"INSERT INTO audit_rows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+_KINDS = dict(
+    zip(
+        _COLUMNS.split(", "),
+        ("text", "bigint", "bigint", "text", "text", "text", "bytea", "bytea", "bytea"),
+        strict=True,
+    )
+)
+_DETAIL = list(_KINDS).index("detail")
 _ROWS = f"SELECT position, {_COLUMNS} FROM audit_rows"  # noqa: S608 - constants only
 # DISTINCT would read the whole index; this takes one step of it per writer.
 _WRITERS = (
@@ -145,7 +152,8 @@ def delete_head(conn: Connection, writer: str) -> None:
 
 def insert_rows(conn: Connection, rows: Sequence[AuditRow]) -> None:
     """Store rows of one chain. A number that exists already fails: two processes use one writer name."""
-    execute_many(conn, _INSERT_ROW, list(map(_stored, rows)))
+    for some in bounded(list(map(_stored, rows)), _DETAIL):
+        insert_many(conn, "audit_rows", _KINDS, some)
 
 
 def newest_row(conn: Connection, writer: str) -> tuple[int, bytes] | None:

@@ -126,6 +126,12 @@ _PROGRESS = EachUpdate(
     "t.state < 5",
 )
 _ANSWERS = EachUpdate("commands", _STANDING_VALUES, _SET_STANDING, _KEY, "t.state = 2 AND t.cancel_requested_by = ''")
+_CANCELS = EachUpdate(
+    "commands",
+    {"cancel_requested_by": "text", "mac": "bytea", "node_id": "text", "seq": "bigint"},
+    "cancel_requested_by = v.cancel_requested_by, mac = v.mac",
+    _KEY,
+)
 _RESULTS = EachUpdate(
     "commands",
     _STANDING_VALUES,
@@ -291,9 +297,7 @@ def open_of_issue(conn: Connection, issue_id: str) -> list[OpenRow]:
 
 def save_cancel_request(conn: Connection, changes: Sequence[tuple[Key, str, bytes]]) -> None:
     """Write who asked for a cancel, empty once it is answered, with the row's new MAC."""
-    if changes:
-        text = "UPDATE commands SET cancel_requested_by = ?, mac = ? WHERE node_id = ? AND seq = ?"
-        execute_many(conn, text, [(actor, mac, *key) for key, actor, mac in changes])
+    _CANCELS.run(conn, [(actor, mac, *key) for key, actor, mac in changes])
 
 
 def open_by_keys(conn: Connection, node_id: str, seqs: Sequence[int]) -> list[OpenRow]:

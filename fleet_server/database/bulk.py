@@ -2,9 +2,9 @@
 
 A statement for each row costs its way to the database and back, some ten microseconds at either end, where the row
 itself takes two to five. SQLite is in the same process and takes them one by one; for PostgreSQL rows travel together,
-as one array for each column. Not by COPY: it is a statement that waits for its rows, and while it waits none of
-PostgreSQL's timeouts counts. A process that was frozen in one would hold all that its transaction had locked until it
-was thawed. Errors are SQLAlchemy's, as in `statements`.
+as one array for each column. Not by COPY, and not by a pipeline of statements: either waits for more, and while it
+waits none of PostgreSQL's timeouts counts. A process that was frozen in one would hold all that its transaction had
+locked until it was thawed. Errors are SQLAlchemy's, as in `statements`.
 """
 
 # Every part of a statement is a constant of the module that names it; values only ever travel as parameters.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -25,13 +25,14 @@ from fleet_server.database.statements import Parameters, execute, execute_many, 
 
 _VALUE = re.compile(r"\bv\.(\w+)")
 _ROWS_AT_ONCE = 64
-_FEWEST_TOGETHER = 24
-"""For fewer rows than these arrays cost more than they save."""
 _MOST_IN_ARRAYS = 1024
 _LONGEST_IN_ARRAYS = 8 * 1024
+_MOST_BYTES = 1024 * 1024
 
 
-def insert_many(conn: Connection, table: str, columns: Mapping[str, str], rows: Sequence[Parameters]) -> None:
+def insert_many(
+    conn: Connection, table: str, columns: Mapping[str, str], rows: Sequence[Parameters], suffix: str = ""
+) -> None:
     """Insert rows.
 
     On SQLite each execution gives the interpreter's lock away and has to wait for it again, beside a busy event loop
@@ -39,14 +40,16 @@ def insert_many(conn: Connection, table: str, columns: Mapping[str, str], rows: 
 
     Args:
         columns: PostgreSQL type by name of the columns.
-        rows: one value for each of `columns`.
+        rows: one value for each of `columns`; in one array of each go so many that their long values fit memory, which
+            is theirs to see to (`bounded`).
+        suffix: ``ON CONFLICT ...``.
     """
     named = f"{table} ({', '.join(columns)})"
-    if conn.dialect.name == "postgresql" and len(rows) >= _FEWEST_TOGETHER:
+    if conn.dialect.name == "postgresql" and len(rows) > 1:
         kinds = list(columns.values())
         # Side by side, not from one `unnest` of all: what that gives is kept as a table first.
         values = ", ".join(f"unnest({array})" for array in _marks(kinds))
-        text = f"INSERT INTO {named} SELECT {values}"
+        text = f"INSERT INTO {named} SELECT {values}{suffix}"
         for start in range(0, len(rows), _MOST_IN_ARRAYS):
             execute(conn, text, _arrays(kinds, rows[start : start + _MOST_IN_ARRAYS]))
         return
@@ -54,11 +57,26 @@ def insert_many(conn: Connection, table: str, columns: Mapping[str, str], rows: 
     whole = 0
     if conn.dialect.name == "sqlite":
         whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-        text = f"INSERT INTO {named} VALUES {', '.join([row] * _ROWS_AT_ONCE)}"
+        text = f"INSERT INTO {named} VALUES {', '.join([row] * _ROWS_AT_ONCE)}{suffix}"
         for start in range(0, whole, _ROWS_AT_ONCE):
             execute(conn, text, list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])))
     if whole < len(rows):
-        execute_many(conn, f"INSERT INTO {named} VALUES {row}", rows[whole:])
+        execute_many(conn, f"INSERT INTO {named} VALUES {row}{suffix}", rows[whole:])
+
+
+Row = TypeVar("Row", bound=Parameters)
+
+
+def bounded(rows: Sequence[Row], place: int) -> Iterator[Sequence[Row]]:
+    """Rows in their order, in parts of which the values at `place` have together a mebibyte, or are one."""
+    start = size = 0
+    for index, row in enumerate(rows):
+        size += len(row[place])
+        if size > _MOST_BYTES and index > start:
+            yield rows[start:index]
+            start, size = index, len(row[place])
+    if start < len(rows):
+        yield rows[start:]
 
 
 def fetch_of(

@@ -70,15 +70,22 @@ def execute(conn: Connection, text: str, parameters: Parameters = (), *, prepare
 
 
 def execute_many(conn: Connection, text: str, rows: Sequence[Parameters]) -> int:
-    """How many rows a statement changed, run once for each of `rows`."""
+    """How many rows a statement changed, run once for each of `rows`; where these can be many, see `bulk`. To
+    PostgreSQL the driver's own way is a pipeline, and until that is whole none of PostgreSQL's timeouts counts."""
     cursor = conn.connection.cursor()
     try:
+        if conn.dialect.name == "postgresql":
+            return sum(_run(cursor, sql(conn, text), row) for row in rows)
         cursor.executemany(sql(conn, text), rows)
         return cursor.rowcount
     except conn.dialect.loaded_dbapi.Error as error:
         raise as_sqlalchemy(conn, error) from error
     finally:
         cursor.close()
+
+
+def _run(cursor: Any, text: str, row: Parameters) -> int:
+    return int(cursor.execute(text, row).rowcount)
 
 
 @lru_cache(maxsize=1024)

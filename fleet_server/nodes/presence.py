@@ -19,7 +19,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes import liveness_store, rules
+from fleet_server.nodes import drain_store, liveness_store, rules
 from fleet_server.nodes.directory import NodeDirectory
 from fleet_server.nodes.liveness import SignOfLife
 from fleet_server.nodes.ownership import write_as_newest
@@ -158,7 +158,7 @@ class NodePresence(NodeDirectory):
         """
 
         def work(tx: Transaction) -> bool:
-            drained = self._store.mark_drained(tx.conn, node_id)
+            drained = drain_store.mark_drained(tx.conn, node_id)
             if drained:
                 subject = f"node:{node_id}"
                 self._audit.append(tx, AuditKind.NODE_DRAINED, actor=subject, subject=subject, detail={})

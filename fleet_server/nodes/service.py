@@ -23,7 +23,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes import rules, selectors
+from fleet_server.nodes import drain_store, rules, selectors
 from fleet_server.nodes.checklist import ChecklistItem, checked_tick, general_items
 from fleet_server.nodes.presence import NodePresence
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
@@ -362,7 +362,7 @@ class NodeService(NodePresence):
                 if node.drain_state is not state
                 and not (state is DrainState.DRAINING and node.drain_state is DrainState.DRAINED)
             ]
-            self._store.set_drain(tx.conn, [node.node_id for node in changed], state, deadline_ms)
+            drain_store.set_drain(tx.conn, [node.node_id for node in changed], state, deadline_ms)
             self._tell(tx, kind, actor, changed, detail)
             return self._again(tx.conn, nodes)
 

@@ -31,8 +31,23 @@ _COLUMNS = (
     ", p.max_in_flight, p.bundle_generation, p.bundle_number, p.config_version, n.takeover_of"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM nodes n LEFT JOIN node_profiles p ON p.node_id = n.node_id"  # noqa: S608 - constants
-
-
+_DECIDED = EachUpdate(
+    "nodes",
+    {
+        "identity_key": "bytea",
+        "sealing_key": "bytea",
+        "labels": "text",
+        "state": "text",
+        "state_reason": "text",
+        "mac": "bytea",
+        "node_id": "text",
+        "read_mac": "bytea",
+    },
+    "identity_key = v.identity_key, sealing_key = v.sealing_key, labels = v.labels, state = v.state,"
+    " state_reason = v.state_reason, mac = v.mac",
+    "t.node_id = v.node_id",
+    "t.mac = v.read_mac",
+)
 _OPENED = EachUpdate(
     "nodes",
     {
@@ -169,16 +184,11 @@ class NodeStore:
         Returns:
             False when a row is no longer as it was read.
         """
-        text = sql(
-            conn,
-            "UPDATE nodes SET identity_key = ?, sealing_key = ?, labels = ?, state = ?, state_reason = ?, mac = ?"
-            " WHERE node_id = ? AND mac = ?",
-        )
         rows = []
         for before, after in changed:
             identity, sealing, labels, state, reason, *_, mac = self._authority_row(after)[4:]
             rows.append((identity, sealing, labels, state, reason, mac, before.node_id, before.mac))
-        if rows and conn.exec_driver_sql(text, rows).rowcount != len(rows):
+        if _DECIDED.run(conn, rows) != len(rows):
             return False
         self._ended.note(conn, changed)
         return True
@@ -296,18 +306,6 @@ class NodeStore:
                 for node_id, last, epoch in fetch(conn, text, (count, *chunk)):
                     taken[node_id] = Taken(last - count + 1, epoch)
         return taken
-
-    def set_drain(self, conn: Connection, node_ids: Sequence[str], state: DrainState, deadline_ms: int) -> None:
-        """Set the drain state."""
-        text = sql(conn, "UPDATE nodes SET drain_state = ?, drain_deadline_ms = ? WHERE node_id = ?")
-        if node_ids:
-            conn.exec_driver_sql(text, [(state.value, deadline_ms, node_id) for node_id in node_ids])
-
-    def mark_drained(self, conn: Connection, node_id: str) -> bool:
-        """DRAINING becomes DRAINED; anything else stays."""
-        text = "UPDATE nodes SET drain_state = ? WHERE node_id = ? AND drain_state = ?"
-        fields = (DrainState.DRAINED.value, node_id, DrainState.DRAINING.value)
-        return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
     def hold(self, conn: Connection, node_ids: Sequence[str]) -> None:
         """Have nobody else change the rows of nodes until the transaction ends, in one order, so that two replicas do

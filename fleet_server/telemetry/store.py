@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
+from fleet_server.database.bulk import EachUpdate, bounded, insert_many
 from fleet_server.database.engine import for_update_of_free, sql
+from fleet_server.database.statements import execute_many
 
 __all__ = ["Connection"]
 
@@ -47,53 +49,52 @@ class LatestRow(NamedTuple):
 
 
 _SERIES = ", ".join(SeriesRow._fields)
-_CHUNKS = ", ".join(ChunkRow._fields)
+_SERIES_KINDS = dict(zip(SeriesRow._fields, ("text", "integer", "text", "text", "integer", "text"), strict=True))
+_CHUNK_KINDS = dict(zip(ChunkRow._fields, ("text", "bigint", "bigint", "integer", "bytea"), strict=True))
+_CHUNK_PAYLOAD = ChunkRow._fields.index("payload")
+_LATEST_KINDS = dict(zip(LatestRow._fields, ("text", "bigint", "bytea"), strict=True))
+_LATEST_PAYLOAD = LatestRow._fields.index("payload")
+_OF_NODE = "t.node_id = v.node_id"
+_EXPIRED = EachUpdate("telemetry_latest", {"at_ms": "bigint", "node_id": "text"}, "expired_at_ms = v.at_ms", _OF_NODE)
+_PROGRESS = EachUpdate(
+    "telemetry_latest", {"batch_seq": "bigint", "node_id": "text"}, "last_batch_seq = v.batch_seq", _OF_NODE
+)
 _LATEST = ", ".join(LatestRow._fields)
 
 
 def insert_series(conn: Connection, rows: Sequence[SeriesRow]) -> None:
     """Add series."""
-    if rows:
-        conn.exec_driver_sql(
-            sql(conn, f"INSERT INTO telemetry_series ({_SERIES}) VALUES (?, ?, ?, ?, ?, ?)"), list(rows)
-        )
+    insert_many(conn, "telemetry_series", _SERIES_KINDS, rows)
 
 
 def delete_series(conn: Connection, rows: Sequence[tuple[str, int]]) -> None:
     """Delete series: (node_id, series_no)."""
-    if rows:
-        text = "DELETE FROM telemetry_series WHERE node_id = ? AND series_no = ?"
-        conn.exec_driver_sql(sql(conn, text), list(rows))
+    execute_many(conn, "DELETE FROM telemetry_series WHERE node_id = ? AND series_no = ?", rows)
 
 
 def note_expiry(conn: Connection, node_ids: Sequence[str], at_ms: int) -> None:
     """Note that numbers of these nodes' series may name others from now on."""
-    if node_ids:
-        text = "UPDATE telemetry_latest SET expired_at_ms = ? WHERE node_id = ?"
-        conn.exec_driver_sql(sql(conn, text), [(at_ms, node_id) for node_id in node_ids])
+    _EXPIRED.run(conn, [(at_ms, node_id) for node_id in node_ids])
 
 
 def insert_chunks(conn: Connection, rows: Sequence[ChunkRow]) -> None:
     """Add chunks."""
-    if rows:
-        conn.exec_driver_sql(sql(conn, f"INSERT INTO telemetry_chunks ({_CHUNKS}) VALUES (?, ?, ?, ?, ?)"), list(rows))
+    for some in bounded(rows, _CHUNK_PAYLOAD):
+        insert_many(conn, "telemetry_chunks", _CHUNK_KINDS, some)
 
 
 def save_latest(conn: Connection, rows: Sequence[LatestRow]) -> None:
     """Write newest samples and how far batches are stored."""
-    if rows:
-        text = (
-            f"INSERT INTO telemetry_latest ({_LATEST}) VALUES (?, ?, ?) ON CONFLICT (node_id)"
-            " DO UPDATE SET last_batch_seq = excluded.last_batch_seq, payload = excluded.payload"
-        )
-        conn.exec_driver_sql(sql(conn, text), list(rows))
+    replaced = (
+        " ON CONFLICT (node_id) DO UPDATE SET last_batch_seq = excluded.last_batch_seq, payload = excluded.payload"
+    )
+    for some in bounded(rows, _LATEST_PAYLOAD):
+        insert_many(conn, "telemetry_latest", _LATEST_KINDS, some, replaced)
 
 
 def save_progress(conn: Connection, rows: Sequence[tuple[int, str]]) -> None:
     """Write how far batches are stored: (last_batch_seq, node_id)."""
-    if rows:
-        text = "UPDATE telemetry_latest SET last_batch_seq = ? WHERE node_id = ?"
-        conn.exec_driver_sql(sql(conn, text), list(rows))
+    _PROGRESS.run(conn, rows)
 
 
 def load_series(conn: Connection, node_ids: Sequence[str]) -> Iterator[SeriesRow]:

@@ -2,17 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine
 
 from fleet_server.database import dialects
 from fleet_server.database.bulk import insert_many
 from fleet_server.database.engine import HUNG_AFTER_S, Database, sql
 from fleet_server.database.jobs import PATIENCE_S
 from fleet_server.database.schema import audit_heads, metadata
+from fleet_server.database.statements import execute_many
 from fleet_server.database.writer import STALL_S, Transaction
 
 RAISE = "UPDATE audit_heads SET number = number + 1 WHERE writer = ?"
@@ -123,8 +124,8 @@ async def test_the_database_lets_go_before_a_writer_is_cut_off_and_that_before_i
 class Frozen(list[tuple[str, int, bytes, bytes]]):
     """Rows after the first of which whoever takes them stands still."""
 
-    def __init__(self) -> None:
-        super().__init__((f"c{number}", 0, b"", b"") for number in range(3000))
+    def __init__(self, count: int) -> None:
+        super().__init__((f"c{number}", 0, b"", b"") for number in range(count))
         self.holds, self.goes_on = threading.Event(), threading.Event()
 
     def __iter__(self) -> Iterator[tuple[str, int, bytes, bytes]]:
@@ -136,6 +137,8 @@ class Frozen(list[tuple[str, int, bytes, bytes]]):
     def __getitem__(self, which: Any) -> Any:
         if which.start:
             self._stand_still()
+        elif which.stop is None or which.stop >= len(self):
+            return self
         return super().__getitem__(which)
 
     def _stand_still(self) -> None:
@@ -143,22 +146,37 @@ class Frozen(list[tuple[str, int, bytes, bytes]]):
         assert self.goes_on.wait(20)
 
 
+COLUMNS = {"writer": "text", "number": "bigint", "hash": "bytea", "mac": "bytea"}
+
+
+def together(conn: Connection, rows: Frozen) -> None:
+    insert_many(conn, "audit_heads", COLUMNS, rows)
+
+
+def one_by_one(conn: Connection, rows: Frozen) -> None:
+    execute_many(conn, "INSERT INTO audit_heads (writer, number, hash, mac) VALUES (?, ?, ?, ?)", rows)
+
+
+@pytest.mark.parametrize(("inserts", "count"), [(together, 3000), (together, 20), (one_by_one, 20)])
 async def test_a_replica_that_stands_still_among_rows_that_it_inserts_holds_others_for_a_while_only(
-    replicas: tuple[Database, Database], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    replicas: tuple[Database, Database],
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    inserts: Callable[[Connection, Frozen], None],
+    count: int,
 ) -> None:
-    """No statement waits for more of them, for no timeout would count."""
+    """No statement waits for more of them, and no pipeline for more statements: no timeout would count."""
     monkeypatch.setattr(dialects, "WRITER_IDLE_TIMEOUT_MS", 100)
     frozen = Database(postgres_url)
     frozen.start()
-    rows = Frozen()
-    columns = {"writer": "text", "number": "bigint", "hash": "bytea", "mac": "bytea"}
+    rows = Frozen(count)
 
     def change(tx: Transaction) -> None:
         tx.conn.exec_driver_sql(sql(tx.conn, RAISE), ("a",))
 
     def insert(tx: Transaction) -> None:
         change(tx)
-        insert_many(tx.conn, "audit_heads", columns, rows)
+        inserts(tx.conn, rows)
 
     standing = asyncio.create_task(frozen.write(insert))
     try:
