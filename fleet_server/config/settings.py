@@ -257,7 +257,10 @@ class Settings(BaseSettings):
         0.0, ge=0, le=100_000, description="Handshakes admitted a second; 0 follows their measured cost."
     )
     handshake_concurrency: int = Field(
-        64, ge=1, le=10_000, description="Calls without a session that are worked on at once."
+        64,
+        ge=1,
+        le=10_000,
+        description="Calls without a session that are worked on at once; twice as many that complete a handshake.",
     )
     command_key_rotation_days: int = Field(
         0,

@@ -133,8 +133,7 @@ class Gateway:
             request: Request | BadFrame = await self._requests.read(context)
             if isinstance(request, BadFrame):
                 raise request.refusal()
-            if self._unary_calls >= self._max_unary_calls:
-                raise self._rooms.sessions.admission.overloaded()
+            self._check_load(name)
             self._unary_calls += 1
             try:
                 return await handle(request, peer_address(context), peer_certificate(context))
@@ -254,6 +253,12 @@ class Gateway:
             drained=claim.node.drain_state != "NONE",
             seq_floor=claim.turn.seq_floor,
         )
+
+    def _check_load(self, name: str) -> None:
+        # Who was let in finds a place still: it would come back to the end of the line, with everything to do again.
+        places = self._max_unary_calls * (2 if name == "CompleteHandshake" else 1)
+        if self._unary_calls >= places:
+            raise self._rooms.sessions.admission.overloaded()
 
     def _check_admitting(self) -> None:
         self._require_active()

@@ -45,3 +45,16 @@ async def test_a_herd_that_comes_for_the_last_places_is_sent_on_by_its_first_cal
     with pytest.raises(Refusal), admission.proving("CompleteHandshake", b"node-0", "192.0.2.7"):
         raise Refusal(Reason.BAD_PROOF, "no")
     assert await call("node-40") is None, "whoever fails leaves its place to another"
+
+
+def test_whoever_was_let_in_finds_a_place_when_those_who_begin_find_none(clock: MockClock) -> None:
+    sessions = SimpleNamespace(admission=Admission(clock=clock, metrics=SessionMetrics(Registry())))
+    gateway: Any = SimpleNamespace(_unary_calls=64, _max_unary_calls=64, _rooms=SimpleNamespace(sessions=sessions))
+    Gateway._check_load(gateway, "CompleteHandshake")
+    with pytest.raises(Refusal) as caught:
+        Gateway._check_load(gateway, "BeginHandshake")
+    assert caught.value.reason is Reason.OVERLOADED
+    assert caught.value.retry_after_s
+    gateway._unary_calls = 128
+    with pytest.raises(Refusal):
+        Gateway._check_load(gateway, "CompleteHandshake")
