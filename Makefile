@@ -10,7 +10,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 PINS := pyproject.toml constraints.txt
 
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+PYTEST_ARGS ?= -n auto --dist loadgroup
 BENCH_ARGS ?=
 CHAOS_ARGS ?=
 
@@ -138,7 +138,7 @@ fmt: $(DEV) ##+ sort imports, apply safe fixes, format
 	@$(BIN)/ruff format
 
 .PHONY: test
-test: $(DEV) ## run every test (PYTEST_ARGS='-n 2 --dist loadgroup')
+test: $(DEV) ## run every test (PYTEST_ARGS='-n auto --dist loadgroup')
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: chaos

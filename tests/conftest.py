@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from tests.fakes.clock import MockClock
 from tests.fakes.process import Processes
 from tests.fakes.tls import FakeAuthority
+from tests.machine import folder_in_memory, workers
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
@@ -25,6 +26,15 @@ settings.register_profile(
     "ci", max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "fast"))
+
+if memory := folder_in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))  # where `tmp_path` is made
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means."""
+    return workers()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from fleet.errors import Reason, Refusal
+from fleet_server.database import jobs
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.writer import Transaction
 
@@ -61,11 +62,12 @@ async def count(database: Database) -> int:
 
 @pytest.mark.parametrize("sqlstate", IN_THE_WAY, ids=IN_THE_WAY.values())
 async def test_what_another_transaction_was_in_the_way_of_runs_again(
-    postgres_database: Database, sqlstate: str
+    postgres_database: Database, sqlstate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await postgres_database.write(Failing(sqlstate, 3).write) == "done"
     assert await count(postgres_database) == 1
     assert await postgres_database.read(Failing(sqlstate, 1).read) == "done"
+    monkeypatch.setattr(jobs, "PATIENCE_S", 0.1)
     with pytest.raises(Refusal) as refused:
         await postgres_database.write(Failing(sqlstate, 10_000).write)
     assert refused.value.reason is Reason.UNAVAILABLE
