@@ -83,7 +83,8 @@ async def handshake(
     ).SerializeToString()
     proof = keys.identity.sign(Domain.HANDSHAKE, statement)
     answer = await caller.complete_handshake(session_pb2.CompleteHandshakeRequest(api_key=api_key, signed=proof))
-    if not _is_signed(answer, trust.state.authority_key):  # rotated in between, or the chain did not fit
+    raw = _signed_by(answer, trust.state.authority_key)
+    if raw is None:  # rotated in between, or the chain did not fit
         generation, number = trust.state.version
         asked = trust_pb2.GetTrustChainRequest(
             cluster_id=membership.cluster_id, from_generation=generation, from_number=number
@@ -91,7 +92,8 @@ async def handshake(
         with contextlib.suppress(Refusal):  # without a chain the answer proves nothing, and that is said below
             async for part in caller.trust_chain(asked):
                 await trust.offer(part)
-    said = _verify_server(answer, proof, trust.state.authority_key)
+        raw = _signed_by(answer, trust.state.authority_key)
+    said = _verify_server(answer, raw, proof)
     _meet(server_time, said.server_time_ms)
     try:
         frame_keys = derive_frame_keys(ephemeral, said.x25519_share, statement, answer.signed.statement)
@@ -109,22 +111,23 @@ def _meet(server_time: ServerTime, server_time_ms: int) -> None:
         raise Refusal(Reason.MALFORMED, f"the server's time is wrong: {error}") from error
 
 
-def _is_signed(answer: session_pb2.CompleteHandshakeResponse, authority_key: bytes) -> bool:
+def _signed_by(answer: session_pb2.CompleteHandshakeResponse, authority_key: bytes) -> bytes | None:
     try:
-        envelope.verify_one(answer.signed, domain=Domain.HANDSHAKE_SERVER, public_key=authority_key)
+        return envelope.verify_one(answer.signed, domain=Domain.HANDSHAKE_SERVER, public_key=authority_key)
     except EnvelopeError:
-        return False
-    return True
+        return None
 
 
 def _verify_server(
-    answer: session_pb2.CompleteHandshakeResponse, proof: trust_pb2.Signed, authority_key: bytes
+    answer: session_pb2.CompleteHandshakeResponse, raw: bytes | None, proof: trust_pb2.Signed
 ) -> session_pb2.HandshakeServerStatement:
+    not_signed = "its answer is not signed by the pinned authority"
+    if raw is None:
+        raise _not_proven(not_signed)
     try:
-        raw = envelope.verify_one(answer.signed, domain=Domain.HANDSHAKE_SERVER, public_key=authority_key)
         said = session_pb2.HandshakeServerStatement.FromString(raw)
-    except (EnvelopeError, DecodeError) as error:
-        raise _not_proven("its answer is not signed by the pinned authority") from error
+    except DecodeError as error:
+        raise _not_proven(not_signed) from error
     expected = hashlib.sha256(proof.statement + proof.signatures[0].value).digest()
     if not hmac.compare_digest(said.node_proof_sha256, expected):
         raise _not_proven("its answer is to another handshake")

@@ -168,7 +168,8 @@ def of_stream(error: gateway_pb2.StreamError) -> Refusal:
 
 def _shown(text: str, max_chars: int) -> str:
     """`text` as a terminal and a log may show it: no control characters, bounded."""
-    printable = "".join(char if char.isprintable() else " " for char in text[: max_chars + 1])
+    shown = text[: max_chars + 1]
+    printable = shown if shown.isprintable() else "".join(char if char.isprintable() else " " for char in shown)
     return printable if len(printable) <= max_chars else printable[: max_chars - 1] + "…"
 
 
