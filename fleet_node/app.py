@@ -44,7 +44,8 @@ from fleet_node.enrollment.owner_pin import pinned_owner
 from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials, RotationPinnedError
 from fleet_node.link.key_audit import KeyAudit
-from fleet_node.link.link import Link, LinkState
+from fleet_node.link.link import Link
+from fleet_node.link.link_status import LinkState
 from fleet_node.link.people_store import PeopleStore
 from fleet_node.link.ports import Ports
 from fleet_node.link.ratchet import Ratchet

@@ -78,6 +78,7 @@ class Connection:
         self.lingering: set[asyncio.Task[None]] = set()
         self.goaway: asyncio.Future[gateway_pb2.ControlGoaway] = asyncio.get_running_loop().create_future()
         self.renewing = False  # the goaway is this node's own
+        self._leaving = False
         self._session = session
         self._shown = shown
         self._membership = shown.membership
@@ -174,10 +175,16 @@ class Connection:
         self._wake.set()
 
     def renew(self) -> None:
-        """Move to a new stream, as if the server had asked for it."""
-        if not self.goaway.done():
+        """Move to a new stream, as if the server had asked for it, which it may do yet."""
+        if not self._leaving and not self.goaway.done():
             self.renewing = True
             self.goaway.set_result(gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_REBALANCE, resume=True))
+
+    def take_goaway(self) -> gateway_pb2.ControlGoaway:
+        """The newest goaway; `goaway` is the next one from then on, which takes the place of this one."""
+        newest = self.goaway.result()
+        self.goaway, self._leaving = asyncio.get_running_loop().create_future(), True
+        return newest
 
     def _hello(self, takeover_of: str) -> tuple[gateway_pb2.Hello, bytes]:
         counters = self._ports.commands.hello()
@@ -306,10 +313,16 @@ class Connection:
             self._take_credential(control)
         elif kind == "drain":
             self._ports.commands.drain(control.drain)
-        elif kind == "goaway" and not self.goaway.done():
-            self.goaway.set_result(control.goaway)
+        elif kind == "goaway":
+            self._take_goaway(control.goaway)
         elif kind == "error":
             self._ending = status.of_stream(control.error)
+
+    def _take_goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
+        self.renewing = False
+        if self.goaway.done():  # and not taken yet: whoever waits for it is woken, and reads this one
+            self.goaway = asyncio.get_running_loop().create_future()
+        self.goaway.set_result(goaway)
 
     def _take_signed(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
         if control.commands.reports_acked:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeVar
 
 from fleet.backoff import Backoff, BackoffPolicy, full_jitter_s
@@ -26,6 +24,7 @@ from fleet_node.link.connection import Connection, SelfDescription
 from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.following import open_following
 from fleet_node.link.handshake import handshake
+from fleet_node.link.link_status import LinkState, LinkStatus
 from fleet_node.link.ports import Ports
 from fleet_node.observability.metrics import LinkMetrics
 
@@ -35,34 +34,6 @@ _WISHED_ATTEMPTS = 3
 HARDLY_THERE_S = 1.0
 """A stream that a goaway ends sooner counts as a failed attempt: a server that sends everybody on must not make a node
 spin."""
-
-
-class LinkState(StrEnum):
-    """What `fleet-node status` shows."""
-
-    CONNECTING = "connecting"
-    LIVE = "live"
-    MOVING = "moving"
-    WAITING = "waiting"
-    STOPPED = "stopped"
-
-
-@dataclass(slots=True)
-class LinkStatus:
-    """The link as a person wants to see it."""
-
-    state: LinkState = LinkState.CONNECTING
-    endpoint: str = ""
-    stream_id: str = ""
-    stream_epoch: int = 0
-    replica_id: str = ""
-    rtt_us: int = 0
-    clock_offset_ms: int = 0
-    last_refusal: str = ""
-    last_detail: str = ""
-    next_attempt_s: float = 0.0
-    streams_opened: int = 0
-    since_ms: int = field(default=0)
 
 
 class Link:
@@ -97,6 +68,7 @@ class Link:
         self._leaves = LeafCache()
         self._kept = KeptCaller()
         self._stopping = asyncio.Event()
+        self._stopped: asyncio.Task[bool]  # one for all waits: a return has ten of them, and each would make its own
         self._current: Connection | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._show(LinkState.CONNECTING)
@@ -107,19 +79,26 @@ class Link:
 
     async def run(self) -> None:
         """Serve until `stop`."""
-        while not self._stopping.is_set():
-            self._show(LinkState.CONNECTING)
-            try:
-                connection = await self._unless_stopped(self._connect("", self._known_endpoints()))
-            except Refusal as refusal:
-                await self._stay_away(refusal, "stream_not_opened")  # counted by the outcome of the handshake
-                continue
-            if connection is not None:
-                await self._serve(connection)
+        self._stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            while not self._stopping.is_set():
+                await self._serve_next()
+        finally:
+            self._stopped.cancel()
         await self._kept.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._show(LinkState.STOPPED)
+
+    async def _serve_next(self) -> None:
+        self._show(LinkState.CONNECTING)
+        try:
+            connection = await self._unless_stopped(self._connect("", self._known_endpoints()))
+        except Refusal as refusal:
+            await self._stay_away(refusal, "stream_not_opened")  # counted by the outcome of the handshake
+            return
+        if connection is not None:
+            await self._serve(connection)
 
     async def _connect(self, takeover_of: str, endpoints: tuple[str, ...]) -> Connection:
         """Authenticate and open a stream.
@@ -230,48 +209,50 @@ class Link:
         """Serve until the stream ends, or until its successor is welcomed, which is returned."""
         opened_at = self._clock.monotonic()
         running = asyncio.create_task(connection.run())
-        stopping = asyncio.create_task(self._stopping.wait())
-        waited: set[asyncio.Future[Any]] = {running, stopping, connection.goaway}
         plan = None
         try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done():
-                connection.leave("SHUTDOWN")
-            elif connection.goaway.done() and not running.done():
-                goaway = connection.goaway.result()
-                plan = rules.plan_goaway(goaway, self._known_endpoints(), at_least_s=self._breather_s(opened_at))
-                event = "stream_renewed" if connection.renewing else "goaway_received"
-                log.info(event, reason=plan.reason, plan=str(plan.leave))
-                if plan.leave is rules.Leave.TAKEOVER:
-                    successor = await self._take_over(connection, plan, running)
-                    if successor is not None:
-                        self._metrics.reconnects.labels(plan.reason).inc()
-                        self._retire(connection, running)
-                        return successor
-                    connection.leave("SHUTDOWN")  # a stop came first; nothing is said on a stream that has ended
-                else:
+            while True:
+                waited: set[asyncio.Future[Any]] = {running, self._stopped, connection.goaway}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if self._stopped.done():
+                    connection.leave("SHUTDOWN")
+                if self._stopped.done() or running.done():
+                    break
+                plan = self._plan(connection, opened_at)
+                if plan.leave is not rules.Leave.TAKEOVER:
                     connection.leave("GOAWAY")
+                    break
+                successor = await self._take_over(connection, plan, running)
+                if successor is not None:
+                    self._metrics.reconnects.labels(plan.reason).inc()
+                    self._retire(connection, running)
+                    return successor
             refusal = await running
         except BaseException:
             running.cancel()
             raise
         finally:
-            stopping.cancel()
             self._keep(connection.lingering)
         self._backoff.ended(self._clock.monotonic() - opened_at)
         await connection.caller.close()
         await self._after(refusal, plan)
         return None
 
+    def _plan(self, connection: Connection, opened_at: float) -> rules.Plan:
+        renewing, goaway = connection.renewing, connection.take_goaway()
+        plan = rules.plan_goaway(goaway, self._known_endpoints(), at_least_s=self._breather_s(opened_at))
+        log.info("stream_renewed" if renewing else "goaway_received", reason=plan.reason, plan=str(plan.leave))
+        return plan
+
     async def _take_over(
         self, connection: Connection, plan: rules.Plan, running: asyncio.Task[Refusal | None]
     ) -> Connection | None:
-        """Open the next stream beside the old one; None when the old one ended, or a stop came, first."""
+        """Open the next stream beside the old one; None when that ended, a stop came, or another goaway, first."""
         self._show(LinkState.MOVING)
         backoff = Backoff(BackoffPolicy(initial_s=0.25, maximum_s=5.0))
         delay_s = full_jitter_s(plan.delay_s, plan.window_s)
         for attempt in itertools.count():
-            if await self._interrupted({running}, delay_s):
+            if await self._interrupted({running, connection.goaway}, delay_s):
                 break
             # Where it was sent nobody may be by now, or no room: after a few attempts any replica will do.
             endpoints = plan.endpoints if attempt < _WISHED_ATTEMPTS else self._known_endpoints()
@@ -327,28 +308,24 @@ class Link:
     async def _unless_stopped(self, work: Coroutine[object, object, T]) -> T | None:
         """What `work` returns; None when a stop came first, which ends it."""
         working = asyncio.create_task(work)
-        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
             return None
         finally:
-            stopping.cancel()
             if not working.done():
                 working.cancel()
                 await asyncio.wait({working})
 
-    async def _interrupted(self, tasks: set[asyncio.Task[T]], delay_s: float) -> bool:
-        """Wait `delay_s`; True when a task of `tasks` ended or a stop came first. `tasks` are left running."""
+    async def _interrupted(self, others: set[asyncio.Future[Any]], delay_s: float) -> bool:
+        """Wait `delay_s`; True when one of `others` ended or a stop came first. They are left running."""
         sleeping = asyncio.ensure_future(self._clock.sleep(delay_s))
-        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            done, _ = await asyncio.wait({*tasks, sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*others, sleeping, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
             return bool(done - {sleeping})
         finally:
             sleeping.cancel()
-            stopping.cancel()
 
     def _breather_s(self, opened_at: float) -> float:
         """Least seconds to wait after a goaway."""

@@ -11,7 +11,7 @@ from fleet.clock import Clock, ServerTime
 from fleet_node.drivers.protected import Protected
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.link.credentials import Credentials
-from fleet_node.link.link import LinkStatus
+from fleet_node.link.link_status import LinkStatus
 from fleet_node.link.ports import TrustPort
 from fleet_node.observability.metrics import NodeMetrics
 

@@ -11,7 +11,7 @@ import pytest
 
 from fleet.errors import Refusal
 from fleet.v1 import command_pb2, gateway_pb2
-from fleet_node.link.link import LinkState
+from fleet_node.link.link_status import LinkState
 from fleet_server.database.writer import Transaction
 from tests.fakes.proxy import Direction, Side
 from tests.integration.handmade import HandmadeNode

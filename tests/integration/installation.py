@@ -27,7 +27,7 @@ from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import Membership
 from fleet_node.enrollment.service import Applicant, EnrollmentService, Pins
-from fleet_node.link.link import LinkState
+from fleet_node.link.link_status import LinkState
 from fleet_server import app, bootstrap
 from fleet_server.config import Settings
 from tests.fakes.proxy import FaultProxy

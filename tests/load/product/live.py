@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from fleet_node.link.link import Link, LinkState
+from fleet_node.link.link import Link
+from fleet_node.link.link_status import LinkState
 
 _POLL_S = 0.02
 

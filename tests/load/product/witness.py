@@ -23,7 +23,8 @@ from fleet_node.config import Settings
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import load_membership
-from fleet_node.link.link import HARDLY_THERE_S, LinkState, LinkStatus
+from fleet_node.link.link import HARDLY_THERE_S
+from fleet_node.link.link_status import LinkState, LinkStatus
 from fleet_server.nodes.poll import INTERVAL_S
 
 _AT_ONCE = 6

@@ -16,7 +16,8 @@ from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials
-from fleet_node.link.link import Link, LinkState
+from fleet_node.link.link import Link
+from fleet_node.link.link_status import LinkState
 from fleet_node.link.ports import HelloCounters, Ports, Uplink
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore

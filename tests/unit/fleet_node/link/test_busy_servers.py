@@ -7,7 +7,7 @@ import pytest
 
 from fleet.backoff import BackoffPolicy
 from fleet.errors import Reason, Refusal
-from fleet_node.link.link import LinkState
+from fleet_node.link.link_status import LinkState
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import FakeGateway, FakeInstallation
 from tests.fakes.proxy import FaultProxy

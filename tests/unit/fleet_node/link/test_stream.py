@@ -12,7 +12,7 @@ from fleet import envelope
 from fleet.envelope import Domain, Signer
 from fleet.errors import Reason, Refusal
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, telemetry_pb2, trust_pb2
-from fleet_node.link.link import LinkState
+from fleet_node.link.link_status import LinkState
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import CLUSTER, NODE, FakeGateway, FakeInstallation
 from tests.unit.fleet_node.link.rooms import running_link

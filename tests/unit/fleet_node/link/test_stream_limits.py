@@ -9,7 +9,7 @@ from fleet.errors import Reason, Refusal
 from fleet.status import MAX_DETAIL_CHARS
 from fleet.v1 import gateway_pb2
 from fleet_node.link.inbox import MAX_FRAME_BYTES
-from fleet_node.link.link import LinkState
+from fleet_node.link.link_status import LinkState
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import FakeGateway, FakeInstallation
 from tests.unit.fleet_node.link.rooms import running_link
