@@ -94,8 +94,11 @@ def test_a_start_that_dies_each_time_or_fails_otherwise_is_an_error(
     assert not any(folder.exists() for folder in asked)
 
 
-def test_workers_make_the_user_that_runs_it_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(fake.wheel.PostgresServer.lock_path)
+def test_workers_make_the_user_that_runs_it_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "lock")  # of a kind with the wheel's, which other workers hold now and then
+    monkeypatch.setattr(fake.wheel.PostgresServer, "_lock", type(fake.wheel.PostgresServer._lock)(path))
     script = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
     def another_may() -> bool:
