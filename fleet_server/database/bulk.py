@@ -163,6 +163,9 @@ class EachUpdate:
     def _apart(self, rows: Sequence[Parameters]) -> tuple[Sequence[Parameters], Sequence[Parameters]]:
         """Rows that go together, and those with a long value, which would make an array of any size."""
         places = [place for place, kind in enumerate(self.values.values()) if kind in _LONG_KINDS]
+        columns = list(zip(*rows, strict=True))
+        if all(max(map(len, filter(None, columns[place])), default=0) <= _LONGEST_IN_ARRAYS for place in places):
+            return rows, []
         apart: tuple[list[Parameters], list[Parameters]] = ([], [])
         for row in rows:
             apart[any(len(row[place] or "") > _LONGEST_IN_ARRAYS for place in places)].append(row)
@@ -181,11 +184,15 @@ def _numbers(column: Iterable[int]) -> str:
     return "{" + ",".join(map(str, map(int, column))) + "}"
 
 
-def _texts(column: Iterable[str]) -> str:
+def _texts(column: Sequence[str]) -> str:
+    # Ids and reasons have nothing to escape: looked for in all of them at once.
+    together = '","'.join(column)
+    if "\\" not in together and together.count('"') == 2 * (len(column) - 1):
+        return '{"' + together + '"}'
     return "{" + ",".join(['"' + text.replace("\\", r"\\").replace('"', r"\"") + '"' for text in column]) + "}"
 
 
-def _octets(column: Iterable[bytes | None]) -> str:
+def _octets(column: Sequence[bytes | None]) -> str:
     return "{" + ",".join(["NULL" if data is None else rf'"\\x{data.hex()}"' for data in column]) + "}"
 
 
