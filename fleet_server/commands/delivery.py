@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from fleet.errors import Refusal
 from fleet_server.audit.kinds import AuditKind
-from fleet_server.commands import rules, store
+from fleet_server.commands import open_store, rules, store
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.changes import Announcer, Change
 from fleet_server.commands.in_hand import NotAsRememberedError
 from fleet_server.commands.ports import Rooms
 from fleet_server.commands.runs import PendingCommand, Run
 from fleet_server.commands.store import OpenRow
+from fleet_server.database.engine import Connection
+from fleet_server.database.together import Together
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes.ownership import write_as_newest
+from fleet_server.nodes.ownership import stale, write_as_newest
+
+
+class Resumption(NamedTuple):
+    """Where a new stream goes on.
+
+    Args:
+        after_seq: it sends what is behind that.
+        may_wait: whether anything may wait there now.
+    """
+
+    after_seq: int
+    may_wait: bool
+
+
+class _Look(NamedTuple):
+    node_id: str
+    epoch: int
+    last_accepted_seq: int
 
 
 class Delivery:
@@ -24,6 +46,7 @@ class Delivery:
         self._rooms = rooms
         self._authorities = authorities
         self._announcer = announcer
+        self._looks = Together(rooms.database.read, self._look, key=lambda look: look.node_id)
 
     async def claim_pending(
         self,
@@ -52,13 +75,28 @@ class Delivery:
             runs = []
             return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work, hold=True)
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
+    async def reconcile(
+        self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False
+    ) -> Resumption:
         """See `CommandService.reconcile`."""
+        has_more = await self._looks.ask(_Look(node_id, epoch, last_accepted_seq))
+        if isinstance(has_more, Refusal):
+            raise has_more
+        if not has_more and self._announcer.open_count(node_id) == 0:
+            return Resumption(last_accepted_seq, may_wait=False)
 
         def work(tx: Transaction) -> int:
             return self._reconcile(tx, node_id, last_accepted_seq, takeover)
 
-        return await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
+        after_seq = await write_as_newest(self._rooms.database, self._rooms.nodes, node_id, epoch, work)
+        return Resumption(after_seq, may_wait=True)
+
+    def _look(self, conn: Connection, looks: Sequence[_Look]) -> Sequence[bool | Refusal]:
+        """Whether each node has commands above those that it accepted. All of a fleet that comes back ask at once, and
+        hardly one of them has any."""
+        newest = self._rooms.nodes.epochs(conn, [look.node_id for look in looks])
+        with_more = open_store.with_more(conn, {look.node_id: look.last_accepted_seq for look in looks})
+        return [stale(look.epoch, newest.get(look.node_id, 0)) or look.node_id in with_more for look in looks]
 
     def abandon_signed(self, tx: Transaction, node_id: str, replaced: bool) -> int:
         """See `CommandService.abandon_signed`."""

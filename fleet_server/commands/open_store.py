@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fleet_server.commands.run_store import COMMANDS_OF_RUN, of_open_runs
@@ -71,6 +71,23 @@ def survey(conn: Connection, sent_before_ms: int) -> Survey:
         known = nodes.get(node_id)
         nodes[node_id] = found if known is None else _both(known, found)
     return Survey(list(nodes.values()), ended)
+
+
+def with_more(conn: Connection, accepted: Mapping[str, int]) -> set[str]:
+    """Those of these nodes that have a command, open or not, above a seq of theirs.
+
+    Args:
+        accepted: seq by node id.
+    """
+    if conn.dialect.name != "postgresql":
+        text = "SELECT 1 FROM commands WHERE node_id = ? AND seq > ? LIMIT 1"
+        return {node_id for node_id, seq in accepted.items() if fetch(conn, text, (node_id, seq))}
+    # LIMIT keeps the planner from joining all commands there are.
+    text = (
+        "SELECT v.node_id FROM unnest(CAST(? AS text[]), CAST(? AS bigint[])) AS v (node_id, seq) CROSS JOIN LATERAL"
+        " (SELECT 1 FROM commands c WHERE c.node_id = v.node_id AND c.seq > v.seq LIMIT 1) more"
+    )
+    return {node_id for (node_id,) in fetch(conn, text, (list(accepted), list(accepted.values())))}
 
 
 def end_runs(conn: Connection, runs: Sequence[RunKey]) -> None:

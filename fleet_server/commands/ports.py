@@ -39,6 +39,10 @@ class NodesPort(Protocol):
         before the transaction ends."""
         ...
 
+    def epochs(self, conn: Connection, node_ids: Sequence[str]) -> Mapping[str, int]:
+        """Epoch of each node's newest stream; a node that is not known is missing."""
+        ...
+
     async def get(self, ref: str) -> NodeRecord:
         """One node by id or name; Refusal NOT_FOUND."""
         ...

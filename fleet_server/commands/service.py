@@ -25,7 +25,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.commands.authority import Authorities
 from fleet_server.commands.cancels import CancelOrder, Cancels
 from fleet_server.commands.changes import Announcer
-from fleet_server.commands.delivery import Delivery
+from fleet_server.commands.delivery import Delivery, Resumption
 from fleet_server.commands.following import Following
 from fleet_server.commands.handover import FindLane
 from fleet_server.commands.issuing import Issuing
@@ -249,13 +249,15 @@ class CommandService:
             asked_again_through=asked_again_through,
         )
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False) -> int:
-        """Where a new stream starts to send: the seq to go on after.
+    async def reconcile(
+        self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool = False
+    ) -> Resumption:
+        """Where a new stream starts to send, and whether anything may wait there.
 
-        That is `last_accepted_seq`, or less when commands up to it have no result here: sent again, the node tells what
-        became of them (or FORGOTTEN, or SEQ_CONFLICT after the database was restored). Commands above it that the node
-        once accepted are declared INTERRUPTED: its journal went back in time, and sending them again could run them
-        twice.
+        It goes on after `last_accepted_seq`, or less when commands up to it have no result here: sent again, the node
+        tells what became of them (or FORGOTTEN, or SEQ_CONFLICT after the database was restored). Commands above it
+        that the node once accepted are declared INTERRUPTED: its journal went back in time, and sending them again
+        could run them twice.
 
         Args:
             takeover: the node opened this stream beside one that still serves it, from the same process: its journal

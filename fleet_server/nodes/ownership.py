@@ -28,7 +28,11 @@ class Epochs(Protocol):
 def refuse_stale(nodes: Epochs, conn: Connection, node_id: str, epoch: int, *, hold: bool = False) -> Refusal | None:
     """Why a stream may not act for its node any more; None for the newest one (docs/protocol.md, "Frames"). With `hold`
     no other machine becomes the node before the transaction ends. Any thread."""
-    newest = nodes.current_epoch(conn, node_id, hold=hold)
+    return stale(epoch, nodes.current_epoch(conn, node_id, hold=hold))
+
+
+def stale(epoch: int, newest: int) -> Refusal | None:
+    """Why a stream of `epoch` may not act for its node whose newest stream has `newest`; None when it may."""
     if newest == epoch:
         return None
     return Refusal(

@@ -209,10 +209,13 @@ class CommandLane:
 
     async def _send_pending(self) -> None:
         if self._sent_seq < 0:
-            self._sent_seq = await self._commands.reconcile(
+            resumed = await self._commands.reconcile(
                 self._node_id, self._epoch, self._hello_seq, takeover=self._journal_check.done
             )
+            self._sent_seq = resumed.after_seq
             self._journal_check.done = True
+            if not resumed.may_wait:
+                return  # what is issued from then on wakes the lane
         while not self.held and self._has_window() and self._clock.monotonic() >= self._resume_at:
             limit = min(MAX_COMMANDS_PER_STATEMENT, self._max_in_flight - len(self._unaccepted))
             key_id = self._trust.command_key_id(self._site)

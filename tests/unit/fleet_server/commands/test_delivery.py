@@ -107,7 +107,7 @@ async def test_a_journal_that_went_back_in_time_runs_nothing_twice(room: Room) -
         [report(first[0], wire.COMMAND_STATE_SUCCEEDED), report(first[1], wire.COMMAND_STATE_RUNNING)],
     )
     epoch = await room.open_stream(node.node_id, last_accepted_seq=0)
-    after = await room.commands.reconcile(node.node_id, epoch, 0)
+    after, _ = await room.commands.reconcile(node.node_id, epoch, 0)
     assert [each.seq for each in await room.claim(node.node_id, after_seq=after)] == [3]
     assert (await room.views_of_node("n1"))[1].reason == "JOURNAL_LOST"
 
@@ -120,7 +120,7 @@ async def test_what_was_accepted_while_a_takeover_said_hello_is_no_loss(room: Ro
     first = await room.claim(node.node_id)
     await room.commands.record_reports(node.node_id, [report(first[0], wire.COMMAND_STATE_RUNNING)])
     epoch = await room.open_stream(node.node_id, last_accepted_seq=0)
-    after = await room.commands.reconcile(node.node_id, epoch, 0, takeover=True)
+    after, _ = await room.commands.reconcile(node.node_id, epoch, 0, takeover=True)
     assert [each.seq for each in await room.claim(node.node_id, after_seq=after)] == [2]
     assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_RUNNING
 
@@ -136,7 +136,7 @@ async def test_what_the_node_has_and_the_server_does_not_know_is_asked_again(roo
         [report(first[0], wire.COMMAND_STATE_SUCCEEDED), report(first[2], wire.COMMAND_STATE_RUNNING)],
     )
     epoch = await room.open_stream(node.node_id, last_accepted_seq=3)
-    after = await room.commands.reconcile(node.node_id, epoch, 3)
+    after, _ = await room.commands.reconcile(node.node_id, epoch, 3)
     again = await room.claim(node.node_id, after_seq=after, asked_again_through=3)
     assert [each.seq for each in again] == [2, 3, 4]
     assert await room.state(node.node_id, 3) == wire.COMMAND_STATE_RUNNING
@@ -144,6 +144,29 @@ async def test_what_the_node_has_and_the_server_does_not_know_is_asked_again(roo
     await room.commands.record_command_refused(node.node_id, await room.epoch(node.node_id), refused)
     assert await room.state(node.node_id, 3) == wire.COMMAND_STATE_INTERRUPTED
     assert len(await room.audited("command.interrupted")) == 1
+
+
+async def test_a_stream_on_which_nothing_waits_is_told_so(room: Room) -> None:
+    nodes = [await room.add_node(f"n{number}") for number in range(1, 5)]
+    for node in nodes[1:]:
+        await room.commands.issue("alice", order(node.name))
+    for node in nodes[2:]:
+        await room.open_stream(node.node_id)
+        [given] = await room.claim(node.node_id)
+        state = wire.COMMAND_STATE_SUCCEEDED if node is nodes[2] else wire.COMMAND_STATE_RUNNING
+        await room.commands.record_reports(node.node_id, [report(given, state)])
+    epochs = [await room.open_stream(node.node_id) for node in nodes]
+    accepted = [0, 0, 1, 1]
+    resumed = await asyncio.gather(
+        *(
+            room.commands.reconcile(node.node_id, epoch, seq)
+            for node, epoch, seq in zip(nodes, epochs, accepted, strict=True)
+        )
+    )
+    assert resumed == [(0, False), (0, True), (1, False), (0, True)]
+    with pytest.raises(Refusal) as refused:
+        await room.commands.reconcile(nodes[0].node_id, epochs[0] - 1, 0)
+    assert refused.value.reason is Reason.SUPERSEDED
 
 
 async def test_the_run_loop_outlives_a_database_that_is_away(

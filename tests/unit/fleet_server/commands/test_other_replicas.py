@@ -319,9 +319,11 @@ async def test_a_node_that_comes_back_costs_no_look_at_all_that_it_ever_did(
 
     monkeypatch.setattr(store, "lowest_open", counted)
     epoch = await room.open_stream(node.node_id, 3000)
-    assert await room.commands.reconcile(node.node_id, epoch, 3000) == 3000
+    assert await room.commands.reconcile(node.node_id, epoch, 3000) == (3000, True)
     assert len(looked) == 1
     assert looked[0] < 10
     await room.claim(node.node_id, after_seq=3000)
     epoch = await room.open_stream(node.node_id, 3001)
-    assert await room.commands.reconcile(node.node_id, epoch, 3001) == 3000, "what has no result is asked for again"
+    assert await room.commands.reconcile(node.node_id, epoch, 3001) == (3000, True), (
+        "what has no result is asked for again"
+    )

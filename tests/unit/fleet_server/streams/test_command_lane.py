@@ -11,6 +11,7 @@ import pytest
 from fleet.envelope import Domain, Signer
 from fleet.metrics import Registry
 from fleet.v1 import command_pb2, gateway_pb2
+from fleet_server.commands.delivery import Resumption
 from fleet_server.observability.metrics import CommandMetrics
 from fleet_server.streams import rules
 from fleet_server.streams.command_lane import CommandLane
@@ -43,12 +44,13 @@ class Room:
 
     queue: list[Pending] = field(default_factory=list)
     start: int = 0
+    may_wait: bool = True
     claims: list[tuple[int, int]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     while_claiming: Callable[[], object] = int
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, **_: object) -> int:
-        return self.start
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, **_: object) -> Resumption:
+        return Resumption(self.start, self.may_wait)
 
     async def claim_pending(
         self, node_id: str, epoch: int, *, after_seq: int, limit: int, key_id: bytes, **_: object
@@ -129,6 +131,17 @@ async def test_statements_chain_and_hold_at_most_32(clock: MockClock) -> None:
     assert [len(statement.commands) for statement in bench.sent] == [32, 32, 16]
     assert [statement.prev_seq for statement in bench.sent] == [0, 32, 64]
     assert {statement.stream_binding for statement in bench.sent} == {b"b" * 32}
+
+
+async def test_a_stream_on_which_nothing_waits_asks_for_nothing_until_it_is_woken(clock: MockClock) -> None:
+    bench = _bench(clock, [8], start=7)
+    bench.room.may_wait = False
+    bench.lane.wake()
+    await bench.settle()
+    assert (bench.room.claims, bench.sent) == ([], [])
+    bench.lane.wake()
+    await bench.settle()
+    assert [statement.prev_seq for statement in bench.sent] == [7]
 
 
 async def test_no_more_than_max_in_flight_until_the_node_answers(clock: MockClock) -> None:

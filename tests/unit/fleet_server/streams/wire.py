@@ -11,6 +11,7 @@ from fleet.envelope import Signer
 from fleet.errors import Refusal
 from fleet.metrics import Registry
 from fleet.v1 import command_pb2, gateway_pb2, session_pb2, trust_pb2
+from fleet_server.commands.delivery import Resumption
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.sessions.ratchet import Turn
 from fleet_server.streams.frames import BadFrame
@@ -48,11 +49,11 @@ class FakeCommands:
     reconciled: list[bool] = field(default_factory=list)
     """For each call that succeeded, whether the journal was taken to be whole."""
 
-    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool) -> int:
+    async def reconcile(self, node_id: str, epoch: int, last_accepted_seq: int, *, takeover: bool) -> Resumption:
         if self.unreconciled:
             raise self.unreconciled.pop(0)
         self.reconciled.append(takeover)
-        return last_accepted_seq
+        return Resumption(last_accepted_seq, may_wait=True)
 
     async def claim_pending(self, node_id: str, epoch: int, **_: object) -> list[object]:
         return []
