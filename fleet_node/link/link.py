@@ -31,6 +31,8 @@ from fleet_node.observability.metrics import LinkMetrics
 log = get_logger(__name__)
 T = TypeVar("T")
 _WISHED_ATTEMPTS = 3
+_SENT_ON = BackoffPolicy(initial_s=0.25, maximum_s=5.0)
+"""From one attempt to take over to the next, and from one goaway of a stream to what the next one asks for."""
 HARDLY_THERE_S = 1.0
 """A stream that a goaway ends sooner counts as a failed attempt: a server that sends everybody on must not make a node
 spin."""
@@ -209,7 +211,7 @@ class Link:
         """Serve until the stream ends, or until its successor is welcomed, which is returned."""
         opened_at = self._clock.monotonic()
         running = asyncio.create_task(connection.run())
-        plan = None
+        plan, sent_on = None, Backoff(_SENT_ON)
         try:
             while True:
                 waited: set[asyncio.Future[Any]] = {running, self._stopped, connection.goaway}
@@ -218,7 +220,8 @@ class Link:
                     connection.leave("SHUTDOWN")
                 if self._stopped.done() or running.done():
                     break
-                plan = self._plan(connection, opened_at)
+                at_least_s = sent_on.next_delay_s() if plan is not None else self._breather_s(opened_at)
+                plan = self._plan(connection, at_least_s)
                 if plan.leave is not rules.Leave.TAKEOVER:
                     connection.leave("GOAWAY")
                     break
@@ -238,9 +241,9 @@ class Link:
         await self._after(refusal, plan)
         return None
 
-    def _plan(self, connection: Connection, opened_at: float) -> rules.Plan:
+    def _plan(self, connection: Connection, at_least_s: float) -> rules.Plan:
         renewing, goaway = connection.renewing, connection.take_goaway()
-        plan = rules.plan_goaway(goaway, self._known_endpoints(), at_least_s=self._breather_s(opened_at))
+        plan = rules.plan_goaway(goaway, self._known_endpoints(), at_least_s=at_least_s)
         log.info("stream_renewed" if renewing else "goaway_received", reason=plan.reason, plan=str(plan.leave))
         return plan
 
@@ -249,7 +252,7 @@ class Link:
     ) -> Connection | None:
         """Open the next stream beside the old one; None when that ended, a stop came, or another goaway, first."""
         self._show(LinkState.MOVING)
-        backoff = Backoff(BackoffPolicy(initial_s=0.25, maximum_s=5.0))
+        backoff = Backoff(_SENT_ON)
         delay_s = full_jitter_s(plan.delay_s, plan.window_s)
         for attempt in itertools.count():
             if await self._interrupted({running, connection.goaway}, delay_s):

@@ -28,6 +28,12 @@ from tests.fakes.watch import Watch
 QUICK = BackoffPolicy(initial_s=0.01, maximum_s=0.05)
 
 
+def goaway(reason: gateway_pb2.GoawayReason.ValueType, **fields: object) -> gateway_pb2.ServerControl:
+    """A goaway with `fields`; to be followed by another stream, unless they say otherwise."""
+    order = gateway_pb2.ControlGoaway(reason=reason, deadline_ms=10_000, **({"resume": True} | fields))  # type: ignore[arg-type]
+    return gateway_pb2.ServerControl(goaway=order)
+
+
 class FakeCommands:
     """Records what arrives; `room` unset holds statements back, as a full queue does."""
 

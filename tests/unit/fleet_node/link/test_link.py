@@ -13,14 +13,13 @@ from fleet.clock import FAR_AHEAD_MS, MAX_TIME_MS, SystemClock
 from fleet.envelope import Signer
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
-from fleet_node.link.link import HARDLY_THERE_S
 from fleet_node.link.link_status import LinkState
 from tests.fakes import gateway as gateway_fake
 from tests.fakes import served
 from tests.fakes.clock import MockClock
 from tests.fakes.gateway import FakeGateway, FakeInstallation
 from tests.integration.clock import QuickClock
-from tests.unit.fleet_node.link.rooms import running_link
+from tests.unit.fleet_node.link.rooms import goaway, running_link
 
 
 @pytest.fixture
@@ -30,11 +29,6 @@ async def other(installation: FakeInstallation, gateway: FakeGateway) -> AsyncIt
     await started.start()
     yield started
     await started.stop()
-
-
-def goaway(reason: gateway_pb2.GoawayReason.ValueType, **fields: object) -> gateway_pb2.ServerControl:
-    order = gateway_pb2.ControlGoaway(reason=reason, deadline_ms=10_000, **({"resume": True} | fields))  # type: ignore[arg-type]
-    return gateway_pb2.ServerControl(goaway=order)
 
 
 async def test_a_drain_is_left_only_once_the_next_stream_is_welcomed(
@@ -51,47 +45,6 @@ async def test_a_drain_is_left_only_once_the_next_stream_is_welcomed(
         await first.wait_ended()
         await node.wait_state(LinkState.LIVE)
         assert node.link.status.replica_id == new.replica_id
-
-
-@pytest.mark.parametrize(
-    ("reason", "resume", "shown"),
-    [(gateway_pb2.GOAWAY_REASON_RESTART, True, ""), (gateway_pb2.GOAWAY_REASON_SUSPENDED, False, "SUSPENDED")],
-)
-async def test_a_later_goaway_takes_the_place_of_one_whose_slot_is_far(
-    installation: FakeInstallation,
-    gateway: FakeGateway,
-    tmp_path: Path,
-    clock: MockClock,
-    reason: gateway_pb2.GoawayReason.ValueType,
-    resume: bool,
-    shown: str,
-) -> None:
-    async with running_link(installation, tmp_path, clock=clock) as node:
-        first = await gateway.wait_stream()
-        await node.wait_state(LinkState.LIVE)
-        await first.send(goaway(gateway_pb2.GOAWAY_REASON_REBALANCE, reconnect_after_ms=3_000_000))
-        await node.wait_state(LinkState.MOVING)
-        await first.send(goaway(reason, resume=resume, reconnect_after_ms=2_000))
-        assert (await first.wait_control("goodbye")).goodbye.reason == "GOAWAY"
-        await node.wait_state(LinkState.WAITING)
-        assert node.link.status.last_refusal == shown
-        assert node.link.status.next_attempt_s >= 2.0 or not resume
-
-
-async def test_of_two_goaways_that_both_let_a_node_take_over_the_later_slot_counts(
-    installation: FakeInstallation, gateway: FakeGateway, tmp_path: Path, clock: MockClock
-) -> None:
-    async with running_link(installation, tmp_path, clock=clock) as node:
-        first = await gateway.wait_stream()
-        await node.wait_state(LinkState.LIVE)
-        await clock.advance(HARDLY_THERE_S)
-        await first.send(goaway(gateway_pb2.GOAWAY_REASON_REBALANCE, reconnect_after_ms=3_000_000))
-        await node.wait_state(LinkState.MOVING)
-        await first.send(goaway(gateway_pb2.GOAWAY_REASON_DRAIN))
-        second = await gateway.wait_stream(2)
-        assert second.proof.takeover_of == first.stream_id
-        assert (await first.wait_control("goodbye")).goodbye.reason == "TAKEOVER"
-        await node.wait(lambda: node.metrics.reconnects.labels("DRAIN").value == 1)
 
 
 async def test_a_room_whose_stream_is_full_gets_a_new_one_before_the_old_one_is_left(
