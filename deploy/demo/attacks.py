@@ -10,8 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from deploy.demo.admin import AdminClient
-from deploy.demo.installation import NODES, WAIT_S, Installation
+from deploy.demo.installation import NODES, Installation
 from deploy.demo.people import ACTION
+from deploy.demo.programs import WAIT_S
 from deploy.demo.runlog import read_runs
 from deploy.demo.stage import Stage
 from deploy.demo.stolen import steal_trust

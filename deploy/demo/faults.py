@@ -4,7 +4,8 @@ import json
 import time
 
 from deploy.demo.admin import AdminClient
-from deploy.demo.installation import NODES, WAIT_S, Installation
+from deploy.demo.installation import NODES, Installation
+from deploy.demo.programs import WAIT_S
 from deploy.demo.runlog import read_runs
 from deploy.demo.stage import Stage
 from deploy.demo.steady import Issued, SteadyStream

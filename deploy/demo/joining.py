@@ -4,7 +4,8 @@ import stat
 from pathlib import Path
 
 from deploy.demo.admin import AdminClient
-from deploy.demo.installation import NODES, WAIT_S, Installation
+from deploy.demo.installation import NODES, Installation
+from deploy.demo.programs import WAIT_S
 from deploy.demo.stage import Stage
 from fleet.identity import parse_fingerprint, show_fingerprint
 from tests.fakes.process import RunningProcess
@@ -39,7 +40,7 @@ def enrollment(stage: Stage, here: Installation) -> None:
     here.fleetctl(*create)
     text = here.join_token_file.read_text().strip()
     stage.say(f"{text[:_TOKEN_SHOWN_CHARS]}… ({len(text)} characters, shown to nobody else, kept in {token})")
-    asking = {node: here.start_enrolling(node) for node in NODES}
+    asking = {node: here.start_enrolling(node, here.join_token_file) for node in NODES}
     for node in NODES:
         stage.command("fleet-node", "enroll", "--config", here.shown(here.node_config(node)), "--token-file", "-")
     on_node = {node: process.wait_line(_FINGERPRINT, WAIT_S).group(1) for node, process in asking.items()}

@@ -1,65 +1,27 @@
-"""The walk: every step in order, what happens when one does not hold, and the end.
+"""The walk: every step in order; life_cycle.py says how it ends."""
 
-The exit code is 0 only if every step held. With DEMO_ONCE set it ends by itself; else it stays up until Ctrl-C, which
-ends everything that was started, by its process id. DEMO_STATE names another state folder than .demo.
-"""
-
-import os
-import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 from deploy.demo import attacks, faults, joining, people, working
 from deploy.demo.admin import AdminClient
 from deploy.demo.installation import Installation
+from deploy.demo.life_cycle import live, stay
 from deploy.demo.stage import Stage
-from deploy.demo.state_folder import CannotStart, fresh, stand_alone, state_folder
-
-INTERRUPTED = 130
 
 
 def run(root: Path) -> int:
-    """Walk the demo.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        0 when every step held, 1 when one did not, 2 when the state folder cannot be had, 130 when it was interrupted.
-    """
-    stand_alone()
-    stage = Stage()
-    state = state_folder(root / ".demo")
-    with ExitStack() as cleanup:
-        try:
-            cleanup.enter_context(fresh(state))
-        except CannotStart as error:
-            stage.say(str(error))
-            return 2
-        here = Installation(root, state, stage.waiting)
-        cleanup.callback(here.end)
-        return _walk(stage, here)
+    """Walk the demo of a repository; its exit code."""
+    return live(root / ".demo", lambda state, stage: Installation(root, state, stage.waiting), _walk)
 
 
-def _walk(stage: Stage, here: Installation) -> int:
-    try:
-        stage.banner(
-            "fleet gateway",
-            "A server, three nodes and an operator, all real processes on this machine.\n"
-            f"State under {here.shown(here.state)}, made anew. Every mark below is something that was checked.",
-        )
-        _steps(stage, here)
-        stage.summary()
-        if os.environ.get("DEMO_ONCE"):
-            return 0
-        _stay(stage, here)
-    except KeyboardInterrupt:
-        stage.interrupted("interrupted: ending everything that was started")
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  whatever it was, the person is told the step, and gets the logs
-        stage.failure(f"{type(error).__name__}: {error}", here.tails(), here.shown(here.logs))
-        return 1
-    return 0
+def _walk(stage: Stage, here: Installation) -> None:
+    stage.banner(
+        "fleet gateway",
+        "A server, three nodes and an operator, all real processes on this machine.\n"
+        f"State under {here.shown(here.state)}, made anew. Every mark below is something that was checked.",
+    )
+    _steps(stage, here)
+    _stay(stage, here)
 
 
 def _steps(stage: Stage, here: Installation) -> None:
@@ -121,16 +83,12 @@ def _stay(stage: Stage, here: Installation) -> None:
         "resume node press-2",
         "audit tail --follow",
     ]
-    stage.next_lines(
+    stay(
+        stage,
         f"Everything stays up: the server at {here.admin}, three nodes. In another terminal, try:",
         [
             "alias fleetctl=.venv/bin/fleetctl",
             f"export FLEETCTL_PROFILE={profile}",
             *(f"fleetctl {line}" for line in lines),
         ],
-        "Ctrl-C ends all of it.",
     )
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        stage.interrupted("ending everything that was started")

@@ -10,53 +10,35 @@ import base64
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from deploy.demo.installation import free_ports
+from deploy.demo.programs import WAIT_S, Programs, end_in_order, free_ports
 from deploy.demo.stage import Broken
 from fleet.identity import write_private
 from tests.fakes.haproxy import CONFIGS, HaProxy, adapted
 from tests.fakes.postgres import PostgresServer
-from tests.fakes.process import Processes, RunningProcess
+from tests.fakes.process import RunningProcess
 
 REPLICAS = ("fleet-0", "fleet-1")
 NODES = tuple(f"pump-{number}" for number in range(1, 9))
-WAIT_S = 60.0
-_CALL_S = 90.0
 _LOOK_AGAIN_S = 0.1
-_TAIL_LINES = 10
 
 
-class Cluster:
-    """See the module's text.
-
-    Args:
-        root: the repository: paths are shown relative to it.
-        state: an empty 0700 folder.
-    """
+class Cluster(Programs):
+    """See the module's text."""
 
     def __init__(self, root: Path, state: Path) -> None:
-        self.root, self.state = root, state
+        super().__init__(root, state, lambda _: None)  # the live view shows what goes on
         self._tell: Callable[[str], None] = lambda text: None
-        self.logs = state / "logs"
-        self.logs.mkdir(mode=0o700)
-        self.profile = state / "fleetctl.toml"
-        self.processes = Processes(self.logs)
         ports = free_ports(2 + 3 * len(REPLICAS))
         self.gateway, self.admin = (f"127.0.0.1:{port}" for port in ports[:2])
         self._ports = {name: ports[2 + 3 * number : 5 + 3 * number] for number, name in enumerate(REPLICAS)}
         self.replicas: dict[str, RunningProcess] = {}
         self.started: dict[str, int] = dict.fromkeys(REPLICAS, 0)
-        self.nodes: dict[str, RunningProcess] = {}
         self.balancer: HaProxy | None = None
         self._postgres: PostgresServer | None = None
-        self._bin = Path(sys.executable).parent
         self._ending = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -71,17 +53,9 @@ class Cluster:
         return self.state / REPLICAS[0] / "tls" / "ca.crt"
 
     @property
-    def owner_token_file(self) -> Path:
-        """The first owner's token, 0600."""
-        return self.state / "owner.token"
-
-    def run_log(self, node: str) -> Path:
-        """Where the simulated driver of a node writes what it runs."""
-        return self.logs / f"{node}.runs.jsonl"
-
-    def shown(self, path: Path) -> str:
-        """A path as a person types it from the repository."""
-        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+    def first_config(self) -> Path:
+        """The first replica's config file."""
+        return self.state / f"{REPLICAS[0]}.toml"
 
     # -- the cloud --------------------------------------------------------------------------------------------------
     def start_postgres(self) -> str:
@@ -92,16 +66,6 @@ class Cluster:
         for name in REPLICAS:
             self._write_server_config(name, url)
         return f"{self._postgres.version // 10_000}.{self._postgres.version % 10_000}"
-
-    def init(self) -> list[str]:
-        """Make the installation; what `fleet-server init` printed."""
-        answer = self._program("fleet-server", *self.init_arguments())
-        return answer.stdout.splitlines()
-
-    def init_arguments(self) -> list[str]:
-        """Arguments of `fleet-server` that make the installation."""
-        token = self.shown(self.owner_token_file)
-        return ["init", "--config", self.server_config(REPLICAS[0]), "--owner-token-file", token]
 
     def server_config(self, replica: str) -> str:
         """A replica's config file, as a person types it."""
@@ -142,56 +106,15 @@ class Cluster:
     # -- the sites --------------------------------------------------------------------------------------------------
     def join(self, token_file: Path) -> None:
         """Enroll all nodes with a token that approves by itself, and start them."""
-        asking = {}
         for node in NODES:
             self._write_node_config(node)
-            with token_file.open("rb") as token:
-                arguments = ["enroll", "--config", self.shown(self.state / f"{node}.toml"), "--token-file", "-"]
-                asking[node] = self._start("fleet-node", *arguments, name=f"{node}.enroll", stdin=token)
-        for node, process in asking.items():
+        for process in [self.start_enrolling(node, token_file) for node in NODES]:
             if process.wait_exit(WAIT_S) != 0:
-                raise Broken(f"{node} could not enroll:\n{process.tail()}")
+                raise Broken(f"{process.name} did not end well:\n{process.tail()}")
         for node in NODES:
-            config = self.shown(self.state / f"{node}.toml")
-            self.nodes[node] = self._start("fleet-node", "run", "--config", config, name=node)
-
-    # -- fleetctl ---------------------------------------------------------------------------------------------------
-    def fleetctl(self, *arguments: str) -> Any:
-        """Run a verb; the JSON that it printed, of JSON Lines the last, or None."""
-        answer = self._program("fleetctl", *arguments, "--output", "json")
-        text = answer.stdout.strip()
-        if not text:
-            return None
-        try:
-            return json.loads(text)
-        except ValueError:
-            return json.loads(text.splitlines()[-1])
+            self.start_node(node)
 
     # -- waiting and ending -----------------------------------------------------------------------------------------
-    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
-        """Return once `condition()` is true.
-
-        Raises:
-            Broken: not in time, or a node has ended.
-        """
-        deadline_s = time.monotonic() + timeout_s
-        while not condition():
-            for name, process in self.nodes.items():
-                if process.exit_code is not None:
-                    raise Broken(f"{name} ended with code {process.exit_code} while waiting for: {what}")
-            if time.monotonic() > deadline_s:
-                raise Broken(f"not within {timeout_s:g} s: {what}")
-            time.sleep(_LOOK_AGAIN_S)
-
-    def tails(self) -> list[str]:
-        """The last lines of every process that lives or ended badly."""
-        lines: list[str] = []
-        for each in self.processes.started:
-            if each.exit_code != 0:
-                lines += ["", f"{each.name} (process {each.pid}, exit code {each.exit_code}) said last:"]
-                lines += [f"  {line}" for line in each.lines[-_TAIL_LINES:]]
-        return lines
-
     def end(self) -> None:
         """End everything that was started, nodes first."""
         self._ending.set()
@@ -201,11 +124,7 @@ class Cluster:
             whatever_happens.callback(self.processes.end_all)
             if self._keeper is not None:
                 self._keeper.join(WAIT_S)
-            for process in self.nodes.values():
-                process.terminate()
-            for process in self.nodes.values():
-                with contextlib.suppress(TimeoutError):
-                    process.wait_exit(8.0)
+            end_in_order(self.nodes.values())
 
     def _keep(self) -> None:
         while not self._ending.wait(_LOOK_AGAIN_S):
@@ -217,31 +136,6 @@ class Cluster:
                     except (TimeoutError, AssertionError):
                         return  # whoever waits for it to be ready finds out, and shows its log
                     self._tell(f"{name} is ready again")
-
-    def _start(self, program: str, *arguments: str, name: str, stdin: Any = subprocess.DEVNULL) -> RunningProcess:
-        return self.processes.start(
-            [self._bin / program, *arguments], name, env=self._environment(), cwd=self.root, stdin=stdin
-        )
-
-    def _program(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(
-            [str(self._bin / program), *arguments],
-            env={**os.environ, **self._environment()},
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_CALL_S,
-            check=False,
-            start_new_session=True,  # Ctrl-C at the terminal is the demo's to handle
-        )
-        if answer.returncode != 0:
-            said = answer.stderr.strip() or answer.stdout.strip()
-            raise Broken(f"`{program} {' '.join(arguments)}` ended with {answer.returncode}:\n{said}")
-        return answer
-
-    def _environment(self) -> dict[str, str]:
-        return {"FLEETCTL_PROFILE": str(self.profile), "NO_COLOR": "1"}
 
     def _write_server_config(self, name: str, url: str) -> None:
         gateway, admin, metrics = self._ports[name]
@@ -265,7 +159,7 @@ class Cluster:
     def _write_node_config(self, node: str) -> None:
         text = _toml(state_dir=str(self.state / node), name=node, metrics_listen="", telemetry_interval_s=1)
         drivers = f'[drivers]\nenabled = ["simulated"]\n[drivers.simulated]\nlog_path = "{self.run_log(node)}"\n'
-        write_private(self.state / f"{node}.toml", text + drivers.encode())
+        write_private(self.node_config(node), text + drivers.encode())
 
 
 def _toml(**settings: str | int | Sequence[str]) -> bytes:

@@ -1,7 +1,6 @@
 """The walk: a cluster, its nodes, a rolling upgrade under load, a replica killed, and the count.
 
-The exit code is 0 only if every step held. With DEMO_ONCE set it ends by itself; else it stays up until Ctrl-C.
-DEMO_STATE names another state folder than .demo-ha.
+What has to hold stands in checks.py, and how it ends in deploy/demo/life_cycle.py.
 """
 
 from __future__ import annotations
@@ -10,51 +9,26 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.demo.admin import AdminClient
+from deploy.demo.life_cycle import live, stay
+from deploy.demo.programs import WAIT_S
 from deploy.demo.stage import Stage
-from deploy.demo.state_folder import CannotStart, fresh, stand_alone, state_folder
-from deploy.demo_ha.cluster import NODES, REPLICAS, WAIT_S, Cluster
+from deploy.demo_ha import checks
+from deploy.demo_ha.cluster import NODES, REPLICAS, Cluster
 from deploy.demo_ha.view import View
 from deploy.demo_ha.witness import Load, Standing
 
-INTERRUPTED = 130
 _CALM_S = 4.0
 _BALANCED_EVERY_S = 0.5
 
 
 def run(root: Path) -> int:
-    """Walk the demo.
-
-    Args:
-        root: the repository.
-
-    Returns:
-        0 when every step held, 1 when one did not, 2 when the state folder cannot be had, 130 when it was interrupted.
-    """
-    stand_alone()
-    stage = Stage()
-    state = state_folder(root / ".demo-ha")
-    with ExitStack() as cleanup:
-        try:
-            cleanup.enter_context(fresh(state))
-        except CannotStart as error:
-            stage.say(str(error))
-            return 2
-        here = Cluster(root, state)
-        cleanup.callback(here.end)
-        try:
-            _walk(stage, here)
-        except KeyboardInterrupt:
-            stage.interrupted("interrupted: ending everything that was started")
-            return INTERRUPTED
-        except Exception as error:  # noqa: BLE001  whatever it was, the person is told the step, and gets the logs
-            stage.failure(f"{type(error).__name__}: {error}", here.tails(), here.shown(here.logs))
-            return 1
-    return 0
+    """Walk the demo of a repository; its exit code."""
+    return live(root / ".demo-ha", lambda state, _: Cluster(root, state), _walk)
 
 
 def _walk(stage: Stage, here: Cluster) -> None:
@@ -82,9 +56,7 @@ def _walk(stage: Stage, here: Cluster) -> None:
                 _killed(stage, here, load, standing, view)
             with stage.step("The count", "What was issued against what the nodes' own run logs hold."):
                 _count(stage, here, load, looking)
-            stage.summary()
-            if not os.environ.get("DEMO_ONCE"):
-                _stay(stage, here)
+            _stay(stage, here)
         finally:
             load.stop()
             load.end()
@@ -94,7 +66,7 @@ def _walk(stage: Stage, here: Cluster) -> None:
 def _cluster(stage: Stage, here: Cluster) -> None:
     stage.say(f"PostgreSQL {here.start_postgres()}, every commit waits for the disk")
     stage.command("fleet-server", *here.init_arguments())
-    here.init()
+    here.init_server()
     for name in REPLICAS:
         stage.command("fleet-server", "run", "--config", here.server_config(name))
         here.start_replica(name)
@@ -141,11 +113,17 @@ def _upgrade(stage: Stage, here: Cluster, load: Load, standing: Standing, view: 
         here.fleetctl(*wave)
         here.wait(lambda: _back(here, before), "every replica to be a new process, and READY")
         time.sleep(_CALM_S)
-    stage.check(_ended_well(here, before), "each replica drained, ended with 0, and was replaced by a new process")
-    cut = sum(_cut(process.lines[lines[node] :]) for node, process in here.nodes.items())
-    stage.check(not cut, "no stream was cut: every node had its next one before it let go of the last")
-    stage.check(not load.counts.failure, load.counts.failure or "no call failed for good")
-    stage.check(len(standing.online()) == len(NODES), "every node is online")
+    _hold(
+        stage,
+        checks.of_upgrade(
+            exit_codes=[each.exit_code for each in here.processes.started if each.pid in before.values()],
+            replaced=_back(here, before),
+            log_lines=_since(here, lines),
+            online=len(standing.online()),
+            nodes=len(NODES),
+            failure=load.counts.failure,
+        ),
+    )
     stage.say(
         f"longest time that a node was given nothing: {load.counts.longest_gap_s:.2f} s; slowest call of an operator:"
         f" {load.counts.slowest_s:.2f} s"
@@ -164,10 +142,17 @@ def _killed(stage: Stage, here: Cluster, load: Load, standing: Standing, view: V
         here.wait(lambda: _back(here, before), f"{victim} to come back")
         here.wait(lambda: len(standing.online()) == len(NODES), "every node back")
         time.sleep(_CALM_S)
-    cut = sum(_cut(process.lines[lines[node] :]) for node, process in here.nodes.items())
-    stage.check(cut >= held[victim], f"{held[victim]} nodes lost their streams, and said so")
-    stage.check(len(standing.online()) == len(NODES), f"{victim} is back, and every node is online")
-    stage.check(not load.counts.failure, load.counts.failure or "no call failed for good")
+    _hold(
+        stage,
+        checks.of_kill(
+            victim=victim,
+            held=held[victim],
+            log_lines=_since(here, lines),
+            online=len(standing.online()),
+            nodes=len(NODES),
+            failure=load.counts.failure,
+        ),
+    )
 
 
 def _count(stage: Stage, here: Cluster, load: Load, admin: AdminClient) -> None:
@@ -176,21 +161,17 @@ def _count(stage: Stage, here: Cluster, load: Load, admin: AdminClient) -> None:
     here.wait(lambda: admin.open_commands() == 0, "every outcome to be known")
     load.end()
     counts, ids = load.counts, load.command_ids
-    stage.table(
-        ("issued", "run", "lost", "run twice", "calls said again"),
-        [(counts.issued, counts.run, len(load.lost()), counts.twice, counts.again)],
-        right=("issued", "run", "lost", "run twice", "calls said again"),
-    )
-    stage.check(counts.issued == len(ids) == counts.run > 0, f"{counts.run} commands issued, each once, each run")
-    stage.check(not load.lost(), "lost: 0")
-    stage.check(not counts.twice, "run twice: 0")
+    numbers = ("issued", "run", "lost", "run twice", "calls said again")
+    stage.table(numbers, [(counts.issued, counts.run, len(load.lost()), counts.twice, counts.again)], right=numbers)
+    _hold(stage, checks.of_count(issued=counts.issued, command_ids=ids, starts=load.starts))
     stage.command("fleetctl", "audit", "verify")
     found = here.fleetctl("audit", "verify")
     stage.check(found["verified"], "the audit of both replicas and of every node verifies")
 
 
 def _stay(stage: Stage, here: Cluster) -> None:
-    stage.next_lines(
+    stay(
+        stage,
         f"Everything stays up behind {here.admin}. In another terminal, try:",
         [
             "alias fleetctl=.venv/bin/fleetctl",
@@ -199,9 +180,17 @@ def _stay(stage: Stage, here: Cluster) -> None:
             f"fleetctl drain replica {REPLICAS[1]} --reason restart",
             "fleetctl drain wave 'pump-*' --batch 2 --then resume",
         ],
-        "Ctrl-C ends all of it.",
     )
-    threading.Event().wait()
+
+
+def _hold(stage: Stage, found: Sequence[checks.Check]) -> None:
+    for held, text in found:
+        stage.check(held, text)
+
+
+def _since(here: Cluster, before: dict[str, int]) -> list[str]:
+    """What nodes logged since they had logged so many lines."""
+    return [line for node, process in here.nodes.items() for line in process.lines[before[node] :]]
 
 
 @contextmanager
@@ -225,12 +214,3 @@ def _watched(here: Cluster, view: View) -> Iterator[None]:
 
 def _back(here: Cluster, before: dict[str, int]) -> bool:
     return all(here.replicas[name].pid != pid for name, pid in before.items())
-
-
-def _ended_well(here: Cluster, before: dict[str, int]) -> bool:
-    return all(each.exit_code == 0 for each in here.processes.started if each.pid in before.values())
-
-
-def _cut(lines: list[str]) -> int:
-    """Streams that ended otherwise than by the node's own word."""
-    return sum('"stream_lost"' in line for line in lines)

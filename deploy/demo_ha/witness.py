@@ -87,6 +87,11 @@ class Load:
         return [command_id for command_id in list(self._issued) if not self._starts[command_id]]
 
     @property
+    def starts(self) -> Mapping[str, int]:
+        """How often each command began to run, by its id in hex."""
+        return self._starts
+
+    @property
     def command_ids(self) -> list[str]:
         """Ids of all that was issued, in hex."""
         return list(self._issued)
@@ -124,7 +129,7 @@ class Load:
         second = time.monotonic()
         while not self._counted.is_set():
             self._counted.wait(_LOOK_S)
-            fresh = sum(self._read(path) for path in self._logs)
+            fresh = sum(self.read(path) for path in self._logs)
             self.counts.each_second[-1] += fresh
             while time.monotonic() - second >= 1:
                 second += 1
@@ -132,8 +137,8 @@ class Load:
             if not self._stopping.is_set():
                 self._note_gaps()
 
-    def _read(self, path: Path) -> int:
-        """New runs in a node's log."""
+    def read(self, path: Path) -> int:
+        """How many runs are new in a node's log; a line that is not whole yet is none."""
         try:
             with path.open("rb") as file:
                 file.seek(self._logs[path])
