@@ -19,7 +19,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes import drain_store, liveness_store, rules
+from fleet_server.nodes import drain_store, liveness_store, rules, stream_store
 from fleet_server.nodes.directory import NodeDirectory
 from fleet_server.nodes.liveness import SignOfLife
 from fleet_server.nodes.ownership import write_as_newest
@@ -66,10 +66,14 @@ class NodePresence(NodeDirectory):
         """Unix milliseconds on the clock that the room's deadlines are set with, by whichever replica."""
         return self._database.clock.now_ms(self._clock)
 
-    def hold_as_read(self, tx: Transaction, nodes: Sequence[NodeRecord]) -> dict[str, int]:
-        """Have nobody else change nodes before the transaction ends; the epoch of the newest stream by id, of those
-        about which nothing that an operator decides has changed since `nodes` were read."""
-        return self._store.hold_as_read(tx.conn, nodes)
+    def hold_as_read(self, tx: Transaction, nodes: Sequence[NodeRecord], *, wait: bool) -> dict[str, int | None]:
+        """Have nobody else change nodes before the transaction ends; the epoch of the newest stream by id, None where
+        something that an operator decides has changed since `nodes` were read. A node that is gone is missing.
+
+        Args:
+            wait: for who holds a node; else one that is held is missing, too.
+        """
+        return self._store.hold_as_read(tx.conn, nodes, wait=wait)
 
     def open_streams(self, tx: Transaction, streams: Sequence[NewStream], held: Mapping[str, int]) -> dict[str, int]:
         """Take each node's next stream epoch, and raise its seq counter to what it accepted (docs/protocol.md,
@@ -77,13 +81,15 @@ class NodePresence(NodeDirectory):
 
         Args:
             streams: of no two the same node.
-            held: as `hold_as_read` answered in this transaction.
+            held: epoch of the newest stream by node id, as `hold_as_read` answered in this transaction.
         """
         opened = [
             stream._replace(takeover_of=stream.takeover_of if _is_id(stream.takeover_of) else "") for stream in streams
         ]
         epochs = {stream.node_id: held[stream.node_id] + 1 for stream in opened}
-        self._store.open_streams(tx.conn, [(stream, epochs[stream.node_id]) for stream in opened], self._clock.now_ms())
+        stream_store.open_streams(
+            tx.conn, [(stream, epochs[stream.node_id]) for stream in opened], self._clock.now_ms()
+        )
         if epochs:
             self._wake(tx, [*(f"node-state:{node_id}" for node_id in epochs), "nodes"])
         return epochs
@@ -102,7 +108,7 @@ class NodePresence(NodeDirectory):
 
     def forget_streams(self, tx: Transaction, replica_id: str) -> int:
         """Show every node of a replica that is gone as offline; how many there were."""
-        count = self._store.forget_streams(tx.conn, replica_id)
+        count = stream_store.forget_streams(tx.conn, replica_id)
         if count:
             self._wake(tx, ["nodes"])
         return count
@@ -236,7 +242,7 @@ class NodePresence(NodeDirectory):
         )
 
     def _close(self, tx: Transaction, node_id: str, epoch: int) -> bool:
-        closed = self._store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())
+        closed = stream_store.close_stream(tx.conn, node_id, epoch, self._clock.now_ms())
         subject = f"node:{node_id}"
         kind = AuditKind.STREAM_CLOSED
         self._audit.append(tx, kind, actor="server", subject=subject, detail={"epoch": epoch, "newest": closed})

@@ -23,7 +23,7 @@ from fleet_server.audit.service import AuditService
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
-from fleet_server.nodes import drain_store, rules, selectors
+from fleet_server.nodes import drain_store, rules, selectors, stream_store
 from fleet_server.nodes.checklist import ChecklistItem, checked_tick, general_items
 from fleet_server.nodes.presence import NodePresence
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
@@ -210,7 +210,7 @@ class NodeService(NodePresence):
             self._save(tx, [(node, replace(node, state=NodeState.ACTIVE, state_reason=reason)) for node in able])
             for node in able:
                 self._adopted(tx, node.node_id, replaced=False)
-                self._store.end_streams(tx.conn, node.node_id)
+                stream_store.end_streams(tx.conn, node.node_id)
             self._tell(tx, AuditKind.NODE_ADOPTED, actor, able, {"reason": reason})
             return self._again(tx.conn, nodes)
 

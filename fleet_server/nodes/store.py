@@ -9,10 +9,18 @@ from typing import Any, Protocol
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.bulk import EachUpdate, fetch_of
-from fleet_server.database.engine import Connection, for_change, for_key_share, for_update, octets, sql
+from fleet_server.database.engine import (
+    Connection,
+    for_change,
+    for_change_of_free,
+    for_key_share,
+    for_update,
+    octets,
+    sql,
+)
 from fleet_server.database.statements import fetch
 from fleet_server.nodes.ended import EndedMachines
-from fleet_server.nodes.record import DrainState, NewStream, NodeRecord, NodeState, Taken
+from fleet_server.nodes.record import DrainState, NodeRecord, NodeState, Taken
 from fleet_server.nodes.selectors import Hint
 
 CHUNK = 500
@@ -47,22 +55,6 @@ _DECIDED = EachUpdate(
     " state_reason = v.state_reason, mac = v.mac",
     "t.node_id = v.node_id",
     "t.mac = v.read_mac",
-)
-_OPENED = EachUpdate(
-    "nodes",
-    {
-        "node_id": "text",
-        "epoch": "bigint",
-        "stream_id": "text",
-        "takeover_of": "text",
-        "replica_id": "text",
-        "now_ms": "bigint",
-        "accepted": "bigint",
-    },
-    "stream_epoch = v.epoch, stream_id = v.stream_id, takeover_of = v.takeover_of, replica_id = v.replica_id,"
-    " online = 1, last_seen_ms = v.now_ms, last_accepted_seq = v.accepted,"
-    " last_seq = CASE WHEN t.last_seq < v.accepted THEN v.accepted ELSE t.last_seq END",
-    "t.node_id = v.node_id",
 )
 
 
@@ -166,14 +158,19 @@ class NodeStore:
         """Let nobody else claim anything for a node, and wait for who does: another machine is to be it."""
         fetch(conn, f"SELECT node_id FROM nodes WHERE node_id = ?{for_update(conn)}", (node_id,))  # noqa: S608
 
-    def hold_as_read(self, conn: Connection, records: Sequence[NodeRecord]) -> dict[str, int]:
+    def hold_as_read(self, conn: Connection, records: Sequence[NodeRecord], *, wait: bool) -> dict[str, int | None]:
         """Have nobody else change the rows of nodes until the transaction ends, in the order of `hold`; the epoch of
-        the newest stream by id, of those whose rows still carry the MACs that were verified when `records` were read.
+        the newest stream by id, None where the row does not carry the MAC any more that was verified when `records`
+        were read. A node that is gone is missing.
+
+        Args:
+            wait: for who holds a row; else a node whose row is held is missing, too.
         """
         read = {record.node_id: record.mac for record in records}
         text = "SELECT node_id, mac, stream_epoch FROM nodes"
-        found = fetch_of(conn, text, "node_id", list(read), lock=for_change(conn))
-        return {node_id: epoch for node_id, mac, epoch in found if read[node_id] == mac}
+        lock = for_change(conn) if wait else for_change_of_free(conn)
+        found = fetch_of(conn, text, "node_id", list(read), lock=lock)
+        return {node_id: epoch if read[node_id] == mac else None for node_id, mac, epoch in found}
 
     def update_authority(self, conn: Connection, changed: Sequence[tuple[NodeRecord, NodeRecord]]) -> bool:
         """Write new keys, labels and states with new MACs.
@@ -192,15 +189,6 @@ class NodeStore:
             return False
         self._ended.note(conn, changed)
         return True
-
-    def end_streams(self, conn: Connection, node_id: str) -> None:
-        """Leave every stream of a node behind: nothing more is sent on it, and it ends."""
-        text = (
-            "UPDATE nodes SET stream_epoch = stream_epoch + 1, stream_id = '', takeover_of = '', replica_id = '',"
-            " online = 0"
-            " WHERE node_id = ?"
-        )
-        conn.exec_driver_sql(sql(conn, text), (node_id,))
 
     def key_conflict(self, conn: Connection, changed: NodeRecord, *own: str) -> Refusal | None:
         """Why a node cannot be known by the keys in `changed`: CONFLICT when they are those of a node whose name is not
@@ -257,33 +245,6 @@ class NodeStore:
         text = "UPDATE nodes SET state = ? WHERE node_id = ? AND state <> ?"
         state = NodeState.QUARANTINED.value
         return conn.exec_driver_sql(sql(conn, text), (state, node_id, state)).rowcount == 1
-
-    def open_streams(self, conn: Connection, streams: Sequence[tuple[NewStream, int]], now_ms: int) -> None:
-        """Show nodes online with streams of these epochs, and raise the seq counters to what the nodes accepted. Their
-        rows are held.
-
-        Args:
-            streams: of no two the same node.
-            now_ms: Unix milliseconds.
-        """
-        rows = [
-            (stream.node_id, epoch, stream.stream_id, stream.takeover_of, stream.replica_id, now_ms, stream.accepted)
-            for stream, epoch in streams
-        ]
-        _OPENED.run(conn, rows)
-
-    def close_stream(self, conn: Connection, node_id: str, epoch: int, now_ms: int) -> bool:
-        """Mark the node offline unless a newer stream lives."""
-        text = (
-            "UPDATE nodes SET online = 0, stream_id = '', replica_id = '', last_seen_ms = ?"
-            " WHERE node_id = ? AND stream_epoch = ?"
-        )
-        return conn.exec_driver_sql(sql(conn, text), (now_ms, node_id, epoch)).rowcount == 1
-
-    def forget_streams(self, conn: Connection, replica_id: str) -> int:
-        """Mark every node of a replica offline."""
-        text = "UPDATE nodes SET online = 0 WHERE replica_id = ? AND online = 1"
-        return conn.exec_driver_sql(sql(conn, text), (replica_id,)).rowcount
 
     def epochs(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, int]:
         """Epoch of each node's newest stream; a node that is not known is missing."""

@@ -7,7 +7,7 @@ table, each in one order: a node's, its session, its ratchet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from fleet.clock import Clock
@@ -54,38 +54,54 @@ class StreamOpening:
         self._rotations = rotations
         self._same_machine = same_machine
 
-    def open(self, tx: Transaction, hellos: Sequence[ProvenHello]) -> Sequence[Opened | Refusal]:
-        """What each hello, of no two the same node, has won. Answered, not raised: that would undo what others won."""
-        answers: dict[str, Opened | Refusal] = {}
-        here = []
-        for hello in hellos:
-            if hello.is_gone():
-                answers[_id(hello)] = Refusal(Reason.UNAVAILABLE, "whoever said hello has gone: nothing was opened")
-            else:
-                here.append(hello)
-        held = self._nodes.hold_as_read(tx, [hello.node for hello in here])
-        answers |= self._overtaken(tx, here, held)
-        waiting = [hello for hello in here if _id(hello) not in answers]
+    def open_free(self, tx: Transaction, hellos: Sequence[ProvenHello]) -> Sequence[Opened | Refusal | None]:
+        """What each hello, of no two the same node, has won; None where somebody else holds the node's row: who waits
+        for that, waits alone."""
+        held = self._nodes.hold_as_read(tx, [hello.node for hello in hellos], wait=False)
+        answers = self._open(tx, [hello for hello in hellos if _id(hello) in held], held)
+        return [answers.get(_id(hello)) for hello in hellos]
+
+    def open(self, tx: Transaction, hello: ProvenHello) -> Opened | Refusal:
+        """What a hello has won."""
+        held = self._nodes.hold_as_read(tx, [hello.node], wait=True)
+        return self._open(tx, [hello], held)[_id(hello)]
+
+    def _open(
+        self, tx: Transaction, hellos: Sequence[ProvenHello], held: Mapping[str, int | None]
+    ) -> dict[str, Opened | Refusal]:
+        """By node id. Answered, not raised: that would undo what others won."""
+        unchanged = {node_id: epoch for node_id, epoch in held.items() if epoch is not None}
+        answers: dict[str, Opened | Refusal] = dict(self._overtaken(tx, hellos, unchanged))
+        waiting = [hello for hello in hellos if _id(hello) not in answers]
         turns = self._same_machine.turns(tx, waiting, now_ms=self._clock.now_ms())
         answers |= {node_id: turn for node_id, turn in turns.items() if isinstance(turn, Refusal)}
         won = {node_id: turn for node_id, turn in turns.items() if isinstance(turn, Turn)}
         winners = [hello for hello in waiting if _id(hello) in won]
-        epochs = self._nodes.open_streams(tx, [_stream(hello) for hello in winners], held)
+        epochs = self._nodes.open_streams(tx, [_stream(hello) for hello in winners], unchanged)
         store.claim(tx.conn, [(hello.session.token_sha256, epochs[_id(hello)]) for hello in winners])
         self._nodes.save_profiles(tx, {_id(hello): hello.body for hello in winners})
         for hello in winners:
             self._rotations.api_key_used(tx, hello.rotation, _id(hello), hello.api_key_sha256)
             self._tell(tx, hello, epochs[_id(hello)])
             answers[_id(hello)] = Opened(epochs[_id(hello)], won[_id(hello)])
-        return [answers[_id(hello)] for hello in hellos]
+        return answers
 
-    def _overtaken(self, tx: Transaction, hellos: Sequence[ProvenHello], held: Mapping[str, int]) -> dict[str, Refusal]:
-        """Why hellos, by node id, win nothing that did on their snapshots."""
+    def _overtaken(
+        self, tx: Transaction, hellos: Sequence[ProvenHello], unchanged: Container[str]
+    ) -> dict[str, Refusal]:
+        """Why hellos, by node id, win nothing that did on their snapshots.
+
+        Args:
+            unchanged: ids of the nodes about which nothing was decided since.
+        """
         stand = self._standings.still_stand(tx.conn, [hello.api_key_sha256 for hello in hellos])
         sessions = store.sessions(tx.conn, [hello.session.token_sha256 for hello in hellos], lock=True)
         refusals: dict[str, Refusal] = {}
         for hello in hellos:
-            if _id(hello) not in held or hello.api_key_sha256 not in stand:
+            if hello.is_gone():
+                refusals[_id(hello)] = Refusal(Reason.UNAVAILABLE, "whoever said hello has gone: nothing was opened")
+                continue
+            if _id(hello) not in unchanged or hello.api_key_sha256 not in stand:
                 refusals[_id(hello)] = Refusal(
                     Reason.UNAVAILABLE, "the node's record was changed at this moment: connect again"
                 )

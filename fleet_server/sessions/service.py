@@ -44,7 +44,7 @@ from fleet_server.sessions.client_certificates import check_binding, check_not_e
 from fleet_server.sessions.credentials import ChallengePurpose
 from fleet_server.sessions.handshake import NONCE_BYTES, HandshakeService, session_row
 from fleet_server.sessions.hello import MAX_ID_CHARS, HelloRules
-from fleet_server.sessions.opening import StreamOpening
+from fleet_server.sessions.opening import Opened, StreamOpening
 from fleet_server.sessions.ratchet_store import TamperedRatchetError
 from fleet_server.sessions.same_machine import SameMachine
 from fleet_server.sessions.standing import open_session, refuse_unless_active
@@ -94,7 +94,7 @@ class SessionService(HandshakeService):
             rotations_per_day=rotations_per_day,
         )
         nodes.on_create(lambda tx, node_id: self._ratchets.begin(tx.conn, node_id))
-        opening = StreamOpening(
+        self._opening = StreamOpening(
             clock=clock,
             audit=audit,
             nodes=nodes,
@@ -102,7 +102,7 @@ class SessionService(HandshakeService):
             rotations=self.rotations,
             same_machine=SameMachine(self._ratchets, nodes, audit),
         )
-        self._openings = Together(database.write, opening.open, key=lambda hello: hello.node.node_id)
+        self._openings = Together(database.write, self._opening.open_free, key=lambda hello: hello.node.node_id)
         self._hellos = HelloRules()
         self._waiting_hellos: dict[tuple[bytes, str], deque[asyncio.Future[None]]] = {}
 
@@ -192,19 +192,18 @@ class SessionService(HandshakeService):
             body = self._hellos.parse(hello.body)
         await self._trust.note_held_bundle(body.bundle_version.generation, body.bundle_version.number)
 
-        opened = await self._openings.ask(
-            ProvenHello(
-                api_key_sha256=digest,
-                node=node,
-                session=row,
-                rotation=standing.rotation,
-                said=said,
-                body=body,
-                stream_id=stream_id,
-                replica_id=replica_id,
-                is_gone=is_gone,
-            )
+        proven = ProvenHello(
+            api_key_sha256=digest,
+            node=node,
+            session=row,
+            rotation=standing.rotation,
+            said=said,
+            body=body,
+            stream_id=stream_id,
+            replica_id=replica_id,
+            is_gone=is_gone,
         )
+        opened = await self._open(proven)
         if isinstance(opened, Refusal):
             raise opened
         return StreamClaim(
@@ -221,6 +220,12 @@ class SessionService(HandshakeService):
             certificate_ends_ms=certificate_ends_ms,
             orders=() if standing.rotation is None else standing.rotation.orders(shown_sha256=digest),
         )
+
+    async def _open(self, hello: ProvenHello) -> Opened | Refusal:
+        opened = await self._openings.ask(hello)
+        if opened is None:
+            return await self._database.write(lambda tx: self._opening.open(tx, hello))
+        return opened
 
     def _check_statement_of_stream(
         self, said: session_pb2.StreamStatement, token_sha256: bytes, hello: gateway_pb2.Hello

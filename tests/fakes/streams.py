@@ -19,4 +19,6 @@ def take_stream(
     node = nodes.load(tx.conn, node_id)
     assert node is not None
     stream = NewStream(node_id, stream_id, takeover_of, replica_id, last_accepted_seq)
-    return nodes.open_streams(tx, [stream], nodes.hold_as_read(tx, [node]))[node_id]
+    held = nodes.hold_as_read(tx, [node], wait=True)[node_id]
+    assert held is not None
+    return nodes.open_streams(tx, [stream], {node_id: held})[node_id]

@@ -123,12 +123,13 @@ def make_link(
     endpoints: tuple[str, ...] = (),
     drivers: Sequence[gateway_pb2.DriverDescriptor] = (),
     kind: type[Link] = Link,
+    ratchet: Ratchet | None = None,
 ) -> Link:
     """The product's own link with these rooms behind it."""
     keys = load_node_keys(member.folder.path)
     return kind(
         credentials=Credentials(member.folder, member.membership, keys, server_time=member.server_time),
-        ports=Ports(commands, telemetry, member.trust, Ratchet(member.folder.ratchet)),
+        ports=Ports(commands, telemetry, member.trust, ratchet or Ratchet(member.folder.ratchet)),
         about=SelfDescription("load", {}, list(drivers), secrets.token_bytes(16)),
         clock=SystemClock(),
         server_time=member.server_time,

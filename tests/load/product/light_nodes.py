@@ -15,6 +15,7 @@ from fleet.errors import Refusal
 from fleet.heap import settle_heap
 from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.link.link import Link
+from fleet_node.link.ratchet import Ratchet
 from tests.fakes.watch import Watch
 from tests.load.children import Child
 from tests.load.context import Context
@@ -28,6 +29,14 @@ _OF_A_PROCESS = 2_500
 _OF_A_STEP = 500
 _AT_ONCE = 250
 _POLL_S = 0.002
+
+
+class _RatchetInMemory(Ratchet):
+    """Thousands of nodes would share the one disk that the database waits for; theirs are their own."""
+
+    async def store(self, value: bytes) -> None:
+        """Keep a handed-on value."""
+        self._value = value or self._value
 
 
 class _CountingLink(Link):
@@ -123,7 +132,13 @@ class LightNodes:
         commands = LightCommands(member, self._drivers, self._tally)
         feed = TelemetryFeed(0, 0.0, self._acks, flood=False)
         link = make_link(
-            member, commands, feed, endpoints=endpoints, drivers=self._drivers.descriptors(()), kind=_CountingLink
+            member,
+            commands,
+            feed,
+            endpoints=endpoints,
+            drivers=self._drivers.descriptors(()),
+            kind=_CountingLink,
+            ratchet=_RatchetInMemory(member.folder.ratchet),
         )
         assert isinstance(link, _CountingLink)
         link.refusals = self._refusals
@@ -193,9 +208,9 @@ class LightFleet:
 
 
 @asynccontextmanager
-async def light_fleet(ctx: Context, nodes: int) -> AsyncIterator[LightFleet]:
+async def light_fleet(ctx: Context, nodes: int, *, of_a_process: int = _OF_A_PROCESS) -> AsyncIterator[LightFleet]:
     """As many processes as `nodes` take, none of them started."""
     async with AsyncExitStack() as stack:
-        count = -(-nodes // _OF_A_PROCESS)
+        count = -(-nodes // of_a_process)
         children = [await stack.enter_async_context(ctx.child(_LIGHT_NODES, uvloop=True)) for _ in range(count)]
         yield LightFleet(children, [0] * count)

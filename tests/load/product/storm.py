@@ -12,13 +12,16 @@ from tests.load.product.postgres import durable_postgres
 from tests.load.results import Figures
 
 _SETTLE_S = 3.0
+_OF_A_PROCESS = 1_000
+"""One process has no more than a core, and all of them come back at once."""
 
 
 async def storm(ctx: Context) -> Figures:
     """2,000 nodes on one replica, which is killed; the other one, which has none, was started a moment before."""
     nodes = ctx.scaled(2_000, 60)
-    async with durable_postgres() as postgres, light_fleet(ctx, nodes) as fleet:
-        first, second = await prepare_replicas(ctx, "c3", nodes=nodes, database_url=postgres.url)
+    async with durable_postgres() as postgres, light_fleet(ctx, nodes, of_a_process=_OF_A_PROCESS) as fleet:
+        # A replica that joins is given nodes of the other one: these would not be among those that come back.
+        first, second = await prepare_replicas(ctx, "c3", nodes=nodes, database_url=postgres.url, rebalance=False)
         gateways = [replica.settings.gateway_listen for replica in (first, second)]
         async with first.running() as killed:
             await fleet.start(first.node_folders, gateways)

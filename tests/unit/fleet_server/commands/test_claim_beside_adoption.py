@@ -11,6 +11,7 @@ from fleet.errors import Refusal
 from fleet_server.commands import rules, store
 from fleet_server.database.engine import Database
 from fleet_server.database.writer import Transaction
+from fleet_server.nodes import stream_store
 from tests.fakes.clock import MockClock
 from tests.fakes.databases import SharedDatabase
 from tests.unit.fleet_server.commands.room import Room, open_room, order
@@ -53,7 +54,7 @@ async def test_what_is_claimed_beside_an_adoption_lies_under_its_floor_or_is_not
         floors: list[int] = []
         room.nodes.on_adopt(hook)
         room.nodes._adopted(tx, node.node_id, replaced=False)
-        room.nodes._store.end_streams(tx.conn, node.node_id)
+        stream_store.end_streams(tx.conn, node.node_id)
         return floors[-1]
 
     monkeypatch.setattr(store, "pending", slowly)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import sql
 from fleet_server.nodes.record import NodeState
@@ -101,3 +103,25 @@ async def test_two_hellos_of_one_node_at_one_moment_have_an_epoch_each(world: Wo
     assert [claim.epoch for claim in won if isinstance(claim, StreamClaim)] == [1, 1, 2]
     assert [claim.reason for claim in won if isinstance(claim, Refusal)] == [Reason.TOKEN_USED]
     assert (await world.node(node.node_id)).stream_epoch == 2
+
+
+async def test_a_node_whose_row_is_held_elsewhere_keeps_nobody_elses_hello_waiting(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """Another replica gives orders to some of those that come back."""
+    if "sqlite" in request.node.name:
+        pytest.skip("SQLite has one writer")
+    nodes = await members(world, 6)
+    tokens = {node.node_id: await handshake(world, node) for node in nodes}
+
+    def claim(node: Node) -> Coroutine[Any, Any, StreamClaim]:
+        return node.claim(tokens[node.node_id], node.hello(tokens[node.node_id]))
+
+    held, *rest = nodes
+    with world.database.writer._engine.connect() as issuing:
+        world.nodes.take_seqs(issuing, {held.node_id: 1})
+        waiting = asyncio.create_task(claim(held))
+        won = await claims(*map(claim, rest))
+        assert all(isinstance(each, StreamClaim) for each in won)
+        assert not waiting.done()
+    assert (await waiting).epoch == 1
