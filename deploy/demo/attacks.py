@@ -53,11 +53,15 @@ def forged_row(stage: Stage, here: Installation, admin: AdminClient) -> None:
     here.wait(lambda: admin.state(issued.command_id) == "SUCCEEDED", "a genuine command to copy")
     forged = {os.urandom(16): "a genuine row copied, its MAC too", os.urandom(16): "a row with a MAC made up"}
     stage.say(f"straight into {here.shown(here.database)}: INSERT INTO commands ({_COLUMNS}) …")
+    stage.say("and UPDATE command_runs, which leads the server to what is open: it comes upon them at once.")
     with closing(sqlite3.connect(here.database, timeout=10)) as database, database:
         row = "SELECT node_id, seq + ?, ?, issue_id, spec_no, not_after_ms, {}, 1 FROM commands WHERE command_id = ?"
         for ahead, (command_id, mac) in enumerate(zip(forged, ("mac", "randomblob(32)"), strict=True), start=1):
             insert = f"INSERT INTO commands ({_COLUMNS}) {row.format(mac)}"
             database.execute(insert, (ahead, command_id, issued.command_id))
+        run = "(issue_id, node_id) = (SELECT issue_id, node_id FROM commands WHERE command_id = ?)"
+        reopen = f"UPDATE command_runs SET count = count + ?, is_open = 1 WHERE {run}"
+        database.execute(reopen, (len(forged), issued.command_id))
     here.wait(lambda: all(admin.state(each) == "QUARANTINED" for each in forged), "the forged rows to be set aside")
     views = {command_id: here.fleetctl("commands", "show", command_id.hex()) for command_id in forged}
     stage.table(

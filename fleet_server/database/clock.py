@@ -1,7 +1,7 @@
 """The database's clock, as this process knows it: the one that all replicas have in common.
 
 Whose word it is matters only for what no signature covers: whoever writes to the database could do the same to the rows
-themselves. What is signed, and what lets somebody in, is judged by the machine's own clock (docs/adr/0031).
+themselves. What is signed, and what lets somebody in, is judged by the machine's own clock (docs/adr/0033).
 """
 
 from __future__ import annotations
