@@ -228,6 +228,7 @@ def _flags(settings: Settings) -> Sequence[str]:
         "heartbeat_interval_s",
         "drain_deadline_s",
         "max_streams",
+        "rebalance",
     )
     flags = [f"--set={name}={getattr(settings, name)}" for name in names]
     if settings.replica_id:
