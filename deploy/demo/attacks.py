@@ -59,8 +59,10 @@ def forged_row(stage: Stage, here: Installation, admin: AdminClient) -> None:
         for ahead, (command_id, mac) in enumerate(zip(forged, ("mac", "randomblob(32)"), strict=True), start=1):
             insert = f"INSERT INTO commands ({_COLUMNS}) {row.format(mac)}"
             database.execute(insert, (ahead, command_id, issued.command_id))
-        run = "(issue_id, node_id) = (SELECT issue_id, node_id FROM commands WHERE command_id = ?)"
-        reopen = f"UPDATE command_runs SET count = count + ?, is_open = 1 WHERE {run}"
+        reopen = (
+            "UPDATE command_runs SET count = count + ?, is_open = 1"
+            " WHERE (issue_id, node_id) = (SELECT issue_id, node_id FROM commands WHERE command_id = ?)"
+        )
         database.execute(reopen, (len(forged), issued.command_id))
     here.wait(lambda: all(admin.state(each) == "QUARANTINED" for each in forged), "the forged rows to be set aside")
     views = {command_id: here.fleetctl("commands", "show", command_id.hex()) for command_id in forged}

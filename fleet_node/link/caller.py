@@ -251,18 +251,21 @@ async def open_caller(
     ca_der: Sequence[bytes],
     leaves: LeafCache | None = None,
     certificate: ClientCertificate | None = None,
+    *,
+    left: str = "",
 ) -> GatewayCaller:
     """Connect to the first endpoint that shows a good certificate, in random order so that a fleet spreads.
 
     Args:
         certificate: of this node, for endpoints that want one.
+        left: endpoint that is tried behind all others.
 
     Raises:
         Refusal: none will do; WRONG_CERTIFICATE if one of them showed a wrong one, or the reason of the last one.
     """
     leaves = leaves or LeafCache()
     failure = Refusal(Reason.UNAVAILABLE, "no gateway endpoint is known")
-    for endpoint in random.sample(list(endpoints), len(endpoints)):
+    for endpoint in sorted(random.sample(list(endpoints), len(endpoints)), key=lambda endpoint: endpoint == left):
         try:
             leaf = await leaves.get(endpoint, ca_der, certificate.path if certificate is not None else None)
             return GatewayCaller(endpoint, leaf, leaves, certificate)

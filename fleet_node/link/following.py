@@ -28,6 +28,8 @@ async def open_following(
     membership: Membership,
     leaves: LeafCache,
     certificate: ClientCertificate | None,
+    *,
+    left: str = "",
 ) -> GatewayCaller:
     """As `open_caller` under the CAs of the bundle, or of a newer one if only that helps.
 
@@ -36,7 +38,7 @@ async def open_following(
     """
     held = trust.state.tls_ca_der or (membership.tls_ca_der,)
     try:
-        return await open_caller(endpoints, held, leaves, certificate)
+        return await open_caller(endpoints, held, leaves, certificate, left=left)
     except Refusal as refusal:
         if refusal.reason is not Reason.WRONG_CERTIFICATE:
             raise
@@ -51,7 +53,7 @@ async def open_following(
         else:
             raise
     log.info("tls_cas_followed", bundle=trust.state.version)
-    return await open_caller(endpoints, trust.state.tls_ca_der, leaves, certificate)
+    return await open_caller(endpoints, trust.state.tls_ca_der, leaves, certificate, left=left)
 
 
 async def learn_cas(

@@ -67,6 +67,7 @@ class Link:
         self._metrics = metrics
         self._backoff = Backoff(backoff or BackoffPolicy())
         self._endpoints = endpoints
+        self._newest_at = ""  # endpoint of the newest stream
         self._leaves = LeafCache()
         self._kept = KeptCaller()
         self._stopping = asyncio.Event()
@@ -128,7 +129,9 @@ class Link:
         trust = self._ports.trust
         caller = await self._kept.take(endpoints, trust.state.tls_ca_der, certified=certificate is not None)
         if caller is None:
-            caller = await open_following(endpoints, trust, self._membership, self._leaves, certificate)
+            caller = await open_following(
+                endpoints, trust, self._membership, self._leaves, certificate, left=self._newest_at
+            )
         try:
             connection = await self._open_stream(caller, takeover_of)
         except BaseException as error:
@@ -341,7 +344,7 @@ class Link:
 
     def _note_welcome(self, connection: Connection) -> None:
         welcome = connection.welcome
-        self.status.endpoint = connection.caller.endpoint
+        self.status.endpoint = self._newest_at = connection.caller.endpoint
         self.status.stream_id = welcome.stream_id
         self.status.stream_epoch = welcome.stream_epoch
         self.status.replica_id = welcome.replica_id

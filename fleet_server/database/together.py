@@ -22,6 +22,9 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 On = TypeVar("On")
 MOST_TOGETHER = 256
+PAUSE_S = 0.025
+"""Behind a group of several, for more to gather: where many come at once, the way to the database costs more than this
+wait, and takes the interpreter from the event loop each time."""
 
 
 class _Waiting(NamedTuple, Generic[Asked, Answer]):
@@ -68,7 +71,10 @@ class Together(Generic[On, Asked, Answer]):
     async def _go(self) -> None:
         try:
             while self._waiting:
-                await self._ask_all(self._take())
+                group = self._take()
+                await self._ask_all(group)
+                if len(group) > 1:
+                    await asyncio.sleep(PAUSE_S)
         finally:
             self._going = None
 

@@ -62,7 +62,7 @@ class AdmissionPolicy:
 
     share: float = 0.75
     unmeasured_cost_s: float = 0.0018
-    guessed_cost_s: float = 0.006
+    guessed_cost_s: float = 0.003
     least_per_s: float = 50.0
     most_per_s: float = 2000.0
     burst_s: float = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ _OF_A_PROCESS = 2_500
 _OF_A_STEP = 500
 _AT_ONCE = 250
 _POLL_S = 0.002
+_YOUNG_OBJECTS = 200_000
+"""A node's heap is small: the walks through that of thousands are none of its cost."""
 
 
 class _RatchetInMemory(Ratchet):
@@ -76,6 +79,7 @@ class LightNodes:
                 started.append(self._start_one(path, (*known[first:], *known[:first])))
             await wait_live(started)
         settle_heap()
+        gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
     async def wait_acknowledged(self, count: int) -> dict[str, float]:
         """When the server had committed and acknowledged `count` results of these nodes, on the clock of all processes

@@ -100,3 +100,20 @@ async def test_a_node_that_was_put_off_again_and_again_is_soon_back_when_it_then
         stream.end()
         await node.wait_state(LinkState.WAITING)
         assert node.link.status.next_attempt_s <= policy.initial_s
+
+
+async def test_a_lost_stream_is_looked_for_at_every_other_replica_first(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    """A machine that is gone without a word answers nobody: a node that asks it first waits for nothing."""
+    gateways = {each.endpoint: each for each in (gateway, other)}
+    async with running_link(installation, tmp_path, clock=clock, endpoints=tuple(gateways)) as node:
+        await node.wait_state(LinkState.LIVE)
+        for _ in range(6):
+            lost = node.link.status.endpoint
+            gateways[lost].streams[-1].end()
+            await node.wait_state(LinkState.WAITING)
+            await clock.wait_sleepers(1)
+            await clock.advance(61)
+            await node.wait_state(LinkState.LIVE)
+            assert node.link.status.endpoint != lost
