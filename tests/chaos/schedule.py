@@ -87,7 +87,7 @@ class Event:
         lasts_s: seconds until it is undone; 0 for what is over at once.
         kind: what is done.
         target: to whom; of a link `SITE~REPLICA`.
-        strength: between 0 and 1: how slow, which direction.
+        strength: from 0 to less than 1: how slow, which direction.
     """
 
     at_s: float
@@ -125,7 +125,7 @@ def plan(seed: int, seconds: float, shape: Shape, *, gap_s: float) -> list[Event
             chance.shuffle(deck)
         kind = deck.pop()
         lasts_s = 0.0 if kind in _AT_ONCE else round(chance.uniform(longest_s / 8, min(longest_s, seconds - at_s)), 2)
-        strength = round(chance.random(), 3)
+        strength = min(round(chance.random(), 3), 0.999)  # less than 1: it chooses among directions
         free = [target for target in _targets(kind, shape) if taken_until_s.get(_lane(kind, target), 0.0) < at_s]
         if not free:
             continue

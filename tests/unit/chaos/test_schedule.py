@@ -31,3 +31,9 @@ def test_a_minute_has_seen_nearly_every_kind() -> None:
 def test_sizes_come_out_about_as_asked() -> None:
     for nodes in (20, 200):
         assert 0.9 * nodes <= Size.of(nodes).members <= nodes
+
+
+def test_a_strength_chooses_among_directions_and_never_one_too_many() -> None:
+    strengths = {event.strength for seed in range(40) for event in plan(seed, 60, SHAPE, gap_s=0.25)}
+    assert 0 <= min(strengths)
+    assert max(strengths) < 1
