@@ -23,12 +23,17 @@ def holder(conn: Connection, replica_id: str) -> Holder | None:
 
 
 def claim(conn: Connection, replica_id: str, boot_id: str, before: Holder | None, *, version: str, now_ms: int) -> bool:
-    """Have a process have this id; False when the row is not as `before` says."""
+    """Have a process have this id; False when the row is not as `before` says. A drain that was asked of the process
+    before is none of its own."""
+    drain = ", ".join(
+        f"{column} = CASE WHEN replicas.boot_id = excluded.boot_id THEN replicas.{column} ELSE 0 END"
+        for column in ("drain_requested_at_ms", "drain_deadline_ms", "drain_reason")
+    )
     text = (
         f"INSERT INTO replicas ({_COLUMNS}, boot_id, commit_mark)"  # noqa: S608 - constants
         " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, '', '', 0, 0, '', ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET boot_id = excluded.boot_id, state = excluded.state,"
-        " heartbeat_at_ms = excluded.heartbeat_at_ms"
+        f" heartbeat_at_ms = excluded.heartbeat_at_ms, {drain}"
         " WHERE replicas.boot_id = ? AND replicas.heartbeat_at_ms = ? OR replicas.boot_id = excluded.boot_id"
     )
     expected = (boot_id, now_ms) if before is None else (before.boot_id, before.heartbeat_at_ms)
@@ -39,14 +44,14 @@ def claim(conn: Connection, replica_id: str, boot_id: str, before: Holder | None
 def register(
     conn: Connection, replica_id: str, boot_id: str, *, version: str, secret_keys: str, tls_cas: str, now_ms: int
 ) -> bool:
-    """Write the row of a process that starts, drain request and all; False when another process has the id."""
+    """Write the row of a process that starts; False when another process has the id. What was asked of it since it has
+    the id stays."""
     text = (
         f"INSERT INTO replicas ({_COLUMNS}, boot_id, commit_mark, schema_revision)"  # noqa: S608 - constants
         " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?, ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
         " admission_per_s = 0, admitted_per_s = 0, started_at_ms = excluded.started_at_ms,"
         " heartbeat_at_ms = excluded.heartbeat_at_ms,"
-        " drain_requested_at_ms = 0, drain_deadline_ms = 0, drain_reason = 0,"
         " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas, schema_revision = excluded.schema_revision"
         " WHERE replicas.boot_id = excluded.boot_id"
     )

@@ -35,5 +35,5 @@ def test_sizes_come_out_about_as_asked() -> None:
 
 def test_a_strength_chooses_among_directions_and_never_one_too_many() -> None:
     strengths = {event.strength for seed in range(40) for event in plan(seed, 60, SHAPE, gap_s=0.25)}
-    assert 0 <= min(strengths)
+    assert min(strengths) >= 0
     assert max(strengths) < 1

@@ -196,6 +196,16 @@ async def test_a_lost_wake_up_costs_one_beat(world: World) -> None:
     assert (await b.wait_drain_requested()).deadline_ms == 0
 
 
+async def test_who_is_told_to_drain_while_it_starts_is_not_left_running(world: World) -> None:
+    other, starting = await ready(world, "a"), Replica(world, "b")
+    await starting.fence.take()
+    await other.request_drain("ada", "b", 30, gateway_pb2.GOAWAY_REASON_UPGRADE)
+    await starting.register()
+    await starting.set_state(ReplicaState.READY)
+    await starting.beat()
+    assert (await asyncio.wait_for(starting.wait_drain_requested(), 10)).deadline_s == 30.0
+
+
 async def test_a_new_process_of_the_same_id_forgets_the_drain(world: World) -> None:
     a = await ready(world, "a")
     await a.request_drain("ada", "", 0, gateway_pb2.GOAWAY_REASON_RESTART, force=True)
