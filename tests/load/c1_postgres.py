@@ -12,7 +12,7 @@ _OF_SQLITE = 0.8
 async def baseline(ctx: Context) -> Figures:
     """The product on SQLite, and bare echo of the same shape."""
     echo = await baselines.command_throughput(ctx, tls=True)
-    return {**await command_throughput(ctx), "bare_commands_per_s": echo["commands_per_s"]}
+    return {**await command_throughput(ctx, name="c1-sqlite"), "bare_commands_per_s": echo["commands_per_s"]}
 
 
 def judge(product: Figures, bare: Figures) -> Verdict:

@@ -55,9 +55,9 @@ async def _idle(ctx: Context, name: str, nodes: int) -> AsyncIterator[tuple[Inst
         yield server, links
 
 
-async def command_throughput(ctx: Context, nodes: int = 100) -> Figures:
+async def command_throughput(ctx: Context, nodes: int = 100, *, name: str = "a1") -> Figures:
     """Commands finished per second while every node always has more to do than it may have in flight."""
-    async with commanded(ctx, "a1", nodes) as (server, fleet):
+    async with commanded(ctx, name, nodes) as (server, fleet):
         return await throughput(ctx, [server], fleet, nodes)
 
 
