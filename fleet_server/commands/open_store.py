@@ -36,6 +36,8 @@ class Survey(NamedTuple):
     ended: list[RunKey]
 
 
+# A sum, for the same reason as in `store`: of each run PostgreSQL would look through all that is open.
+_IS_OPEN = "(c.state + 0) < 5"
 _OPEN_COUNTS = (
     "COUNT(c.seq), SUM(CASE WHEN c.state = 1 OR (c.state = 2 AND c.sent_at_ms < ?) THEN 1 ELSE 0 END),"
     " SUM(CASE WHEN c.cancel_requested_by <> '' THEN 1 ELSE 0 END), MIN(c.seq)"
@@ -53,12 +55,12 @@ def survey(conn: Connection, sent_before_ms: int) -> Survey:
     unanswered."""
     if conn.dialect.name == "postgresql":
         # An aggregate for each run: nothing else keeps the planner from joining all commands there are.
-        counts = f"SELECT {_OPEN_COUNTS} FROM commands c WHERE {COMMANDS_OF_RUN} AND c.state < 5"
+        counts = f"SELECT {_OPEN_COUNTS} FROM commands c WHERE {COMMANDS_OF_RUN} AND {_IS_OPEN}"
         text = f"SELECT r.node_id, r.issue_id, n.* FROM command_runs r, LATERAL ({counts}) n WHERE r.is_open = 1"
     else:
         text = (
             f"SELECT r.node_id, r.issue_id, {_OPEN_COUNTS} FROM command_runs r"
-            f" LEFT JOIN commands c ON {COMMANDS_OF_RUN} AND c.state < 5"
+            f" LEFT JOIN commands c ON {COMMANDS_OF_RUN} AND {_IS_OPEN}"
             " WHERE r.is_open = 1 GROUP BY r.node_id, r.issue_id"
         )
     nodes: dict[str, OpenOfNode] = {}
