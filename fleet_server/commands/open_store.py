@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fleet_server.commands.run_store import COMMANDS_OF_RUN, of_open_runs
+from fleet_server.commands.run_store import COMMANDS_OF_RUN, commands_of, of_open_runs
 from fleet_server.commands.store import Connection, Key, padded
 from fleet_server.database.bulk import EachUpdate
 from fleet_server.database.engine import for_update_of_free
@@ -47,6 +47,7 @@ _END = EachUpdate(
     {"issue_id": "text", "node_id": "text"},
     "is_open = 0",
     "t.issue_id = v.issue_id AND t.node_id = v.node_id",
+    f"(SELECT COUNT(*) FROM commands c WHERE {commands_of('t')} AND {_IS_OPEN}) = 0",
 )
 
 
@@ -93,7 +94,9 @@ def with_more(conn: Connection, accepted: Mapping[str, int]) -> set[str]:
 
 
 def end_runs(conn: Connection, runs: Sequence[RunKey]) -> None:
-    """Note that all commands of these runs have ended. Whoever holds one is at the same, or forgets it."""
+    """Note that all commands of these runs have ended, where that is so in this database: one that went back after they
+    were surveyed may hold some of them open, and nobody would find those again. Whoever holds a run is at the same, or
+    forgets it."""
     free: set[RunKey] = set()
     for chunk in padded(runs):
         text = (

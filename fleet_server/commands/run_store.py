@@ -21,14 +21,22 @@ from fleet_server.database.bulk import insert_many
 from fleet_server.database.engine import Connection
 from fleet_server.database.statements import fetch
 
-# No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
-POSSIBLE = f"r.first_seq BETWEEN 1 AND {2**62} AND r.count > 0"
-# CASE, because nothing else says what is evaluated first; NULL compares with nothing.
+
+def _possible(run: str) -> str:
+    # No server gives out a seq above half of what the column holds; PostgreSQL refuses a sum that overflows it.
+    return f"{run}.first_seq BETWEEN 1 AND {2**62} AND {run}.count > 0"
+
+
+def commands_of(run: str) -> str:
+    """What has to hold of a command ``c`` that is one of a run, which a statement calls `run`."""
+    # CASE, because nothing else says what is evaluated first; NULL compares with nothing.
+    end = f"CASE WHEN {_possible(run)} THEN {run}.first_seq + {run}.count END"
+    return f"c.node_id = {run}.node_id AND c.seq >= {run}.first_seq AND c.seq < {end} AND c.issue_id = {run}.issue_id"
+
+
+POSSIBLE = _possible("r")
+COMMANDS_OF_RUN = commands_of("r")
 _COLUMNS = {"issue_id": "text", "node_id": "text", "first_seq": "bigint", "count": "integer", "is_open": "integer"}
-COMMANDS_OF_RUN = (
-    "c.node_id = r.node_id AND c.seq >= r.first_seq"
-    f" AND c.seq < CASE WHEN {POSSIBLE} THEN r.first_seq + r.count END AND c.issue_id = r.issue_id"
-)
 
 
 def insert_runs(conn: Connection, issue_id: str, first_seqs: Mapping[str, int], count: int) -> None:

@@ -46,9 +46,11 @@ async def _insert(room: Room, node: str, issues: str, *, first: int, runs: int, 
 
 Read = Callable[[Connection], Any]
 _KEYS = [("n0", _DONE + n) for n in range(3)]
+_OPEN_RUNS = [(f"open-{number}-{run}", f"n{number}") for number in range(_NODES) for run in range(_RUNS)]
 _OF_ALL: dict[str, Read] = {
     "survey": lambda conn: open_store.survey(conn, 0).nodes,
     "asked_cancels": open_store.asked_cancels,
+    "end_runs": lambda conn: open_store.end_runs(conn, _OPEN_RUNS),
     "unsigned_past": lambda conn: store.unsigned_past(conn, 2**40, 500),
     "signed_past": lambda conn: store.signed_past(conn, 2**40, 500),
     "open_issues": history_store.open_issues,
@@ -72,7 +74,7 @@ _OF_NODE: dict[str, Read] = {
         conn, "n0", issue_id="", before_seq=None, limit=100, open_only=True
     ),
 }
-_FIND_NOTHING = {"asked_cancels", "answered_above", "mark_sent"}
+_FIND_NOTHING = {"asked_cancels", "end_runs", "answered_above", "mark_sent"}
 
 
 @pytest.mark.parametrize("known", ["quiet", "now", "beside older servers"])
@@ -140,12 +142,26 @@ async def test_a_run_as_an_older_server_inserts_it_is_open_and_found(room: Room)
     assert other.open_count(node.node_id) == 2
 
 
+async def test_what_was_surveyed_before_the_database_went_back_ends_no_run_that_is_open(room: Room) -> None:
+    """A standby took its place that lacks the end of a command: without its run nobody would ever find that again."""
+    node, other = await room.add_node("n1"), await room.add_node("n2")
+    issued = await room.commands.issue("alice", order("*", count=2))
+    runs = [(issued.issue_id, each.node_id) for each in (node, other)]
+    await room.tamper("UPDATE commands SET state = 5")
+    assert sorted((await room.database.read(lambda conn: open_store.survey(conn, 0))).ended) == sorted(runs)
+    await room.tamper("UPDATE commands SET state = 3 WHERE node_id = ? AND seq = 2", node.node_id)
+    for each in (runs, runs[:1]):
+        await room.database.write(lambda tx, each=each: open_store.end_runs(tx.conn, each))  # type: ignore[misc]
+        assert await _is_open(room) == {node.node_id: 1, other.node_id: 0}
+
+
 async def test_runs_that_somebody_holds_are_passed_over(room: Room) -> None:
     if room.database.dialect == "sqlite":
         pytest.skip("SQLite has one writer")
     first, second = await room.add_node("n1"), await room.add_node("n2")
     issued = await room.commands.issue("alice", order("*"))
     runs = [(issued.issue_id, node.node_id) for node in (first, second)]
+    await room.tamper("UPDATE commands SET state = 5")
     with room.database.writer._engine.connect() as holding:
         held = "SELECT 1 FROM command_runs WHERE node_id = %s FOR UPDATE"
         holding.exec_driver_sql(held, (first.node_id,)).all()
