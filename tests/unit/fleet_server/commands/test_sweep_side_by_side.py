@@ -28,6 +28,22 @@ async def test_a_sweep_passes_over_what_another_one_is_at(
     assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_EXPIRED
 
 
+async def test_rows_that_somebody_holds_among_the_first_keep_up_none_of_those_behind_them(
+    room: Room, clock: MockClock, request: pytest.FixtureRequest
+) -> None:
+    if "sqlite" in request.node.name:
+        pytest.skip("SQLite has one writer")
+    for name in ("n1", "n2"):
+        await room.add_node(name)
+    await room.commands.issue("alice", order("*", count=600, ttl_s=5))
+    await clock.advance(6)
+    with room.database.writer._engine.connect() as holding:
+        holding.exec_driver_sql("SELECT 1 FROM commands WHERE seq = 1 FOR UPDATE").all()
+        await room.commands.sweep()
+        left = await room.query("SELECT seq FROM commands WHERE state < 5")
+        assert left == [(1,), (1,)]
+
+
 async def test_two_that_sweep_at_once_end_each_command_once(room: Room, clock: MockClock) -> None:
     for number in range(5):
         await room.add_node(f"n{number}")
