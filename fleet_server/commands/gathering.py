@@ -2,6 +2,9 @@
 
 Nothing waits to fill a batch: an idle room writes a single item at once, a busy one pays for one job, one statement and
 one audit row, for many callers.
+
+A row that somebody holds keeps up a whole batch, but not for long: then each of its items goes by itself, and whose row
+it is waits alone.
 """
 
 from __future__ import annotations
@@ -10,18 +13,35 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from fleet.errors import Refusal
 from fleet_server.database.writer import Transaction
 
 Item = TypeVar("Item")
+TOGETHER_S = 0.5
+"""So long the items of a batch wait together for a row that somebody holds: longer than most transactions take, and
+shorter than anybody is to wait for a row that is another's."""
+
+
+class Submit(Protocol):
+    """Hands a job to the writer."""
+
+    def __call__(self, work: Callable[[Transaction], None], *, patience_s: float | None = None) -> asyncio.Future[None]:
+        """See `Database.write_nowait`."""
+        ...
 
 
 class _Batch(Generic[Item]):
-    """Items of one job, each with its caller's future. The event loop adds to it, the writer's thread begins it."""
+    """Items of one job, each with its caller's future. The event loop adds to it, the writer's thread begins it.
 
-    def __init__(self, max_items: int) -> None:
+    Args:
+        alone: it has one item that was written with others in vain.
+    """
+
+    def __init__(self, max_items: int, *, alone: bool = False) -> None:
         self.waiting: list[tuple[Item, asyncio.Future[None]]] = []
+        self.alone = alone
         self._max_items = max_items
         self._begun = False
         self._lock = threading.Lock()
@@ -51,7 +71,7 @@ class Gatherer(Generic[Item]):
     """Gathers items for `write`.
 
     Args:
-        submit: hands a job to the writer (`Database.write_nowait`).
+        submit: see `Submit`.
         write: writes a batch inside a transaction. When it raises, each item is written by itself, so that a bad one
             fails its own caller only.
         max_items: most items of one batch.
@@ -59,7 +79,7 @@ class Gatherer(Generic[Item]):
 
     def __init__(
         self,
-        submit: Callable[[Callable[[Transaction], None]], asyncio.Future[None]],
+        submit: Submit,
         write: Callable[[Transaction, Sequence[Item]], None],
         *,
         max_items: int,
@@ -88,7 +108,7 @@ class Gatherer(Generic[Item]):
             tx.after_commit(batch.written)
 
         try:
-            writing = self._submit(work)
+            writing = self._submit(work, patience_s=None if batch.alone else TOGETHER_S)
         except Exception as error:  # noqa: BLE001 - as below
             self._failed(batch, error)
         else:
@@ -102,11 +122,12 @@ class Gatherer(Generic[Item]):
     def _failed(self, batch: _Batch[Item], error: BaseException) -> None:
         """Every failure belongs to the caller whose item it is."""
         batch.begin()  # the writer may have refused it unseen: nobody joins it any more
-        if len(batch.waiting) == 1:
+        # Of a refusal nobody can tell whether it came of a short patience.
+        if batch.alone or (len(batch.waiting) == 1 and not isinstance(error, Refusal)):
             _fail(batch.waiting[0][1], error)
             return
         for item, written in batch.waiting:
-            alone: _Batch[Item] = _Batch(1)
+            alone: _Batch[Item] = _Batch(1, alone=True)
             alone.join(item, written)
             self._hand_in(alone)
 

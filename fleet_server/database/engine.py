@@ -132,9 +132,9 @@ class Database:
         """Run `work` in a transaction of the writer; see `Writer.submit`."""
         return await self.writer.submit(work, rank=rank)
 
-    def write_nowait(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
+    def write_nowait(self, work: Callable[[Transaction], T], *, patience_s: float | None = None) -> asyncio.Future[T]:
         """As `write`, for who waits in another way than with a task; see `Writer.submit_nowait`."""
-        return self.writer.submit_nowait(work)
+        return self.writer.submit_nowait(work, patience_s=patience_s)
 
     def _read(self, query: Callable[[Connection], T]) -> T:
         try:

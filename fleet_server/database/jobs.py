@@ -41,6 +41,7 @@ class Job:
     loop: asyncio.AbstractEventLoop
     rank: str | None = None
     result: Any = None
+    patience_s: float | None = None  # `PATIENCE_S`
     gives_up_at: float = 0.0  # of `perf_counter`; 0 while it has met no held row
 
     def fail(self, error: Exception) -> None:
@@ -72,7 +73,7 @@ class Aside:
         """A job has met a held row: it stands behind all others. Those whose patience is over, and so stand here no
         more: it, and the others of these, for nobody can tell that their turn would come in time."""
         now = self._monotonic()
-        job.gives_up_at = job.gives_up_at or now + PATIENCE_S
+        job.gives_up_at = job.gives_up_at or now + (PATIENCE_S if job.patience_s is None else job.patience_s)
         self._jobs.append(job)
         if job.gives_up_at > now:
             return []

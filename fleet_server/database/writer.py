@@ -128,8 +128,13 @@ class Writer:
         """
         return await self.submit_nowait(work, rank=rank)
 
-    def submit_nowait(self, work: Callable[[Transaction], T], *, rank: str | None = None) -> asyncio.Future[T]:
+    def submit_nowait(
+        self, work: Callable[[Transaction], T], *, rank: str | None = None, patience_s: float | None = None
+    ) -> asyncio.Future[T]:
         """As `submit`; the future holds the result, or what was raised.
+
+        Args:
+            patience_s: so long it stands aside for a row that somebody holds, if not for the usual time (`jobs`).
 
         Raises:
             Refusal: OVERLOADED, or the server ends (UNAVAILABLE): `work` was not taken.
@@ -137,7 +142,7 @@ class Writer:
         if self.depth() >= MAX_QUEUED:
             raise Refusal(Reason.OVERLOADED, "too many writes wait: try again in a moment", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
-        job = Job(work, loop.create_future(), loop, rank)
+        job = Job(work, loop.create_future(), loop, rank, patience_s=patience_s)
         with self._closing:  # or a job could slip in behind the end marker, and its caller wait for ever
             if self._closed:
                 raise Refusal(Reason.UNAVAILABLE, SHUTTING_DOWN)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fleet_server.commands.gathering import Gatherer
+from fleet.errors import Reason, Refusal
+from fleet_server.commands.gathering import TOGETHER_S, Gatherer
 from fleet_server.database.writer import Transaction
 
 Job = Callable[[Transaction], None]
@@ -18,15 +19,18 @@ class Writer:
 
     def __init__(self, max_items: int) -> None:
         self.batches: list[list[int]] = []
+        self.patience: list[float | None] = []
+        self.refused: set[int] = set()
         self.gatherer: Gatherer[int] = Gatherer(self.submit, self.write, max_items=max_items)
         self._jobs: asyncio.Queue[tuple[Job, asyncio.Future[None]]] = asyncio.Queue()
 
     def call(self, item: int) -> asyncio.Future[None]:
         return asyncio.ensure_future(self.gatherer.submit(item))
 
-    def submit(self, job: Job) -> asyncio.Future[None]:
+    def submit(self, work: Job, *, patience_s: float | None = None) -> asyncio.Future[None]:
+        self.patience.append(patience_s)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._jobs.put_nowait((job, done))
+        self._jobs.put_nowait((work, done))
         return done
 
     async def begin(self) -> Callable[[], None]:
@@ -35,7 +39,7 @@ class Writer:
         transaction = Transaction(NO_CONNECTION)
         try:
             job(transaction)
-        except ValueError as error:
+        except (ValueError, Refusal) as error:
             failure = error
             return lambda: done.set_exception(failure)
 
@@ -53,6 +57,8 @@ class Writer:
         self.batches.append(list(items))
         if -1 in items:
             raise ValueError("bad item")
+        if self.refused.intersection(items):
+            raise Refusal(Reason.UNAVAILABLE, "somebody holds a row of these")
 
 
 async def turn() -> None:
@@ -99,6 +105,30 @@ async def test_a_bad_item_fails_its_own_caller_only() -> None:
     assert writer.batches == [[1, -1, 2], [1], [-1], [2]]
 
 
+async def test_whoever_waits_for_a_row_longer_than_a_batch_does_waits_alone() -> None:
+    writer = Writer(max_items=10)
+    writer.refused = {2}
+    calls = [writer.call(item) for item in (1, 2, 3)]
+    await turn()
+    for _ in range(4):
+        await writer.go_on()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), Refusal, type(None)]
+    assert writer.patience == [TOGETHER_S, None, None, None]
+
+
+async def test_one_that_waits_with_nobody_has_all_the_patience_there_is() -> None:
+    writer = Writer(max_items=10)
+    writer.refused = {1}
+    call = writer.call(1)
+    await turn()
+    await writer.go_on()
+    writer.refused = set()
+    await writer.go_on()
+    await call
+    assert writer.patience == [TOGETHER_S, None]
+
+
 async def test_a_caller_that_gives_up_costs_nobody_else() -> None:
     writer = Writer(max_items=10)
     leaving, staying = writer.call(1), writer.call(2)
@@ -114,7 +144,8 @@ async def test_a_caller_that_gives_up_costs_nobody_else() -> None:
 async def test_nobody_joins_a_batch_that_was_refused_unseen() -> None:
     writer = Writer(max_items=10)
 
-    def refuse(_: Job) -> asyncio.Future[None]:
+    def refuse(work: Job, *, patience_s: float | None = None) -> asyncio.Future[None]:
+        del work, patience_s
         raise ConnectionError("the database is away")
 
     writer.gatherer = Gatherer(refuse, writer.write, max_items=10)
@@ -128,10 +159,11 @@ async def test_a_job_that_is_run_again_writes_the_same() -> None:
     writer = Writer(max_items=10)
     jobs: list[Job] = []
 
-    def submit(job: Job) -> asyncio.Future[None]:
+    def submit(work: Job, *, patience_s: float | None = None) -> asyncio.Future[None]:
+        del patience_s
         transaction = Transaction(NO_CONNECTION)
-        jobs.append(job)
-        job(transaction)
+        jobs.append(work)
+        work(transaction)
         for effect in transaction.effects:
             effect()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

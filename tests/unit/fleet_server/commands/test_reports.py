@@ -1,11 +1,12 @@
 """A result is recorded once, whatever arrives twice, late, or from elsewhere."""
 
 import asyncio
+import threading
 
 import pytest
 
 from fleet.v1 import command_pb2 as wire
-from fleet_server.commands import reports, rules
+from fleet_server.commands import gathering, reports, rules
 from tests.fakes.clock import MockClock
 from tests.unit.fleet_server.commands.room import Room, order, report
 
@@ -149,3 +150,37 @@ async def test_a_refused_statement_changes_no_state_and_is_audited(room: Room) -
     )
     assert await room.state(node.node_id, 1) == wire.COMMAND_STATE_SENT
     assert (await room.audited("statement.refused"))[0]["reason"] == "WRONG_STREAM"
+
+
+async def test_a_command_whose_row_somebody_holds_keeps_up_its_own_node_and_no_other(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if room.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer")
+    monkeypatch.setattr(gathering, "TOGETHER_S", 0.05)
+    nodes = [(await room.add_node(name)).node_id for name in ("n1", "n2")]
+    for node_id in nodes:
+        await room.open_stream(node_id)
+    await room.commands.issue("alice", order("*"))
+    done = [report((await room.claim(node_id))[0], wire.COMMAND_STATE_SUCCEEDED) for node_id in nodes]
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def occupy(_: object) -> None:
+        begun.set()
+        assert goes_on.wait(10)
+
+    with room.database.writer._engine.connect() as holding:
+        holding.exec_driver_sql("SELECT 1 FROM commands WHERE node_id = %s FOR UPDATE", (nodes[0],)).all()
+        occupied = room.database.write_nowait(occupy)
+        assert await asyncio.to_thread(begun.wait, 10)
+        held, other = (
+            asyncio.ensure_future(room.commands.record_reports(node_id, [each]))
+            for node_id, each in zip(nodes, done, strict=True)
+        )
+        await asyncio.sleep(0)
+        assert room.database.writer.depth() == 1, "they are one batch"
+        goes_on.set()
+        await asyncio.gather(occupied, other)
+        assert not held.done()
+    await held
+    assert [await room.state(node_id, 1) for node_id in nodes] == [wire.COMMAND_STATE_SUCCEEDED] * 2
