@@ -21,6 +21,7 @@ from fleet import status, tls, trust
 from fleet.errors import Reason, Refusal
 from fleet.transport import FIXED_WINDOW
 from fleet.v1 import enrollment_pb2, gateway_pb2, gateway_pb2_grpc, session_pb2, trust_pb2
+from fleet_node.link import rules
 
 _CALL_TIMEOUT_S = 10.0
 _LEAF_TIMEOUT_S = 5.0
@@ -211,8 +212,7 @@ class KeptCaller:
             ca_der: CAs under which it was opened.
         """
         await self.close()
-        busy = isinstance(error, Refusal) and error.reason is Reason.OVERLOADED and error.retry_after_s is not None
-        if busy and not caller.admitted and not caller.certified:
+        if rules.is_busy(error) and not caller.admitted and not caller.certified:
             self._kept = caller, ca_der
         else:
             await caller.close()
@@ -252,20 +252,21 @@ async def open_caller(
     leaves: LeafCache | None = None,
     certificate: ClientCertificate | None = None,
     *,
-    left: str = "",
+    behind: Sequence[str] = (),
 ) -> GatewayCaller:
     """Connect to the first endpoint that shows a good certificate, in random order so that a fleet spreads.
 
     Args:
         certificate: of this node, for endpoints that want one.
-        left: endpoint that is tried behind all others.
+        behind: endpoints that are tried behind all others, in this order.
 
     Raises:
         Refusal: none will do; WRONG_CERTIFICATE if one of them showed a wrong one, or the reason of the last one.
     """
     leaves = leaves or LeafCache()
     failure = Refusal(Reason.UNAVAILABLE, "no gateway endpoint is known")
-    for endpoint in sorted(random.sample(list(endpoints), len(endpoints)), key=lambda endpoint: endpoint == left):
+    last = {endpoint: place for place, endpoint in enumerate(behind)}
+    for endpoint in sorted(random.sample(list(endpoints), len(endpoints)), key=lambda endpoint: last.get(endpoint, -1)):
         try:
             leaf = await leaves.get(endpoint, ca_der, certificate.path if certificate is not None else None)
             return GatewayCaller(endpoint, leaf, leaves, certificate)

@@ -29,7 +29,7 @@ async def open_following(
     leaves: LeafCache,
     certificate: ClientCertificate | None,
     *,
-    left: str = "",
+    behind: Sequence[str] = (),
 ) -> GatewayCaller:
     """As `open_caller` under the CAs of the bundle, or of a newer one if only that helps.
 
@@ -38,7 +38,7 @@ async def open_following(
     """
     held = trust.state.tls_ca_der or (membership.tls_ca_der,)
     try:
-        return await open_caller(endpoints, held, leaves, certificate, left=left)
+        return await open_caller(endpoints, held, leaves, certificate, behind=behind)
     except Refusal as refusal:
         if refusal.reason is not Reason.WRONG_CERTIFICATE:
             raise
@@ -53,7 +53,7 @@ async def open_following(
         else:
             raise
     log.info("tls_cas_followed", bundle=trust.state.version)
-    return await open_caller(endpoints, trust.state.tls_ca_der, leaves, certificate, left=left)
+    return await open_caller(endpoints, trust.state.tls_ca_der, leaves, certificate, behind=behind)
 
 
 async def learn_cas(

@@ -67,7 +67,7 @@ class Link:
         self._metrics = metrics
         self._backoff = Backoff(backoff or BackoffPolicy())
         self._endpoints = endpoints
-        self._newest_at = ""  # endpoint of the newest stream
+        self._behind: tuple[str, ...] = ()  # endpoints: of the newest stream, and those that refused since
         self._leaves = LeafCache()
         self._kept = KeptCaller()
         self._stopping = asyncio.Event()
@@ -130,7 +130,7 @@ class Link:
         caller = await self._kept.take(endpoints, trust.state.tls_ca_der, certified=certificate is not None)
         if caller is None:
             caller = await open_following(
-                endpoints, trust, self._membership, self._leaves, certificate, left=self._newest_at
+                endpoints, trust, self._membership, self._leaves, certificate, behind=self._behind
             )
         try:
             connection = await self._open_stream(caller, takeover_of)
@@ -138,6 +138,8 @@ class Link:
             outcome = str(error.reason) if isinstance(error, Refusal) else "error"
             self._metrics.handshakes.labels(outcome).inc()
             await self._kept.settle(caller, error, trust.state.tls_ca_der)
+            if not rules.is_busy(error):
+                self._behind = rules.put_behind(self._behind, caller.endpoint)
             others = rules.other_endpoints(error, endpoints, caller.endpoint)
             if not others:
                 raise
@@ -344,7 +346,8 @@ class Link:
 
     def _note_welcome(self, connection: Connection) -> None:
         welcome = connection.welcome
-        self.status.endpoint = self._newest_at = connection.caller.endpoint
+        self.status.endpoint = connection.caller.endpoint
+        self._behind = (connection.caller.endpoint,)
         self.status.stream_id = welcome.stream_id
         self.status.stream_epoch = welcome.stream_epoch
         self.status.replica_id = welcome.replica_id

@@ -73,6 +73,20 @@ def _reason_name(reason: int) -> str:
     return name.removeprefix("GOAWAY_REASON_")
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether the server has no time now, and said when it has: to come back to it is worth it."""
+    return isinstance(error, Refusal) and error.reason is Reason.OVERLOADED and error.retry_after_s is not None
+
+
+def put_behind(behind: Sequence[str], endpoint: str) -> tuple[str, ...]:
+    """Endpoints to try behind all others, in this order, once `endpoint` is one of them.
+
+    However one of them refuses, the next attempt is another's turn: a replica that is cut off from its database refuses
+    for as long as it is, while the one that lost the stream may be back.
+    """
+    return (*(each for each in behind if each != endpoint), endpoint)
+
+
 def other_endpoints(error: BaseException, endpoints: Sequence[str], tried: str) -> tuple[str, ...]:
     """Where to go at once after `tried` did not take this node; empty when it has to stay away for a while.
 

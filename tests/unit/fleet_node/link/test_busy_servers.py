@@ -117,3 +117,26 @@ async def test_a_lost_stream_is_looked_for_at_every_other_replica_first(
             await clock.advance(61)
             await node.wait_state(LinkState.LIVE)
             assert node.link.status.endpoint != lost
+
+
+async def test_a_replica_that_refuses_is_tried_again_only_behind_the_one_that_was_lost(
+    installation: FakeInstallation, gateway: FakeGateway, other: FakeGateway, tmp_path: Path, clock: MockClock
+) -> None:
+    """Cut off from its database it refuses for as long as it is, and the one that was lost is soon back."""
+    gateways = {each.endpoint: each for each in (gateway, other)}
+    async with running_link(installation, tmp_path, clock=clock, endpoints=tuple(gateways)) as node:
+        await node.wait_state(LinkState.LIVE)
+        lost = node.link.status.endpoint
+        refused = node.metrics.handshakes.labels("UNAVAILABLE")
+        for endpoint, each in gateways.items():
+            if endpoint != lost:
+                each.refuse["CompleteHandshake"] = Refusal(Reason.UNAVAILABLE, "no database", retry_after_s=2.0)
+        gateways[lost].streams[-1].end()
+        for attempts in (0, 1):
+            await node.wait(lambda attempts=attempts: refused.value == attempts)
+            await node.wait_state(LinkState.WAITING)
+            await clock.wait_sleepers(1)
+            await clock.advance(3)
+        await node.wait_state(LinkState.LIVE)
+        assert node.link.status.endpoint == lost
+        assert refused.value == 1
