@@ -178,7 +178,7 @@ class Admin:
                 if silence.ended_it:
                     raise self._silent(silence_s or 0.0) from error
                 if not self._followed(error):
-                    raise explain(error, server=self.context.server) from error
+                    raise self._explained(error, timeout_s or 0.0) from error
             finally:
                 with contextlib.suppress(grpc.RpcError):
                     reading.cancel()

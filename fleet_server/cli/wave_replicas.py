@@ -112,7 +112,10 @@ class ReplicaWave:
                 return drain_replica.follow(self._invocation, self._admin, asked)[1]
             except Unreachable as failure:
                 self._invocation.say(f"{failure.message}: waiting for a replica that answers")
-                if (name, started_at_ms) not in {(each.replica_id, each.started_at_ms) for each in self._ready()}:
+                row = self._same_process(name, started_at_ms)
+                if row is not None and row.state == "LOST":  # and somebody else may have joined, who replaces nobody
+                    return drain_replica.Ended(row, False, row.streams)
+                if row is None or row.state != "READY":
                     return None
                 if waited_s >= self._return_s:
                     raise
@@ -123,12 +126,7 @@ class ReplicaWave:
     def _wait_replaced(self, name: str, before: set[tuple[str, int]]) -> None:
         waited_s = 0.0
         while True:
-            now: set[tuple[str, int]] = set()
-            try:
-                now = {(each.replica_id, each.started_at_ms) for each in self._ready()}
-            except Unreachable:
-                if waited_s >= self._return_s:
-                    raise
+            now = {(each.replica_id, each.started_at_ms) for each in self._ready()}
             if len(now) >= len(before) and now != before:
                 return
             if waited_s >= self._return_s:
@@ -140,5 +138,12 @@ class ReplicaWave:
             waited_s += _POLL_S
 
     def _ready(self) -> list[admin_pb2.ReplicaView]:
-        found = patiently(self._invocation, lambda: drain_replica.replicas(self._admin), self._return_s)
-        return [each for each in found if each.state == "READY"]
+        return [each for each in self._replicas() if each.state == "READY"]
+
+    def _same_process(self, name: str, started_at_ms: int) -> admin_pb2.ReplicaView | None:
+        """A replica as it is now; None when it has gone, or is another process since."""
+        wanted = (name, started_at_ms)
+        return next((each for each in self._replicas() if (each.replica_id, each.started_at_ms) == wanted), None)
+
+    def _replicas(self) -> Sequence[admin_pb2.ReplicaView]:
+        return patiently(self._invocation, lambda: drain_replica.replicas(self._admin), self._return_s)

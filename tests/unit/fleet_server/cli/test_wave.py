@@ -167,6 +167,29 @@ def test_a_replica_that_goes_away_meanwhile_does_not_end_the_wave(ctl: Fleetctl)
     assert "asking again for 120 s" in result.stderr
 
 
+def test_a_replica_that_stands_still_is_turned_away_from_and_waited_for_no_longer_than_one_that_is_away(
+    ctl: Fleetctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = SmallFleet(ctl, 1)
+    opened: list[str] = []
+    channel = grpc.secure_channel
+
+    def secure_channel(server: str, *how: Any, **options: Any) -> grpc.Channel:
+        opened.append(server)
+        return channel(server, *how, **options)
+
+    monkeypatch.setattr(grpc, "secure_channel", secure_channel)
+    drain = iter([grpc.StatusCode.DEADLINE_EXCEEDED])
+    ctl.fake.answers["DrainNodes"] = lambda request: next(drain, None) or fleet.drain(request)
+    assert ctl.run("drain", "wave", "*").exit_code == 0
+    assert len(opened) == 2
+    ctl.slept_s.clear()
+    ctl.fake.answers["DrainNodes"] = grpc.StatusCode.DEADLINE_EXCEEDED
+    fleet.nodes["press-1"].drain_state = "NONE"
+    assert ctl.run("drain", "wave", "*").exit_code == 4
+    assert len(ctl.slept_s) == 4, "120 s, of which each attempt took 30"
+
+
 def test_a_wave_over_nobody_says_so(ctl: Fleetctl) -> None:
     SmallFleet(ctl, 0)
     assert "no node matches" in ctl.run("drain", "wave", "*").stderr
@@ -259,6 +282,36 @@ def test_a_replica_that_nobody_asked_yet_is_asked_again(ctl: Fleetctl) -> None:
     assert result.exit_code == 0, result.output
     assert server.asked == ["r-a", "r-a", "r-a", "r-b"]
     assert json.loads(result.stdout)["drained"] == ["r-a", "r-b"]
+
+
+def test_a_replica_that_stood_still_when_it_was_asked_is_lost_whoever_joined_meanwhile(ctl: Fleetctl) -> None:
+    server = SmallServer(ctl, ["r-a", "r-b"])
+
+    def stands_still(_: admin_pb2.DrainReplicaRequest) -> grpc.StatusCode:
+        server.rows["r-a"].state = "LOST"
+        server.rows["r-c"] = admin_pb2.ReplicaView(replica_id="r-c", state="READY", started_at_ms=1)
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+
+    ctl.fake.answers["DrainReplica"] = stands_still
+    result = ctl.run("drain", "wave", "--replicas", "-o", "json")
+    assert result.exit_code == 1, result.output
+    assert "r-a was lost before it was drained" in result.stderr
+    said = json.loads(result.stdout)
+    assert (said["drained"], list(said["failed"]), said["left"]) == ([], ["r-a"], ["r-b"])
+
+
+def test_when_nobody_answers_after_a_drain_the_wave_ends_within_the_time_for_a_return(ctl: Fleetctl) -> None:
+    server = SmallServer(ctl, ["r-a", "r-b"])
+
+    def drain(request: admin_pb2.DrainReplicaRequest) -> Any:
+        ctl.fake.answers["ListReplicas"] = grpc.StatusCode.UNAVAILABLE
+        return server.drain(request)
+
+    ctl.fake.answers["DrainReplica"] = drain
+    result = ctl.run("drain", "wave", "--replicas", "--return-within", "10s", "-o", "json")
+    assert result.exit_code == 4, result.output
+    assert len(ctl.slept_s) == 10
+    assert list(json.loads(result.stdout)["failed"]) == ["r-a"]
 
 
 def test_a_replica_that_cannot_be_asked_fails_within_the_time_for_its_return(ctl: Fleetctl) -> None:
