@@ -322,8 +322,8 @@ class CrossCheck:
         name = f"seq {seq} of node {node_id}"
         if command.issued and command.accepted and command.issued != command.accepted:
             self._find(node_id, DigestDiffers(f"the node accepted {name} as another command than the server issued"))
-        if is_final(command) and command.ended and command.ended != command.reported:
-            text = f"the server says {command.reported} of {name}, the node says {command.ended}"
+        if is_final(command) and command.ended and {command.ended} != {command.reported, command.server_says}:
+            text = f"the server says {command.server_says} of {name}, the node says {command.ended}"
             self._find(node_id, OutcomeDiffers(text))
         if command.issued and (command.accepted or command.too_far) and is_final(command) and command.ended:
             if command.ended == _CANCELLED:

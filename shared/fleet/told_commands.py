@@ -42,6 +42,11 @@ class ToldCommand:
     ended: str = ""
 
     @property
+    def server_says(self) -> str:
+        """The end that the server was told; one by an answer to a cancel stands, whatever was reported beside it."""
+        return "CANCELLED" if self.answered else self.reported
+
+    @property
     def is_buried_by_both(self) -> bool:
         """Whether both sides say that a cancel came before it, and the node not that it arrived since."""
         return bool(self.buried) and self.answered == _OVERTAKEN and not self.accepted and not self.ended

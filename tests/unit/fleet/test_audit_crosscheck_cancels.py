@@ -192,6 +192,14 @@ def test_a_node_that_ran_what_it_said_was_cancelled_is_found(outcome: str) -> No
             check(*order)
 
 
+@pytest.mark.parametrize("outcome", ["TOMBSTONED", "CANCELLED"])
+def test_a_report_beside_the_answer_does_not_hide_that_it_ran(outcome: str) -> None:
+    told = [issued(1, D1), answered(outcome), reported(SUCCEEDED=[1]), accepted([1], D1), ended("SUCCEEDED", 1)]
+    for order in orders(told):
+        with pytest.raises(AuditFinding, match="the server says CANCELLED of seq 1"):
+            check(*order)
+
+
 def test_a_later_chain_may_tell_again_that_it_buried_what_arrived_since() -> None:
     settled = [issued(1, D1), answered("TOMBSTONED"), cancel("TOMBSTONED"), accepted([1], D1), ended("CANCELLED", 1)]
     again = check(*settled, opened(1), begun(1, 0), of_chain(1, cancel("TOMBSTONED")))
