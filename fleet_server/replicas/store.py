@@ -24,16 +24,16 @@ def holder(conn: Connection, replica_id: str) -> Holder | None:
 
 def claim(conn: Connection, replica_id: str, boot_id: str, before: Holder | None, *, version: str, now_ms: int) -> bool:
     """Have a process have this id; False when the row is not as `before` says. A drain that was asked of the process
-    before is none of its own."""
-    drain = ", ".join(
-        f"{column} = CASE WHEN replicas.boot_id = excluded.boot_id THEN replicas.{column} ELSE 0 END"
-        for column in ("drain_requested_at_ms", "drain_deadline_ms", "drain_reason")
+    before is none of its own; who follows one that is asked from now on has to know this process from that one."""
+    since = ", ".join(
+        f"{column} = CASE WHEN replicas.boot_id = excluded.boot_id THEN replicas.{column} ELSE excluded.{column} END"
+        for column in ("started_at_ms", "drain_requested_at_ms", "drain_deadline_ms", "drain_reason")
     )
     text = (
         f"INSERT INTO replicas ({_COLUMNS}, boot_id, commit_mark)"  # noqa: S608 - constants
         " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, '', '', 0, 0, '', ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET boot_id = excluded.boot_id, state = excluded.state,"
-        f" heartbeat_at_ms = excluded.heartbeat_at_ms, {drain}"
+        f" heartbeat_at_ms = excluded.heartbeat_at_ms, {since}"
         " WHERE replicas.boot_id = ? AND replicas.heartbeat_at_ms = ? OR replicas.boot_id = excluded.boot_id"
     )
     expected = (boot_id, now_ms) if before is None else (before.boot_id, before.heartbeat_at_ms)
@@ -50,8 +50,7 @@ def register(
         f"INSERT INTO replicas ({_COLUMNS}, boot_id, commit_mark, schema_revision)"  # noqa: S608 - constants
         " VALUES (?, ?, ?, 0, 0, ?, ?, 0, 0, 0, ?, ?, 0, 0, '', ?, ?, ?)"
         " ON CONFLICT (replica_id) DO UPDATE SET version = excluded.version, state = excluded.state, streams = 0,"
-        " admission_per_s = 0, admitted_per_s = 0, started_at_ms = excluded.started_at_ms,"
-        " heartbeat_at_ms = excluded.heartbeat_at_ms,"
+        " admission_per_s = 0, admitted_per_s = 0, heartbeat_at_ms = excluded.heartbeat_at_ms,"
         " secret_keys = excluded.secret_keys, tls_cas = excluded.tls_cas, schema_revision = excluded.schema_revision"
         " WHERE replicas.boot_id = excluded.boot_id"
     )

@@ -214,6 +214,27 @@ async def test_a_new_process_of_the_same_id_forgets_the_drain(world: World) -> N
     assert (await again.get("")).drain is None
 
 
+async def test_who_follows_the_drain_of_one_that_starts_takes_it_for_the_same_process(
+    world: World, clock: MockClock
+) -> None:
+    """Or it was told to have ended when it registered, before it began to drain."""
+    a, before = await ready(world, "a"), await ready(world, "b")
+    drain = gateway_pb2.GOAWAY_REASON_DRAIN
+    of_before = await a.request_drain("ada", "b", 20, drain)
+    b = Replica(world, "b")
+    await clock.advance(1)
+    await b.fence.take()
+    assert (await a.get("b")).drain is None
+    asked = await a.request_drain("ada", "b", 30, drain)
+    await clock.advance(1)
+    await b.register()
+    await b.set_state(ReplicaState.READY)
+    await b.beat()
+    assert (await asyncio.wait_for(b.wait_drain_requested(), 10)).deadline_s == 30.0
+    shown = await before.get("b")
+    assert shown.started_at_ms == asked.started_at_ms > of_before.started_at_ms
+
+
 async def test_what_cannot_be_drained(world: World) -> None:
     a, b = await ready(world, "a"), await ready(world, "b")
     await b.set_state(ReplicaState.STOPPED)
