@@ -51,19 +51,22 @@ def in_new_folder(make: Callable[[Path], _Made], folder: Callable[[], Path]) -> 
     seen to of SIGSEGV, it is warned about, the folder goes, and it is tried again in a new one, three times in all.
 
     Raises:
-        subprocess.CalledProcessError: a program failed otherwise, or died the third time.
+        subprocess.CalledProcessError, FileNotFoundError: a program failed otherwise, or died the third time.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         place = folder()
         try:
             return make(place)
-        except subprocess.CalledProcessError as error:
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            # The wheel looks for a log that a program which died at once has not begun, and says that instead.
+            failed = error.__context__ if isinstance(error, FileNotFoundError) else error
             # A server that is left in it ends by itself once it finds that its files are gone.
             shutil.rmtree(place, ignore_errors=True)
-            if error.returncode >= 0 or attempt == _ATTEMPTS:
+            died = isinstance(failed, subprocess.CalledProcessError) and failed.returncode < 0
+            if not died or attempt == _ATTEMPTS:
                 raise
             warnings.warn(
-                f"PostgreSQL's start, attempt {attempt} of {_ATTEMPTS}: {error}", RuntimeWarning, stacklevel=2
+                f"PostgreSQL's start, attempt {attempt} of {_ATTEMPTS}: {failed}", RuntimeWarning, stacklevel=2
             )
     raise AssertionError
 
