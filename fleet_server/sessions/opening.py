@@ -8,6 +8,7 @@ table, each in one order: a node's, its session, its ratchet.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from fleet.clock import Clock
@@ -15,6 +16,7 @@ from fleet.errors import Reason, Refusal
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
 from fleet_server.audit.service import AuditService
+from fleet_server.database.held import unless_held
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NewStream
 from fleet_server.nodes.service import NodeService
@@ -56,15 +58,19 @@ class StreamOpening:
 
     def open_free(self, tx: Transaction, hellos: Sequence[ProvenHello]) -> Sequence[Opened | Refusal | None]:
         """What each hello, of no two the same node, has won; None where somebody else holds the node's row: who waits
-        for that, waits alone."""
-        held = self._nodes.hold_as_read(tx, [hello.node for hello in hellos], wait=False)
-        answers = self._open(tx, [hello for hello in hellos if _id(hello) in held], held)
+        for that, waits alone. All of them do where it is another row that is held (a frozen replica's note of what a
+        node told may hold its profile): nobody can tell whose."""
+        answers = unless_held(tx, partial(self._open_free, tx, hellos)) or {}
         return [answers.get(_id(hello)) for hello in hellos]
 
     def open(self, tx: Transaction, hello: ProvenHello) -> Opened | Refusal:
         """What a hello has won."""
         held = self._nodes.hold_as_read(tx, [hello.node], wait=True)
         return self._open(tx, [hello], held)[_id(hello)]
+
+    def _open_free(self, tx: Transaction, hellos: Sequence[ProvenHello]) -> dict[str, Opened | Refusal]:
+        held = self._nodes.hold_as_read(tx, [hello.node for hello in hellos], wait=False)
+        return self._open(tx, [hello for hello in hellos if _id(hello) in held], held)
 
     def _open(
         self, tx: Transaction, hellos: Sequence[ProvenHello], held: Mapping[str, int | None]

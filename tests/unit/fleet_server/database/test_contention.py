@@ -11,6 +11,7 @@ from sqlalchemy import Connection, create_engine
 from fleet_server.database import dialects
 from fleet_server.database.bulk import insert_many
 from fleet_server.database.engine import HUNG_AFTER_S, Database, sql
+from fleet_server.database.held import unless_held
 from fleet_server.database.jobs import PATIENCE_S
 from fleet_server.database.schema import audit_heads, metadata
 from fleet_server.database.statements import execute_many
@@ -71,6 +72,34 @@ async def test_a_circle_is_left_before_the_database_looks_for_one(replicas: tupl
 
     for each in replicas:
         assert await each.write(settings) == ["200ms", "1s"]
+
+
+async def test_a_part_that_meets_a_held_row_is_undone_and_what_is_beside_it_stands(
+    replicas: tuple[Database, Database],
+) -> None:
+    here, there = replicas
+    told: list[str] = []
+
+    def part(tx: Transaction) -> str:
+        tx.after_commit(lambda: told.append("part"))
+        tx.audit.append("part")
+        for row in "ab":
+            tx.conn.exec_driver_sql(sql(tx.conn, RAISE), (row,))
+        return f"{tx.audit}"
+
+    def whole(tx: Transaction) -> tuple[str | None, list[str]]:
+        tx.after_commit(lambda: told.append("whole"))
+        tx.audit.append("whole")
+        return unless_held(tx, lambda: part(tx)), list(tx.audit)
+
+    with there.writer._engine.connect() as frozen:
+        frozen.exec_driver_sql(sql(frozen, RAISE), ("b",))
+        assert await here.write(whole) == (None, ["whole"])
+        assert told == ["whole"]
+    assert await here.write(whole) == ("['whole', 'part']", ["whole", "part"])
+    assert told == ["whole", "whole", "part"]
+    numbers = await here.read(lambda conn: list(conn.exec_driver_sql("SELECT number FROM audit_heads")))
+    assert [tuple(row) for row in numbers] == [(1,), (1,)]
 
 
 async def test_a_replica_that_stands_still_in_a_transaction_holds_its_rows_for_a_while_only(

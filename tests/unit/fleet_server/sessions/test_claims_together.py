@@ -105,6 +105,32 @@ async def test_two_hellos_of_one_node_at_one_moment_have_an_epoch_each(world: Wo
     assert (await world.node(node.node_id)).stream_epoch == 2
 
 
+async def test_a_node_whose_profile_is_held_elsewhere_keeps_nobody_elses_hello_waiting(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """Another replica was frozen while it noted which bundle a node holds, and the node comes here."""
+    if "sqlite" in request.node.name:
+        pytest.skip("SQLite has one writer")
+    nodes = await members(world, 6)
+    ratchets = {node.node_id: (await node.connect()).turn.handed_on for node in nodes}
+    tokens = {node.node_id: await handshake(world, node) for node in nodes}
+
+    def claim(node: Node) -> Coroutine[Any, Any, StreamClaim]:
+        token, news = tokens[node.node_id], hello_body(software_version="1.1")
+        return node.claim(token, node.hello(token, news, ratchet=ratchets[node.node_id]))
+
+    held, *rest = nodes
+    with world.database.writer._engine.connect() as frozen:
+        text = "UPDATE node_profiles SET bundle_number = 7 WHERE node_id = ?"
+        frozen.exec_driver_sql(sql(frozen, text), (held.node_id,))
+        waiting = asyncio.create_task(claim(held))
+        won = await claims(*map(claim, rest))
+        assert all(isinstance(each, StreamClaim) for each in won)
+        assert not waiting.done()
+    assert (await waiting).epoch == 2
+    assert Counter(await world.audited())["stream.opened"] == 2 * len(nodes)
+
+
 async def test_a_node_whose_row_is_held_elsewhere_keeps_nobody_elses_hello_waiting(
     world: World, request: pytest.FixtureRequest
 ) -> None:
