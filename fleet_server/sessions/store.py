@@ -173,11 +173,11 @@ class RotationStore:
 
 
 def insert_sessions(conn: Connection, rows: Sequence[SessionRow]) -> list[bool]:
-    """Add sessions that no stream took yet; of each, False when its token is there already."""
+    """Add sessions that no stream took yet; of each, False when its token is there already, or is put there by another
+    replica at this moment."""
+    insert_many(conn, "sessions", _SESSION_COLUMNS, [astuple(row) for row in rows], " ON CONFLICT DO NOTHING")
     there = sessions(conn, [row.token_sha256 for row in rows])
-    new = [row for row in rows if row.token_sha256 not in there]
-    insert_many(conn, "sessions", _SESSION_COLUMNS, [astuple(row) for row in new])
-    return [row.token_sha256 not in there for row in rows]
+    return [there.get(row.token_sha256) == row for row in rows]  # no two of them have the same sealed keys
 
 
 def sessions(conn: Connection, tokens_sha256: Sequence[bytes], *, lock: bool = False) -> dict[bytes, SessionRow]:

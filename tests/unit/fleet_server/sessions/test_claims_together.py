@@ -10,7 +10,9 @@ import pytest
 from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import sql
 from fleet_server.nodes.record import NodeState
+from fleet_server.sessions import store
 from fleet_server.sessions.claim import StreamClaim
+from fleet_server.sessions.store import SessionRow
 from tests.unit.fleet_server.sessions.world import Node, World, hello_body
 
 MEMBERS = 40
@@ -103,6 +105,14 @@ async def test_two_hellos_of_one_node_at_one_moment_have_an_epoch_each(world: Wo
     assert [claim.epoch for claim in won if isinstance(claim, StreamClaim)] == [1, 1, 2]
     assert [claim.reason for claim in won if isinstance(claim, Refusal)] == [Reason.TOKEN_USED]
     assert (await world.node(node.node_id)).stream_epoch == 2
+
+
+async def test_of_answers_to_one_challenge_at_one_moment_one_counts(world: World) -> None:
+    """As of two replicas: either looks, and finds none."""
+    node = await world.member()
+    rows = [SessionRow(bytes(32), node.node_id, sealed, 60_000, 0) for sealed in (b"one", b"another", b"late")]
+    assert await world.database.write(lambda tx: store.insert_sessions(tx.conn, rows[:2])) == [True, False]
+    assert await world.database.write(lambda tx: store.insert_sessions(tx.conn, rows[2:])) == [False]
 
 
 async def test_a_node_whose_profile_is_held_elsewhere_keeps_nobody_elses_hello_waiting(
