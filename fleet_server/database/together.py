@@ -22,6 +22,7 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 On = TypeVar("On")
 MOST_TOGETHER = 256
+MAX_WAITING = 10_000
 PAUSE_S = 0.025
 """Behind a group of several, for more to gather: where many come at once, the way to the database costs more than this
 wait, and takes the interpreter from the event loop each time."""
@@ -61,6 +62,8 @@ class Together(Generic[On, Asked, Answer]):
             Refusal: the database is away, or too much waits for it.
             Exception: whatever `work` raises for this alone.
         """
+        if len(self._waiting) >= MAX_WAITING:
+            raise Refusal(Reason.OVERLOADED, "too many ask at this moment: try again", retry_after_s=1.0)
         waiting: _Waiting[Asked, Answer] = _Waiting(asked, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._going is None:
@@ -69,21 +72,28 @@ class Together(Generic[On, Asked, Answer]):
         return await waiting.answer
 
     async def _go(self) -> None:
+        group: Sequence[_Waiting[Asked, Answer]] = ()
         try:
-            while self._waiting:
-                group = self._take()
+            while group := self._take():
                 await self._ask_all(group)
                 if len(group) > 1:
                     await asyncio.sleep(PAUSE_S)
         finally:
             self._going = None
+            # Nobody of them has an answer where this was cancelled, with the loop or the database's threads.
+            for waiting in (*group, *self._waiting):
+                waiting.answer.cancel()
+            self._waiting.clear()
 
     def _take(self) -> list[_Waiting[Asked, Answer]]:
+        """Those who go next, without those who do not wait any more."""
         taken: list[_Waiting[Asked, Answer]] = []
         later: list[_Waiting[Asked, Answer]] = []
         keys: set[Hashable] = set()
         while self._waiting and len(taken) < MOST_TOGETHER:
             waiting = self._waiting.popleft()
+            if waiting.answer.done():
+                continue
             key = object() if self._key is None else self._key(waiting.asked)
             (later if key in keys else taken).append(waiting)
             keys.add(key)
@@ -99,17 +109,16 @@ class Together(Generic[On, Asked, Answer]):
                 return
             for waiting in group:
                 await self._ask_all([waiting])
-        except BaseException:
-            for waiting in group:
-                waiting.answer.cancel()
-            raise
         else:
             for waiting, answer in zip(group, answers, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(answer)
 
     def _answer(self, asked: Sequence[Asked], on: On) -> Sequence[Answer]:
-        return self._work(on, asked)
+        answers = self._work(on, asked)
+        if len(answers) != len(asked):  # told to all, and undone; behind the commit somebody would wait for ever
+            raise ValueError(f"{len(asked)} asked, and there are {len(answers)} answers")
+        return answers
 
 
 def _is_everybodys(error: Exception) -> bool:

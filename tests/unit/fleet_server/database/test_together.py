@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.errors import Reason, Refusal
-from fleet_server.database.together import MOST_TOGETHER, Together
+from fleet_server.database.together import MAX_WAITING, MOST_TOGETHER, Together
 
 
 class Asking:
@@ -103,6 +103,45 @@ async def test_who_does_not_wait_any_more_keeps_nobody_from_an_answer() -> None:
     assert await stays == 30
     with pytest.raises(asyncio.CancelledError):
         await gone
+    assert asking.groups == [[1], [3]]
+
+
+async def test_too_few_answers_are_everybodys_error_and_leave_nobody_waiting() -> None:
+    together: Together[str, int, int] = Together(lambda query: asyncio.to_thread(query, ""), lambda _, asked: asked[1:])
+    answers = await asyncio.gather(*map(together.ask, range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ValueError] * 3
+
+
+async def test_nobody_waits_for_what_was_cancelled() -> None:
+    """As when the database closes: its threads take back what waits for one."""
+    asking = Asking(bad=frozenset({2}))
+    first = await ask(asking, 1)
+    rest = await ask(asking, 2, 3)
+    asking.let_go(2)  # the second group, too, whose asked are then asked one by one
+    await asyncio.gather(*first)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    late = await ask(asking, 4)
+    assert asking.groups == [[1], [2, 3]]
+    assert asking.together._going is not None
+    asking.together._going.cancel()
+    answers = await asyncio.wait_for(asyncio.gather(*rest, *late, return_exceptions=True), 5)
+    assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 3
+    again = await ask(asking, 5)
+    asking.let_go()
+    assert await asyncio.gather(*again) == [50]
+
+
+async def test_no_more_than_so_many_wait() -> None:
+    asking = Asking()
+    first = await ask(asking, 0)
+    rest = await ask(asking, *range(1, MAX_WAITING + 1))
+    with pytest.raises(Refusal) as refused:
+        await asking.together.ask(7)
+    assert refused.value.reason is Reason.OVERLOADED
+    for task in (*first, *rest):
+        task.cancel()
+    await asyncio.wait((*first, *rest))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
