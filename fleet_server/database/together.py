@@ -24,8 +24,10 @@ On = TypeVar("On")
 MOST_TOGETHER = 256
 MAX_WAITING = 10_000
 PAUSE_S = 0.025
-"""Behind a group of several, for more to gather: where many come at once, the way to the database costs more than this
-wait, and takes the interpreter from the event loop each time."""
+PAUSE_OF_EACH_S = 0.003
+"""Behind a group of several, for more to gather: so long for each of them, and never longer than the other. Where many
+come at once the way to the database costs more than this wait, and takes the interpreter from the event loop each time.
+A few wait a few milliseconds."""
 
 
 class _Waiting(NamedTuple, Generic[Asked, Answer]):
@@ -77,7 +79,7 @@ class Together(Generic[On, Asked, Answer]):
             while group := self._take():
                 await self._ask_all(group)
                 if len(group) > 1:
-                    await asyncio.sleep(PAUSE_S)
+                    await asyncio.sleep(min(PAUSE_S, len(group) * PAUSE_OF_EACH_S))
         finally:
             self._going = None
             # Nobody of them has an answer where this was cancelled, with the loop or the database's threads.

@@ -27,7 +27,7 @@ from tests.fakes.proxy import FaultProxy, ProxiedConnection, Side
 from tests.fakes.watch import Watch
 from tests.load.product.idle_links import Member, NoCommands, TelemetryFeed
 
-_WORKERS = 8
+_WORKERS = 16
 _HELLO_BYTES = 1_500  # into the TLS handshake, or a little beyond
 _SERVER_ENDS_S = 10.0
 
