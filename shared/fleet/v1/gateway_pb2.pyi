@@ -292,6 +292,34 @@ class DriverDescriptor(_message.Message):
 Global___DriverDescriptor: _TypeAlias = DriverDescriptor  # noqa: Y015
 
 @_typing.final
+class ProbeListener(_message.Message):
+    """ProbeListener is where peers reach a node's Probe service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """DER certificate that it shows."""
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"host:port", preferred first, at most 4."""
+
+    def __init__(
+        self,
+        *,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "endpoints", b"endpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeListener: _TypeAlias = ProbeListener  # noqa: Y015
+
+@_typing.final
 class HelloBody(_message.Message):
     """HelloBody is what a node says of itself when it connects."""
 
@@ -333,6 +361,7 @@ class HelloBody(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     AUDIT_CHAIN_FIELD_NUMBER: _builtins.int
     AUDIT_NUMBER_FIELD_NUMBER: _builtins.int
+    PROBE_LISTENER_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     """Software version."""
     protocol_version: _builtins.int
@@ -371,6 +400,10 @@ class HelloBody(_message.Message):
     def drivers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriverDescriptor]:
         """Drivers and their actions."""
 
+    @_builtins.property
+    def probe_listener(self) -> Global___ProbeListener:
+        """Its probe listener; absent when it has none."""
+
     def __init__(
         self,
         *,
@@ -390,10 +423,11 @@ class HelloBody(_message.Message):
         boot_id: _builtins.bytes = ...,
         audit_chain: _builtins.int = ...,
         audit_number: _builtins.int = ...,
+        probe_listener: Global___ProbeListener | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "probe_listener", b"probe_listener"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_chain", b"audit_chain", "audit_number", b"audit_number", "boot_id", b"boot_id", "bundle_version", b"bundle_version", "config_version", b"config_version", "drained", b"drained", "drivers", b"drivers", "first_report_no", b"first_report_no", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_batch_seq", b"last_batch_seq", "last_report_no", b"last_report_no", "max_in_flight", b"max_in_flight", "node_time_ms", b"node_time_ms", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_chain", b"audit_chain", "audit_number", b"audit_number", "boot_id", b"boot_id", "bundle_version", b"bundle_version", "config_version", b"config_version", "drained", b"drained", "drivers", b"drivers", "first_report_no", b"first_report_no", "labels", b"labels", "last_accepted_seq", b"last_accepted_seq", "last_batch_seq", b"last_batch_seq", "last_report_no", b"last_report_no", "max_in_flight", b"max_in_flight", "node_time_ms", b"node_time_ms", "probe_listener", b"probe_listener", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,21 +25,23 @@ _sym_db = _symbol_database.Default()
 from fleet.v1 import trust_pb2 as fleet_dot_v1_dot_trust__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66leet/v1/probe.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"\x8f\x01\n\x0eProbeStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08route_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x03(\t\x12\x11\n\thop_index\x18\x05 \x01(\r\x12\r\n\x05nonce\x18\x06 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\x03\"/\n\x0bWalkRequest\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"Q\n\tHopRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\thop_index\x18\x03 \x01(\r\x12\x11\n\tonward_us\x18\x04 \x01(\r\".\n\x0cWalkResponse\x12\x1e\n\x04hops\x18\x01 \x03(\x0b\x32\x10.fleet.v1.Signed2>\n\x05Probe\x12\x35\n\x04Walk\x12\x15.fleet.v1.WalkRequest\x1a\x16.fleet.v1.WalkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66leet/v1/probe.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"\x8f\x01\n\x0eProbeStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08route_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x03(\t\x12\x11\n\thop_index\x18\x05 \x01(\r\x12\r\n\x05nonce\x18\x06 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\x03\"/\n\x0bWalkRequest\x12 \n\x06signed\x18\x01 \x01(\x0b\x32\x10.fleet.v1.Signed\"\xbc\x01\n\tHopRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\thop_index\x18\x03 \x01(\r\x12\x11\n\tonward_us\x18\x04 \x01(\r\x12&\n\x06onward\x18\x05 \x01(\x0e\x32\x16.fleet.v1.OnwardResult\x12\x16\n\x0eonward_node_id\x18\x06 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x07 \x01(\t\x12\x18\n\x10statement_sha256\x18\x08 \x01(\x0c\".\n\x0cWalkResponse\x12\x1e\n\x04hops\x18\x01 \x03(\x0b\x32\x10.fleet.v1.Signed*\xbf\x01\n\x0cOnwardResult\x12\x1d\n\x19ONWARD_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16ONWARD_RESULT_ANSWERED\x10\x01\x12\x1d\n\x19ONWARD_RESULT_UNREACHABLE\x10\x02\x12\x19\n\x15ONWARD_RESULT_REFUSED\x10\x03\x12\x1c\n\x18ONWARD_RESULT_BAD_RECORD\x10\x04\x12\x1c\n\x18ONWARD_RESULT_WRONG_NODE\x10\x05\x32>\n\x05Probe\x12\x35\n\x04Walk\x12\x15.fleet.v1.WalkRequest\x1a\x16.fleet.v1.WalkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet.v1.probe_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ONWARDRESULT']._serialized_start=491
+  _globals['_ONWARDRESULT']._serialized_end=682
   _globals['_PROBESTATEMENT']._serialized_start=57
   _globals['_PROBESTATEMENT']._serialized_end=200
   _globals['_WALKREQUEST']._serialized_start=202
   _globals['_WALKREQUEST']._serialized_end=249
-  _globals['_HOPRECORD']._serialized_start=251
-  _globals['_HOPRECORD']._serialized_end=332
-  _globals['_WALKRESPONSE']._serialized_start=334
-  _globals['_WALKRESPONSE']._serialized_end=380
-  _globals['_PROBE']._serialized_start=382
-  _globals['_PROBE']._serialized_end=444
+  _globals['_HOPRECORD']._serialized_start=252
+  _globals['_HOPRECORD']._serialized_end=440
+  _globals['_WALKRESPONSE']._serialized_start=442
+  _globals['_WALKRESPONSE']._serialized_end=488
+  _globals['_PROBE']._serialized_start=684
+  _globals['_PROBE']._serialized_end=746
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from fleet.v1 import trust_pb2 as _trust_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _OnwardResult:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnwardResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnwardResult.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ONWARD_RESULT_UNSPECIFIED: _OnwardResult.ValueType  # 0
+    """The last node of the path: there is no next one."""
+    ONWARD_RESULT_ANSWERED: _OnwardResult.ValueType  # 1
+    """It answered, and its records verify."""
+    ONWARD_RESULT_UNREACHABLE: _OnwardResult.ValueType  # 2
+    """It did not answer in time, or cannot be connected to."""
+    ONWARD_RESULT_REFUSED: _OnwardResult.ValueType  # 3
+    """It refused; `failure` says why."""
+    ONWARD_RESULT_BAD_RECORD: _OnwardResult.ValueType  # 4
+    """Its answer holds a record that does not verify."""
+    ONWARD_RESULT_WRONG_NODE: _OnwardResult.ValueType  # 5
+    """Another node answered in its place."""
+
+class OnwardResult(_OnwardResult, metaclass=_OnwardResultEnumTypeWrapper):
+    """OnwardResult is what a hop found when it called the next one."""
+
+ONWARD_RESULT_UNSPECIFIED: OnwardResult.ValueType  # 0
+"""The last node of the path: there is no next one."""
+ONWARD_RESULT_ANSWERED: OnwardResult.ValueType  # 1
+"""It answered, and its records verify."""
+ONWARD_RESULT_UNREACHABLE: OnwardResult.ValueType  # 2
+"""It did not answer in time, or cannot be connected to."""
+ONWARD_RESULT_REFUSED: OnwardResult.ValueType  # 3
+"""It refused; `failure` says why."""
+ONWARD_RESULT_BAD_RECORD: OnwardResult.ValueType  # 4
+"""Its answer holds a record that does not verify."""
+ONWARD_RESULT_WRONG_NODE: OnwardResult.ValueType  # 5
+"""Another node answered in its place."""
+Global___OnwardResult: _TypeAlias = OnwardResult  # noqa: Y015
 
 @_typing.final
 class ProbeStatement(_message.Message):
@@ -101,6 +138,10 @@ class HopRecord(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     HOP_INDEX_FIELD_NUMBER: _builtins.int
     ONWARD_US_FIELD_NUMBER: _builtins.int
+    ONWARD_FIELD_NUMBER: _builtins.int
+    ONWARD_NODE_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    STATEMENT_SHA256_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     nonce: _builtins.bytes
@@ -109,6 +150,14 @@ class HopRecord(_message.Message):
     """Its index in the path."""
     onward_us: _builtins.int
     """Microseconds from its call onwards to the answer."""
+    onward: Global___OnwardResult.ValueType
+    """What became of the call onwards."""
+    onward_node_id: _builtins.str
+    """Node that answered in place of the next one, if known."""
+    failure: _builtins.str
+    """Reason that the next node refused with."""
+    statement_sha256: _builtins.bytes
+    """SHA-256 of the probe statement that this node was called with."""
     def __init__(
         self,
         *,
@@ -116,10 +165,14 @@ class HopRecord(_message.Message):
         nonce: _builtins.bytes = ...,
         hop_index: _builtins.int = ...,
         onward_us: _builtins.int = ...,
+        onward: Global___OnwardResult.ValueType = ...,
+        onward_node_id: _builtins.str = ...,
+        failure: _builtins.str = ...,
+        statement_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hop_index", b"hop_index", "node_id", b"node_id", "nonce", b"nonce", "onward_us", b"onward_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "hop_index", b"hop_index", "node_id", b"node_id", "nonce", b"nonce", "onward", b"onward", "onward_node_id", b"onward_node_id", "onward_us", b"onward_us", "statement_sha256", b"statement_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,78 @@ ROUTE_STATE_UNREACHABLE: RouteState.ValueType  # 4
 """Does not answer."""
 Global___RouteState: _TypeAlias = RouteState  # noqa: Y015
 
+class _ObservationType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObservationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObservationType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBSERVATION_TYPE_UNSPECIFIED: _ObservationType.ValueType  # 0
+    """Never sent."""
+    OBSERVATION_TYPE_SYNTHETIC_ROUTE_HEALTH: _ObservationType.ValueType  # 1
+    """The effective path was walked."""
+    OBSERVATION_TYPE_PEER_CONNECTION: _ObservationType.ValueType  # 2
+    """The connection to the first hop."""
+    OBSERVATION_TYPE_LEASE: _ObservationType.ValueType  # 3
+    """The lease of a route, as its relay holds it."""
+    OBSERVATION_TYPE_CANDIDATE_PATH: _ObservationType.ValueType  # 4
+    """A candidate path was walked."""
+
+class ObservationType(_ObservationType, metaclass=_ObservationTypeEnumTypeWrapper):
+    """ObservationType is what was observed; findings of one type never overwrite those of another."""
+
+OBSERVATION_TYPE_UNSPECIFIED: ObservationType.ValueType  # 0
+"""Never sent."""
+OBSERVATION_TYPE_SYNTHETIC_ROUTE_HEALTH: ObservationType.ValueType  # 1
+"""The effective path was walked."""
+OBSERVATION_TYPE_PEER_CONNECTION: ObservationType.ValueType  # 2
+"""The connection to the first hop."""
+OBSERVATION_TYPE_LEASE: ObservationType.ValueType  # 3
+"""The lease of a route, as its relay holds it."""
+OBSERVATION_TYPE_CANDIDATE_PATH: ObservationType.ValueType  # 4
+"""A candidate path was walked."""
+Global___ObservationType: _TypeAlias = ObservationType  # noqa: Y015
+
+class _RefreshOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RefreshOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefreshOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REFRESH_OUTCOME_UNSPECIFIED: _RefreshOutcome.ValueType  # 0
+    """Never sent."""
+    REFRESH_OUTCOME_REPLACED: _RefreshOutcome.ValueType  # 1
+    """Another path or relay for that route."""
+    REFRESH_OUTCOME_SAME_VERSION: _RefreshOutcome.ValueType  # 2
+    """The same version as before."""
+    REFRESH_OUTCOME_NO_CHANGE: _RefreshOutcome.ValueType  # 3
+    """A newer version that changes nothing for that route and relay."""
+    REFRESH_OUTCOME_WITHDRAWN: _RefreshOutcome.ValueType  # 4
+    """The route left the snapshot."""
+    REFRESH_OUTCOME_TIMED_OUT: _RefreshOutcome.ValueType  # 5
+    """No answer in time."""
+    REFRESH_OUTCOME_REFUSED: _RefreshOutcome.ValueType  # 6
+    """The answer was refused."""
+
+class RefreshOutcome(_RefreshOutcome, metaclass=_RefreshOutcomeEnumTypeWrapper):
+    """RefreshOutcome is what came of an ask."""
+
+REFRESH_OUTCOME_UNSPECIFIED: RefreshOutcome.ValueType  # 0
+"""Never sent."""
+REFRESH_OUTCOME_REPLACED: RefreshOutcome.ValueType  # 1
+"""Another path or relay for that route."""
+REFRESH_OUTCOME_SAME_VERSION: RefreshOutcome.ValueType  # 2
+"""The same version as before."""
+REFRESH_OUTCOME_NO_CHANGE: RefreshOutcome.ValueType  # 3
+"""A newer version that changes nothing for that route and relay."""
+REFRESH_OUTCOME_WITHDRAWN: RefreshOutcome.ValueType  # 4
+"""The route left the snapshot."""
+REFRESH_OUTCOME_TIMED_OUT: RefreshOutcome.ValueType  # 5
+"""No answer in time."""
+REFRESH_OUTCOME_REFUSED: RefreshOutcome.ValueType  # 6
+"""The answer was refused."""
+Global___RefreshOutcome: _TypeAlias = RefreshOutcome  # noqa: Y015
+
 @_typing.final
 class Peer(_message.Message):
     """Peer is another node as far as probes need to know it."""
@@ -61,10 +133,13 @@ class Peer(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_KEY_FIELD_NUMBER: _builtins.int
     PROBE_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    PROBE_CERTIFICATE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     identity_key: _builtins.bytes
     """Raw Ed25519 identity key."""
+    probe_certificate: _builtins.bytes
+    """DER certificate that its probe listener shows; a peer that shows another one is another node."""
     @_builtins.property
     def probe_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Probe endpoints, "host:port"."""
@@ -75,14 +150,39 @@ class Peer(_message.Message):
         node_id: _builtins.str = ...,
         identity_key: _builtins.bytes = ...,
         probe_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        probe_certificate: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_key", b"identity_key", "node_id", b"node_id", "probe_endpoints", b"probe_endpoints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_key", b"identity_key", "node_id", b"node_id", "probe_certificate", b"probe_certificate", "probe_endpoints", b"probe_endpoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class CandidatePath(_message.Message):
+    """CandidatePath is another way of a route, probed now and then so that its worth is known before it is needed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Node ids from source to destination."""
+
+    def __init__(
+        self,
+        *,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CandidatePath: _TypeAlias = CandidatePath  # noqa: Y015
 
 @_typing.final
 class RouteConfig(_message.Message):
@@ -96,6 +196,9 @@ class RouteConfig(_message.Message):
     SERVICE_CLASS_FIELD_NUMBER: _builtins.int
     PROBE_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     WAITING_RENDEZVOUS_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    CANDIDATE_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     route_id: _builtins.str
     """Route id."""
     generation: _builtins.int
@@ -105,10 +208,18 @@ class RouteConfig(_message.Message):
     probe_interval_ms: _builtins.int
     """Milliseconds between probes."""
     waiting_rendezvous: _builtins.bool
-    """Whether the route waits for a rendezvous lease."""
+    """Whether the ends cannot reach each other, so that the route needs a rendezvous lease."""
+    candidate_interval_ms: _builtins.int
+    """Milliseconds between two probes of one candidate."""
+    reason: _builtins.str
+    """Why this path, in a sentence for a person."""
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Node ids from source to destination."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidatePath]:
+        """Other ways, best first; only the source probes them."""
 
     def __init__(
         self,
@@ -119,14 +230,55 @@ class RouteConfig(_message.Message):
         service_class: _builtins.str = ...,
         probe_interval_ms: _builtins.int = ...,
         waiting_rendezvous: _builtins.bool = ...,
+        candidates: _abc.Iterable[Global___CandidatePath] | None = ...,
+        candidate_interval_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "path", b"path", "probe_interval_ms", b"probe_interval_ms", "route_id", b"route_id", "service_class", b"service_class", "waiting_rendezvous", b"waiting_rendezvous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_interval_ms", b"candidate_interval_ms", "candidates", b"candidates", "generation", b"generation", "path", b"path", "probe_interval_ms", b"probe_interval_ms", "reason", b"reason", "route_id", b"route_id", "service_class", b"service_class", "waiting_rendezvous", b"waiting_rendezvous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteConfig: _TypeAlias = RouteConfig  # noqa: Y015
+
+@_typing.final
+class RoutePolicy(_message.Message):
+    """RoutePolicy is what the server asks of every prober."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_REFRESH_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    NO_CHANGE_COOLDOWN_MS_FIELD_NUMBER: _builtins.int
+    NO_CHANGE_COOLDOWN_MAX_MS_FIELD_NUMBER: _builtins.int
+    DEGRADED_RTT_US_FIELD_NUMBER: _builtins.int
+    DEGRADED_LOSS_PERMILLE_FIELD_NUMBER: _builtins.int
+    min_refresh_interval_ms: _builtins.int
+    """Milliseconds between two asks for the snapshot on behalf of one route, at least."""
+    no_change_cooldown_ms: _builtins.int
+    """Milliseconds that an ask which changed nothing holds back the next one for that route and relay; doubles."""
+    no_change_cooldown_max_ms: _builtins.int
+    """What it doubles up to."""
+    degraded_rtt_us: _builtins.int
+    """Round trip in microseconds over which a path is DEGRADED."""
+    degraded_loss_permille: _builtins.int
+    """Lost probes per thousand over which a path is DEGRADED."""
+    def __init__(
+        self,
+        *,
+        min_refresh_interval_ms: _builtins.int = ...,
+        no_change_cooldown_ms: _builtins.int = ...,
+        no_change_cooldown_max_ms: _builtins.int = ...,
+        degraded_rtt_us: _builtins.int = ...,
+        degraded_loss_permille: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded_loss_permille", b"degraded_loss_permille", "degraded_rtt_us", b"degraded_rtt_us", "min_refresh_interval_ms", b"min_refresh_interval_ms", "no_change_cooldown_max_ms", b"no_change_cooldown_max_ms", "no_change_cooldown_ms", b"no_change_cooldown_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutePolicy: _TypeAlias = RoutePolicy  # noqa: Y015
 
 @_typing.final
 class ConfigSnapshotStatement(_message.Message):
@@ -141,6 +293,7 @@ class ConfigSnapshotStatement(_message.Message):
     PEERS_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Cluster."""
     node_id: _builtins.str
@@ -161,6 +314,10 @@ class ConfigSnapshotStatement(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[_trust_pb2.Signed]:
         """Signed LeaseStatement."""
 
+    @_builtins.property
+    def policy(self) -> Global___RoutePolicy:
+        """How to probe and when to ask."""
+
     def __init__(
         self,
         *,
@@ -171,10 +328,11 @@ class ConfigSnapshotStatement(_message.Message):
         peers: _abc.Iterable[Global___Peer] | None = ...,
         leases: _abc.Iterable[_trust_pb2.Signed] | None = ...,
         issued_at_ms: _builtins.int = ...,
+        policy: Global___RoutePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "issued_at_ms", b"issued_at_ms", "leases", b"leases", "node_id", b"node_id", "peers", b"peers", "routes", b"routes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "issued_at_ms", b"issued_at_ms", "leases", b"leases", "node_id", b"node_id", "peers", b"peers", "policy", b"policy", "routes", b"routes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,26 +347,70 @@ class ConfigApplied(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_ROUTES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version."""
     applied: _builtins.bool
     """False when it was refused."""
     reason: _builtins.str
     """Reason when refused."""
+    @_builtins.property
+    def withdrawn_routes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Routes that this snapshot withdrew from the node."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         applied: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        withdrawn_routes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "reason", b"reason", "version", b"version", "withdrawn_routes", b"withdrawn_routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigApplied: _TypeAlias = ConfigApplied  # noqa: Y015
+
+@_typing.final
+class RefreshReport(_message.Message):
+    """RefreshReport is what came of one ask for one route."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTE_ID_FIELD_NUMBER: _builtins.int
+    RELAY_NODE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    CONFIG_VERSION_FIELD_NUMBER: _builtins.int
+    ELAPSED_MS_FIELD_NUMBER: _builtins.int
+    route_id: _builtins.str
+    """Route id."""
+    relay_node_id: _builtins.str
+    """Relay that was in use; empty for the direct path."""
+    outcome: Global___RefreshOutcome.ValueType
+    """What came of it."""
+    config_version: _builtins.int
+    """Version of the answer; 0 when none."""
+    elapsed_ms: _builtins.int
+    """Milliseconds from ask to answer."""
+    def __init__(
+        self,
+        *,
+        route_id: _builtins.str = ...,
+        relay_node_id: _builtins.str = ...,
+        outcome: Global___RefreshOutcome.ValueType = ...,
+        config_version: _builtins.int = ...,
+        elapsed_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_version", b"config_version", "elapsed_ms", b"elapsed_ms", "outcome", b"outcome", "relay_node_id", b"relay_node_id", "route_id", b"route_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshReport: _TypeAlias = RefreshReport  # noqa: Y015
 
 @_typing.final
 class RouteObservation(_message.Message):
@@ -226,12 +428,14 @@ class RouteObservation(_message.Message):
     LOSS_PERMILLE_FIELD_NUMBER: _builtins.int
     OBSERVED_AT_MS_FIELD_NUMBER: _builtins.int
     BLAMED_NODE_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    FAILED_HOP_FIELD_NUMBER: _builtins.int
     route_id: _builtins.str
     """Route id."""
     generation: _builtins.int
     """Generation that was walked."""
-    observation_type: _builtins.str
-    """synthetic_route_health, peer_connection or lease."""
+    observation_type: Global___ObservationType.ValueType
+    """What was observed."""
     state: Global___RouteState.ValueType
     """State."""
     rtt_us: _builtins.int
@@ -242,6 +446,10 @@ class RouteObservation(_message.Message):
     """Unix milliseconds."""
     blamed_node_id: _builtins.str
     """Node named by evidence as the cause; empty if none."""
+    failure: _builtins.str
+    """Stable word for how it failed, such as TIMED_OUT, BAD_RECORD, WRONG_NODE, LEASE_EXPIRED; empty when healthy."""
+    failed_hop: _builtins.int
+    """Hop that failed: index in expected_hops of the node that did not answer as it should; 0 when none failed."""
     @_builtins.property
     def expected_hops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Node ids expected."""
@@ -255,7 +463,7 @@ class RouteObservation(_message.Message):
         *,
         route_id: _builtins.str = ...,
         generation: _builtins.int = ...,
-        observation_type: _builtins.str = ...,
+        observation_type: Global___ObservationType.ValueType = ...,
         state: Global___RouteState.ValueType = ...,
         expected_hops: _abc.Iterable[_builtins.str] | None = ...,
         observed_hops: _abc.Iterable[_builtins.str] | None = ...,
@@ -263,10 +471,12 @@ class RouteObservation(_message.Message):
         loss_permille: _builtins.int = ...,
         observed_at_ms: _builtins.int = ...,
         blamed_node_id: _builtins.str = ...,
+        failure: _builtins.str = ...,
+        failed_hop: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blamed_node_id", b"blamed_node_id", "expected_hops", b"expected_hops", "generation", b"generation", "loss_permille", b"loss_permille", "observation_type", b"observation_type", "observed_at_ms", b"observed_at_ms", "observed_hops", b"observed_hops", "route_id", b"route_id", "rtt_us", b"rtt_us", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blamed_node_id", b"blamed_node_id", "expected_hops", b"expected_hops", "failed_hop", b"failed_hop", "failure", b"failure", "generation", b"generation", "loss_permille", b"loss_permille", "observation_type", b"observation_type", "observed_at_ms", b"observed_at_ms", "observed_hops", b"observed_hops", "route_id", b"route_id", "rtt_us", b"rtt_us", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,6 +490,10 @@ class RouteHealth(_message.Message):
 
     OBSERVATIONS_FIELD_NUMBER: _builtins.int
     REFRESH_ROUTES_FIELD_NUMBER: _builtins.int
+    REFRESHES_FIELD_NUMBER: _builtins.int
+    REFRESHES_HELD_BACK_FIELD_NUMBER: _builtins.int
+    refreshes_held_back: _builtins.int
+    """Asks held back by a cooldown or a minimum interval since the last report."""
     @_builtins.property
     def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteObservation]:
         """Observations."""
@@ -288,15 +502,21 @@ class RouteHealth(_message.Message):
     def refresh_routes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Route ids for which the node asks its snapshot at once."""
 
+    @_builtins.property
+    def refreshes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefreshReport]:
+        """What came of earlier asks."""
+
     def __init__(
         self,
         *,
         observations: _abc.Iterable[Global___RouteObservation] | None = ...,
         refresh_routes: _abc.Iterable[_builtins.str] | None = ...,
+        refreshes: _abc.Iterable[Global___RefreshReport] | None = ...,
+        refreshes_held_back: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["observations", b"observations", "refresh_routes", b"refresh_routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["observations", b"observations", "refresh_routes", b"refresh_routes", "refreshes", b"refreshes", "refreshes_held_back", b"refreshes_held_back"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
