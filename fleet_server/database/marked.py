@@ -207,6 +207,36 @@ MARKED_TABLES = (
         sealed="sealed_private",
         place="tls_leaves/{cluster_id}",
     ),
+    MarkedTable(
+        "routes",
+        ("route_id",),
+        (
+            "route_id",
+            "cluster_id",
+            "name",
+            "source_node_id",
+            "destination_node_id",
+            "service_class",
+            "probe_interval_ms",
+            "enabled",
+            "created_at_ms",
+            "created_by",
+            "generation",
+            "relay_node_id",
+            "candidates",
+            "waiting_rendezvous",
+            "decided_at_ms",
+        ),
+    ),
+    MarkedTable(
+        "relays", ("node_id",), ("node_id", "cluster_id", "site", "capacity", "weight", "added_at_ms", "added_by")
+    ),
+    MarkedTable(
+        "route_leases",
+        ("route_id",),
+        ("route_id", "lease_id", "relay_node_id", "generation", "issued_at_ms", "expires_at_ms", "withdrawn"),
+    ),
+    MarkedTable("route_peers", ("node_id",), ("node_id", "endpoints", "certificate", "reported_at_ms")),
     MarkedTable("sealed_secrets", ("name",), sealed="sealed", place="sealed_secrets/{name}"),
     MarkedTable("secret_key_state", ("name",), ("name", "key_id", "changed_at_ms", "done_at_ms")),
 )

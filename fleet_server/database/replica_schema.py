@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Column, Double, Integer, String, Table, Text
 
 from fleet_server.database.columns import id_column, metadata
 
-REVISION = "0002"
+REVISION = "0003"
 """Of the newest migration, which is this schema."""
 
 replicas = Table(

@@ -27,6 +27,7 @@ from fleet_server.database import (  # noqa: F401 - tables of the same list
     installation_schema,
     people_schema,
     replica_schema,
+    route_schema,
     tls_schema,
 )
 from fleet_server.database.columns import Position, metadata
