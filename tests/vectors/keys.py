@@ -22,6 +22,7 @@ SIGNER_CLASSES = {
     "node-1": "node identity",
     "node-1-next": "node identity",
     "node-2": "node identity",
+    "node-3": "node identity",
 }
 X25519_USES = {
     "node-1-sealing": "node sealing",

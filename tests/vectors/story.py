@@ -1,12 +1,13 @@
 """Every signed statement once, as one story: node-1 enrolls, shakes hands, opens a stream, is sent commands and a
-cancel; keys rotate. Hashes in later statements are those of earlier ones, so a reader can follow the chain.
+cancel; keys rotate; a route is probed. Hashes in later statements are those of earlier ones, so a reader can follow
+the chain.
 
-Its chapters: `joining`, `connecting`, `ordering`, `people`, and `reserved` for later.
+Its chapters: `joining`, `connecting`, `ordering`, `people`, `activating`, `routing` and `starting_over`.
 """
 
 from __future__ import annotations
 
-from tests.vectors import connecting, joining, ordering, reserved
+from tests.vectors import connecting, joining, ordering, routing, starting_over
 from tests.vectors.activating import activation
 from tests.vectors.cast import Statement
 from tests.vectors.people import people
@@ -33,7 +34,7 @@ def statements() -> list[Statement]:
         ordering.node_audit_head(),
         *people(),
         *activation(),
-        *reserved.routes(),
-        reserved.floor(),
-        reserved.node_key(),
+        *routing.routes(),
+        starting_over.floor(),
+        starting_over.node_key(),
     ]
