@@ -1,0 +1,1 @@
+"""Routes on a node: probes between nodes, what they showed, and the paths that follow from it."""
