@@ -41,8 +41,8 @@ from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.enrollment.owner_pin import pinned_owner
-from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials, RotationPinnedError
+from fleet_node.link.hello import SelfDescription
 from fleet_node.link.key_audit import KeyAudit
 from fleet_node.link.link import Link
 from fleet_node.link.link_status import LinkState

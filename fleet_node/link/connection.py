@@ -3,17 +3,14 @@
 Mental model
     One reader task reads and never waits for the journal: pings are answered while a commit is under way. What the
     server signed goes through the inbox.
-    One writer pulls from lanes by priority: control, reports, audit, telemetry, so that control never waits behind
-    bulk. Only the writer seals frames, so counters grow in the order of the wire. The stream ends once, with the
-    first reason; whatever was not acknowledged goes out again on the next stream.
+    One writer pulls from lanes by priority (`lanes`). Only the writer seals frames, so counters grow in the order of
+    the wire. The stream ends once, with the first reason; whatever was not acknowledged goes out again on the next
+    stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
-from collections import deque
 from dataclasses import dataclass
 
 import grpc
@@ -29,24 +26,18 @@ from fleet.v1 import gateway_pb2, session_pb2
 from fleet_node.link import rules
 from fleet_node.link.caller import GatewayCaller
 from fleet_node.link.credentials import Credentials, Shown
-from fleet_node.link.frames import encode_reports
 from fleet_node.link.handshake import Session
+from fleet_node.link.hello import SelfDescription, make_hello
 from fleet_node.link.inbox import Inbox
-from fleet_node.link.ports import CommandStream, Ports, TelemetryStream
+from fleet_node.link.lanes import Lanes
+from fleet_node.link.ports import Ports
 
 _WELCOME_TIMEOUT_S = 10.0
-_MAX_CONTROL = 1024
 _FLUSH_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class SelfDescription:
-    """What the hello says of this process."""
-
-    software_version: str
-    labels: dict[str, str]
-    drivers: list[gateway_pb2.DriverDescriptor]
-    boot_id: bytes
+_SIGNED = frozenset(
+    ("commands", "cancel", "trust_bundle", "floor", "config", "lease", "api_key", "rotate_keys", "node_keys")
+)
+"""What goes through the inbox."""
 
 
 @dataclass(slots=True)
@@ -88,15 +79,12 @@ class Connection:
         self._clock = clock
         self._server_time = server_time
         self._sealer, self._opener = node_end(session.frame_keys)
-        self._control: deque[gateway_pb2.NodeControl] = deque()
+        self._lanes = Lanes()
         self._wake = asyncio.Event()
         self._ending: Refusal | None = None
         self._ended = False
-        self._said_goodbye = False
         self._heard_at = 0.0
-        self._commands: CommandStream | None = None
         self._inbox: Inbox | None = None
-        self._telemetry: TelemetryStream | None = None
         self._call = caller.connect(session.metadata(shown.membership.api_key))
 
     async def open(self, takeover_of: str) -> None:
@@ -105,7 +93,14 @@ class Connection:
         Raises:
             Refusal: the server refused the stream, or said nothing for 10 s.
         """
-        hello, binding = self._hello(takeover_of)
+        hello, binding = make_hello(
+            self._ports,
+            self._about,
+            session=self._session,
+            shown=self._shown,
+            clock=self._clock,
+            takeover_of=takeover_of,
+        )
         reading = asyncio.create_task(self._read_frame())  # never cancelled (grpc/grpc#43360)
         await self._write(gateway_pb2.NodeFrame(hello=hello))
         done, _ = await asyncio.wait({reading}, timeout=_WELCOME_TIMEOUT_S)
@@ -116,18 +111,24 @@ class Connection:
         self._server_time.observe(self.welcome.server_time_ms)
         await self._ports.ratchet.store(self.welcome.next_ratchet)
         self._heard_at = self._clock.monotonic()
+        self._open_rooms(binding)
+        self._ask_certificate()
+
+    def _open_rooms(self, binding: bytes) -> None:
         context = StreamContext(self._membership.cluster_id, self._membership.node_id, binding)
-        self._commands = self._ports.commands.opened(context, self.welcome, self)
+        routes = self._ports.routes
+        self._lanes.commands = commands = self._ports.commands.opened(context, self.welcome, self)
+        self._lanes.routes = routes.opened(self) if routes is not None else None
         self._inbox = Inbox(
-            self._commands,
+            commands,
             self._ports.trust,
             self._credentials,
+            self._lanes.routes,
             answer=self.send_control,
             renew=self.renew,
             failed=self._end,
         )
-        self._telemetry = self._ports.telemetry.opened(self.welcome.max_telemetry_bytes or 65536, self)
-        self._ask_certificate()
+        self._lanes.telemetry = self._ports.telemetry.opened(self.welcome.max_telemetry_bytes or 65536, self)
 
     async def run(self) -> Refusal | None:
         """Serve the stream until it ends; why it ended, or None when both sides wanted it.
@@ -143,10 +144,7 @@ class Connection:
         finally:
             self._end(None)
             watchdog.cancel()
-            if self._commands is not None:
-                self._commands.close()
-            if self._telemetry is not None:
-                self._telemetry.close()
+            self._lanes.close()
             refusal = await self._finish()
             await asyncio.wait({reader, watchdog})
         if self._ending is None or (refusal is not None and refusal.reason is self._ending.reason):
@@ -155,19 +153,18 @@ class Connection:
 
     def leave(self, reason: str) -> None:
         """Send what is ready, say goodbye, and end."""
-        if not self._ended and not self._said_goodbye:
-            self._said_goodbye = True
-            self._control.append(gateway_pb2.NodeControl(goodbye=gateway_pb2.Goodbye(reason=reason)))
+        if not self._ended and not self._lanes.said_goodbye:
+            self._lanes.put_goodbye(reason)
             self._wake.set()
 
     def send_control(self, control: gateway_pb2.NodeControl) -> None:
         """Queue a control frame before everything else."""
         if self._ended:
             return
-        if len(self._control) >= _MAX_CONTROL:
+        if self._lanes.full:
             self._end(Refusal(Reason.HEARTBEAT_LOST, "the server stopped reading this stream"))
             return
-        self._control.append(control)
+        self._lanes.put_control(control)
         self._wake.set()
 
     def wake(self) -> None:
@@ -185,38 +182,6 @@ class Connection:
         newest = self.goaway.result()
         self.goaway, self._leaving = asyncio.get_running_loop().create_future(), True
         return newest
-
-    def _hello(self, takeover_of: str) -> tuple[gateway_pb2.Hello, bytes]:
-        counters = self._ports.commands.hello()
-        generation, number = self._ports.trust.state.version
-        body = gateway_pb2.HelloBody(
-            software_version=self._about.software_version,
-            protocol_version=1,
-            last_accepted_seq=counters.last_accepted_seq,
-            first_report_no=counters.first_report_no,
-            last_report_no=counters.last_report_no,
-            bundle_version=session_pb2.BundleVersion(generation=generation, number=number),
-            labels=self._about.labels,
-            drivers=self._about.drivers,
-            max_in_flight=counters.max_in_flight,
-            node_time_ms=self._clock.now_ms(),
-            last_batch_seq=self._ports.telemetry.last_batch_seq,
-            drained=counters.drained,
-            boot_id=self._about.boot_id,
-            audit_chain=counters.audit_chain,
-            audit_number=counters.audit_number,
-        ).SerializeToString()
-        statement = session_pb2.StreamStatement(
-            session_token_sha256=self._session.token_sha256,
-            node_id=self._membership.node_id,
-            cluster_id=self._membership.cluster_id,
-            nonce=secrets.token_bytes(32),
-            ratchet=self._ports.ratchet.value,
-            takeover_of=takeover_of,
-            hello_sha256=hashlib.sha256(body).digest(),
-        ).SerializeToString()
-        proof = self._shown.keys.identity.sign(Domain.STREAM, statement)
-        return gateway_pb2.Hello(proof=proof, body=body), hashlib.sha256(statement).digest()
 
     def _open_welcome(self, frame: gateway_pb2.ServerFrame) -> gateway_pb2.Welcome:
         """The first frame carries a MAC like every other: whoever terminates TLS must not set this node's clock."""
@@ -263,26 +228,14 @@ class Connection:
                 await self._wake.wait()
             elif not await self._write(frame):
                 self._end(None)
-            elif frame.WhichOneof("frame") == "control" and self._said_goodbye and not self._control:
+            elif frame.WhichOneof("frame") == "control" and self._lanes.done:
                 return
 
     def _next_frame(self) -> gateway_pb2.NodeFrame | None:
-        if self._control:
-            if self._said_goodbye and len(self._control) == 1 and (reports := self._next_reports()) is not None:
-                return self._seal(reports)  # whatever is ready goes out before the goodbye
-            return self._seal(self._control.popleft().SerializeToString())
-        if (reports := self._next_reports()) is not None:
-            return self._seal(reports)
-        batch = self._telemetry.next_batch() if self._telemetry is not None else None
+        if (control := self._lanes.next_control()) is not None:
+            return gateway_pb2.NodeFrame(control=self._sealer.seal(control))
+        batch = self._lanes.next_telemetry()
         return gateway_pb2.NodeFrame(telemetry=batch) if batch is not None else None
-
-    def _next_reports(self) -> bytes | None:
-        if self._commands is not None and (reports := self._commands.next_reports()):
-            return encode_reports(reports)
-        return self._commands.next_audit() if self._commands is not None else None
-
-    def _seal(self, control: bytes) -> gateway_pb2.NodeFrame:
-        return gateway_pb2.NodeFrame(control=self._sealer.seal(control))
 
     async def _read(self) -> None:
         try:
@@ -299,7 +252,7 @@ class Connection:
         control = gateway_pb2.ServerControl.FromString(self._opener.open(frame.control))
         self._heard_at = self._clock.monotonic()
         kind = control.WhichOneof("body")
-        if kind in ("commands", "cancel", "trust_bundle", "floor", "api_key", "rotate_keys", "node_keys"):
+        if kind in _SIGNED:
             self._take_signed(control, len(frame.control.body))
         elif kind == "result_ack":
             self._ports.commands.acked(control.result_ack.report_no)
@@ -385,7 +338,7 @@ class Connection:
 
     async def _finish(self) -> Refusal | None:
         """End the call within bounds: half-close, give the server a moment, then cancel."""
-        if self._said_goodbye:
+        if self._lanes.said_goodbye:
             try:
                 async with asyncio.timeout(_FLUSH_S):
                     await self._call.done_writing()

@@ -2,9 +2,10 @@
 
 Mental model
     The reader never waits for the journal, so signed frames queue here. Statements go through one worker in the order
-    of the wire; cancels, bundles, floors and credentials through another, since a cancel must get past statements that
-    wait for room. A statement waits for the bundles and the floor that came before it: by those it is judged. What
-    waits is bounded, and a fault of a worker ends the stream: one that lived on would be deaf.
+    of the wire; cancels, bundles, floors, routes and credentials through another, since a cancel must get past
+    statements that wait for room. A statement waits for the bundles and the floor that came before it, and what is
+    about routes comes behind them, too: by those it is judged. What waits is bounded, and a fault of a worker ends the
+    stream: one that lived on would be deaf.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2
 from fleet_node.link.credentials import Credentials
-from fleet_node.link.ports import CommandStream, TrustPort
+from fleet_node.link.ports import CommandStream, RouteStream, TrustPort
 
 log = get_logger(__name__)
 
 MAX_FRAME_BYTES = 1024 * 1024
-"""Of a frame without trust bundles: twice the largest statement that a server makes."""
+"""Of a frame without trust bundles or a config snapshot: twice the largest statement that a server makes."""
 MAX_WAITING_BYTES = 80 * 1024 * 1024
 """As many commands as the largest `max_in_flight` allows, each with the largest arguments, and a little."""
 
@@ -42,6 +43,7 @@ class Inbox:
         commands: takes statements and cancels.
         trust: takes trust bundles.
         credentials: takes new credentials, and orders to make them.
+        routes: takes config snapshots and leases; None leaves them unread.
         answer: sends a control frame.
         renew: has a new stream take over.
         failed: ends the stream.
@@ -52,6 +54,7 @@ class Inbox:
         commands: CommandStream,
         trust: TrustPort,
         credentials: Credentials,
+        routes: RouteStream | None = None,
         *,
         answer: Callable[[gateway_pb2.NodeControl], None],
         renew: Callable[[], None],
@@ -60,6 +63,7 @@ class Inbox:
         self._commands = commands
         self._trust = trust
         self._credentials = credentials
+        self._routes = routes
         self._answer = answer
         self._renew = renew
         self._failed = failed
@@ -70,14 +74,15 @@ class Inbox:
         self._closed = False
 
     def put_nowait(self, control: gateway_pb2.ServerControl, size_bytes: int) -> None:
-        """Queue a frame with commands, a cancel, a floor, trust bundles, or about credentials.
+        """Queue a frame with commands, a cancel, a floor, trust bundles, or about routes or credentials.
 
         Args:
             control: as it came.
             size_bytes: of it.
         """
         self._waiting_bytes += size_bytes
-        if size_bytes > MAX_FRAME_BYTES and not control.HasField("trust_bundle"):
+        large = control.HasField("trust_bundle") or control.HasField("config")  # whoever judges these knows their size
+        if size_bytes > MAX_FRAME_BYTES and not large:
             self._failed(Refusal(Reason.FRAME_TOO_LARGE, f"the server sent a frame of {size_bytes} bytes"))
         elif self._waiting_bytes > MAX_WAITING_BYTES:
             self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))
@@ -124,6 +129,8 @@ class Inbox:
                 await self._judge(waiting.control, waiting.judged)
             elif not self._closed and waiting.control.HasField("cancel"):
                 await self._commands.cancel_frame(waiting.control.cancel)
+            elif not self._closed and (waiting.control.HasField("config") or waiting.control.HasField("lease")):
+                await self._take_route(waiting.control)
             elif not self._closed:
                 await self._take_credentials(waiting.control)
             self._waiting_bytes -= waiting.size_bytes
@@ -140,6 +147,14 @@ class Inbox:
             raise
         finally:
             judged.set()  # a statement that waits for it would outlive the stream
+
+    async def _take_route(self, control: gateway_pb2.ServerControl) -> None:
+        if self._routes is None:
+            return
+        if control.HasField("config"):
+            await self._routes.config_frame(control.config)
+        else:
+            await self._routes.lease_frame(control.lease)
 
     async def _take_credentials(self, control: gateway_pb2.ServerControl) -> None:
         taken = await self._credentials.take(control)

@@ -20,10 +20,11 @@ from fleet.logs import get_logger
 from fleet_node.enrollment.membership import Membership
 from fleet_node.link import rules
 from fleet_node.link.caller import ClientCertificate, GatewayCaller, KeptCaller, LeafCache
-from fleet_node.link.connection import Connection, SelfDescription
+from fleet_node.link.connection import Connection
 from fleet_node.link.credentials import Credentials, Shown
 from fleet_node.link.following import open_following
 from fleet_node.link.handshake import handshake
+from fleet_node.link.hello import SelfDescription
 from fleet_node.link.link_status import LinkState, LinkStatus
 from fleet_node.link.ports import Ports
 from fleet_node.observability.metrics import LinkMetrics

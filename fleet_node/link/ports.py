@@ -4,9 +4,9 @@ The link owns connections, frames and their MACs; a room owns what the frames ar
 machinery and the link never imports a room: the program hands each the other through these protocols. Everything here
 is called on the event loop, and whatever is not a coroutine returns at once.
 
-One stream, one object: `CommandStream` and `TelemetryStream` belong to the stream they were opened for. Opening the
-next one takes over at once, while the older stream may still live: its statements are ignored from then on, its
-acknowledgements still count (docs/protocol.md, "Commands").
+One stream, one object: `CommandStream`, `RouteStream` and `TelemetryStream` belong to the stream they were opened for.
+Opening the next one takes over at once, while the older stream may still live: its statements are ignored from then on,
+its acknowledgements still count (docs/protocol.md, "Commands").
 """
 
 from __future__ import annotations
@@ -171,6 +171,47 @@ class TelemetryPort(Protocol):
         ...
 
 
+class RouteStream(Protocol):
+    """Routes of one welcomed stream."""
+
+    async def config_frame(self, signed: trust_pb2.Signed) -> None:
+        """Take a config snapshot: judge, keep, apply. The answer, `config_applied`, goes out through the uplink;
+        nothing is raised."""
+        ...
+
+    async def lease_frame(self, signed: trust_pb2.Signed) -> None:
+        """Take a lease. The answer, `lease_ack`, goes out through the uplink; nothing is raised."""
+        ...
+
+    def next_health(self) -> bytes | None:
+        """What was found since the last call, as a serialised `NodeControl`; None when that is nothing, or a newer
+        stream took over. The uplink is woken when there is more."""
+        ...
+
+    def close(self) -> None:
+        """The stream has ended. What is found until the next one is kept within bounds, and said there."""
+        ...
+
+
+class RoutePort(Protocol):
+    """The routes room."""
+
+    @property
+    def config_version(self) -> int:
+        """Version of the config snapshot in force, for the hello; 0 when there is none that the authority in force
+        signed."""
+        ...
+
+    @property
+    def probe_listener(self) -> gateway_pb2.ProbeListener | None:
+        """Where peers reach this node's Probe service, for the hello; None when it has none."""
+        ...
+
+    def opened(self, uplink: Uplink) -> RouteStream:
+        """A stream was welcomed: it is the newest now."""
+        ...
+
+
 class TrustPort(Protocol):
     """The node's trust bundle."""
 
@@ -229,3 +270,4 @@ class Ports:
     trust: TrustPort
     ratchet: Ratchet
     mutual_tls: MutualTls | None = None
+    routes: RoutePort | None = None

@@ -17,9 +17,10 @@ from fleet.errors import Reason, Refusal
 from fleet.identity import NodeKeys, load_node_keys
 from fleet.v1 import gateway_pb2, session_pb2
 from fleet_node.link.caller import GatewayCaller, LeafCache, open_caller
-from fleet_node.link.connection import Connection, SelfDescription
+from fleet_node.link.connection import Connection
 from fleet_node.link.credentials import Credentials
 from fleet_node.link.handshake import PROTOCOL_VERSION, handshake
+from fleet_node.link.hello import SelfDescription
 from fleet_node.link.ports import Ports
 from fleet_node.link.ratchet import Ratchet
 from tests.fakes.lane import Direction

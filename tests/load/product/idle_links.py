@@ -20,8 +20,8 @@ from fleet.sequence import StreamContext
 from fleet.v1 import gateway_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership, load_membership
-from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials
+from fleet_node.link.hello import SelfDescription
 from fleet_node.link.link import Link
 from fleet_node.link.ports import CommandPort, HelloCounters, Ports, TelemetryPort, Uplink
 from fleet_node.link.ratchet import Ratchet

@@ -24,9 +24,9 @@ from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
 from fleet_node.link.caller import open_caller
-from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials
 from fleet_node.link.handshake import handshake
+from fleet_node.link.hello import SelfDescription
 from fleet_node.link.link import Link
 from fleet_node.link.ports import Ports, Uplink
 from fleet_node.link.ratchet import Ratchet

@@ -14,8 +14,8 @@ from fleet.sequence import StreamContext
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile
-from fleet_node.link.connection import SelfDescription
 from fleet_node.link.credentials import Credentials
+from fleet_node.link.hello import SelfDescription
 from fleet_node.link.link import Link
 from fleet_node.link.link_status import LinkState
 from fleet_node.link.ports import HelloCounters, Ports, Uplink
@@ -130,6 +130,41 @@ class FakeTelemetry:
         self.uplink = None
 
 
+class FakeRoutes:
+    """Records what arrives, and gives out what a test puts into `ready`."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.config_version = 4
+        self.probe_listener: gateway_pb2.ProbeListener | None = None
+        self.taken: list[str] = []
+        self.ready: list[gateway_pb2.NodeControl] = []
+        self.uplinks: list[Uplink] = []
+        self.closed = 0
+
+    def opened(self, uplink: Uplink) -> "FakeRoutes":
+        self.uplinks.append(uplink)
+        self.watch.changed()
+        return self
+
+    async def config_frame(self, signed: trust_pb2.Signed) -> None:
+        self._note(f"config {signed.statement.decode()}")
+
+    async def lease_frame(self, signed: trust_pb2.Signed) -> None:
+        self._note(f"lease {signed.statement.decode()}")
+
+    def next_health(self) -> bytes | None:
+        return self.ready.pop(0).SerializeToString() if self.ready else None
+
+    def close(self) -> None:
+        self.closed += 1
+        self.watch.changed()
+
+    def _note(self, what: str) -> None:
+        self.taken.append(what)
+        self.watch.changed()
+
+
 class WatchedState:
     """In place of the state's gauges: wakes whoever waits for a state."""
 
@@ -143,9 +178,12 @@ class WatchedState:
 class NodeUnderTest:
     """A link and its rooms."""
 
-    def __init__(self, link: Link, commands: FakeCommands, telemetry: FakeTelemetry, trust: TrustStore) -> None:
+    def __init__(
+        self, link: Link, commands: FakeCommands, telemetry: FakeTelemetry, trust: TrustStore, routes: FakeRoutes
+    ) -> None:
         self.link = link
         self.commands = commands
+        self.routes = routes
         self.telemetry = telemetry
         self.trust = trust
         self.keys: NodeKeys
@@ -176,13 +214,20 @@ async def running_link(
     file = BundleFile(folder / "bundle.bin", cluster_id=CLUSTER, authority_key=installation.authority.public_key)
     file.save(installation.trust_state())
     commands, telemetry, trust = FakeCommands(watch), FakeTelemetry(watch), TrustStore(file, metrics)
+    routes = FakeRoutes(watch)
     keys = NodeKeys.generate()
     server_time = ServerTime(clock)
     link = Link(
         credentials=Credentials(
             StateFolder(folder / "state"), installation.membership(), keys, server_time=server_time
         ),
-        ports=Ports(commands=commands, telemetry=telemetry, trust=trust, ratchet=Ratchet(folder / "ratchet.bin")),
+        ports=Ports(
+            commands=commands,
+            telemetry=telemetry,
+            trust=trust,
+            ratchet=Ratchet(folder / "ratchet.bin"),
+            routes=routes,
+        ),
         about=SelfDescription("1.2.3", {"rack": "b4"}, [], b"b" * 16),
         clock=clock,
         server_time=server_time,
@@ -190,7 +235,7 @@ async def running_link(
         backoff=backoff,
         endpoints=endpoints,
     )
-    node = NodeUnderTest(link, commands, telemetry, trust)
+    node = NodeUnderTest(link, commands, telemetry, trust, routes)
     node.keys, node.metrics = keys, metrics
     running = asyncio.create_task(link.run())
     try:
