@@ -1,0 +1,1 @@
+"""Routes: which path each takes, why, and until when it may."""

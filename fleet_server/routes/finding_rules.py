@@ -1,0 +1,122 @@
+"""What is remembered of a way after a finding about it, and who is charged when ways stop working. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from fleet_server.routes import damping_rules
+from fleet_server.routes.model import BAD, GOOD, Candidate, Finding, PathState, Policy, Route
+
+LEASE_EXPIRED = "LEASE_EXPIRED"
+"""How a walk fails whose relay holds no lease: the server's doing, not the relay's."""
+_SEVERITY = {state: rank for rank, state in enumerate(PathState)}
+
+
+def state_now(known: Candidate | None, route: Route, now_ms: int, policy: Policy) -> PathState:
+    """What a way counts for at a moment: UNKNOWN when the newest finding is too old."""
+    if known is None or not known.observed_at_ms:
+        return PathState.UNKNOWN
+    seen_ms = known.observed_at_ms
+    if known.relay_id == route.relay_id:
+        # It was walked as seldom as a candidate until it became the effective path.
+        seen_ms = max(seen_ms, route.decided_at_ms)
+    return PathState.UNKNOWN if now_ms - seen_ms > policy.stale_after_ms(route, known.relay_id) else known.state
+
+
+def observe(known: Candidate | None, finding: Finding, policy: Policy) -> Candidate:
+    """What is known of a way after one finding; one that is not newer than what is known changes nothing."""
+    before = known or Candidate(finding.relay_id)
+    learned = _learn(before, finding, policy)
+    if before.state in GOOD and learned.state in BAD and finding.failure != LEASE_EXPIRED:
+        return damping_rules.charge(learned, policy.charge, finding.at_ms, policy)
+    return learned
+
+
+def fold(
+    known: Mapping[str, Candidate],
+    findings: Sequence[Finding],
+    policy: Policy,
+    ways: Collection[str] | None = None,
+) -> dict[str, Candidate]:
+    """What is known of every way of a route after a batch of findings, in whatever order they came.
+
+    When no way is left that works, the cause is at one of the ends: nobody is charged, but for a relay that evidence
+    names, and who was charged a moment before for the same outage gets it back.
+
+    Args:
+        known: by relay id.
+        findings: about this route alone.
+        ways: those that its source walks (`Route.ways`); all that are known if not said.
+    """
+    ordered = sorted(
+        findings, key=lambda each: (each.at_ms, -_SEVERITY[each.state], each.rtt_us, each.loss_permille, each.failure)
+    )
+    learned = dict(known)
+    for finding in ordered:
+        way = finding.relay_id
+        learned[way] = _learn(learned.get(way) or Candidate(way), finding, policy)
+    walked = learned.keys() if ways is None else {*ways, *(finding.relay_id for finding in ordered)}
+    nothing_works = not any(learned[way].state in GOOD for way in walked if way in learned)
+    if ordered and nothing_works:
+        return _excused(known, ordered, policy)
+    charged = dict(known)
+    for finding in ordered:
+        charged[finding.relay_id] = observe(charged.get(finding.relay_id), finding, policy)
+    return charged
+
+
+def _learn(before: Candidate, finding: Finding, policy: Policy) -> Candidate:
+    """The way with its new state and smoothed values, and the penalty that it had."""
+    if finding.at_ms <= before.observed_at_ms:
+        return before
+    if finding.state in BAD:
+        since_ms = before.stale_since_ms or finding.at_ms
+        rtt_us, loss, samples = before.rtt_us, before.loss, before.samples
+    else:
+        since_ms = 0
+        forgotten = finding.at_ms - before.observed_at_ms > policy.forget_after_ms
+        samples = 1 if forgotten or before.state not in GOOD else before.samples + 1
+        # Of the first few each counts alike; the very first one would have too much weight otherwise.
+        weight = max(policy.ewma_weight, 1 / samples)
+        rtt_us = before.rtt_us + weight * (finding.rtt_us - before.rtt_us)
+        loss = before.loss + weight * (finding.loss_permille / 1000 - before.loss)
+    return replace(
+        before,
+        state=finding.state,
+        rtt_us=rtt_us,
+        loss=loss,
+        samples=samples,
+        observed_at_ms=finding.at_ms,
+        stale_since_ms=since_ms,
+        failure=finding.failure,
+        blamed=finding.blamed,
+    )
+
+
+def _excused(known: Mapping[str, Candidate], ordered: Sequence[Finding], policy: Policy) -> dict[str, Candidate]:
+    after = dict(known)
+    for finding in ordered:
+        way = finding.relay_id
+        step = observe if _convicted(finding.state, finding.blamed, way) else _learn
+        after[way] = step(after.get(way) or Candidate(way), finding, policy)
+    newest_ms = ordered[-1].at_ms
+    return {way: _given_back(row, newest_ms, policy) for way, row in after.items()}
+
+
+def _given_back(row: Candidate, now_ms: int, policy: Policy) -> Candidate:
+    """The way without what it was charged for an outage that turned out to be everybody's."""
+    charged_for_this = row.state in BAD and row.penalty > 0 and row.penalty_at_ms == row.stale_since_ms
+    if (
+        not charged_for_this
+        or now_ms - row.stale_since_ms > policy.same_outage_ms
+        or _convicted(row.state, row.blamed, row.relay_id)
+    ):
+        return row
+    since_ms = 0 if row.suppressed_since_ms == row.stale_since_ms else row.suppressed_since_ms
+    return replace(row, penalty=max(0.0, row.penalty - policy.charge), suppressed_since_ms=since_ms)
+
+
+def _convicted(state: PathState, blamed: str, relay_id: str) -> bool:
+    """Whether evidence names the relay itself, as a lie about its hops does: no outage excuses that."""
+    return state is PathState.DRIFT and relay_id != "" and blamed == relay_id
