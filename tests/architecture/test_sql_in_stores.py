@@ -7,6 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.xdist_group("parsed modules")  # one process parses them
+
 ROOT = Path(__file__).parents[2]
 SIDES = ("fleet_server", "fleet_node")
 # What makes, opens and copies whole databases.

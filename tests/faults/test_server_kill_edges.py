@@ -1,4 +1,7 @@
-"""Fault: the server is killed with SIGKILL right before, or right after, each commit of what it does.
+"""Fault: the server is killed with SIGKILL right before, or right after, commits of what it does.
+
+Before one commit and after the one that went before it the database is the same. So the server dies before the first,
+third, fifth… commit and after them, and each state that it can leave behind is met once.
 
 Must hold: whoever asked and got no answer asks again, and it was done once: a command runs once and its seq is used
 once, a cancel counts, a stream is claimed, a node is enrolled.
@@ -34,18 +37,18 @@ async def mortal(tmp_path: Path, template: Template, processes: Processes) -> As
 async def killed_at_every_commit(
     mortal: MortalServer, edge: str, prepare: Callable[[int], Awaitable[None]], act: Callable[[int], Awaitable[None]]
 ) -> int:
-    """Do it again and again, each time with the server dying one commit later, until it is done before that comes.
+    """Do it again and again, each time with the server dying two commits later, until it is done before that comes.
 
     Args:
-        prepare: brings about what `act` starts from; gets the number of the commit.
+        prepare: brings about what `act` starts from; gets the number of the round, from 1.
         act: what is done, and waited for to its end over the death of the server.
 
     Returns:
-        How often the server was killed.
+        How many commits it has, or one more.
     """
     for number in itertools.count(1):
         await prepare(number)
-        mortal.arm(edge, number)
+        mortal.arm(edge, 2 * number - 1)
         acting, dying = asyncio.create_task(act(number)), asyncio.create_task(mortal.wait_dead())
         await asyncio.wait({acting, dying}, return_when=asyncio.FIRST_COMPLETED)
         if acting.done() and not dying.done():
@@ -55,7 +58,7 @@ async def killed_at_every_commit(
             await mortal.crash_server()
             await asyncio.wait({dying})
             await mortal.start_server()
-            return number - 1
+            return 2 * number - 2
         await dying
         await mortal.start_server()
         await acting
