@@ -23,7 +23,7 @@ from fleet_node.link.ports import CommandStream, RouteStream, TrustPort
 log = get_logger(__name__)
 
 MAX_FRAME_BYTES = 1024 * 1024
-"""Of a frame without trust bundles or a config snapshot: twice the largest statement that a server makes."""
+"""Of a frame without trust bundles: twice the largest statement that a server makes."""
 MAX_WAITING_BYTES = 80 * 1024 * 1024
 """As many commands as the largest `max_in_flight` allows, each with the largest arguments, and a little."""
 
@@ -81,8 +81,7 @@ class Inbox:
             size_bytes: of it.
         """
         self._waiting_bytes += size_bytes
-        large = control.HasField("trust_bundle") or control.HasField("config")  # whoever judges these knows their size
-        if size_bytes > MAX_FRAME_BYTES and not large:
+        if size_bytes > MAX_FRAME_BYTES and not control.HasField("trust_bundle"):
             self._failed(Refusal(Reason.FRAME_TOO_LARGE, f"the server sent a frame of {size_bytes} bytes"))
         elif self._waiting_bytes > MAX_WAITING_BYTES:
             self._failed(Refusal(Reason.MALFORMED, "the server sent more at once than any node may have waiting"))

@@ -1,1 +1,1 @@
-"""Routes on a node: probes between nodes, what they showed, and the paths that follow from it."""
+"""The node's routes room: which paths it probes, answers and relays, and what it says of them."""

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from fleet.v1 import command_pb2, gateway_pb2, route_pb2, telemetry_pb2, trust_pb2
-from fleet_node.link.inbox import MAX_FRAME_BYTES
 from fleet_node.link.lanes import Lanes
 from tests.fakes.gateway import FakeGateway, FakeInstallation
 from tests.fakes.watch import Watch
@@ -21,13 +20,12 @@ async def test_snapshots_and_leases_reach_the_room_in_order_and_behind_the_bundl
         stream = await gateway.wait_stream()
         assert stream.hello.config_version == 4
         assert not stream.hello.HasField("probe_listener")
-        large = trust_pb2.Signed(statement=b"c1", signatures=[trust_pb2.Signature(value=b"s" * MAX_FRAME_BYTES)])
         versions: list[int] = []
         taken = node.routes.taken
         node.trust.changed(lambda state: versions.append(len(taken)))
         bundles = gateway_pb2.TrustBundles(bundles=[installation.bundle(2)])
         await stream.send(gateway_pb2.ServerControl(trust_bundle=bundles))
-        await stream.send(gateway_pb2.ServerControl(config=large))
+        await stream.send(gateway_pb2.ServerControl(config=trust_pb2.Signed(statement=b"c1")))
         await stream.send(gateway_pb2.ServerControl(lease=trust_pb2.Signed(statement=b"l1")))
         await node.wait(lambda: len(taken) == 2)
         assert (versions, taken) == ([0], ["config c1", "lease l1"])
