@@ -156,6 +156,17 @@ class Route:
         """What its source walks: the effective path and the candidates."""
         return (self.relay_id, *self.candidates)
 
+    def path(self, relay_id: str) -> tuple[str, ...]:
+        """Node ids of one of its ways, from source to destination.
+
+        Raises:
+            ValueError: the relay is an end of the route. No decision names one: a row that somebody changed may.
+        """
+        if relay_id in (self.source_id, self.destination_id):
+            raise ValueError(f"{relay_id} is an end of route {self.route_id}, so it cannot be its relay")
+        between = () if relay_id == DIRECT else (relay_id,)
+        return (self.source_id, *between, self.destination_id)
+
 
 class DecisionRule(StrEnum):
     """The rule that decided."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fleet_server.routes import candidate_rules, damping_rules, reason_rules, scoring_rules, way_rules
+from fleet_server.routes import candidate_rules, damping_rules, lease_rules, reason_rules, scoring_rules, way_rules
 from fleet_server.routes.finding_rules import fold, observe, state_now
 from fleet_server.routes.model import (
     BAD,
@@ -122,8 +122,7 @@ def _cause_to_leave(route: Route, current: Way, now_ms: int) -> DecisionRule | N
         return DecisionRule.FIRST
     if current.obstacle:
         return DecisionRule.RELAY_GONE
-    lease = route.lease
-    if route.relay_id != DIRECT and not (lease and lease.relay_id == route.relay_id and now_ms < lease.expires_at_ms):
+    if lease_rules.has_ended(route.lease, route.relay_id, now_ms):
         return DecisionRule.LEASE_ENDED
     if current.state in BAD:
         return DecisionRule.UNHEALTHY
