@@ -69,6 +69,13 @@ _CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.INTENT_REQUIRED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.INTENT_REFUSED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.OWNER_STATEMENT_REFUSED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.FOREIGN: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.REPLAYED: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.EXPIRED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.UNKNOWN_ROUTE: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_GENERATION: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.LEASE_EXPIRED: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

@@ -45,6 +45,16 @@ class CertifiedKey:
         """When the certificate ends (UTC)."""
         return x509.load_pem_x509_certificate(self.certificate_pem).not_valid_after_utc
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether the key is the certificate's.
+
+        Raises:
+            ValueError, TypeError: one of them cannot be read.
+        """
+        key = load_pem_private_key(self.private_key_pem, password=None)
+        return key.public_key() == x509.load_pem_x509_certificate(self.certificate_pem).public_key()
+
 
 def make_ca(common_name: str, now: dt.datetime, key: ec.EllipticCurvePrivateKey | None = None) -> CertifiedKey:
     """A self-signed CA that may sign leaves and nothing else.
@@ -99,6 +109,27 @@ def make_leaf(ca: CertifiedKey, hosts: Sequence[str], now: dt.datetime, days: in
         )
     )
     return _pack(builder.sign(signing_key, SHA256()), key)
+
+
+def make_self_signed(host: str, begins: dt.datetime, ends: dt.datetime) -> CertifiedKey:
+    """A server certificate that nobody vouches for: whoever believes it has pinned it.
+
+    Args:
+        host: DNS name that it is for.
+        begins: UTC.
+        ends: UTC.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    builder = (
+        _builder(name, name, begins + _BACKDATE, ends)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    )
+    return _pack(builder.sign(key, SHA256()), key)
 
 
 def leaf_hosts(certificate_pem: bytes) -> list[str]:

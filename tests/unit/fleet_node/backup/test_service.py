@@ -58,7 +58,7 @@ def settle(folder: StateFolder) -> None:
 
 
 def test_every_file_of_a_node_is_in_its_backup_or_left_out_on_purpose() -> None:
-    left_out = {"enrollment.json", "client.pem", "spool.db", "lock"}
+    left_out = {"enrollment.json", "client.pem", "probe.pem", "spool.db", "lock"}
     assert {*service.NEEDED, *service.OPTIONAL} | left_out == set(PRIVATE_FILES)
 
 

@@ -1,0 +1,129 @@
+"""Service Probe: answers and relays walks, and nothing else (docs/protocol.md, "Probes").
+
+What a stranger can cause comes first and costs least: rates by address before a byte is parsed, the request's shape and
+the rate of who it says calls before a signature is verified, and what the snapshot says only to who has proven itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from typing import Any, NoReturn
+
+import grpc
+
+from fleet import status
+from fleet.clock import Clock
+from fleet.errors import Reason, Refusal
+from fleet.logs import get_logger
+from fleet_node.routes import walk_rules
+from fleet_node.routes.intake import Intake, ProbeLimits
+from fleet_node.routes.probe_caller import ProbeCaller
+from fleet_node.routes.probe_rules import Asked, check_proof, check_route, check_shape, read_request
+from fleet_node.routes.view import RouteView
+from fleet_node.routes.walk_rules import Onward
+
+log = get_logger(__name__)
+
+SERVICE = "fleet.v1.Probe"
+_ONWARD_SHARE = 0.8
+"""Of the time that is left: a relay testifies that the next node does not answer before its own caller gives up."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class ProbeService:
+    """Takes walks from peers.
+
+    Args:
+        view: the snapshot in force.
+        caller: calls the next node.
+        clock: paces.
+        limits: how much is taken.
+    """
+
+    def __init__(self, view: RouteView, caller: ProbeCaller, clock: Clock, limits: ProbeLimits) -> None:
+        self._view = view
+        self._caller = caller
+        self._clock = clock
+        self._intake = Intake(limits)
+        self.answered = 0
+        """Walks that were answered, as an end or as a relay."""
+        self.refused: Counter[Reason] = Counter()
+        """Walks that were refused, by reason."""
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes. Requests stay bytes until they are let in."""
+        return grpc.method_handlers_generic_handler(SERVICE, {"Walk": grpc.unary_unary_rpc_method_handler(self._walk)})
+
+    async def _walk(self, raw: bytes, context: Context) -> bytes:
+        try:
+            return await self._take(raw, context)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Refusal as refusal:
+            await self._abort(context, refusal)
+        except Exception as error:
+            incident = secrets.token_hex(6)
+            log.error("unexpected_error", where="Walk", incident=incident, exc_info=error)
+            await self._abort(
+                context, Refusal(Reason.INTERNAL, f"the node met an error of its own (incident {incident})")
+            )
+
+    async def _abort(self, context: Context, refusal: Refusal) -> NoReturn:
+        self.refused[refusal.reason] += 1
+        code, message, trailing = status.encode(refusal)
+        await context.abort(code, message, trailing)
+        raise AssertionError("abort returned")
+
+    async def _take(self, raw: bytes, context: Context) -> bytes:
+        address = _address(context)
+        self._intake.admit_call(address, self._clock.monotonic())
+        _require_tls13(context)
+        self._intake.in_flight += 1
+        try:
+            asked = self._checked(raw, address)
+            onward = None if asked.is_last else await self._relay(asked, context)
+            answer = walk_rules.answer(asked, onward, self._view.node_id, self._view.signer)
+        finally:
+            self._intake.in_flight -= 1
+        self.answered += 1
+        return answer
+
+    def _checked(self, raw: bytes, address: str) -> Asked:
+        view, now_ms = self._view, self._view.server_now_ms()
+        asked = read_request(raw)
+        probe = asked.probe
+        check_shape(asked, cluster_id=view.cluster_id, node_id=view.node_id, now_ms=now_ms)
+        caller = view.peer(asked.caller)
+        if caller is None:
+            raise Refusal(Reason.FOREIGN, "the node before this one in the path is no peer in this node's snapshot")
+        self._intake.admit_caller(address, asked.caller, self._clock.monotonic())
+        check_proof(asked, caller)
+        check_route(asked, view.configs_of(probe.route_id), lambda: view.holds_lease(probe.route_id))
+        self._intake.nonces.add(asked.caller, probe.nonce, probe.deadline_ms, now_ms)
+        return asked
+
+    async def _relay(self, asked: Asked, context: Context) -> Onward:
+        left_s = (asked.probe.deadline_ms - self._view.server_now_ms()) / 1000
+        caller_waits_s = context.time_remaining()
+        if caller_waits_s is not None:
+            left_s = min(left_s, caller_waits_s)
+        return await self._caller.onward(asked.probe, asked.hop_index + 1, max(0.0, left_s) * _ONWARD_SHARE)
+
+
+def _address(context: Context) -> str:
+    """Of the caller, without its port, as gRPC writes it."""
+    return context.peer().partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+
+
+def _require_tls13(context: Context) -> None:
+    """gRPC has no setting for TLS 1.3 only, so each call checks.
+
+    Raises:
+        Refusal: PROTOCOL_TOO_OLD.
+    """
+    versions: Any = context.auth_context().get("ssl_tls_version", ())
+    if b"TLSv1.3" not in tuple(versions):
+        raise Refusal(Reason.PROTOCOL_TOO_OLD, "TLS 1.3 is required: update the caller's TLS library")
