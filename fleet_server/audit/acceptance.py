@@ -46,6 +46,7 @@ def accept(
         is_signed: whether an authority of the cluster signed a serialised checkpoint.
     """
     chains, unvouched = {}, {}
+    store.hold_newest(conn)  # or one that a running server signs meanwhile would be deleted behind its back
     found = _newest_signed(conn, is_signed)
     signed = _signed_numbers(conn, found)
     for writer in store.head_writers(conn):

@@ -283,6 +283,11 @@ def newest(conn: Connection, cluster_id: str) -> NewestRow | None:
     return _newest_row(found[0]) if found else None
 
 
+def hold_newest(conn: Connection) -> None:
+    """Until this transaction ends nobody else stores which checkpoint is the newest."""
+    fetch(conn, _NEWEST + for_update(conn))
+
+
 def forget_newest_of_others(conn: Connection, cluster_id: str) -> None:
     """A database holds one cluster: what stands there of another was planted."""
     conn.exec_driver_sql(sql(conn, "DELETE FROM audit_newest WHERE cluster_id <> ?"), (cluster_id,))

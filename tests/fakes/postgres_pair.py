@@ -60,7 +60,8 @@ class PostgresMachine:
     def follow(self, primary: "PostgresMachine", name: str = "standby") -> None:
         """Make its files a copy of another server's, which it follows once it runs."""
         source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={name}"
-        self._run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        how = ("-d", source, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        in_new_folder(lambda data: self._run("pg_basebackup", "-D", str(data), *how), lambda: self.data)
 
     def start(self) -> None:
         """Run it; returns once it answers."""
