@@ -17,6 +17,7 @@ from fleet.intents import IntentVerdict
 from fleet.node_audit import NodeAuditKind
 from fleet.sequence import StatementReason
 from fleet.trust import TrustReason
+from fleet_node.routes.snapshot_rules import SnapshotReason
 from fleet_server import listeners
 
 ROOT = Path(__file__).parents[3]
@@ -77,6 +78,11 @@ def test_the_statement_refusal_table_is_the_codes() -> None:
     assert sorted(documented) == sorted(reason.value for reason in StatementReason)
     for reason in StatementReason:
         assert reason.value in section("Commands")
+
+
+def test_the_snapshot_refusal_table_is_the_nodes() -> None:
+    documented = [name for row in table("snapshot refusals") for name in re.findall(r"`([A-Z_]+)`", row[0])]
+    assert sorted(documented) == sorted(SnapshotReason)
 
 
 def test_every_domain_is_in_the_table_with_its_statement() -> None:
