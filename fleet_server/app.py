@@ -80,6 +80,7 @@ class Server(ServerRooms):
             await self.installation.load(self.trust.installation_id, self.trust.cluster_id)
             self.build_rooms()
             await self.commands.load()
+            await self.routes.load()
             await self.replicas.register()
             await self.tls_rotation.open(self.settings.advertised_endpoints())
             async with contextlib.AsyncExitStack() as listening:
@@ -99,6 +100,9 @@ class Server(ServerRooms):
                 "command-poll": self.commands.run_poll(),
                 "telemetry-flush": self.telemetry.run_flush(),
                 "telemetry-retention": self.telemetry.run_retention(),
+                "route-recorder": self.routes.run_recorder(),
+                "route-sweep": self.routes.run_sweep(),
+                "route-news": self.routes.run_news(),
                 "session-cleanup": self.sessions.run_cleanup(),
                 "refusal-audit": self.sessions.run_audit(),
                 "call-audit": self.operators.run(),

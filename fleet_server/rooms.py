@@ -34,6 +34,7 @@ from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.marks import CommitMarks
 from fleet_server.replicas.rules import Vitals
 from fleet_server.replicas.service import ReplicaService
+from fleet_server.routes.service import RouteService
 from fleet_server.sessions.admission import Admission, AdmissionPolicy
 from fleet_server.sessions.capacity import Capacity
 from fleet_server.sessions.service import SessionService
@@ -159,6 +160,7 @@ class ServerRooms:
         self._build_enrollment()
         self._build_commands()
         self._build_telemetry()
+        self._build_routes()
         self._build_streams()
         self.installation.make_owners_with(self.operators.make_owner)
         self.trust.people.expect_first_owner(self.installation.first_owner_key)
@@ -263,6 +265,19 @@ class ServerRooms:
             metrics=self.metrics.telemetry,
             retention_s=self.settings.telemetry_retention_s,
         )
+
+    def _build_routes(self) -> None:
+        self.routes = RouteService(
+            database=self.database,
+            clock=self.clock,
+            wakeup=self.wakeup,
+            audit=self.audit,
+            nodes=self.nodes,
+            trust=self.trust,
+            row_mac=self._secrets.row_mac,
+        )
+        self.nodes.on_revoke(self.routes.node_revoked)
+        self.nodes.on_decided(self.routes.nodes_decided)
 
     def _build_streams(self) -> None:
         self.streams = StreamRegistry(

@@ -107,6 +107,19 @@ class AuditKind(StrEnum):
     COMMAND_INTERRUPTED = "command.interrupted"
     COMMAND_QUARANTINED = "command.quarantined"
     STATEMENT_REFUSED = "statement.refused"
+    # Routes
+    ROUTE_CREATED = "route.created"
+    ROUTE_CHANGED = "route.changed"
+    ROUTE_REMOVED = "route.removed"
+    ROUTE_CONFIG_REFUSED = "route.config_refused"
+    ROUTE_QUARANTINED = "route.quarantined"
+    ROUTE_LEASE_QUARANTINED = "route_lease.quarantined"
+    RELAY_ADDED = "relay.added"
+    RELAY_CHANGED = "relay.changed"
+    RELAY_REMOVED = "relay.removed"
+    RELAY_QUARANTINED = "relay.quarantined"
+    PROBE_LISTENER_CHANGED = "probe_listener.changed"
+    PROBE_LISTENER_QUARANTINED = "probe_listener.quarantined"
     # Replicas
     REPLICA_STARTED = "replica.started"
     REPLICA_DRAIN_REQUESTED = "replica.drain_requested"
@@ -128,5 +141,9 @@ TABLE_OF_QUARANTINE = {
     AuditKind.OPERATOR_KEY_QUARANTINED: "operator_keys",
     AuditKind.OWNER_STATEMENT_QUARANTINED: "cluster_people",
     AuditKind.APPROVAL_QUARANTINED: "approvals",
+    AuditKind.ROUTE_QUARANTINED: "routes",
+    AuditKind.ROUTE_LEASE_QUARANTINED: "route_leases",
+    AuditKind.RELAY_QUARANTINED: "relays",
+    AuditKind.PROBE_LISTENER_QUARANTINED: "route_peers",
 }
 """Kinds that tell of one row whose MAC did not fit, and the table that it stands in."""

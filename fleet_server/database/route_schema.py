@@ -92,6 +92,7 @@ route_leases = Table(
     Column("acked_at_ms", BigInteger, nullable=False, server_default="0"),
     Index("ix_route_leases_relay", "relay_node_id"),
     Index("ix_route_leases_expires", "expires_at_ms"),
+    Index("ix_route_leases_issued", "issued_at_ms"),
 )
 
 # What is remembered of each way of a route; relay "" is the direct one.

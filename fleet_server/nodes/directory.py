@@ -34,6 +34,7 @@ log = get_logger(__name__)
 
 OpenCounts = Callable[[Connection, Sequence[str]], Mapping[str, int]]
 Rotating = Callable[[Connection, Sequence[str]], Mapping[str, tuple[str, ...]]]
+OnDecided = Callable[[Transaction, Sequence[str]], None]
 _PAGE = 1000
 _HINT_PAUSE_S = 0.05
 
@@ -61,6 +62,7 @@ class NodeDirectory:
         self._told: set[str] = set()
         self._open_counts: OpenCounts = _no_open_counts
         self._rotating: Rotating = _nothing_rotating
+        self._on_decided: list[OnDecided] = []
         self.decisions = 0
         """Decisions about nodes that were committed here, or found to have been elsewhere: who read a row before one
         has to read it again."""
@@ -79,6 +81,15 @@ class NodeDirectory:
     def show_rotating_with(self, rotating: Rotating) -> None:
         """Let the sessions room say which credentials of which nodes are being replaced."""
         self._rotating = rotating
+
+    def on_decided(self, hook: OnDecided) -> None:
+        """Run `hook(tx, node_ids)` in each transaction that decides something about nodes: their state, their keys,
+        whether they take work."""
+        self._on_decided.append(hook)
+
+    def load_all(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, NodeRecord]:
+        """As `load`, of several, by id; one that is not known is missing. Any thread."""
+        return {record.node_id: self._seen(record) for record in self._store.by_ids(conn, node_ids)}
 
     def load(self, conn: Connection, node_id: str) -> NodeRecord | None:
         """One node, its MAC checked; a row that fails is QUARANTINED in the answer. Any thread."""
@@ -274,6 +285,8 @@ class NodeDirectory:
 
     def _wake_decided(self, tx: Transaction, node_ids: Sequence[str]) -> None:
         self._store.note_decided(tx.conn, node_ids, self._clock.now_ms())
+        for hook in self._on_decided:
+            hook(tx, node_ids)
         tx.after_commit(self._decided)
         self._wake(tx, [f"node-state:{node_id}" for node_id in node_ids] + ["nodes"])
         tx.after_commit(lambda: self._wakeup.tell_others_nowait(["node-state"]))

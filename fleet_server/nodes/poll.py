@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from fleet.clock import Clock
 from fleet.errors import Refusal
 from fleet.logs import get_logger
-from fleet_server.database.engine import Database
+from fleet_server.database.engine import Connection, Database
 from fleet_server.database.wakeup import Bell
-from fleet_server.nodes.store import NodeStore
 
 log = get_logger(__name__)
 
@@ -28,20 +28,40 @@ WINDOW_S = 30.0
 """How long a transaction may take from its decision to its commit, and still no decision is missed."""
 
 
+class Decisions(Protocol):
+    """Where decisions stand."""
+
+    def newest_decision_ms(self, conn: Connection) -> int:
+        """Time of the last one, Unix milliseconds; 0 before the first."""
+        ...
+
+    def decided_since(self, conn: Connection, since_ms: int) -> list[tuple[str, int]]:
+        """(node id, time of the last one about it) of decisions after a time."""
+        ...
+
+
 class DecisionPoll:
     """Tells of nodes about which something was decided.
 
     Args:
         decided: called with the ids of nodes that were not told of before.
+        interval_s: seconds between two looks.
     """
 
     def __init__(
-        self, *, database: Database, clock: Clock, store: NodeStore, decided: Callable[[Sequence[str]], None]
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        store: Decisions,
+        decided: Callable[[Sequence[str]], None],
+        interval_s: float = INTERVAL_S,
     ) -> None:
         self._database = database
         self._clock = clock
         self._store = store
         self._decided = decided
+        self._interval_s = interval_s
         self._settled_ms: int | None = None
         self._bell = Bell(clock)
         self._seen: deque[tuple[float, int]] = deque()
@@ -50,7 +70,7 @@ class DecisionPoll:
     async def run(self) -> None:
         """Poll until cancelled; a database that is away is asked again."""
         while True:
-            await self._bell.wait(INTERVAL_S)
+            await self._bell.wait(self._interval_s)
             try:
                 await self.poll()
             except Refusal as refusal:

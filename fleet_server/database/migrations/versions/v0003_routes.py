@@ -73,6 +73,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("route_id", name=op.f("pk_route_leases")),
     )
     op.create_index("ix_route_leases_expires", "route_leases", ["expires_at_ms"])
+    op.create_index("ix_route_leases_issued", "route_leases", ["issued_at_ms"])
     op.create_index("ix_route_leases_relay", "route_leases", ["relay_node_id"])
     op.create_table(
         "route_candidates",

@@ -1,0 +1,55 @@
+"""The routes room: what operators, streams and the server's tasks do with routes (docs/protocol.md, "Routes")."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fleet.v1 import route_pb2
+from fleet_server.routes.news import RouteNews
+from fleet_server.routes.node_side import NodeSide
+from fleet_server.routes.operating import Created
+from fleet_server.routes.pooling import PoolOperations, RelayView
+from fleet_server.routes.reading import Explanation, RouteReading, RouteView
+from fleet_server.routes.snapshots import Snapshot
+
+__all__ = ["Created", "Explanation", "RelayView", "RouteService", "RouteView", "Snapshot"]
+
+
+class RouteService(PoolOperations, RouteReading, NodeSide):
+    """Everything that the rest of the server does with routes. Arguments: see `RouteParts`."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._news = RouteNews(self)
+
+    async def load(self) -> None:
+        """Learn which nodes have a part of the configuration; before streams open.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        await self._news.load()
+
+    def concerns(self, node_id: str) -> bool:
+        """Whether a node has, or had, a part of the configuration: answered from memory."""
+        return node_id in self.concerned or not self._news.is_known
+
+    async def record(self, node_id: str, epoch: int, health: route_pb2.RouteHealth) -> None:
+        """A node reported what it found on its routes; returns once that is committed, and decided.
+
+        Raises:
+            Refusal: SUPERSEDED, or the database is away.
+        """
+
+    async def run_news(self) -> None:
+        """Look for what other replicas changed, until cancelled."""
+        await asyncio.gather(self._news.run(), self._news.configs.run(), self._news.leases.run())
+
+    async def run_recorder(self) -> None:
+        """Record what was reported, and decide, until cancelled."""
+        await asyncio.Event().wait()
+
+    async def run_sweep(self) -> None:
+        """Renew leases, and look for what is gone or past, until cancelled."""
+        await asyncio.Event().wait()
