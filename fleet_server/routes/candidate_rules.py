@@ -5,7 +5,7 @@ A choice stands until there is a cause to change it: each change is a new snapsh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fleet_server.routes import scoring_rules, way_rules
 from fleet_server.routes.model import BAD, DIRECT, Candidate, Policy, Relay, Route
@@ -17,53 +17,67 @@ def choose(
     relay_id: str,
     ways: Mapping[str, Way],
     known: Mapping[str, Candidate],
-    relays: Sequence[Relay],
+    pool: Mapping[str, Relay],
     now_ms: int,
     policy: Policy,
 ) -> tuple[str, ...]:
     """Candidates beside a path that was just decided: the direct one always, the path that was left, then relays.
 
-    What has not worked for long makes room for what was not tried lately; at once when nothing works at all.
+    One that has not worked for long, or is full, makes room for one that did not fail lately; at once when nothing
+    works at all. Best first when the path changes; otherwise each keeps its place.
 
     Args:
         relay_id: the path that was decided.
         ways: as `way_rules.weigh` has them.
+        pool: every relay, by node id.
     """
-    fit = {relay.node_id for relay in relays if not way_rules.obstacle(relay.node_id, relay, route)} - {relay_id}
+    switched = relay_id != route.relay_id
     places = policy.max_candidates - (relay_id != DIRECT)
-    before = (route.relay_id, *route.candidates) if relay_id != route.relay_id else route.candidates
-    chosen = [way for way in dict.fromkeys(before) if way in fit]
-    desperate = any(way.state in BAD for way in ways.values()) and not any(way.works for way in ways.values())
-    interval_ms = policy.candidate_interval_ms(route)
-    patience_ms = 0 if desperate else interval_ms * policy.rotate_after_intervals
-    tired = [
-        way
-        for way in chosen
-        if way in ways and ways[way].state in BAD and now_ms - known[way].stale_since_ms >= patience_ms
+    before = dict.fromkeys((route.relay_id, *route.candidates) if switched else route.candidates)
+    chosen = [
+        way for way in before if way in pool and way != relay_id and not way_rules.unfitness(way, pool[way], route)
     ]
-    retry_ms = interval_ms * policy.retry_after_intervals
-    fresh = [
-        relay.node_id
-        for relay in sorted(relays, key=lambda each: scoring_rules.prior(each, route, policy))
-        if relay.node_id in fit.difference(chosen) and not _failed_lately(known.get(relay.node_id), now_ms, retry_ms)
+    nothing_works = not any(way.works for way in ways.values()) and any(way.state in BAD for way in ways.values())
+    patience_ms = 0 if nothing_works else policy.rotate_after_ms(route)
+    replaceable = [
+        way for way in chosen if not _has_room(pool[way], route) or _broken_for_ms(ways.get(way), now_ms) >= patience_ms
     ]
-    for newcomer in fresh:
-        if len(chosen) < places:
-            chosen.append(newcomer)
-        elif tired:
-            chosen[chosen.index(tired.pop())] = newcomer
-    if relay_id != route.relay_id:
-        chosen.sort(key=lambda way: _best_first(way, ways))
+    if len(chosen) < places or replaceable:
+        retry_ms = policy.retry_after_ms(route)
+        newcomers = [
+            relay
+            for node_id, relay in pool.items()
+            if node_id not in before
+            and node_id != relay_id
+            and not way_rules.obstacle(node_id, relay, route)
+            and not _failed_lately(known.get(node_id), now_ms, retry_ms)
+        ]
+        for relay in sorted(newcomers, key=lambda each: scoring_rules.prior(each, route, policy)):
+            if len(chosen) < places:
+                chosen.append(relay.node_id)
+            elif replaceable:
+                chosen[chosen.index(replaceable.pop())] = relay.node_id
+    if switched:
+        chosen.sort(key=lambda way: _best_first(ways.get(way)))
     return (DIRECT, *chosen[:places]) if relay_id != DIRECT else tuple(chosen[:places])
+
+
+def _has_room(relay: Relay, route: Route) -> bool:
+    """Whether it could take the route over, once that is not among those that it carries."""
+    return relay.load - (relay.node_id == route.relay_id) < relay.capacity
+
+
+def _broken_for_ms(way: Way | None, now_ms: int) -> int:
+    """How long it has not worked; below 0 when it does, or nobody knows."""
+    return now_ms - way.scored.stale_since_ms if way is not None and way.state in BAD else -1
 
 
 def _failed_lately(row: Candidate | None, now_ms: int, retry_ms: int) -> bool:
     return row is not None and row.state in BAD and now_ms - row.observed_at_ms < retry_ms
 
 
-def _best_first(way: str, ways: Mapping[str, Way]) -> tuple[int, int]:
+def _best_first(way: Way | None) -> tuple[int, int]:
     """What works by its score, then what nobody knows, then what does not work."""
-    found = ways.get(way)
-    if found is not None and found.scored.score_us is not None:
-        return 0, found.scored.score_us
-    return (2, 0) if found is not None and found.state in BAD else (1, 0)
+    if way is not None and way.scored.score_us is not None:
+        return 0, way.scored.score_us
+    return (2, 0) if way is not None and way.state in BAD else (1, 0)

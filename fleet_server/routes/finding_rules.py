@@ -52,18 +52,25 @@ def fold(
     ordered = sorted(
         findings, key=lambda each: (each.at_ms, -_SEVERITY[each.state], each.rtt_us, each.loss_permille, each.failure)
     )
+    if ordered and _nothing_works_after(known, ordered, policy, ways):
+        return _excused(known, ordered, policy)
+    after = dict(known)
+    for finding in ordered:
+        after[finding.relay_id] = observe(after.get(finding.relay_id), finding, policy)
+    return after
+
+
+def _nothing_works_after(
+    known: Mapping[str, Candidate], ordered: Sequence[Finding], policy: Policy, ways: Collection[str] | None
+) -> bool:
+    if not any(finding.state in BAD for finding in ordered):
+        return False
     learned = dict(known)
     for finding in ordered:
         way = finding.relay_id
         learned[way] = _learn(learned.get(way) or Candidate(way), finding, policy)
     walked = learned.keys() if ways is None else {*ways, *(finding.relay_id for finding in ordered)}
-    nothing_works = not any(learned[way].state in GOOD for way in walked if way in learned)
-    if ordered and nothing_works:
-        return _excused(known, ordered, policy)
-    charged = dict(known)
-    for finding in ordered:
-        charged[finding.relay_id] = observe(charged.get(finding.relay_id), finding, policy)
-    return charged
+    return not any(learned[way].state in GOOD for way in walked if way in learned)
 
 
 def _learn(before: Candidate, finding: Finding, policy: Policy) -> Candidate:

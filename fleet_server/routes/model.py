@@ -183,7 +183,7 @@ class DecisionRule(StrEnum):
     KEPT = "KEPT"  # it is the best
     NOT_ENOUGH_GAIN = "NOT_ENOUGH_GAIN"  # another one is better, but by too little
     SUPPRESSED_KEPT = "SUPPRESSED_KEPT"  # another one would gain enough, but is held out for flapping
-    UNOBSERVED = "UNOBSERVED"  # nobody has seen any way lately: the source is silent
+    UNOBSERVED = "UNOBSERVED"  # nobody has seen it lately, and no other way is known to work
     NO_USABLE_PATH = "NO_USABLE_PATH"  # nothing works: changing would help nobody
     ROUTE_DISABLED = "ROUTE_DISABLED"
 
@@ -233,8 +233,9 @@ class Decision:
         scores: every way that was considered, the chosen one first, then best first.
         candidates: other ways that the source walks from now on; stable, so that a snapshot changes only for a cause.
         waiting_rendezvous: whether the ends cannot reach each other.
-        charged: rows that this decision changes, for whoever stores it: a way that is left because it became slow pays
-            for that, so that two ways whose latency swings do not pass a route to and fro for ever.
+        charged: what is remembered of a way and changes by this decision, for whoever stores it. A way that is left
+            because another became faster pays for that, so that two ways whose latency swings do not pass a route to
+            and fro for ever; one that is left because nobody saw it any more is UNKNOWN until it is walked again.
     """
 
     relay_id: str
@@ -278,8 +279,11 @@ class Policy:
         max_candidates: other ways that a source walks at most.
         candidate_interval_factor: intervals between two walks of a candidate.
         stale_after_intervals: after as many intervals without a finding a way is UNKNOWN.
+        stale_floor_ms: but not before: findings are gathered and committed on their way.
         rotate_after_intervals: a candidate that has not worked for so many of its intervals makes room for another.
-        retry_after_intervals: one that was given up is tried again after so many of its intervals.
+        rotate_floor_ms: but not before, so that short intervals do not make for many snapshots.
+        retry_after_intervals: one that did not work is not offered anew for so many of its intervals.
+        retry_floor_ms: nor before this.
         lease_ttl_ms: life of a rendezvous lease.
         degraded_rtt_us: for the nodes, as the next four: see `RoutePolicy` in route.proto.
     """
@@ -306,14 +310,17 @@ class Policy:
     max_candidates: int = 4
     candidate_interval_factor: int = 6
     stale_after_intervals: int = 3
+    stale_floor_ms: int = 5_000
     rotate_after_intervals: int = 3
+    rotate_floor_ms: int = 30_000
     retry_after_intervals: int = 10
+    retry_floor_ms: int = 120_000
     lease_ttl_ms: int = 120_000
-    degraded_rtt_us: int = 400_000
-    degraded_loss_permille: int = 100
+    degraded_rtt_us: int = 500_000
+    degraded_loss_permille: int = 200
     min_refresh_interval_ms: int = 5_000
     no_change_cooldown_ms: int = 30_000
-    no_change_cooldown_max_ms: int = 15 * 60_000
+    no_change_cooldown_max_ms: int = 10 * 60_000
 
     def candidate_interval_ms(self, route: Route) -> int:
         """Milliseconds between two walks of one candidate."""
@@ -322,4 +329,12 @@ class Policy:
     def stale_after_ms(self, route: Route, relay_id: str) -> int:
         """Age from which a finding about a way says nothing of it any more."""
         interval_ms = route.probe_interval_ms if relay_id == route.relay_id else self.candidate_interval_ms(route)
-        return interval_ms * self.stale_after_intervals
+        return max(self.stale_floor_ms, interval_ms * self.stale_after_intervals)
+
+    def rotate_after_ms(self, route: Route) -> int:
+        """How long a candidate may be broken before it makes room for another."""
+        return max(self.rotate_floor_ms, self.candidate_interval_ms(route) * self.rotate_after_intervals)
+
+    def retry_after_ms(self, route: Route) -> int:
+        """Age of a failure from which a relay may be offered to the source anew."""
+        return max(self.retry_floor_ms, self.candidate_interval_ms(route) * self.retry_after_intervals)

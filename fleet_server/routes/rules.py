@@ -6,7 +6,7 @@ The face of this room's rules: what others need of them is named here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from fleet_server.routes import candidate_rules, damping_rules, lease_rules, reason_rules, scoring_rules, way_rules
 from fleet_server.routes.finding_rules import fold, observe, state_now
@@ -26,6 +26,7 @@ from fleet_server.routes.model import (
     Route,
     Scored,
 )
+from fleet_server.routes.reason_rules import Choice
 from fleet_server.routes.way_rules import Way
 
 __all__ = [
@@ -48,12 +49,7 @@ __all__ = [
     "observe",
     "state_now",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    relay_id: str
-    rule: DecisionRule
+_UNSCORED_US = 2**62
 
 
 def decide(
@@ -68,56 +64,49 @@ def decide(
         relays: the pool.
         now_ms: server time.
     """
-    ways = way_rules.weigh(route, known, relays, now_ms, policy)
-    choice = _choose(route, ways, relays, now_ms, policy) if route.enabled else _disabled(route)
-    switched = choice.relay_id != route.relay_id or choice.rule is DecisionRule.FIRST
+    pool = {relay.node_id: relay for relay in relays}
+    ways = way_rules.weigh(route, known, pool, now_ms, policy)
+    choice = _choose(route, ways, pool, now_ms, policy)
     candidates = (
-        candidate_rules.choose(route, choice.relay_id, ways, known, relays, now_ms, policy) if route.enabled else ()
-    )
-    left = known.get(route.relay_id)
-    charged = (
-        (damping_rules.charge(left, policy.slower_charge, now_ms, policy),)
-        if choice.rule is DecisionRule.FASTER and left
-        else ()
+        candidate_rules.choose(route, choice.relay_id, ways, known, pool, now_ms, policy) if route.enabled else ()
     )
     return Decision(
         relay_id=choice.relay_id,
-        switched=switched,
+        switched=choice.relay_id != route.relay_id or choice.rule is DecisionRule.FIRST,
         rule=choice.rule,
-        reasons=reason_rules.explain(route, choice.relay_id, choice.rule, ways, policy),
+        reasons=reason_rules.explain(route, choice, ways, pool, now_ms, policy),
         scores=_listed(ways.values(), choice.relay_id),
         candidates=candidates,
         waiting_rendezvous=_waits_for_rendezvous(route, ways[DIRECT]),
-        charged=charged,
+        charged=_charged(known.get(route.relay_id), choice, now_ms, policy),
     )
 
 
-def _disabled(route: Route) -> _Choice:
-    return _Choice(route.relay_id, DecisionRule.ROUTE_DISABLED)
-
-
-def _choose(route: Route, ways: Mapping[str, Way], relays: Sequence[Relay], now_ms: int, policy: Policy) -> _Choice:
-    cause = _cause_to_leave(route, ways[route.relay_id], now_ms)
+def _choose(route: Route, ways: Mapping[str, Way], pool: Mapping[str, Relay], now_ms: int, policy: Policy) -> Choice:
+    if not route.enabled:
+        return Choice(route.relay_id, DecisionRule.ROUTE_DISABLED)
+    cause = _cause_to_leave(route, ways, now_ms, policy)
     if cause is None:
         return _compare(ways[route.relay_id], ways, policy)
+    if cause is DecisionRule.UNOBSERVED:
+        return Choice(route.relay_id, cause)
     if best := _best(way for way in ways.values() if way.is_open):
-        return _Choice(best.relay_id, cause)
-    # The last that works is taken however much it flaps.
-    flapping = [way for way in ways.values() if way.works]
-    if flapping:
+        return Choice(best.relay_id, cause)
+    if flapping := [way for way in ways.values() if way.works]:
         calmest = min(flapping, key=lambda way: (way.scored.penalty, way.relay_id != route.relay_id, way.relay_id))
         same = calmest.relay_id == route.relay_id
-        return _Choice(calmest.relay_id, cause if same or cause is DecisionRule.FIRST else DecisionRule.LAST_USABLE)
+        return Choice(calmest.relay_id, cause if same or cause is DecisionRule.FIRST else DecisionRule.LAST_USABLE)
     if cause is DecisionRule.FIRST:
-        return _Choice(DIRECT, cause)
+        return Choice(DIRECT, cause)
     if cause is DecisionRule.RELAY_GONE:
-        return _Choice(_untried(route, ways, relays, policy), cause)
-    seen_bad = any(way.state in BAD for way in ways.values())
-    return _Choice(route.relay_id, DecisionRule.NO_USABLE_PATH if seen_bad else DecisionRule.UNOBSERVED)
+        return Choice(_untried(route, ways, pool, policy), cause)
+    unknown = ways[route.relay_id].state is PathState.UNKNOWN
+    return Choice(route.relay_id, DecisionRule.UNOBSERVED if unknown else DecisionRule.NO_USABLE_PATH)
 
 
-def _cause_to_leave(route: Route, current: Way, now_ms: int) -> DecisionRule | None:
+def _cause_to_leave(route: Route, ways: Mapping[str, Way], now_ms: int, policy: Policy) -> DecisionRule | None:
     """Why the path that a route has does not count as one that works; None when it does."""
+    current = ways[route.relay_id]
     if not route.generation:
         return DecisionRule.FIRST
     if current.obstacle:
@@ -126,38 +115,65 @@ def _cause_to_leave(route: Route, current: Way, now_ms: int) -> DecisionRule | N
         return DecisionRule.LEASE_ENDED
     if current.state in BAD:
         return DecisionRule.UNHEALTHY
-    return None if current.state in GOOD else DecisionRule.STALE
+    if current.state in GOOD:
+        return None
+    return DecisionRule.UNOBSERVED if _is_silent(route, ways, now_ms, policy) else DecisionRule.STALE
 
 
-def _compare(current: Way, ways: Mapping[str, Way], policy: Policy) -> _Choice:
+def _is_silent(route: Route, ways: Mapping[str, Way], now_ms: int, policy: Policy) -> bool:
+    """Whether the source has told of no way lately. What it told of candidates counts for longer than what it told of
+    the effective path, and must not draw a route away from a path of which nobody can say that it broke."""
+    newest_ms = max(way.scored.observed_at_ms for way in ways.values())
+    return now_ms - max(newest_ms, route.decided_at_ms) > policy.stale_after_ms(route, route.relay_id) or not newest_ms
+
+
+def _compare(current: Way, ways: Mapping[str, Way], policy: Policy) -> Choice:
     """The switch rule, for a path that works."""
-    old_us = current.scored.score_us or 0
-    rivals = [way for way in ways.values() if way.works and way.relay_id != current.relay_id]
-    better = [way for way in rivals if way.scored.score_us is not None and way.scored.score_us < old_us]
+    old_us = _score_us(current)
+    better = [way for way in ways.values() if way.works and _score_us(way) < old_us]
     worth_it = [
         way
         for way in better
-        if way.samples >= policy.min_samples and scoring_rules.gains_enough(way.scored.score_us or 0, old_us, policy)
+        if way.samples >= policy.min_samples and scoring_rules.gains_enough(_score_us(way), old_us, policy)
     ]
     if best := _best(way for way in worth_it if not way.suppressed):
-        return _Choice(best.relay_id, DecisionRule.FASTER)
-    if worth_it:
-        return _Choice(current.relay_id, DecisionRule.SUPPRESSED_KEPT)
-    return _Choice(current.relay_id, DecisionRule.NOT_ENOUGH_GAIN if better else DecisionRule.KEPT)
+        return Choice(best.relay_id, DecisionRule.FASTER, current.relay_id)
+    if best := _best(worth_it):
+        return Choice(current.relay_id, DecisionRule.SUPPRESSED_KEPT, best.relay_id)
+    if best := _best(better):
+        return Choice(current.relay_id, DecisionRule.NOT_ENOUGH_GAIN, best.relay_id)
+    return Choice(current.relay_id, DecisionRule.KEPT)
+
+
+def _charged(left: Candidate | None, choice: Choice, now_ms: int, policy: Policy) -> tuple[Candidate, ...]:
+    """What becomes of the row of a path that is left for what it is, not for what it was found to be."""
+    if left is None:
+        return ()
+    if choice.rule is DecisionRule.FASTER:
+        return (damping_rules.charge(left, policy.slower_charge, now_ms, policy),)
+    if choice.rule is DecisionRule.STALE:
+        # As a candidate it would be missed later only, and count for what it was when it was last seen.
+        return (replace(left, state=PathState.UNKNOWN),)
+    return ()
 
 
 def _best(ways: Iterable[Way]) -> Way | None:
-    return min(ways, key=lambda way: scoring_rules.order(way.relay_id, way.scored.score_us or 0), default=None)
+    return min(ways, key=lambda way: scoring_rules.order(way.relay_id, _score_us(way)), default=None)
 
 
-def _untried(route: Route, ways: Mapping[str, Way], relays: Sequence[Relay], policy: Policy) -> str:
+def _score_us(way: Way) -> int:
+    """Of a way that works, which always has one."""
+    return _UNSCORED_US if way.scored.score_us is None else way.scored.score_us
+
+
+def _untried(route: Route, ways: Mapping[str, Way], pool: Mapping[str, Relay], policy: Policy) -> str:
     """Where to go when the relay is gone and nothing is known to work: the direct path unless it is known to be broken,
     else a relay of which nothing bad is known, else the direct path, which points at nobody who is gone."""
     if ways[DIRECT].state not in BAD:
         return DIRECT
     hopes = [
         relay
-        for relay in relays
+        for relay in pool.values()
         if not way_rules.obstacle(relay.node_id, relay, route)
         and (relay.node_id not in ways or ways[relay.node_id].state not in BAD)
     ]
@@ -172,14 +188,13 @@ def _waits_for_rendezvous(route: Route, direct: Way) -> bool:
 
 
 def _listed(ways: Iterable[Way], relay_id: str) -> tuple[Scored, ...]:
-    unscored = 2**62
     return tuple(
         sorted(
             (way.scored for way in ways),
             key=lambda scored: (
                 scored.relay_id != relay_id,
                 bool(scored.held_out),
-                unscored if scored.score_us is None else scored.score_us,
+                _UNSCORED_US if scored.score_us is None else scored.score_us,
                 scored.relay_id,
             ),
         )

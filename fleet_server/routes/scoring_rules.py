@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from fleet_server.routes.model import DIRECT, Candidate, Policy, Relay, Route
@@ -49,11 +50,13 @@ def order(relay_id: str, score_us: int) -> tuple[int, bool, str]:
     return score_us, relay_id != DIRECT, relay_id
 
 
-def prior(relay: Relay, route: Route, policy: Policy) -> tuple[int, str]:
-    """Sorts relays that nobody has walked yet: what is known of them without."""
+def prior(relay: Relay, route: Route, policy: Policy) -> tuple[int, bytes]:
+    """Sorts relays that nobody has walked yet: by what is known of them without; of equals each route has an order of
+    its own, or all routes would try the same few of a large pool."""
     cost_us = policy.relay_us + round(policy.load_us * relay.load / max(1, relay.capacity))
     cost_us += policy.other_site_us if _is_elsewhere(relay.site, route) else 0
-    return cost_us * NEUTRAL_WEIGHT // max(1, relay.weight), relay.node_id
+    lot = hashlib.blake2s(f"{route.route_id}/{relay.node_id}".encode(), digest_size=16).digest()
+    return cost_us * NEUTRAL_WEIGHT // max(1, relay.weight), lot
 
 
 def _is_elsewhere(site: str, route: Route) -> bool:

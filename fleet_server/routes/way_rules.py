@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fleet_server.routes import damping_rules, finding_rules, scoring_rules
@@ -47,41 +47,50 @@ class Way:
 
 
 def weigh(
-    route: Route, known: Mapping[str, Candidate], relays: Sequence[Relay], now_ms: int, policy: Policy
+    route: Route, known: Mapping[str, Candidate], pool: Mapping[str, Relay], now_ms: int, policy: Policy
 ) -> dict[str, Way]:
-    """Ways that have to do with a decision: what the source walks, the direct one, relays of the pool that were walked
-    lately, and those that are an end of the route, which nobody can choose. In no order that matters."""
-    pool = {relay.node_id: relay for relay in relays}
+    """Ways that have to do with a decision, by relay id: what the source walks, the direct one, relays of the pool that
+    were walked lately, and those that are an end of the route, which nobody can choose."""
     ends = {route.source_id, route.destination_id}
     seen = {
         way
-        for way in pool
-        if way in ends or finding_rules.state_now(known.get(way), route, now_ms, policy) is not PathState.UNKNOWN
+        for way, row in known.items()
+        if way in pool and finding_rules.state_now(row, route, now_ms, policy) is not PathState.UNKNOWN
     }
     return {
         way: _weigh_one(way, pool.get(way), known.get(way) or Candidate(way), route, now_ms, policy)
-        for way in sorted({DIRECT, *route.ways, *seen})
+        for way in sorted({DIRECT, *route.ways, *seen, *(ends & pool.keys())})
     }
 
 
 def obstacle(relay_id: str, relay: Relay | None, route: Route) -> str:
     """Why a relay cannot carry a route, whatever the state of the way; empty when it can."""
+    if unfit := unfitness(relay_id, relay, route):
+        return unfit
+    if relay is not None and not has_room(relay, route):
+        return f"it is full: {relay.load} of {relay.capacity} routes"
+    return ""
+
+
+def unfitness(relay_id: str, relay: Relay | None, route: Route) -> str:
+    """Why a relay can be no relay of a route, however little it carries; empty when it can."""
     if relay_id == DIRECT:
         return ""
     if relay_id in (route.source_id, route.destination_id):
         return "it is an end of the route"
     if relay is None:
         return "it is not in the relay pool"
-    if not relay.usable:
-        return relay.why_not or "it may not carry routes now"
-    if not has_room(relay, route):
-        return f"it is full: {relay.load} of {relay.capacity} routes"
-    return ""
+    return "" if relay.usable else relay.why_not or "it may not carry routes now"
 
 
 def has_room(relay: Relay, route: Route) -> bool:
     """Whether it may take this route; one that has it keeps it, even when its capacity was made smaller."""
     return relay.node_id == route.relay_id or relay.load < relay.capacity
+
+
+def seconds(duration_ms: int) -> str:
+    """A duration, for a person."""
+    return f"{max(0, duration_ms) / 1000:.0f} s" if duration_ms >= 10_000 else f"{max(0, duration_ms) / 1000:.1f} s"
 
 
 def _weigh_one(way: str, relay: Relay | None, row: Candidate, route: Route, now_ms: int, policy: Policy) -> Way:
@@ -106,11 +115,11 @@ def _weigh_one(way: str, relay: Relay | None, row: Candidate, route: Route, now_
 def _ailment(row: Candidate, state: PathState, now_ms: int) -> str:
     if state in BAD:
         cause = ", ".join(part for part in (row.failure, row.blamed and f"evidence names {row.blamed}") if part)
-        return f"{state} for {_seconds(now_ms - row.stale_since_ms)}" + (f" ({cause})" if cause else "")
+        return f"{state} for {seconds(now_ms - row.stale_since_ms)}" + (f" ({cause})" if cause else "")
     if state is PathState.UNKNOWN:
         if not row.observed_at_ms:
             return "never walked"
-        return f"not seen for {_seconds(now_ms - row.observed_at_ms)}"
+        return f"not seen for {seconds(now_ms - row.observed_at_ms)}"
     return ""
 
 
@@ -119,10 +128,6 @@ def _flapping(row: Candidate, until_ms: int, now_ms: int, policy: Policy) -> str
         return ""
     penalty = damping_rules.penalty_now(row, now_ms, policy)
     return (
-        f"flaps: penalty {penalty:.0f}, held out for another {_seconds(until_ms - now_ms)},"
+        f"flaps: penalty {penalty:.0f}, held out for another {seconds(until_ms - now_ms)},"
         f" until it is below {policy.reuse_below:.0f}"
     )
-
-
-def _seconds(duration_ms: int) -> str:
-    return f"{max(0, duration_ms) / 1000:.0f} s"
