@@ -21,8 +21,8 @@ from fleet_server.listeners import Listener
 from fleet_server.observability.health import GATEWAY_SERVICE, ServerHealth
 from fleet_server.rooms import ServerRooms
 from fleet_server.streams.frames import FrameLimits
+from fleet_server.streams.rooms import Rooms
 from fleet_server.streams.rpc import Gateway
-from fleet_server.streams.stream import Rooms
 
 log = get_logger(__name__)
 
@@ -83,6 +83,7 @@ def _gateway(rooms: ServerRooms, boundary: Boundary) -> Gateway:
             telemetry=rooms.telemetry,
             trust=rooms.trust,
             node_audit=rooms.node_audit,
+            routes=rooms.routes,
             clock=rooms.clock,
             metrics=rooms.metrics,
         ),

@@ -46,6 +46,10 @@ class StreamMetrics:
             labels=("reason", "where"),
             max_series=256,
         )
+        self.route_findings_given_up = registry.counter(
+            "fleet_server_route_findings_given_up_total",
+            "Findings about routes that were never recorded: newer ones, or those of ways that fail, took their room.",
+        )
         self.drain_streams_left = registry.gauge(
             "fleet_server_drain_streams_left",
             "Streams that the running drain still has to move; 0 when none runs.",

@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 
 from fleet.errors import Reason, Refusal
 from fleet.schema import SchemaLimitError, check_all_schema_limits
-from fleet.tls import split_endpoint
 from fleet.v1 import gateway_pb2
 
 MIN_PROTOCOL_VERSION = 1
@@ -29,9 +28,6 @@ MAX_ACTIONS = 512
 MAX_DESCRIPTION_CHARS = 500
 MAX_IN_FLIGHT = 1024
 MAX_COUNTER = 2**62
-MAX_PROBE_ENDPOINTS = 4
-MAX_ENDPOINT_CHARS = 261  # a host name of 255, a colon, a port
-MAX_CERTIFICATE_BYTES = 4096
 BOOT_ID_BYTES = 16
 _ACTION = re.compile(r"[a-z][a-z0-9_-]{0,47}(?:\.[a-z][a-z0-9_-]{0,47}){1,3}")
 _REMEMBERED_SCHEMAS = 1024
@@ -103,8 +99,6 @@ class HelloRules:
         )
         if max(counters) > MAX_COUNTER:
             raise _malformed("a counter of the hello is out of range: the node's journal is damaged")
-        if body.HasField("probe_listener"):
-            _check_listener(body.probe_listener)
         self._check_drivers(body)
         return body
 
@@ -134,21 +128,6 @@ class HelloRules:
         if len(self._good) >= _REMEMBERED_SCHEMAS:
             self._good.clear()
         self._good.add(digest)
-
-
-def _check_listener(listener: gateway_pb2.ProbeListener) -> None:
-    """Peers are told of it, so it must be something that they can dial and pin (docs/protocol.md, "Probes")."""
-    if not 1 <= len(listener.endpoints) <= MAX_PROBE_ENDPOINTS:
-        raise _malformed(f"a probe listener has 1 to {MAX_PROBE_ENDPOINTS} endpoints: see probe_endpoints")
-    for endpoint in listener.endpoints:
-        try:
-            split_endpoint(endpoint[: MAX_ENDPOINT_CHARS + 1])
-        except ValueError as error:
-            raise _malformed(f"probe_endpoints: {error}") from None
-        if len(endpoint) > MAX_ENDPOINT_CHARS:
-            raise _malformed(f"a probe endpoint has at most {MAX_ENDPOINT_CHARS} characters")
-    if not 1 <= len(listener.certificate) <= MAX_CERTIFICATE_BYTES:
-        raise _malformed(f"the certificate of a probe listener has 1 to {MAX_CERTIFICATE_BYTES} bytes")
 
 
 def _malformed(detail: str) -> Refusal:

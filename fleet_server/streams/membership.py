@@ -30,6 +30,10 @@ class Leaving(Protocol):
         """Queue a control frame."""
         ...
 
+    def fall_silent(self) -> None:
+        """Send nothing more of what only the newest stream of a node is sent."""
+        ...
+
     def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
         """Ask the node to leave."""
         ...

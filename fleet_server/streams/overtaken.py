@@ -12,7 +12,6 @@ from typing import Protocol
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import gateway_pb2
-from fleet_server.streams.command_lane import CommandLane
 
 GRACE_S = 15.0
 """For the goodbye of a node that moved; it comes with the welcome of the next stream."""
@@ -22,7 +21,10 @@ class Overtaken(Protocol):
     """A stream that is not the newest of its node any more."""
 
     stream_id: str
-    commands: CommandLane
+
+    def fall_silent(self) -> None:
+        """Send nothing more of what only the newest stream of a node is sent."""
+        ...
 
     def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
         """Ask the node to leave."""
@@ -39,7 +41,7 @@ def leave_behind(older: Overtaken, *, takeover_of: str) -> None:
     Args:
         takeover_of: the stream that the newest one of the node said it takes over from; empty if none.
     """
-    older.commands.stop()
+    older.fall_silent()
     refusal = Refusal(Reason.SUPERSEDED, "a newer stream of this node was welcomed")
     if takeover_of != older.stream_id:
         older.goaway(gateway_pb2.ControlGoaway(reason=gateway_pb2.GOAWAY_REASON_SUPERSEDED, resume=False))

@@ -25,6 +25,7 @@ from fleet_server.observability.metrics import StreamMetrics
 from fleet_server.sessions.service import SessionService
 from fleet_server.streams import overtaken, rules
 from fleet_server.streams.command_lane import CommandLane
+from fleet_server.streams.route_lane import RouteLane
 from fleet_server.streams.stream import Stream
 
 log = get_logger(__name__)
@@ -70,6 +71,8 @@ class StreamRegistry:
             ("node", lambda stream: stream.commands.wake()),
             ("cancel", lambda stream: stream.commands.wake_cancels()),
             ("node-state", Stream.refresh_membership),
+            ("route-config", lambda stream: stream.about_routes(RouteLane.wake_config)),
+            ("route-lease", lambda stream: stream.about_routes(RouteLane.wake_leases)),
         ):
             wakeup.subscribe_kind(kind, partial(self._wake, wake))
         wakeup.subscribe("bundle", self._offer_bundle)
@@ -156,7 +159,7 @@ class StreamRegistry:
 
     def _offer_bundle(self) -> None:
         for stream in self:
-            stream.bundles.offer()
+            stream.offer_bundle()
 
     async def leave_overtaken(self, newest: Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]) -> None:
         """Have every stream that is not its node's newest any more read its node's row, and end: this replica stood

@@ -27,7 +27,6 @@ from fleet_server.boundary import (
     check_metadata,
     peer_address,
     peer_certificate,
-    read_message,
     require_tls13,
 )
 from fleet_server.enrollment.service import EnrollmentService
@@ -35,7 +34,9 @@ from fleet_server.sessions.claim import StreamClaim
 from fleet_server.streams import frames
 from fleet_server.streams.frames import BadFrame, FrameLimits
 from fleet_server.streams.registry import StreamRegistry
-from fleet_server.streams.stream import Rooms, Stream
+from fleet_server.streams.rooms import Rooms
+from fleet_server.streams.stream import Stream
+from fleet_server.streams.transport import GrpcTransport
 from fleet_server.trust.bundles import part
 
 log = get_logger(__name__)
@@ -264,25 +265,6 @@ class Gateway:
         self._require_active()
         if self._draining:
             raise Refusal(Reason.DRAINING, "this replica is stopping: connect again", retry_after_s=0.5)
-
-
-class GrpcTransport:
-    """A grpc.aio call as a stream's transport."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def read(self) -> Coroutine[Any, Any, gateway_pb2.NodeFrame | BadFrame | None]:
-        """Next frame; None at EOF or once the call is over."""
-        return read_message(self._context)
-
-    async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
-        """Hand a frame to gRPC; False once the call is over."""
-        try:
-            await self._context.write(frame)
-        except (grpc.aio.BaseError, grpc.aio.AioRpcError):
-            return False
-        return True
 
 
 def request_serializer(message: Message) -> bytes:

@@ -13,22 +13,15 @@ Mental model
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from fleet.channel import ChannelError, server_end
-from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import command_pb2, gateway_pb2, trust_pb2
-from fleet_server.audit.node_audit import NodeAudit
 from fleet_server.boundary import incident
-from fleet_server.commands.service import CommandService
-from fleet_server.nodes.service import NodeService
-from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.sessions.claim import StreamClaim
-from fleet_server.sessions.service import SessionService
 from fleet_server.streams import frames, rules
 from fleet_server.streams.audit_lane import AuditLane
 from fleet_server.streams.bundle_lane import BundleLane
@@ -40,40 +33,15 @@ from fleet_server.streams.notice_lane import NoticeLane
 from fleet_server.streams.outbox import Outbox
 from fleet_server.streams.pulse import Pulse
 from fleet_server.streams.pump import Pump
-from fleet_server.streams.report_lane import HeldReports, ReportLane
-from fleet_server.telemetry.service import TelemetryService
-from fleet_server.trust.service import TrustService
+from fleet_server.streams.report_lane import ReportLane
+from fleet_server.streams.rooms import Rooms
+from fleet_server.streams.route_lane import RouteLane
+from fleet_server.streams.transport import Transport
 
 log = get_logger(__name__)
 
+_OF_ROUTES = frozenset({"route_health", "config_applied", "lease_ack"})
 _LAST_WRITE_S = 2.0  # a peer that stopped reading must not keep its node online; its transport is reaped later
-
-
-class Transport(Protocol):
-    """The wire under a stream; grpc in the server, memory in unit tests."""
-
-    async def read(self) -> gateway_pb2.NodeFrame | BadFrame | None:
-        """Next frame; None at EOF or when the connection broke. Never cancelled (grpc/grpc#43360)."""
-        ...
-
-    async def write(self, frame: gateway_pb2.ServerFrame) -> bool:
-        """Hand a frame to the transport; False once the call is over. Waits for as long as the peer does not read."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rooms:
-    """The rooms that a stream goes down into."""
-
-    commands: CommandService
-    nodes: NodeService
-    sessions: SessionService
-    telemetry: TelemetryService
-    trust: TrustService
-    node_audit: NodeAudit
-    clock: Clock
-    metrics: ServerMetrics
-    held_reports: HeldReports = field(default_factory=HeldReports)
 
 
 class Stream:
@@ -128,6 +96,11 @@ class Stream:
         self._notices = NoticeLane(rooms.clock, rooms.held_reports, self._failed)
         self._deciding: Pump | None = None  # made with the first decision
         self._audit: AuditLane | None = None  # made with the first row: an idle node sends none
+        hello = claim.hello_body
+        self._routes = (
+            self._make_route_lane(hello) if hello.config_version or hello.HasField("probe_listener") else None
+        )
+        self._silent = False
         self.held_back = False
         """Whether the reader takes nothing for now: what the node says, pongs among it, is not heard."""
         self._writing = False
@@ -156,6 +129,8 @@ class Stream:
             self.send(gateway_pb2.ServerControl(floor=floor))
         self.membership.start()
         self._credentials.start()
+        if self._routes is not None or self._rooms.routes.concerns(self.node_id):
+            self.about_routes(RouteLane.start)
         self.commands.wake()
         self.commands.wake_cancels()
         try:
@@ -186,6 +161,13 @@ class Stream:
         if not self._outbox.put(frame, size_bytes or frame.ByteSize()) and not self._ended:
             self.end(Refusal(Reason.HEARTBEAT_LOST, "the node stopped reading its stream: it may connect again"))
 
+    def fall_silent(self) -> None:
+        """Send nothing more of what only the newest stream of a node is sent."""
+        self._silent = True
+        self.commands.stop()
+        if self._routes is not None:
+            self._routes.stop()
+
     def goaway(self, goaway: gateway_pb2.ControlGoaway) -> None:
         """Ask the node to leave in order."""
         name = gateway_pb2.GoawayReason.Name(goaway.reason).removeprefix("GOAWAY_REASON_")
@@ -203,7 +185,7 @@ class Stream:
             self.send(
                 gateway_pb2.ServerControl(error=gateway_pb2.StreamError(reason=refusal.reason, detail=refusal.detail))
             )
-        self.commands.stop()
+        self.fall_silent()
         self._outbox.close()
         if self._writing:
             self._patience.reschedule(asyncio.get_running_loop().time() + _LAST_WRITE_S)
@@ -229,6 +211,12 @@ class Stream:
     def ended(self) -> bool:
         """Whether the end has begun."""
         return self._ended
+
+    def offer_bundle(self) -> None:
+        """A bundle was published: send what leads to it, and again what an authority before it signed."""
+        self.bundles.offer()
+        if self._routes is not None:
+            self._routes.signed_by(self._rooms.trust.bundle.version[0])
 
     async def wait_recorded(self) -> None:
         """Return once no report of this stream is being committed."""
@@ -283,7 +271,11 @@ class Stream:
             body = self._opener.open(frame.control)
         except ChannelError as error:
             raise Refusal(Reason.BAD_PROOF, f"a control frame was refused: {error}") from error
-        self._dispatch(frames.node_control(body), len(body))
+        control = frames.node_control(body)
+        if control.WhichOneof("body") in _OF_ROUTES:
+            self.about_routes(lambda routes: routes.take(control))
+        else:
+            self._dispatch(control, len(body))
 
     def _dispatch(self, control: gateway_pb2.NodeControl, size_bytes: int) -> None:
         kind = control.WhichOneof("body")
@@ -315,8 +307,28 @@ class Stream:
         elif kind == "goodbye":
             self.close_reason = rules.goodbye(control.goodbye.reason)
             self.end(None)
-        # route_health, config_applied and lease_ack belong to rooms that this server does
-        # not have: nothing that it sends asks for them, and a newer node may volunteer them.
+
+    def about_routes(self, do: Callable[[RouteLane], None]) -> None:
+        """Have the lane of routes do something; it is made with the first thing that it has to do."""
+        if self._silent:
+            return
+        if self._routes is None:
+            self._routes = self._make_route_lane(gateway_pb2.HelloBody())
+        do(self._routes)
+
+    def _make_route_lane(self, hello: gateway_pb2.HelloBody) -> RouteLane:
+        return RouteLane(
+            self.node_id,
+            self.epoch,
+            self._rooms.routes,
+            self._rooms.clock,
+            hello,
+            generation=self._rooms.trust.bundle.version[0],
+            held=self._rooms.held_reports,
+            metrics=self._rooms.metrics.streams,
+            send=self.send,
+            failed=self._failed,
+        )
 
     def _take_audit(self, rows: gateway_pb2.AuditRows) -> None:
         if self._audit is None:
@@ -374,7 +386,7 @@ class Stream:
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, Refusal) and error.reason is Reason.SUPERSEDED and not self._ended:
-            self.commands.stop()
+            self.fall_silent()
             self.membership.doubt(error)  # a takeover leaves this stream its last words, wherever it was welcomed
             return
         self.end(error if isinstance(error, Refusal) else incident("stream", error))

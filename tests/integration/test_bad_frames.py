@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import command_pb2, gateway_pb2, telemetry_pb2
+from fleet.v1 import command_pb2, gateway_pb2, route_pb2, telemetry_pb2
 from tests.integration.handmade import HandmadeNode, HandmadeStream, hello_body
 from tests.integration.installation import Installation
 from tests.integration.waiting import eventually
@@ -69,6 +69,11 @@ AFTER_WELCOME: dict[str, tuple[Callable[[HandmadeStream], bytes], Reason, str]] 
         control(gateway_pb2.NodeControl(reports=command_pb2.ReportList()).SerializeToString()),
         Reason.MALFORMED,
         "empty list",
+    ),
+    "route health of nothing": (
+        control(gateway_pb2.NodeControl(route_health=route_pb2.RouteHealth()).SerializeToString()),
+        Reason.MALFORMED,
+        "says nothing",
     ),
 }
 

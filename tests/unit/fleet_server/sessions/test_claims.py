@@ -124,9 +124,6 @@ def bad_bodies() -> list[gateway_pb2.HelloBody]:
     def action(name: str = "d.a", schema: bytes = b"") -> gateway_pb2.ActionDescriptor:
         return gateway_pb2.ActionDescriptor(action=name, arguments_schema=schema)
 
-    def listening(*endpoints: str, certificate: bytes = b"der") -> gateway_pb2.HelloBody:
-        return hello_body(probe_listener=gateway_pb2.ProbeListener(endpoints=endpoints, certificate=certificate))
-
     return [
         hello_body(software_version="v" * 65),
         hello_body(labels={"k" * 64: "v"}),
@@ -141,12 +138,6 @@ def bad_bodies() -> list[gateway_pb2.HelloBody]:
         offering(action(schema=b"not json")),
         offering(action(schema=b'{"properties":{"a":{"pattern":"(a+)+$"}}}')),
         offering(action(schema=b'{"$ref":"http://example.com/"}')),
-        listening(),
-        listening(*["192.0.2.1:7450"] * 5),
-        listening("unix:/run/peer"),
-        listening("h" * 300 + ":1"),
-        listening("192.0.2.1:7450", certificate=b""),
-        listening("192.0.2.1:7450", certificate=bytes(4097)),
         offering(*(action(f"d.a{n}", b'{"title":"' + b"x" * 30_000 + b'"}') for n in range(3))),
     ]
 

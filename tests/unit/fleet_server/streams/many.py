@@ -10,7 +10,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.metrics import StreamMetrics
 from fleet_server.streams.registry import StreamRegistry
 from tests.fakes.clock import MockClock
-from tests.unit.fleet_server.streams.wire import Wire
+from tests.unit.fleet_server.streams.wire import FakeRoutes, Wire
 
 
 class World:
@@ -31,8 +31,17 @@ class World:
             max_streams=max_streams,
         )
 
-    async def open(self, node_id: str = "n", epoch: int = 1, takeover_of: str = "", *refusals: Refusal) -> Wire:
-        wire = Wire(self.clock, node_id=node_id, epoch=epoch, takeover_of=takeover_of, unreconciled=refusals)
+    async def open(
+        self,
+        node_id: str = "n",
+        epoch: int = 1,
+        takeover_of: str = "",
+        *refusals: Refusal,
+        routes: FakeRoutes | None = None,
+    ) -> Wire:
+        wire = Wire(
+            self.clock, node_id=node_id, epoch=epoch, takeover_of=takeover_of, unreconciled=refusals, routes=routes
+        )
         self.registry.add(wire.stream)
         wire.running.add_done_callback(lambda _: self.registry.remove(wire.stream))
         await wire.settle()

@@ -16,7 +16,8 @@ from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.sessions.ratchet import Turn
 from fleet_server.streams.frames import BadFrame
 from fleet_server.streams.report_lane import HeldReports
-from fleet_server.streams.stream import Rooms, Stream
+from fleet_server.streams.rooms import Rooms
+from fleet_server.streams.stream import Stream
 from tests.fakes.clock import MockClock
 
 
@@ -175,6 +176,62 @@ class FakeNodeAudit:
         return self.answers.pop(0)
 
 
+@dataclass
+class FakeRoutes:
+    """The routes room: one node's part, and what its streams told."""
+
+    version: int = 0
+    """Of the node's part; 0 while it has none."""
+    leases: list[trust_pb2.Signed] = field(default_factory=list)
+    concerned: bool = False
+    asked: int = 0
+    """Calls that a database would have to answer."""
+    recorded: list[Any] = field(default_factory=list)
+    noted: list[Any] = field(default_factory=list)
+    away: list[Refusal] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared, a call that records waits for it."""
+    config_bytes: int = 10
+
+    def __post_init__(self) -> None:
+        self.open.set()
+
+    def concerns(self, node_id: str) -> bool:
+        return self.concerned
+
+    async def snapshot(self, node_id: str) -> tuple[int, trust_pb2.Signed] | None:
+        self.asked += 1
+        statement = str(self.version).encode().rjust(self.config_bytes)
+        return (self.version, trust_pb2.Signed(statement=statement)) if self.version else None
+
+    async def leases_of(self, node_id: str) -> list[trust_pb2.Signed]:
+        self.asked += 1
+        return self.leases
+
+    async def record(self, node_id: str, epoch: int, health: Any) -> None:
+        self.asked += 1
+        await self.open.wait()
+        if self.away:
+            raise self.away.pop(0)
+        self.recorded.append(health)
+
+    async def note_listener(self, node_id: str, epoch: int, listener: Any) -> None:
+        self.asked += 1
+        self.noted.append(listener)
+
+    async def note_applied(self, node_id: str, epoch: int, applied: Any) -> None:
+        self.asked += 1
+        self.noted.append(applied)
+
+    async def note_shown(self, node_id: str, epoch: int, version: int) -> None:
+        self.asked += 1
+        self.version = max(self.version, version + 1)
+
+    async def note_lease(self, node_id: str, epoch: int, ack: Any) -> None:
+        self.asked += 1
+        self.noted.append(ack)
+
+
 class Wire:
     """A running stream, and the node's end of it."""
 
@@ -187,6 +244,8 @@ class Wire:
         takeover_of: str = "",
         unreconciled: Sequence[Refusal] = (),
         held_reports: HeldReports | None = None,
+        routes: FakeRoutes | None = None,
+        hello: gateway_pb2.HelloBody | None = None,
     ) -> None:
         keys = FrameKeys(b"a" * 32, b"b" * 32)
         self.sealer, self.opener = node_end(keys)
@@ -208,6 +267,7 @@ class Wire:
         self.nodes, self.telemetry = FakeNodes(row), FakeTelemetry()
         self.sessions = FakeSessions()
         self.node_audit = FakeNodeAudit()
+        self.routes = routes or FakeRoutes()
         signer = Signer.generate()
         self.trust = SimpleNamespace(
             cluster_id="c",
@@ -216,6 +276,8 @@ class Wire:
             command_key_id=lambda site: signer.key_id,
         )
         self.metrics = ServerMetrics(Registry())
+        body = gateway_pb2.HelloBody(max_in_flight=8, bundle_version=session_pb2.BundleVersion(generation=1, number=1))
+        body.MergeFrom(hello or gateway_pb2.HelloBody())
         claim = SimpleNamespace(
             node=row,
             epoch=epoch,
@@ -223,9 +285,7 @@ class Wire:
             binding=b"x" * 32,
             takeover_of=takeover_of,
             session=None,
-            hello_body=gateway_pb2.HelloBody(
-                max_in_flight=8, bundle_version=session_pb2.BundleVersion(generation=1, number=1)
-            ),
+            hello_body=body,
             session_expires_at_ms=clock.now_ms() + 900_000,
             decisions=0,
             turn=Turn(b"r" * 32, 0, 0),
@@ -237,6 +297,7 @@ class Wire:
             sessions=self.sessions,  # type: ignore[arg-type]
             telemetry=self.telemetry,  # type: ignore[arg-type]
             trust=self.trust,  # type: ignore[arg-type]
+            routes=self.routes,  # type: ignore[arg-type]
             node_audit=self.node_audit,  # type: ignore[arg-type]
             clock=clock,
             metrics=self.metrics,
