@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
@@ -110,7 +111,10 @@ class ProbeService:
         caller_waits_s = context.time_remaining()
         if caller_waits_s is not None:
             left_s = min(left_s, caller_waits_s)
-        return await self._caller.onward(asked.probe, asked.hop_index + 1, max(0.0, left_s) * _ONWARD_SHARE)
+        began = self._clock.monotonic()
+        onward = await self._caller.onward(asked.probe, asked.hop_index + 1, max(0.0, left_s) * _ONWARD_SHARE)
+        # All of it, connecting and waiting for nobody too: what is left of the caller's time is the hop to this node.
+        return replace(onward, elapsed_us=round((self._clock.monotonic() - began) * 1e6))
 
 
 def _address(context: Context) -> str:

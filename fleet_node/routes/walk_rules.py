@@ -94,7 +94,7 @@ class WalkResult:
         path: node ids expected, source and destination included.
         observed: node ids that proved themselves, the source first; equals `path` when it answered. The last one may be
             a node that answered in place of the expected one.
-        rtt_us: microseconds of the whole walk over open connections; 0 unless it answered.
+        rtt_us: microseconds of the whole walk, but for the source's own connecting; 0 unless it answered.
         first_hop_us: microseconds to the first hop and back alone; 0 when that did not answer.
         state: what it came to.
         failure: stable word for how it failed; empty when it answered.
@@ -127,7 +127,8 @@ class Onward:
 
     Args:
         result: what it was; never `END`.
-        elapsed_us: microseconds from call to answer, connecting left out; 0 when there was none.
+        elapsed_us: microseconds from call to answer. At the source connecting is left out, and it is 0 without an
+            answer; a relay tells all the time that it took.
         failure: stable word when it did not answer.
         node_id: who answered in its place, if known.
         silent: it proved itself over a connection made for this call, and then said nothing.
