@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from fleet.errors import Reason, Refusal
 
+_SWEEP_AFTER = 256
+"""Nonces, after which those whose deadline is over are forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeLimits:
@@ -74,6 +77,7 @@ class SeenNonces:
     def __init__(self, per_caller: int) -> None:
         self._per_caller = per_caller
         self._seen: dict[str, dict[bytes, int]] = {}
+        self._unswept = 0
 
     def add(self, caller: str, nonce: bytes, deadline_ms: int, now_ms: int) -> None:
         """Remember a nonce.
@@ -81,15 +85,17 @@ class SeenNonces:
         Raises:
             Refusal: REPLAYED, or RATE_LIMITED when the caller has too many under way.
         """
-        seen = self._seen.setdefault(caller, {})
-        if nonce in seen and seen[nonce] > now_ms:
+        seen = self._seen.get(caller, {})
+        if seen.get(nonce, now_ms) > now_ms:
             raise Refusal(Reason.REPLAYED, "this nonce was seen before: each walk has its own")
-        if len(seen) >= self._per_caller:
+        if self._unswept >= _SWEEP_AFTER or len(seen) >= self._per_caller:
             self._sweep(now_ms)
-            seen = self._seen.setdefault(caller, {})
+            seen = self._seen.get(caller, {})
         if len(seen) >= self._per_caller:
             raise rate_limited()
         seen[nonce] = deadline_ms
+        self._seen[caller] = seen
+        self._unswept += 1
 
     def __len__(self) -> int:
         return sum(map(len, self._seen.values()))
@@ -100,6 +106,7 @@ class SeenNonces:
             for caller, seen in self._seen.items()
         }
         self._seen = {caller: seen for caller, seen in kept.items() if seen}
+        self._unswept = 0
 
 
 class Intake:

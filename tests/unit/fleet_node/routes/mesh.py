@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -136,6 +137,17 @@ async def mesh(folder: Path, node_ids: str, limits: ProbeLimits | None = None) -
         yield await made.start(*node_ids)
     finally:
         await made.close()
+
+
+@asynccontextmanager
+async def deaf_port() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
+    """An endpoint that takes connections and says nothing, and who came."""
+    came: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: came.append(writer), "127.0.0.1")
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", came
+    finally:
+        server.close()
 
 
 def probe(path: Sequence[str], *, ahead_ms: int = 3000, nonce: bytes = NONCE, route_id: str = ROUTE) -> Probe:
