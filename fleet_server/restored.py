@@ -3,8 +3,8 @@
 Each node has moved its ratchet on since the backup was made, and would be taken for a clone. Whoever restores the
 database says so once, and every node may show anything, once: from then on it is held to the ratchet again. Where a
 backup was made piece by piece, heads of audit chains and the newest checkpoint do not stand: they are taken as they
-are. Nothing else needs to be said: seqs and bundle numbers rise at each node's hello, and what was forgotten is asked
-for.
+are. Generations of routes and leases, of which nodes hold newer ones, are raised. Nothing else needs to be said: seqs,
+bundle numbers and versions of nodes' parts rise at each node's hello, and what was forgotten is asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
+from fleet_server.routes.restoring import GenerationRaise
 from fleet_server.sessions.ratchet import Ratchets
 from fleet_server.trust.master_keys import MasterKeys
 from fleet_server.trust.secrets import Secrets
@@ -89,6 +90,7 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
             left += await database.write(lambda tx, batch=batch: _expect(tx, ratchets, batch, clock.now_ms()))  # type: ignore[misc]
             count, after = count + len(batch), batch[-1].name
         count -= len(left)
+        routes = await _raise_routes(database, secrets, clock)
 
         def tell(tx: Transaction) -> Restored:
             spent = audit.spent.accept(tx.conn)  # first: what was signed of it ends with the next
@@ -97,6 +99,7 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
             )
             detail: Mapping[str, JSON] = {
                 "nodes": count,
+                "routes": routes,
                 "reason": reason,
                 "audit_chains": accepted.chains,
                 "audit_unvouched": accepted.unvouched,
@@ -111,6 +114,18 @@ async def note_restored(url: str, secrets: Secrets, clock: Clock, reason: str, *
         return await database.write(tell)
     finally:
         await database.close()
+
+
+async def _raise_routes(database: Database, secrets: Secrets, clock: Clock) -> int:
+    """How many there are."""
+    raising, count, after = GenerationRaise(secrets.row_mac), 0, ""
+    while True:
+        raised = await database.write(
+            lambda tx, after=after: raising.raise_some(tx.conn, after, clock.now_ms())  # type: ignore[misc]
+        )
+        count, after = count + raised.routes, raised.after
+        if not after:
+            return count
 
 
 def _is_signed(raw: bytes, authorities: Mapping[bytes, bytes]) -> bool:

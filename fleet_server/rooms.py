@@ -34,7 +34,7 @@ from fleet_server.replicas.identity import own_replica_id
 from fleet_server.replicas.marks import CommitMarks
 from fleet_server.replicas.rules import Vitals
 from fleet_server.replicas.service import ReplicaService
-from fleet_server.routes.service import RouteService
+from fleet_server.routes.service import RouteService, policy_of
 from fleet_server.sessions.admission import Admission, AdmissionPolicy
 from fleet_server.sessions.capacity import Capacity
 from fleet_server.sessions.service import SessionService
@@ -275,6 +275,9 @@ class ServerRooms:
             nodes=self.nodes,
             trust=self.trust,
             row_mac=self._secrets.row_mac,
+            policy=policy_of(self.settings),
+            relay_loss_ms=int(self.settings.relay_loss_s * 1000),
+            retention_ms=self.settings.route_retention_s * 1000,
         )
         self.nodes.on_revoke(self.routes.node_revoked)
         self.nodes.on_decided(self.routes.nodes_decided)

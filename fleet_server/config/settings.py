@@ -2,111 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fleet.key_file import parse_public_key, show_public_key
+from fleet.key_file import parse_public_key
 from fleet.logs import LEVELS
 from fleet.tls import split_endpoint
+from fleet_server.config.values import (
+    Endpoints,
+    Hosts,
+    LeafHashes,
+    Listen,
+    MaybeListen,
+    Name,
+    OptionalListen,
+    OptionalName,
+    RootKey,
+    WakeupTransport,
+)
 
 ENV_PREFIX = "FLEET_"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9._-]{1,250}\Z")
-_HASH = re.compile(r"[0-9a-f]{64}\Z")
 _DAY_S = 24 * 3600
-
-
-def _split_list(value: Any) -> Any:
-    """`a, b` of an environment variable or flag; a list of the file passes through."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _host(value: str) -> str:
-    try:
-        ip_address(value)
-    except ValueError:
-        if not _HOST.match(value):
-            raise ValueError("write an address or an ASCII name, an international one as xn--…") from None
-    return value
-
-
-def _listen_address(value: str) -> str:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("write host:port, such as 127.0.0.1:7444; port 0 takes any free one")
-    return value
-
-
-def _optional_listen_address(value: str) -> str:
-    return value if value in ("", "off") else _listen_address(value)
-
-
-def _endpoint(value: str) -> str:
-    split_endpoint(value)
-    return value
-
-
-def _wakeup(value: str) -> str:
-    if value in ("", "auto", "off", "notify"):
-        return value
-    parts = [part.strip() for part in value.split(",")]
-    scheme, separator, _ = parts[0].partition("://")
-    if scheme not in ("nats", "tls") or not separator:
-        raise ValueError("write auto, off, notify, or nats://host:port; tls://host:port for NATS over TLS")
-    for part in parts:
-        address = part.removeprefix(f"{scheme}://")
-        if "@" in address:
-            raise ValueError("credentials belong in a file, mode 0600, that wakeup_credentials_file names")
-        if address == part:
-            raise ValueError(f"write every server as {scheme}://host:port")
-        split_endpoint(address)
-    return ",".join(parts)
-
-
-def _name(value: str) -> str:
-    if not _NAME.match(value):
-        raise ValueError("use 1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit")
-    return value
-
-
-def _optional_name(value: str) -> str:
-    return value and _name(value)
-
-
-def _root_key(value: str) -> str:
-    return value and show_public_key(parse_public_key(value))
-
-
-def _leaf_hash(value: str) -> str:
-    compact = value.replace(":", "").lower()
-    if not _HASH.match(compact):
-        raise ValueError("write the SHA-256 of the DER certificate as 64 hexadecimal digits")
-    return compact
-
-
-Listen = Annotated[str, AfterValidator(_listen_address)]
-OptionalListen = Annotated[str, AfterValidator(_optional_listen_address)]
-Name = Annotated[str, AfterValidator(_name)]
-OptionalName = Annotated[str, AfterValidator(_optional_name)]
-RootKey = Annotated[str, AfterValidator(_root_key)]
-Endpoints = Annotated[
-    tuple[Annotated[str, AfterValidator(_endpoint)], ...], NoDecode, BeforeValidator(_split_list), Field(max_length=16)
-]
-Hosts = Annotated[
-    tuple[Annotated[str, AfterValidator(_host)], ...],
-    NoDecode,
-    BeforeValidator(_split_list),
-    Field(max_length=32),
-]
-LeafHashes = Annotated[
-    tuple[Annotated[str, AfterValidator(_leaf_hash)], ...], NoDecode, BeforeValidator(_split_list), Field(max_length=16)
-]
 
 
 class Settings(BaseSettings):
@@ -155,7 +75,7 @@ class Settings(BaseSettings):
 
     # Nodes come from everywhere; everyone else is let in deliberately.
     gateway_listen: Listen = Field("0.0.0.0:7443", description="Where nodes connect.")
-    mtls_listen: Annotated[str, AfterValidator(lambda value: value and _listen_address(value))] = Field(
+    mtls_listen: MaybeListen = Field(
         "",
         description="Where nodes connect that hold a client certificate, beside `gateway_listen`, which they still need"
         " to enroll and for their first one. Empty: nowhere.",
@@ -188,7 +108,7 @@ class Settings(BaseSettings):
         " servers, `postgresql+psycopg://user:password@/name?host=a:5432&host=b:5432`, the one that takes writes is"
         " found. Empty: `fleet.db` in the data folder.",
     )
-    wakeup: Annotated[str, AfterValidator(_wakeup)] = Field(
+    wakeup: WakeupTransport = Field(
         "",
         description="How replicas wake each other at once; without it, or while it is down, they poll within 2 s."
         " `notify`: LISTEN/NOTIFY of PostgreSQL. `nats://host:port`, or `tls://host:port`, several with commas: NATS"
@@ -292,6 +212,45 @@ class Settings(BaseSettings):
     telemetry_retention_s: int = Field(
         7 * _DAY_S, ge=3600, le=400 * _DAY_S, description="Seconds that telemetry history is kept."
     )
+    lease_ttl_s: int = Field(
+        120,
+        ge=2,
+        le=3600,
+        description="Seconds that the lease of a relay on a route lives; it is renewed when a third of them are over.",
+    )
+    relay_loss_s: float = Field(
+        15.0,
+        ge=1,
+        le=3600,
+        description="Seconds that a relay may be offline before the routes over it get another way.",
+    )
+    route_retention_s: int = Field(
+        7 * _DAY_S,
+        ge=3600,
+        le=400 * _DAY_S,
+        description="Seconds that observations of routes and decisions about them are kept; the newest decision of a"
+        " route stays.",
+    )
+    route_degraded_rtt_ms: int = Field(
+        400, ge=1, le=60_000, description="Round trip in milliseconds from which on a path is DEGRADED."
+    )
+    route_degraded_loss_permille: int = Field(
+        100, ge=1, le=1000, description="Lost probes per thousand from which on a path is DEGRADED."
+    )
+    route_refresh_interval_s: float = Field(
+        5.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds between two asks of a node for its routes on behalf of one, at least.",
+    )
+    route_cooldown_s: float = Field(
+        30.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds for which an ask that changed nothing holds back the next for that route and relay;"
+        " doubles each time.",
+    )
+    route_cooldown_max_s: float = Field(900.0, ge=0.1, le=86_400, description="What that doubles up to.")
     export_url: str = Field(
         "",
         description="Where `fleet-server export` sends telemetry as OTLP: `http(s)://host:port/path` or"
@@ -356,6 +315,8 @@ class Settings(BaseSettings):
             yield "wakeup is for replicas, and SQLite serves one process: use PostgreSQL, or leave wakeup empty"
         if (self.wakeup_credentials_file or self.wakeup_ca_file) and "://" not in self.wakeup:
             yield "wakeup_credentials_file and wakeup_ca_file are for NATS: set wakeup to nats://host:port or tls://…"
+        if self.route_cooldown_max_s < self.route_cooldown_s:
+            yield "route_cooldown_max_s is less than route_cooldown_s: raise it"
         if self.session_ttl_s < 2 * self.heartbeat_interval_s:
             # Sessions are renewed at heartbeats: these would end before anybody asked.
             yield "session_ttl_s is less than two heartbeat_interval_s: raise it, or beat more often"

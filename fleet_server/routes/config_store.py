@@ -57,12 +57,6 @@ def raise_above(conn: Connection, node_id: str, shown: int, now_ms: int) -> bool
     return execute(conn, text, (node_id, shown + 1, max(now_ms, newest_ms(conn) + 1))) > 0
 
 
-def raise_all(conn: Connection, by: int, now_ms: int) -> int:
-    """Raise every version; how many there are."""
-    text = "UPDATE route_configs SET version = version + ?, changed_at_ms = ? WHERE version < ?"
-    return execute(conn, text, (by, now_ms, MAX_VERSION - by))
-
-
 def note_applied(conn: Connection, node_id: str, version: int, now_ms: int, *, applied: bool, reason: str = "") -> None:
     """A node told which version it runs, or refused."""
     text = "UPDATE route_configs SET applied_version = ?, applied = ?, reason = ?, applied_at_ms = ? WHERE node_id = ?"

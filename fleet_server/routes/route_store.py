@@ -171,9 +171,9 @@ class RouteStore:
         """How many enabled routes are in each state."""
         return dict(fetch(conn, "SELECT state, COUNT(*) FROM routes WHERE enabled = 1 GROUP BY state"))
 
-    def enabled_ids(self, conn: Connection, *, after: str = "", limit: int) -> list[str]:
-        """Ids of enabled routes, growing."""
-        text = "SELECT route_id FROM routes WHERE enabled = 1 AND route_id > ? ORDER BY route_id LIMIT ?"
+    def ids(self, conn: Connection, *, after: str = "", limit: int) -> list[str]:
+        """Ids of routes, growing; disabled ones among them."""
+        text = "SELECT route_id FROM routes WHERE route_id > ? ORDER BY route_id LIMIT ?"
         return [route_id for (route_id,) in fetch(conn, text, (after, limit))]
 
     def _set_members(self, conn: Connection, route_id: str, members: frozenset[str]) -> frozenset[str]:

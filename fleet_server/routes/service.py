@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 from fleet.v1 import route_pb2
+from fleet_server.config import Settings
+from fleet_server.routes.model import Policy
 from fleet_server.routes.news import RouteNews
 from fleet_server.routes.node_side import NodeSide
 from fleet_server.routes.operating import Created
@@ -13,7 +15,19 @@ from fleet_server.routes.pooling import PoolOperations, RelayView
 from fleet_server.routes.reading import Explanation, RouteReading, RouteView
 from fleet_server.routes.snapshots import Snapshot
 
-__all__ = ["Created", "Explanation", "RelayView", "RouteService", "RouteView", "Snapshot"]
+__all__ = ["Created", "Explanation", "RelayView", "RouteService", "RouteView", "Snapshot", "policy_of"]
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The constants of decisions, and what nodes are told, as the operator has set them."""
+    return Policy(
+        lease_ttl_ms=settings.lease_ttl_s * 1000,
+        degraded_rtt_us=settings.route_degraded_rtt_ms * 1000,
+        degraded_loss_permille=settings.route_degraded_loss_permille,
+        min_refresh_interval_ms=int(settings.route_refresh_interval_s * 1000),
+        no_change_cooldown_ms=int(settings.route_cooldown_s * 1000),
+        no_change_cooldown_max_ms=int(settings.route_cooldown_max_s * 1000),
+    )
 
 
 class RouteService(PoolOperations, RouteReading, NodeSide):
@@ -21,7 +35,7 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self._news = RouteNews(self)
+        self.news = RouteNews(self)
 
     async def load(self) -> None:
         """Learn which nodes have a part of the configuration; before streams open.
@@ -29,11 +43,11 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
         Raises:
             Refusal: the database is away.
         """
-        await self._news.load()
+        await self.news.load()
 
     def concerns(self, node_id: str) -> bool:
         """Whether a node has, or had, a part of the configuration: answered from memory."""
-        return node_id in self.concerned or not self._news.is_known
+        return node_id in self.concerned or not self.news.is_known
 
     async def record(self, node_id: str, epoch: int, health: route_pb2.RouteHealth) -> None:
         """A node reported what it found on its routes; returns once that is committed, and decided.
@@ -44,7 +58,7 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
 
     async def run_news(self) -> None:
         """Look for what other replicas changed, until cancelled."""
-        await asyncio.gather(self._news.run(), self._news.configs.run(), self._news.leases.run())
+        await asyncio.gather(self.news.run(), self.news.configs.run(), self.news.leases.run())
 
     async def run_recorder(self) -> None:
         """Record what was reported, and decide, until cancelled."""
