@@ -15,7 +15,7 @@ MAX_WEIGHT = 1_000
 """Percent."""
 MAX_NAME_CHARS = 63
 _NAME = re.compile(rf"[a-z0-9-]{{1,{MAX_NAME_CHARS}}}")
-_SITE = re.compile(r"[A-Za-z0-9._:/-]{0,63}")
+_SITE = re.compile(r"[a-z0-9-]{0,63}")
 
 
 def checked_name(name: str, source_name: str, destination_name: str) -> str:
@@ -93,7 +93,7 @@ def checked_site(site: str) -> str:
         Refusal: INVALID_ARGUMENT.
     """
     if not _SITE.fullmatch(site):
-        raise _wrong(f"{site[:80]!r} is no site: use at most 63 characters of letters, digits and . _ : / -")
+        raise _wrong(f"{site[:80]!r} is no site: use at most 63 characters of a-z, 0-9 and -")
     return site
 
 

@@ -28,7 +28,7 @@ def parts_of(known: Candidate, relay: Relay | None, route: Route, now_ms: int, p
         # Judged as if it carried this route already, or whichever it has now would look worse than it is.
         load = relay.load + (relay.node_id != route.relay_id)
         parts["relay"] = policy.relay_us
-        parts["load"] = round(policy.load_us * load / max(1, relay.capacity))
+        parts["load"] = round(policy.load_us * min(1.0, load / max(1, relay.capacity)))
         parts["site"] = policy.other_site_us if _is_elsewhere(relay.site, route) else 0
         parts["weight"] = relay.weight
     return parts

@@ -1,88 +1,279 @@
-"""What is decided for a route: the rule in each situation, and which way it takes."""
+"""What is decided for a route: the rule in each situation, which way it takes, and what it says for itself."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from fleet_server.routes.rules import (
-    DIRECT,
-    Candidate,
-    DecisionRule,
-    HeldLease,
-    PathState,
-    Policy,
-    Relay,
-    Route,
-    decide,
+from fleet_server.routes.rules import DIRECT, Candidate, DecisionRule, PathState, Relay, Route, decide
+from tests.unit.fleet_server.routes.known import (
+    HELD_OUT,
+    NOW_MS,
+    OVER_A,
+    POLICY,
+    RELAYS,
+    ROUTE,
+    SEEN_MS,
+    bad,
+    good,
+    relay,
+    rows,
 )
 
-POLICY = Policy()
-NOW_MS = 1_800_000_000_000
-ROUTE = Route("r-1", "n-s", "", "n-d", "", probe_interval_ms=10_000, generation=1, candidates=("n-a", "n-b"))
-OVER_A = replace(
-    ROUTE, relay_id="n-a", candidates=(DIRECT, "n-b"), lease=HeldLease("n-a", 1, expires_at_ms=NOW_MS + 60_000)
-)
-RELAYS = tuple(Relay(name, "", capacity=10, weight=100, load=0, usable=True) for name in ("n-a", "n-b"))
-
-
-def good(relay_id: str, rtt_ms: float, **changes: float) -> Candidate:
-    """A way that works and was walked a second ago."""
-    row = Candidate(relay_id, PathState.HEALTHY, rtt_ms * 1000, samples=5, observed_at_ms=NOW_MS - 1000)
-    return replace(row, **changes)
-
-
-def bad(relay_id: str, state: PathState = PathState.UNREACHABLE) -> Candidate:
-    """A way that was found broken a second ago."""
-    return Candidate(relay_id, state, 20_000, samples=5, observed_at_ms=NOW_MS - 1000, stale_since_ms=NOW_MS - 1000)
-
-
-def rows(*known: Candidate) -> dict[str, Candidate]:
-    return {row.relay_id: row for row in known}
-
-
-HELD_OUT = {"penalty": 2500.0, "penalty_at_ms": NOW_MS - 1000, "suppressed_since_ms": NOW_MS - 1000}
+NEW = replace(ROUTE, generation=0)
+UNLEASED = replace(OVER_A, lease=None)
+LONG_AGO_MS = NOW_MS - 40_000
+"""Too long for the effective path, not for a candidate."""
+ONLY_B = (relay("n-b"),)
+A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
 
 
 @pytest.mark.parametrize(
-    ("route", "known", "rule", "relay_id"),
+    ("route", "known", "relays", "rule", "relay_id", "said"),
     [
-        pytest.param(replace(ROUTE, generation=0), rows(), DecisionRule.FIRST, DIRECT, id="nothing-is-known-yet"),
-        pytest.param(ROUTE, rows(good(DIRECT, 5), good("n-a", 9)), DecisionRule.KEPT, DIRECT, id="it-is-the-best"),
-        pytest.param(ROUTE, rows(bad(DIRECT), good("n-a", 9)), DecisionRule.UNHEALTHY, "n-a", id="cut"),
+        pytest.param(NEW, rows(), RELAYS, DecisionRule.FIRST, DIRECT, "nothing has been walked", id="new"),
         pytest.param(
-            ROUTE, rows(bad(DIRECT, PathState.DRIFT), good("n-b", 9)), DecisionRule.UNHEALTHY, "n-b", id="drift"
+            NEW, rows(good("n-a", 9)), RELAYS, DecisionRule.FIRST, "n-a", "the best that works", id="new-but-known"
         ),
-        pytest.param(OVER_A, rows(bad("n-a"), bad(DIRECT)), DecisionRule.NO_USABLE_PATH, "n-a", id="nothing-works"),
-        pytest.param(OVER_A, rows(), DecisionRule.UNOBSERVED, "n-a", id="a-silent-source"),
         pytest.param(
-            OVER_A, rows(good("n-a", 40), good(DIRECT, 5)), DecisionRule.FASTER, DIRECT, id="the-direct-path-is-back"
+            ROUTE, rows(good(DIRECT, 5), good("n-a", 9)), RELAYS, DecisionRule.KEPT, DIRECT, "5.1 ms", id="the-best"
+        ),
+        pytest.param(
+            ROUTE,
+            rows(bad(DIRECT, failure="TIMED_OUT"), good("n-a", 9), good("n-b", 7)),
+            RELAYS,
+            DecisionRule.UNHEALTHY,
+            "n-b",
+            "UNREACHABLE for 1.0 s (TIMED_OUT): the path over n-b takes over",
+            id="cut",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(bad("n-a", PathState.DRIFT, failure="BAD_RECORD", blamed="n-a"), good("n-b", 9)),
+            RELAYS,
+            DecisionRule.UNHEALTHY,
+            "n-b",
+            "DRIFT for 1.0 s (BAD_RECORD, evidence names n-a)",
+            id="a-liar",
+        ),
+        pytest.param(
+            OVER_A, rows(bad("n-a"), bad(DIRECT)), RELAYS, DecisionRule.NO_USABLE_PATH, "n-a", "no way works", id="dead"
+        ),
+        pytest.param(
+            OVER_A,
+            rows(),
+            RELAYS,
+            DecisionRule.UNOBSERVED,
+            "n-a",
+            "not told of any walk of it yet",
+            id="not-walked-yet",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(good("n-a", 9, observed_at_ms=LONG_AGO_MS), good("n-b", 9, observed_at_ms=LONG_AGO_MS)),
+            RELAYS,
+            DecisionRule.UNOBSERVED,
+            "n-a",
+            "told nothing for 40 s",
+            id="a-silent-source-is-not-a-broken-path",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(good("n-a", 9, observed_at_ms=LONG_AGO_MS), good("n-b", 9)),
+            RELAYS,
+            DecisionRule.STALE,
+            "n-b",
+            "tells of other ways, but not of the path over n-a (not seen for 40 s)",
+            id="told-of-others-only",
+        ),
+        pytest.param(
+            replace(OVER_A, decided_at_ms=NOW_MS - 20_000),
+            rows(good("n-a", 9, observed_at_ms=LONG_AGO_MS), good("n-b", 19)),
+            RELAYS,
+            DecisionRule.KEPT,
+            "n-a",
+            "the best",
+            id="a-path-that-is-new-is-not-missed-yet",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(good("n-a", 9), good("n-b", 9)),
+            A_DRAINED,
+            DecisionRule.RELAY_GONE,
+            "n-b",
+            "it is drained. So the path over n-b takes over",
+            id="drained",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(good("n-a", 9), bad(DIRECT)),
+            ONLY_B,
+            DecisionRule.RELAY_GONE,
+            "n-b",
+            "not in the relay pool. So the path over n-b is tried",
+            id="removed-and-nothing-else-is-known",
+        ),
+        pytest.param(
+            OVER_A, rows(bad("n-b")), ONLY_B, DecisionRule.RELAY_GONE, DIRECT, "is tried", id="removed-try-directly"
+        ),
+        pytest.param(
+            OVER_A, rows(bad("n-b"), bad(DIRECT)), ONLY_B, DecisionRule.RELAY_GONE, DIRECT, "", id="removed-all-broken"
+        ),
+        pytest.param(
+            UNLEASED,
+            rows(good("n-a", 5), good("n-b", 30)),
+            RELAYS,
+            DecisionRule.LEASE_ENDED,
+            "n-a",
+            "gets another one",
+            id="another-lease-for-the-same-relay",
+        ),
+        pytest.param(
+            replace(OVER_A, lease=replace(OVER_A.lease, expires_at_ms=NOW_MS)),
+            rows(bad("n-a"), good("n-b", 30)),
+            RELAYS,
+            DecisionRule.LEASE_ENDED,
+            "n-b",
+            "has ended: the path over n-b takes over",
+            id="its-lease-has-ended",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(good("n-a", 40), good(DIRECT, 5)),
+            RELAYS,
+            DecisionRule.FASTER,
+            DIRECT,
+            "gains 45.1 ms: 5.0 ms instead of 50.1 ms",
+            id="the-direct-path-is-back",
+        ),
+        pytest.param(
+            OVER_A,
+            rows(good("n-a", 40), good(DIRECT, 5, samples=1)),
+            RELAYS,
+            DecisionRule.NOT_ENOUGH_GAIN,
+            "n-a",
+            "only 1 times in a row, of 2",
+            id="it-was-seen-once",
+        ),
+        pytest.param(
+            ROUTE,
+            rows(good(DIRECT, 30), good("n-a", 15)),
+            RELAYS,
+            DecisionRule.NOT_ENOUGH_GAIN,
+            DIRECT,
+            "at least 10.0 ms and a score of at most 2/3",
+            id="a-relay-that-is-a-little-better",
         ),
         pytest.param(
             OVER_A,
             rows(good("n-a", 40), good(DIRECT, 5, **HELD_OUT)),
+            RELAYS,
             DecisionRule.SUPPRESSED_KEPT,
             "n-a",
+            "but flaps: penalty 2498, held out for another 1562 s",
             id="it-is-back-and-flaps",
         ),
         pytest.param(
             OVER_A,
             rows(bad("n-a"), bad("n-b"), good(DIRECT, 5, **HELD_OUT)),
+            RELAYS,
             DecisionRule.LAST_USABLE,
             DIRECT,
+            "the last way that works is taken. The path over n-a: UNREACHABLE",
             id="only-what-flaps-works",
         ),
         pytest.param(
-            replace(OVER_A, lease=None),
-            rows(good("n-a", 5), good("n-b", 30)),
-            DecisionRule.LEASE_ENDED,
+            OVER_A,
+            rows(good("n-a", 9, **HELD_OUT), good(DIRECT, 50)),
+            RELAYS,
+            DecisionRule.KEPT,
             "n-a",
-            id="another-lease-for-the-same-relay",
+            "the best",
+            id="what-flaps-is-kept-while-it-works",
+        ),
+        pytest.param(
+            replace(OVER_A, enabled=False), rows(bad("n-a")), RELAYS, DecisionRule.ROUTE_DISABLED, "n-a", "", id="off"
         ),
     ],
 )
 def test_the_rule_of_each_situation(
-    route: Route, known: dict[str, Candidate], rule: DecisionRule, relay_id: str
+    route: Route, known: dict[str, Candidate], relays: Sequence[Relay], rule: DecisionRule, relay_id: str, said: str
 ) -> None:
-    decision = decide(route, known, RELAYS, NOW_MS, POLICY)
+    decision = decide(route, known, relays, NOW_MS, POLICY)
     assert (decision.rule, decision.relay_id) == (rule, relay_id)
     assert decision.switched == (relay_id != route.relay_id or rule is DecisionRule.FIRST)
+    assert said in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("hampered", "why"),
+    [
+        pytest.param(relay("n-a", load=10), "it is full: 10 of 10 routes", id="full"),
+        pytest.param(relay("n-a", usable=False, why_not="it is offline"), "it is offline", id="offline"),
+        pytest.param(relay("n-s"), "it is an end of the route", id="the-source"),
+        pytest.param(relay("n-d"), "it is an end of the route", id="the-destination"),
+    ],
+)
+def test_who_cannot_carry_it_is_not_chosen_however_good_and_it_is_said_why(hampered: Relay, why: str) -> None:
+    known = rows(bad(DIRECT), good(hampered.node_id, 1), good("n-b", 200))
+    decision = decide(ROUTE, known, (hampered, relay("n-b")), NOW_MS, POLICY)
+    assert decision.relay_id == "n-b"
+    assert {each.relay_id: each.held_out for each in decision.scores}[hampered.node_id] == why
+
+
+def test_a_full_relay_keeps_what_it_has_even_when_it_was_made_smaller() -> None:
+    known = rows(good("n-a", 9), good("n-b", 15))
+    decision = decide(OVER_A, known, (relay("n-a", load=10, capacity=4), relay("n-b")), NOW_MS, POLICY)
+    assert (decision.rule, decision.relay_id) == (DecisionRule.KEPT, "n-a")
+
+
+@pytest.mark.parametrize(
+    ("direct", "before", "after"),
+    [
+        pytest.param(bad(DIRECT), False, True, id="broken"),
+        pytest.param(good(DIRECT, 5), True, False, id="works"),
+        pytest.param(good(DIRECT, 5, observed_at_ms=NOW_MS - 200_000), True, True, id="not-seen-lately-it-waits"),
+        pytest.param(bad(DIRECT, observed_at_ms=NOW_MS - 200_000), False, False, id="not-seen-lately-it-does-not"),
+    ],
+)
+def test_a_route_waits_for_a_rendezvous_while_its_ends_do_not_reach_each_other(
+    direct: Candidate, before: bool, after: bool
+) -> None:
+    route = replace(OVER_A, waiting_rendezvous=before)
+    assert decide(route, rows(direct, good("n-a", 9)), RELAYS, NOW_MS, POLICY).waiting_rendezvous is after
+
+
+def test_only_what_became_too_slow_pays_for_being_left() -> None:
+    slow = decide(OVER_A, rows(good("n-a", 40), good(DIRECT, 5)), RELAYS, NOW_MS, POLICY)
+    assert [(row.relay_id, row.penalty) for row in slow.charged] == [("n-a", POLICY.slower_charge)]
+    # What broke was charged when it was found broken.
+    assert decide(OVER_A, rows(bad("n-a"), good(DIRECT, 5)), RELAYS, NOW_MS, POLICY).charged == ()
+
+
+def test_what_was_left_because_nobody_saw_it_does_not_come_back_unseen() -> None:
+    known = rows(good("n-a", 9, observed_at_ms=LONG_AGO_MS), good("n-b", 90))
+    decision = decide(OVER_A, known, RELAYS, NOW_MS, POLICY)
+    assert [(row.relay_id, row.state) for row in decision.charged] == [("n-a", PathState.UNKNOWN)]
+
+
+def test_a_decision_tells_of_each_way_what_there_is_to_tell() -> None:
+    known = rows(good("n-a", 40, loss=0.1), bad(DIRECT, **HELD_OUT), good("n-b", 60))
+    decision = decide(OVER_A, known, (*RELAYS, relay("n-c"), relay("n-d2")), NOW_MS, POLICY)
+    chosen, second, direct = decision.scores
+    assert chosen.parts == {
+        "rtt": 40_000, "loss": 40_000, "age": 100, "relay": 10_000, "load": 0, "site": 0, "weight": 100
+    }  # fmt: skip
+    assert (chosen.relay_id, chosen.score_us, chosen.held_out) == ("n-a", 90_100, "")
+    assert (second.relay_id, second.state) == ("n-b", PathState.HEALTHY)
+    assert (direct.score_us, direct.stale_since_ms, direct.observed_at_ms) == (None, SEEN_MS, SEEN_MS)
+    assert direct.penalty == pytest.approx(2498, abs=1)
+    assert direct.suppressed_until_ms > NOW_MS
+    assert [reason.text for reason in decision.reasons[1:]] == [
+        "the ends cannot reach each other: the direct path is UNREACHABLE for 1.0 s",
+        "2 more relays of the pool are not walked; they get their turn when candidates stop working",
+    ]
+
+
+def test_it_is_said_that_the_path_itself_flaps() -> None:
+    decision = decide(OVER_A, rows(good("n-a", 9, **HELD_OUT)), RELAYS, NOW_MS, POLICY)
+    assert "itself flaps (penalty 2498)" in decision.reasons[1].text

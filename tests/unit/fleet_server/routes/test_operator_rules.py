@@ -20,7 +20,7 @@ from fleet_server.routes import operator_rules as rules
         pytest.param(lambda: rules.checked_weight(-1), "1 to 1000 percent", id="negative-weight"),
         pytest.param(lambda: rules.checked_name("Über", "a", "b"), "a-z, 0-9 and -", id="no-name"),
         pytest.param(lambda: rules.checked_name("x" * 64, "a", "b"), "63 characters", id="a-long-name"),
-        pytest.param(lambda: rules.checked_site("a site"), "letters, digits", id="no-site"),
+        pytest.param(lambda: rules.checked_site("a site"), "a-z, 0-9 and -", id="no-site"),
         pytest.param(lambda: rules.checked_site("s" * 64), "at most 63", id="a-long-site"),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_server.routes import damping_rules
@@ -136,6 +136,7 @@ def most_switches(duration_ms: int) -> float:
     return (highest + decayed) / POLICY.slower_charge
 
 
+@settings(max_examples=20)
 @given(
     pattern=st.lists(
         st.sampled_from(
