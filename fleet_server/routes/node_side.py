@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fleet.logs import get_logger
 from fleet.v1 import gateway_pb2, lease_pb2, route_pb2, trust_pb2
 from fleet_server.audit.kinds import AuditKind
 from fleet_server.audit.rules import JSON
+from fleet_server.database.engine import Connection
+from fleet_server.database.together import Together
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.ownership import write_as_newest
-from fleet_server.routes import config_store, listener_rules, snapshots
+from fleet_server.routes import config_store, listener_rules
 from fleet_server.routes.parts import RouteParts
 from fleet_server.routes.record import PeerRecord
-from fleet_server.routes.snapshots import Snapshot
+from fleet_server.routes.snapshots import PartsOfNodes, Snapshot
 
 log = get_logger(__name__)
 
@@ -23,7 +26,19 @@ _MAX_TOLD_ROUTES = 1_000
 
 
 class NodeSide(RouteParts):
-    """The part of the room that streams call."""
+    """The part of the room that streams call. What many ask at one moment (a relay is gone, everybody returns) is read
+    together."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        built = PartsOfNodes(self)
+        self._parts_asked: Together[Connection, str, Snapshot | None] = Together(self.database.read, built.build)
+        self._leases_asked: Together[Connection, str, list[trust_pb2.Signed]] = Together(
+            self.database.read, built.leases_of
+        )
+        self._listeners_asked: Together[Connection, str, PeerRecord | None] = Together(
+            self.database.read, self._listeners
+        )
 
     async def snapshot(self, node_id: str) -> Snapshot | None:
         """A node's part of the configuration, signed; None for one that has none.
@@ -31,7 +46,7 @@ class NodeSide(RouteParts):
         Raises:
             Refusal: the database is away.
         """
-        return await self.database.read(lambda conn: snapshots.build(self, conn, node_id))
+        return await self._parts_asked.ask(node_id)
 
     async def leases_of(self, node_id: str) -> list[trust_pb2.Signed]:
         """Leases that concern a node, those among them that were taken back, signed.
@@ -39,7 +54,7 @@ class NodeSide(RouteParts):
         Raises:
             Refusal: the database is away.
         """
-        return await self.database.read(lambda conn: snapshots.leases_of(self, conn, node_id))
+        return await self._leases_asked.ask(node_id)
 
     async def note_listener(self, node_id: str, epoch: int, listener: gateway_pb2.ProbeListener | None) -> None:
         """A node said at its hello where its probe listener is, or that it has none. What changed is audited, and told
@@ -53,7 +68,7 @@ class NodeSide(RouteParts):
         if listener is not None:
             listener_rules.checked_listener(listener)
         wanted = None if listener is None else (tuple(listener.endpoints), listener.certificate)
-        known = await self.database.read(lambda conn: self.peers.by_ids(conn, [node_id]).get(node_id))
+        known = await self._listeners_asked.ask(node_id)
         if wanted == (None if known is None else (known.endpoints, known.certificate)):
             return
         await write_as_newest(
@@ -115,6 +130,10 @@ class NodeSide(RouteParts):
             epoch,
             lambda tx: self.leases.note_ack(tx.conn, ack.lease_id[:64], node_id, generation, self.now_ms()),
         )
+
+    def _listeners(self, conn: Connection, node_ids: Sequence[str]) -> list[PeerRecord | None]:
+        found = self.peers.by_ids(conn, node_ids)
+        return [found.get(node_id) for node_id in node_ids]
 
     def _save_listener(self, node_id: str, listener: gateway_pb2.ProbeListener | None, tx: Transaction) -> None:
         endpoints = [] if listener is None else list(listener.endpoints)

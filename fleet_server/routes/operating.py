@@ -154,7 +154,7 @@ class RouteOperations(RouteParts):
     def _take_leases(self, tx: Transaction, node_id: str) -> None:
         """Withdraw what a node holds; its routes get another way with the next sweep, which is woken."""
         now_ms = self.now_ms()
-        held = [lease.route_id for lease in self.leases.of_relay(tx.conn, node_id)]
+        held = [lease.route_id for lease in self.leases.of_relays(tx.conn, [node_id])]
         routes = self.routes.by_ids(tx.conn, held, lock=True)
         told = {node_id}
         for lease in self.leases.of_routes(tx.conn, held, lock=True).values():

@@ -21,7 +21,6 @@ _KEPT = (
 )
 _MARKED = len(_KEPT.split(", "))
 _SELECT = f"SELECT {_KEPT}, mac, state, state_since_ms, observed_at_ms, rtt_us, loss_permille FROM routes"
-_SELECT_R = f"SELECT r.{', r.'.join(_SELECT.removeprefix('SELECT ').removesuffix(' FROM routes').split(', '))}"
 _TOUCHES = "source_node_id = ? OR destination_node_id = ? OR relay_node_id = ?"
 
 _HEALTH = EachUpdate(
@@ -133,12 +132,17 @@ class RouteStore:
         text = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?"
         return self._records(fetch_any(conn, text, (*values, limit)))
 
-    def shown_to(self, conn: Connection, node_id: str) -> list[RouteRecord]:
-        """Routes that a node's snapshot shows, by id."""
-        text = f"{_SELECT_R} FROM route_members m JOIN routes r ON r.route_id = m.route_id WHERE m.node_id = ?"
-        found = self._records(fetch_any(conn, f"{text} ORDER BY r.route_id", (node_id,)))
-        # A member row confers nothing: what counts is whom the route names.
-        return [route for route in found if node_id in route.members]
+    def shown_to(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, list[RouteRecord]]:
+        """For each node the routes that its snapshot shows, by id."""
+        text = "SELECT node_id, route_id FROM route_members"
+        members = sorted(fetch_of(conn, text, "node_id", sorted(set(node_ids))))
+        routes = self.by_ids(conn, [route_id for _, route_id in members])
+        shown: dict[str, list[RouteRecord]] = {node_id: [] for node_id in node_ids}
+        for node_id, route_id in members:
+            # A member row confers nothing: what counts is whom the route names.
+            if route_id in routes and node_id in routes[route_id].members:
+                shown[node_id].append(routes[route_id])
+        return shown
 
     def ids_touching(self, conn: Connection, node_id: str) -> list[str]:
         """Ids of routes that a node is an end, the relay or a candidate of, disabled ones among them."""

@@ -7,7 +7,8 @@ route with an end that may not connect is in nobody's part, nor is one whose rel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fleet.envelope import Domain
@@ -17,7 +18,9 @@ from fleet_server.nodes.record import NodeRecord, NodeState
 from fleet_server.routes import config_store, decision_store
 from fleet_server.routes.model import Policy
 from fleet_server.routes.parts import RouteParts
-from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteRecord
+from fleet_server.routes.record import DecisionRecord, LeaseRecord, PeerRecord, RouteRecord
+
+_MOST_REMEMBERED = 16_384
 
 
 class Snapshot(NamedTuple):
@@ -27,67 +30,119 @@ class Snapshot(NamedTuple):
     signed: trust_pb2.Signed
 
 
-def build(parts: RouteParts, conn: Connection, node_id: str) -> Snapshot | None:
-    """A node's part as it stands in the connection's snapshot; None for a node that has none. Any thread."""
-    config = config_store.by_ids(conn, [node_id]).get(node_id)
-    if config is None:
-        return None
-    now_ms = parts.now_ms()
-    routes = parts.routes.shown_to(conn, node_id)
-    nodes = parts.nodes.load_all(conn, sorted({member for route in routes for member in route.members}))
-    shown = [route for route in routes if _stands(route, nodes)]
-    decisions = decision_store.newest_of(conn, [route.route_id for route in shown])
-    statement = route_pb2.ConfigSnapshotStatement(
-        cluster_id=parts.trust.cluster_id,
-        node_id=node_id,
-        version=config.version,
-        routes=[_route(route, node_id, nodes, decisions.get(route.route_id), parts.policy) for route in shown],
-        issued_at_ms=now_ms,
-        policy=as_told(parts.policy),
-    )
-    named = {member for route in statement.routes for member in _members(route)} - {node_id}
-    listening = parts.peers.by_ids(conn, named)
-    for peer_id in sorted(named):
-        peer, told = listening.get(peer_id), statement.peers.add(node_id=peer_id)
-        told.identity_key = nodes[peer_id].identity_key
-        if peer is not None:
-            told.probe_endpoints.extend(peer.endpoints)
-            told.probe_certificate = peer.certificate
-    held = parts.leases.of_routes(conn, [route.route_id for route in shown if route.relay_id])
-    paths = {route.route_id: route for route in shown}
-    for route_id, lease in sorted(held.items()):
-        route = paths[route_id]
-        if lease.holds(now_ms) and lease.relay_id == route.relay_id and node_id in (lease.relay_id, route.source_id):
-            statement.leases.append(sign_lease(parts, lease))
-    raw = statement.SerializeToString(deterministic=True)
-    return Snapshot(config.version, parts.trust.authority.sign(Domain.CONFIG, raw))
+class PartsOfNodes:
+    """Builds parts of many nodes at once: what they have in common is read once, and each lease signed once.
+
+    Args:
+        parts: of the room.
+    """
+
+    def __init__(self, parts: RouteParts) -> None:
+        self._parts = parts
+        self._signed: dict[tuple[bytes, LeaseRecord], trust_pb2.Signed] = {}
+
+    def build(self, conn: Connection, node_ids: Sequence[str]) -> list[Snapshot | None]:
+        """Each node's part as it stands in the connection's snapshot; None for a node that has none. Any thread."""
+        parts = self._parts
+        configs = config_store.by_ids(conn, node_ids)
+        shown = parts.routes.shown_to(conn, list(configs))
+        routes = {route.route_id: route for of_node in shown.values() for route in of_node}
+        members = sorted({member for route in routes.values() for member in route.members})
+        facts = _Facts(
+            nodes=parts.nodes.load_all(conn, members),
+            decisions=decision_store.newest_of(conn, routes),
+            peers=parts.peers.by_ids(conn, members),
+            leases=parts.leases.of_routes(conn, [route.route_id for route in routes.values() if route.relay_id]),
+            now_ms=parts.now_ms(),
+        )
+        return [
+            self._part(configs[node_id].version, node_id, shown[node_id], facts) if node_id in configs else None
+            for node_id in node_ids
+        ]
+
+    def leases_of(self, conn: Connection, node_ids: Sequence[str]) -> list[list[trust_pb2.Signed]]:
+        """For each node the leases that concern it, as their holder or as the source of the route: those that hold, and
+        those that were withdrawn while they would still hold. Any thread."""
+        parts, now_ms = self._parts, self._parts.now_ms()
+        shown = parts.routes.shown_to(conn, node_ids)
+        own = {
+            node_id: {route.route_id for route in routes if route.source_id == node_id}
+            for node_id, routes in shown.items()
+        }
+        of_routes = parts.leases.of_routes(conn, set().union(*own.values()))
+        of_relays: dict[str, list[LeaseRecord]] = {}
+        for lease in parts.leases.of_relays(conn, node_ids):
+            of_relays.setdefault(lease.relay_id, []).append(lease)
+        answers = []
+        for node_id in node_ids:
+            found = {lease.route_id: lease for lease in of_relays.get(node_id, ())}
+            found |= {route_id: of_routes[route_id] for route_id in own[node_id] if route_id in of_routes}
+            held = [lease for _, lease in sorted(found.items()) if lease.intact and now_ms < lease.expires_at_ms]
+            answers.append([self._sign(lease) for lease in held])
+        return answers
+
+    def _part(self, version: int, node_id: str, routes: Sequence[RouteRecord], facts: _Facts) -> Snapshot:
+        parts = self._parts
+        shown = [route for route in routes if _stands(route, facts.nodes)]
+        statement = route_pb2.ConfigSnapshotStatement(
+            cluster_id=parts.trust.cluster_id,
+            node_id=node_id,
+            version=version,
+            routes=[
+                _route(route, node_id, facts.nodes, facts.decisions.get(route.route_id), parts.policy)
+                for route in shown
+            ],
+            issued_at_ms=facts.now_ms,
+            policy=as_told(parts.policy),
+        )
+        named = {member for route in statement.routes for member in _members(route)} - {node_id}
+        for peer_id in sorted(named):
+            peer, told = facts.peers.get(peer_id), statement.peers.add(node_id=peer_id)
+            told.identity_key = facts.nodes[peer_id].identity_key
+            if peer is not None:
+                told.probe_endpoints.extend(peer.endpoints)
+                told.probe_certificate = peer.certificate
+        for route in shown:
+            lease = facts.leases.get(route.route_id)
+            if lease is None or not lease.holds(facts.now_ms) or lease.relay_id != route.relay_id:
+                continue
+            if node_id in (lease.relay_id, route.source_id):
+                statement.leases.append(self._sign(lease))
+        raw = statement.SerializeToString(deterministic=True)
+        return Snapshot(version, parts.trust.authority.sign(Domain.CONFIG, raw))
+
+    def _sign(self, lease: LeaseRecord) -> trust_pb2.Signed:
+        authority = self._parts.trust.authority
+        # What its relay acknowledged is no part of it.
+        key = authority.key_id, replace(lease, acked_generation=0, acked_at_ms=0)
+        signed = self._signed.get(key)
+        if signed is None:
+            if len(self._signed) >= _MOST_REMEMBERED:
+                self._signed.clear()
+            statement = lease_pb2.LeaseStatement(
+                cluster_id=self._parts.trust.cluster_id,
+                lease_id=lease.lease_id,
+                route_id=lease.route_id,
+                relay_node_id=lease.relay_id,
+                generation=lease.generation,
+                issued_at_ms=lease.issued_at_ms,
+                expires_at_ms=lease.expires_at_ms,
+                withdrawn=lease.withdrawn,
+            )
+            signed = authority.sign(Domain.LEASE, statement.SerializeToString(deterministic=True))
+            self._signed[key] = signed
+        return signed
 
 
-def leases_of(parts: RouteParts, conn: Connection, node_id: str) -> list[trust_pb2.Signed]:
-    """Leases that concern a node, as their holder or as the source of the route: those that hold, and those that were
-    withdrawn while they would still hold. Any thread."""
-    now_ms = parts.now_ms()
-    own = [route.route_id for route in parts.routes.shown_to(conn, node_id) if route.source_id == node_id]
-    found = {lease.route_id: lease for lease in parts.leases.of_relay(conn, node_id)}
-    found |= parts.leases.of_routes(conn, own)
-    return [
-        sign_lease(parts, lease) for _, lease in sorted(found.items()) if lease.intact and now_ms < lease.expires_at_ms
-    ]
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the parts of several nodes are made of, all of one moment."""
 
-
-def sign_lease(parts: RouteParts, lease: LeaseRecord) -> trust_pb2.Signed:
-    """A lease as nodes are told of it."""
-    statement = lease_pb2.LeaseStatement(
-        cluster_id=parts.trust.cluster_id,
-        lease_id=lease.lease_id,
-        route_id=lease.route_id,
-        relay_node_id=lease.relay_id,
-        generation=lease.generation,
-        issued_at_ms=lease.issued_at_ms,
-        expires_at_ms=lease.expires_at_ms,
-        withdrawn=lease.withdrawn,
-    )
-    return parts.trust.authority.sign(Domain.LEASE, statement.SerializeToString(deterministic=True))
+    nodes: Mapping[str, NodeRecord]
+    decisions: Mapping[str, DecisionRecord]
+    peers: Mapping[str, PeerRecord]
+    leases: Mapping[str, LeaseRecord]
+    now_ms: int
 
 
 def as_told(policy: Policy) -> route_pb2.RoutePolicy:
