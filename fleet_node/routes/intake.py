@@ -25,17 +25,20 @@ class ProbeLimits:
         address_per_s: from one address, IPv6: one /64; `address_burst` at once.
         caller_per_s: of one caller at one address; `caller_burst` at once.
         in_flight: worked on at one time.
+        connections: open at one time. A stranger can make gRPC keep 16 MiB of headers that never end in each
+            (docs/architecture.md, "What gRPC needs to be told"), so they are as few as a busy relay needs.
         nonces_per_caller: remembered of one caller until their deadlines are over.
         max_keys: addresses, and callers at addresses, whose rates are remembered.
     """
 
     all_per_s: float = 200.0
-    all_burst: float = 400.0
+    all_burst: float = 800.0
     address_per_s: float = 100.0
-    address_burst: float = 200.0
+    address_burst: float = 400.0
     caller_per_s: float = 50.0
-    caller_burst: float = 100.0
-    in_flight: int = 128
+    caller_burst: float = 200.0
+    in_flight: int = 256
+    connections: int = 128
     nonces_per_caller: int = 1024
     max_keys: int = 512
 

@@ -27,8 +27,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # or a second node on this machine would silently share the port
     ("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),  # a little more than may be is refused by name
     ("grpc.max_metadata_size", 8 * 1024),
-    ("grpc.max_concurrent_streams", 32),  # of one peer: after a failure it walks all its routes at once
-    ("grpc.max_allowed_incoming_connections", 256),
+    ("grpc.max_concurrent_streams", 128),  # of one peer: after a failure it walks all its routes at once
     ("grpc.server_handshake_timeout_ms", 5_000),
     # Who is not heard of any more is reaped, and so is who holds a connection without a word: the longest pause between
     # two walks of a candidate is shorter. A call that never ends its request does not outlive its connection.
@@ -65,7 +64,8 @@ class ProbeListener:
         self._listen = listen
         self._leaf_path = leaf_path
         self._clock = clock
-        self.service = ProbeService(view, caller, clock, limits or ProbeLimits())
+        self._limits = limits or ProbeLimits()
+        self.service = ProbeService(view, caller, clock, self._limits)
         self._server: grpc.aio.Server | None = None
         self.certificate = b""
         """DER of what it shows; empty while it does not listen."""
@@ -74,7 +74,8 @@ class ProbeListener:
 
     async def start(self) -> None:
         """Open the port. Nothing is raised: a port that is taken keeps no node from its work."""
-        server = grpc.aio.server(options=_OPTIONS)
+        connections = ("grpc.max_allowed_incoming_connections", self._limits.connections)
+        server = grpc.aio.server(options=(*_OPTIONS, connections))
         server.add_generic_rpc_handlers((self.service.handlers(),))
         try:
             leaf = load_or_make_leaf(self._leaf_path, dt.datetime.fromtimestamp(self._clock.now_ms() / 1000, dt.UTC))

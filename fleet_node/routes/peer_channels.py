@@ -100,6 +100,7 @@ class PeerChannels:
         self._max_channels = max_channels
         self._channels: OrderedDict[str, _Channel] = OrderedDict()
         self._open: set[_Channel] = set()
+        self._closed = False
 
     @property
     def open_channels(self) -> int:
@@ -115,6 +116,8 @@ class PeerChannels:
         endpoints = self._in_order(peer)
         if not endpoints or not peer.probe_certificate:
             raise CallFailed(Onward(UNREACHABLE, failure=Failure.NO_ENDPOINT))
+        if self._closed:
+            raise CallFailed(Onward(UNREACHABLE, failure=Failure.UNREACHABLE))
         ends_at = self._clock.monotonic() + timeout_s
         failures: list[_NoConnection] = []
         for tried, endpoint in enumerate(endpoints):
@@ -135,7 +138,8 @@ class PeerChannels:
         await self._close_retired()
 
     async def close(self) -> None:
-        """Close all, whoever uses them."""
+        """Close all for good, whoever uses them."""
+        self._closed = True
         self._channels.clear()
         channels, self._open = self._open, set()
         for channel in channels:
@@ -175,7 +179,7 @@ class PeerChannels:
         code, details = error.code(), error.details() or ""
         if status.is_refusal(error):
             return CallFailed(refused(status.decode(error).reason))
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # an answer larger than any may be
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:  # than any answer may be
             return CallFailed(Onward(BAD_RECORD, failure=Failure.BAD_RECORD))
         if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
             return CallFailed(Onward(REFUSED, failure=Failure.REFUSED))

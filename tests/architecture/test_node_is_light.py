@@ -13,6 +13,8 @@ _HEAVY = (
     "pydantic",
     "fleet_node.doctor",
     "fleet_node.backup.archive",
+    "fleet_node.routes.leaf",
+    "fleet_node.routes.rpc",
 )
 
 

@@ -153,6 +153,9 @@ async def test_closing_ends_walks_that_are_under_way(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         await nodes["s"].caller.close()
         assert (await waiting).state is WalkState.UNREACHABLE
+        proxy.release()
+        assert (await walk(nodes)).state is WalkState.UNREACHABLE
+        assert nodes["s"].caller._channels.open_channels == 0
 
 
 def _proxy(nodes: Mesh, node_id: str) -> FaultProxy:
