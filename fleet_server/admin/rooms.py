@@ -13,6 +13,7 @@ from fleet_server.admin.keys import KeysApi
 from fleet_server.admin.nodes import NodesApi
 from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
+from fleet_server.admin.routes import RoutesApi
 from fleet_server.admin.rpc import AdminRooms
 from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.tls import TlsApi
@@ -28,6 +29,7 @@ from fleet_server.installation.service import InstallationService
 from fleet_server.nodes.service import NodeService
 from fleet_server.observability.metrics import ServerMetrics
 from fleet_server.replicas.service import ReplicaService
+from fleet_server.routes.service import RouteService
 from fleet_server.sessions.service import SessionService
 from fleet_server.telemetry.service import TelemetryService
 from fleet_server.trust.rotation import KeyRotation
@@ -58,6 +60,7 @@ class Services(Protocol):
     replicas: ReplicaService
     telemetry: TelemetryService
     operators: OperatorService
+    routes: RouteService
 
 
 def admin_rooms(server: Services) -> AdminRooms:
@@ -85,4 +88,5 @@ def admin_rooms(server: Services) -> AdminRooms:
         approvals=ApprovalsApi(server.trust, server.approvals),
         keys=KeysApi(server.trust, server.rotation, AuthorityRotation(server.trust), server.nodes),
         tls=TlsApi(server.trust, server.tls_rotation),
+        routes=RoutesApi(server.routes, server.nodes, server.wakeup, server.clock),
     )

@@ -24,6 +24,7 @@ from fleet_server.admin.keys import KeysApi
 from fleet_server.admin.nodes import NodesApi
 from fleet_server.admin.operators import OperatorsApi
 from fleet_server.admin.replicas import ReplicasApi
+from fleet_server.admin.routes import RoutesApi
 from fleet_server.admin.telemetry import TelemetryApi
 from fleet_server.admin.texts import check_texts
 from fleet_server.admin.tls import TlsApi
@@ -60,6 +61,7 @@ class AdminRooms:
     approvals: ApprovalsApi
     keys: KeysApi
     tls: TlsApi
+    routes: RoutesApi
 
 
 class Admin:
@@ -126,6 +128,16 @@ class Admin:
             "ActivateTlsCa": rooms.tls.activate,
             "RetireTlsCa": rooms.tls.retire,
             "RevokeTlsCa": rooms.tls.revoke,
+            "CreateRoute": rooms.routes.create,
+            "ListRoutes": rooms.routes.list_routes,
+            "GetRoute": rooms.routes.get,
+            "ExplainRoute": rooms.routes.explain,
+            "RouteHistory": rooms.routes.history,
+            "SetRouteEnabled": rooms.routes.set_enabled,
+            "RemoveRoute": rooms.routes.remove,
+            "AddRelay": rooms.routes.add_relay,
+            "RemoveRelay": rooms.routes.remove_relay,
+            "ListRelays": rooms.routes.list_relays,
         }
         self._streams: Mapping[str, StreamHandler] = {
             "WatchNodes": rooms.nodes.watch,
@@ -133,6 +145,7 @@ class Admin:
             "DrainReplica": rooms.replicas.drain,
             "DrainNodes": rooms.nodes.drain,
             "ExportAudit": rooms.trail.export,
+            "WatchRoutes": rooms.routes.watch,
         }
 
     def handlers(self) -> grpc.GenericRpcHandler:

@@ -86,6 +86,17 @@ NEEDED_ROLE: Mapping[str, Role] = {
     "ActivateTlsCa": Role.OWNER,
     "RetireTlsCa": Role.OWNER,
     "RevokeTlsCa": Role.OWNER,
+    "CreateRoute": Role.OPERATOR,
+    "ListRoutes": Role.VIEWER,
+    "GetRoute": Role.VIEWER,
+    "ExplainRoute": Role.VIEWER,
+    "RouteHistory": Role.VIEWER,
+    "WatchRoutes": Role.VIEWER,
+    "SetRouteEnabled": Role.OPERATOR,
+    "RemoveRoute": Role.OPERATOR,
+    "AddRelay": Role.OPERATOR,
+    "RemoveRelay": Role.OPERATOR,
+    "ListRelays": Role.VIEWER,
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fleet_server.cli.connection import Admin
 
 MOST = 100
+_MOST_ROUTES = 1000
 _TIMEOUT_S = 2.0
 
 Completion = Callable[[click.Context, click.Parameter, str], list[str]]
@@ -110,6 +111,20 @@ def _approvals(admin: Admin, _incomplete: str) -> Iterable[str]:
     return [approval.approval_id for approval in answer.approvals]
 
 
+def _routes(admin: Admin, _incomplete: str) -> Iterable[str]:
+    from fleet.v1 import admin_pb2, admin_route_pb2
+
+    request = admin_route_pb2.ListRoutesRequest(page=admin_pb2.Page(size=_MOST_ROUTES))
+    return [route.name for route in admin.call(admin.stub.ListRoutes, request, timeout_s=_TIMEOUT_S).routes]
+
+
+def _relays(admin: Admin, _incomplete: str) -> Iterable[str]:
+    from fleet.v1 import admin_route_pb2
+
+    answer = admin.call(admin.stub.ListRelays, admin_route_pb2.ListRelaysRequest(), timeout_s=_TIMEOUT_S)
+    return [relay.name for relay in answer.relays]
+
+
 node = _of_server(_nodes)
 operator = _of_server(_operators)
 replica = _of_server(_replicas)
@@ -118,6 +133,8 @@ enrollment = _of_server(_enrollments)
 command_key = _of_server(_command_keys)
 tls_ca = _of_server(_tls_cas)
 approval = _of_server(_approvals)
+route = _of_server(_routes)
+relay = _of_server(_relays)
 
 
 def context(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

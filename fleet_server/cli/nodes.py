@@ -13,6 +13,7 @@ from fleet_server.cli.grammar import Noun, key_value
 from fleet_server.cli.invocation import Invocation
 from fleet_server.cli.node_credentials import checklist, rotate
 from fleet_server.cli.node_replacement import replace
+from fleet_server.cli.node_routes import routes_of
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import (
     Styled,
@@ -102,7 +103,8 @@ def show(invocation: Invocation, node: str) -> None:
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.GetNode, admin_pb2.GetNodeRequest(node=node))
-    fields = [*_details(answer.node, invocation.now_ms()), ("audit", _audit(answer.audit))]
+        led = [] if invocation.wants_json else routes_of(admin, answer.node)
+    fields = [*_details(answer.node, invocation.now_ms()), ("audit", _audit(answer.audit)), *led]
     if answer.any_machine_until_ms:
         fields.append(("any machine", _any_machine(answer.any_machine_until_ms)))
     invocation.emit_message(answer, fields)

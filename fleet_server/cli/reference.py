@@ -11,6 +11,7 @@ import click
 from fleet.standard_streams import READER_LEFT
 from fleet.v1 import (
     admin_pb2,
+    admin_route_pb2,
     command_pb2,
     enrollment_pb2,
     gateway_pb2,
@@ -84,6 +85,19 @@ JSON_OF_VERB = {
     "with --dry-run `{batches}`; with --replicas `{drained, failed, left}`",
     "resume node": "array of NodeView",
     "replicas list": "array of ReplicaView",
+    "routes create": "CreateRouteResponse",
+    "routes list": "array of RouteView",
+    "routes show": "GetRouteResponse",
+    "routes explain": "ExplainRouteResponse",
+    "routes watch": "JSON Lines of RouteView, and `{route_id, removed: true}` for one that is gone",
+    "routes history": "RouteHistoryResponse",
+    "routes disable": "RouteView",
+    "routes enable": "RouteView",
+    "routes remove": "RouteView",
+    "routes graph": "`{file, routes, nodes}`, both counted",
+    "relays add": "RelayView",
+    "relays list": "array of RelayView",
+    "relays remove": "RelayView, as it was",
     "telemetry latest": "array of LatestValue",
     "telemetry history": "array of SeriesHistory",
     "audit tail": "JSON Lines of AuditEntry",
@@ -138,6 +152,19 @@ _MESSAGES: tuple[Any, ...] = (
     admin_pb2.CommandView,
     admin_pb2.ReplicaView,
     admin_pb2.DrainReplicaResponse,
+    admin_route_pb2.CreateRouteResponse,
+    admin_route_pb2.RouteView,
+    admin_route_pb2.GetRouteResponse,
+    admin_route_pb2.RouteLeaseView,
+    admin_route_pb2.RouteObservationView,
+    admin_route_pb2.RouteMemberView,
+    admin_route_pb2.ExplainRouteResponse,
+    admin_route_pb2.RouteDecisionView,
+    admin_route_pb2.RouteReason,
+    admin_route_pb2.RouteCandidateView,
+    admin_route_pb2.RouteScorePart,
+    admin_route_pb2.RouteHistoryResponse,
+    admin_route_pb2.RelayView,
     admin_pb2.LatestValue,
     admin_pb2.SeriesHistory,
     admin_pb2.AuditEntry,
@@ -174,7 +201,7 @@ the page.
 Data goes to standard output, everything else (messages, questions, progress) to standard error. Colours are left out
 when the output is not a terminal, or when `NO_COLOR` is set. On a narrow terminal a table leaves out the columns that
 matter least; a pipe gets all of them. The options of every verb may stand at any position. TAB completes verbs, and the
-names of nodes, actions, operators and tokens, once `fleetctl completion` has been set up.
+names of nodes, actions, routes, operators and tokens, once `fleetctl completion` has been set up.
 """
 
 _PROFILE = """## Profile and environment
@@ -201,10 +228,10 @@ _JSON = """## JSON
 
 With `--output json` a verb writes one document; watches, `audit tail` and `audit export` write JSON Lines. A verb that
 fails before there is anything to show writes none: the exit code says how it ended, standard error why. Fields are
-those of the Admin service (`proto/fleet/v1/admin.proto`), all of them, always, under these rules: a *time* is RFC
-3339 in UTC, null when it never happened, and its name has no `_ms`; *hex* is lower-case; *JSON* is the value itself;
-a *word* is an enum value without its prefix; an absent message is null. A later version may add fields and words; it
-does not rename or remove any.
+those of the Admin service (`proto/fleet/v1/admin.proto`, `admin_route.proto`), all of them, always, under these rules:
+a *time* is RFC 3339 in UTC, null when it never happened, and its name has no `_ms`; *hex* is lower-case; *JSON* is the
+value itself; a *word* is an enum value without its prefix; an absent message is null. A later version may add fields
+and words; it does not rename or remove any.
 """
 
 

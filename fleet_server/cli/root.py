@@ -27,6 +27,8 @@ NOUNS = {
     "drain": Lazy(f"{_PACKAGE}.drain:drain", "Take work off nodes or a server replica."),
     "resume": Lazy(f"{_PACKAGE}.drain:resume", "End a drain."),
     "replicas": Lazy(f"{_PACKAGE}.replicas:replicas", "See the server's replicas."),
+    "routes": Lazy(f"{_PACKAGE}.routes:routes", "Make, watch, explain and draw routes between nodes."),
+    "relays": Lazy(f"{_PACKAGE}.relays:relays", "Say which nodes may relay routes."),
     "telemetry": Lazy(f"{_PACKAGE}.telemetry:telemetry", "Read what nodes measure."),
     "audit": Lazy(f"{_PACKAGE}.audit:audit", "Read, verify and export the audit."),
     "keys": Lazy(f"{_PACKAGE}.keys:keys", "See the cluster's keys, and rotate command keys."),

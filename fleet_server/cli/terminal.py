@@ -34,11 +34,14 @@ class Styled:
 _STATE_COLOURS: Mapping[str, str] = {
     "ACTIVE": "green",
     "APPROVED": "green",
+    "DEGRADED": "yellow",
     "DRAINED": "yellow",
     "DRAINING": "yellow",
     "CANCELLED": "yellow",
+    "DRIFT": "magenta",
     "EXPIRED": "yellow",
     "FAILED": "red",
+    "HEALTHY": "green",
     "INTERRUPTED": "magenta",
     "ISSUED": "green",
     "LOST": "red",
@@ -58,6 +61,7 @@ _STATE_COLOURS: Mapping[str, str] = {
     "STOPPED": "yellow",
     "SUCCEEDED": "green",
     "SUSPENDED": "yellow",
+    "UNREACHABLE": "red",
     "USED": "yellow",
     "WITHDRAWN": "yellow",
 }

@@ -154,6 +154,10 @@ class NodeDirectory:
         """What nodes offer, grouped by driver set. Any thread."""
         return self._profiles.actions(conn, node_ids)
 
+    async def names_of(self, node_ids: Sequence[str]) -> dict[str, str]:
+        """Names by id; a node that is not known is missing."""
+        return await self._database.read(lambda conn: self._store.names(conn, node_ids))
+
     def names(self, conn: Connection, node_ids: Sequence[str]) -> dict[str, str]:
         """Names by id; a node that is not known is missing. Any thread."""
         return self._store.names(conn, node_ids)

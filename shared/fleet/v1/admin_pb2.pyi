@@ -7,9 +7,11 @@ from collections import abc as _abc
 from fleet.v1 import command_pb2 as _command_pb2
 from fleet.v1 import enrollment_pb2 as _enrollment_pb2
 from fleet.v1 import gateway_pb2 as _gateway_pb2
+from fleet.v1 import page_pb2 as _page_pb2
 from fleet.v1 import session_pb2 as _session_pb2
 from fleet.v1 import telemetry_pb2 as _telemetry_pb2
 from fleet.v1 import trust_pb2 as _trust_pb2
+from fleet.v1.page_pb2 import Page as Page
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -60,32 +62,6 @@ TLS_CA_PHASE_RETIRED: TlsCaPhase.ValueType  # 4
 TLS_CA_PHASE_REVOKED: TlsCaPhase.ValueType  # 5
 """Nodes trust it no longer, since it may be in wrong hands."""
 Global___TlsCaPhase: _TypeAlias = TlsCaPhase  # noqa: Y015
-
-@_typing.final
-class Page(_message.Message):
-    """Page asks for part of a list."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SIZE_FIELD_NUMBER: _builtins.int
-    TOKEN_FIELD_NUMBER: _builtins.int
-    size: _builtins.int
-    """Most rows; 0 means 100, at most 1000."""
-    token: _builtins.str
-    """Token from the previous answer."""
-    def __init__(
-        self,
-        *,
-        size: _builtins.int = ...,
-        token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size", "token", b"token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Page: _TypeAlias = Page  # noqa: Y015
 
 @_typing.final
 class WhoAmIRequest(_message.Message):
@@ -513,13 +489,13 @@ class ListJoinTokensRequest(_message.Message):
 
     PAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def page(self) -> Global___Page:
+    def page(self) -> _page_pb2.Page:
         """Page."""
 
     def __init__(
         self,
         *,
-        page: Global___Page | None = ...,
+        page: _page_pb2.Page | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -710,14 +686,14 @@ class ListEnrollmentsRequest(_message.Message):
     state: _enrollment_pb2.EnrollmentState.ValueType
     """UNSPECIFIED means all."""
     @_builtins.property
-    def page(self) -> Global___Page:
+    def page(self) -> _page_pb2.Page:
         """Page."""
 
     def __init__(
         self,
         *,
         state: _enrollment_pb2.EnrollmentState.ValueType = ...,
-        page: Global___Page | None = ...,
+        page: _page_pb2.Page | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1040,14 +1016,14 @@ class ListNodesRequest(_message.Message):
         """Empty means all."""
 
     @_builtins.property
-    def page(self) -> Global___Page:
+    def page(self) -> _page_pb2.Page:
         """Page."""
 
     def __init__(
         self,
         *,
         selector: Global___Selector | None = ...,
-        page: Global___Page | None = ...,
+        page: _page_pb2.Page | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "selector", b"selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -2010,7 +1986,7 @@ class ListCommandsRequest(_message.Message):
     open_only: _builtins.bool
     """Only commands that are not final."""
     @_builtins.property
-    def page(self) -> Global___Page:
+    def page(self) -> _page_pb2.Page:
         """Page."""
 
     def __init__(
@@ -2019,7 +1995,7 @@ class ListCommandsRequest(_message.Message):
         issue_id: _builtins.str = ...,
         node: _builtins.str = ...,
         open_only: _builtins.bool = ...,
-        page: Global___Page | None = ...,
+        page: _page_pb2.Page | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

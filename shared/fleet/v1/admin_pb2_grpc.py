@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from fleet.v1 import admin_pb2 as fleet_dot_v1_dot_admin__pb2
+from fleet.v1 import admin_route_pb2 as fleet_dot_v1_dot_admin__route__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -304,6 +305,61 @@ class AdminStub:
                 '/fleet.v1.Admin/RevokeTlsCa',
                 request_serializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaResponse.FromString,
+                _registered_method=True)
+        self.CreateRoute = channel.unary_unary(
+                '/fleet.v1.Admin/CreateRoute',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.CreateRouteRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.CreateRouteResponse.FromString,
+                _registered_method=True)
+        self.ListRoutes = channel.unary_unary(
+                '/fleet.v1.Admin/ListRoutes',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.ListRoutesRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.ListRoutesResponse.FromString,
+                _registered_method=True)
+        self.GetRoute = channel.unary_unary(
+                '/fleet.v1.Admin/GetRoute',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.GetRouteRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.GetRouteResponse.FromString,
+                _registered_method=True)
+        self.ExplainRoute = channel.unary_unary(
+                '/fleet.v1.Admin/ExplainRoute',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.ExplainRouteRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.ExplainRouteResponse.FromString,
+                _registered_method=True)
+        self.RouteHistory = channel.unary_unary(
+                '/fleet.v1.Admin/RouteHistory',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.RouteHistoryRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.RouteHistoryResponse.FromString,
+                _registered_method=True)
+        self.WatchRoutes = channel.unary_stream(
+                '/fleet.v1.Admin/WatchRoutes',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.WatchRoutesRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.WatchRoutesResponse.FromString,
+                _registered_method=True)
+        self.SetRouteEnabled = channel.unary_unary(
+                '/fleet.v1.Admin/SetRouteEnabled',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.SetRouteEnabledRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.SetRouteEnabledResponse.FromString,
+                _registered_method=True)
+        self.RemoveRoute = channel.unary_unary(
+                '/fleet.v1.Admin/RemoveRoute',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRouteRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRouteResponse.FromString,
+                _registered_method=True)
+        self.AddRelay = channel.unary_unary(
+                '/fleet.v1.Admin/AddRelay',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.AddRelayRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.AddRelayResponse.FromString,
+                _registered_method=True)
+        self.RemoveRelay = channel.unary_unary(
+                '/fleet.v1.Admin/RemoveRelay',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRelayRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRelayResponse.FromString,
+                _registered_method=True)
+        self.ListRelays = channel.unary_unary(
+                '/fleet.v1.Admin/ListRelays',
+                request_serializer=fleet_dot_v1_dot_admin__route__pb2.ListRelaysRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_admin__route__pb2.ListRelaysResponse.FromString,
                 _registered_method=True)
 
 
@@ -690,6 +746,83 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateRoute(self, request, context):
+        """CreateRoute lets the server keep a path between two nodes (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRoutes(self, request, context):
+        """ListRoutes lists routes by name (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRoute(self, request, context):
+        """GetRoute shows one route (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainRoute(self, request, context):
+        """ExplainRoute tells why a route takes the path that it takes, and what every other one was worth (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RouteHistory(self, request, context):
+        """RouteHistory lists what was decided and observed of a route, newest first (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRoutes(self, request, context):
+        """WatchRoutes shows the routes, then those that change (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRouteEnabled(self, request, context):
+        """SetRouteEnabled disables a route, whose nodes drop it, and enables it again (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRoute(self, request, context):
+        """RemoveRoute ends a route and forgets what was observed of it (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddRelay(self, request, context):
+        """AddRelay puts a node into the pool of relays, or changes what it may carry (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRelay(self, request, context):
+        """RemoveRelay takes a node out of the pool; routes over it are given another path (operator).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRelays(self, request, context):
+        """ListRelays lists the pool by node name (viewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -962,6 +1095,61 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RevokeTlsCa,
                     request_deserializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_admin__pb2.RevokeTlsCaResponse.SerializeToString,
+            ),
+            'CreateRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRoute,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.CreateRouteRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.CreateRouteResponse.SerializeToString,
+            ),
+            'ListRoutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoutes,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.ListRoutesRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.ListRoutesResponse.SerializeToString,
+            ),
+            'GetRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoute,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.GetRouteRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.GetRouteResponse.SerializeToString,
+            ),
+            'ExplainRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRoute,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.ExplainRouteRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.ExplainRouteResponse.SerializeToString,
+            ),
+            'RouteHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RouteHistory,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.RouteHistoryRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.RouteHistoryResponse.SerializeToString,
+            ),
+            'WatchRoutes': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRoutes,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.WatchRoutesRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.WatchRoutesResponse.SerializeToString,
+            ),
+            'SetRouteEnabled': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRouteEnabled,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.SetRouteEnabledRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.SetRouteEnabledResponse.SerializeToString,
+            ),
+            'RemoveRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRoute,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRouteRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRouteResponse.SerializeToString,
+            ),
+            'AddRelay': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddRelay,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.AddRelayRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.AddRelayResponse.SerializeToString,
+            ),
+            'RemoveRelay': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRelay,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRelayRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.RemoveRelayResponse.SerializeToString,
+            ),
+            'ListRelays': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRelays,
+                    request_deserializer=fleet_dot_v1_dot_admin__route__pb2.ListRelaysRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_admin__route__pb2.ListRelaysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2423,6 +2611,303 @@ class Admin:
             '/fleet.v1.Admin/RevokeTlsCa',
             fleet_dot_v1_dot_admin__pb2.RevokeTlsCaRequest.SerializeToString,
             fleet_dot_v1_dot_admin__pb2.RevokeTlsCaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/CreateRoute',
+            fleet_dot_v1_dot_admin__route__pb2.CreateRouteRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.CreateRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListRoutes',
+            fleet_dot_v1_dot_admin__route__pb2.ListRoutesRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.ListRoutesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/GetRoute',
+            fleet_dot_v1_dot_admin__route__pb2.GetRouteRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.GetRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ExplainRoute',
+            fleet_dot_v1_dot_admin__route__pb2.ExplainRouteRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.ExplainRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RouteHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RouteHistory',
+            fleet_dot_v1_dot_admin__route__pb2.RouteHistoryRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.RouteHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRoutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Admin/WatchRoutes',
+            fleet_dot_v1_dot_admin__route__pb2.WatchRoutesRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.WatchRoutesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRouteEnabled(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/SetRouteEnabled',
+            fleet_dot_v1_dot_admin__route__pb2.SetRouteEnabledRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.SetRouteEnabledResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RemoveRoute',
+            fleet_dot_v1_dot_admin__route__pb2.RemoveRouteRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.RemoveRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddRelay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/AddRelay',
+            fleet_dot_v1_dot_admin__route__pb2.AddRelayRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.AddRelayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRelay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RemoveRelay',
+            fleet_dot_v1_dot_admin__route__pb2.RemoveRelayRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.RemoveRelayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRelays(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListRelays',
+            fleet_dot_v1_dot_admin__route__pb2.ListRelaysRequest.SerializeToString,
+            fleet_dot_v1_dot_admin__route__pb2.ListRelaysResponse.FromString,
             options,
             channel_credentials,
             insecure,

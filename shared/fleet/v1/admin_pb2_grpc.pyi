@@ -5,6 +5,8 @@ What operators call, on a listener of its own. Metadata: authorization: Bearer <
 
 from collections import abc as _abc
 from fleet.v1 import admin_pb2 as _admin_pb2
+from fleet.v1 import admin_route_pb2 as _admin_route_pb2
+from fleet.v1.page_pb2 import Page as Page
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -143,6 +145,28 @@ class AdminStub:
     """RetireTlsCa lets nodes trust an OUTGOING TLS CA no longer (owner)."""
     RevokeTlsCa: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeTlsCaRequest, _admin_pb2.RevokeTlsCaResponse]
     """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner)."""
+    CreateRoute: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.CreateRouteRequest, _admin_route_pb2.CreateRouteResponse]
+    """CreateRoute lets the server keep a path between two nodes (operator)."""
+    ListRoutes: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.ListRoutesRequest, _admin_route_pb2.ListRoutesResponse]
+    """ListRoutes lists routes by name (viewer)."""
+    GetRoute: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.GetRouteRequest, _admin_route_pb2.GetRouteResponse]
+    """GetRoute shows one route (viewer)."""
+    ExplainRoute: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.ExplainRouteRequest, _admin_route_pb2.ExplainRouteResponse]
+    """ExplainRoute tells why a route takes the path that it takes, and what every other one was worth (viewer)."""
+    RouteHistory: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.RouteHistoryRequest, _admin_route_pb2.RouteHistoryResponse]
+    """RouteHistory lists what was decided and observed of a route, newest first (viewer)."""
+    WatchRoutes: _grpc.UnaryStreamMultiCallable[_admin_route_pb2.WatchRoutesRequest, _admin_route_pb2.WatchRoutesResponse]
+    """WatchRoutes shows the routes, then those that change (viewer)."""
+    SetRouteEnabled: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.SetRouteEnabledRequest, _admin_route_pb2.SetRouteEnabledResponse]
+    """SetRouteEnabled disables a route, whose nodes drop it, and enables it again (operator)."""
+    RemoveRoute: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.RemoveRouteRequest, _admin_route_pb2.RemoveRouteResponse]
+    """RemoveRoute ends a route and forgets what was observed of it (operator)."""
+    AddRelay: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.AddRelayRequest, _admin_route_pb2.AddRelayResponse]
+    """AddRelay puts a node into the pool of relays, or changes what it may carry (operator)."""
+    RemoveRelay: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.RemoveRelayRequest, _admin_route_pb2.RemoveRelayResponse]
+    """RemoveRelay takes a node out of the pool; routes over it are given another path (operator)."""
+    ListRelays: _grpc.UnaryUnaryMultiCallable[_admin_route_pb2.ListRelaysRequest, _admin_route_pb2.ListRelaysResponse]
+    """ListRelays lists the pool by node name (viewer)."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -259,6 +283,28 @@ class AdminAsyncStub(AdminStub):
     """RetireTlsCa lets nodes trust an OUTGOING TLS CA no longer (owner)."""
     RevokeTlsCa: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeTlsCaRequest, _admin_pb2.RevokeTlsCaResponse]  # type: ignore[assignment]
     """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner)."""
+    CreateRoute: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.CreateRouteRequest, _admin_route_pb2.CreateRouteResponse]  # type: ignore[assignment]
+    """CreateRoute lets the server keep a path between two nodes (operator)."""
+    ListRoutes: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.ListRoutesRequest, _admin_route_pb2.ListRoutesResponse]  # type: ignore[assignment]
+    """ListRoutes lists routes by name (viewer)."""
+    GetRoute: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.GetRouteRequest, _admin_route_pb2.GetRouteResponse]  # type: ignore[assignment]
+    """GetRoute shows one route (viewer)."""
+    ExplainRoute: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.ExplainRouteRequest, _admin_route_pb2.ExplainRouteResponse]  # type: ignore[assignment]
+    """ExplainRoute tells why a route takes the path that it takes, and what every other one was worth (viewer)."""
+    RouteHistory: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.RouteHistoryRequest, _admin_route_pb2.RouteHistoryResponse]  # type: ignore[assignment]
+    """RouteHistory lists what was decided and observed of a route, newest first (viewer)."""
+    WatchRoutes: _aio.UnaryStreamMultiCallable[_admin_route_pb2.WatchRoutesRequest, _admin_route_pb2.WatchRoutesResponse]  # type: ignore[assignment]
+    """WatchRoutes shows the routes, then those that change (viewer)."""
+    SetRouteEnabled: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.SetRouteEnabledRequest, _admin_route_pb2.SetRouteEnabledResponse]  # type: ignore[assignment]
+    """SetRouteEnabled disables a route, whose nodes drop it, and enables it again (operator)."""
+    RemoveRoute: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.RemoveRouteRequest, _admin_route_pb2.RemoveRouteResponse]  # type: ignore[assignment]
+    """RemoveRoute ends a route and forgets what was observed of it (operator)."""
+    AddRelay: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.AddRelayRequest, _admin_route_pb2.AddRelayResponse]  # type: ignore[assignment]
+    """AddRelay puts a node into the pool of relays, or changes what it may carry (operator)."""
+    RemoveRelay: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.RemoveRelayRequest, _admin_route_pb2.RemoveRelayResponse]  # type: ignore[assignment]
+    """RemoveRelay takes a node out of the pool; routes over it are given another path (operator)."""
+    ListRelays: _aio.UnaryUnaryMultiCallable[_admin_route_pb2.ListRelaysRequest, _admin_route_pb2.ListRelaysResponse]  # type: ignore[assignment]
+    """ListRelays lists the pool by node name (viewer)."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Admin is the operators' service. Every call names the least role that may make it."""
@@ -696,5 +742,93 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RevokeTlsCaResponse, _abc.Awaitable[_admin_pb2.RevokeTlsCaResponse]]:
         """RevokeTlsCa lets nodes trust a TLS CA no longer, at once (owner)."""
+
+    @_abc_1.abstractmethod
+    def CreateRoute(
+        self,
+        request: _admin_route_pb2.CreateRouteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.CreateRouteResponse, _abc.Awaitable[_admin_route_pb2.CreateRouteResponse]]:
+        """CreateRoute lets the server keep a path between two nodes (operator)."""
+
+    @_abc_1.abstractmethod
+    def ListRoutes(
+        self,
+        request: _admin_route_pb2.ListRoutesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.ListRoutesResponse, _abc.Awaitable[_admin_route_pb2.ListRoutesResponse]]:
+        """ListRoutes lists routes by name (viewer)."""
+
+    @_abc_1.abstractmethod
+    def GetRoute(
+        self,
+        request: _admin_route_pb2.GetRouteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.GetRouteResponse, _abc.Awaitable[_admin_route_pb2.GetRouteResponse]]:
+        """GetRoute shows one route (viewer)."""
+
+    @_abc_1.abstractmethod
+    def ExplainRoute(
+        self,
+        request: _admin_route_pb2.ExplainRouteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.ExplainRouteResponse, _abc.Awaitable[_admin_route_pb2.ExplainRouteResponse]]:
+        """ExplainRoute tells why a route takes the path that it takes, and what every other one was worth (viewer)."""
+
+    @_abc_1.abstractmethod
+    def RouteHistory(
+        self,
+        request: _admin_route_pb2.RouteHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.RouteHistoryResponse, _abc.Awaitable[_admin_route_pb2.RouteHistoryResponse]]:
+        """RouteHistory lists what was decided and observed of a route, newest first (viewer)."""
+
+    @_abc_1.abstractmethod
+    def WatchRoutes(
+        self,
+        request: _admin_route_pb2.WatchRoutesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_route_pb2.WatchRoutesResponse], _abc.AsyncIterator[_admin_route_pb2.WatchRoutesResponse]]:
+        """WatchRoutes shows the routes, then those that change (viewer)."""
+
+    @_abc_1.abstractmethod
+    def SetRouteEnabled(
+        self,
+        request: _admin_route_pb2.SetRouteEnabledRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.SetRouteEnabledResponse, _abc.Awaitable[_admin_route_pb2.SetRouteEnabledResponse]]:
+        """SetRouteEnabled disables a route, whose nodes drop it, and enables it again (operator)."""
+
+    @_abc_1.abstractmethod
+    def RemoveRoute(
+        self,
+        request: _admin_route_pb2.RemoveRouteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.RemoveRouteResponse, _abc.Awaitable[_admin_route_pb2.RemoveRouteResponse]]:
+        """RemoveRoute ends a route and forgets what was observed of it (operator)."""
+
+    @_abc_1.abstractmethod
+    def AddRelay(
+        self,
+        request: _admin_route_pb2.AddRelayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.AddRelayResponse, _abc.Awaitable[_admin_route_pb2.AddRelayResponse]]:
+        """AddRelay puts a node into the pool of relays, or changes what it may carry (operator)."""
+
+    @_abc_1.abstractmethod
+    def RemoveRelay(
+        self,
+        request: _admin_route_pb2.RemoveRelayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.RemoveRelayResponse, _abc.Awaitable[_admin_route_pb2.RemoveRelayResponse]]:
+        """RemoveRelay takes a node out of the pool; routes over it are given another path (operator)."""
+
+    @_abc_1.abstractmethod
+    def ListRelays(
+        self,
+        request: _admin_route_pb2.ListRelaysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_route_pb2.ListRelaysResponse, _abc.Awaitable[_admin_route_pb2.ListRelaysResponse]]:
+        """ListRelays lists the pool by node name (viewer)."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

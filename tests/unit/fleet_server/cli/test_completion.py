@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fleet.errors import Reason, Refusal
-from fleet.v1 import admin_pb2, enrollment_pb2, gateway_pb2, trust_pb2
+from fleet.v1 import admin_pb2, admin_route_pb2, enrollment_pb2, gateway_pb2, trust_pb2
 from tests.unit.fleet_server.cli.conftest import Fleetctl
 from tests.unit.fleet_server.cli.made import node
+from tests.unit.fleet_server.cli.made_routes import relay, route
 
 
 def offered(ctl: Fleetctl, line: str) -> list[str]:
@@ -35,6 +36,8 @@ def fleet(ctl: Fleetctl) -> Fleetctl:
                 admin_pb2.CommandKeyView(key_id=b"\x3e" * 16, phase=trust_pb2.KEY_PHASE_REVOKED),
             ]
         ),
+        "ListRoutes": admin_route_pb2.ListRoutesResponse(routes=[route()]),
+        "ListRelays": admin_route_pb2.ListRelaysResponse(relays=[relay()]),
         "ListReplicas": admin_pb2.ListReplicasResponse(replicas=[admin_pb2.ReplicaView(replica_id="replica-a")]),
         "ListJoinTokens": admin_pb2.ListJoinTokensResponse(
             join_tokens=[
@@ -63,6 +66,9 @@ def fleet(ctl: Fleetctl) -> Fleetctl:
         ("fleetctl operators revoke ", ["ada"]),
         ("fleetctl keys activate 3", ["3f" * 16]),
         ("fleetctl drain replica re", ["replica-a"]),
+        ("fleetctl routes explain pr", ["press-1-to-oven"]),
+        ("fleetctl routes create press-1 pre", ["press-1", "press-2"]),
+        ("fleetctl relays remove ", ["relay-a"]),
         ("fleetctl join-token revoke jt", ["jt_1"]),
         ("fleetctl enrollments approve ", ["oven-9"]),
         ("fleetctl contexts use ", ["default"]),
