@@ -316,11 +316,11 @@ class Policy:
     retry_after_intervals: int = 10
     retry_floor_ms: int = 120_000
     lease_ttl_ms: int = 120_000
-    degraded_rtt_us: int = 500_000
-    degraded_loss_permille: int = 200
+    degraded_rtt_us: int = 400_000
+    degraded_loss_permille: int = 100
     min_refresh_interval_ms: int = 5_000
     no_change_cooldown_ms: int = 30_000
-    no_change_cooldown_max_ms: int = 10 * 60_000
+    no_change_cooldown_max_ms: int = 15 * 60_000
 
     def candidate_interval_ms(self, route: Route) -> int:
         """Milliseconds between two walks of one candidate."""

@@ -112,7 +112,7 @@ def _stale(case: _Case) -> str:
 
 
 def _relay_gone(case: _Case) -> str:
-    return f"{case.old} is closed, for of its relay holds: {case.ailing()}. So {case.takes_over()}"
+    return f"{case.route.relay_id} cannot be its relay any more, for {case.ailing()}: {case.takes_over()}"
 
 
 def _lease_ended(case: _Case) -> str:

@@ -101,7 +101,7 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
             A_DRAINED,
             DecisionRule.RELAY_GONE,
             "n-b",
-            "it is drained. So the path over n-b takes over",
+            "n-a cannot be its relay any more, for it is drained: the path over n-b takes over",
             id="drained",
         ),
         pytest.param(
@@ -110,7 +110,7 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
             ONLY_B,
             DecisionRule.RELAY_GONE,
             "n-b",
-            "not in the relay pool. So the path over n-b is tried",
+            "not in the relay pool: the path over n-b is tried",
             id="removed-and-nothing-else-is-known",
         ),
         pytest.param(
