@@ -279,7 +279,7 @@ class ServerRooms:
             relay_loss_ms=int(self.settings.relay_loss_s * 1000),
             retention_ms=self.settings.route_retention_s * 1000,
         )
-        self.nodes.on_revoke(self.routes.node_revoked)
+        self.nodes.on_revoke(self.routes.node_ended)
         self.nodes.on_decided(self.routes.nodes_decided)
 
     def _build_streams(self) -> None:

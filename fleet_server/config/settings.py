@@ -232,7 +232,11 @@ class Settings(BaseSettings):
         " route stays.",
     )
     route_degraded_rtt_ms: int = Field(
-        400, ge=1, le=60_000, description="Round trip in milliseconds from which on a path is DEGRADED."
+        400,
+        ge=1,
+        le=60_000,
+        description="Round trip in milliseconds from which on a path is DEGRADED. Of another value for this, or for the"
+        " next four, a node hears with the next change of its routes.",
     )
     route_degraded_loss_permille: int = Field(
         100, ge=1, le=1000, description="Lost probes per thousand from which on a path is DEGRADED."

@@ -13,7 +13,7 @@ from fleet_server.database.engine import IntegrityError
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes import rules as node_rules
 from fleet_server.nodes.checklist import ChecklistItem
-from fleet_server.nodes.record import NodeRecord
+from fleet_server.nodes.record import NodeRecord, NodeState
 from fleet_server.routes import decision_store, finding_store, operator_rules
 from fleet_server.routes.model import DIRECT, Decision, DecisionRule
 from fleet_server.routes.model import Reason as Because
@@ -22,6 +22,8 @@ from fleet_server.routes.record import SYNTHETIC, RouteRecord
 from fleet_server.routes.rules import decide
 
 MAX_ROUTES = 10_000
+MAX_ROUTES_OF_END = 500
+"""Its part of the configuration has to fit into one frame."""
 
 
 class Created(NamedTuple):
@@ -135,20 +137,25 @@ class RouteOperations(RouteParts):
         return answer
 
     # -- when nodes change ----------------------------------------------------------------------------------------
-    def node_revoked(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:
-        """A node ends, in the transaction that ends it, or another machine takes its place: its listener is forgotten,
-        it relays no more, and routes that it is an end of are switched off."""
+    def node_ended(self, tx: Transaction, node_id: str) -> Sequence[ChecklistItem]:
+        """A node's machine is revoked, or another one takes its place, in the transaction that does it: where it
+        listened is forgotten, and its leases are withdrawn. One that was revoked relays no more, and routes that it is
+        an end of are switched off; another machine goes on where that one was."""
         self.peers.delete(tx.conn, node_id)
-        pooled = self.relays.delete(tx.conn, node_id)
-        if pooled:
-            subject, detail = f"node:{node_id}", {"why": "the node was revoked or replaced"}
+        node = self.nodes.load(tx.conn, node_id)
+        if node is None or node.state is NodeState.REVOKED:
+            self._leave(tx, node_id)
+        self._take_leases(tx, node_id)
+        return ()
+
+    def _leave(self, tx: Transaction, node_id: str) -> None:
+        if self.relays.delete(tx.conn, node_id):
+            subject, detail = f"node:{node_id}", {"why": "the node was revoked"}
             self.audit.append(tx, AuditKind.RELAY_REMOVED, actor="server", subject=subject, detail=detail)
         routes = self.routes.by_ids(tx.conn, self.routes.ids_touching(tx.conn, node_id), lock=True)
         for route in routes.values():
             if route.enabled and route.intact and node_id in (route.source_id, route.destination_id):
-                self._switch(tx, route, enabled=False, by="server", why=f"node {node_id} was revoked or replaced")
-        self._take_leases(tx, node_id)
-        return ()
+                self._switch(tx, route, enabled=False, by="server", why=f"node {node_id} was revoked")
 
     # -- shared with the pool -------------------------------------------------------------------------------------
     def _take_leases(self, tx: Transaction, node_id: str) -> None:
@@ -168,7 +175,6 @@ class RouteOperations(RouteParts):
     def _switch(self, tx: Transaction, route: RouteRecord, *, enabled: bool, by: str, why: str) -> RouteRecord:
         now_ms = self.now_ms()
         if enabled:
-            # What was known when it was switched off is not known any more.
             route = replace(route, enabled=True, relay_id=DIRECT, state="UNKNOWN", state_since_ms=now_ms)
             decision = self._first(tx, route, now_ms)
         else:
@@ -187,11 +193,10 @@ class RouteOperations(RouteParts):
         return changed
 
     def _first(self, tx: Transaction, route: RouteRecord, now_ms: int) -> Decision:
-        """A decision as if there had been none before."""
+        """A decision as if nothing were known: what was found before is old, and no relay has a lease yet."""
         nodes = self.nodes.load_all(tx.conn, [route.source_id, route.destination_id])
-        known = finding_store.candidates_of(tx.conn, [route.route_id]).get(route.route_id, {})
         fresh = replace(self.as_decided(route, nodes, None), generation=0)
-        return decide(fresh, known, self.pool(tx.conn, now_ms), now_ms, self.policy)
+        return decide(fresh, {}, self.pool(tx.conn, now_ms), now_ms, self.policy)
 
     def _created(self, tx: Transaction, name: str, ends: Sequence[NodeRecord], interval_ms: int, by: str) -> Created:
         now_ms = self.now_ms()
@@ -246,6 +251,10 @@ class RouteOperations(RouteParts):
             return Refusal(Reason.CONFLICT, f"another route is called {name!r} already: choose another name (--name)")
         if self.routes.count(tx.conn) >= MAX_ROUTES:
             return Refusal(Reason.QUEUE_FULL, f"there are {MAX_ROUTES} routes already: remove some")
+        for node in ends:
+            if self.routes.count(tx.conn, node.node_id) >= MAX_ROUTES_OF_END:
+                sentence = f"node {node.name} is an end of {MAX_ROUTES_OF_END} routes already: remove some"
+                return Refusal(Reason.QUEUE_FULL, sentence)
         return None
 
     def _audit_route(

@@ -36,6 +36,8 @@ from fleet_server.trust.service import TrustService
 TOPIC = "routes"
 CONFIG_KIND = "route-config"
 LEASE_KIND = "route-lease"
+RELAY_LOSS_MS = 15_000
+RETENTION_MS = 7 * 86_400_000
 SWEEP_TOPIC = "route-sweep"
 """Woken when something was decided that routes have to follow at once: a relay left, a node was suspended."""
 
@@ -61,8 +63,8 @@ class RouteParts:
         trust: TrustService,
         row_mac: Callable[[str], RowMac],
         policy: Policy | None = None,
-        relay_loss_ms: int = 15_000,
-        retention_ms: int = 7 * 86_400_000,
+        relay_loss_ms: int = RELAY_LOSS_MS,
+        retention_ms: int = RETENTION_MS,
     ) -> None:
         self.database = database
         self.clock = clock

@@ -167,9 +167,12 @@ class RouteStore:
         )
         return dict(fetch(conn, text))
 
-    def count(self, conn: Connection) -> int:
-        """How many there are."""
-        return int(fetch(conn, "SELECT COUNT(*) FROM routes")[0][0])
+    def count(self, conn: Connection, end_id: str = "") -> int:
+        """How many there are, of all nodes or with this end."""
+        if not end_id:
+            return int(fetch(conn, "SELECT COUNT(*) FROM routes")[0][0])
+        text = "SELECT COUNT(*) FROM routes WHERE source_node_id = ? OR destination_node_id = ?"
+        return int(fetch(conn, text, (end_id, end_id))[0][0])
 
     def count_by_state(self, conn: Connection) -> dict[str, int]:
         """How many enabled routes are in each state."""

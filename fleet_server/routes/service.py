@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
 
+from fleet.clock import Clock
 from fleet.v1 import route_pb2
+from fleet_server.audit.service import AuditService
 from fleet_server.config import Settings
+from fleet_server.database.engine import Database
+from fleet_server.database.wakeup import Wakeup
+from fleet_server.nodes.service import NodeService
 from fleet_server.routes.model import Policy
 from fleet_server.routes.news import RouteNews
 from fleet_server.routes.node_side import NodeSide
 from fleet_server.routes.operating import Created
+from fleet_server.routes.parts import RELAY_LOSS_MS, RETENTION_MS
 from fleet_server.routes.pooling import PoolOperations, RelayView
 from fleet_server.routes.reading import Explanation, RouteReading, RouteView
 from fleet_server.routes.snapshots import Snapshot
+from fleet_server.trust.secrets import RowMac
+from fleet_server.trust.service import TrustService
 
 __all__ = ["Created", "Explanation", "RelayView", "RouteService", "RouteView", "Snapshot", "policy_of"]
 
@@ -33,8 +41,32 @@ def policy_of(settings: Settings) -> Policy:
 class RouteService(PoolOperations, RouteReading, NodeSide):
     """Everything that the rest of the server does with routes. Arguments: see `RouteParts`."""
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        wakeup: Wakeup,
+        audit: AuditService,
+        nodes: NodeService,
+        trust: TrustService,
+        row_mac: Callable[[str], RowMac],
+        policy: Policy | None = None,
+        relay_loss_ms: int = RELAY_LOSS_MS,
+        retention_ms: int = RETENTION_MS,
+    ) -> None:
+        super().__init__(
+            database=database,
+            clock=clock,
+            wakeup=wakeup,
+            audit=audit,
+            nodes=nodes,
+            trust=trust,
+            row_mac=row_mac,
+            policy=policy,
+            relay_loss_ms=relay_loss_ms,
+            retention_ms=retention_ms,
+        )
         self.news = RouteNews(self)
 
     async def load(self) -> None:

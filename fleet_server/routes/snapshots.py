@@ -49,7 +49,7 @@ class PartsOfNodes:
         routes = {route.route_id: route for of_node in shown.values() for route in of_node}
         members = sorted({member for route in routes.values() for member in route.members})
         facts = _Facts(
-            nodes=parts.nodes.load_all(conn, members),
+            nodes=_who_may_connect(parts, conn, members),
             decisions=decision_store.newest_of(conn, routes),
             peers=parts.peers.by_ids(conn, members),
             leases=parts.leases.of_routes(conn, [route.route_id for route in routes.values() if route.relay_id]),
@@ -158,11 +158,17 @@ def as_told(policy: Policy) -> route_pb2.RoutePolicy:
 
 def _stands(route: RouteRecord, nodes: Mapping[str, NodeRecord]) -> bool:
     """Whether everybody on its path may connect."""
-    return all(_may_connect(nodes.get(node_id)) for node_id in route.path)
+    return all(node_id in nodes for node_id in route.path)
 
 
-def _may_connect(node: NodeRecord | None) -> bool:
-    return node is not None and node.state is NodeState.ACTIVE
+def _who_may_connect(parts: RouteParts, conn: Connection, node_ids: Sequence[str]) -> dict[str, NodeRecord]:
+    """Those of the nodes whose machines would be let in: peers would take a key for theirs that is in the snapshot."""
+    found = parts.nodes.load_to_admit(conn, node_ids)
+    return {
+        node_id: node
+        for node_id, node in found.items()
+        if isinstance(node, NodeRecord) and node.state is NodeState.ACTIVE
+    }
 
 
 def _route(
@@ -172,7 +178,7 @@ def _route(
     others = [
         relay_id
         for relay_id in route.candidates
-        if (is_end or relay_id == node_id) and (not relay_id or _may_connect(nodes.get(relay_id)))
+        if (is_end or relay_id == node_id) and (not relay_id or relay_id in nodes)
     ]
     return route_pb2.RouteConfig(
         route_id=route.route_id,
@@ -183,7 +189,7 @@ def _route(
         waiting_rendezvous=route.waiting_rendezvous,
         candidates=[route_pb2.CandidatePath(path=route.way(relay_id)) for relay_id in others],
         candidate_interval_ms=route.probe_interval_ms * policy.candidate_interval_factor,
-        reason=_sentence(why),
+        reason=_sentence(why) if is_end else "",
     )
 
 

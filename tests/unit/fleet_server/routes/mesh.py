@@ -167,7 +167,7 @@ async def build(database: Database, clock: MockClock, *, replica_id: str = "r1")
     routes = RouteService(
         database=database, clock=clock, wakeup=wakeup, audit=audit, nodes=nodes, trust=trust, row_mac=SECRETS.row_mac
     )
-    nodes.on_revoke(routes.node_revoked)
+    nodes.on_revoke(routes.node_ended)
     nodes.on_decided(routes.nodes_decided)
     mesh = Mesh(database, clock, wakeup, audit, trust, nodes, routes)
     for kind in ("route-config", "route-lease"):

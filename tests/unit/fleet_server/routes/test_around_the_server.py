@@ -3,7 +3,11 @@
 import pytest
 
 from fleet.errors import Reason, Refusal
+from fleet.secrets import Secret
+from fleet_server.database.marked import MARKED_TABLES
 from fleet_server.routes.restoring import STEP, GenerationRaise
+from fleet_server.trust.reseal import TableWalk
+from fleet_server.trust.secrets import Secrets
 from tests.unit.fleet_server.routes.mesh import SECRETS, Mesh, listener
 from tests.unit.fleet_server.routes.test_relays import over_relay, told_leases
 
@@ -78,6 +82,18 @@ async def test_after_a_restore_every_generation_is_above_what_nodes_hold(mesh: M
     assert view.lease is not None
     assert (view.lease.generation, view.lease.withdrawn) == (1 + STEP, True)
     assert await mesh.version("a") == before + 1
+
+
+@pytest.mark.parametrize("name", ["routes", "relays", "route_leases", "route_peers"])
+async def test_a_change_of_the_secret_encryption_key_marks_the_rows_anew(mesh: Mesh, name: str) -> None:
+    await mesh.routes.add_relay("r", by="ada")
+    await mesh.connect("a", "b")
+    await over_relay(mesh)
+    (table,) = (each for each in MARKED_TABLES if each.name == name)
+    walk = TableWalk(table, SECRETS, Secrets(Secret(b"\x06" * 32)))
+    batch = await mesh.database.write(lambda tx: walk.batch(tx.conn, None, 100))
+    assert (batch.done, batch.refused) == (batch.seen, ())
+    assert batch.seen == {"route_peers": 3}.get(name, 1)
 
 
 async def test_another_replica_hears_of_what_was_changed_here(mesh: Mesh) -> None:

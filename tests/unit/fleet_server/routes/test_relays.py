@@ -1,5 +1,6 @@
 """The relay pool: who is in it, what keeps a member from relaying, and what follows when one leaves."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from fleet.envelope import Domain, verify_one
 from fleet.errors import Reason, Refusal
 from fleet.v1 import lease_pb2
+from fleet_server.database.statements import fetch
 from fleet_server.database.writer import Transaction
 from fleet_server.routes.model import Decision, DecisionRule
 from fleet_server.routes.model import Reason as Because
@@ -164,6 +166,35 @@ async def test_a_node_that_is_revoked_leaves_pool_and_routes(mesh: Mesh) -> None
     with pytest.raises(Refusal) as refused:
         await mesh.routes.set_enabled("r-to-b", enabled=True, by="ada")
     assert refused.value.reason is Reason.REVOKED
+
+
+async def test_another_machine_goes_on_where_the_one_before_was(mesh: Mesh) -> None:
+    await mesh.routes.add_relay("r", by="ada")
+    await mesh.connect("a", "b")
+    await mesh.connect("r", "b")
+    await over_relay(mesh)
+    node, key = await mesh.nodes.get("r"), os.urandom(32)
+    await mesh.database.write(lambda tx: mesh.nodes.replace_machine(tx, "ada", node, key, os.urandom(32), "burnt"))
+    assert [lease.withdrawn for lease in await told_leases(mesh, "a")] == [True]
+    (view,) = await mesh.routes.list_relays()
+    assert "no probe listener" in view.why_not
+    assert all(route.enabled for route in await mesh.routes.page())
+    peers = {peer.node_id: peer for peer in (await mesh.content("b")).peers}
+    assert (peers[node.node_id].identity_key, list(peers[node.node_id].probe_endpoints)) == (key, [])
+
+
+async def test_a_machine_that_was_revoked_is_no_peer_though_its_row_was_put_back(mesh: Mesh) -> None:
+    await mesh.connect("a", "b")
+    rows = await mesh.database.read(
+        lambda conn: fetch(conn, "SELECT state, state_reason, mac FROM nodes WHERE node_id = ?", (mesh.ids["b"],))
+    )
+    routes = await mesh.database.read(lambda conn: fetch(conn, "SELECT enabled, generation, mac FROM routes"))
+    await mesh.nodes.set_state("ada", ["b"], "REVOKED", "stolen")
+    await mesh.tamper(
+        "UPDATE nodes SET state = ?, state_reason = ?, mac = ? WHERE node_id = ?", *rows[0], mesh.ids["b"]
+    )
+    await mesh.tamper("UPDATE routes SET enabled = ?, generation = ?, mac = ?", *routes[0])
+    assert list((await mesh.content("a")).peers) == []
 
 
 async def test_a_suspended_end_takes_its_routes_out_of_all_parts_and_brings_them_back(mesh: Mesh) -> None:
