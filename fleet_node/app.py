@@ -14,14 +14,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fleet.backoff import BackoffPolicy
 from fleet.clock import Clock, ServerTime, SystemClock
-from fleet.errors import Refusal
 from fleet.identity import NodeKeys
 from fleet.logs import get_logger
 from fleet.metrics import Registry
@@ -41,7 +38,7 @@ from fleet_node.drivers.registry import DriverRegistry
 from fleet_node.enrollment.folder import StateFolder
 from fleet_node.enrollment.membership import BundleFile, Membership
 from fleet_node.enrollment.owner_pin import pinned_owner
-from fleet_node.link.credentials import Credentials, RotationPinnedError
+from fleet_node.link.credentials import Credentials
 from fleet_node.link.hello import SelfDescription
 from fleet_node.link.key_audit import KeyAudit
 from fleet_node.link.link import Link
@@ -51,8 +48,11 @@ from fleet_node.link.ports import Ports
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import NodeMetrics
-from fleet_node.status.live import LiveSources, live_status
-from fleet_node.status.server import ControlServer, Progress
+from fleet_node.routes.entrance import Routes
+from fleet_node.routes.parts import Identity, RouteParts
+from fleet_node.status.answers import Answers
+from fleet_node.status.live import LiveSources
+from fleet_node.status.server import ControlServer
 from fleet_node.telemetry.collector import Collector, OwnProcess
 from fleet_node.telemetry.service import TelemetryService
 from fleet_node.telemetry.spool_store import Spool
@@ -198,6 +198,23 @@ class Node:
         )
         self.commands.tell_owner_pin(people.people.pin)
         self._key_audit.audited_by(self.commands)
+        self.routes = Routes(
+            RouteParts(
+                listen=settings.probe_listen,
+                endpoints=settings.probe_endpoints,
+                authority_required=settings.routes_authority_required,
+                snapshot_path=parts.folder.routes,
+                leaf_path=parts.folder.probe_leaf,
+                identity=Identity(
+                    membership.cluster_id, membership.node_id, lambda: credentials.preferred_keys.identity
+                ),
+                trust=self.trust,
+                clock=self._clock,
+                server_time=server_time,
+                metrics=self.metrics.routes,
+                audit=self._key_audit,
+            )
+        )
         self.link = Link(
             credentials=credentials,
             ports=Ports(
@@ -206,6 +223,7 @@ class Node:
                 trust=self.trust,
                 ratchet=Ratchet(parts.folder.ratchet),
                 mutual_tls=self._mutual_tls(parts),
+                routes=self.routes,
             ),
             about=SelfDescription(
                 software_version=software_version(),
@@ -219,20 +237,9 @@ class Node:
             backoff=backoff,
             endpoints=settings.endpoints,
         )
-        registry.before_collect(self._show_link)
+        registry.before_collect(self._show_rooms)
         self._listener = MetricsListener(registry, healthz=_alive, readyz=self._ready) if parts.alone else None
-        self._control = ControlServer(
-            parts.folder.control_socket,
-            {
-                "status": self._status,
-                "owner": self._read_owner_pin,
-                "rotate-identity": partial(self._rotate, identity=True, sealing_key=False),
-                "rotate-sealing": partial(self._rotate, identity=False, sealing_key=True),
-                "rotate-keys": partial(self._rotate, identity=True, sealing_key=True),
-            },
-            {"copy_journal": self._copy_journal},
-        )
-        self._live = LiveSources(
+        live = LiveSources(
             version=software_version(),
             started_at_ms=self._clock.now_ms(),
             clock=self._clock,
@@ -244,7 +251,18 @@ class Node:
             metrics=self.metrics,
             protected=lambda: protected_of(parts.drivers.actions, settings.protected, people.people.protects),
             metrics_address=lambda: self._metrics_address,
+            routes=self.routes.status,
         )
+        answers = Answers(
+            live,
+            folder=parts.folder,
+            membership=membership,
+            link=self.link,
+            trust=self.trust,
+            commands=self.commands,
+            journal=self._journal,
+        )
+        self._control = ControlServer(parts.folder.control_socket, answers.short(), answers.long())
 
     def _mutual_tls(self, parts: Parts) -> MutualTls | None:
         if not parts.settings.mtls_endpoints:
@@ -279,6 +297,7 @@ class Node:
         tasks: dict[str, Coroutine[Any, Any, None]] = {
             "link": self.link.run(),
             "collector": self.collector.run(),
+            "routes": self.routes.run(),
         }
         if self._process is not None:
             tasks["process_metrics"] = self._process.run()
@@ -292,6 +311,7 @@ class Node:
         if self._process is not None:
             self._process.install()
         await self._listen()
+        await self.routes.start()
 
     async def _listen(self) -> None:
         """Open the metrics listener. A taken port must not keep a node from its work: it is logged and shown."""
@@ -340,42 +360,18 @@ class Node:
         self.link.stop()
         if "link" in running:
             await asyncio.wait({running["link"]})
-        if "collector" in running:
-            running["collector"].cancel()
-            await asyncio.wait({running["collector"]})
+        for name in running.keys() & {"collector", "routes"}:
+            running[name].cancel()
+            await asyncio.wait({running[name]})
         await self.telemetry.close()
+        await self.routes.close()
         if self._listener is not None:
             await self._listener.close()
         await self._control.close()
 
-    async def _status(self) -> dict[str, Any]:
-        return dict(live_status(self._live))
-
-    async def _copy_journal(self, progress: Progress, afterwards: ExitStack) -> dict[str, Any]:
-        def between(done: int, of: int) -> None:
-            progress.done, progress.of = done, of
-
-        path = self._parts.folder.new_journal_copy()
-        afterwards.callback(path.unlink, missing_ok=True)
-        await self._journal.copy(path, between)
-        return {"path": str(path)}
-
-    async def _read_owner_pin(self) -> dict[str, Any]:
-        """A person has pinned an owner: no restart is needed."""
-        pin = pinned_owner(self._parts.folder.owner_pin, self._parts.membership)
-        await self.trust.pin_owner(pin)
-        self.commands.tell_owner_pin(pin)
-        return {"owner_pin": pin.hex()}
-
-    async def _rotate(self, *, identity: bool, sealing_key: bool) -> dict[str, Any]:
-        try:
-            await self.link.rotate_keys(identity=identity, sealing_key=sealing_key)
-        except (Refusal, RotationPinnedError, OSError) as error:
-            return {"begun": False, "why": error.detail if isinstance(error, Refusal) else str(error)}
-        return {"begun": True, "why": ""}
-
-    def _show_link(self) -> None:
+    def _show_rooms(self) -> None:
         self.link.live_status()
+        self.routes.show()
 
     def _ready(self) -> Health:
         state = self.link.status.state

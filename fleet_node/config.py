@@ -1,6 +1,6 @@
 """Settings of a node: one frozen object, from option, environment, file or default, in that order.
 
-Every setting is declared once, as a field of `Settings`; docs/fleet-node.md is generated from it
+Every setting is declared once, as a field of `config_settings.Settings`; docs/fleet-node.md is generated from it
 (`python -m fleet_node.cli.reference`). Everything is checked at once, at the start, and whatever is wrong is said
 at once, each with the setting's name and where its value came from.
 
@@ -14,17 +14,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet.logs import LEVELS
-from fleet_node import config_values as values
 from fleet_node.config_file import ConfigFile, ConfigFileError
-from fleet_node.config_values import Kind, nearest_name
+from fleet_node.config_settings import ENVIRONMENT_PREFIX, Declared, Settings, declared
+from fleet_node.config_values import nearest_name
+
+__all__ = ["ENVIRONMENT_PREFIX", "ConfigError", "Declared", "Loaded", "Problem", "Settings", "declared", "load"]
 
 DEFAULT_PATH = Path("/etc/fleet-node/config.toml")
-ENVIRONMENT_PREFIX = "FLEET_NODE_"
 _NEARLY = 0.75
 
 
@@ -65,148 +65,6 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
         raise ConfigError(Problem("state_dir", "default", remedy)) from None
 
 
-def _about(kind: Kind[Any], help: str, *, shown: str = "", name: str = "") -> Mapping[str, Any]:
-    """What is known of a setting.
-
-    Args:
-        kind: what it may hold.
-        help: for the reference: what it does, without a full stop.
-        shown: how the reference shows the default; by default as it is.
-        name: dotted name in the file when it is not the field's.
-    """
-    return {"kind": kind, "help": help, "shown": shown, "name": name}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything a node can be told. Made by `load`."""
-
-    state_dir: Path = field(
-        default=Path(),
-        metadata=_about(
-            values.folder(),
-            "folder for keys, membership, journal and spool; made with mode 0700",
-            shown="`$XDG_STATE_HOME/fleet-node`, or `~/.local/state/fleet-node`",
-        ),
-    )
-    name: str = field(
-        default="",
-        metadata=_about(
-            values.node_name(),
-            "name to ask for when enrolling; an operator approves it",
-            shown="from the host's name",
-        ),
-    )
-    labels: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata=_about(values.labels(), "labels that the node reports (`reported.*`); they select nothing"),
-    )
-    endpoints: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            values.endpoints(),
-            "gateways to use instead of those in the signed trust bundle",
-            shown="the bundle's",
-        ),
-    )
-    mtls_endpoints: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            values.endpoints(), "gateways' mTLS listeners, used once a certificate came over the other endpoints"
-        ),
-    )
-    authority_key: bytes = field(
-        default=b"",
-        metadata=_about(
-            values.public_key(),
-            "the only cluster authority to be a node of: its raw key in hex, as `fleet-server init` shows it",
-        ),
-    )
-    fingerprint: bytes = field(
-        default=b"",
-        metadata=_about(
-            values.fingerprint(), "the fingerprint that this node's keys must have; cloned or swapped keys are refused"
-        ),
-    )
-    protected: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            values.action_globs(),
-            "actions that need people's signed intents here, besides those that a driver or the policy marks",
-        ),
-    )
-    poll_interval_s: float | None = field(
-        default=None,
-        metadata=_about(
-            values.number(1, 3600, "5"),
-            "seconds between two questions whether the enrollment is decided",
-            shown="the server's",
-        ),
-    )
-    poll_timeout_s: float = field(
-        default=0.0,
-        metadata=_about(
-            values.number(0, 30 * 86_400, "3600"),
-            "seconds that `enroll` waits for the decision in all; 0: no limit",
-        ),
-    )
-    max_in_flight: int | None = field(
-        default=None,
-        metadata=_about(
-            values.whole(1, 1024, "32"),
-            "most commands that the server may have sent without an answer",
-            shown="the server's",
-        ),
-    )
-    concurrency: int = field(
-        default=32, metadata=_about(values.whole(1, 256, "16"), "commands that run at the same time")
-    )
-    telemetry_interval_s: float | None = field(
-        default=None,
-        metadata=_about(
-            values.number(0.1, 86_400, "10"), "seconds between two samples of telemetry", shown="the server's"
-        ),
-    )
-    own_process_metrics: bool = field(
-        default=False,
-        metadata=_about(
-            values.flag(), "send this process's own figures (CPU, memory, open files) along with the telemetry"
-        ),
-    )
-    spool_max_bytes: int = field(
-        default=64 * 1024 * 1024,
-        metadata=_about(
-            values.whole(1 << 20, 1 << 40, "67108864"),
-            "telemetry kept on disk while the server is away; the oldest is dropped and counted",
-        ),
-    )
-    metrics_listen: str = field(
-        default="127.0.0.1:9465",
-        metadata=_about(values.listen_address(), 'address for Prometheus (docs/metrics.md); `""` turns it off'),
-    )
-    log_level: str = field(
-        default="info", metadata=_about(values.one_of(LEVELS, '"debug"'), "least level of what is logged")
-    )
-    drivers_enabled: tuple[str, ...] = field(
-        default=("host",),
-        metadata=_about(values.words(), "drivers to load (docs/drivers.md)", name="drivers.enabled"),
-    )
-    driver_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Tables `[drivers.NAME]`; each driver checks its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A setting as the reference shows it."""
-
-    field: str
-    name: str
-    environment: str
-    kind: Kind[Any]
-    help: str
-    default: str
-
-
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """Settings, and where each came from.
@@ -231,17 +89,6 @@ class Loaded:
         return self.file.place_of(setting) if self.file is not None else ""
 
 
-def declared() -> Iterator[Declared]:
-    """Every setting but the drivers' tables, in the order of the reference."""
-    for each in fields(Settings):
-        if "kind" not in each.metadata:
-            continue
-        name = each.metadata["name"] or each.name
-        shown = each.metadata["shown"] or ("none" if each.default is MISSING else _show(each.default))
-        environment = ENVIRONMENT_PREFIX + name.upper().replace(".", "_")
-        yield Declared(each.name, name, environment, each.metadata["kind"], each.metadata["help"], shown)
-
-
 def load(
     config: Path | None = None, *, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
 ) -> Loaded:
@@ -258,12 +105,13 @@ def load(
     environ = os.environ if environ is None else environ
     file = _open(config, environ)
     table = dict(file.table) if file is not None else {}
-    drivers, wrong = _drivers_table(table, file)
+    tables, wrong = _tables(table, file)
     found: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for each in declared():
         try:
-            given = _given(each, environ, options or {}, table if each.name == each.field else drivers, file)
+            inside = tables.get(each.table, table)
+            given = _given(each, environ, options or {}, inside, file)
             sources[each.name] = given[1] if given is not None else "default"
             if given is not None:
                 found[each.field] = _checked(each, *given)
@@ -271,11 +119,13 @@ def load(
                 found[each.field] = _default_state_dir(environ)
         except ConfigError as error:
             wrong += error.problems
-    wrong += [*_unknown(table, file), *_misspelt(environ), *_outside_tables(drivers, file)]
+    wrong += [*_unknown(table, file), *_misspelt(environ), *_outside_tables(tables["drivers"], file)]
+    wrong += _unknown(tables["routes"], file, table="routes")
+    settings = Settings(**found, driver_tables=tables["drivers"])
+    wrong = wrong or list(_contradictions(settings, sources))
     if wrong:
         raise ConfigError(*wrong)
-    found["driver_tables"] = drivers
-    return Loaded(Settings(**found), sources, file)
+    return Loaded(settings, sources, file)
 
 
 def host_name() -> str:
@@ -343,13 +193,42 @@ def _wrong(each: Declared, value: Any, source: str) -> ConfigError:
     return ConfigError(Problem(each.name, source, f"{shown} will not do; it must be {each.kind.wanted}"))
 
 
-def _drivers_table(table: dict[str, Any], file: ConfigFile | None) -> tuple[dict[str, Any], list[Problem]]:
-    """The table `[drivers]`, taken out of `table`."""
-    drivers = table.pop("drivers", {})
-    if isinstance(drivers, dict):
-        return dict(drivers), []
-    remedy = "it must be a table: write `[drivers]` and below it `enabled = [...]`"
-    return {}, [Problem("drivers", _place(file, "drivers"), remedy)]
+_TABLES = {"drivers": "enabled = [...]", "routes": "authority_required = true"}
+"""Tables of the file, each with a setting that stands in it."""
+
+
+def _tables(table: dict[str, Any], file: ConfigFile | None) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """The file's tables, taken out of `table`."""
+    found: dict[str, dict[str, Any]] = {}
+    wrong: list[Problem] = []
+    for name, such_as in _TABLES.items():
+        inside = table.pop(name, {})
+        found[name] = dict(inside) if isinstance(inside, dict) else {}
+        if not isinstance(inside, dict):
+            remedy = f"it must be a table: write `[{name}]` and below it `{such_as}`"
+            wrong.append(Problem(name, _place(file, name), remedy))
+    return found, wrong
+
+
+def _contradictions(settings: Settings, sources: Mapping[str, str]) -> Iterator[Problem]:
+    """Settings that are good one by one and not together."""
+    listen, reached_at = settings.probe_listen, settings.probe_endpoints
+    if reached_at and not listen:
+        remedy = "nothing listens there: set probe_listen, too, or leave this one out"
+        yield Problem("probe_endpoints", sources["probe_endpoints"], remedy)
+    if listen and not reached_at and _is_every_address(listen.rpartition(":")[0].strip("[]")):
+        text = f"{listen!r} listens on every address, so other nodes cannot be told by it where this one is"
+        remedy = 'set probe_endpoints, too: where they reach it, such as ["10.1.2.3:9470"]'
+        yield Problem("probe_listen", sources["probe_listen"], f"{text}; {remedy}")
+
+
+def _is_every_address(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def _outside_tables(drivers: Mapping[str, Any], file: ConfigFile | None) -> Iterator[Problem]:
@@ -359,10 +238,12 @@ def _outside_tables(drivers: Mapping[str, Any], file: ConfigFile | None) -> Iter
             yield Problem(f"drivers.{name}", _place(file, "drivers", name), f"there is no such setting; {remedy}")
 
 
-def _unknown(table: Mapping[str, Any], file: ConfigFile | None) -> Iterator[Problem]:
-    known = [each.name for each in declared() if "." not in each.name]
-    for name in table:
-        yield Problem(name, _place(file, name), f"there is no such setting{_suggest(name, [*known, 'drivers'])}")
+def _unknown(inside: Mapping[str, Any], file: ConfigFile | None, table: str = "") -> Iterator[Problem]:
+    known = [each.name.rpartition(".")[2] for each in declared() if each.table == table]
+    for name in inside:
+        keys = [table, name] if table else [name]
+        suggestion = _suggest(name, known if table else [*known, *_TABLES])
+        yield Problem(".".join(keys), _place(file, *keys), f"there is no such setting{suggestion}")
 
 
 def _misspelt(environ: Mapping[str, str]) -> Iterator[Problem]:
@@ -383,15 +264,3 @@ def _place(file: ConfigFile | None, *keys: str) -> str:
 def _suggest(name: str, known: list[str]) -> str:
     near = nearest_name(name, known, _NEARLY)
     return f"; did you mean {near}?" if near else "; docs/fleet-node.md lists all of them"
-
-
-def _show(default: Any) -> str:
-    if default is None or default in ((), b"", {}):
-        return "none"
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    if isinstance(default, tuple):
-        return "`[" + ", ".join(f'"{each}"' for each in default) + "]`"
-    if isinstance(default, str):
-        return f'`"{default}"`'
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"

@@ -22,6 +22,9 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9._:/-]{0,63}")
 MAX_LABELS = 32
 MAX_ENDPOINTS = 32
 MAX_GLOBS = 64
+MAX_PROBE_ENDPOINTS = 4
+MAX_PROBE_ENDPOINT_CHARS = 261
+"""A host name of 255, a colon, a port; the server takes no more (docs/protocol.md, "Limits")."""
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -173,7 +176,20 @@ def one_of(words: tuple[str, ...], spelled: str) -> Kind[str]:
     return Kind(f"one of {', '.join(words)}", check, str, spelled)
 
 
-def listen_address() -> Kind[str]:
+def probe_endpoints() -> Kind[tuple[str, ...]]:
+    """Where other nodes reach this one."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        reached_at = endpoints().check(value)
+        if len(reached_at) > MAX_PROBE_ENDPOINTS or any(len(each) > MAX_PROBE_ENDPOINT_CHARS for each in reached_at):
+            raise ValueError
+        return reached_at
+
+    wanted = f"a list of at most {MAX_PROBE_ENDPOINTS} host:port, IPv6 addresses in brackets"
+    return Kind(wanted, check, _parts, '["10.1.2.3:9470"]')
+
+
+def listen_address(spelled: str) -> Kind[str]:
     """Where to listen; empty for nowhere. Port 0 takes a free one."""
 
     def check(value: Any) -> str:
@@ -186,7 +202,7 @@ def listen_address() -> Kind[str]:
                 split_endpoint(f"{host}:1")
         return text
 
-    return Kind('host:port, or "" for off', check, str, '"127.0.0.1:9465"')
+    return Kind('host:port, or "" for off', check, str, spelled)
 
 
 def words() -> Kind[tuple[str, ...]]:

@@ -32,7 +32,8 @@ JOURNAL = "journal.db"
 PEOPLE = "people.json"
 MANIFEST = "backup.json"
 NEEDED = ("identity.key", "sealing.key", "membership.json", "bundle.bin", JOURNAL)
-OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", PEOPLE)
+OPTIONAL = ("ratchet.bin", "rotation.json", "owner.pin", PEOPLE, "routes.bin")
+"""Not the probe listener's certificate: a node that was restored makes another, and its peers are told of that."""
 
 _READINGS = 6
 """A rotation replaces files for some milliseconds; what changes as often as this is not a node at work."""

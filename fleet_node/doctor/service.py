@@ -9,7 +9,7 @@ from typing import Any
 from fleet.clock import Clock, ServerTime
 from fleet.identity import PrivateFileError, load_node_keys
 from fleet_node.config import Settings
-from fleet_node.doctor import folder_checks, gateway_checks, way_checks
+from fleet_node.doctor import folder_checks, gateway_checks, route_checks, way_checks
 from fleet_node.doctor.finding import Finding, Level, fail, ok, skip, warn
 from fleet_node.doctor.gateway_checks import Identity, LookOnlyTrust
 from fleet_node.drivers.protected import Protected, protected_of
@@ -97,10 +97,14 @@ class Doctor:
         yield ok("membership", f"{membership.name} ({membership.node_id}) in cluster {membership.cluster_id}")
         yield folder_checks.check_rotation(folder)
         yield folder_checks.check_bundle(folder, membership, self._patient.clock.now_ms())
+        for finding in route_checks.check_settings(self._settings):
+            yield finding
         protected = Protected(self._settings.protected, ())  # as far as is known without drivers
         try:
             said = ask(folder.control_socket, "status")
             for finding in _of_daemon(said):
+                yield finding
+            async for finding in route_checks.check_daemon(self._settings, said):
                 yield finding
             protected = _protected(said, protected)
         except DaemonSilentError as error:

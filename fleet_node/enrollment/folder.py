@@ -20,6 +20,7 @@ PRIVATE_FILES: Mapping[str, str] = {
     "bundle.bin": "the signed trust bundle in force, and the links to it from the pinned authority",
     "client.pem": "certificate and key for the mTLS listener, where one is configured",
     "probe.pem": "certificate and key of the probe listener, which peers pin; a node without the file makes new ones",
+    "routes.bin": "the signed config snapshot in force, with routes and peers, and the newest version ever taken",
     "owner.pin": "the owner that `fleet-node owner pin` pinned; it goes before the one of the join token",
     "people.json": "owners, roles and policy under the pin, what earlier pins still protect, the latest time of issue",
     "journal.db": "commands, used intents and reports, durable before anything is run or told (docs/protocol.md)",
@@ -85,6 +86,11 @@ class StateFolder:
     def probe_leaf(self) -> Path:
         """Certificate and key of the probe listener."""
         return self.path / "probe.pem"
+
+    @property
+    def routes(self) -> Path:
+        """The config snapshot in force."""
+        return self.path / "routes.bin"
 
     @property
     def owner_pin(self) -> Path:

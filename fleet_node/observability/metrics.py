@@ -10,6 +10,9 @@ from fleet.metrics import COMMIT_BUCKETS_S, LATENCY_BUCKETS_S, Registry
 
 STREAM_STATES = ("connecting", "live", "moving", "waiting", "stopped")
 FINAL_STATES = ("SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED")
+WALK_RESULTS = ("ANSWERED", "DRIFT", "UNREACHABLE", "INCONCLUSIVE")
+ROUTE_STATES = ("UNSPECIFIED", "HEALTHY", "DEGRADED", "DRIFT", "UNREACHABLE")
+REFRESH_OUTCOMES = ("REPLACED", "SAME_VERSION", "NO_CHANGE", "WITHDRAWN", "TIMED_OUT", "REFUSED")
 
 
 class LinkMetrics:
@@ -116,6 +119,61 @@ class TelemetryMetrics:
         )
 
 
+class RouteMetrics:
+    """Routes and probes (docs/protocol.md, "Routes" and "Probes")."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.walks = registry.counters(
+            "fleet_node_route_walks_total",
+            "Walks of paths whose source this node is, by what they showed.",
+            labels=("result",),
+            values=WALK_RESULTS,
+        )
+        self.walk_rtt = registry.histogram(
+            "fleet_node_route_walk_seconds",
+            "Round trip of walks that were answered.",
+            buckets=LATENCY_BUCKETS_S,
+            unit="seconds",
+        )
+        self.routes = registry.gauges(
+            "fleet_node_routes",
+            "Routes whose source this node is, by the state of the path in force.",
+            labels=("state",),
+            values=ROUTE_STATES,
+        )
+        self.refreshes_asked = registry.counter(
+            "fleet_node_route_refreshes_asked_total", "Routes for which the node asked for its snapshot."
+        )
+        self.refreshes_held_back = registry.counter(
+            "fleet_node_route_refreshes_held_back_total",
+            "Routes for which it would have, but for one that was out, a minimum interval or a cooldown.",
+        )
+        self.refreshes = registry.counters(
+            "fleet_node_route_refreshes_total",
+            "What came of asks, by outcome; REPLACED and WITHDRAWN were useful.",
+            labels=("outcome",),
+            values=REFRESH_OUTCOMES,
+        )
+        self.snapshots = registry.counters(
+            "fleet_node_route_snapshots_total",
+            "Config snapshots that came, by outcome: applied, or the reason of the refusal.",
+            labels=("outcome",),
+        )
+        self.config_version = registry.gauge(
+            "fleet_node_route_config_version", "Version of the config snapshot in force; 0 when there is none."
+        )
+        self.findings_dropped = registry.counter(
+            "fleet_node_route_findings_dropped_total",
+            "Findings about routes that were dropped because the server was away for long.",
+        )
+        self.probes_answered = registry.counter(
+            "fleet_node_probes_answered_total", "Probes of other nodes that were answered, as an end or as a relay."
+        )
+        self.probes_refused = registry.counters(
+            "fleet_node_probes_refused_total", "Probes of other nodes that were refused, by reason.", labels=("reason",)
+        )
+
+
 class NodeMetrics:
     """All groups. Build one for each node instance; a registry takes each name once.
 
@@ -127,3 +185,4 @@ class NodeMetrics:
         self.link = LinkMetrics(registry)
         self.commands = CommandMetrics(registry)
         self.telemetry = TelemetryMetrics(registry)
+        self.routes = RouteMetrics(registry)

@@ -131,6 +131,15 @@ class Snapshot:
         """Its version."""
         return self.floor.version
 
+    def says_the_same(self, other: Snapshot) -> bool:
+        """Whether it differs at most in its leases, which are renewed under one version."""
+        return (self.floor, self.routes, self.peers, self.policy) == (
+            other.floor,
+            other.routes,
+            other.peers,
+            other.policy,
+        )
+
 
 def judge_snapshot(signed: trust_pb2.Signed, authority: Authority, floor: Floor) -> Snapshot:
     """Take a snapshot. The version that is held is taken again: it answers an ask, and may bring newer leases.
@@ -212,6 +221,9 @@ def _verified(signed: trust_pb2.Signed, authority: Authority, domain: Domain, ma
         raise SnapshotError(SnapshotReason.OVERSIZE, f"{size} bytes; {max_bytes} are allowed")
     if not authority.required:
         return signed.statement
+    if len(signed.signatures) != 1:
+        detail = f"{len(signed.signatures)} signatures; the authority's alone is expected"
+        raise SnapshotError(SnapshotReason.WRONG_SIGNER, detail)
     try:
         return envelope.verify_one(signed, domain=domain, public_key=authority.public_key)
     except EnvelopeError as error:

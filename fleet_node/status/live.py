@@ -25,6 +25,7 @@ class LiveSources:
         started_at_ms: when the node started, its own clock.
         protected: which actions need people's intent, as things stand.
         metrics_address: where the metrics listener is, or why it is not.
+        routes: what the routes room tells; None while the node has nothing to do with routes.
     """
 
     version: str
@@ -38,6 +39,7 @@ class LiveSources:
     metrics: NodeMetrics
     protected: Callable[[], Protected]
     metrics_address: Callable[[], str]
+    routes: Callable[[], Mapping[str, Any] | None]
 
 
 def live_status(sources: LiveSources) -> Mapping[str, Any]:
@@ -72,4 +74,5 @@ def live_status(sources: LiveSources) -> Mapping[str, Any]:
         "driver_problems": [asdict(problem) for problem in sources.drivers.problems],
         "protected": asdict(sources.protected()),
         "metrics_address": sources.metrics_address(),
+        "routes": sources.routes(),
     }

@@ -9,6 +9,7 @@ from typing import Any
 from fleet.errors import Advice, Reason, advice
 from fleet_node.drivers.protected import unmatched_remedy
 from fleet_node.status.people import protected_sentence, sentence
+from fleet_node.status.routes import route_fields
 
 _WHAT_TO_DO = {
     Reason.NOT_APPROVED: "an operator has to approve this node: `fleetctl enrollments list`",
@@ -106,6 +107,7 @@ def _daemon(said: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     yield "protected", protected_sentence(live["protected"])
     for glob in live["protected"]["unmatched"]:
         yield "protects nothing", f"`{glob}` matches no action here: {unmatched_remedy(glob)}"
+    yield from route_fields(live.get("routes"))
     yield "metrics", live["metrics_address"]
 
 

@@ -71,8 +71,12 @@ def test_the_file_sets_everything(file: Path) -> None:
         own_process_metrics = true
         spool_max_bytes = 2097152
         metrics_listen = ""
+        probe_listen = "0.0.0.0:9470"
+        probe_endpoints = ["10.1.2.3:9470"]
         log_level = "debug"
         labels = {{ rack = "b4" }}
+        [routes]
+        authority_required = false
         [drivers]
         enabled = ["host", "exec"]
         [drivers.exec.programs.uptime]
@@ -94,6 +98,9 @@ def test_the_file_sets_everything(file: Path) -> None:
         own_process_metrics=True,
         spool_max_bytes=2097152,
         metrics_listen="",
+        probe_listen="0.0.0.0:9470",
+        probe_endpoints=("10.1.2.3:9470",),
+        routes_authority_required=False,
         log_level="debug",
         drivers_enabled=("host", "exec"),
         driver_tables={"exec": {"programs": {"uptime": {"path": "/usr/bin/uptime"}}}},
@@ -117,6 +124,9 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "own_process_metrics": ("yes", True),
     "spool_max_bytes": ("1048576", 1048576),
     "metrics_listen": ("[::1]:0", "[::1]:0"),
+    "probe_listen": ("10.1.2.3:9470", "10.1.2.3:9470"),
+    "probe_endpoints": ("a:1,b:2", ("a:1", "b:2")),
+    "routes_authority_required": ("no", False),
     "log_level": ("error", "error"),
     "drivers_enabled": ("host,exec", ("host", "exec")),
 }
@@ -125,7 +135,8 @@ TEXTS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("each", list(declared()), ids=lambda each: each.name)
 def test_the_environment_sets_every_setting(each: config.Declared) -> None:
     text, value = TEXTS[each.field]
-    loaded = load(environ={each.environment: text})
+    listening = {"FLEET_NODE_PROBE_LISTEN": "127.0.0.1:0"}  # without it the endpoints would be a mistake
+    loaded = load(environ=listening | {each.environment: text})
     assert getattr(loaded.settings, each.field) == value
     assert loaded.sources[each.name] == f"environment variable {each.environment}"
 
@@ -160,6 +171,10 @@ def test_option_beats_environment_beats_file(file: Path) -> None:
         ("poll_timeout_s = nan", "poll_timeout_s", 1, "a number from"),
         ("own_process_metrics = 'on'", "own_process_metrics", 1, "true or false"),
         ("metrics_listen = '9465'", "metrics_listen", 1, "host:port"),
+        ("probe_listen = '9470'", "probe_listen", 1, "host:port"),
+        ("probe_endpoints = ['a:1', 'a:2', 'a:3', 'a:4', 'a:5']", "probe_endpoints", 1, "at most 4"),
+        (f"probe_endpoints = ['{'a' * 260}:1']", "probe_endpoints", 1, "at most 4"),
+        ("[routes]\nauthority_required = 'yes'", "routes.authority_required", 2, "true or false"),
         ("log_level = 'loud'", "log_level", 1, "debug, info"),
         ("state_dir = 'relative'", "state_dir", 1, "an absolute path"),
         ("state_dir = '~nobody-of-that-name/s'", "state_dir", 1, "an absolute path"),
@@ -227,6 +242,29 @@ def test_a_setting_of_a_driver_outside_its_table_is_refused(file: Path) -> None:
     assert (error.setting, error.source) == ("drivers.enabeld", f"line 2 of {file}")
     assert "did you mean enabled?" in str(error)
     assert complaint(file, "drivers = ['host']").setting == "drivers"
+
+
+def test_an_unknown_setting_in_the_table_of_routes_is_refused(file: Path) -> None:
+    error = complaint(file, "[routes]\nauthority_require = false")
+    assert (error.setting, error.source) == ("routes.authority_require", f"line 2 of {file}")
+    assert "did you mean authority_required?" in str(error)
+    assert "write `[routes]`" in str(complaint(file, "routes = false"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "[0:0::0]"])
+def test_who_listens_everywhere_says_where_peers_reach_it(file: Path, host: str) -> None:
+    error = complaint(file, f"probe_listen = '{host}:9470'")
+    assert (error.setting, error.source) == ("probe_listen", f"line 1 of {file}")
+    assert "set probe_endpoints, too" in str(error)
+    assert from_file(file, f"probe_listen = '{host}:9470'\nprobe_endpoints = ['pump.example:9470']").probe_endpoints
+    assert from_file(file, "probe_listen = 'pump.example:9470'").probe_endpoints == ()
+
+
+def test_endpoints_that_nothing_listens_at_are_a_mistake(file: Path) -> None:
+    error = complaint(file, "probe_endpoints = ['10.1.2.3:9470']")
+    assert (error.setting, error.source) == ("probe_endpoints", f"line 1 of {file}")
+    assert "set probe_listen" in str(error)
+    assert complaint(file, "probe_endpoints = ['10.1.2.3:9470']\nprobe_listen = 'x'").setting == "probe_listen"
 
 
 def test_a_drivers_own_complaint_can_be_placed(file: Path) -> None:

@@ -35,6 +35,7 @@ DAEMON: dict[str, Any] = {
     "driver_problems": [],
     "protected": {"actions": ["exec.run"], "unmatched": []},
     "metrics_address": "127.0.0.1:9465",
+    "routes": None,
 }
 MEMBER: dict[str, Any] = {
     "state_dir": "/state",
