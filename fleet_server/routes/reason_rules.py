@@ -64,7 +64,7 @@ class _Case:
         """What the old path has."""
         way = self.ways[self.route.relay_id]
         self.numbers["old_stale_since_ms"] = way.scored.stale_since_ms
-        return way.scored.held_out
+        return way.obstacle or way.ailment
 
     def score(self, relay_id: str, label: str) -> int:
         """Its score, also into the numbers; 0 when it has none."""
@@ -200,7 +200,7 @@ def _beside(choice: Choice, ways: Mapping[str, Way], relays: Mapping[str, Relay]
     beside = []
     direct, chosen = ways[DIRECT], ways.get(choice.relay_id)
     if choice.relay_id != DIRECT and direct.state in BAD:
-        text = f"the ends cannot reach each other: {name(DIRECT)} is {direct.scored.held_out}"
+        text = f"the ends cannot reach each other: {name(DIRECT)} is {direct.ailment}"
         beside.append(Reason(text, {"stale_since_ms": direct.scored.stale_since_ms}))
     if chosen is not None and chosen.suppressed and choice.rule is not DecisionRule.LAST_USABLE:
         text = (
@@ -210,6 +210,8 @@ def _beside(choice: Choice, ways: Mapping[str, Way], relays: Mapping[str, Relay]
         beside.append(Reason(text, {"penalty": round(chosen.scored.penalty)}))
     unwalked = len(relays.keys() - ways.keys())
     if unwalked:
-        text = f"{unwalked} more relays of the pool are not walked; they get their turn when candidates stop working"
+        several = f"{unwalked} more relays of the pool are not walked; they get their turn"
+        one = "1 more relay of the pool is not walked; it gets its turn"
+        text = f"{several if unwalked > 1 else one} when candidates stop working"
         beside.append(Reason(text, {"relays": unwalked}))
     return tuple(beside)

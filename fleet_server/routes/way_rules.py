@@ -16,12 +16,14 @@ class Way:
     Args:
         scored: what a decision tells of it.
         obstacle: why its relay cannot carry the route, whatever its state; empty when it can.
+        ailment: why it does not count as one that works; empty when it does.
         suppressed: whether it is held out for flapping.
         samples: see `Candidate`.
     """
 
     scored: Scored
     obstacle: str
+    ailment: str
     suppressed: bool
     samples: int
 
@@ -97,19 +99,22 @@ def _weigh_one(way: str, relay: Relay | None, row: Candidate, route: Route, now_
     state = finding_rules.state_now(row, route, now_ms, policy)
     blocked = obstacle(way, relay, route)
     suppressed_until_ms = damping_rules.suppressed_until_ms(row, now_ms, policy)
+    ailment = _ailment(row, state, now_ms)
     parts = scoring_rules.parts_of(row, relay, route, now_ms, policy) if state in GOOD else {}
     scored = Scored(
         relay_id=way,
         score_us=scoring_rules.total(parts) if parts else None,
         parts=parts,
-        held_out=blocked or _ailment(row, state, now_ms) or _flapping(row, suppressed_until_ms, now_ms, policy),
+        held_out="; ".join(
+            why for why in (blocked, ailment, _flapping(row, suppressed_until_ms, now_ms, policy)) if why
+        ),
         state=state,
         penalty=damping_rules.penalty_now(row, now_ms, policy),
         suppressed_until_ms=suppressed_until_ms,
         stale_since_ms=row.stale_since_ms,
         observed_at_ms=row.observed_at_ms,
     )
-    return Way(scored, blocked, suppressed_until_ms > 0, row.samples)
+    return Way(scored, blocked, ailment, suppressed_until_ms > 0, row.samples)
 
 
 def _ailment(row: Candidate, state: PathState, now_ms: int) -> str:

@@ -268,6 +268,7 @@ def test_a_decision_tells_of_each_way_what_there_is_to_tell() -> None:
     assert (direct.score_us, direct.stale_since_ms, direct.observed_at_ms) == (None, SEEN_MS, SEEN_MS)
     assert direct.penalty == pytest.approx(2498, abs=1)
     assert direct.suppressed_until_ms > NOW_MS
+    assert direct.held_out.startswith("UNREACHABLE for 1.0 s; flaps: penalty 2498, held out for another")
     assert [reason.text for reason in decision.reasons[1:]] == [
         "the ends cannot reach each other: the direct path is UNREACHABLE for 1.0 s",
         "2 more relays of the pool are not walked; they get their turn when candidates stop working",
