@@ -268,6 +268,7 @@ class ServerRooms:
 
     def _build_routes(self) -> None:
         self.routes = RouteService(
+            metrics=self.metrics.routes,
             database=self.database,
             clock=self.clock,
             wakeup=self.wakeup,

@@ -111,6 +111,7 @@ class AuditKind(StrEnum):
     ROUTE_CREATED = "route.created"
     ROUTE_CHANGED = "route.changed"
     ROUTE_REMOVED = "route.removed"
+    ROUTE_DECIDED = "route.decided"
     ROUTE_CONFIG_REFUSED = "route.config_refused"
     ROUTE_QUARANTINED = "route.quarantined"
     ROUTE_LEASE_QUARANTINED = "route_lease.quarantined"

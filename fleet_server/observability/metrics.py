@@ -9,6 +9,7 @@ docs/protocol.md, "Refusals".
 from __future__ import annotations
 
 from fleet.metrics import BATCH_BUCKETS, COMMIT_BUCKETS_S, LATENCY_BUCKETS_S, Registry
+from fleet_server.observability.route_metrics import RouteMetrics
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED", "REJECTED", "INTERRUPTED", "QUARANTINED")
 GOAWAY_REASONS = (
@@ -376,6 +377,7 @@ class ServerMetrics:
         self.sessions = SessionMetrics(registry)
         self.enrollment = EnrollmentMetrics(registry)
         self.commands = CommandMetrics(registry)
+        self.routes = RouteMetrics(registry)
         self.telemetry = TelemetryMetrics(registry)
         self.database = DatabaseMetrics(registry)
         self.wakeup = WakeupMetrics(registry)

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 from fleet.clock import Clock
-from fleet.v1 import route_pb2
+from fleet.v1 import lease_pb2, route_pb2
 from fleet_server.audit.service import AuditService
 from fleet_server.config import Settings
 from fleet_server.database.engine import Database
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.nodes.service import NodeService
+from fleet_server.observability.route_metrics import RouteMetrics
+from fleet_server.routes.deciding import Deciding
 from fleet_server.routes.model import Policy
 from fleet_server.routes.news import RouteNews
 from fleet_server.routes.node_side import NodeSide
@@ -19,7 +21,9 @@ from fleet_server.routes.operating import Created
 from fleet_server.routes.parts import RELAY_LOSS_MS, RETENTION_MS
 from fleet_server.routes.pooling import PoolOperations, RelayView
 from fleet_server.routes.reading import Explanation, RouteReading, RouteView
+from fleet_server.routes.recording import Recorder
 from fleet_server.routes.snapshots import Snapshot
+from fleet_server.routes.sweeping import Sweep
 from fleet_server.trust.secrets import RowMac
 from fleet_server.trust.service import TrustService
 
@@ -39,11 +43,18 @@ def policy_of(settings: Settings) -> Policy:
 
 
 class RouteService(PoolOperations, RouteReading, NodeSide):
-    """Everything that the rest of the server does with routes. Arguments: see `RouteParts`."""
+    """Everything that the rest of the server does with routes.
+
+    Args:
+        metrics: of the room.
+
+    The others: see `RouteParts`.
+    """
 
     def __init__(
         self,
         *,
+        metrics: RouteMetrics,
         database: Database,
         clock: Clock,
         wakeup: Wakeup,
@@ -67,6 +78,10 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
             relay_loss_ms=relay_loss_ms,
             retention_ms=retention_ms,
         )
+        self._metrics = metrics
+        deciding = Deciding(self, metrics)
+        self._recorder = Recorder(self, deciding, metrics)
+        self._sweep = Sweep(self, deciding, metrics)
         self.news = RouteNews(self)
 
     async def load(self) -> None:
@@ -82,11 +97,19 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
         return node_id in self.concerned or not self.news.is_known
 
     async def record(self, node_id: str, epoch: int, health: route_pb2.RouteHealth) -> None:
-        """A node reported what it found on its routes; returns once that is committed, and decided.
+        """A node reported what it found on its routes, on the stream of `epoch`; returns once what is believed of it is
+        committed and decided: at once for what broke, within half a second for the rest.
 
         Raises:
-            Refusal: SUPERSEDED, or the database is away.
+            Refusal: the database is away.
         """
+        await self._recorder.record(node_id, epoch, health)
+
+    async def note_lease(self, node_id: str, epoch: int, ack: lease_pb2.LeaseAck) -> None:
+        """See `NodeSide`; refusals are counted."""
+        if not ack.applied:
+            self._metrics.leases.labels("refused").inc()
+        await super().note_lease(node_id, epoch, ack)
 
     async def run_news(self) -> None:
         """Look for what other replicas changed, until cancelled."""
@@ -94,8 +117,32 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
 
     async def run_recorder(self) -> None:
         """Record what was reported, and decide, until cancelled."""
-        await asyncio.Event().wait()
+        await self._recorder.run()
 
     async def run_sweep(self) -> None:
         """Renew leases, and look for what is gone or past, until cancelled."""
-        await asyncio.Event().wait()
+        await self._sweep.run()
+
+    async def flush(self) -> None:
+        """Record and decide what was reported until now.
+
+        Raises:
+            Refusal: the database is away; what was reported is kept.
+        """
+        await self._recorder.flush()
+
+    async def sweep(self) -> None:
+        """Do what is due now.
+
+        Raises:
+            Refusal: the database is away; the next one does it.
+        """
+        await self._sweep.sweep()
+
+    async def prune(self) -> None:
+        """Delete history that is older than the retention.
+
+        Raises:
+            Refusal: the database is away.
+        """
+        await self._sweep.prune()

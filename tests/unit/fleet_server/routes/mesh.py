@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fleet.envelope import Domain, verify_one
+from fleet.metrics import Registry
 from fleet.secrets import Secret
 from fleet.v1 import gateway_pb2, route_pb2
 from fleet_server.audit.rules import AuditRow
@@ -24,6 +25,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.nodes.service import NodeService
+from fleet_server.observability.route_metrics import RouteMetrics
 from fleet_server.routes.record import RouteRecord
 from fleet_server.routes.service import RouteService
 from fleet_server.trust.secrets import Secrets
@@ -68,6 +70,7 @@ class Mesh:
     trust: TrustService
     nodes: NodeService
     routes: RouteService
+    metrics: RouteMetrics
     ids: dict[str, str] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     woken: list[str] = field(default_factory=list)
@@ -164,12 +167,20 @@ async def build(database: Database, clock: MockClock, *, replica_id: str = "r1")
         row_mac=SECRETS.row_mac("nodes"),
         replica_id=replica_id,
     )
+    metrics = RouteMetrics(Registry())
     routes = RouteService(
-        database=database, clock=clock, wakeup=wakeup, audit=audit, nodes=nodes, trust=trust, row_mac=SECRETS.row_mac
+        metrics=metrics,
+        database=database,
+        clock=clock,
+        wakeup=wakeup,
+        audit=audit,
+        nodes=nodes,
+        trust=trust,
+        row_mac=SECRETS.row_mac,
     )
     nodes.on_revoke(routes.node_ended)
     nodes.on_decided(routes.nodes_decided)
-    mesh = Mesh(database, clock, wakeup, audit, trust, nodes, routes)
+    mesh = Mesh(database, clock, wakeup, audit, trust, nodes, routes, metrics)
     for kind in ("route-config", "route-lease"):
         wakeup.subscribe_kind(kind, mesh.woken.append)
     await routes.load()

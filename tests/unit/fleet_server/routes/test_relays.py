@@ -150,6 +150,7 @@ async def test_who_holds_a_lease_says_so(mesh: Mesh) -> None:
     held = (await mesh.routes.get("a-to-b")).lease
     assert held is not None
     assert (held.acked_generation, held.acked_at_ms) == (1, mesh.clock.now_ms())
+    assert mesh.metrics.leases.labels("refused").value == 1
 
 
 async def test_a_node_that_is_revoked_leaves_pool_and_routes(mesh: Mesh) -> None:

@@ -1,0 +1,257 @@
+"""Deciding in a transaction: load under row locks, fold what was found, decide, and write all that follows.
+
+Mental model
+    `hold` locks the rows of routes in the order of their ids and reads what is known of their ways, their leases and
+    the pool. `settle` decides about each of them and writes everything of that in the same transaction: what is
+    remembered, the route, its decision with reasons, its lease, the versions of the snapshots that show it, one audit
+    row for all.
+    No replica leads. Two that decide about one route at once take turns at its row, and who comes second reads what the
+    first one decided: each generation is made once.
+    A route over a relay that holds no lease gets one with the next generation, whatever became of the one before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fleet_server.audit.kinds import AuditKind
+from fleet_server.audit.rules import JSON
+from fleet_server.database.writer import Transaction
+from fleet_server.nodes.record import NodeRecord
+from fleet_server.observability.route_metrics import RouteMetrics
+from fleet_server.routes import config_store, decision_store, due_store, finding_store, leasing
+from fleet_server.routes.lease_rules import LeaseStep
+from fleet_server.routes.leasing import Times
+from fleet_server.routes.model import Candidate, Decision, Finding, PathState, Route
+from fleet_server.routes.parts import CONFIG_KIND, LEASE_KIND, TOPIC, RouteParts, decision_record
+from fleet_server.routes.pool import Pool
+from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteRecord
+from fleet_server.routes.rules import decide, fold, state_now
+
+MAX_ROUTES = 256
+"""Decided in one transaction: the writer, and every other replica that wants one of these rows, waits for it."""
+_MAX_ENDS = 50_000
+_OUTCOMES = {LeaseStep.GRANT: "granted", LeaseStep.RENEW: "renewed", LeaseStep.WITHDRAW: "withdrawn"}
+
+
+@dataclass(slots=True)
+class Held:
+    """Routes whose rows a transaction holds, and what it read about them.
+
+    Args:
+        known: what is remembered of each way, by route and relay.
+        leases: the newest of each route.
+    """
+
+    routes: dict[str, RouteRecord]
+    known: dict[str, dict[str, Candidate]]
+    leases: dict[str, LeaseRecord]
+    pool: Pool
+    times: Times
+
+
+@dataclass(slots=True)
+class _Writes:
+    """What follows from the decisions of one transaction."""
+
+    candidates: list[tuple[str, Candidate]] = field(default_factory=list)
+    health: list[RouteRecord] = field(default_factory=list)
+    routes: list[RouteRecord] = field(default_factory=list)
+    leases: list[LeaseRecord] = field(default_factory=list)
+    renewed_for: set[str] = field(default_factory=set)
+    decisions: list[DecisionRecord] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+class Deciding:
+    """Decides about routes; jobs of the writer call it.
+
+    Args:
+        parts: of the room.
+        metrics: told of what is committed.
+    """
+
+    def __init__(self, parts: RouteParts, metrics: RouteMetrics) -> None:
+        self._parts = parts
+        self._metrics = metrics
+        self._ends: dict[str, NodeRecord] = {}
+
+    def hold(self, tx: Transaction, route_ids: Iterable[str], *, free_only: bool = False) -> Held:
+        """Lock routes and read what a decision about them needs. Those that are gone, and rows that do not verify, are
+        missing.
+
+        Args:
+            free_only: pass over those that somebody else holds: whoever does is at them.
+        """
+        parts = self._parts
+        times = self.times()
+        if free_only:
+            route_ids = due_store.hold_free(tx.conn, route_ids)
+        found = parts.routes.by_ids(tx.conn, route_ids, lock=not free_only)
+        routes = {route_id: route for route_id, route in sorted(found.items()) if route.intact}
+        self._learn_ends(tx, routes.values())
+        return Held(
+            routes,
+            finding_store.candidates_of(tx.conn, routes),
+            parts.leases.of_routes(tx.conn, routes),
+            Pool(parts.pool(tx.conn, times.now_ms)),
+            times,
+        )
+
+    def times(self) -> Times:
+        """This moment by each clock."""
+        database, own = self._parts.database.clock, self._parts.clock
+        return Times(database.now_ms(own), own.now_ms(), database.past_ms(own))
+
+    def view(self, route: RouteRecord, held: Held) -> Route:
+        """A held route as rules see it."""
+        seen = self._parts.as_decided(route, self._ends, None)
+        return replace(seen, lease=leasing.shown(held.leases.get(route.route_id), held.times))
+
+    def settle(self, tx: Transaction, held: Held, findings: Mapping[str, Sequence[Finding]] | None = None) -> None:
+        """Decide about every route that is held, and write what follows.
+
+        Args:
+            findings: by route id.
+        """
+        writes, parts = _Writes(), self._parts
+        findings = findings or {}
+        for route_id, route in held.routes.items():
+            self._decide(writes, held, route, findings.get(route_id, ()))
+        finding_store.save_candidates(tx.conn, writes.candidates)
+        parts.routes.save_health(tx.conn, writes.health)
+        touched: set[str] = set()
+        for route in writes.routes:
+            touched |= parts.routes.save(tx.conn, route)
+        for lease in writes.leases:
+            parts.leases.save(tx.conn, lease)
+        decision_store.save(tx.conn, writes.decisions)
+        config_store.bump(tx.conn, touched, held.times.now_ms)
+        self._audit(tx, writes.decisions, held)
+        self._announce(tx, writes, touched)
+
+    def _decide(self, writes: _Writes, held: Held, route: RouteRecord, findings: Sequence[Finding]) -> None:
+        policy, times = self._parts.policy, held.times
+        before = held.known.get(route.route_id, {})
+        view = self.view(route, held)
+        known = fold(before, findings, policy, view.ways) if findings else before
+        decision = decide(view, known, held.pool.listed(), times.now_ms, policy)
+        if decision.charged:
+            known = {**known, **{row.relay_id: row for row in decision.charged}}
+        writes.candidates += [(route.route_id, row) for way, row in known.items() if before.get(way) is not row]
+        after = self._follow(writes, held, route, decision)
+        looked = replace(view, relay_id=after.relay_id, decided_at_ms=after.decided_at_ms)
+        row = known.get(after.relay_id)
+        state = state_now(row, looked, times.now_ms, policy) if route.enabled else PathState.UNKNOWN
+        healthy = _with_health(after, row, state, times.now_ms)
+        if healthy is not after:
+            writes.health.append(healthy)
+
+    def _follow(self, writes: _Writes, held: Held, route: RouteRecord, decision: Decision) -> RouteRecord:
+        """The route as it was decided; what that changes is added to `writes`."""
+        lease = held.leases.get(route.route_id)
+        decided = replace(
+            route,
+            generation=route.generation + 1,
+            relay_id=decision.relay_id,
+            candidates=decision.candidates,
+            waiting_rendezvous=decision.waiting_rendezvous,
+            decided_at_ms=held.times.now_ms,
+        )
+        step, lent = leasing.step(
+            decided,
+            lease,
+            renewable=held.pool.is_usable(decision.relay_id),
+            times=held.times,
+            ttl_ms=self._parts.policy.lease_ttl_ms,
+        )
+        self._note_lease(writes, held, decided, lease, step, lent)
+        if decision.switched:
+            held.pool.moved(route.relay_id, decision.relay_id)
+        if decision.switched or step is LeaseStep.GRANT:
+            writes.routes.append(decided)
+            writes.decisions.append(decision_record(decided, decision, now_ms=held.times.now_ms, by="server"))
+            return decided
+        # What its source walks beside the path is no decision about the path.
+        same = replace(decided, generation=route.generation, decided_at_ms=route.decided_at_ms)
+        if same == route:
+            return route
+        writes.routes.append(same)
+        return same
+
+    def _note_lease(
+        self,
+        writes: _Writes,
+        held: Held,
+        route: RouteRecord,
+        before: LeaseRecord | None,
+        step: LeaseStep,
+        after: LeaseRecord | None,
+    ) -> None:
+        if after is not None:
+            writes.leases.append(after)
+            writes.outcomes[_OUTCOMES[step]] += 1
+        if before is None or not before.intact or before.withdrawn:
+            return
+        if not before.holds(held.times.past_ms):
+            writes.outcomes["expired"] += step is LeaseStep.GRANT
+        elif step is LeaseStep.GRANT:
+            writes.outcomes["withdrawn"] += 1
+        elif step is LeaseStep.RENEW:
+            writes.renewed_for |= {before.relay_id, route.source_id}
+
+    def _learn_ends(self, tx: Transaction, routes: Iterable[RouteRecord]) -> None:
+        """A node's site is given to it when it joins, and stays: it is looked up once."""
+        ends = {node_id for route in routes for node_id in (route.source_id, route.destination_id)}
+        unknown = ends.difference(self._ends)
+        if not unknown:
+            return
+        if len(self._ends) + len(unknown) > _MAX_ENDS:
+            self._ends.clear()
+            unknown = ends
+        self._ends |= self._parts.nodes.load_all(tx.conn, sorted(unknown))
+
+    def _audit(self, tx: Transaction, decisions: Sequence[DecisionRecord], held: Held) -> None:
+        if not decisions:
+            return
+        told: list[JSON] = [
+            {
+                "route": each.route_id,
+                "generation": each.generation,
+                "relay": each.path[1] if len(each.path) > 2 else "",
+                "rule": each.rule,
+            }
+            for each in decisions
+        ]
+        subject = f"route:{decisions[0].route_id}" if len(decisions) == 1 else f"routes:{len(decisions)}"
+        detail: Mapping[str, JSON] = {"decisions": told}
+        self._parts.audit.append(tx, AuditKind.ROUTE_DECIDED, actor="server", subject=subject, detail=detail)
+
+    def _announce(self, tx: Transaction, writes: _Writes, touched: set[str]) -> None:
+        parts = self._parts
+        topics = [f"{CONFIG_KIND}:{node_id}" for node_id in sorted(touched)]
+        topics += [f"{LEASE_KIND}:{node_id}" for node_id in sorted(writes.renewed_for - touched)]
+        if topics:
+            tx.after_commit(lambda: parts.concerned.update(touched))
+            tx.first_after_commit(lambda: parts.wakeup.spread_nowait([*topics, TOPIC]))
+        elif writes.health:
+            tx.after_commit(lambda: parts.wakeup.wake_nowait([TOPIC]))
+        rules = Counter(each.rule for each in writes.decisions)
+        if rules or writes.outcomes:
+            tx.after_commit(lambda: self._metrics.decided(rules, writes.outcomes))
+
+
+def _with_health(route: RouteRecord, row: Candidate | None, state: PathState, now_ms: int) -> RouteRecord:
+    """The route with what is known of the way that it takes; itself when that is no news."""
+    found = (
+        (state.value, row.observed_at_ms, round(row.rtt_us), round(row.loss * 1000)) if row else (state.value, 0, 0, 0)
+    )
+    if found == (route.state, route.observed_at_ms, route.rtt_us, route.loss_permille):
+        return route
+    since_ms = route.state_since_ms if state.value == route.state else now_ms
+    name, seen_ms, rtt_us, loss = found
+    return replace(
+        route, state=name, state_since_ms=since_ms, observed_at_ms=seen_ms, rtt_us=rtt_us, loss_permille=loss
+    )

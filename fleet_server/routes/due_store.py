@@ -1,0 +1,39 @@
+"""SQL that finds routes which are due, and holds those that nobody else holds."""
+
+# Every part of a statement is a constant of this module; values only ever travel as parameters.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fleet_server.database.bulk import fetch_of
+from fleet_server.database.engine import Connection, for_update_of_free
+from fleet_server.database.statements import fetch
+
+
+def hold_free(conn: Connection, route_ids: Iterable[str]) -> list[str]:
+    """Those of these routes whose rows nobody else holds: they are held now, until the transaction ends."""
+    lock = for_update_of_free(conn)
+    rows = fetch_of(conn, "SELECT route_id FROM routes", "route_id", sorted(set(route_ids)), lock=lock)
+    return [route_id for (route_id,) in rows]
+
+
+def ids_over(conn: Connection, relay_ids: Sequence[str]) -> list[str]:
+    """Ids of enabled routes that lead over one of these relays."""
+    rows = fetch_of(conn, "SELECT route_id, enabled FROM routes", "relay_node_id", relay_ids)
+    return [route_id for route_id, enabled in rows if enabled]
+
+
+def ids_unseen(conn: Connection, past_ms: int, intervals: int, limit: int) -> list[str]:
+    """Ids of enabled routes whose path counts for something, and was not walked for so many intervals.
+
+    Args:
+        past_ms: Unix milliseconds; what lies before is past by every clock.
+    """
+    text = (
+        "SELECT route_id FROM routes WHERE enabled = 1 AND state <> 'UNKNOWN'"
+        " AND observed_at_ms < ? - ? * probe_interval_ms AND decided_at_ms < ? - ? * probe_interval_ms"
+        " ORDER BY route_id LIMIT ?"
+    )
+    rows = fetch(conn, text, (past_ms, intervals, past_ms, intervals, limit))
+    return [route_id for (route_id,) in rows]
