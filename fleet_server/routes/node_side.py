@@ -22,7 +22,6 @@ from fleet_server.routes.snapshots import PartsOfNodes, Snapshot
 log = get_logger(__name__)
 
 _MAX_REASON_CHARS = 200
-_MAX_TOLD_ROUTES = 1_000
 
 
 class NodeSide(RouteParts):
@@ -104,13 +103,13 @@ class NodeSide(RouteParts):
             config_store.note_applied(tx.conn, node_id, version, now_ms, applied=ok, reason=reason)
             self._raise(tx, node_id, version)
             if not ok:
-                detail: Mapping[str, JSON] = {"version": version, "reason": reason}
+                detail: Mapping[str, JSON] = {"held": version, "reason": reason}
                 subject = f"node:{node_id}"
                 self.audit.append(tx, AuditKind.ROUTE_CONFIG_REFUSED, actor=subject, subject=subject, detail=detail)
             self.wake(tx, ["routes"])
 
         if not applied.applied:
-            log.warning("config_refused", node_id=node_id, version=version, reason=reason)
+            log.warning("config_refused", node_id=node_id, held=version, reason=reason)
         await write_as_newest(self.database, self.nodes, node_id, epoch, work)
 
     async def note_lease(self, node_id: str, epoch: int, ack: lease_pb2.LeaseAck) -> None:

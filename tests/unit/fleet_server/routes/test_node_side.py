@@ -83,6 +83,7 @@ async def test_which_version_a_node_runs_is_kept_and_what_it_refused_is_audited(
     await mesh.routes.note_applied(mesh.ids["a"], mesh.epochs["a"], refused)
     assert (await config(mesh, "a"))[3:6] == (1, False, "FOREIGN" + "x" * 193)
     assert [row.actor for row in await mesh.audited("route.config_refused")] == [f"node:{mesh.ids['a']}"]
+    assert [detail["held"] for detail in await mesh.details("route.config_refused")] == [1]
 
 
 async def test_a_node_that_shows_a_newer_version_is_sent_one_above_it(mesh: Mesh) -> None:
