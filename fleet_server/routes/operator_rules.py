@@ -7,9 +7,11 @@ import re
 from fleet.errors import Reason, Refusal
 
 MIN_PROBE_INTERVAL_MS = 200
-MAX_PROBE_INTERVAL_MS = 60 * 60 * 1000
+MAX_PROBE_INTERVAL_MS = 10 * 60 * 1000
+"""Nodes take intervals up to an hour, and candidates are walked every sixth interval."""
 DEFAULT_PROBE_INTERVAL_MS = 10_000
-MAX_CAPACITY = 1_000
+MAX_CAPACITY = 500
+"""A frame holds what a relay has to know of so many routes, and of both ends of each."""
 DEFAULT_CAPACITY = 50
 MAX_WEIGHT = 1_000
 """Percent."""

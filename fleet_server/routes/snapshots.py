@@ -20,6 +20,12 @@ from fleet_server.routes.model import Policy
 from fleet_server.routes.parts import RouteParts
 from fleet_server.routes.record import DecisionRecord, LeaseRecord, PeerRecord, RouteRecord
 
+MOST_TOLD = 2_000
+"""Routes, and peers, of one part; a node takes 2,048 of either."""
+MOST_BYTES = 900 * 1024
+"""Of one part, estimated; a frame holds 1 MiB."""
+_ROUTE_BYTES = 400  # ids, a way, a sentence; for a relay the ways of others are not told
+_PEER_BYTES = 90
 _MOST_REMEMBERED = 16_384
 
 
@@ -83,7 +89,7 @@ class PartsOfNodes:
 
     def _part(self, version: int, node_id: str, routes: Sequence[RouteRecord], facts: _Facts) -> Snapshot:
         parts = self._parts
-        shown = [route for route in routes if _stands(route, facts.nodes)]
+        shown = _fitting(node_id, [route for route in routes if _stands(route, facts.nodes)], facts)
         statement = route_pb2.ConfigSnapshotStatement(
             cluster_id=parts.trust.cluster_id,
             node_id=node_id,
@@ -154,6 +160,29 @@ def as_told(policy: Policy) -> route_pb2.RoutePolicy:
         degraded_rtt_us=policy.degraded_rtt_us,
         degraded_loss_permille=policy.degraded_loss_permille,
     )
+
+
+def _fitting(node_id: str, routes: Sequence[RouteRecord], facts: _Facts) -> Sequence[RouteRecord]:
+    """What fits into one frame, and is no more than a node takes. How many routes a node is an end or the relay of is
+    bounded; a relay may be a candidate of any number, and of those that are left out it answers no probe."""
+    own = [route for route in routes if node_id in route.path]
+    fitting = len(own)
+    if fitting == len(routes):
+        return routes
+    size_bytes, named = 0, set[str]()
+    ordered = own + [route for route in routes if node_id not in route.path]
+    for route in ordered:
+        strangers = set(route.path) - named
+        size_bytes += _ROUTE_BYTES + sum(_peer_bytes(facts.peers.get(peer_id)) for peer_id in strangers)
+        named |= strangers
+        if len(named) > MOST_TOLD or fitting > MOST_TOLD or size_bytes > MOST_BYTES:
+            break
+        fitting += node_id not in route.path
+    return sorted(ordered[:fitting], key=lambda route: route.route_id)
+
+
+def _peer_bytes(peer: PeerRecord | None) -> int:
+    return _PEER_BYTES + (0 if peer is None else len(peer.certificate) + sum(map(len, peer.endpoints)))
 
 
 def _stands(route: RouteRecord, nodes: Mapping[str, NodeRecord]) -> bool:
