@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fleet.v1 import admin_route_pb2, route_pb2
@@ -86,7 +86,7 @@ def explanation_view(found: Explanation, names: Names) -> admin_route_pb2.Explai
     return admin_route_pb2.ExplainRouteResponse(
         route=route_view(route, names),
         decision=decision_view(found.decision, names) if found.decision else None,
-        candidates=[_way_view(_Judged.of(way, found.known), route.relay_id, names) for way in live.scores],
+        candidates=[_way_now(way, found.known, route.relay_id, names) for way in live.scores],
         lease=_lease_view(found.view.lease, names),
         outlook=admin_route_pb2.RouteDecisionView(
             generation=route.generation,
@@ -108,7 +108,7 @@ def explanation_view(found: Explanation, names: Names) -> admin_route_pb2.Explai
 def decision_ids(made: DecisionRecord) -> Iterator[str]:
     """Nodes that a decision names."""
     yield from made.path
-    yield from (str(way.get("relay_id", "")) for way in made.scores)
+    yield from (str(way.get("relay_id", "")) for way in _objects(made.scores))
 
 
 def decision_view(made: DecisionRecord, names: Names) -> admin_route_pb2.RouteDecisionView:
@@ -119,10 +119,10 @@ def decision_view(made: DecisionRecord, names: Names) -> admin_route_pb2.RouteDe
         relay_node_id=relay_id,
         relay_name=_name(relay_id, names),
         rule=made.rule,
-        reasons=[_reason_view(str(each.get("text", "")), each.get("numbers", {})) for each in made.reasons],
+        reasons=[_reason_view(str(each.get("text", "")), each.get("numbers", {})) for each in _objects(made.reasons)],
         decided_at_ms=made.decided_at_ms,
         decided_by=made.decided_by,
-        considered=[_way_view(_Judged.stored(way), relay_id, names) for way in made.scores],
+        considered=[_way_view(way, relay_id, names) for way in _objects(made.scores)],
     )
 
 
@@ -170,48 +170,48 @@ def relay_view(view: RelayView, names: Names) -> admin_route_pb2.RelayView:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """One way as a decision saw it, and what is remembered of it now, where it is about now."""
-
-    way: Mapping[str, Any]
-    known: Candidate | None
-
-    @classmethod
-    def of(cls, way: Scored, known: Mapping[str, Candidate]) -> _Judged:
-        fields = {name: getattr(way, name) for name in Scored.__slots__}
-        return cls(fields, known.get(way.relay_id, Candidate(way.relay_id)))
-
-    @classmethod
-    def stored(cls, way: Mapping[str, Any]) -> _Judged:
-        return cls(way, None)
+def _objects(found: Iterable[object]) -> list[Mapping[str, Any]]:
+    """What a row holds that may be anything: it has no MAC, since it confers nothing."""
+    return [each for each in found if isinstance(each, Mapping)]
 
 
-def _way_view(judged: _Judged, chosen: str, names: Names) -> admin_route_pb2.RouteCandidateView:
-    way, known = judged.way, judged.known
+def _number(value: object) -> int:
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0
+
+
+def _way_view(way: Mapping[str, Any], chosen: str, names: Names) -> admin_route_pb2.RouteCandidateView:
+    """One way as a decision saw it."""
     relay_id = str(way.get("relay_id", ""))
-    score_us = way.get("score_us")
-    parts = dict(way.get("parts") or {})
-    weight = parts.pop("weight", 0)
-    view = admin_route_pb2.RouteCandidateView(
+    parts = way.get("parts")
+    figures = {str(name): _number(us) for name, us in parts.items()} if isinstance(parts, Mapping) else {}
+    weight = figures.pop("weight", 0)
+    return admin_route_pb2.RouteCandidateView(
         relay_node_id=relay_id,
         relay_name=_name(relay_id, names),
         effective=relay_id == chosen,
         state=str(way.get("state", "")),
-        observed_at_ms=way.get("observed_at_ms", 0),
-        scored=score_us is not None,
-        score_us=score_us or 0,
-        parts=[admin_route_pb2.RouteScorePart(name=name, us=us) for name, us in parts.items()],
-        weight=weight,
-        penalty=way.get("penalty", 0.0),
-        suppressed_until_ms=way.get("suppressed_until_ms", 0),
-        stale_since_ms=way.get("stale_since_ms", 0),
+        rtt_us=figures.get("rtt", 0),
+        observed_at_ms=_number(way.get("observed_at_ms")),
+        scored=way.get("score_us") is not None,
+        score_us=_number(way.get("score_us")),
+        parts=[admin_route_pb2.RouteScorePart(name=name, us=us) for name, us in figures.items()],
+        weight=min(weight, 0xFFFFFFFF),
+        penalty=_number(way.get("penalty")),
+        suppressed_until_ms=_number(way.get("suppressed_until_ms")),
+        stale_since_ms=_number(way.get("stale_since_ms")),
         held_out=str(way.get("held_out", "")),
-        rtt_us=parts.get("rtt", 0),
     )
-    if known is not None:
-        view.rtt_us, view.loss, view.samples = known.rtt_us, known.loss, known.samples
-        view.failure, view.blamed_node_id, view.blamed_name = known.failure, known.blamed, _name(known.blamed, names)
+
+
+def _way_now(
+    way: Scored, known: Mapping[str, Candidate], chosen: str, names: Names
+) -> admin_route_pb2.RouteCandidateView:
+    """One way as it would be seen now, and what is remembered of it."""
+    view = _way_view(asdict(way), chosen, names)
+    memory = known.get(way.relay_id)
+    if memory is not None:
+        view.rtt_us, view.loss, view.samples = memory.rtt_us, memory.loss, memory.samples
+        view.failure, view.blamed_node_id, view.blamed_name = memory.failure, memory.blamed, _name(memory.blamed, names)
     return view
 
 
@@ -240,8 +240,9 @@ def _members(view: RouteView, names: Names) -> Iterator[admin_route_pb2.RouteMem
         yield member
 
 
-def _reason_view(text: str, numbers: Mapping[str, Any]) -> admin_route_pb2.RouteReason:
-    return admin_route_pb2.RouteReason(text=text, numbers={key: str(value) for key, value in numbers.items()})
+def _reason_view(text: str, numbers: object) -> admin_route_pb2.RouteReason:
+    told = numbers if isinstance(numbers, Mapping) else {}
+    return admin_route_pb2.RouteReason(text=text, numbers={str(key): str(value) for key, value in told.items()})
 
 
 def _name(node_id: str, names: Names) -> str:

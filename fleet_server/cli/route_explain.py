@@ -147,7 +147,8 @@ class _Page:
         from fleet.prose import wrapped
         from fleet_server.cli.terminal import printable
 
-        shown = wrapped(printable(self._named(text)), terminal_width(sys.stdout), indent=4)
+        sentence = self._named(text)
+        shown = wrapped(printable(sentence[:1].upper() + sentence[1:]), terminal_width(sys.stdout), indent=4)
         self._invocation.emit_text(f"  - {shown}")
 
     def _named(self, text: str) -> str:

@@ -120,7 +120,7 @@ def _decision(made: admin_route_pb2.RouteDecisionView, names: NodeNames) -> list
         "-",
         "-",
         str(made.generation),
-        names.told_by_name(sentence),
+        names.told_by_name(sentence[:1].upper() + sentence[1:]),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fleet_server.routes.model import DIRECT, GOOD, Decision, Policy, Scored
-from fleet_server.routes.reason_rules import name
+from fleet_server.routes.reason_rules import millis, name
 
 _MOST_RIVALS = 4
 
@@ -48,17 +48,13 @@ def _gains(current_us: int, rivals: Collection[Scored], policy: Policy) -> list[
         return []  # none can gain enough over a path that is as short as that
     told = []
     for way in rivals:
-        wanted = f"a score of {_ms(most)} or less"
+        wanted = f"a score of {millis(most)} or less"
         if way.held_out:
             told.append(f"{name(way.relay_id)} can be chosen again ({way.held_out}) and has {wanted}")
         else:
-            told.append(f"{name(way.relay_id)} has {wanted}, against {_ms(way.score_us or 0)} now")
+            told.append(f"{name(way.relay_id)} has {wanted}, against {millis(way.score_us or 0)} now")
     return told
 
 
 def _must_work(way: Scored) -> str:
     return f"{name(way.relay_id)} works" + (f" again ({way.held_out})" if way.held_out else "")
-
-
-def _ms(us: int) -> str:
-    return f"{us / 1000:.1f} ms"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from typing import Any
 
 import pytest
@@ -155,6 +157,20 @@ async def test_a_relay_that_is_an_end_of_a_route_is_none_for_that_one(fleet: Ins
     (end,) = [way for way in why.candidates if way.relay_name == "n-2"]
     assert "an end of the route" in end.held_out
     assert not any(end.relay_node_id in each for each in why.would_switch)
+
+
+async def test_a_stored_decision_that_somebody_spoilt_is_shown_as_far_as_it_goes(fleet: Installation) -> None:
+    await route(fleet.owner, "n-1", "n-2")
+    with contextlib.closing(sqlite3.connect(fleet.database_file)) as database:
+        spoilt = '[1, {"relay_id": 7, "parts": 3, "score_us": "x", "penalty": -1, "observed_at_ms": 1e300}]'
+        database.execute(
+            'UPDATE route_decisions SET reasons = \'[null, {"text": 5, "numbers": 1}]\', scores = ?', (spoilt,)
+        )
+        database.commit()
+    why = await fleet.owner.ask("ExplainRoute", admin_route_pb2.ExplainRouteRequest(route="n-1-to-n-2"))
+    assert [reason.text for reason in why.decision.reasons] == ["5"]
+    assert [(way.relay_name, way.score_us, way.observed_at_ms) for way in why.decision.considered] == [("7", 0, 0)]
+    assert why.outlook.reasons, "what would be decided now does not come from there"
 
 
 async def test_viewers_see_and_do_not_touch(fleet: Installation) -> None:

@@ -55,7 +55,7 @@ def test_an_explanation_tells_what_decided_and_what_would_change_it(ctl: Fleetct
         "Ways, as they are now",
         "Ways, when it was decided",
         "It takes another path when",
-        "- the path over relay-a breaks",
+        "- The path over relay-a breaks",
     ):
         assert part in result.stdout, part
     assert RELAY_ID not in result.stdout, "people know nodes by name"
