@@ -179,7 +179,7 @@ class RouteOperations(RouteParts):
             decision = self._first(tx, route, now_ms)
         else:
             lease = self.leases.of_routes(tx.conn, [route.route_id], lock=True).get(route.route_id)
-            if lease is not None and lease.holds(now_ms):
+            if lease is not None and lease.intact and not lease.withdrawn:
                 self.withdraw_lease(tx, lease, now_ms)
                 self.tell_leases(tx, [lease.relay_id, route.source_id])
             route = replace(route, enabled=False)

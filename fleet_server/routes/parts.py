@@ -88,6 +88,10 @@ class RouteParts:
         """Unix milliseconds that replicas agree on."""
         return self.nodes.now_ms()
 
+    def past_ms(self) -> int:
+        """Unix milliseconds: what lies before is past by this machine's clock and by the one that replicas agree on."""
+        return self.database.clock.past_ms(self.clock)
+
     # -- what a decision sees -------------------------------------------------------------------------------------
     def pool(self, conn: Connection, now_ms: int) -> list[Relay]:
         """The relay pool as decisions see it, by id. Any thread."""

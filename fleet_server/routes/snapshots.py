@@ -59,7 +59,8 @@ class PartsOfNodes:
             decisions=decision_store.newest_of(conn, routes),
             peers=parts.peers.by_ids(conn, members),
             leases=parts.leases.of_routes(conn, [route.route_id for route in routes.values() if route.relay_id]),
-            now_ms=parts.now_ms(),
+            issued_at_ms=parts.clock.now_ms(),
+            past_ms=parts.past_ms(),
         )
         return [
             self._part(configs[node_id].version, node_id, shown[node_id], facts) if node_id in configs else None
@@ -69,7 +70,7 @@ class PartsOfNodes:
     def leases_of(self, conn: Connection, node_ids: Sequence[str]) -> list[list[trust_pb2.Signed]]:
         """For each node the leases that concern it, as their holder or as the source of the route: those that hold, and
         those that were withdrawn while they would still hold. Any thread."""
-        parts, now_ms = self._parts, self._parts.now_ms()
+        parts, past_ms = self._parts, self._parts.past_ms()
         shown = parts.routes.shown_to(conn, node_ids)
         own = {
             node_id: {route.route_id for route in routes if route.source_id == node_id}
@@ -83,7 +84,7 @@ class PartsOfNodes:
         for node_id in node_ids:
             found = {lease.route_id: lease for lease in of_relays.get(node_id, ())}
             found |= {route_id: of_routes[route_id] for route_id in own[node_id] if route_id in of_routes}
-            held = [lease for _, lease in sorted(found.items()) if lease.intact and now_ms < lease.expires_at_ms]
+            held = [lease for _, lease in sorted(found.items()) if lease.intact and past_ms < lease.expires_at_ms]
             answers.append([self._sign(lease) for lease in held])
         return answers
 
@@ -98,7 +99,7 @@ class PartsOfNodes:
                 _route(route, node_id, facts.nodes, facts.decisions.get(route.route_id), parts.policy)
                 for route in shown
             ],
-            issued_at_ms=facts.now_ms,
+            issued_at_ms=facts.issued_at_ms,
             policy=as_told(parts.policy),
         )
         named = {member for route in statement.routes for member in _members(route)} - {node_id}
@@ -110,7 +111,7 @@ class PartsOfNodes:
                 told.probe_certificate = peer.certificate
         for route in shown:
             lease = facts.leases.get(route.route_id)
-            if lease is None or not lease.holds(facts.now_ms) or lease.relay_id != route.relay_id:
+            if lease is None or not lease.holds(facts.past_ms) or lease.relay_id != route.relay_id:
                 continue
             if node_id in (lease.relay_id, route.source_id):
                 statement.leases.append(self._sign(lease))
@@ -142,13 +143,15 @@ class PartsOfNodes:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the parts of several nodes are made of, all of one moment."""
+    """What the parts of several nodes are made of, all of one moment: what is signed has this machine's time, and a
+    lease has ended once that is past by the database's clock, too (docs/adr/0033)."""
 
     nodes: Mapping[str, NodeRecord]
     decisions: Mapping[str, DecisionRecord]
     peers: Mapping[str, PeerRecord]
     leases: Mapping[str, LeaseRecord]
-    now_ms: int
+    issued_at_ms: int
+    past_ms: int
 
 
 def as_told(policy: Policy) -> route_pb2.RoutePolicy:

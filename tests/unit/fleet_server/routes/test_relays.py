@@ -127,6 +127,17 @@ async def test_the_leases_of_a_relay_that_is_removed_are_taken_back_at_once(mesh
     assert await told_leases(mesh, "r") == []
 
 
+@pytest.mark.parametrize("ahead_ms", [10 * LEASED, -10 * LEASED])
+async def test_a_lease_holds_while_it_does_by_any_clock(mesh: Mesh, ahead_ms: int) -> None:
+    await mesh.connect("a", "b")
+    await over_relay(mesh)
+    clock = mesh.clock
+    mesh.database.clock.note(clock.now_ms() + ahead_ms, clock.monotonic(), clock)
+    part = await mesh.content("r")
+    assert (len(part.leases), part.issued_at_ms) == (1, clock.now_ms())
+    assert len(await told_leases(mesh, "a")) == 1
+
+
 async def test_one_that_is_switched_off_holds_no_lease(mesh: Mesh) -> None:
     await mesh.connect("a", "b")
     await over_relay(mesh)
