@@ -10,13 +10,11 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 
 from fleet.v1 import route_pb2
+from fleet_server.routes.finding_rules import AHEAD_MS, MAX_RTT_US
 from fleet_server.routes.model import BAD, DIRECT, GOOD, Finding, PathState, Policy, Route
 
-MAX_AHEAD_MS = 5_000
-"""A node's idea of server time may be so much ahead."""
 KEPT_FOR_MS = 60_000
 """What is no older is believed however short the interval is: a stream may have been slow."""
-MAX_RTT_US = 60_000_000
 MAX_GENERATIONS_BEHIND = 2
 """Walks that were under way while the path changed still tell of the ways that they took."""
 _STATES = {
@@ -81,10 +79,12 @@ def doubt(
         return Doubt.UNKNOWN_KIND
     if not 0 <= route.generation - observation.generation <= MAX_GENERATIONS_BEHIND:
         return Doubt.OTHER_GENERATION
-    if observation.observed_at_ms > now_ms + MAX_AHEAD_MS:
+    if observation.observed_at_ms > now_ms + AHEAD_MS:
         return Doubt.FROM_THE_FUTURE
     oldest_ms = now_ms - max(KEPT_FOR_MS, policy.candidate_interval_ms(route) * policy.stale_after_intervals)
-    if observation.observed_at_ms < oldest_ms or min(observation.observed_at_ms, now_ms) <= newest_at_ms:
+    # What was believed was never ahead of the clock: if the newest is, the clock went back since.
+    known_ms = newest_at_ms if newest_at_ms <= now_ms else 0
+    if observation.observed_at_ms < oldest_ms or min(observation.observed_at_ms, now_ms) <= known_ms:
         return Doubt.TOO_OLD
     return _doubt_walk(observation, route, pool) if is_walk(observation) else _doubt_numbers(observation)
 

@@ -18,7 +18,7 @@ def ceiling(policy: Policy) -> float:
 def penalty_now(known: Candidate, now_ms: int, policy: Policy) -> float:
     """What is left of its penalty; a clock that went back does not make it grow."""
     age_ms = max(0, now_ms - known.penalty_at_ms)
-    return known.penalty * float(0.5 ** (age_ms / policy.half_life_ms))
+    return _bounded(known.penalty, policy) * float(0.5 ** (age_ms / policy.half_life_ms))
 
 
 def is_suppressed(known: Candidate, now_ms: int, policy: Policy) -> bool:
@@ -30,7 +30,7 @@ def suppressed_until_ms(known: Candidate, now_ms: int, policy: Policy) -> int:
     """When it is let in again if nothing more happens; 0 when it is not held out."""
     if not is_suppressed(known, now_ms, policy):
         return 0
-    halvings = math.log2(known.penalty / policy.reuse_below)
+    halvings = math.log2(_bounded(known.penalty, policy) / policy.reuse_below)
     return known.penalty_at_ms + math.floor(halvings * policy.half_life_ms) + 1
 
 
@@ -42,3 +42,8 @@ def charge(known: Candidate, amount: float, now_ms: int, policy: Policy) -> Cand
         since_ms = now_ms
     # A time that went back would have it decay twice.
     return replace(known, penalty=penalty, penalty_at_ms=max(now_ms, known.penalty_at_ms), suppressed_since_ms=since_ms)
+
+
+def _bounded(penalty: float, policy: Policy) -> float:
+    """A penalty as this module writes them: rows of what was found carry no MAC, and may hold anything."""
+    return min(penalty, ceiling(policy)) if penalty > 0 else 0.0

@@ -10,14 +10,21 @@ from fleet_server.routes.model import BAD, GOOD, Candidate, Finding, PathState, 
 
 LEASE_EXPIRED = "LEASE_EXPIRED"
 """How a walk fails whose relay holds no lease: the server's doing, not the relay's."""
+MAX_RTT_US = 60_000_000
+AHEAD_MS = 5_000
+"""Replicas' clocks may be so far apart; what was observed later than that was observed before a clock went back."""
+WENT_BACK_MS = 120_000
+"""No finding is on its way for so long: it is not the finding that is old, but a clock that went back."""
 _SEVERITY = {state: rank for rank, state in enumerate(PathState)}
 
 
 def state_now(known: Candidate | None, route: Route, now_ms: int, policy: Policy) -> PathState:
-    """What a way counts for at a moment: UNKNOWN when the newest finding is too old."""
-    if known is None or not known.observed_at_ms:
+    """What a way counts for at a moment: UNKNOWN when the newest finding is too old, or the row makes no sense."""
+    if known is None or not known.observed_at_ms or not is_sane(known):
         return PathState.UNKNOWN
     seen_ms = known.observed_at_ms
+    if seen_ms > now_ms + AHEAD_MS:
+        return PathState.UNKNOWN
     if known.relay_id == route.relay_id:
         # It was walked as seldom as a candidate until it became the effective path.
         seen_ms = max(seen_ms, route.decided_at_ms)
@@ -75,19 +82,19 @@ def _nothing_works_after(
 
 def _learn(before: Candidate, finding: Finding, policy: Policy) -> Candidate:
     """The way with its new state and smoothed values, and the penalty that it had."""
-    if finding.at_ms <= before.observed_at_ms:
+    if before.observed_at_ms - WENT_BACK_MS < finding.at_ms <= before.observed_at_ms:
         return before
     if finding.state in BAD:
         since_ms = before.stale_since_ms or finding.at_ms
         rtt_us, loss, samples = before.rtt_us, before.loss, before.samples
     else:
         since_ms = 0
-        forgotten = finding.at_ms - before.observed_at_ms > policy.forget_after_ms
+        forgotten = abs(finding.at_ms - before.observed_at_ms) > policy.forget_after_ms or not is_sane(before)
         samples = 1 if forgotten or before.state not in GOOD else before.samples + 1
         # Of the first few each counts alike; the very first one would have too much weight otherwise.
         weight = max(policy.ewma_weight, 1 / samples)
-        rtt_us = before.rtt_us + weight * (finding.rtt_us - before.rtt_us)
-        loss = before.loss + weight * (finding.loss_permille / 1000 - before.loss)
+        rtt_us = _smoothed(before.rtt_us, finding.rtt_us, weight)
+        loss = _smoothed(before.loss, finding.loss_permille / 1000, weight)
     return replace(
         before,
         state=finding.state,
@@ -99,6 +106,15 @@ def _learn(before: Candidate, finding: Finding, policy: Policy) -> Candidate:
         failure=finding.failure,
         blamed=finding.blamed,
     )
+
+
+def _smoothed(before: float, new: float, weight: float) -> float:
+    return new if weight >= 1 else before + weight * (new - before)
+
+
+def is_sane(row: Candidate) -> bool:
+    """Whether its figures are some: rows of what was found carry no MAC, and may hold anything."""
+    return 0 <= row.rtt_us <= MAX_RTT_US and 0 <= row.loss <= 1 and row.samples >= 0
 
 
 def _excused(known: Mapping[str, Candidate], ordered: Sequence[Finding], policy: Policy) -> dict[str, Candidate]:

@@ -145,7 +145,7 @@ def _not_enough_gain(case: _Case) -> str:
     samples = case.ways[rival].samples
     if samples < case.policy.min_samples:
         case.numbers["samples"] = samples
-        return f"{text}, but was seen working only {samples} times in a row, of {case.policy.min_samples}"
+        return f"{text}, but was seen working {samples} times in a row, of {case.policy.min_samples} that are asked for"
     return f"{text}. Asked for are {case.bar()}"
 
 

@@ -86,6 +86,10 @@ def test_what_nobody_has_looked_at_is_told_once_only() -> None:
     assert doubt(observation(), "n-s", ROUTE, POOL, NOW_MS - 100, NOW_MS, POLICY) is Doubt.TOO_OLD
 
 
+def test_after_the_clock_went_back_nodes_are_believed_again() -> None:
+    assert doubt(observation(), "n-s", ROUTE, POOL, NOW_MS + 60_000, NOW_MS, POLICY) is None
+
+
 def test_a_clock_ahead_does_not_make_a_finding_newer_than_now() -> None:
     assert finding_of(observation(observed_at_ms=NOW_MS + 3_000), ROUTE, NOW_MS).at_ms == NOW_MS
     assert (

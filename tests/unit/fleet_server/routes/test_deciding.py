@@ -152,7 +152,7 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
             RELAYS,
             DecisionRule.NOT_ENOUGH_GAIN,
             "n-a",
-            "only 1 times in a row, of 2",
+            "seen working 1 times in a row, of 2",
             id="it-was-seen-once",
         ),
         pytest.param(

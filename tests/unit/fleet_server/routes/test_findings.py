@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fleet_server.routes.rules import DIRECT, Candidate, Finding, PathState, fold, observe, state_now
-from tests.unit.fleet_server.routes.known import NOW_MS, OVER_A, POLICY, ROUTE, SEEN_MS, bad, good, rows
+from fleet_server.routes.rules import DIRECT, Candidate, Finding, PathState, decide, fold, observe, state_now
+from tests.unit.fleet_server.routes.known import NOW_MS, OVER_A, POLICY, RELAYS, ROUTE, SEEN_MS, bad, good, rows
 
 HEALTHY, DEGRADED = PathState.HEALTHY, PathState.DEGRADED
 DRIFT, UNREACHABLE = PathState.DRIFT, PathState.UNREACHABLE
@@ -127,6 +127,27 @@ def test_what_was_held_out_by_the_charge_alone_is_let_in_with_it() -> None:
 def test_for_how_long_a_finding_counts(row: Candidate, age_ms: int, interval_ms: int, state: PathState) -> None:
     route = replace(OVER_A, probe_interval_ms=interval_ms)
     assert state_now(row, route, row.observed_at_ms + age_ms, POLICY) is state
+
+
+def test_when_the_clock_went_back_what_was_seen_in_the_future_does_not_stand_for_ever() -> None:
+    ahead = good("n-a", 9, observed_at_ms=NOW_MS + 86_400_000)
+    assert state_now(ahead, OVER_A, NOW_MS, POLICY) is PathState.UNKNOWN
+    after = observe(ahead, told("n-a", UNREACHABLE), POLICY)
+    assert (after.state, after.observed_at_ms) == (UNREACHABLE, NOW_MS)
+    # Clocks of replicas are a little apart, and findings overtake one another.
+    assert state_now(good("n-a", 9, observed_at_ms=NOW_MS + 5_000), OVER_A, NOW_MS, POLICY) is HEALTHY
+    assert observe(good("n-a", 9, observed_at_ms=NOW_MS + 60_000), told("n-a", UNREACHABLE), POLICY).state is HEALTHY
+
+
+@pytest.mark.parametrize("garbled", [float("nan"), float("inf"), float("-inf"), -1.0, 1e300])
+@pytest.mark.parametrize("column", ["rtt_us", "loss", "penalty"])
+def test_a_row_that_somebody_garbled_stops_nothing_and_heals(column: str, garbled: float) -> None:
+    known = rows(good("n-a", 9), good(DIRECT, 9), replace(good("n-b", 9), **{column: garbled}))
+    decision = decide(OVER_A, known, RELAYS, NOW_MS, POLICY)
+    assert decision.relay_id in ("n-a", DIRECT)
+    assert all(0 <= each.penalty <= 12_000 for each in decision.scores)
+    healed = fold(known, [told("n-b", HEALTHY, 9), told(DIRECT, UNREACHABLE)], POLICY)["n-b"]
+    assert (healed.rtt_us, healed.loss) == (9_000, 0)
 
 
 def test_nothing_is_known_of_what_was_never_walked() -> None:
