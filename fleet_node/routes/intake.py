@@ -24,6 +24,7 @@ class ProbeLimits:
         all_per_s: probes a second from all together; `all_burst` at once.
         address_per_s: from one address, IPv6: one /64; `address_burst` at once.
         caller_per_s: of one caller at one address; `caller_burst` at once.
+        read_s: seconds in which a request follows its call.
         in_flight: worked on at one time.
         connections: open at one time. A stranger can make gRPC keep 16 MiB of headers that never end in each
             (docs/architecture.md, "What gRPC needs to be told"), so they are as few as a busy relay needs.
@@ -37,6 +38,7 @@ class ProbeLimits:
     address_burst: float = 400.0
     caller_per_s: float = 50.0
     caller_burst: float = 200.0
+    read_s: float = 1.0
     in_flight: int = 256
     connections: int = 128
     nonces_per_caller: int = 1024

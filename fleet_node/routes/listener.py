@@ -30,13 +30,11 @@ _OPTIONS = (
     ("grpc.max_concurrent_streams", 128),  # of one peer: after a failure it walks all its routes at once
     ("grpc.server_handshake_timeout_ms", 5_000),
     # Who is not heard of any more is reaped, and so is who holds a connection without a word: the longest pause between
-    # two walks of a candidate is shorter. A call that never ends its request does not outlive its connection.
+    # two walks of a candidate is shorter.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_connection_idle_ms", 150_000),
-    ("grpc.max_connection_age_ms", 3_600_000),
-    ("grpc.max_connection_age_grace_ms", 15_000),
 )
 
 

@@ -49,18 +49,26 @@ class ProbeService:
         self._caller = caller
         self._clock = clock
         self._intake = Intake(limits)
+        self._read_s = limits.read_s
         self.answered = 0
         """Walks that were answered, as an end or as a relay."""
         self.refused: Counter[Reason] = Counter()
         """Walks that were refused, by reason."""
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What `grpc.aio.Server.add_generic_rpc_handlers` takes. Requests stay bytes until they are let in."""
-        return grpc.method_handlers_generic_handler(SERVICE, {"Walk": grpc.unary_unary_rpc_method_handler(self._walk)})
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes. Requests stay bytes until they are let in.
 
-    async def _walk(self, raw: bytes, context: Context) -> bytes:
+        On the wire a stream of one request is a unary call. Registered as that, gRPC would hand a call over once its
+        request is whole, and keep the rest of those that never are for as long as their connection lives.
+        """
+        return grpc.method_handlers_generic_handler(SERVICE, {"Walk": grpc.stream_unary_rpc_method_handler(self._walk)})
+
+    async def _walk(self, _: object, context: Context) -> bytes:
         try:
-            return await self._take(raw, context)
+            address = _address(context)
+            self._intake.admit_call(address, self._clock.monotonic())
+            _require_tls13(context)
+            return await self._take(await self._read(context), address, context)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Refusal as refusal:
@@ -78,10 +86,14 @@ class ProbeService:
         await context.abort(code, message, trailing)
         raise AssertionError("abort returned")
 
-    async def _take(self, raw: bytes, context: Context) -> bytes:
-        address = _address(context)
-        self._intake.admit_call(address, self._clock.monotonic())
-        _require_tls13(context)
+    async def _read(self, context: Context) -> bytes:
+        reading = asyncio.create_task(_next_message(context))  # never cancelled: the abort ends it (grpc/grpc#43360)
+        await asyncio.wait({reading}, timeout=self._read_s)
+        if not reading.done() or not isinstance(raw := reading.result(), bytes):
+            raise Refusal(Reason.MALFORMED, "no whole probe came with the call: look at the line")
+        return raw
+
+    async def _take(self, raw: bytes, address: str, context: Context) -> bytes:
         self._intake.in_flight += 1
         try:
             asked = self._checked(raw, address)
@@ -115,6 +127,13 @@ class ProbeService:
         onward = await self._caller.onward(asked.probe, asked.hop_index + 1, max(0.0, left_s) * _ONWARD_SHARE)
         # All of it, connecting and waiting for nobody too: what is left of the caller's time is the hop to this node.
         return replace(onward, elapsed_us=round((self._clock.monotonic() - began) * 1e6))
+
+
+async def _next_message(context: Context) -> object:
+    try:
+        return await context.read()
+    except (grpc.aio.BaseError, grpc.aio.AioRpcError):
+        return None  # the call ended under the read
 
 
 def _address(context: Context) -> str:

@@ -23,6 +23,7 @@ from tests.unit.fleet_node.routes.mesh import (
     ROUTE,
     TIMEOUT_S,
     Mesh,
+    MeshNode,
     call_raw,
     deaf_port,
     mesh,
@@ -31,14 +32,16 @@ from tests.unit.fleet_node.routes.mesh import (
 )
 
 
-async def _message_over_h2(host: str, port: int, context: ssl.SSLContext) -> str:
-    """The gRPC message that answers an empty walk over such a connection."""
+async def message_over_h2(node: MeshNode, context: ssl.SSLContext, request: bytes | None) -> str:
+    """The gRPC message that answers a walk over such a connection; one without a request never ends it."""
+    host, port = split_endpoint(node.endpoint)
     reader, writer = await asyncio.open_connection(host, port, ssl=context)
     http = H2Connection()
     http.initiate_connection()
     path = [(":method", "POST"), (":scheme", "https"), (":authority", "d"), (":path", "/fleet.v1.Probe/Walk")]
     http.send_headers(1, [*path, ("te", "trailers"), ("content-type", "application/grpc")])
-    http.send_data(1, bytes(5), end_stream=True)
+    if request is not None:
+        http.send_data(1, b"\0" + len(request).to_bytes(4, "big") + request, end_stream=True)
     said = ""
     async with asyncio.timeout(TIMEOUT_S):
         while not said:
@@ -48,6 +51,15 @@ async def _message_over_h2(host: str, port: int, context: ssl.SSLContext) -> str
                     said = said or dict(event.headers).get(b"grpc-message", b"").decode()
     writer.transport.abort()
     return said
+
+
+def anybody(newest: ssl.TLSVersion) -> ssl.SSLContext:
+    """TLS up to a version, with whoever answers."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = newest
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 async def reason_at_r(nodes: Mesh, asked: Probe, hop_index: int = 1, signer: Signer | None = None) -> str:
@@ -149,12 +161,14 @@ async def test_walks_that_wait_hold_no_more_than_their_share(tmp_path: Path) -> 
 
 async def test_tls_before_13_is_refused(tmp_path: Path) -> None:
     async with mesh(tmp_path, "d") as nodes:
-        host, port = split_endpoint(nodes["d"].endpoint)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
-        assert "TLS 1.3 is required" in await _message_over_h2(host, port, context)
+        assert "TLS 1.3 is required" in await message_over_h2(nodes["d"], anybody(ssl.TLSVersion.TLSv1_2), b"")
+        assert "no part of one" in await message_over_h2(nodes["d"], anybody(ssl.TLSVersion.TLSv1_3), b"")
+
+
+async def test_a_call_whose_request_never_comes_is_ended(tmp_path: Path) -> None:
+    async with mesh(tmp_path, "d", ProbeLimits(read_s=0.1)) as nodes:
+        said = await message_over_h2(nodes["d"], anybody(ssl.TLSVersion.TLSv1_3), None)
+        assert said.startswith("no whole probe came")
 
 
 async def test_an_error_of_the_node_tells_a_stranger_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,8 @@ def lies(nodes: Mesh, liar: MeshNode, lie: Lie, monkeypatch: pytest.MonkeyPatch)
     """Let a node answer that from now on; its listener, certificate and key are its own."""
     honest = liar.listener.service._take
 
-    async def take(raw: bytes, context: object) -> bytes:
-        return await lie(nodes, read_request(raw), await honest(raw, context))  # type: ignore[arg-type]
+    async def take(raw: bytes, address: str, context: Any) -> bytes:
+        return await lie(nodes, read_request(raw), await honest(raw, address, context))
 
     monkeypatch.setattr(liar.listener.service, "_take", take)
 
