@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fleet.errors import Reason, Refusal
@@ -127,8 +129,7 @@ class Intake:
         self._addresses = Buckets(limits.address_per_s, limits.address_burst, limits.max_keys)
         self._callers = Buckets(limits.caller_per_s, limits.caller_burst, limits.max_keys)
         self.nonces = SeenNonces(limits.nonces_per_caller)
-        self.in_flight = 0
-        """Probes under way; whoever works on one counts it here."""
+        self._in_flight = 0
 
     def admit_call(self, address: str, now_s: float) -> None:
         """Let a call in, of which only the address is known.
@@ -136,11 +137,24 @@ class Intake:
         Raises:
             Refusal: RATE_LIMITED.
         """
-        if self.in_flight >= self._limits.in_flight:
-            raise rate_limited()
         # The address first: what one of them sends too much takes nothing of what all may send.
         if not self._addresses.take(now_s, _network(address)) or not self._all.take(now_s):
             raise rate_limited()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While a probe is worked on.
+
+        Raises:
+            Refusal: RATE_LIMITED: too many are.
+        """
+        if self._in_flight >= self._limits.in_flight:
+            raise rate_limited()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
 
     def admit_caller(self, address: str, caller: str, now_s: float) -> None:
         """Let a probe in that says who calls.

@@ -94,13 +94,10 @@ class ProbeService:
         return raw
 
     async def _take(self, raw: bytes, address: str, context: Context) -> bytes:
-        self._intake.in_flight += 1
-        try:
+        with self._intake.working():
             asked = self._checked(raw, address)
             onward = None if asked.is_last else await self._relay(asked, context)
             answer = walk_rules.answer(asked, onward, self._view.node_id, self._view.signer)
-        finally:
-            self._intake.in_flight -= 1
         self.answered += 1
         return answer
 
