@@ -202,6 +202,7 @@ class Node:
             RouteParts(
                 listen=settings.probe_listen,
                 endpoints=settings.probe_endpoints,
+                peer_endpoints=settings.routes_peer_endpoints,
                 authority_required=settings.routes_authority_required,
                 snapshot_path=parts.folder.routes,
                 leaf_path=parts.folder.probe_leaf,

@@ -159,6 +159,15 @@ class Settings:
             name="routes.authority_required",
         ),
     )
+    routes_peer_endpoints: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_about(
+            values.peer_endpoints(),
+            "where this node calls some of its peers, whatever they say: behind a port forward, or on a network of"
+            " their own; what answers there must still prove that it is that peer",
+            name="routes.peer_endpoints",
+        ),
+    )
     log_level: str = field(
         default="info", metadata=_about(values.one_of(LEVELS, '"debug"'), "least level of what is logged")
     )

@@ -17,11 +17,13 @@ from fleet.tls import split_endpoint
 
 T = TypeVar("T")
 
+_NODE_ID = re.compile(r"nd_[a-z2-7]{1,61}")
 _LABEL_KEY = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9._:/-]{0,63}")
 MAX_LABELS = 32
 MAX_ENDPOINTS = 32
 MAX_GLOBS = 64
+MAX_PEER_ENDPOINTS = 256
 MAX_PROBE_ENDPOINTS = 4
 MAX_PROBE_ENDPOINT_CHARS = 261
 """A host name of 255, a colon, a port; the server takes no more (docs/protocol.md, "Limits")."""
@@ -187,6 +189,24 @@ def probe_endpoints() -> Kind[tuple[str, ...]]:
 
     wanted = f"a list of at most {MAX_PROBE_ENDPOINTS} host:port, IPv6 addresses in brackets"
     return Kind(wanted, check, _parts, '["10.1.2.3:9470"]')
+
+
+def peer_endpoints() -> Kind[Mapping[str, str]]:
+    """Where this node calls peers, by node id."""
+
+    def check(value: Any) -> Mapping[str, str]:
+        if not isinstance(value, Mapping) or len(value) > MAX_PEER_ENDPOINTS:
+            raise ValueError
+        for endpoint in value.values():
+            split_endpoint(_text(endpoint))
+        return {_matching(node_id, _NODE_ID): endpoint for node_id, endpoint in value.items()}
+
+    return Kind(
+        f"a table of at most {MAX_PEER_ENDPOINTS} node ids, each with the host:port to call",
+        check,
+        lambda text: dict(_pair(part) for part in _parts(text)),
+        '{ nd_225kahobbjvqfwhvetlb6vqm = "10.1.2.3:9470" }',
+    )
 
 
 def listen_address(spelled: str) -> Kind[str]:

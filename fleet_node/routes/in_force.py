@@ -39,9 +39,12 @@ class InForce:
         identity: this node.
         clock: for graces.
         server_time: leases end by it.
+        peer_endpoints: where some peers are called, by node id, whatever a snapshot says of them.
     """
 
-    def __init__(self, identity: Identity, clock: Clock, server_time: ServerTime) -> None:
+    def __init__(
+        self, identity: Identity, clock: Clock, server_time: ServerTime, peer_endpoints: Mapping[str, str] | None = None
+    ) -> None:
         self.routes: Mapping[str, EffectivePath] = {}
         """By route id."""
         self.own_certificate = b""
@@ -49,6 +52,7 @@ class InForce:
         self._identity = identity
         self._clock = clock
         self._server_time = server_time
+        self._peer_endpoints = peer_endpoints or {}
         self.configs: dict[str, route_pb2.RouteConfig] = {}
         """The same as they came."""
         self._former: dict[str, _Former] = {}
@@ -129,7 +133,7 @@ class InForce:
             self._leases.pop(route_id, None)
         self._former = {route_id: former for route_id, former in self._former.items() if former.until > now}
         self._former_peers = {**self._peers} if self._former else {}
-        self._peers = snapshot.peers
+        self._peers = {node_id: self._as_called(peer) for node_id, peer in snapshot.peers.items()}
         self.routes = applied.routes
         for signed in snapshot.leases:
             try:
@@ -174,6 +178,15 @@ class InForce:
         held, refused = rules.accept_lease(self._leases.get(lease.route_id), offered)
         self._leases[lease.route_id] = held
         return refused
+
+    def _as_called(self, peer: route_pb2.Peer) -> route_pb2.Peer:
+        endpoint = self._peer_endpoints.get(peer.node_id)
+        if endpoint is None:
+            return peer
+        called = route_pb2.Peer()
+        called.CopyFrom(peer)
+        called.probe_endpoints[:] = [endpoint]
+        return called
 
     def _replace(self, route_id: str, config: route_pb2.RouteConfig, now: float) -> None:
         before = self.configs.get(route_id)

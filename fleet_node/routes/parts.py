@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class RouteParts:
     Args:
         listen: "host:port" for probes; empty for none.
         endpoints: where peers reach it; empty: at `listen`.
+        peer_endpoints: where this node calls some peers, by node id, whatever the snapshot says of them.
         authority_required: False takes what nobody signed.
         snapshot_path: file of the snapshot in force.
         leaf_path: file of the listener's certificate and key.
@@ -45,6 +46,7 @@ class RouteParts:
 
     listen: str
     endpoints: tuple[str, ...]
+    peer_endpoints: Mapping[str, str]
     authority_required: bool
     snapshot_path: Path
     leaf_path: Path

@@ -89,7 +89,7 @@ class RouteService:
         self._metrics = parts.metrics
         self._turn = asyncio.Lock()
         self._uplink: Uplink | None = None
-        self.in_force = InForce(parts.identity, parts.clock, parts.server_time)
+        self.in_force = InForce(parts.identity, parts.clock, parts.server_time, parts.peer_endpoints)
         self._caller = caller_of(self.in_force, parts.clock)
         self._listener = listener_of(self.in_force, self._caller) if listener_of is not None else None
         self._outbox = Outbox(self._server_ms, self._ready)

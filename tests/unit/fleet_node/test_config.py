@@ -77,6 +77,7 @@ def test_the_file_sets_everything(file: Path) -> None:
         labels = {{ rack = "b4" }}
         [routes]
         authority_required = false
+        peer_endpoints = {{ nd_abc = "10.9.8.7:1" }}
         [drivers]
         enabled = ["host", "exec"]
         [drivers.exec.programs.uptime]
@@ -101,6 +102,7 @@ def test_the_file_sets_everything(file: Path) -> None:
         probe_listen="0.0.0.0:9470",
         probe_endpoints=("10.1.2.3:9470",),
         routes_authority_required=False,
+        routes_peer_endpoints={"nd_abc": "10.9.8.7:1"},
         log_level="debug",
         drivers_enabled=("host", "exec"),
         driver_tables={"exec": {"programs": {"uptime": {"path": "/usr/bin/uptime"}}}},
@@ -127,6 +129,7 @@ TEXTS: dict[str, tuple[str, Any]] = {
     "probe_listen": ("10.1.2.3:9470", "10.1.2.3:9470"),
     "probe_endpoints": ("a:1,b:2", ("a:1", "b:2")),
     "routes_authority_required": ("no", False),
+    "routes_peer_endpoints": ("nd_abc=a:1,nd_xyz=[::1]:2", {"nd_abc": "a:1", "nd_xyz": "[::1]:2"}),
     "log_level": ("error", "error"),
     "drivers_enabled": ("host,exec", ("host", "exec")),
 }
@@ -175,6 +178,8 @@ def test_option_beats_environment_beats_file(file: Path) -> None:
         ("probe_endpoints = ['a:1', 'a:2', 'a:3', 'a:4', 'a:5']", "probe_endpoints", 1, "at most 4"),
         (f"probe_endpoints = ['{'a' * 260}:1']", "probe_endpoints", 1, "at most 4"),
         ("[routes]\nauthority_required = 'yes'", "routes.authority_required", 2, "true or false"),
+        ("[routes]\npeer_endpoints = { press-1 = 'a:1' }", "routes.peer_endpoints", 2, "node ids"),
+        ("[routes]\npeer_endpoints = { nd_abc = 'a' }", "routes.peer_endpoints", 2, "host:port"),
         ("log_level = 'loud'", "log_level", 1, "debug, info"),
         ("state_dir = 'relative'", "state_dir", 1, "an absolute path"),
         ("state_dir = '~nobody-of-that-name/s'", "state_dir", 1, "an absolute path"),

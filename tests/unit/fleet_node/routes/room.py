@@ -1,6 +1,6 @@
 """The routes room of one node, its clock and its peers as a test tells them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -84,7 +84,14 @@ class FakeUplink:
 class Room:
     """See the module. It keeps its file over a `restarted` one."""
 
-    def __init__(self, folder: Path, *, required: bool = True, clock: MockClock | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        required: bool = True,
+        clock: MockClock | None = None,
+        peer_endpoints: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.clock = clock or MockClock()
         self.caller, self.audit, self.uplink = FakeCaller(), FakeAudit(), FakeUplink()
@@ -94,6 +101,7 @@ class Room:
         self.parts = RouteParts(
             listen="",
             endpoints=(),
+            peer_endpoints=peer_endpoints or {},
             authority_required=required,
             snapshot_path=folder / "routes.bin",
             leaf_path=folder / "probe.pem",

@@ -23,6 +23,16 @@ async def test_a_snapshot_is_in_force_once_it_is_durable(tmp_path: Path) -> None
     assert (restarted.config_version, list(restarted.in_force.routes)) == (5, ["rt_1"])
 
 
+async def test_a_peer_is_called_where_the_nodes_own_settings_say(tmp_path: Path) -> None:
+    room = Room(tmp_path, peer_endpoints={"nd_b": "127.0.0.9:1"})
+    await room.give(direct())
+    called, other = room.service.in_force.peer("nd_b"), room.service.in_force.peer("nd_c")
+    assert called is not None and other is not None
+    assert list(called.probe_endpoints) == ["127.0.0.9:1"]
+    assert called.probe_certificate == b"leaf of nd_b"  # it has to prove itself there as well
+    assert list(other.probe_endpoints) == ["127.0.0.1:9470"]
+
+
 @pytest.mark.parametrize(
     ("offered", "reason"),
     [
