@@ -96,7 +96,7 @@ class Deciding:
             routes,
             finding_store.candidates_of(tx.conn, routes),
             parts.leases.of_routes(tx.conn, routes),
-            Pool(parts.pool(tx.conn, times.now_ms)),
+            Pool(parts.pool(tx.conn)),
             times,
         )
 

@@ -196,7 +196,7 @@ class RouteOperations(RouteParts):
         """A decision as if nothing were known: what was found before is old, and no relay has a lease yet."""
         nodes = self.nodes.load_all(tx.conn, [route.source_id, route.destination_id])
         fresh = replace(self.as_decided(route, nodes, None), generation=0)
-        return decide(fresh, {}, self.pool(tx.conn, now_ms), now_ms, self.policy)
+        return decide(fresh, {}, self.pool(tx.conn), now_ms, self.policy)
 
     def _created(self, tx: Transaction, name: str, ends: Sequence[NodeRecord], interval_ms: int, by: str) -> Created:
         now_ms = self.now_ms()

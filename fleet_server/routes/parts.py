@@ -26,6 +26,7 @@ from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 from fleet_server.nodes.service import NodeService
 from fleet_server.routes import config_store, decision_store
 from fleet_server.routes.model import Decision, HeldLease, Policy, Relay, Route
+from fleet_server.routes.pool import Absences
 from fleet_server.routes.quarantine import Quarantine
 from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteRecord
 from fleet_server.routes.relay_store import LeaseStore, PeerStore, RelayStore
@@ -73,7 +74,7 @@ class RouteParts:
         self.nodes = nodes
         self.trust = trust
         self.policy = policy or Policy()
-        self.relay_loss_ms = relay_loss_ms
+        self._absences = Absences(relay_loss_ms, clock.monotonic)
         self.retention_ms = retention_ms
         self.quarantine = Quarantine(database, audit)
         note = self.quarantine.note
@@ -93,15 +94,17 @@ class RouteParts:
         return self.database.clock.past_ms(self.clock)
 
     # -- what a decision sees -------------------------------------------------------------------------------------
-    def pool(self, conn: Connection, now_ms: int) -> list[Relay]:
+    def pool(self, conn: Connection) -> list[Relay]:
         """The relay pool as decisions see it, by id. Any thread."""
+        past_ms = self.database.clock.past_ms(self.clock)
         members = [relay for relay in self.relays.every(conn) if relay.intact]
         ids = [relay.node_id for relay in members]
         nodes, peers, loads = self.nodes.load_all(conn, ids), self.peers.by_ids(conn, ids), self.routes.loads(conn)
+        self._absences.keep_only(ids)
         found = []
         for relay in members:
             node = nodes.get(relay.node_id)
-            why_not = self._why_not(node, relay.node_id in peers, now_ms)
+            why_not = self._why_not(node, relay.node_id in peers, past_ms)
             found.append(
                 Relay(
                     node_id=relay.node_id,
@@ -147,7 +150,7 @@ class RouteParts:
             enabled=record.enabled,
         )
 
-    def _why_not(self, node: NodeRecord | None, listens: bool, now_ms: int) -> str:
+    def _why_not(self, node: NodeRecord | None, listens: bool, past_ms: int) -> str:
         if node is None:
             return "there is no such node"
         if node.state is not NodeState.ACTIVE:
@@ -156,7 +159,7 @@ class RouteParts:
             return "the node is drained"
         if not listens:
             return "it has no probe listener: set probe_listen on the node"
-        if not node.online and now_ms - node.last_seen_ms > self.relay_loss_ms:
+        if self._absences.is_lost(node, past_ms):
             return "the node is offline"
         return ""
 

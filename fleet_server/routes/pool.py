@@ -1,4 +1,4 @@
-"""The relay pool while one transaction decides about many routes.
+"""The relay pool while one transaction decides about many routes, and who of it is gone.
 
 Loads are counted on with each decision, so that the routes of a relay that was lost spread over the others as these
 fill, instead of all choosing the one that was emptiest before.
@@ -6,9 +6,10 @@ fill, instead of all choosing the one that was emptiest before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
+from fleet_server.nodes.record import NodeRecord
 from fleet_server.routes.model import Relay
 
 
@@ -41,3 +42,39 @@ class Pool:
             relay = self._relays.get(node_id)
             if relay is not None:
                 self._relays[node_id] = replace(relay, load=max(0, relay.load + more))
+
+
+class Absences:
+    """Since when nodes of the pool have no stream. Any thread may ask.
+
+    A stream that ended left the time of that. Those of a replica that was lost ended with it, and the last sign of life
+    of their nodes may be old: such a node counts as gone from the moment that this replica saw it without a stream.
+
+    Args:
+        loss_ms: how long a node may be gone.
+        monotonic: seconds.
+    """
+
+    def __init__(self, loss_ms: int, monotonic: Callable[[], float]) -> None:
+        self._loss_ms = loss_ms
+        self._monotonic = monotonic
+        self._since_s: dict[str, float] = {}
+
+    def is_lost(self, node: NodeRecord, past_ms: int) -> bool:
+        """Whether a node has been gone for too long.
+
+        Args:
+            past_ms: what lies before it is past by every clock, Unix milliseconds.
+        """
+        if node.online:
+            self._since_s.pop(node.node_id, None)
+            return False
+        if not node.replica_id:
+            return past_ms - node.last_seen_ms > self._loss_ms
+        now_s = self._monotonic()
+        return (now_s - self._since_s.setdefault(node.node_id, now_s)) * 1000 > self._loss_ms
+
+    def keep_only(self, node_ids: Collection[str]) -> None:
+        """Forget whoever is in the pool no more."""
+        for node_id in [each for each in list(self._since_s) if each not in node_ids]:
+            self._since_s.pop(node_id, None)

@@ -133,7 +133,7 @@ class PoolOperations(RouteOperations):
         return next(view for view in self._views(conn) if view.relay.node_id == node_id)
 
     def _views(self, conn: Connection) -> list[RelayView]:
-        seen = {relay.node_id: relay for relay in self.pool(conn, self.now_ms())}
+        seen = {relay.node_id: relay for relay in self.pool(conn)}
         found = []
         for record in self.relays.every(conn):
             relay = seen.get(record.node_id)

@@ -105,7 +105,7 @@ class RouteReading(RouteParts):
             view = self._view_of(conn, route)
             known = finding_store.candidates_of(conn, [route.route_id]).get(route.route_id, {})
             nodes = self.nodes.load_all(conn, [route.source_id, route.destination_id])
-            pool = self.pool(conn, now_ms)
+            pool = self.pool(conn)
             live = decide(self.as_decided(route, nodes, view.lease), known, pool, now_ms, self.policy)
             decision = decision_store.newest_of(conn, [route.route_id]).get(route.route_id)
             return Explanation(view, decision, known, pool, live, self.policy, now_ms)

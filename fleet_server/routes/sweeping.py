@@ -102,7 +102,7 @@ class Sweep:
         """Ids of routes that are to be looked at, growing."""
         parts, policy, times = self._parts, self._parts.policy, self._deciding.times()
         in_use = parts.routes.loads(conn)
-        usable = {relay.node_id for relay in parts.pool(conn, times.now_ms) if relay.usable} if in_use else set()
+        usable = {relay.node_id for relay in parts.pool(conn) if relay.usable} if in_use else set()
         due = set(due_store.ids_over(conn, sorted(in_use.keys() - usable)))
         # Until then a third of its life is over.
         before_ms = times.own_ms + policy.lease_ttl_ms - policy.lease_ttl_ms // 3
