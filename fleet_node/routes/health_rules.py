@@ -114,6 +114,10 @@ class PathHealth:
             self._silent_since_ms = None
         self.last, self.at_ms = result, now_ms
         answered = result.state is WalkState.ANSWERED
+        if answered and self.state.bad:
+            # An outage that is over is no loss: that is for the flap damping, and would keep the path down for minutes.
+            while self._window and not self._window[-1]:
+                self._window.pop()
         self._window.append(max(1, result.rtt_us) if answered else 0)
         self._failed_in_a_row = 0 if answered else self._failed_in_a_row + 1
         if answered:

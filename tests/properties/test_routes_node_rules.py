@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 from hypothesis import given
@@ -113,7 +114,7 @@ def walk(state: WalkState, rtt_us: int = 1_000) -> WalkResult:
 @given(st.lists(st.sampled_from(sorted(WalkState)), max_size=30))
 def test_one_failure_is_a_suspicion_and_two_are_the_truth(states: list[WalkState]) -> None:
     health, now_ms, failed = PathHealth(PATHS[1], 0), 0, 0
-    conclusive: list[WalkState] = []
+    window: deque[bool] = deque(maxlen=10)
     for state in states:
         before = health.state
         health.note(walk(state), now_ms, 10**9, POLICY)
@@ -121,12 +122,22 @@ def test_one_failure_is_a_suspicion_and_two_are_the_truth(states: list[WalkState
         if state is WalkState.INCONCLUSIVE:
             assert health.state is before
             continue
-        conclusive.append(state)
+        if state is WalkState.ANSWERED and before.bad:
+            while window and window[-1]:
+                window.pop()
+        window.append(state is not WalkState.ANSWERED)
         failed = 0 if state is WalkState.ANSWERED else failed + 1
         assert health.suspect == (failed == 1)
         assert health.state.bad == (failed > 1 or (failed == 1 and before.bad))
-        lost = [each is not WalkState.ANSWERED for each in conclusive[-10:]]
-        assert health.loss_permille == round(1000 * sum(lost) / len(lost))
+        assert health.loss_permille == round(1000 * sum(window) / len(window))
+
+
+def test_an_outage_that_is_over_is_no_loss_and_single_losses_before_it_are() -> None:
+    health = PathHealth(PATHS[1], 0)
+    lost, answered = WalkState.UNREACHABLE, WalkState.ANSWERED
+    for state in [lost, answered, *[lost] * 6, answered]:
+        health.note(walk(state), 0, 10_000, POLICY)
+    assert (health.loss_permille, health.state) == (333, RouteState.HEALTHY)
 
 
 def test_silence_of_three_intervals_is_unreachable() -> None:

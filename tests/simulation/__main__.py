@@ -1,0 +1,118 @@
+"""`python -m tests.simulation`: compares policies, prints the table and writes it and the plot into docs/.
+
+`--record` instead records tests/simulation/traces/golden.jsonl anew, for when rules changed on purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pygal
+from pygal.style import Style
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from tests.simulation.comparison import Figures, compare
+from tests.simulation.policies import POLICIES
+from tests.simulation.run import record
+from tests.simulation.trace import write
+from tests.simulation.weather import Climate, draw
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "routes.md"
+PLOT = ROOT / "docs" / "routes_policies.svg"
+GOLDEN = Path(__file__).parent / "traces" / "golden.jsonl"
+BEGIN, END = "<!-- make routes-sim: begin -->", "<!-- make routes-sim: end -->"
+COLUMNS = (
+    "weather",
+    "policy",
+    "switches",
+    "worst route",
+    "heal p50 s",
+    "heal p99 s",
+    "dead %",
+    "extra ms",
+    "lost %",
+)
+
+
+def row(line: Figures) -> tuple[str, ...]:
+    return (
+        line.weather,
+        line.policy,
+        f"{line.switches_per_route_hour:.2f}",
+        str(line.worst_route),
+        f"{line.heal_s(50):.1f}",
+        f"{line.heal_s(99):.1f}",
+        f"{100 * line.bad_share:.3f}",
+        f"{line.mean_extra_ms:.1f}",
+        f"{line.lost_percent:.2f}",
+    )
+
+
+def show(lines: list[Figures]) -> None:
+    table = Table(*COLUMNS, box=SIMPLE)
+    for line in lines:
+        table.add_row(*row(line), end_section=line.policy == list(POLICIES)[-1])
+    Console().print(table)
+
+
+def write_page(lines: list[Figures]) -> None:
+    """Replaces what stands between the two markers."""
+    rows = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2), *map(row, lines)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+def write_plot(lines: list[Figures]) -> None:
+    """The bargain: few switches or short round trips. No script, no random ids: the same figures give the same file."""
+    style = Style(background="white", plot_background="white", colors=("#1a7f37", "#cf222e", "#0969da"))
+    chart = pygal.XY(
+        stroke=False,
+        logarithmic=False,
+        js=[],
+        no_prefix=True,
+        style=style,
+        width=760,
+        height=420,
+        dots_size=6,
+        print_labels=True,
+        include_x_axis=True,
+        legend_at_bottom=True,
+        title="Policies on the same weather",
+        x_title="switches per route and hour",
+        y_title="round trip over the best possible, ms (mean)",
+    )
+    for policy in POLICIES:
+        chart.add(
+            policy,
+            [
+                {"value": (line.switches_per_route_hour, line.mean_extra_ms), "label": line.weather}
+                for line in lines
+                if line.policy == policy
+            ],
+        )
+    PLOT.write_bytes(chart.render() + b"\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--record", action="store_true", help="record the golden trace anew")
+    parser.add_argument("--minutes", type=int, default=60, help="simulated minutes of each run")
+    args = parser.parse_args()
+    if args.record:
+        climate = Climate(link_failures=300, flapping_links=60, relay_failures=30, slow_links=200)
+        write(GOLDEN, record(draw(42, nodes=24, sites=4, relays=4, routes=10, minutes=10, climate=climate)))
+        return
+    lines = compare(minutes=args.minutes)
+    show(lines)
+    write_page(lines)
+    write_plot(lines)
+
+
+if __name__ == "__main__":
+    main()
