@@ -9,7 +9,7 @@ from typing import Any
 from fleet.tls import certificate_sha256, fetch_unverified_leaf
 from fleet_node.config import Settings
 from fleet_node.doctor.finding import Finding, fail, ok, warn
-from fleet_node.status.routes import UNSIGNED
+from fleet_node.status.routes import UNREACHABLE, UNSIGNED, is_missed
 
 _TIMEOUT_S = 5.0
 _BAD = ("DRIFT", "UNREACHABLE")
@@ -42,6 +42,8 @@ async def check_daemon(settings: Settings, said: Mapping[str, Any]) -> AsyncIter
     if settings.probe_listen:
         async for finding in _listener(routes):
             yield finding
+    elif is_missed(routes):
+        yield warn("probe listener", UNREACHABLE, "set `probe_listen`, such as 10.1.2.3:9470, and restart the node")
 
 
 async def _listener(said: Mapping[str, Any]) -> AsyncIterator[Finding]:

@@ -58,6 +58,7 @@ class InForce:
         self._former: dict[str, _Former] = {}
         self._peers: Mapping[str, route_pb2.Peer] = {}
         self._former_peers: Mapping[str, route_pb2.Peer] = {}
+        self._former_until = 0.0
         self._leases: dict[str, HeldLease] = {}
 
     # -- RouteView ----------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ class InForce:
 
     def peer(self, node_id: str) -> route_pb2.Peer | None:
         """See `RouteView`."""
-        return self._peers.get(node_id) or self._former_peers.get(node_id)
+        return self._peers.get(node_id) or self._peers_before().get(node_id)
 
     def whose(self, certificate: bytes) -> str:
         """See `RouteView`."""
@@ -90,7 +91,7 @@ class InForce:
             return ""
         if certificate == self.own_certificate:
             return self.node_id
-        for peers in (self._peers, self._former_peers):
+        for peers in (self._peers, self._peers_before()):
             for node_id, peer in peers.items():
                 if peer.probe_certificate == certificate:
                     return node_id
@@ -132,8 +133,9 @@ class InForce:
             self._former.pop(route_id, None)
             self._leases.pop(route_id, None)
         self._former = {route_id: former for route_id, former in self._former.items() if former.until > now}
-        self._former_peers = {**self._peers} if self._former else {}
-        self._peers = {node_id: self._as_called(peer) for node_id, peer in snapshot.peers.items()}
+        called = {node_id: self._as_called(peer) for node_id, peer in snapshot.peers.items()}
+        self._former_peers, self._peers = self._peers, called
+        self._former_until = max((former.until for former in self._former.values()), default=0.0)
         self.routes = applied.routes
         for signed in snapshot.leases:
             try:
@@ -165,6 +167,10 @@ class InForce:
             if route_id in self.routes and lease.covers(self.routes[route_id], now_ms)
         ]
         return min(ends, default=None)
+
+    def _peers_before(self) -> Mapping[str, route_pb2.Peer]:
+        """Of the snapshot before, while a config of it still counts."""
+        return self._former_peers if self._clock.monotonic() < self._former_until else {}
 
     def _hold(self, lease: lease_pb2.LeaseStatement) -> str:
         offered = HeldLease(

@@ -143,9 +143,10 @@ class Prober:
         if walks is None:
             return RouteState.UNSPECIFIED, 0, 0
         last = walks.health.last
+        if walks.lease_lost:
+            return RouteState.UNREACHABLE, 0, walks.health.loss_permille
         rtt_us = last.rtt_us if last is not None and last.state is WalkState.ANSWERED else 0
-        state = RouteState.UNREACHABLE if walks.lease_lost else walks.health.state
-        return state, rtt_us, walks.health.loss_permille
+        return walks.health.state, rtt_us, walks.health.loss_permille
 
     # -- one turn -----------------------------------------------------------------------------------------------------
     def _turn(self) -> None:
@@ -196,7 +197,9 @@ class Prober:
             elif not covered and route_id not in self._uncovered:
                 self._outbox.put([_lease_finding(route, covered, now_ms)])
             if covered and route_id in self._uncovered:
+                self.feedback.clear(route_id)
                 self._outbox.put([_lease_finding(route, covered, now_ms)])
+                self._show()
             (self._uncovered.discard if covered else self._uncovered.add)(route_id)
 
     def _say(self, walks: RouteWalks, report: Report | None) -> None:

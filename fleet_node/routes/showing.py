@@ -23,6 +23,8 @@ def routes_status(in_force: InForce, prober: Prober) -> Mapping[str, Any]:
 def _route(route: EffectivePath, in_force: InForce, prober: Prober) -> dict[str, Any]:
     state, rtt_us, loss_permille = prober.state_of(route.route_id)
     lease, now_ms = in_force.lease_of(route.route_id), in_force.server_now_ms()
+    if lease is not None and lease.relay_id != route.relay_id:
+        lease = None  # of a path that was left
     return {
         "route_id": route.route_id,
         "role": _role(route, in_force.node_id),

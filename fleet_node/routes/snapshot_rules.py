@@ -35,6 +35,7 @@ MAX_SENTENCE_CHARS = 1024
 MAX_NUMBER = 2**53
 MIN_INTERVAL_MS = 100
 MAX_INTERVAL_MS = 3_600_000
+MAX_CANDIDATE_INTERVAL_MS = 24 * 3_600_000
 MAX_LEASE_MS = 24 * 3_600_000
 SERVICE_CLASS = "synthetic"
 
@@ -287,7 +288,7 @@ def _check_route(route: route_pb2.RouteConfig, *, known: set[str], node_id: str)
     ways = [tuple(route.path), *(tuple(each.path) for each in route.candidates)]
     if len(ways) > 1 + MAX_CANDIDATES:
         raise SnapshotError(SnapshotReason.OVERSIZE, f"{name}: {len(ways) - 1} candidates")
-    if len(ways) > 1 and not MIN_INTERVAL_MS <= route.candidate_interval_ms <= MAX_INTERVAL_MS:
+    if len(ways) > 1 and not MIN_INTERVAL_MS <= route.candidate_interval_ms <= MAX_CANDIDATE_INTERVAL_MS:
         raise SnapshotError(SnapshotReason.MALFORMED, f"{name}: {route.candidate_interval_ms} ms is no interval")
     for way in ways:
         _check_path(way, name, known)

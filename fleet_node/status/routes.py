@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+UNREACHABLE = "off, so that no other node reaches this one, which is an end or a relay of routes: set `probe_listen`"
 UNSIGNED = "UNSAFE: routes and leases are taken without the authority's signature (routes.authority_required = false)"
 
 
@@ -30,6 +31,11 @@ def route_fields(said: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "asks", f"{said['refreshes_asked']} for another path, {said['refreshes_held_back']} held back"
 
 
+def is_missed(said: Mapping[str, Any]) -> bool:
+    """Whether other nodes would call this one, and it listens nowhere because nobody told it to."""
+    return said["listener"] == "off" and any(route["role"] != "source" for route in said["routes"])
+
+
 def route_sentence(route: Mapping[str, Any]) -> str:
     """One route in a line."""
     parts = [_state(route), " > ".join(route["path"]), f"generation {route['generation']}"]
@@ -39,6 +45,8 @@ def route_sentence(route: Mapping[str, Any]) -> str:
 
 
 def _listener(said: Mapping[str, Any]) -> str:
+    if is_missed(said):
+        return UNREACHABLE
     if not said["endpoints"]:
         return str(said["listener"])
     return f"{said['listener']}, others reach it at {', '.join(said['endpoints'])}"

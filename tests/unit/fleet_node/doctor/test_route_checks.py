@@ -62,6 +62,13 @@ async def test_a_listener_that_is_not_there_is_told() -> None:
     assert await findings(Settings(), None) == []
 
 
+async def test_a_node_that_others_would_call_is_told_to_listen() -> None:
+    unheard = ROUTES | {"listener": "off", "endpoints": []}
+    assert await findings(Settings(), unheard) == []  # it calls others, and nobody calls it
+    (found,) = await findings(Settings(), unheard | {"routes": [ROUTE | {"role": "destination"}]})
+    assert (found.level, "probe_listen" in found.next_step) == (Level.WARN, True)
+
+
 async def test_routes_that_are_bad_or_were_lost_are_told() -> None:
     bad = ROUTE | {"state": "UNREACHABLE"}
     relayed = bad | {"role": "relay", "route_id": "rt_2"}

@@ -171,6 +171,21 @@ async def test_a_lease_that_ends_by_server_time_withdraws_the_path_and_asks(tmp_
         await room.clock.advance(1.0)
         assert RELAYED in room.caller.walked
         assert ("LEASE", "HEALTHY", RELAYED) in room.findings()
+        assert room.service.status()["routes"][0]["state"] == "HEALTHY"
+
+
+async def test_a_path_that_has_a_lease_again_is_asked_for_at_once_when_it_fails(tmp_path: Path) -> None:
+    async with walking(tmp_path) as room:
+        await room.give(relayed(), leases=[lease(**LONG)])
+        await room.clock.advance(121.0)
+        assert [route_id for frame in room.told() for route_id in frame.refresh_routes] == ["rt_1"]
+        longer = lease(**LONG | {"expires_at_ms": LONG["expires_at_ms"] + 120_000})
+        await room.give(relayed(), leases=[longer])  # no change: the next ask would be held back
+        await room.clock.advance(INTERVAL_S)
+        room.told()
+        room.caller.broken[RELAYED] = WalkState.UNREACHABLE
+        await room.clock.advance(INTERVAL_S * 1.1)
+        assert [route_id for frame in room.told() for route_id in frame.refresh_routes] == ["rt_1"]
 
 
 async def test_a_relay_says_that_its_lease_ended_and_asks_nothing(tmp_path: Path) -> None:

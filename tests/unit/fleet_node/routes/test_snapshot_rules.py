@@ -47,6 +47,11 @@ def test_a_snapshot_is_taken_whole() -> None:
     assert snapshot.leases == (lease(),)
 
 
+def test_the_slowest_route_that_a_server_makes_is_taken() -> None:
+    slow = route((NODE, "nd_b"), RELAYED, probe_interval_ms=3_600_000, candidate_interval_ms=6 * 3_600_000)
+    assert judge_snapshot(signed(statement(slow)), authority(), NEVER).routes
+
+
 @pytest.mark.parametrize(
     "way",
     [("nd_b", NODE), ("nd_b", NODE, "nd_c"), ("nd_b", "nd_r", NODE)],

@@ -7,7 +7,17 @@ import pytest
 from fleet.envelope import Signer
 from fleet.v1 import trust_pb2
 from tests.unit.fleet_node.routes.room import Room, direct, relayed
-from tests.unit.fleet_node.routes.snapshots import AUTHORITY, CLUSTER, NODE, lease, route, signed, statement
+from tests.unit.fleet_node.routes.snapshots import (
+    AUTHORITY,
+    CLUSTER,
+    KEYS,
+    NODE,
+    lease,
+    peer,
+    route,
+    signed,
+    statement,
+)
 
 
 async def test_a_snapshot_is_in_force_once_it_is_durable(tmp_path: Path) -> None:
@@ -161,9 +171,14 @@ async def test_peers_that_are_behind_meet_the_config_before_for_two_intervals(tm
     assert [config.generation for config in view.configs_of("rt_1")] == [2, 1]
     await room.give(relayed(generation=2, probe_interval_ms=1000, reason="y"), version=3)
     assert [config.generation for config in view.configs_of("rt_1")] == [2, 1]  # no other way: the one before stays
+    fewer = [peer(node_id) for node_id in KEYS if node_id != "nd_c"]
+    assert (await room.give(relayed(generation=2, probe_interval_ms=1000), version=4, peers=fewer)).applied
+    assert view.peer("nd_c") is not None
     room.clock.advance_nowait(2.0)
     assert [config.generation for config in view.configs_of("rt_1")] == [2]
-    await room.give(version=4)
+    assert view.peer("nd_c") is None
+    assert view.whose(b"leaf of nd_c") == ""
+    await room.give(version=5)
     assert view.configs_of("rt_1") == ()
 
 

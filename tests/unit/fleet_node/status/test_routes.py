@@ -64,5 +64,11 @@ def test_what_needs_a_look_stands_out() -> None:
     assert "not listening on 1.2.3.4:5" in text(listener="not listening on 1.2.3.4:5: taken", endpoints=[])
 
 
+def test_a_node_that_others_would_call_and_that_listens_nowhere_is_told() -> None:
+    unheard: dict[str, Any] = {"listener": "off", "endpoints": []}
+    assert "probes: off, so that no other node" in text(**unheard, routes=[ROUTE | {"role": "relay"}])
+    assert "probes: off\n" in text(**unheard)
+
+
 def test_a_node_that_never_asked_says_nothing_of_asks() -> None:
     assert "asks" not in text(refreshes_asked=0, refreshes_held_back=0)
