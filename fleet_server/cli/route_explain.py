@@ -12,7 +12,18 @@ import click
 from fleet_server.cli import complete
 from fleet_server.cli.grammar import Verb
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.route_views import counts, loss_cell, path_state, path_text, route_state, rtt_text, way_text
+from fleet_server.cli.route_views import (
+    WORKING,
+    counts,
+    loss_cell,
+    path_state,
+    path_text,
+    rendezvous_text,
+    route_state,
+    rtt_text,
+    way_text,
+    works,
+)
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled, age, duration, styled, terminal_width, wants_colour
 
@@ -99,7 +110,7 @@ class _Page:
         since = f" for {age(route.state_since_ms, self._now_ms)}" if counts(route) and route.state_since_ms else ""
         seen = f", seen {self._ago(route.observed_at_ms)}" if route.observed_at_ms else ", never observed"
         yield "state", Styled(f"{state.text}{since}{seen}", state.colour, dim=state.dim)
-        if route.observed_at_ms:
+        if works(route):
             loss = loss_cell(route.loss_permille / 1000)
             loss_text = loss.text if isinstance(loss, Styled) else loss
             yield "measured", f"{rtt_text(route.rtt_us)} round trip, {loss_text} lost"
@@ -110,8 +121,8 @@ class _Page:
         lease = self._answer.lease
         if self._answer.HasField("lease") and (route.relay_node_id or not lease.withdrawn):
             yield "lease", lease_text(lease, self._now_ms)
-        if route.waiting_rendezvous and counts(route):
-            yield "rendezvous", Styled("the ends cannot reach each other: it lives by the lease of a relay", "yellow")
+        if rendezvous := rendezvous_text(route):
+            yield "rendezvous", Styled(rendezvous, "yellow")
 
     def _say_reasons(self, title: str, made: admin_route_pb2.RouteDecisionView) -> None:
         self._title(f"{title}: {made.rule}")
@@ -131,8 +142,8 @@ class _Page:
             Styled("▶", "cyan") if way.effective else "",
             Styled(way_text(way.relay_name), bold=way.effective),
             path_state(way.state),
-            rtt_text(way.rtt_us),
-            loss_cell(way.loss) if way.samples else "-",
+            rtt_text(way.rtt_us) if way.state in WORKING else "-",
+            loss_cell(way.loss) if way.samples and way.state in WORKING else "-",
             age(way.observed_at_ms, at_ms),
             f"{way.score_us / 1000:.1f}" if way.scored else "-",
             f"{way.penalty:.0f}" if way.penalty >= 1 else "-",

@@ -12,7 +12,7 @@ from fleet_server.cli import complete
 from fleet_server.cli.failures import BadProfile, Failed
 from fleet_server.cli.grammar import Verb
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.route_views import counts, path_text, rtt_text, state_word
+from fleet_server.cli.route_views import counts, path_text, rtt_text, state_word, works
 from fleet_server.cli.terminal import counted
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def _path(route: admin_route_pb2.RouteView) -> PicturePath:
 
     hops = tuple(filter(None, (route.source_node_id, route.relay_node_id, route.destination_node_id)))
     state = state_word(route)
-    works = state in ("HEALTHY", "DEGRADED")
-    label = rtt_text(route.rtt_us) if works and route.rtt_us else "" if state == "UNKNOWN" else state.lower()
-    title = f"{route.name}: {path_text(route)}, {state}" + (f", {rtt_text(route.rtt_us)}" if works else "")
+    rtt = rtt_text(route.rtt_us) if works(route) else ""
+    label = rtt or ("" if state == "UNKNOWN" else state.lower())
+    title = f"{route.name}: {path_text(route)}, {state}" + (f", {rtt}" if rtt else "")
     return PicturePath(route.name, hops, state if counts(route) else DISABLED, label, title)
 
 

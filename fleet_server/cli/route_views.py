@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fleet_server.cli.invocation import Invocation
 
 DIRECT = "direct"
+WORKING = frozenset({"HEALTHY", "DEGRADED"})
+"""States of a path that answers."""
 
 COLUMNS = [
     Column(""),
@@ -51,8 +53,8 @@ def route_row(route: admin_route_pb2.RouteView, now_ms: int) -> list[Cell]:
         route.source_name,
         route.destination_name,
         via(route),
-        rtt_text(route.rtt_us) if counts(route) else "-",
-        loss_cell(route.loss_permille / 1000) if counts(route) and route.observed_at_ms else "-",
+        rtt_text(route.rtt_us) if works(route) else "-",
+        loss_cell(route.loss_permille / 1000) if works(route) else "-",
         str(route.generation),
         age(route.observed_at_ms, now_ms),
     ]
@@ -61,6 +63,20 @@ def route_row(route: admin_route_pb2.RouteView, now_ms: int) -> list[Cell]:
 def counts(route: admin_route_pb2.RouteView) -> bool:
     """Whether it takes part: neither disabled nor left out because its record was touched."""
     return route.enabled and not route.quarantined
+
+
+def works(route: admin_route_pb2.RouteView) -> bool:
+    """Whether its figures say something: of a path that broke they are those of before."""
+    return state_word(route) in WORKING
+
+
+def rendezvous_text(route: admin_route_pb2.RouteView) -> str:
+    """That a route whose ends cannot reach each other needs a relay; empty for another one."""
+    if not route.waiting_rendezvous or not counts(route):
+        return ""
+    if not route.relay_node_id:
+        return "the ends cannot reach each other, and no relay that works is known"
+    return "the ends cannot reach each other: it lives by the lease of its relay"
 
 
 def state_word(route: admin_route_pb2.RouteView) -> str:

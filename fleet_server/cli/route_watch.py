@@ -9,7 +9,17 @@ import click
 from fleet_server.cli import complete
 from fleet_server.cli.grammar import Verb
 from fleet_server.cli.invocation import Invocation
-from fleet_server.cli.route_views import COLUMNS, dot, route_row, route_state, rtt_text, state_word, via, way_text
+from fleet_server.cli.route_views import (
+    COLUMNS,
+    dot,
+    route_row,
+    route_state,
+    rtt_text,
+    state_word,
+    via,
+    way_text,
+    works,
+)
 from fleet_server.cli.tables import Cell, Column
 from fleet_server.cli.terminal import Styled, clock_text
 
@@ -128,7 +138,7 @@ def _line(route: admin_route_pb2.RouteView, word: str, detail: str) -> list[Cell
         Styled(word, "cyan", bold=True) if word == "SWITCHED" else word,
         route_state(route),
         via(route),
-        rtt_text(route.rtt_us),
+        rtt_text(route.rtt_us) if works(route) else "-",
         str(route.generation),
         detail or "-",
     ]

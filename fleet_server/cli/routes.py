@@ -200,21 +200,21 @@ def _set_enabled(invocation: Invocation, ref: str, *, enabled: bool) -> str:
 
 
 def _details(route: admin_route_pb2.RouteView, now_ms: int) -> list[tuple[str, Cell]]:
-    from fleet_server.cli.route_views import counts, loss_cell, rtt_text
+    from fleet_server.cli.route_views import counts, loss_cell, rendezvous_text, rtt_text, works
     from fleet_server.cli.views import moment_text
 
     since = f" for {age(route.state_since_ms, now_ms)}" if counts(route) and route.state_since_ms else ""
     state = route_state(route)
-    rendezvous = [("rendezvous", Styled("the ends cannot reach each other: a relay is lent", "yellow"))]
+    rendezvous = rendezvous_text(route)
     return [
         ("name", Styled(route.name, bold=True)),
         ("id", route.route_id),
         ("state", Styled(state.text + since, state.colour, dim=state.dim)),
         ("path", path_text(route)),
         ("via", via(route)),
-        *(rendezvous if route.waiting_rendezvous and counts(route) else []),
-        ("round trip", rtt_text(route.rtt_us)),
-        ("loss", loss_cell(route.loss_permille / 1000) if route.observed_at_ms else "-"),
+        *([("rendezvous", Styled(rendezvous, "yellow"))] if rendezvous else []),
+        ("round trip", rtt_text(route.rtt_us) if works(route) else "-"),
+        ("loss", loss_cell(route.loss_permille / 1000) if works(route) else "-"),
         ("observed", f"{age(route.observed_at_ms, now_ms)} ago" if route.observed_at_ms else "never"),
         ("probed", f"every {duration(route.probe_interval_ms / 1000)}"),
         ("generation", f"{route.generation}, since {moment_text(route.decided_at_ms)}"),

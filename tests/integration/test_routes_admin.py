@@ -11,8 +11,9 @@ import pytest
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, admin_route_pb2
-from tests.integration.installation import Installation
+from tests.integration.installation import Installation, free_ports
 from tests.integration.operator import Operator
+from tests.integration.waiting import eventually
 
 
 async def refused(operator: Operator, method: str, request: Any) -> Refusal:
@@ -87,6 +88,40 @@ async def test_an_operators_day_with_routes(fleet: Installation) -> None:
     for kind in ("route.created", "route.changed", "route.removed", "relay.added", "relay.removed"):
         assert {row.actor for row in await fleet.owner.audit(kind)} == {"ada"}, kind
     await ada.close()
+
+
+async def test_what_nodes_find_is_explained(installation: Installation) -> None:
+    """One route between nodes that run: before anything was found, while it works, and once its end has gone."""
+    owner = installation.owner
+    ports = dict(zip(("n-1", "n-2", "n-3"), free_ports(3), strict=True))
+    for name, port in ports.items():
+        await installation.add_node(name, probe_listen=f"127.0.0.1:{port}", probe_endpoints=(f"127.0.0.1:{port}",))
+    made = await route(owner, "n-1", "n-2", probe_interval_ms=200)
+    relay = (await owner.ask("AddRelay", admin_route_pb2.AddRelayRequest(node="n-3"))).relay
+    assert (relay.usable, relay.why_not) == (True, "")
+
+    async def explained(state: str) -> admin_route_pb2.ExplainRouteResponse | None:
+        why = await owner.ask("ExplainRoute", admin_route_pb2.ExplainRouteRequest(route=made.route_id))
+        ways = {way.relay_name: way.state for way in why.candidates}
+        return why if why.route.state == state and ways == {"": state, "n-3": state} else None
+
+    well = await eventually(lambda: explained("HEALTHY"), "both ways are walked")
+    assert well.outlook.rule in ("KEPT", "NOT_ENOUGH_GAIN")
+    for way in well.candidates:
+        assert way.scored
+        assert way.score_us == sum(part.us for part in way.parts), "at a weight of 100 % it is the sum of its parts"
+    shown = await owner.ask("GetRoute", admin_route_pb2.GetRouteRequest(route=made.route_id))
+    kinds = {seen.observation_type for seen in shown.observations}
+    assert {"SYNTHETIC_ROUTE_HEALTH", "CANDIDATE_PATH", "PEER_CONNECTION"} <= kinds
+    assert {tuple(seen.expected_hops) for seen in shown.observations} == {("n-1", "n-2"), ("n-1", "n-3", "n-2")}
+
+    await installation.nodes["n-2"].stop()
+    lost = await eventually(lambda: explained("UNREACHABLE"), "nothing answers any more")
+    assert lost.outlook.rule == "NO_USABLE_PATH"
+    assert any("works again" in each for each in lost.would_switch)
+    past = await owner.ask("RouteHistory", admin_route_pb2.RouteHistoryRequest(route=made.route_id))
+    states = [seen.state for seen in past.observations if seen.observation_type == "SYNTHETIC_ROUTE_HEALTH"]
+    assert (states[0], states[-1]) == ("UNREACHABLE", "HEALTHY"), "the newest first"
 
 
 async def test_a_watch_tells_all_and_then_what_changes(fleet: Installation) -> None:

@@ -15,7 +15,18 @@ from fleet_server.cli import reference
 from fleet_server.cli.grammar import Verb
 from tests.unit.fleet_server.cli.conftest import Fleetctl
 
-HEAVY = ("grpc", "google", "rich", "cryptography", "plotext", "fleet.v1", "asyncio", "sqlalchemy", "pydantic")
+HEAVY = (
+    "grpc",
+    "drawsvg",
+    "google",
+    "rich",
+    "cryptography",
+    "plotext",
+    "fleet.v1",
+    "asyncio",
+    "sqlalchemy",
+    "pydantic",
+)
 VERBS = [pytest.param(words, verb, id=words.replace(" ", "-")) for words, verb, _ in reference.verbs()]
 ROOT = Path(__file__).parents[4]
 OPERATIONS = ROOT / "docs" / "operations"
@@ -35,7 +46,15 @@ def modules_after(*args: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "args", [("--help",), ("nodes", "--help"), ("run", "--help"), ("audit", "verify", "--help"), ("nods",)]
+    "args",
+    [
+        ("--help",),
+        ("nodes", "--help"),
+        ("run", "--help"),
+        ("audit", "verify", "--help"),
+        ("routes", "graph", "--help"),
+        ("nods",),
+    ],
 )
 def test_help_imports_nothing_heavy(args: tuple[str, ...]) -> None:
     loaded = modules_after(*args)
