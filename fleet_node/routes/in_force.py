@@ -134,7 +134,7 @@ class InForce:
             self._leases.pop(route_id, None)
         self._former = {route_id: former for route_id, former in self._former.items() if former.until > now}
         called = {node_id: self._as_called(peer) for node_id, peer in snapshot.peers.items()}
-        self._former_peers, self._peers = self._peers, called
+        self._former_peers, self._peers = {**self._peers_before(), **self._peers}, called
         self._former_until = max((former.until for former in self._former.values()), default=0.0)
         self.routes = applied.routes
         for signed in snapshot.leases:

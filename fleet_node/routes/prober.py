@@ -29,6 +29,8 @@ log = get_logger(__name__)
 MAX_WALKS = 64
 """Under way at one time; more wait their turn."""
 MAX_SLEEP_S = 60.0
+LOOK_AT_LEASES_MS = 5_000
+"""At least so often: server time may be put forward."""
 
 
 class Caller(Protocol):
@@ -61,6 +63,8 @@ class Prober:
         self._policy = Policy()
         self.feedback = Feedback(self._policy, chance)
         self._walks: dict[str, RouteWalks] = {}
+        self._next_ms: dict[str, int] = {}  # when each of them has something to start
+        self._leases_at_ms = 0  # when to look at leases again
         self._uncovered: set[str] = set()
         self._bad: set[str] = set()
         self._connected = False
@@ -102,6 +106,7 @@ class Prober:
             elif self._walks[route_id].route != route:
                 self._walks[route_id].replace(route, now_ms)
         self._walks = {route_id: walks for route_id, walks in self._walks.items() if route_id in own}
+        self._next_ms = {route_id: walks.next_ms for route_id, walks in self._walks.items()}
         self._landed(self.feedback.answered(version, applied.routes, now_ms))
         for route_id in applied.replaced:
             self.feedback.clear(route_id)
@@ -110,7 +115,11 @@ class Prober:
         self._uncovered &= applied.routes.keys()
         self._bad &= own.keys()
         self._version = version
-        self._show()
+        self.leases_changed()
+
+    def leases_changed(self) -> None:
+        """A lease came, ended early, or belongs to another path now."""
+        self._leases_at_ms = 0
         self.wake()
 
     def refused(self, version: int) -> None:
@@ -136,6 +145,7 @@ class Prober:
         """Something changed: look again."""
         self._wake.set()
 
+    # -- what people see ----------------------------------------------------------------------------------------------
     def state_of(self, route_id: str) -> tuple[RouteState, int, int]:
         """State of the path in force, the last round trip in microseconds, lost walks per thousand; UNSPECIFIED where
         nothing is known, or another node is the source."""
@@ -148,23 +158,36 @@ class Prober:
         rtt_us = last.rtt_us if last is not None and last.state is WalkState.ANSWERED else 0
         return walks.health.state, rtt_us, walks.health.loss_permille
 
+    def show(self) -> None:
+        """Bring the count of routes by state up to date."""
+        counts = dict.fromkeys(RouteState, 0)
+        for route_id in self._walks:
+            counts[self.state_of(route_id)[0]] += 1
+        for state, count in counts.items():
+            self._metrics.routes.labels(str(state)).set(count)
+
     # -- one turn -----------------------------------------------------------------------------------------------------
     def _turn(self) -> None:
         now_ms = self._now_ms()
         self._landed(self.feedback.expire(now_ms))
-        self._look_at_leases(now_ms)
-        for walks in self._walks.values():
+        if now_ms >= self._leases_at_ms:
+            self._look_at_leases(now_ms)
+        for route_id in [route_id for route_id, at in self._next_ms.items() if at <= now_ms]:
+            walks = self._walks[route_id]
             for walk in walks.due(now_ms):
                 task = asyncio.create_task(self._walk(walk))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            self._next_ms[route_id] = walks.next_ms
 
     def _idle_s(self) -> float:
-        due_ms = min((walks.next_ms for walks in self._walks.values()), default=NEVER_MS)
         timeout_ms = self.feedback.timeout_ms
-        due_ms = min(due_ms, timeout_ms if timeout_ms is not None else NEVER_MS) - self._now_ms()
-        lease_ms = self._in_force.next_lease_end_ms()
-        return max(0, min(due_ms, lease_ms if lease_ms is not None else NEVER_MS)) / 1000
+        due_ms = min(
+            self._leases_at_ms,
+            min(self._next_ms.values(), default=NEVER_MS),
+            timeout_ms if timeout_ms is not None else NEVER_MS,
+        )
+        return max(0, due_ms - self._now_ms()) / 1000
 
     async def _wait(self, idle_s: float) -> None:
         sleeping = asyncio.ensure_future(self._clock.sleep(min(idle_s, MAX_SLEEP_S)))
@@ -184,7 +207,9 @@ class Prober:
         walks = self._walks.get(walk.route_id)
         if walks is not None:
             self._say(walks, walks.finished(walk, result, self._now_ms()))
-        self.wake()
+            if self._next_ms[walk.route_id] > walks.next_ms:
+                self.wake()
+            self._next_ms[walk.route_id] = walks.next_ms
 
     def _look_at_leases(self, now_ms: int) -> None:
         """Withdraw paths whose lease has ended, and take up those that have one again; as their source or relay."""
@@ -194,13 +219,15 @@ class Prober:
             covered, walks = self._in_force.may_use(route), self._walks.get(route_id)
             if walks is not None:
                 self._say(walks, walks.lease_changed(covered, now_ms))
+                self._next_ms[route_id] = walks.next_ms
             elif not covered and route_id not in self._uncovered:
                 self._outbox.put([_lease_finding(route, covered, now_ms)])
             if covered and route_id in self._uncovered:
                 self.feedback.clear(route_id)
                 self._outbox.put([_lease_finding(route, covered, now_ms)])
-                self._show()
             (self._uncovered.discard if covered else self._uncovered.add)(route_id)
+        end_ms = self._in_force.next_lease_end_ms()
+        self._leases_at_ms = NEVER_MS if end_ms is None else now_ms + min(end_ms, LOOK_AT_LEASES_MS)
 
     def _say(self, walks: RouteWalks, report: Report | None) -> None:
         if report is None:
@@ -211,7 +238,6 @@ class Prober:
         if report.ask:
             self._ask([walks.route])
         self._tell(walks)
-        self._show()
 
     def _ask(self, routes: Iterable[EffectivePath]) -> None:
         if not self._connected:
@@ -224,6 +250,7 @@ class Prober:
             self._outbox.note((), held_back)
         if asked:
             self._outbox.ask(asked)
+            self.wake()  # it may have to be given up earlier than anything else is due
 
     def _landed(self, refreshes: Sequence[Refresh]) -> None:
         for refresh in refreshes:
@@ -252,13 +279,6 @@ class Prober:
 
     def _is_source(self, route: EffectivePath) -> bool:
         return route.path[0] == self._in_force.node_id
-
-    def _show(self) -> None:
-        counts = dict.fromkeys(RouteState, 0)
-        for route_id in self._walks:
-            counts[self.state_of(route_id)[0]] += 1
-        for state, count in counts.items():
-            self._metrics.routes.labels(str(state)).set(count)
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)

@@ -165,7 +165,7 @@ class RouteService:
             log.warning("lease_refused", lease_id=lease_id, reason=str(error.reason), detail=error.detail)
             return lease_pb2.LeaseAck(lease_id=lease_id, generation=generation, reason=str(error))
         reason = SnapshotReason.OLDER if self.in_force.take_lease(lease) else ""
-        self._prober.wake()
+        self._prober.leases_changed()
         if reason:  # not an event: frames may overtake one another
             log.info("lease_refused", lease_id=lease.lease_id, reason=str(reason), generation=lease.generation)
         return lease_pb2.LeaseAck(
@@ -210,6 +210,7 @@ class RouteService:
 
     def show(self) -> None:
         """Bring figures that are read rather than counted up to date."""
+        self._prober.show()
         self._metrics.config_version.set(self.config_version)
         self._metrics.findings_dropped.mirror(self._outbox.dropped)
         if self._listener is not None:

@@ -55,6 +55,7 @@ async def test_a_path_that_answers_is_healthy_and_its_first_hop_connected(tmp_pa
             1000,
             list(DIRECT),
         )
+        room.service.show()
         assert room.metrics.routes.labels("HEALTHY").value == 1
 
 
@@ -132,6 +133,17 @@ async def test_an_ask_without_an_answer_is_told_and_another_follows(tmp_path: Pa
         frames = room.told()
         assert route_pb2.REFRESH_OUTCOME_TIMED_OUT in [each.outcome for frame in frames for each in frame.refreshes]
         assert ["rt_1"] in [list(frame.refresh_routes) for frame in frames]
+
+
+async def test_an_ask_of_a_slow_route_is_given_up_in_time(tmp_path: Path) -> None:
+    async with walking(tmp_path) as room:
+        room.caller.broken[DIRECT] = WalkState.UNREACHABLE
+        await room.give(route(DIRECT, probe_interval_ms=3_600_000))
+        await room.clock.advance(905.0)
+        assert room.told()[-1].refresh_routes == ["rt_1"]
+        await room.clock.advance(11.0)
+        (refresh,) = [each for frame in room.told() for each in frame.refreshes]
+        assert (refresh.outcome, refresh.elapsed_ms) == (route_pb2.REFRESH_OUTCOME_TIMED_OUT, 10_000)
 
 
 async def test_a_refused_answer_is_told(tmp_path: Path) -> None:
