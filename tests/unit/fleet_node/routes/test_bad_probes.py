@@ -149,14 +149,25 @@ async def test_a_flood_is_stopped_before_anything_is_computed_for_it(tmp_path: P
     assert (walked.state, walked.failure) == (WalkState.INCONCLUSIVE, "RATE_LIMITED")
 
 
+async def test_a_peer_that_floods_takes_none_of_anothers_rate(tmp_path: Path) -> None:
+    async with mesh(tmp_path, "sxd", ProbeLimits(caller_per_s=0.001, caller_burst=2)) as nodes:
+        nodes.route("sd", "xd")
+        flooding = [await nodes["s"].caller.walk(ROUTE, GENERATION, "sd", TIMEOUT_S) for _ in range(3)]
+        other = await nodes["x"].caller.walk(ROUTE, GENERATION, "xd", TIMEOUT_S)
+    assert [each.failure for each in (*flooding, other)] == ["", "", "RATE_LIMITED", ""]
+
+
 async def test_walks_that_wait_hold_no_more_than_their_share(tmp_path: Path) -> None:
     """A relay whose next node is deaf waits for it; more than so many do not wait at one time."""
     async with mesh(tmp_path, "srd", ProbeLimits(in_flight=2)) as nodes, deaf_port() as (deaf, _):
         nodes.route("srd")
         nodes.redirect("d", deaf)
         walks = [nodes["s"].caller.walk(ROUTE, GENERATION, "srd", 1.0) for _ in range(4)]
-        results = Counter(result.failure for result in await asyncio.gather(*walks))
-    assert results == {"UNREACHABLE": 2, "RATE_LIMITED": 2}
+        results = await asyncio.gather(*walks)
+    assert Counter(each.failure for each in results) == {"UNREACHABLE": 2, "RATE_LIMITED": 2}
+    waited = next(each for each in results if each.failure == "UNREACHABLE")
+    assert (waited.observed, waited.failed_hop) == (("s", "r"), 2)
+    assert 0 < waited.first_hop_us < 500_000  # of a second at most; the relay waited for most of it
 
 
 async def test_tls_before_13_is_refused(tmp_path: Path) -> None:

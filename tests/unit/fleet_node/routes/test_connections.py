@@ -51,6 +51,7 @@ async def test_a_link_that_swallows_everything_is_no_peers_fault_until_it_is_dia
         on_a_new_one = await walk(nodes, timeout_s=0.3)
         proxy.heal()
         healed = await walk(nodes)
+        assert proxy.opened == 3
     assert (on_the_old_one.failure, on_the_old_one.blamed) == ("TIMED_OUT", "")
     assert (on_a_new_one.failure, on_a_new_one.blamed) == ("UNREACHABLE", "")
     assert healed.state is WalkState.ANSWERED
@@ -79,7 +80,7 @@ async def test_the_first_endpoint_that_leads_to_the_peer_is_kept(tmp_path: Path)
         first = await walk(nodes, timeout_s=3.0)
         second = await walk(nodes)
         assert len(came) == 1
-        nodes.redirect("d", closed.address, nodes["x"].endpoint)
+        nodes.redirect("d", nodes["x"].endpoint, closed.address)
         wrong = await walk(nodes)
     assert (first.state, second.state) == (WalkState.ANSWERED, WalkState.ANSWERED)
     assert (wrong.state, wrong.blamed) == (WalkState.DRIFT, "x")
@@ -107,10 +108,15 @@ async def test_connections_end_with_the_peers_of_the_snapshot(tmp_path: Path) ->
         del nodes["s"].view.peers["r"]
         await nodes["s"].caller.prune()
         assert channels.open_channels == 1
-        nodes["s"].view.peers["d"].probe_endpoints.append("127.0.0.1:1")
+        d = nodes["s"].view.peers["d"]
+        d.probe_endpoints.append("127.0.0.1:1")
         await nodes["s"].caller.prune()
         assert channels.open_channels == 0
         assert (await walk(nodes)).state is WalkState.ANSWERED
+        d.probe_certificate = nodes["r"].listener.certificate
+        await nodes["s"].caller.prune()
+        assert channels.open_channels == 0
+        assert (await walk(nodes)).state is WalkState.DRIFT
 
 
 async def test_no_more_connections_are_kept_than_the_limit(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from cryptography import x509
 
 from fleet.clock import SystemClock
+from fleet.tls_certificates import make_self_signed
 from fleet_node.routes import listener
 from fleet_node.routes.leaf import load_or_make_leaf
+from fleet_node.routes.peer_channels import CERTIFICATE_NAME
 from fleet_node.routes.walk_rules import WalkState
 from tests.unit.fleet_node.routes.mesh import GENERATION, ROUTE, TIMEOUT_S, MeshNode, mesh
 
@@ -63,6 +65,17 @@ async def test_a_node_whose_clock_is_not_set_walks(tmp_path: Path, monkeypatch: 
     async with mesh(tmp_path, "sd") as nodes:
         nodes.route("sd")
         assert (await nodes["s"].caller.walk(ROUTE, GENERATION, "sd", TIMEOUT_S)).state is WalkState.ANSWERED
+
+
+async def test_a_peer_whose_certificate_has_ended_is_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = make_self_signed(CERTIFICATE_NAME, NOW - dt.timedelta(days=900), NOW - dt.timedelta(days=800))
+    monkeypatch.setattr(listener, "load_or_make_leaf", lambda path, now: ended)
+    async with mesh(tmp_path, "sd") as nodes:
+        nodes.route("sd")
+        walked = await nodes["s"].caller.walk(ROUTE, GENERATION, "sd", TIMEOUT_S)
+    assert (walked.state, walked.failure, walked.blamed) == (WalkState.UNREACHABLE, "UNREACHABLE", "")
 
 
 async def test_a_taken_port_is_shown_and_nothing_is_raised(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_a_record_of_the_golden_vectors_is_made_byte_for_byte() -> None:
         serialized(record(2), record(1, onward=77)),
         serialized(record(2, onward=walk_rules.UNREACHABLE, failure="TIMED_OUT"), record(1)),
         serialized(record(2, node_id="x"), record(1)),
+        serialized(record(2, nonce=b"o" * 16), record(1)),
         serialized(record(2, hop_index=1), record(1)),
         serialized(record(2, statement_sha256=bytes(32)), record(1)),
         serialized(record(2, replace(PROBE, route_id="rt_other")), record(1)),
@@ -109,6 +110,11 @@ def test_who_gave_an_answer_that_does_not_verify_is_the_liar(raw: bytes) -> None
     result = judged(raw)
     assert (result.state, result.observed) == (WalkState.DRIFT, ("s",))
     assert (result.failure, result.failed_hop, result.blamed) == ("BAD_RECORD", 1, "r")
+
+
+def test_an_answer_that_is_too_large_is_not_parsed() -> None:
+    with pytest.raises(BadRecordError, match="too large"):
+        walk_rules.read_answer(b"\xff" * 4097, PROBE, 1, key_of)
 
 
 @pytest.mark.parametrize(
