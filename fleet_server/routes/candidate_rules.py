@@ -58,7 +58,8 @@ def choose(
             elif replaceable:
                 chosen[chosen.index(replaceable.pop())] = relay.node_id
     if switched:
-        chosen.sort(key=lambda way: _best_first(ways.get(way)))
+        # Whoever would make room anyway is what there is no room for now.
+        chosen.sort(key=lambda way: (way in replaceable, *_best_first(ways.get(way))))
     return (DIRECT, *chosen[:places]) if relay_id != DIRECT else tuple(chosen[:places])
 
 

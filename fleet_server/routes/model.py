@@ -181,7 +181,7 @@ class DecisionRule(StrEnum):
     FASTER = "FASTER"  # the old one works, and the new one gains enough
     # It stays.
     KEPT = "KEPT"  # it is the best
-    NOT_ENOUGH_GAIN = "NOT_ENOUGH_GAIN"  # another one is better, but by too little
+    NOT_ENOUGH_GAIN = "NOT_ENOUGH_GAIN"  # another one is better, but by too little, or was seen too seldom
     SUPPRESSED_KEPT = "SUPPRESSED_KEPT"  # another one would gain enough, but is held out for flapping
     UNOBSERVED = "UNOBSERVED"  # nobody has seen it lately, and no other way is known to work
     NO_USABLE_PATH = "NO_USABLE_PATH"  # nothing works: changing would help nobody

@@ -142,7 +142,9 @@ def _kept(case: _Case) -> str:
 def _not_enough_gain(case: _Case) -> str:
     rival = case.choice.rival or DIRECT
     text = f"{case.old} stays: {name(rival)} would gain {case.gain(rival)}"
-    samples = case.ways[rival].samples
+    samples, seen_ms = case.ways[rival].samples, case.ways[rival].scored.observed_at_ms
+    if seen_ms <= case.route.decided_at_ms:
+        return f"{text}, but was not walked since {case.old} was chosen"
     if samples < case.policy.min_samples:
         case.numbers["samples"] = samples
         return f"{text}, but was seen working {samples} times in a row, of {case.policy.min_samples} that are asked for"

@@ -87,10 +87,10 @@ def _choose(route: Route, ways: Mapping[str, Way], pool: Mapping[str, Relay], no
         return Choice(route.relay_id, DecisionRule.ROUTE_DISABLED)
     cause = _cause_to_leave(route, ways, now_ms, policy)
     if cause is None:
-        return _compare(ways[route.relay_id], ways, policy)
+        return _compare(route, ways, policy)
     if cause is DecisionRule.UNOBSERVED:
         return Choice(route.relay_id, cause)
-    if best := _best(way for way in ways.values() if way.is_open):
+    if best := _best_now([way for way in ways.values() if way.is_open], route, now_ms, policy):
         return Choice(best.relay_id, cause)
     if flapping := [way for way in ways.values() if way.works]:
         calmest = min(flapping, key=lambda way: (way.scored.penalty, way.relay_id != route.relay_id, way.relay_id))
@@ -127,14 +127,18 @@ def _is_silent(route: Route, ways: Mapping[str, Way], now_ms: int, policy: Polic
     return now_ms - max(newest_ms, route.decided_at_ms) > policy.stale_after_ms(route, route.relay_id) or not newest_ms
 
 
-def _compare(current: Way, ways: Mapping[str, Way], policy: Policy) -> Choice:
-    """The switch rule, for a path that works."""
+def _compare(route: Route, ways: Mapping[str, Way], policy: Policy) -> Choice:
+    """The switch rule, for a path that works. What was known when it was chosen was weighed then: only who was walked
+    since may take the route from it."""
+    current = ways[route.relay_id]
     old_us = _score_us(current)
     better = [way for way in ways.values() if way.works and _score_us(way) < old_us]
     worth_it = [
         way
         for way in better
-        if way.samples >= policy.min_samples and scoring_rules.gains_enough(_score_us(way), old_us, policy)
+        if way.samples >= policy.min_samples
+        and way.scored.observed_at_ms > route.decided_at_ms
+        and scoring_rules.gains_enough(_score_us(way), old_us, policy)
     ]
     if best := _best(way for way in worth_it if not way.suppressed):
         return Choice(best.relay_id, DecisionRule.FASTER, current.relay_id)
@@ -159,6 +163,13 @@ def _charged(left: Candidate | None, choice: Choice, now_ms: int, policy: Policy
 
 def _best(ways: Iterable[Way]) -> Way | None:
     return min(ways, key=lambda way: scoring_rules.order(way.relay_id, _score_us(way)), default=None)
+
+
+def _best_now(ways: Sequence[Way], route: Route, now_ms: int, policy: Policy) -> Way | None:
+    """The best of those that were walked as lately as the path is, else of all: what broke the path may have broken
+    what was last seen before."""
+    since_ms = now_ms - policy.stale_after_ms(route, route.relay_id)
+    return _best([way for way in ways if way.scored.observed_at_ms >= since_ms] or ways)
 
 
 def _score_us(way: Way) -> int:

@@ -48,6 +48,15 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
             id="cut",
         ),
         pytest.param(
+            ROUTE,
+            rows(bad(DIRECT), good("n-a", 9, observed_at_ms=LONG_AGO_MS), good("n-b", 30)),
+            RELAYS,
+            DecisionRule.UNHEALTHY,
+            "n-b",
+            "the path over n-b takes over",
+            id="cut-and-the-best-was-not-seen-since",
+        ),
+        pytest.param(
             OVER_A,
             rows(bad("n-a", PathState.DRIFT, failure="BAD_RECORD", blamed="n-a"), good("n-b", 9)),
             RELAYS,
@@ -154,6 +163,15 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
             "n-a",
             "seen working 1 times in a row, of 2",
             id="it-was-seen-once",
+        ),
+        pytest.param(
+            replace(OVER_A, decided_at_ms=SEEN_MS),
+            rows(good("n-a", 40), good(DIRECT, 5)),
+            RELAYS,
+            DecisionRule.NOT_ENOUGH_GAIN,
+            "n-a",
+            "was not walked since the path over n-a was chosen",
+            id="it-was-weighed-when-the-path-was-chosen",
         ),
         pytest.param(
             ROUTE,
