@@ -63,6 +63,7 @@ class RouteLane:
         "_listener_due",
         "_looking",
         "_metrics",
+        "_next",
         "_node_id",
         "_noting",
         "_recording",
@@ -107,6 +108,7 @@ class RouteLane:
         self._asks_recording = 0
         self._leases_said: frozenset[bytes] = frozenset()
         self._backlog = RouteBacklog(held)
+        self._next: Taken | None = None  # what did not have to wait in it
         self._answers: deque[route_pb2.ConfigApplied | lease_pb2.LeaseAck] = deque(maxlen=MAX_ANSWERS_WAITING)
         now_s = clock.monotonic()
         self._records_pace = TokenBucket(_RECORDS_PER_S, _RECORDS_AT_ONCE, now_s)
@@ -126,6 +128,7 @@ class RouteLane:
         """Say nothing more, and take nothing more down: a newer stream of the node does, or none."""
         self._stopped = True
         self._backlog.clear()
+        self._next = None
         self._answers.clear()
         for pump in (self._recording, self._urgently, self._noting, self._looking):
             pump.stop()
@@ -165,8 +168,10 @@ class RouteLane:
     def _take_health(self, health: route_pb2.RouteHealth) -> None:
         if self._stopped:
             return
-        given_up = self._backlog.add(health)
-        self._metrics.route_findings_given_up.inc(given_up)
+        if not self._recording.running and self._backlog.empty:
+            self._next = self._backlog.pass_by(health)
+        else:
+            self._metrics.route_findings_given_up.inc(self._backlog.add(health))
         if self._recording.running and self._backlog.urgent:
             self._urgently.kick()
         else:
@@ -178,9 +183,9 @@ class RouteLane:
             self._noting.kick()
 
     async def _record(self) -> None:
-        while not self._backlog.empty:
+        while self._next is not None or not self._backlog.empty:
             await self._wait(self._records_pace)
-            taken = self._backlog.take()
+            taken, self._next = self._next or self._backlog.take(), None
             if taken is not None:
                 await self._record_one(taken)
 

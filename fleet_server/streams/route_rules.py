@@ -32,11 +32,16 @@ def check_health(health: route_pb2.RouteHealth) -> route_pb2.RouteHealth:
     if max(len(health.observations), len(health.refresh_routes), len(health.refreshes)) > MAX_OBSERVATIONS:
         raise _malformed(f"a frame of route health holds at most {MAX_OBSERVATIONS} of anything: send several")
     _check_ids(health.refresh_routes)
+    known = True
     for found in health.observations:
         _check_observation(found)
+        known &= _is_known(found)
     for report in health.refreshes:
         _check_ids([report.route_id])
         _check_words(report.relay_node_id)
+        known &= report.outcome in _OUTCOMES
+    if known:
+        return health
     return route_pb2.RouteHealth(
         observations=[found for found in health.observations if _is_known(found)],
         refresh_routes=health.refresh_routes,
