@@ -17,6 +17,7 @@ from tests.load import (
     c6_churn,
     c7_commits,
     m1_machine,
+    r1_routes,
     t1_strangers,
     t2_verbs,
 )
@@ -43,13 +44,14 @@ ROWS: dict[str, Row] = {
         c5_growth,
         c6_churn,
         c7_commits,
+        r1_routes,
     )
 }
 """By name."""
 
 DEFAULT_ROWS = [name for name in ROWS if name[0] in "MAT"]
 """What runs when no row is named: the machine, and one process on SQLite. The C rows, with PostgreSQL, replicas and
-thousands of nodes, take longer than all of these."""
+thousands of nodes, take longer than all of these; R1 takes minutes, for probes are seldom."""
 
 
 def named(words: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from fleet_node.enrollment.membership import BundleFile, Membership, load_member
 from fleet_node.link.credentials import Credentials
 from fleet_node.link.hello import SelfDescription
 from fleet_node.link.link import Link
-from fleet_node.link.ports import CommandPort, HelloCounters, Ports, TelemetryPort, Uplink
+from fleet_node.link.ports import CommandPort, HelloCounters, Ports, RoutePort, TelemetryPort, Uplink
 from fleet_node.link.ratchet import Ratchet
 from fleet_node.link.trust_store import TrustStore
 from fleet_node.observability.metrics import LinkMetrics, NodeMetrics
@@ -124,12 +124,13 @@ def make_link(
     drivers: Sequence[gateway_pb2.DriverDescriptor] = (),
     kind: type[Link] = Link,
     ratchet: Ratchet | None = None,
+    routes: RoutePort | None = None,
 ) -> Link:
     """The product's own link with these rooms behind it."""
     keys = load_node_keys(member.folder.path)
     return kind(
         credentials=Credentials(member.folder, member.membership, keys, server_time=member.server_time),
-        ports=Ports(commands, telemetry, member.trust, ratchet or Ratchet(member.folder.ratchet)),
+        ports=Ports(commands, telemetry, member.trust, ratchet or Ratchet(member.folder.ratchet), routes=routes),
         about=SelfDescription("load", {}, list(drivers), secrets.token_bytes(16)),
         clock=SystemClock(),
         server_time=member.server_time,
