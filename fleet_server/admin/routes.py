@@ -30,6 +30,8 @@ from fleet_server.routes.service import RelayView, RouteService
 
 _WATCH_PAGE = 1000
 _WATCH_PAUSE_S = 0.25  # changes of many routes are told together
+_WATCH_PAUSES = 10  # times as long as the look itself took: thousands of routes change all the time
+_WATCH_PAUSE_MOST_S = 3.0
 _POLL_S = 1.5  # what happens at other replicas is seen within two seconds, hinted or not
 _HISTORY_MOST = 1000
 _HISTORY_DEFAULT = 100
@@ -106,6 +108,7 @@ class RoutesApi:
         first = True
         try:
             while True:
+                began_s = self._clock.monotonic()
                 news: list[admin_route_pb2.RouteView] = []
                 there: set[str] = set()
                 async for routes in self._pages(request):
@@ -118,7 +121,8 @@ class RoutesApi:
                 if news or removed or first:
                     yield admin_route_pb2.WatchRoutesResponse(routes=news, removed=removed)
                     first = False
-                await self._clock.sleep(_WATCH_PAUSE_S)
+                took_s = self._clock.monotonic() - began_s
+                await self._clock.sleep(min(max(_WATCH_PAUSE_S, _WATCH_PAUSES * took_s), _WATCH_PAUSE_MOST_S))
                 await changed.wait(_POLL_S)
         finally:
             unsubscribe()

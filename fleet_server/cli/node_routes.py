@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fleet_server.cli.connection import Admin
 
 _MOST = 1000
+_TIMEOUT_S = 5.0  # they stand beside what was asked for
 _WORST = (("UNREACHABLE", "red"), ("DRIFT", "magenta"), ("DEGRADED", "yellow"))
 
 
@@ -25,7 +26,7 @@ def routes_of(admin: Admin, node: admin_pb2.NodeView) -> list[tuple[str, Cell]]:
 
     request = admin_route_pb2.ListRoutesRequest(node=node.node_id, page=admin_pb2.Page(size=_MOST))
     try:
-        found = admin.call(admin.stub.ListRoutes, request).routes
+        found = admin.call(admin.stub.ListRoutes, request, timeout_s=_TIMEOUT_S).routes
     except Failure:
         return []  # of an older server, or one that was drained meanwhile: the node itself is shown all the same
     if not found:

@@ -44,7 +44,7 @@ def relays() -> None:
 @click.option("--site", default="", help="Site that counts for the score; the node's own by default.")
 @click.pass_obj
 def add(invocation: Invocation, node: str, capacity: int | None, weight: int | None, site: str) -> None:
-    """Put a node into the pool, or say anew what it may carry.
+    """Put a node into the pool, or say anew what it may carry: what is not given is as by default.
 
     It needs a probe listener (`probe_listen` in its configuration) that both ends of a route can dial.
     """

@@ -32,11 +32,11 @@ _COLUMNS = [
     Column("TIME"),
     Column("WHAT"),
     Column("STATE", reserve=11),
-    Column("PATH", flexible=True, least=18),
-    Column("RTT", right=True),
+    Column("PATH", flexible=True, least=18, spare=4),
+    Column("RTT", right=True, spare=3),
     Column("LOSS", right=True, spare=1),
     Column("GEN", right=True, spare=2),
-    Column("DETAIL", flexible=True, least=20),
+    Column("DETAIL", flexible=True, least=40),
 ]
 _WORDS = {
     "SYNTHETIC_ROUTE_HEALTH": "path",

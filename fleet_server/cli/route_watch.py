@@ -51,9 +51,14 @@ def watch(invocation: Invocation, node: str | None, relay: str) -> None:
     """Follow routes until Ctrl-C: a table that stays up to date; when piped, a line for each switch and new state."""
     from fleet.v1 import admin_route_pb2
 
-    request = admin_route_pb2.WatchRoutesRequest(node=node or "", relay=relay)
+    known = Known()
+
+    def request() -> admin_route_pb2.WatchRoutesRequest:
+        known.begin()
+        return admin_route_pb2.WatchRoutesRequest(node=node or "", relay=relay)
+
     with invocation.connect() as admin:
-        _follow(invocation, lambda lost: admin.follow(admin.stub.WatchRoutes, lambda: request, lost=lost))
+        _follow(invocation, known, lambda lost: admin.follow(admin.stub.WatchRoutes, request, lost=lost))
 
 
 class Known:
@@ -61,20 +66,30 @@ class Known:
 
     def __init__(self) -> None:
         self.routes: dict[str, admin_route_pb2.RouteView] = {}
+        self._begins = False
+
+    def begin(self) -> None:
+        """What comes next is all that there is: a server that was away does not know what was told before."""
+        self._begins = True
+
+    def removed(self, change: admin_route_pb2.WatchRoutesResponse) -> list[str]:
+        """Ids of routes that are gone, of those that were told."""
+        gone = {*change.removed}
+        if self._begins:
+            gone |= self.routes.keys() - {route.route_id for route in change.routes}
+        return sorted(gone & self.routes.keys())
 
     def take(self, change: admin_route_pb2.WatchRoutesResponse) -> list[tuple[admin_route_pb2.RouteView, str, str]]:
         """Routes that changed in a way that a person waits for, each with a word and a detail."""
         news = []
+        removed = self.removed(change)
+        self._begins = False
         for route in change.routes:
             word, detail = self._compare(route)
             self.routes[route.route_id] = route
             if word:
                 news.append((route, word, detail))
-        for route_id in change.removed:
-            gone = self.routes.pop(route_id, None)
-            if gone is not None:
-                news.append((gone, "REMOVED", ""))
-        return news
+        return [*news, *((self.routes.pop(route_id), "REMOVED", "") for route_id in removed)]
 
     def _compare(self, now: admin_route_pb2.RouteView) -> tuple[str, str]:
         before = self.routes.get(now.route_id)
@@ -87,7 +102,7 @@ class Known:
         return "", ""
 
 
-def _follow(invocation: Invocation, changes: Changes) -> None:
+def _follow(invocation: Invocation, known: Known, changes: Changes) -> None:
     from fleet_server.cli import live
     from fleet_server.cli.views import to_json
 
@@ -95,18 +110,17 @@ def _follow(invocation: Invocation, changes: Changes) -> None:
         for change in changes(None):
             for route in change.routes:
                 invocation.emit_json_line(to_json(route))
-            for route_id in change.removed:
+            for route_id in known.removed(change):
                 invocation.emit_json_line({"route_id": route_id, "removed": True})
+            known.take(change)
     elif live.is_possible():
-        _follow_in_place(invocation, changes)
+        _follow_in_place(invocation, known, changes)
     else:
-        _follow_by_lines(invocation, changes)
+        _follow_by_lines(invocation, known, changes)
 
 
-def _follow_in_place(invocation: Invocation, changes: Changes) -> None:
+def _follow_in_place(invocation: Invocation, known: Known, changes: Changes) -> None:
     from fleet_server.cli.live import LiveTable
-
-    known = Known()
 
     def rows() -> list[list[Cell]]:
         now_ms = invocation.now_ms()
@@ -121,9 +135,8 @@ def _follow_in_place(invocation: Invocation, changes: Changes) -> None:
             shown.note(last)
 
 
-def _follow_by_lines(invocation: Invocation, changes: Changes) -> None:
+def _follow_by_lines(invocation: Invocation, known: Known, changes: Changes) -> None:
     lines = invocation.running_table(_CHANGE_COLUMNS)
-    known = Known()
     for change in changes(None):
         clock = clock_text(invocation.now_ms())
         rows = [[clock, *_line(*news)] for news in known.take(change)]

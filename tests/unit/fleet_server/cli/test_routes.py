@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import grpc
 import pytest
 
 from fleet.errors import Reason, Refusal
@@ -147,6 +148,13 @@ def test_a_watch_in_a_pipe_tells_switches_and_states_and_nothing_else(ctl: Fleet
     assert [row[0] for row in rows] == ["IS", "SWITCHED", "STATE", "REMOVED"]
     assert rows[1][1:] == ["HEALTHY", "relay-a", "18ms", "4", "direct", "→", "over", "relay-a"]
     assert rows[2][-2:] == ["was", "HEALTHY"]
+
+
+def test_what_went_while_the_server_was_away_is_told_when_it_is_back(ctl: Fleetctl) -> None:
+    openings = iter([[watched(route(1), route(2)), grpc.StatusCode.UNAVAILABLE], [watched(route(2))]])
+    ctl.fake.answers["WatchRoutes"] = lambda _: next(openings)
+    rows = [line.split()[2:4] for line in ctl.run("routes", "watch").stdout.splitlines()[1:]]
+    assert rows == [["press-1-to-oven", "IS"], ["press-2-to-oven", "IS"], ["press-1-to-oven", "REMOVED"]]
 
 
 def test_a_watch_for_programs_tells_everything(ctl: Fleetctl) -> None:
