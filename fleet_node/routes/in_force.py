@@ -17,11 +17,14 @@ from fleet.v1 import lease_pb2, route_pb2
 from fleet_node.routes import rules, snapshot_rules
 from fleet_node.routes.parts import Identity
 from fleet_node.routes.rules import Applied, EffectivePath, HeldLease
+from fleet_node.routes.signing import SteadySigner
 from fleet_node.routes.snapshot_rules import Authority, Snapshot, SnapshotError, SnapshotReason
 
 log = get_logger(__name__)
 
 GRACE_INTERVALS = 2
+FORMER_KEY_S = 60.0
+"""For which the identity key counts that a peer had before: it signs with that one until all have the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ class InForce:
         self._peers: Mapping[str, route_pb2.Peer] = {}
         self._former_peers: Mapping[str, route_pb2.Peer] = {}
         self._former_until = 0.0
+        self._former_keys: dict[str, tuple[bytes, float]] = {}
         self._leases: dict[str, HeldLease] = {}
+        self._signer = SteadySigner(identity.signer, clock)
 
     # -- RouteView ----------------------------------------------------------------------------------------------------
     @property
@@ -75,7 +80,7 @@ class InForce:
     @property
     def signer(self) -> Signer:
         """See `RouteView`."""
-        return self._identity.signer()
+        return self._signer()
 
     def server_now_ms(self) -> int:
         """See `RouteView`."""
@@ -84,6 +89,11 @@ class InForce:
     def peer(self, node_id: str) -> route_pb2.Peer | None:
         """See `RouteView`."""
         return self._peers.get(node_id) or self._peers_before().get(node_id)
+
+    def former_key(self, node_id: str) -> bytes:
+        """See `RouteView`."""
+        key, until = self._former_keys.get(node_id, (b"", 0.0))
+        return key if self._clock.monotonic() < until else b""
 
     def whose(self, certificate: bytes) -> str:
         """See `RouteView`."""
@@ -114,6 +124,10 @@ class InForce:
             return False
         return lease.covers(route, self.server_now_ms())
 
+    def note_key(self) -> None:
+        """Notice that this node's identity key was replaced. Call it every few seconds."""
+        self._signer()
+
     # -- what the server says -----------------------------------------------------------------------------------------
     def apply(self, snapshot: Snapshot, authority: Authority) -> Applied:
         """Put a snapshot in force, its leases too.
@@ -134,6 +148,7 @@ class InForce:
             self._leases.pop(route_id, None)
         self._former = {route_id: former for route_id, former in self._former.items() if former.until > now}
         called = {node_id: self._as_called(peer) for node_id, peer in snapshot.peers.items()}
+        self._note_keys(called, now)
         self._former_peers, self._peers = {**self._peers_before(), **self._peers}, called
         self._former_until = max((former.until for former in self._former.values()), default=0.0)
         self.routes = applied.routes
@@ -167,6 +182,13 @@ class InForce:
             if route_id in self.routes and lease.covers(self.routes[route_id], now_ms)
         ]
         return min(ends, default=None)
+
+    def _note_keys(self, peers: Mapping[str, route_pb2.Peer], now: float) -> None:
+        self._former_keys = {node_id: former for node_id, former in self._former_keys.items() if now < former[1]}
+        for node_id, peer in peers.items():
+            before = self._peers.get(node_id)
+            if before is not None and before.identity_key != peer.identity_key:
+                self._former_keys[node_id] = before.identity_key, now + FORMER_KEY_S
 
     def _peers_before(self) -> Mapping[str, route_pb2.Peer]:
         """Of the snapshot before, while a config of it still counts."""

@@ -12,7 +12,7 @@ from fleet_node.routes import walk_rules
 from fleet_node.routes.peer_channels import MAX_CHANNELS, CallFailed, PeerChannels
 from fleet_node.routes.probe_rules import MAX_AHEAD_MS, NONCE_BYTES, Probe, check_path, request
 from fleet_node.routes.view import RouteView
-from fleet_node.routes.walk_rules import BadRecordError, Failure, Onward, WalkResult
+from fleet_node.routes.walk_rules import BadRecordError, Failure, Onward, Testimony, WalkResult
 
 log = get_logger(__name__)
 
@@ -65,7 +65,7 @@ class ProbeCaller:
             return Onward(walk_rules.UNREACHABLE, failure=Failure.NO_ENDPOINT)
         try:
             reply = await self._channels.call(peer, request(probe, hop_index, self._view.signer), timeout_s)
-            testimony = walk_rules.read_answer(reply.raw, probe, hop_index, self._key_of)
+            testimony = self._verified(reply.raw, probe, hop_index)
         except CallFailed as failed:
             return failed.onward
         except BadRecordError as error:
@@ -80,6 +80,22 @@ class ProbeCaller:
     async def close(self) -> None:
         """Close all connections; walks under way end."""
         await self._channels.close()
+
+    def _verified(self, raw: bytes, probe: Probe, hop_index: int) -> Testimony:
+        """The records of an answer; a node whose key is being replaced may sign with the one before.
+
+        Raises:
+            BadRecordError: one of them does not verify.
+        """
+        try:
+            return walk_rules.read_answer(raw, probe, hop_index, self._key_of)
+        except BadRecordError:
+            if not any(map(self._view.former_key, probe.path[hop_index:])):
+                raise
+            return walk_rules.read_answer(raw, probe, hop_index, self._former_key_of)
+
+    def _former_key_of(self, node_id: str) -> bytes:
+        return self._view.former_key(node_id) or self._key_of(node_id)
 
     def _key_of(self, node_id: str) -> bytes:
         peer = self._view.peer(node_id)

@@ -28,9 +28,9 @@ log = get_logger(__name__)
 
 MAX_WALKS = 64
 """Under way at one time; more wait their turn."""
-MAX_SLEEP_S = 60.0
+MAX_SLEEP_S = 5.0
+"""So often at least: server time may be put forward, and the identity key replaced."""
 LOOK_AT_LEASES_MS = 5_000
-"""At least so often: server time may be put forward."""
 
 
 class Caller(Protocol):
@@ -169,6 +169,7 @@ class Prober:
     # -- one turn -----------------------------------------------------------------------------------------------------
     def _turn(self) -> None:
         now_ms = self._now_ms()
+        self._in_force.note_key()
         self._landed(self.feedback.expire(now_ms))
         if now_ms >= self._leases_at_ms:
             self._look_at_leases(now_ms)

@@ -18,6 +18,7 @@ from fleet import status
 from fleet.clock import Clock
 from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
+from fleet.v1 import route_pb2
 from fleet_node.routes import walk_rules
 from fleet_node.routes.intake import Intake, ProbeLimits
 from fleet_node.routes.probe_caller import ProbeCaller
@@ -110,10 +111,18 @@ class ProbeService:
         if caller is None:
             raise Refusal(Reason.FOREIGN, "the node before this one in the path is no peer in this node's snapshot")
         self._intake.admit_caller(address, asked.caller, self._clock.monotonic())
-        check_proof(asked, caller)
+        self._check_proof(asked, caller)
         check_route(asked, view.configs_of(probe.route_id), lambda: view.holds_lease(probe.route_id))
         self._intake.nonces.add(asked.caller, probe.nonce, probe.deadline_ms, now_ms)
         return asked
+
+    def _check_proof(self, asked: Asked, caller: route_pb2.Peer) -> None:
+        try:
+            check_proof(asked, caller)
+        except Refusal:
+            if not (former_key := self._view.former_key(caller.node_id)):
+                raise
+            check_proof(asked, route_pb2.Peer(node_id=caller.node_id, identity_key=former_key))
 
     async def _relay(self, asked: Asked, context: Context) -> Onward:
         left_s = (asked.probe.deadline_ms - self._view.server_now_ms()) / 1000

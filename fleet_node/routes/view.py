@@ -35,6 +35,10 @@ class RouteView(Protocol):
         """A peer of the snapshot; None when it names no such node."""
         ...
 
+    def former_key(self, node_id: str) -> bytes:
+        """Identity key (raw) that a peer had until it was replaced, while that still counts; empty otherwise."""
+        ...
+
     def whose(self, certificate: bytes) -> str:
         """The node, this one included, whose probe listener shows this certificate (DER); empty when none is known."""
         ...

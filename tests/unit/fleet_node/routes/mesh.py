@@ -42,6 +42,7 @@ class View:
         self.cluster_id, self.node_id = CLUSTER, node_id
         self.signer = Signer.generate()
         self.peers: dict[str, route_pb2.Peer] = {}
+        self.former_keys: dict[str, bytes] = {}
         self.configs: dict[str, list[route_pb2.RouteConfig]] = {}
         self.leases: set[str] = set()
         self.ahead_ms = 0
@@ -51,6 +52,9 @@ class View:
 
     def peer(self, node_id: str) -> route_pb2.Peer | None:
         return self.peers.get(node_id)
+
+    def former_key(self, node_id: str) -> bytes:
+        return self.former_keys.get(node_id, b"")
 
     def whose(self, certificate: bytes) -> str:
         return next((peer.node_id for peer in self.peers.values() if peer.probe_certificate == certificate), "")
