@@ -15,8 +15,6 @@ from fleet_node.routes.rules import Policy
 from fleet_node.routes.walk_rules import WalkResult, WalkState
 
 WINDOW = 10
-LOSS_SAMPLES = 5
-"""With fewer walks one lost one would already be a heavy loss."""
 INCONCLUSIVE_INTERVALS = 3
 
 
@@ -121,7 +119,8 @@ class PathHealth:
         self._window.append(max(1, result.rtt_us) if answered else 0)
         self._failed_in_a_row = 0 if answered else self._failed_in_a_row + 1
         if answered:
-            lossy = len(self._window) >= LOSS_SAMPLES and self.loss_permille > policy.degraded_loss_permille
+            # Of a whole window, or one lost walk of the first few would already be a heavy loss.
+            lossy = self._window.count(0) * 1000 > policy.degraded_loss_permille * WINDOW
             slow = self.typical_rtt_us > policy.degraded_rtt_us
             self.state = RouteState.DEGRADED if lossy or slow else RouteState.HEALTHY
         elif not self.suspect:

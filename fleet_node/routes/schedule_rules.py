@@ -8,7 +8,8 @@ that comes back goes out as one frame. The paces:
 - after a failed walk of the path in force it is walked again at once, and every other way with it (burst), so that the
   server decides with fresh knowledge of all of them. The report waits until all of that has come back: at most two
   deadlines;
-- as long as the path in force is bad, the other ways are walked at its pace: the first that comes back is the way out;
+- as long as the path in force is bad, the other ways are walked at its pace and together with it: the first that comes
+  back is the way out, and a report need not wait for walks that began in between;
 - a walk that said nothing is repeated soon.
 """
 
@@ -22,6 +23,8 @@ from fleet_node.routes.walk_rules import WalkResult, WalkState
 
 JITTER = 0.1
 MAX_DEADLINE_MS = 3_000
+MAX_WAIT_DEADLINES = 2
+"""What has been found waits no longer for walks that are still out."""
 NEVER_MS = 2**62
 LEASE_EXPIRED = "LEASE_EXPIRED"
 
@@ -73,6 +76,7 @@ class RouteWalks:
         self._news: set[Path] = set()
         self._reported = RouteState.UNSPECIFIED
         self._to_report = False
+        self._waiting_since_ms: int | None = None
         self._lease_lost = False
         for path in (route.path, *route.candidates):
             self._begin(path, now_ms, within_ms=route.probe_interval_ms // 2)
@@ -94,7 +98,10 @@ class RouteWalks:
 
     def due(self, now_ms: int) -> tuple[Walk, ...]:
         """Walks to start now; each has to come back by `finished`."""
-        ready = [path for path, at in self._due_ms.items() if at <= now_ms and self._may_start(path)]
+        latest_ms = now_ms
+        if self._bad() and self.next_ms <= now_ms:
+            latest_ms += self.route.probe_interval_ms // 2
+        ready = [path for path, at in self._due_ms.items() if at <= latest_ms and self._may_start(path)]
         self._walking.update(ready)
         timeout_ms = walk_timeout_ms(self.route.probe_interval_ms)
         return tuple(Walk(self.route.route_id, self.route.generation, path, timeout_ms, now_ms) for path in ready)
@@ -195,10 +202,16 @@ class RouteWalks:
 
     def _report_if_complete(self, now_ms: int) -> Report | None:
         """The report, once nothing of a burst is out any more and no suspicion is left to confirm."""
-        if not self._news or self._walking or any(self._health[path].suspect for path in self._news):
+        if not self._news or not (self._to_report or self._lease_lost) or self.health.suspect:
             return None
-        if not (self._to_report or self._lease_lost) or self._pending(now_ms):
-            return None
+        suspects = {path for path in self._news if self._health[path].suspect}
+        if self._waiting_since_ms is None:
+            self._waiting_since_ms = now_ms
+        waited_ms = now_ms - self._waiting_since_ms
+        if self._walking or suspects or self._pending(now_ms):
+            if waited_ms < MAX_WAIT_DEADLINES * walk_timeout_ms(self.route.probe_interval_ms) or self._news <= suspects:
+                return None
+            self._news -= suspects
         state, before = self.health.state, self._reported
         route_id, generation = self.route.route_id, self.route.generation
         findings = [
@@ -214,8 +227,8 @@ class RouteWalks:
             ]
         if self._lease_lost:
             findings.insert(0, self._lease_finding(now_ms))
-        self._news.clear()
-        self._to_report = False
+        self._news = suspects
+        self._to_report, self._waiting_since_ms = False, None
         return Report(
             route_id,
             self.route.relay_id,

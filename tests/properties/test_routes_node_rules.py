@@ -155,10 +155,10 @@ def test_slow_or_lossy_is_degraded() -> None:
     slow, lossy = PathHealth(PATHS[1], 0), PathHealth(PATHS[1], 0)
     slow.note(walk(WalkState.ANSWERED, 100_001), 0, 10_000, POLICY)
     assert slow.state is RouteState.DEGRADED
-    for state in [WalkState.ANSWERED, WalkState.UNREACHABLE] * 2:
+    for state in [WalkState.ANSWERED, WalkState.UNREACHABLE] * 3:
         lossy.note(walk(state), 0, 10_000, POLICY)
-    assert lossy.state is RouteState.HEALTHY  # too few to tell
+        assert lossy.state is RouteState.HEALTHY  # two of a whole window would be no heavy loss
     lossy.note(walk(WalkState.ANSWERED), 9, 10_000, POLICY)
     finding = lossy.finding("a", 4, ObservationType.CANDIDATE_PATH)
-    assert (finding.state, finding.loss_permille, finding.rtt_us) == (RouteState.DEGRADED, 400, 1_000)
+    assert (finding.state, finding.loss_permille, finding.rtt_us) == (RouteState.DEGRADED, 429, 1_000)
     assert (finding.generation, finding.failure, finding.failed_hop, finding.at_ms) == (4, "", 0, 9)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "routes.md"
 PLOT = ROOT / "docs" / "routes_policies.svg"
 GOLDEN = Path(__file__).parent / "traces" / "golden.jsonl"
-BEGIN, END = "<!-- make routes-sim: begin -->", "<!-- make routes-sim: end -->"
+BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 COLUMNS = (
     "weather",
     "policy",
@@ -102,7 +102,7 @@ def write_plot(lines: list[Figures]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--record", action="store_true", help="record the golden trace anew")
-    parser.add_argument("--minutes", type=int, default=60, help="simulated minutes of each run")
+    parser.add_argument("--minutes", type=int, default=40, help="simulated minutes of each run")
     args = parser.parse_args()
     if args.record:
         climate = Climate(link_failures=300, flapping_links=60, relay_failures=30, slow_links=200)

@@ -68,7 +68,7 @@ def percentile(values: Iterable[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
 
 
-def compare(seeds: Sequence[int] = SEEDS, *, minutes: int = 60, routes: int = 120) -> list[Figures]:
+def compare(seeds: Sequence[int] = SEEDS, *, minutes: int = 40, routes: int = 120) -> list[Figures]:
     """One line a weather and policy, in the order of the tables."""
     lines = []
     for weather, climate in WEATHERS.items():
