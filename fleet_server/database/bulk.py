@@ -184,6 +184,10 @@ def _numbers(column: Iterable[int]) -> str:
     return "{" + ",".join(map(str, map(int, column))) + "}"
 
 
+def _floats(column: Iterable[float]) -> str:
+    return "{" + ",".join(map(repr, map(float, column))) + "}"
+
+
 def _texts(column: Sequence[str]) -> str:
     # Ids and reasons have nothing to escape: looked for in all of them at once.
     together = '","'.join(column)
@@ -199,6 +203,7 @@ def _octets(column: Sequence[bytes | None]) -> str:
 _LITERALS: Mapping[str, Callable[[Any], str]] = {
     "bigint": _numbers,
     "integer": _numbers,
+    "double precision": _floats,
     "text": _texts,
     "bytea": _octets,
 }

@@ -24,7 +24,7 @@ from fleet_server.observability.route_metrics import RouteMetrics
 from fleet_server.routes import config_store, decision_store, due_store, finding_store, leasing
 from fleet_server.routes.lease_rules import LeaseStep
 from fleet_server.routes.leasing import Times
-from fleet_server.routes.model import Candidate, Decision, Finding, PathState, Route
+from fleet_server.routes.model import DIRECT, GOOD, Candidate, Decision, Finding, PathState, Route
 from fleet_server.routes.parts import CONFIG_KIND, LEASE_KIND, TOPIC, RouteParts, decision_record
 from fleet_server.routes.pool import Pool
 from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteRecord
@@ -32,6 +32,8 @@ from fleet_server.routes.rules import decide, fold, state_now
 
 MAX_ROUTES = 256
 """Decided in one transaction: the writer, and every other replica that wants one of these rows, waits for it."""
+LOOK_EVERY = 2.5
+"""Intervals of a route within which one whose ways are as they were is decided about once."""
 _MAX_ENDS = 50_000
 _OUTCOMES = {LeaseStep.GRANT: "granted", LeaseStep.RENEW: "renewed", LeaseStep.WITHDRAW: "withdrawn"}
 
@@ -43,11 +45,13 @@ class Held:
     Args:
         known: what is remembered of each way, by route and relay.
         leases: the newest of each route.
+        views: the routes as rules see them.
     """
 
     routes: dict[str, RouteRecord]
     known: dict[str, dict[str, Candidate]]
     leases: dict[str, LeaseRecord]
+    views: dict[str, Route]
     pool: Pool
     times: Times
 
@@ -77,6 +81,7 @@ class Deciding:
         self._parts = parts
         self._metrics = metrics
         self._ends: dict[str, NodeRecord] = {}
+        self._looked_at_ms: dict[str, int] = {}
 
     def hold(self, tx: Transaction, route_ids: Iterable[str], *, free_only: bool = False) -> Held:
         """Lock routes and read what a decision about them needs. Those that are gone, and rows that do not verify, are
@@ -92,23 +97,20 @@ class Deciding:
         found = parts.routes.by_ids(tx.conn, route_ids, lock=not free_only)
         routes = {route_id: route for route_id, route in sorted(found.items()) if route.intact}
         self._learn_ends(tx, routes.values())
-        return Held(
-            routes,
-            finding_store.candidates_of(tx.conn, routes),
-            parts.leases.of_routes(tx.conn, routes),
-            Pool(parts.pool(tx.conn)),
-            times,
-        )
+        known = finding_store.candidates_of(tx.conn, routes)
+        leases = parts.leases.of_routes(tx.conn, routes)
+        views = {route_id: self._view(route, leases.get(route_id), times) for route_id, route in routes.items()}
+        return Held(routes, known, leases, views, Pool(parts.pool(tx.conn)), times)
 
     def times(self) -> Times:
         """This moment by each clock."""
         database, own = self._parts.database.clock, self._parts.clock
         return Times(database.now_ms(own), own.now_ms(), database.past_ms(own))
 
-    def view(self, route: RouteRecord, held: Held) -> Route:
-        """A held route as rules see it."""
+    def _view(self, route: RouteRecord, lease: LeaseRecord | None, times: Times) -> Route:
         seen = self._parts.as_decided(route, self._ends, None)
-        return replace(seen, lease=leasing.shown(held.leases.get(route.route_id), held.times))
+        held = leasing.shown(lease, times)
+        return seen if held is None else replace(seen, lease=held)
 
     def settle(self, tx: Transaction, held: Held, findings: Mapping[str, Sequence[Finding]] | None = None) -> None:
         """Decide about every route that is held, and write what follows.
@@ -135,51 +137,75 @@ class Deciding:
     def _decide(self, writes: _Writes, held: Held, route: RouteRecord, findings: Sequence[Finding]) -> None:
         policy, times = self._parts.policy, held.times
         before = held.known.get(route.route_id, {})
-        view = self.view(route, held)
+        view = held.views[route.route_id]
         known = fold(before, findings, policy, view.ways) if findings else before
-        decision = decide(view, known, held.pool.listed(), times.now_ms, policy)
-        if decision.charged:
-            known = {**known, **{row.relay_id: row for row in decision.charged}}
+        after = route
+        if not (findings and self._may_wait(held, view, before, known)):
+            self._looked_at_ms[route.route_id] = times.now_ms
+            decision = decide(view, known, held.pool.listed(), times.now_ms, policy)
+            if decision.charged:
+                known = {**known, **{row.relay_id: row for row in decision.charged}}
+            after = self._follow(writes, held, route, decision)
         writes.candidates += [(route.route_id, row) for way, row in known.items() if before.get(way) is not row]
-        after = self._follow(writes, held, route, decision)
-        looked = replace(view, relay_id=after.relay_id, decided_at_ms=after.decided_at_ms)
+        if after is not route:
+            view = replace(view, relay_id=after.relay_id, decided_at_ms=after.decided_at_ms)
         row = known.get(after.relay_id)
-        state = state_now(row, looked, times.now_ms, policy) if route.enabled else PathState.UNKNOWN
+        state = state_now(row, view, times.now_ms, policy) if route.enabled else PathState.UNKNOWN
         healthy = _with_health(after, row, state, times.now_ms)
         if healthy is not after:
             writes.health.append(healthy)
 
+    def _may_wait(
+        self, held: Held, view: Route, before: Mapping[str, Candidate], known: Mapping[str, Candidate]
+    ) -> bool:
+        """Whether a route whose ways are as they were can go without a decision: most reports say that a path works, as
+        it did, and what is a little faster or slower may wait for the next one but one."""
+        now_ms, looked_at_ms = held.times.now_ms, self._looked_at_ms.get(view.route_id)
+        if looked_at_ms is None or not 0 <= now_ms - looked_at_ms < LOOK_EVERY * view.probe_interval_ms:
+            return False
+        row, lease = known.get(view.relay_id), view.lease
+        if row is None or row.state not in GOOD or not (view.enabled and view.generation):
+            return False
+        if view.relay_id != DIRECT and not (
+            held.pool.is_usable(view.relay_id)
+            and lease
+            and lease.relay_id == view.relay_id
+            and now_ms < lease.expires_at_ms
+        ):
+            return False
+        return all(way in before and before[way].state is each.state for way, each in known.items())
+
     def _follow(self, writes: _Writes, held: Held, route: RouteRecord, decision: Decision) -> RouteRecord:
         """The route as it was decided; what that changes is added to `writes`."""
         lease = held.leases.get(route.route_id)
-        decided = replace(
-            route,
-            generation=route.generation + 1,
-            relay_id=decision.relay_id,
-            candidates=decision.candidates,
-            waiting_rendezvous=decision.waiting_rendezvous,
-            decided_at_ms=held.times.now_ms,
-        )
         step, lent = leasing.step(
-            decided,
+            route,
+            decision.relay_id,
             lease,
             renewable=held.pool.is_usable(decision.relay_id),
             times=held.times,
             ttl_ms=self._parts.policy.lease_ttl_ms,
         )
-        self._note_lease(writes, held, decided, lease, step, lent)
+        self._note_lease(writes, held, route, lease, step, lent)
         if decision.switched:
             held.pool.moved(route.relay_id, decision.relay_id)
-        if decision.switched or step is LeaseStep.GRANT:
-            writes.routes.append(decided)
-            writes.decisions.append(decision_record(decided, decision, now_ms=held.times.now_ms, by="server"))
-            return decided
-        # What its source walks beside the path is no decision about the path.
-        same = replace(decided, generation=route.generation, decided_at_ms=route.decided_at_ms)
-        if same == route:
+        moved = decision.switched or step is LeaseStep.GRANT
+        beside = (decision.candidates, decision.waiting_rendezvous)
+        if not moved and beside == (route.candidates, route.waiting_rendezvous):
             return route
-        writes.routes.append(same)
-        return same
+        # What its source walks beside the path is no decision about the path.
+        after = replace(
+            route,
+            generation=route.generation + moved,
+            relay_id=decision.relay_id,
+            candidates=decision.candidates,
+            waiting_rendezvous=decision.waiting_rendezvous,
+            decided_at_ms=held.times.now_ms if moved else route.decided_at_ms,
+        )
+        writes.routes.append(after)
+        if moved:
+            writes.decisions.append(decision_record(after, decision, now_ms=held.times.now_ms, by="server"))
+        return after
 
     def _note_lease(
         self,
@@ -210,6 +236,7 @@ class Deciding:
             return
         if len(self._ends) + len(unknown) > _MAX_ENDS:
             self._ends.clear()
+            self._looked_at_ms.clear()
             unknown = ends
         self._ends |= self._parts.nodes.load_all(tx.conn, sorted(unknown))
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
-from fleet_server.database.bulk import fetch_of
+from fleet_server.database.bulk import fetch_of, insert_many
 from fleet_server.database.engine import Connection, for_update_of_free
-from fleet_server.database.statements import execute, execute_many, fetch
+from fleet_server.database.statements import execute, fetch
 from fleet_server.routes.model import Candidate, PathState
 from fleet_server.routes.record import ObservationRecord
 
@@ -28,18 +29,42 @@ _OBSERVATION = (
 _OBSERVATION_KEY = ("route_id", "observation_type", "subject")
 
 
-def _upsert(table: str, columns: str, key: Sequence[str]) -> str:
-    names = columns.split(", ")
-    changed = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key)
-    marks = ", ".join("?" * len(names))
-    return f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changed}"
+def _kinds(columns: str, **others: str) -> dict[str, str]:
+    return {name: others.get(name, "bigint") for name in columns.split(", ")}
 
 
-_SAVE_CANDIDATE = _upsert("route_candidates", _CANDIDATE, _CANDIDATE_KEY)
-_SAVE_OBSERVATION = _upsert("route_observations", _OBSERVATION, _OBSERVATION_KEY)
-_ADD_HISTORY = (
-    f"INSERT INTO route_observation_history ({_OBSERVATION}) VALUES ({', '.join('?' * len(_OBSERVATION.split(', ')))})"
+def _instead(columns: str, key: Sequence[str]) -> str:
+    changed = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ") if name not in key)
+    return f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changed}"
+
+
+_CANDIDATE_KINDS = _kinds(
+    _CANDIDATE,
+    route_id="text",
+    relay_node_id="text",
+    state="text",
+    rtt_us="double precision",
+    loss="double precision",
+    penalty="double precision",
+    failure="text",
+    blamed_node_id="text",
 )
+_OBSERVATION_KINDS = _kinds(
+    _OBSERVATION,
+    route_id="text",
+    observation_type="integer",
+    subject="text",
+    reporter_node_id="text",
+    state="integer",
+    expected_hops="text",
+    observed_hops="text",
+    loss_permille="integer",
+    blamed_node_id="text",
+    failure="text",
+    failed_hop="integer",
+)
+_INSTEAD_OF_CANDIDATE = _instead(_CANDIDATE, _CANDIDATE_KEY)
+_INSTEAD_OF_OBSERVATION = _instead(_OBSERVATION, _OBSERVATION_KEY)
 
 
 def candidates_of(conn: Connection, route_ids: Iterable[str]) -> dict[str, dict[str, Candidate]]:
@@ -72,7 +97,7 @@ def save_candidates(conn: Connection, known: Iterable[tuple[str, Candidate]]) ->
         for route_id, each in sorted(known, key=lambda each: (each[0], each[1].relay_id))
     ]
     if rows:
-        execute_many(conn, _SAVE_CANDIDATE, rows)
+        insert_many(conn, "route_candidates", _CANDIDATE_KINDS, rows, _INSTEAD_OF_CANDIDATE)
 
 
 def forget_relay(conn: Connection, node_id: str) -> None:
@@ -84,14 +109,15 @@ def save_latest(conn: Connection, observations: Iterable[ObservationRecord]) -> 
     """Put observations in the place of those before, of the same route, type and subject; the last one counts."""
     newest = {(each.route_id, each.observation_type, each.subject): _row(each) for each in observations}
     if newest:
-        execute_many(conn, _SAVE_OBSERVATION, [row for _, row in sorted(newest.items())])
+        rows = [row for _, row in sorted(newest.items())]
+        insert_many(conn, "route_observations", _OBSERVATION_KINDS, rows, _INSTEAD_OF_OBSERVATION)
 
 
 def add_history(conn: Connection, observations: Iterable[ObservationRecord]) -> None:
     """Keep observations."""
     rows = [_row(each) for each in observations]
     if rows:
-        execute_many(conn, _ADD_HISTORY, rows)
+        insert_many(conn, "route_observation_history", _OBSERVATION_KINDS, rows)
 
 
 def latest_of(conn: Connection, route_ids: Iterable[str]) -> list[ObservationRecord]:
@@ -134,8 +160,8 @@ def _row(each: ObservationRecord) -> tuple[Any, ...]:
         each.reporter_id,
         each.generation,
         each.state,
-        json.dumps(each.expected_hops),
-        json.dumps(each.observed_hops),
+        _written(each.expected_hops),
+        _written(each.observed_hops),
         each.rtt_us,
         each.loss_permille,
         each.observed_at_ms,
@@ -149,6 +175,12 @@ def _row(each: ObservationRecord) -> tuple[Any, ...]:
 def _observation(row: Sequence[Any]) -> ObservationRecord:
     fields: tuple[Any, ...] = (*row[:6], _hops(row[6]), _hops(row[7]), *row[8:])
     return ObservationRecord(*fields)
+
+
+@lru_cache(maxsize=16_384)
+def _written(hops: tuple[str, ...]) -> str:
+    """The same paths are told again and again."""
+    return json.dumps(hops)
 
 
 def _hops(text: str) -> tuple[str, ...]:

@@ -42,17 +42,18 @@ def shown(lease: LeaseRecord | None, times: Times) -> HeldLease | None:
 
 
 def step(
-    route: RouteRecord, lease: LeaseRecord | None, *, renewable: bool, times: Times, ttl_ms: int
+    route: RouteRecord, relay_id: str, lease: LeaseRecord | None, *, renewable: bool, times: Times, ttl_ms: int
 ) -> tuple[LeaseStep, LeaseRecord | None]:
     """What happens to the lease of a route whose way is decided, and its row if that changes.
 
     Args:
-        route: with the way, and the generation, that it has from now on.
+        route: as it was before; with a lease that is granted it gets its next generation.
+        relay_id: the way that it takes from now on.
         lease: its newest one, whoever holds it.
         renewable: whether the relay of that way may carry routes now.
         ttl_ms: life of a lease.
     """
-    relay_id = route.relay_id if route.enabled else ""
+    relay_id = relay_id if route.enabled else ""
     change = next_lease(shown(lease, times), relay_id, renewable, times.own_ms, ttl_ms)
     issued_ms = max(times.now_ms, lease.issued_at_ms + 1) if lease is not None else times.now_ms
     if change.step is LeaseStep.GRANT and change.lease is not None:
@@ -62,7 +63,7 @@ def step(
             route_id=route.route_id,
             lease_id=f"ls_{secrets.token_hex(15)}",
             relay_id=relay_id,
-            generation=route.generation if tampered else change.lease.generation,
+            generation=route.generation + 1 if tampered else change.lease.generation,
             issued_at_ms=times.now_ms if tampered else issued_ms,
             expires_at_ms=change.lease.expires_at_ms,
             withdrawn=False,

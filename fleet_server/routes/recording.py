@@ -170,8 +170,9 @@ class Recorder:
         if len(newest) < len(batch):
             believed.doubts["superseded"] += len(batch) - len(newest)
         held = self._deciding.hold(tx, {told.what.route_id for told in newest})
+        pool = held.pool.ids()
         for told in newest:
-            self._judge(believed, held, told)
+            self._judge(believed, held, told, pool)
         for route_id in held.routes.keys() - {route_id for route_id, _, _ in believed.latest}:
             del held.routes[route_id]  # nothing was found that could decide anything
         finding_store.save_latest(tx.conn, list(believed.latest.values()))
@@ -180,7 +181,7 @@ class Recorder:
         self._send_leases_again(tx, held, believed)
         return believed
 
-    def _judge(self, believed: _Believed, held: Held, told: Told) -> None:
+    def _judge(self, believed: _Believed, held: Held, told: Told, pool: frozenset[str]) -> None:
         record, key = told.what, told.key
         route = held.routes.get(record.route_id)
         if route is None:
@@ -189,14 +190,14 @@ class Recorder:
         if not route.enabled:
             believed.doubts["disabled"] += 1
             return
-        view = self._deciding.view(route, held)
+        view = held.views[record.route_id]
         mark = believed.marks.get(key) or self._marks.get(key)
         newest_at_ms = mark.observed_at_ms if mark else 0
         why = doubt(
             told.sent,
             record.reporter_id,
             view,
-            held.pool.ids(),
+            pool,
             newest_at_ms,
             record.received_at_ms,
             self._parts.policy,
