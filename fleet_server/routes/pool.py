@@ -49,6 +49,8 @@ class Absences:
 
     A stream that ended left the time of that. Those of a replica that was lost ended with it, and the last sign of life
     of their nodes may be old: such a node counts as gone from the moment that this replica saw it without a stream.
+    Time before this replica was there counts for nobody: while the only server was away nobody could have a stream, and
+    all routes would leave their relays at the moment when it is back.
 
     Args:
         loss_ms: how long a node may be gone.
@@ -59,6 +61,7 @@ class Absences:
         self._loss_ms = loss_ms
         self._monotonic = monotonic
         self._since_s: dict[str, float] = {}
+        self._began_s = monotonic()
 
     def is_lost(self, node: NodeRecord, past_ms: int) -> bool:
         """Whether a node has been gone for too long.
@@ -69,9 +72,9 @@ class Absences:
         if node.online:
             self._since_s.pop(node.node_id, None)
             return False
-        if not node.replica_id:
-            return past_ms - node.last_seen_ms > self._loss_ms
         now_s = self._monotonic()
+        if not node.replica_id:
+            return min(past_ms - node.last_seen_ms, (now_s - self._began_s) * 1000) > self._loss_ms
         return (now_s - self._since_s.setdefault(node.node_id, now_s)) * 1000 > self._loss_ms
 
     def keep_only(self, node_ids: Collection[str]) -> None:
