@@ -16,7 +16,15 @@ from tests.integration.installation import Installation, RunningNode, Template
 from tests.integration.waiting import eventually
 
 BIN = Path(sys.executable).parent
-_SHOWN = ("gateway_listen", "admin_listen", "metrics_listen", "heartbeat_interval_s", "session_ttl_s")
+_SHOWN = (
+    "gateway_listen",
+    "admin_listen",
+    "metrics_listen",
+    "heartbeat_interval_s",
+    "session_ttl_s",
+    "lease_ttl_s",
+    "relay_loss_s",
+)
 
 
 class ServerProcess(Installation):
@@ -81,21 +89,28 @@ class NodeProcess(RunningNode):
 
     async def start(self, *, wait_live: bool = True) -> None:
         """Start the daemon; returns once it holds its stream."""
+        self.config.write_text("\n".join(self._lines()) + "\n")
+        self.process = self._processes.start([*self.program(), "run", "--config", self.config], name=self.name)
+        if wait_live:
+            await asyncio.to_thread(self.process.wait_line, "stream_welcomed")
+
+    def _lines(self) -> list[str]:
+        """Its configuration file."""
         settings = self.settings
         lines = [
             f"state_dir = {json.dumps(str(settings.state_dir))}",
             f"endpoints = {json.dumps(list(settings.endpoints))}",
             'metrics_listen = ""',
+            f"probe_listen = {json.dumps(settings.probe_listen)}",
             f"telemetry_interval_s = {settings.telemetry_interval_s}",
+            "[routes.peer_endpoints]",
+            *(f"{key} = {json.dumps(value)}" for key, value in settings.routes_peer_endpoints.items()),
             "[drivers]",
             f"enabled = {json.dumps(list(settings.drivers_enabled))}",
         ]
         for name, table in settings.driver_tables.items():
             lines += [f"[drivers.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        self.config.write_text("\n".join(lines) + "\n")
-        self.process = self._processes.start([*self.program(), "run", "--config", self.config], name=self.name)
-        if wait_live:
-            await asyncio.to_thread(self.process.wait_line, "stream_welcomed")
+        return lines
 
     async def kill(self) -> None:
         """SIGKILL."""
