@@ -155,7 +155,7 @@ class HopRecord(_message.Message):
     onward_node_id: _builtins.str
     """Node that answered in place of the next one, if known."""
     failure: _builtins.str
-    """Reason that the next node refused with."""
+    """Stable word for why the next node did not answer: the reason that it refused with, or how else it failed."""
     statement_sha256: _builtins.bytes
     """SHA-256 of the probe statement that this node was called with."""
     def __init__(
