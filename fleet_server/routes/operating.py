@@ -244,7 +244,8 @@ class RouteOperations(RouteParts):
         if there is not None:
             return Refusal(
                 Reason.CONFLICT,
-                f"route {there.name!r} leads from {source.name} to {destination.name} already",
+                f"route {there.name!r} leads from {source.name} to {destination.name} already:"
+                f" `fleetctl routes show {there.name}`",
                 metadata={"route": there.name},
             )
         if self.routes.by_ref(tx.conn, name) is not None:
