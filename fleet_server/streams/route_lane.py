@@ -33,6 +33,7 @@ MAX_ANSWERS_WAITING = 64
 _RECORDS_PER_S, _RECORDS_AT_ONCE = 4.0, 8.0
 _ANSWERS_PER_S, _ANSWERS_AT_ONCE = 4.0, 16.0
 _SENDS_PER_S, _SENDS_AT_ONCE = 1.0, 4.0
+_REFUSALS_PER_S, _REFUSALS_AT_ONCE = 1 / 60, 8.0
 
 
 class RouteLane:
@@ -68,6 +69,8 @@ class RouteLane:
         "_noting",
         "_recording",
         "_records_pace",
+        "_refusals_pace",
+        "_refused",
         "_room",
         "_send",
         "_sends_pace",
@@ -105,6 +108,7 @@ class RouteLane:
             self._listener.CopyFrom(hello.probe_listener)  # a part of a message would keep all of it
         self._listener_due = True  # told before anything else: peers were perhaps told of an earlier one
         self._config_due = self._leases_due = self._asked = False
+        self._refused = False
         self._asks_recording = 0
         self._leases_said: frozenset[bytes] = frozenset()
         self._backlog = RouteBacklog(held)
@@ -112,6 +116,7 @@ class RouteLane:
         self._answers: deque[route_pb2.ConfigApplied | lease_pb2.LeaseAck] = deque(maxlen=MAX_ANSWERS_WAITING)
         now_s = clock.monotonic()
         self._records_pace = TokenBucket(_RECORDS_PER_S, _RECORDS_AT_ONCE, now_s)
+        self._refusals_pace = TokenBucket(_REFUSALS_PER_S, _REFUSALS_AT_ONCE, now_s)
         self._answers_pace = TokenBucket(_ANSWERS_PER_S, _ANSWERS_AT_ONCE, now_s)
         self._sends_pace = TokenBucket(_SENDS_PER_S, _SENDS_AT_ONCE, now_s)
         self._recording = Pump(self._record, clock, failed)
@@ -145,6 +150,13 @@ class RouteLane:
             self._asked = self._held_version > 0
             self._look_soon()
 
+    def bundle_taken(self) -> None:
+        """The node holds a newer bundle: what it refused under the one before it is sent again."""
+        if self._refused:
+            self._refused = False
+            self._asked = True
+            self._look_soon()
+
     def wake_leases(self) -> None:
         """A lease that the node is a party to was renewed."""
         self._leases_due = True
@@ -160,7 +172,7 @@ class RouteLane:
             self._take_health(check_health(control.route_health))
         elif control.HasField("config_applied"):
             check_applied(control.config_applied)
-            self._answer(control.config_applied)
+            self._take_applied(control.config_applied)
         else:
             check_lease_ack(control.lease_ack)
             self._answer(control.lease_ack)
@@ -176,6 +188,14 @@ class RouteLane:
             self._urgently.kick()
         else:
             self._recording.kick()
+
+    def _take_applied(self, applied: route_pb2.ConfigApplied) -> None:
+        if not applied.applied:
+            self._refused = True
+            if not self._refusals_pace.take(self._clock.monotonic()):
+                return  # each is a row of the audit
+        # What it withdrew follows from the snapshot; kept here it would be what a node can fill memory with.
+        self._answer(route_pb2.ConfigApplied(version=applied.version, applied=applied.applied, reason=applied.reason))
 
     def _answer(self, answer: route_pb2.ConfigApplied | lease_pb2.LeaseAck) -> None:
         if not self._stopped:

@@ -94,13 +94,15 @@ def _check_observation(found: route_pb2.RouteObservation) -> None:
 
 
 def _check_ids(ids: Iterable[str]) -> None:
-    if not all(0 < len(each) <= MAX_ID_CHARS for each in ids):
-        raise _malformed(f"an id has 1 to {MAX_ID_CHARS} characters")
+    for each in ids:
+        if not 0 < len(each) <= MAX_ID_CHARS:
+            raise _malformed(f"an id has 1 to {MAX_ID_CHARS} characters")
 
 
 def _check_words(*words: str) -> None:
-    if any(len(word) > MAX_WORD_CHARS for word in words):
-        raise _malformed(f"a reason, a failure or a node that is blamed has at most {MAX_WORD_CHARS} characters")
+    for word in words:
+        if len(word) > MAX_WORD_CHARS:
+            raise _malformed(f"a reason, a failure or a node that is blamed has at most {MAX_WORD_CHARS} characters")
 
 
 def _malformed(detail: str) -> Refusal:

@@ -298,7 +298,7 @@ class Stream:
         elif kind == "drained":
             notice(lambda: self.membership.drained(control.drained))
         elif kind == "bundle_applied":
-            self.bundles.applied(control.bundle_applied)
+            self._take_bundle_applied(control.bundle_applied)
             notice(lambda: rooms.nodes.note_bundle(self.node_id, self.epoch, control.bundle_applied))
         elif kind == "audit":
             self._take_audit(control.audit)
@@ -329,6 +329,11 @@ class Stream:
             send=self.send,
             failed=self._failed,
         )
+
+    def _take_bundle_applied(self, applied: gateway_pb2.BundleApplied) -> None:
+        self.bundles.applied(applied)
+        if self._routes is not None:
+            self._routes.bundle_taken()
 
     def _take_audit(self, rows: gateway_pb2.AuditRows) -> None:
         if self._audit is None:

@@ -227,3 +227,28 @@ async def test_a_node_that_is_not_under_this_authority_yet_is_sent_its_part_what
     wire = Wire(clock, routes=FakeRoutes(version=7), hello=hello)
     await wire.settle()
     assert wire.kinds() == ["welcome", "config"]
+
+
+async def test_what_a_node_refused_is_sent_again_once_it_holds_another_bundle(wire: Wire) -> None:
+    """Its authority is in a part of the chain that had not come yet."""
+    wire.routes.version = 5
+    wire.stream.about_routes(RouteLane.wake_config)
+    await wire.settle()
+    wire.heard()
+    await wire.say(config_applied=route_pb2.ConfigApplied(version=0, reason="WRONG_SIGNER"))
+    taken = gateway_pb2.BundleApplied(version=session_pb2.BundleVersion(generation=1, number=1), applied=True)
+    for heard in (["config"], []):
+        await wire.say(bundle_applied=taken)
+        assert wire.kinds() == heard
+
+
+async def test_refusals_without_end_are_told_as_few_are(wire: Wire, clock: MockClock) -> None:
+    """Each is a row of the audit."""
+    for number in range(100):
+        await wire.say(
+            config_applied=route_pb2.ConfigApplied(version=number, reason="OLDER", withdrawn_routes=["r" * 64] * 4_000)
+        )
+    await clock.advance(60.0)
+    await wire.say(config_applied=route_pb2.ConfigApplied(version=1_000, reason="OLDER"))
+    assert [applied.version for applied in wire.routes.noted] == [*range(8), 1_000]
+    assert not any(applied.withdrawn_routes for applied in wire.routes.noted)
