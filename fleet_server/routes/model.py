@@ -259,7 +259,7 @@ class Policy:
 
     Args:
         min_gain_us: what a working path must be bettered by, microseconds.
-        gain_numerator: and the new score must be at most this share of the old one.
+        gain_numerator: over `gain_denominator`: the share of the old score that the new one may be at most.
         min_samples: findings that a way needs before it can take a route from a working path.
         ewma_weight: of a new round trip or loss in the smoothed one.
         forget_after_ms: after as long without a finding the smoothed values begin anew.

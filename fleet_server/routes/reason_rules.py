@@ -117,7 +117,7 @@ def _relay_gone(case: _Case) -> str:
 
 def _lease_ended(case: _Case) -> str:
     if case.choice.relay_id == case.route.relay_id:
-        return f"the lease for {case.old} has ended; it is still the best that works and gets another one"
+        return f"the lease for {case.old} has ended; its relay works and gets another one"
     return f"the lease for {case.old} has ended: {case.takes_over()}"
 
 

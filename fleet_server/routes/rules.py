@@ -90,6 +90,10 @@ def _choose(route: Route, ways: Mapping[str, Way], pool: Mapping[str, Relay], no
         return _compare(route, ways, policy)
     if cause is DecisionRule.UNOBSERVED:
         return Choice(route.relay_id, cause)
+    if cause is DecisionRule.LEASE_ENDED and ways[route.relay_id].is_open:
+        # That it ran out is the server's doing: the relay is there, so a route does not leave it for a trifle.
+        compared = _compare(route, ways, policy)
+        return compared if compared.rule is DecisionRule.FASTER else Choice(route.relay_id, cause)
     if best := _best_now([way for way in ways.values() if way.is_open], route, now_ms, policy):
         return Choice(best.relay_id, cause)
     if flapping := [way for way in ways.values() if way.works]:

@@ -130,7 +130,7 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
         ),
         pytest.param(
             UNLEASED,
-            rows(good("n-a", 5), good("n-b", 30)),
+            rows(good("n-a", 30), good("n-b", 25)),
             RELAYS,
             DecisionRule.LEASE_ENDED,
             "n-a",
