@@ -1,19 +1,19 @@
 """Deciding in a transaction: load under row locks, fold what was found, decide, and write all that follows.
 
 Mental model
-    `hold` locks the rows of routes in the order of their ids and reads what is known of their ways, their leases and
-    the pool. `settle` decides about each of them and writes everything of that in the same transaction: what is
-    remembered, the route, its decision with reasons, its lease, the versions of the snapshots that show it, one audit
-    row for all.
-    No replica leads. Two that decide about one route at once take turns at its row, and who comes second reads what the
-    first one decided: each generation is made once.
+    `hold` locks the rows of routes that nobody else holds, in the order of their ids, and reads what is known of their
+    ways, their leases and the pool. `settle` decides about each of them and writes everything of that in the same
+    transaction: what is remembered, the route, its decision with reasons, its lease, the versions of the snapshots that
+    show it, one audit row for all.
+    No replica leads. Of two that decide about one route at once the second passes it over, and reads what the first one
+    decided when it comes back to it: each generation is made once.
     A route over a relay that holds no lease gets one with the next generation, whatever became of the one before.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from fleet_server.audit.kinds import AuditKind
@@ -46,6 +46,7 @@ class Held:
         known: what is remembered of each way, by route and relay.
         leases: the newest of each route.
         views: the routes as rules see them.
+        busy: routes that were asked for, and whose rows somebody else holds.
     """
 
     routes: dict[str, RouteRecord]
@@ -54,6 +55,7 @@ class Held:
     views: dict[str, Route]
     pool: Pool
     times: Times
+    busy: Set[str]
 
 
 @dataclass(slots=True)
@@ -83,24 +85,24 @@ class Deciding:
         self._ends: dict[str, NodeRecord] = {}
         self._looked_at_ms: dict[str, int] = {}
 
-    def hold(self, tx: Transaction, route_ids: Iterable[str], *, free_only: bool = False) -> Held:
+    def hold(self, tx: Transaction, route_ids: Iterable[str]) -> Held:
         """Lock routes and read what a decision about them needs. Those that are gone, and rows that do not verify, are
-        missing.
-
-        Args:
-            free_only: pass over those that somebody else holds: whoever does is at them.
+        missing, and so are those that somebody else holds: a replica that froze in the middle of one holds up the
+        routes that it was at, and no others.
         """
         parts = self._parts
         times = self.times()
-        if free_only:
-            route_ids = due_store.hold_free(tx.conn, route_ids)
-        found = parts.routes.by_ids(tx.conn, route_ids, lock=not free_only)
+        asked = set(route_ids)
+        free = due_store.hold_free(tx.conn, asked)
+        left = asked.difference(free)
+        found = parts.routes.by_ids(tx.conn, free)
         routes = {route_id: route for route_id, route in sorted(found.items()) if route.intact}
         self._learn_ends(tx, routes.values())
         known = finding_store.candidates_of(tx.conn, routes)
         leases = parts.leases.of_routes(tx.conn, routes)
         views = {route_id: self._view(route, leases.get(route_id), times) for route_id, route in routes.items()}
-        return Held(routes, known, leases, views, Pool(parts.pool(tx.conn)), times)
+        busy = due_store.existing(tx.conn, left) if left else frozenset()
+        return Held(routes, known, leases, views, Pool(parts.pool(tx.conn)), times, busy)
 
     def times(self) -> Times:
         """This moment by each clock."""

@@ -18,6 +18,12 @@ def hold_free(conn: Connection, route_ids: Iterable[str]) -> list[str]:
     return [route_id for (route_id,) in rows]
 
 
+def existing(conn: Connection, route_ids: Iterable[str]) -> set[str]:
+    """Those of these routes that there are, held by somebody or not."""
+    rows = fetch_of(conn, "SELECT route_id FROM routes", "route_id", sorted(set(route_ids)))
+    return {route_id for (route_id,) in rows}
+
+
 def ids_over(conn: Connection, relay_ids: Sequence[str]) -> list[str]:
     """Ids of enabled routes that lead over one of these relays."""
     rows = fetch_of(conn, "SELECT route_id, enabled FROM routes", "relay_node_id", relay_ids)

@@ -5,6 +5,8 @@ Mental model
     leaves out what came on superseded streams and what is not believed, stores the newest of each way, keeps history of
     changes, folds and decides (`deciding`). One flush at a time; what comes beside it goes with the next one. A report
     of something that broke is flushed at once, so who asks for its snapshot behind it is answered with the decision.
+    What is about a route whose row somebody else holds, a sweep or another replica, goes with the next flush; what is
+    decided then is told to the nodes all the same.
     While the database is away reports are kept for a while, bounded, and the newest win; whoever waits is told.
 """
 
@@ -60,6 +62,7 @@ class _Believed:
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     marks: dict[Key, _Mark] = field(default_factory=dict)
     doubts: Counter[str] = field(default_factory=Counter)
+    busy: list[Told] = field(default_factory=list)
     foreign: tuple[str, str] | None = None  # a node that told of another one's route, and which
 
 
@@ -85,7 +88,8 @@ class Recorder:
         self._one_at_a_time = asyncio.Lock()
 
     async def record(self, node_id: str, epoch: int, health: route_pb2.RouteHealth) -> None:
-        """Take a node's report; returns once all of it that is believed is stored and decided.
+        """Take a node's report; returns once all of it that is believed is stored and decided, but for routes that
+        another replica is at.
 
         Args:
             epoch: of the stream that it came on.
@@ -118,9 +122,10 @@ class Recorder:
         async with self._one_at_a_time:
             self._arrived.clear()
             waiting, self._recorded = self._recorded, None
+            busy: list[Told] = []
             try:
                 while batch := self._intake.take(MAX_ROUTES):
-                    await self._flush(batch)
+                    busy += await self._flush(batch)
             except Refusal as refusal:
                 _settle(waiting, refusal)
                 self._arrived.set()
@@ -128,6 +133,10 @@ class Recorder:
             except BaseException:
                 _settle(waiting, Refusal(Reason.UNAVAILABLE, "the report could not be recorded: try again"))
                 raise
+            finally:
+                if busy:
+                    self._intake.give_back(busy, self._parts.now_ms() - KEEP_MS)
+                    self._arrived.set()
             _settle(waiting, None)
 
     async def _wait_recorded(self, *, urgent: bool) -> None:
@@ -139,7 +148,8 @@ class Recorder:
             self._bell.ring_nowait()
         await asyncio.shield(recorded)
 
-    async def _flush(self, batch: Sequence[Told]) -> None:
+    async def _flush(self, batch: Sequence[Told]) -> Sequence[Told]:
+        """Store a batch; what of it is about routes whose rows somebody else holds."""
         began_s = perf_counter()
         try:
             believed = await self._parts.database.write(lambda tx: self._write(tx, batch))
@@ -150,7 +160,7 @@ class Recorder:
             # Of no use, whoever sent it: what nodes go on telling counts.
             log.exception("route_reports_failed", observations=len(batch))
             self._metrics.drop("failed", len(batch))
-            return
+            return ()
         self._metrics.batch_duration.observe(perf_counter() - began_s)
         self._metrics.observations.inc(sum(believed.doubts.values()) + len(believed.latest))
         for why, count in believed.doubts.items():
@@ -161,6 +171,7 @@ class Recorder:
         if len(self._marks) > _MAX_MARKS:
             self._marks.clear()
         self._marks |= believed.marks
+        return believed.busy
 
     def _write(self, tx: Transaction, batch: Sequence[Told]) -> _Believed:
         believed = _Believed()
@@ -184,6 +195,9 @@ class Recorder:
     def _judge(self, believed: _Believed, held: Held, told: Told, pool: frozenset[str]) -> None:
         record, key = told.what, told.key
         route = held.routes.get(record.route_id)
+        if route is None and record.route_id in held.busy:
+            believed.busy.append(told)
+            return
         if route is None:
             believed.doubts["unknown_route"] += 1
             return

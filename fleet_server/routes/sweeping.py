@@ -111,7 +111,7 @@ class Sweep:
         return sorted(due)
 
     def _decide(self, tx: Transaction, route_ids: Sequence[str]) -> None:
-        held = self._deciding.hold(tx, route_ids, free_only=True)
+        held = self._deciding.hold(tx, route_ids)
         self._deciding.settle(tx, held)
 
     def _figures(self, conn: Connection) -> Figures:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from fleet.v1 import route_pb2
 from fleet_server.database.engine import Database
 from tests.unit.fleet_server.routes.mesh import Mesh
@@ -165,3 +167,22 @@ async def test_a_missed_lease_is_sent_again_and_a_tampered_one_replaced(mesh: Me
     assert again.intact
     assert again.generation > lease.generation
     assert again.generation == (await route_of(mesh, route_id)).generation
+
+
+async def test_a_row_that_somebody_holds_keeps_up_nothing_but_what_is_told_of_it(
+    mesh: Mesh, request: pytest.FixtureRequest
+) -> None:
+    if "sqlite" in request.node.name:
+        pytest.skip("SQLite has one writer")
+    route_id = (await mesh.connect("a", "b")).route_id
+    other = (await mesh.connect("b", "a")).route_id
+    told = [await observation(mesh, each) for each in (route_id, other)]
+    with mesh.database.writer._engine.connect() as holding:
+        holding.exec_driver_sql("SELECT 1 FROM routes WHERE route_id = %s FOR UPDATE", (route_id,)).all()
+        await tell(mesh, "a", told[0])
+        await tell(mesh, "b", told[1])
+        assert (await route_of(mesh, other)).state == "HEALTHY"
+        assert (await route_of(mesh, route_id)).state == "UNKNOWN"
+    await mesh.routes.flush()
+    assert (await route_of(mesh, route_id)).state == "HEALTHY"
+    assert dropped(mesh) == {}
