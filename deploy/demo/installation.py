@@ -26,7 +26,8 @@ class Installation(Programs):
         super().__init__(root, state, waiting)
         self.data = state / "server"
         self.database = self.data / "fleet.db"
-        self.gateway_port, self.admin_port = free_ports(2)
+        self.gateway_port, self.admin_port, *probe_ports = free_ports(2 + len(NODES))
+        self.probe_ports = dict(zip(NODES, probe_ports, strict=True))
         self.server: RunningProcess | None = None
         self._write_config()
 
@@ -73,6 +74,11 @@ class Installation(Programs):
         process = self.nodes.pop(node)
         process.terminate()
         return process.wait_exit(WAIT_S)
+
+    def lead(self, node: str, peer_id: str, link: str) -> None:
+        """Have a node call a peer over a link (host:port) from its next start on."""
+        table = f'[routes.peer_endpoints]\n{peer_id} = "{link}"\n'
+        self.node_config(node).write_text(self._node_toml(node) + table)
 
     def kill_node(self, node: str) -> None:
         """kill -9."""
@@ -128,6 +134,7 @@ class Installation(Programs):
             f'state_dir = "{self.state / node}"\n'
             f'name = "{node}"\n'
             'metrics_listen = ""\n'
+            f'probe_listen = "127.0.0.1:{self.probe_ports[node]}"\n'
             "telemetry_interval_s = 0.5\n"
             "poll_interval_s = 1\n"
             "[labels]\n"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deploy.demo import attacks, faults, joining, people, working
+from deploy.demo import attacks, faults, joining, paths, people, working
 from deploy.demo.admin import AdminClient
 from deploy.demo.installation import Installation
 from deploy.demo.life_cycle import live, stay
@@ -67,6 +67,11 @@ def _steps(stage: Stage, here: Installation) -> None:
             "A node drained and resumed", "It finishes what runs and takes nothing new; its queue waits on the server."
         ):
             faults.drain_and_resume(stage, here, admin)
+        with stage.step(
+            "A link is cut",
+            "Nodes probe the paths between them; the server keeps each route on the best that lives, and says why.",
+        ):
+            paths.cut_and_heal(stage, here, admin)
         with stage.step("The audit", "One hash chain for each writer, under checkpoints that the authority signs."):
             faults.audit(stage, here)
 

@@ -70,7 +70,8 @@ class Mesh(ServerProcess):
         request = admin_route_pb2.CreateRouteRequest(
             source=source, destination=destination, name=f"{source}-{destination}", probe_interval_ms=interval_ms
         )
-        return (await self.owner.ask("CreateRoute", request)).route
+        made: admin_route_pb2.CreateRouteResponse = await self.owner.ask("CreateRoute", request)
+        return made.route
 
     async def add_relay(self, name: str, **settings: Any) -> None:
         """Take a member into the pool."""
@@ -93,8 +94,7 @@ class Mesh(ServerProcess):
             explained = await self.explain(route)
             return explained if holds(explained.route) else None
 
-        found = await eventually(reached, f"{route} is as it should be")
-        assert found is not None
+        found: ExplainRouteResponse = await eventually(reached, f"{route} is as it should be")
         return found
 
     async def observations(self, route: str) -> list[admin_route_pb2.RouteObservationView]:

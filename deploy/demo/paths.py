@@ -1,0 +1,98 @@
+"""Step 13: nodes probe each other over a link of the demo's, which is cut: the route finds its way over a relay."""
+
+import time
+from typing import Any
+
+from deploy.demo.admin import AdminClient
+from deploy.demo.installation import NODES, Installation
+from deploy.demo.stage import Stage
+from tests.fakes.proxy_thread import FaultProxyThread
+
+_SOURCE, _DESTINATION, _RELAY = NODES
+_ROUTE = f"{_SOURCE}-to-{_DESTINATION}"
+_INTERVAL_S = 1
+_INTERVALS = 3
+
+
+def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
+    """A route on its direct path, then over a relay; the decision explains itself."""
+    with FaultProxyThread(("127.0.0.1", here.probe_ports[_DESTINATION])) as link:
+        here.lead(_SOURCE, admin.nodes()[_DESTINATION].node_id, link.address)
+        here.stop_node(_SOURCE)
+        here.start_node(_SOURCE)
+        here.wait(lambda: admin.online() == set(NODES), f"{_SOURCE} to come back")
+        stage.say(f"{_SOURCE} reaches {_DESTINATION} over a link that this demo holds in its hands.")
+        _fleetctl(stage, here, "routes", "create", _SOURCE, _DESTINATION, "--interval", f"{_INTERVAL_S}s")
+        _fleetctl(stage, here, "relays", "add", _RELAY)
+        here.wait(lambda: _on(here, ""), "the direct path to be walked")
+        here.wait(lambda: _ways(here).get(_RELAY) == "HEALTHY", f"the way over {_RELAY} to be walked")
+        _show(stage, here)
+        stage.check(True, "the direct path works, and the other way was walked before it is needed")
+
+        stage.say("The link is cut now.")
+        began_s = time.monotonic()
+        link.refuse()
+        link.cut()
+        here.wait(lambda: _on(here, _RELAY), f"the path over {_RELAY}")
+        intervals = (time.monotonic() - began_s) / _INTERVAL_S
+        stage.command("fleetctl", "routes", "explain", _ROUTE)
+        explained = _show(stage, here)
+        for reason in explained["decision"]["reasons"]:
+            stage.say(reason["text"], label="because ")
+        stage.check(
+            intervals <= _INTERVALS,
+            f"healed over {_RELAY} after {intervals:.1f} probe intervals (at most {_INTERVALS})",
+        )
+        lease = explained["lease"]
+        stage.check(
+            lease["relay_name"] == _RELAY, f"{_RELAY} relays by lease {lease['lease_id']}, signed for this route"
+        )
+
+        link.heal()
+        here.wait(lambda: _ways(here)[""] in ("HEALTHY", "DEGRADED"), "the link to be walked again")
+        stage.check(
+            _on(here, _RELAY), "the link is back, and the path stays: a switch has to be worth 10 ms and a third"
+        )
+        picture = here.state / "routes.svg"
+        _fleetctl(stage, here, "routes", "graph", "--output-file", here.shown(picture))
+        stage.check(picture.exists(), f"{here.shown(picture)} shows it in any browser")
+        _fleetctl(stage, here, "routes", "disable", _ROUTE)
+
+
+def _fleetctl(stage: Stage, here: Installation, *arguments: str) -> None:
+    stage.command("fleetctl", *arguments)
+    here.fleetctl(*arguments)
+
+
+def _explained(here: Installation) -> dict[str, Any]:
+    found: dict[str, Any] = here.fleetctl("routes", "explain", _ROUTE)
+    return found
+
+
+def _on(here: Installation, relay: str) -> bool:
+    route = _explained(here)["route"]
+    return bool(route["state"] in ("HEALTHY", "DEGRADED") and route["relay_name"] == relay)
+
+
+def _ways(here: Installation) -> dict[str, str]:
+    return {way["relay_name"]: way["state"] for way in _explained(here)["candidates"]}
+
+
+def _show(stage: Stage, here: Installation) -> dict[str, Any]:
+    explained = _explained(here)
+    stage.table(
+        ("path", "state", "in use", "rtt", "held out"),
+        [
+            (
+                " > ".join(name for name in (_SOURCE, way["relay_name"], _DESTINATION) if name),
+                way["state"],
+                "yes" if way["effective"] else "",
+                f"{way['rtt_us'] / 1000:.1f} ms" if way["rtt_us"] else "-",
+                way["held_out"] or "-",
+            )
+            for way in explained["candidates"]
+        ],
+        right=("rtt",),
+        whole=("path", "state"),
+    )
+    return explained
