@@ -1,4 +1,4 @@
-"""Steps 8 to 10: a node killed at work, the server restarted under load, a node drained and resumed."""
+"""steps 9 to 11: a node killed at work, the server restarted under load, a node drained and resumed."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Step 13: nodes probe each other over a link of the demo's, which is cut: the route finds its way over a relay."""
+"""Step 12: nodes probe each other over a link of the demo's, which is cut: the route finds its way over a relay."""
 
 import time
 from typing import Any
@@ -38,7 +38,7 @@ def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
         stage.command("fleetctl", "routes", "explain", _ROUTE)
         explained = _show(stage, here)
         for reason in explained["decision"]["reasons"]:
-            stage.say(reason["text"], label="because ")
+            stage.say(_by_name(reason["text"], admin), label="because ")
         stage.check(
             intervals <= _INTERVALS,
             f"healed over {_RELAY} after {intervals:.1f} probe intervals (at most {_INTERVALS})",
@@ -62,6 +62,12 @@ def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
 def _fleetctl(stage: Stage, here: Installation, *arguments: str) -> None:
     stage.command("fleetctl", *arguments)
     here.fleetctl(*arguments)
+
+
+def _by_name(text: str, admin: AdminClient) -> str:
+    for name, node in admin.nodes().items():
+        text = text.replace(node.node_id, name)
+    return text
 
 
 def _explained(here: Installation) -> dict[str, Any]:
