@@ -24,7 +24,8 @@ def choose(
     """Candidates beside a path that was just decided: the direct one always, the path that was left, then relays.
 
     One that has not worked for long, or is full, makes room for one that did not fail lately; at once when nothing
-    works at all. Best first when the path changes; otherwise each keeps its place.
+    works at all, and what failed is tried again after as long as it had been broken by then. Best first when the path
+    changes; otherwise each keeps its place.
 
     Args:
         relay_id: the path that was decided.
@@ -43,14 +44,14 @@ def choose(
         way for way in chosen if not _has_room(pool[way], route) or _broken_for_ms(ways.get(way), now_ms) >= patience_ms
     ]
     if len(chosen) < places or replaceable:
-        retry_ms = policy.retry_after_ms(route)
+        least_ms, most_ms = policy.stale_after_ms(route, route.relay_id), policy.retry_after_ms(route)
         newcomers = [
             relay
             for node_id, relay in pool.items()
             if node_id not in before
             and node_id != relay_id
             and not way_rules.obstacle(node_id, relay, route)
-            and not _failed_lately(known.get(node_id), now_ms, retry_ms)
+            and not _failed_lately(known.get(node_id), now_ms, least_ms if nothing_works else most_ms, most_ms)
         ]
         for relay in sorted(newcomers, key=lambda each: scoring_rules.prior(each, route, policy)):
             if len(chosen) < places:
@@ -73,8 +74,13 @@ def _broken_for_ms(way: Way | None, now_ms: int) -> int:
     return now_ms - way.scored.stale_since_ms if way is not None and way.state in BAD else -1
 
 
-def _failed_lately(row: Candidate | None, now_ms: int, retry_ms: int) -> bool:
-    return row is not None and row.state in BAD and now_ms - row.observed_at_ms < retry_ms
+def _failed_lately(row: Candidate | None, now_ms: int, least_ms: int, most_ms: int) -> bool:
+    """Whether it is too early to try what failed: after as long as it had been broken by then. So in a short outage the
+    whole pool is gone through again and again, and a long one costs few snapshots."""
+    if row is None or row.state not in BAD:
+        return False
+    broken_ms = row.observed_at_ms - row.stale_since_ms
+    return now_ms - row.observed_at_ms < max(least_ms, min(broken_ms, most_ms))
 
 
 def _best_first(way: Way | None) -> tuple[int, int]:

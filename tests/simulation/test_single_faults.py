@@ -61,6 +61,16 @@ def test_routes_of_a_relay_that_died_spread_over_the_others() -> None:
     assert len(moved) <= 1.2 * load[victim], "nobody moves twice, and those who were elsewhere stay"
 
 
+def test_when_the_whole_pool_died_the_first_that_is_back_is_found() -> None:
+    """No later than after as long again as the outage took: what failed is tried again at growing distances."""
+    plan = small(8, 6, 14, blocked=True)
+    back_ms = CALM_MS + 90_000
+    downs = [Event(CALM_MS, "node_down", (relay.node_id,)) for relay in plan.relays]
+    outcome = simulate(Trace(plan, (*downs, Event(back_ms, "node_up", ("n005",)))))
+    assert {decided.relay_id for decided in last_decisions(outcome).values()} == {"n005"}
+    assert max(heal_ms(outcome)) <= back_ms - CALM_MS + 3 * plan.interval_ms
+
+
 def test_full_relays_take_nobody_else() -> None:
     plan = small(4, 40, 8, capacity=14, blocked=True)
     outcome = simulate(Trace(plan, (Event(CALM_MS, "node_down", ("n001",)),)))
