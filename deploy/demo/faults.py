@@ -1,4 +1,4 @@
-"""steps 9 to 11: a node killed at work, the server restarted under load, a node drained and resumed."""
+"""Steps 9 to 11: a node killed at work, the server restarted under load, a node drained and resumed."""
 
 import json
 import time
