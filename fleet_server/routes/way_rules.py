@@ -119,7 +119,8 @@ def _weigh_one(way: str, relay: Relay | None, row: Candidate, route: Route, now_
 
 def _ailment(row: Candidate, state: PathState, now_ms: int) -> str:
     if state in BAD:
-        cause = ", ".join(part for part in (row.failure, row.blamed and f"evidence names {row.blamed}") if part)
+        failure = "" if row.failure == row.state else row.failure
+        cause = ", ".join(part for part in (failure, row.blamed and f"evidence names {row.blamed}") if part)
         return f"{state} for {seconds(now_ms - row.stale_since_ms)}" + (f" ({cause})" if cause else "")
     if state is PathState.UNKNOWN:
         if not row.observed_at_ms:
