@@ -149,6 +149,10 @@ chaos: $(DEV) ## break a whole installation at random for minutes, then check it
 bench: $(DEV) ## measure against a bare grpc.aio echo in the same run (BENCH_ARGS=…)
 	@$(BIN)/python -m tests.load $(BENCH_ARGS)
 
+.PHONY: routes-sim
+routes-sim: $(DEV) ##+ the rules of routes and simpler policies on a simulated mesh; writes its part of docs/routes.md
+	@$(BIN)/python -m tests.simulation
+
 .PHONY: clean
 clean: ## remove .venv, .demo, .demo-ha, caches and build output
 	@rm -rf $(VENV) .demo .demo-ha .chaos .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -29,9 +29,9 @@ COLUMNS = (
     "weather",
     "policy",
     "switches",
-    "worst route",
-    "heal p50 s",
-    "heal p99 s",
+    "worst",
+    "p50 s",
+    "p99 s",
     "dead %",
     "extra ms",
     "lost %",
@@ -64,7 +64,7 @@ def write_page(lines: list[Figures]) -> None:
     rows = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2), *map(row, lines)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
     before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
+    _, after = rest.split(END)
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
@@ -102,7 +102,7 @@ def write_plot(lines: list[Figures]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--record", action="store_true", help="record the golden trace anew")
-    parser.add_argument("--minutes", type=int, default=40, help="simulated minutes of each run")
+    parser.add_argument("--minutes", type=int, default=30, help="simulated minutes of each run")
     args = parser.parse_args()
     if args.record:
         climate = Climate(link_failures=300, flapping_links=60, relay_failures=30, slow_links=200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -68,14 +69,15 @@ def percentile(values: Iterable[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
 
 
-def compare(seeds: Sequence[int] = SEEDS, *, minutes: int = 40, routes: int = 120) -> list[Figures]:
-    """One line a weather and policy, in the order of the tables."""
+def compare(seeds: Sequence[int] = SEEDS, *, minutes: int = 30, routes: int = 100) -> list[Figures]:
+    """One line a weather and policy, in the order of the table; tells how far it is."""
     lines = []
     for weather, climate in WEATHERS.items():
         traces = [draw(seed, minutes=minutes, routes=routes, climate=climate) for seed in seeds]
         for policy in POLICIES:
             line = Figures(weather, policy)
             for trace in traces:
+                print(f"{weather}, {policy}, seed {trace.plan.seed}", file=sys.stderr, flush=True)
                 _add(line, trace)
             lines.append(line)
     return lines

@@ -18,6 +18,7 @@ from fleet_node.routes.rules import HeldLease as NodeLease
 from fleet_server.routes.rules import (
     BAD,
     DIRECT,
+    GOOD,
     Candidate,
     Decision,
     Finding,
@@ -37,6 +38,7 @@ BATCH_MS = 500
 SWEEP_MS = 1_000
 COMMIT_MS = 20
 RELAY_LOSS_MS = 15_000
+LOOK_EVERY = 2.5
 
 Decide = Callable[[Route, dict[str, Candidate], Sequence[Relay], int, Policy], Decision]
 _WALKED = (ObservationType.SYNTHETIC_ROUTE_HEALTH, ObservationType.CANDIDATE_PATH)
@@ -75,6 +77,7 @@ class Server:
             each.node_id: Relay(each.node_id, sites[each.node_id], each.capacity, each.weight, 0, True)
             for each in plan.relays
         }
+        self._looked_ms: dict[str, int] = {}
         self._offline_ms: dict[str, int] = {}
         self._arrived: list[Frame] = []
         self._asking: set[str] = set()
@@ -120,11 +123,30 @@ class Server:
             by_route.setdefault(observation.route_id, []).extend(self._findings(observation))
         for route_id in sorted(by_route):
             route = self._routes[route_id]
-            self._known[route_id] = fold(self._known[route_id], by_route[route_id], self._policy, route.ways)
-            self._decide(route_id)
+            before = self._known[route_id]
+            self._known[route_id] = fold(before, by_route[route_id], self._policy, route.ways)
+            if not self._may_wait(route, before):
+                self._decide(route_id)
         asking, self._asking = self._asking, set()
         for node_id in sorted(asking):
             self._wake(node_id)
+
+    def _may_wait(self, route: Route, before: dict[str, Candidate]) -> bool:
+        """As deciding.py has it: a route whose ways are as they were is decided about once in a while."""
+        known, now_ms = self._known[route.route_id], self._timeline.now_ms
+        row, lease = known.get(route.relay_id), route.lease
+        if now_ms - self._looked_ms[route.route_id] >= LOOK_EVERY * route.probe_interval_ms:
+            return False
+        if row is None or row.state not in GOOD:
+            return False
+        if route.relay_id != DIRECT and not (
+            self._pool[route.relay_id].usable
+            and lease
+            and lease.relay_id == route.relay_id
+            and now_ms < lease.expires_at_ms
+        ):
+            return False
+        return all(way in before and before[way].state is each.state for way, each in known.items())
 
     @staticmethod
     def _findings(observation: Observation) -> list[Finding]:
@@ -145,18 +167,20 @@ class Server:
 
     def _decide(self, route_id: str) -> None:
         route, now_ms = self._routes[route_id], self._timeline.now_ms
+        self._looked_ms[route_id] = now_ms
         decision = self._decide_one(route, self._known[route_id], list(self._pool.values()), now_ms, self._policy)
         for row in decision.charged:
             self._known[route_id][row.relay_id] = row
         lease = self._lease_for(route, decision.relay_id, now_ms)
+        moved = decision.switched or lease is not route.lease
         after = replace(
             route,
-            generation=route.generation + decision.switched,
+            generation=route.generation + moved,
             relay_id=decision.relay_id,
             candidates=decision.candidates,
             waiting_rendezvous=decision.waiting_rendezvous,
             lease=lease,
-            decided_at_ms=now_ms if decision.switched else route.decided_at_ms,
+            decided_at_ms=now_ms if moved else route.decided_at_ms,
         )
         if after == route:
             return

@@ -23,7 +23,7 @@ CALM_RULES = {"FIRST", "LAST_USABLE"}
 
 @pytest.fixture(scope="module", params=SEEDS)
 def run(request: pytest.FixtureRequest) -> tuple[Trace, Outcome]:
-    trace = draw(request.param, routes=80, minutes=12)
+    trace = draw(request.param, routes=60, minutes=10)
     return trace, simulate(trace)
 
 
