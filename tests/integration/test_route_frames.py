@@ -4,15 +4,17 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 
 from fleet import envelope
 from fleet.envelope import Domain
-from fleet.v1 import gateway_pb2, route_pb2, trust_pb2
+from fleet.v1 import gateway_pb2, lease_pb2, route_pb2, trust_pb2
 from tests.fakes.tls import FakeAuthority
 from tests.integration.handmade import HandmadeNode, HandmadeStream, hello_body
-from tests.integration.installation import Installation
+from tests.integration.installation import Installation, Template
 
 _ASKS = 300
+_SHORT_LEASE_S = 3
 
 
 def listening(number: int, config_version: int = 0) -> gateway_pb2.HelloBody:
@@ -131,3 +133,42 @@ async def test_a_server_that_starts_again_sends_what_a_node_lacks_and_nothing_th
         ahead = again.version + 1_000  # of a database that went back since
         async with a.welcomed(listening(1, config_version=ahead)) as source:
             assert (await next_config(installation, source)).version > ahead
+
+
+async def test_both_parties_of_a_lease_are_told_that_it_was_renewed(tmp_path: Path, template: Template) -> None:
+    async with (
+        Installation(tmp_path, template, lease_ttl_s=_SHORT_LEASE_S) as installation,
+        node(installation, "a") as a,
+        node(installation, "b") as b,
+        node(installation, "r") as r,
+        a.welcomed(listening(1)) as source,
+        b.welcomed(listening(2)),
+        r.welcomed(listening(3)) as relay,
+    ):
+        await installation.server.routes.add_relay("r", by="owner")
+        await installation.server.routes.create(source="a", destination="b", by="owner")
+        (config,) = (await next_config(installation, source)).routes
+        while not config.candidates:
+            (config,) = (await next_config(installation, source)).routes
+        health = failed(config, installation.clock.now_ms())
+        works = health.observations.add(
+            route_id=config.route_id,
+            generation=config.generation,
+            observation_type=route_pb2.OBSERVATION_TYPE_CANDIDATE_PATH,
+            state=route_pb2.ROUTE_STATE_HEALTHY,
+            rtt_us=5_000,
+            observed_at_ms=health.observations[0].observed_at_ms,
+        )
+        for hops in (works.expected_hops, works.observed_hops):
+            hops.extend(config.candidates[0].path)
+        await source.control(route_health=health)
+        (lent,) = (await next_config(installation, source)).leases
+        first = lease_pb2.LeaseStatement.FromString(opened(installation, Domain.LEASE, lent))
+        for stream in (source, relay):
+            renewed = first
+            while renewed.expires_at_ms == first.expires_at_ms:
+                raw = opened(installation, Domain.LEASE, await stream.wait_control("lease"))
+                renewed = lease_pb2.LeaseStatement.FromString(raw)
+            assert (renewed.lease_id, renewed.generation) == (first.lease_id, first.generation)
+            assert renewed.relay_node_id == r.me.node_id
+            assert renewed.expires_at_ms > first.expires_at_ms
