@@ -1,5 +1,6 @@
 """What time, or somebody else, ends: relays that are gone, leases, ways that nobody walks, history."""
 
+import asyncio
 from collections import Counter
 
 from fleet_server.nodes.record import NodeState
@@ -158,3 +159,21 @@ async def test_what_is_older_than_the_retention_is_deleted_but_for_the_newest_de
         ]
     )
     assert (observed, decided) == ([], [newest.generation])
+
+
+async def test_the_sweep_runs_each_second_and_at_once_when_a_relay_left(mesh: Mesh) -> None:
+    route_id = await over_relay(mesh)
+    sweeping = asyncio.ensure_future(mesh.routes.run_sweep())
+    try:
+        await mesh.clock.wait_sleepers(1)
+        await mesh.routes.remove_relay("r", by="ada")
+        while (await route_of(mesh, route_id)).relay_id == mesh.ids["r"]:  # the clock stands still
+            await asyncio.sleep(0)
+        while not mesh.metrics.routes.labels("HEALTHY").value:
+            await mesh.clock.wait_sleepers(1)
+            await mesh.clock.advance(1)
+        assert mesh.metrics.route_state.labels("a-to-b").value == 1
+        assert mesh.metrics.route_rtt.labels("a-to-b").value == 0.009
+    finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
