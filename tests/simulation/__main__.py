@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pygal
 from pygal.style import Style
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tests.simulation.comparison import Figures, compare
 from tests.simulation.policies import POLICIES
@@ -53,7 +54,7 @@ def row(line: Figures) -> tuple[str, ...]:
 
 
 def show(lines: list[Figures]) -> None:
-    table = Table(*COLUMNS, box=SIMPLE)
+    table = Table(*(Column(name, no_wrap=True) for name in COLUMNS), box=SIMPLE)
     for line in lines:
         table.add_row(*row(line), end_section=line.policy == list(POLICIES)[-1])
     Console().print(table)
@@ -96,7 +97,17 @@ def write_plot(lines: list[Figures]) -> None:
                 if line.policy == policy
             ],
         )
-    PLOT.write_bytes(chart.render() + b"\n")
+    PLOT.write_bytes(plain(chart.render_tree()) + b"\n")
+
+
+def plain(svg: ElementTree.Element) -> bytes:
+    """Without the script and the date that the library leaves in it."""
+    for parent in list(svg.iter()):
+        for child in list(parent):
+            if child.tag is ElementTree.Comment or str(child.tag).rpartition("}")[2] == "script":
+                parent.remove(child)
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    return bytes(ElementTree.tostring(svg))
 
 
 def main() -> None:
