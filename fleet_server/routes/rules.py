@@ -128,7 +128,7 @@ def _is_silent(route: Route, ways: Mapping[str, Way], now_ms: int, policy: Polic
     """Whether the source has told of no way lately. What it told of candidates counts for longer than what it told of
     the effective path, and must not draw a route away from a path of which nobody can say that it broke."""
     newest_ms = max(way.scored.observed_at_ms for way in ways.values())
-    return now_ms - max(newest_ms, route.decided_at_ms) > policy.stale_after_ms(route, route.relay_id) or not newest_ms
+    return now_ms - max(newest_ms, route.decided_at_ms) > policy.stale_after_ms(route, route.relay_id)
 
 
 def _compare(route: Route, ways: Mapping[str, Way], policy: Policy) -> Choice:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from fleet_server.routes import damping_rules
 from fleet_server.routes.rules import DIRECT, Candidate, Finding, PathState, decide, fold, observe, state_now
 from tests.unit.fleet_server.routes.known import NOW_MS, OVER_A, POLICY, RELAYS, ROUTE, SEEN_MS, bad, good, rows
 
@@ -76,6 +77,15 @@ def test_the_third_fall_in_a_short_while_holds_it_out() -> None:
         row = observe(row, told("n-a", UNREACHABLE, at_ms=at_ms), POLICY)
         row = observe(row, told("n-a", HEALTHY, 9, at_ms=at_ms + 30_000), POLICY)
     assert row.suppressed_since_ms == NOW_MS + 120_000
+
+
+def test_a_penalty_grows_up_to_its_ceiling_and_not_by_a_clock_that_went_back() -> None:
+    row = Candidate("n-a")
+    for _ in range(20):
+        row = damping_rules.charge(row, POLICY.charge, NOW_MS, POLICY)
+    assert row.penalty == damping_rules.ceiling(POLICY) == 12_000
+    back = damping_rules.charge(row, 0, NOW_MS - 60_000, POLICY)
+    assert (back.penalty, back.penalty_at_ms) == (12_000, NOW_MS)
 
 
 def test_of_two_findings_of_one_moment_the_worse_counts_in_whatever_order() -> None:
