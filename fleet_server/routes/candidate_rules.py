@@ -53,15 +53,33 @@ def choose(
             and not way_rules.obstacle(node_id, relay, route)
             and not _failed_lately(known.get(node_id), now_ms, least_ms if nothing_works else most_ms, most_ms)
         ]
-        for relay in sorted(newcomers, key=lambda each: scoring_rules.prior(each, route, policy)):
+        # Whom the source walked longest ago is asked first, and nobody gives way to one that was walked after it: two
+        # that failed would take each other's place with every decision.
+        for relay in sorted(
+            newcomers, key=lambda each: (_seen_ms(known, each.node_id), *scoring_rules.prior(each, route, policy))
+        ):
             if len(chosen) < places:
                 chosen.append(relay.node_id)
-            elif replaceable:
-                chosen[chosen.index(replaceable.pop())] = relay.node_id
+                continue
+            seat = max(replaceable, key=lambda way: _gives_way_ms(way, pool[way], known, route), default=None)
+            if seat is None or _gives_way_ms(seat, pool[seat], known, route) <= _seen_ms(known, relay.node_id):
+                break
+            replaceable.remove(seat)
+            chosen[chosen.index(seat)] = relay.node_id
     if switched:
         # Whoever would make room anyway is what there is no room for now.
         chosen.sort(key=lambda way: (way in replaceable, *_best_first(ways.get(way))))
     return (DIRECT, *chosen[:places]) if relay_id != DIRECT else tuple(chosen[:places])
+
+
+def _seen_ms(known: Mapping[str, Candidate], way: str) -> int:
+    row = known.get(way)
+    return row.observed_at_ms if row is not None else 0
+
+
+def _gives_way_ms(way: str, relay: Relay, known: Mapping[str, Candidate], route: Route) -> int:
+    """A replaceable candidate gives way to whoever was walked before this; a full one to everybody."""
+    return _seen_ms(known, way) if _has_room(relay, route) else 2**62
 
 
 def _has_room(relay: Relay, route: Route) -> bool:

@@ -25,10 +25,13 @@ def state_now(known: Candidate | None, route: Route, now_ms: int, policy: Policy
     seen_ms = known.observed_at_ms
     if seen_ms > now_ms + AHEAD_MS:
         return PathState.UNKNOWN
-    if known.relay_id == route.relay_id:
-        # It was walked as seldom as a candidate until it became the effective path.
-        seen_ms = max(seen_ms, route.decided_at_ms)
-    return PathState.UNKNOWN if now_ms - seen_ms > policy.stale_after_ms(route, known.relay_id) else known.state
+    limit_ms = policy.stale_after_ms(route, known.relay_id)
+    fresh = now_ms - seen_ms <= limit_ms
+    if not fresh and known.relay_id == route.relay_id:
+        # It was walked as seldom as a candidate until it was chosen: what was fresh then is not missed yet.
+        was_fresh = route.decided_at_ms - seen_ms <= policy.candidate_stale_after_ms(route)
+        fresh = was_fresh and now_ms - route.decided_at_ms <= limit_ms
+    return known.state if fresh else PathState.UNKNOWN
 
 
 def observe(known: Candidate | None, finding: Finding, policy: Policy) -> Candidate:

@@ -328,8 +328,13 @@ class Policy:
 
     def stale_after_ms(self, route: Route, relay_id: str) -> int:
         """Age from which a finding about a way says nothing of it any more."""
-        interval_ms = route.probe_interval_ms if relay_id == route.relay_id else self.candidate_interval_ms(route)
-        return max(self.stale_floor_ms, interval_ms * self.stale_after_intervals)
+        if relay_id != route.relay_id:
+            return self.candidate_stale_after_ms(route)
+        return max(self.stale_floor_ms, route.probe_interval_ms * self.stale_after_intervals)
+
+    def candidate_stale_after_ms(self, route: Route) -> int:
+        """The same for a way that is walked as a candidate."""
+        return max(self.stale_floor_ms, self.candidate_interval_ms(route) * self.stale_after_intervals)
 
     def rotate_after_ms(self, route: Route) -> int:
         """How long a candidate may be broken before it makes room for another."""

@@ -160,6 +160,14 @@ def test_a_row_that_somebody_garbled_stops_nothing_and_heals(column: str, garble
     assert (healed.rtt_us, healed.loss) == (9_000, 0)
 
 
+def test_a_decision_keeps_fresh_what_was_fresh_then_and_revives_nothing() -> None:
+    chosen = replace(OVER_A, decided_at_ms=NOW_MS)
+    seen, forgotten = good("n-a", 9, observed_at_ms=NOW_MS - 180_000), bad("n-a", observed_at_ms=NOW_MS - 180_001)
+    assert state_now(seen, chosen, NOW_MS + 30_000, POLICY) is HEALTHY
+    assert state_now(seen, chosen, NOW_MS + 30_001, POLICY) is PathState.UNKNOWN
+    assert state_now(forgotten, chosen, NOW_MS, POLICY) is PathState.UNKNOWN
+
+
 def test_nothing_is_known_of_what_was_never_walked() -> None:
     assert state_now(None, ROUTE, NOW_MS, POLICY) is PathState.UNKNOWN
     assert state_now(Candidate("n-a"), ROUTE, NOW_MS, POLICY) is PathState.UNKNOWN
