@@ -36,9 +36,9 @@ class Policy:
 
     min_refresh_interval_ms: int = 5_000
     no_change_cooldown_ms: int = 30_000
-    no_change_cooldown_max_ms: int = 600_000
-    degraded_rtt_us: int = 500_000
-    degraded_loss_permille: int = 200
+    no_change_cooldown_max_ms: int = 900_000
+    degraded_rtt_us: int = 400_000
+    degraded_loss_permille: int = 100
     ask_timeout_ms: int = 10_000
 
 
