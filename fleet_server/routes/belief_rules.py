@@ -59,7 +59,7 @@ def doubt(
     observation: route_pb2.RouteObservation,
     reporter_id: str,
     route: Route,
-    pool: Collection[str],
+    offered: Collection[str],
     newest_at_ms: int,
     now_ms: int,
     policy: Policy,
@@ -68,7 +68,7 @@ def doubt(
 
     Args:
         reporter_id: node on whose stream it came.
-        pool: ids of relays that may have been offered to it.
+        offered: ids of relays that were offered to it before, and are in the pool.
         newest_at_ms: when the newest believed one of this type, about the same way, was observed; 0 for none.
         now_ms: server time.
     """
@@ -86,7 +86,7 @@ def doubt(
     known_ms = newest_at_ms if newest_at_ms <= now_ms else 0
     if observation.observed_at_ms < oldest_ms or min(observation.observed_at_ms, now_ms) <= known_ms:
         return Doubt.TOO_OLD
-    return _doubt_walk(observation, route, pool) if is_walk(observation) else _doubt_numbers(observation)
+    return _doubt_path(observation, route, offered) or _doubt_figures(observation)
 
 
 def finding_of(observation: route_pb2.RouteObservation, route: Route, now_ms: int) -> Finding:
@@ -116,22 +116,26 @@ def finding_of(observation: route_pb2.RouteObservation, route: Route, now_ms: in
 _KINDS = frozenset({*_WALKED, route_pb2.OBSERVATION_TYPE_PEER_CONNECTION, route_pb2.OBSERVATION_TYPE_LEASE})
 
 
-def _doubt_walk(observation: route_pb2.RouteObservation, route: Route, pool: Collection[str]) -> Doubt | None:
-    way = way_of(route, observation.expected_hops)
+def _doubt_path(observation: route_pb2.RouteObservation, route: Route, offered: Collection[str]) -> Doubt | None:
+    """Rows are kept of each way and each peer: a source that made some up would fill the tables."""
+    hops = list(observation.expected_hops)
+    if observation.observation_type == route_pb2.OBSERVATION_TYPE_PEER_CONNECTION:
+        if len(hops) != 2 or hops[0] != route.source_id:
+            return Doubt.OTHER_PATH
+        hops = [*dict.fromkeys((*hops, route.destination_id))]
+    way = way_of(route, hops)
     effective = observation.observation_type == route_pb2.OBSERVATION_TYPE_SYNTHETIC_ROUTE_HEALTH
     if way is None or (effective and observation.generation == route.generation and way != route.relay_id):
         return Doubt.OTHER_PATH
-    # Rows are kept of each way: a source that made relays up would fill the table.
-    if way != DIRECT and way not in pool and way not in route.ways:
-        return Doubt.UNKNOWN_RELAY
-    if _STATES[observation.state] in GOOD and (
+    return None if way == DIRECT or way in route.ways or way in offered else Doubt.UNKNOWN_RELAY
+
+
+def _doubt_figures(observation: route_pb2.RouteObservation) -> Doubt | None:
+    answers = is_walk(observation) and _STATES[observation.state] in GOOD
+    if answers and (
         not observation.rtt_us or observation.failed_hop or observation.observed_hops != observation.expected_hops
     ):
         return Doubt.NOT_SANE
-    return _doubt_numbers(observation)
-
-
-def _doubt_numbers(observation: route_pb2.RouteObservation) -> Doubt | None:
     sane = (
         observation.rtt_us <= MAX_RTT_US
         and observation.loss_permille <= 1000

@@ -1,6 +1,7 @@
 """SQL that finds routes which are due, and holds those that nobody else holds."""
 
 # Every part of a statement is a constant of this module; values only ever travel as parameters.
+# ruff: noqa: S608
 
 from __future__ import annotations
 
@@ -28,6 +29,21 @@ def ids_over(conn: Connection, relay_ids: Sequence[str]) -> list[str]:
     """Ids of enabled routes that lead over one of these relays."""
     rows = fetch_of(conn, "SELECT route_id, enabled FROM routes", "relay_node_id", relay_ids)
     return [route_id for route_id, enabled in rows if enabled]
+
+
+def ids_to_lease(conn: Connection, before_ms: int, limit: int) -> list[str]:
+    """Ids of enabled routes over a relay that holds no lease for them, or one that ends before a time."""
+    lent = "l.route_id = r.route_id AND l.relay_node_id = r.relay_node_id AND l.withdrawn = 0"
+    missing = (
+        "SELECT r.route_id FROM routes r WHERE r.enabled = 1 AND r.relay_node_id <> ''"
+        f" AND NOT EXISTS (SELECT 1 FROM route_leases l WHERE {lent}) ORDER BY r.route_id LIMIT ?"
+    )
+    ending = (
+        f"SELECT r.route_id FROM route_leases l JOIN routes r ON {lent} WHERE l.expires_at_ms < ? AND r.enabled = 1"
+        " ORDER BY l.expires_at_ms LIMIT ?"
+    )
+    rows = (*fetch(conn, missing, (limit,)), *fetch(conn, ending, (before_ms, limit)))
+    return [route_id for (route_id,) in rows]
 
 
 def ids_unseen(conn: Connection, past_ms: int, intervals: int, limit: int) -> list[str]:

@@ -15,6 +15,7 @@ AHEAD_MS = 5_000
 """Replicas' clocks may be so far apart; what was observed later than that was observed before a clock went back."""
 WENT_BACK_MS = 120_000
 """No finding is on its way for so long: it is not the finding that is old, but a clock that went back."""
+_MOST_SAMPLES = 2**53
 _SEVERITY = {state: rank for rank, state in enumerate(PathState)}
 
 
@@ -117,7 +118,9 @@ def _smoothed(before: float, new: float, weight: float) -> float:
 
 def is_sane(row: Candidate) -> bool:
     """Whether its figures are some: rows of what was found carry no MAC, and may hold anything."""
-    return 0 <= row.rtt_us <= MAX_RTT_US and 0 <= row.loss <= 1 and row.samples >= 0
+    return (
+        0 <= row.rtt_us <= MAX_RTT_US and 0 <= row.loss <= 1 and 0 <= row.samples < _MOST_SAMPLES and row.penalty >= 0
+    )
 
 
 def _excused(known: Mapping[str, Candidate], ordered: Sequence[Finding], policy: Policy) -> dict[str, Candidate]:

@@ -14,6 +14,7 @@ from typing import Any
 from fleet_server.database.bulk import fetch_of, insert_many
 from fleet_server.database.engine import Connection, for_update_of_free
 from fleet_server.database.statements import execute, fetch
+from fleet_server.routes.finding_rules import is_sane
 from fleet_server.routes.model import Candidate, PathState
 from fleet_server.routes.record import ObservationRecord
 
@@ -22,6 +23,8 @@ _CANDIDATE = (
     " suppressed_since_ms, stale_since_ms, failure, blamed_node_id"
 )
 _CANDIDATE_KEY = ("route_id", "relay_node_id")
+_STATES = frozenset(PathState)
+_NUMBERS = 8  # of a candidate, behind its state
 _OBSERVATION = (
     "route_id, observation_type, subject, reporter_node_id, generation, state, expected_hops, observed_hops, rtt_us,"
     " loss_permille, observed_at_ms, received_at_ms, blamed_node_id, failure, failed_hop"
@@ -71,8 +74,7 @@ def candidates_of(conn: Connection, route_ids: Iterable[str]) -> dict[str, dict[
     """What is remembered of each way, by route and relay; a route of which nothing is known is missing."""
     found: dict[str, dict[str, Candidate]] = {}
     for row in fetch_of(conn, f"SELECT {_CANDIDATE} FROM route_candidates", "route_id", sorted(set(route_ids))):
-        route_id, relay_id, state, *rest = row
-        found.setdefault(route_id, {})[relay_id] = Candidate(relay_id, PathState(state), *rest)
+        found.setdefault(row[0], {})[row[1]] = _candidate(*row[1:])
     return found
 
 
@@ -150,6 +152,14 @@ def delete_route(conn: Connection, route_id: str) -> None:
     """Delete all that was found of a route."""
     for table in ("route_candidates", "route_observations", "route_observation_history"):
         execute(conn, f"DELETE FROM {table} WHERE route_id = ?", (route_id,))
+
+
+def _candidate(relay_id: str, state: str, *rest: Any) -> Candidate:
+    """What a row says; nothing when it makes no sense, or one that was planted would stop what reads it with others."""
+    if state not in _STATES or not all(isinstance(number, int | float) for number in rest[:_NUMBERS]):
+        return Candidate(relay_id)
+    known = Candidate(relay_id, PathState(state), *rest)
+    return known if is_sane(known) else Candidate(relay_id)
 
 
 def _row(each: ObservationRecord) -> tuple[Any, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Connection
-from fleet_server.routes import config_store, decision_store, finding_store
+from fleet_server.routes import config_store, decision_store, finding_store, way_rules
 from fleet_server.routes.model import Candidate, Decision, Policy, Relay
 from fleet_server.routes.parts import RouteParts
 from fleet_server.routes.record import ConfigRecord, DecisionRecord, LeaseRecord, ObservationRecord, RouteRecord
@@ -16,6 +16,7 @@ from fleet_server.routes.rules import decide
 MAX_PAGE = 1_000
 STATES = ("UNKNOWN", "HEALTHY", "DEGRADED", "DRIFT", "UNREACHABLE", "DISABLED")
 _NEWEST = 2**62
+_MOST_LEFT_OUT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Explanation:
         decision: the one that is in force, as it was made; None when it was not kept.
         known: what is remembered of each way, by relay.
         pool: the relay pool as it is.
-        live: what would be decided at this moment.
+        live: what would be decided at this moment; its scores name relays that are out, too, the first of them.
         policy: the constants of that.
         now_ms: that moment, Unix milliseconds.
     """
@@ -106,7 +107,10 @@ class RouteReading(RouteParts):
             known = finding_store.candidates_of(conn, [route.route_id]).get(route.route_id, {})
             nodes = self.nodes.load_all(conn, [route.source_id, route.destination_id])
             pool = self.pool(conn)
-            live = decide(self.as_decided(route, nodes, view.lease), known, pool, now_ms, self.policy)
+            seen = self.as_decided(route, nodes, view.lease)
+            live = decide(seen, known, pool, now_ms, self.policy)
+            others = way_rules.left_out({way.relay_id for way in live.scores}, pool, seen)
+            live = replace(live, scores=(*live.scores, *others[:_MOST_LEFT_OUT]))
             decision = decision_store.newest_of(conn, [route.route_id]).get(route.route_id)
             return Explanation(view, decision, known, pool, live, self.policy, now_ms)
 

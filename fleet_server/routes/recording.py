@@ -205,13 +205,14 @@ class Recorder:
             believed.doubts["disabled"] += 1
             return
         view = held.views[record.route_id]
+        offered = pool.intersection(held.known.get(record.route_id, ()))
         mark = believed.marks.get(key) or self._marks.get(key)
         newest_at_ms = mark.observed_at_ms if mark else 0
         why = doubt(
             told.sent,
             record.reporter_id,
             view,
-            pool,
+            offered,
             newest_at_ms,
             record.received_at_ms,
             self._parts.policy,

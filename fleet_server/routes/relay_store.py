@@ -129,11 +129,6 @@ class LeaseStore:
         rows = fetch_of(conn, _SELECT_LEASE, "relay_node_id", sorted(set(node_ids)), fetch=fetch_any)
         return [self._lease(row) for row in rows]
 
-    def due(self, conn: Connection, expire_before_ms: int, limit: int) -> list[LeaseRecord]:
-        """Leases that are not withdrawn and end before a time, the first to end first."""
-        text = f"{_SELECT_LEASE} WHERE expires_at_ms < ? AND withdrawn = 0 ORDER BY expires_at_ms LIMIT ?"
-        return [self._lease(row) for row in fetch_any(conn, text, (expire_before_ms, limit))]
-
     def newest_ms(self, conn: Connection) -> int:
         """When a lease was last issued, renewed or withdrawn; 0 before the first."""
         return int(fetch(conn, "SELECT COALESCE(MAX(issued_at_ms), 0) FROM route_leases")[0][0])

@@ -12,6 +12,7 @@ from typing import Any
 from fleet_server.database.bulk import EachUpdate, fetch_of
 from fleet_server.database.engine import Connection, for_update
 from fleet_server.database.statements import execute, execute_many, fetch, fetch_any
+from fleet_server.routes.model import PathState
 from fleet_server.routes.record import RouteRecord
 from fleet_server.trust.secrets import RowMac
 
@@ -215,9 +216,18 @@ class RouteStore:
             bool(kept[13]),
             kept[14],
             intact,
-            *found,
+            *_health(*found),
         )
         return RouteRecord(*fields)
+
+
+def _health(state: object, *numbers: object) -> tuple[Any, ...]:
+    """What was found of its path; nothing when the row makes no sense, for that part of it carries no MAC."""
+    sane = state in _STATES and all(isinstance(each, int) and 0 <= each < 2**53 for each in numbers)
+    return (state, *numbers) if sane and numbers[-1] <= 1000 else (PathState.UNKNOWN.value, 0, 0, 0, 0)  # type: ignore[operator]
+
+
+_STATES = frozenset(state.value for state in PathState)
 
 
 def _number(value: object) -> int:

@@ -106,7 +106,7 @@ class Sweep:
         due = set(due_store.ids_over(conn, sorted(in_use.keys() - usable)))
         # Until then a third of its life is over.
         before_ms = times.own_ms + policy.lease_ttl_ms - policy.lease_ttl_ms // 3
-        due |= {lease.route_id for lease in parts.leases.due(conn, before_ms, _MOST_DUE)}
+        due |= set(due_store.ids_to_lease(conn, before_ms, _MOST_DUE)) if in_use else set()
         due |= set(due_store.ids_unseen(conn, times.past_ms, policy.stale_after_intervals, _MOST_DUE))
         return sorted(due)
 

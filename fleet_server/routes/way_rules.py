@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fleet_server.routes import damping_rules, finding_rules, scoring_rules
@@ -63,6 +63,17 @@ def weigh(
         way: _weigh_one(way, pool.get(way), known.get(way) or Candidate(way), route, now_ms, policy)
         for way in sorted({DIRECT, *route.ways, *seen, *(ends & pool.keys())})
     }
+
+
+def left_out(ways: Collection[str], relays: Sequence[Relay], route: Route) -> tuple[Scored, ...]:
+    """Relays of the pool that cannot carry a route and were not weighed for it, by id: for whoever asks why not.
+
+    Args:
+        ways: those that were weighed.
+    """
+    missing = sorted((relay for relay in relays if relay.node_id not in ways), key=lambda relay: relay.node_id)
+    held_out = ((relay.node_id, obstacle(relay.node_id, relay, route)) for relay in missing)
+    return tuple(Scored(relay_id, None, {}, why_not) for relay_id, why_not in held_out if why_not)
 
 
 def obstacle(relay_id: str, relay: Relay | None, route: Route) -> str:

@@ -11,7 +11,7 @@ from fleet_server.routes.rules import DIRECT, Finding, PathState, Policy, Route
 NOW_MS = 1_800_000_000_000
 POLICY = Policy()
 ROUTE = Route("r-1", "n-s", "", "n-d", "", 10_000, generation=7, relay_id="n-a", candidates=(DIRECT, "n-b"))
-POOL = frozenset({"n-a", "n-b", "n-c"})
+OFFERED = frozenset({"n-a", "n-b", "n-c"})
 SOUND: Mapping[str, object] = {
     "route_id": "r-1",
     "generation": 7,
@@ -30,6 +30,7 @@ LEASE = {
     "rtt_us": 0,
     "observed_hops": [],
 }
+PEER = {"observation_type": route_pb2.OBSERVATION_TYPE_PEER_CONNECTION}
 BROKEN = {"state": route_pb2.ROUTE_STATE_UNREACHABLE, "rtt_us": 0, "observed_hops": ["n-s"], "failed_hop": 1}
 
 
@@ -61,6 +62,11 @@ def path(*hops: str) -> dict[str, object]:
         pytest.param(path("n-s", "n-b", "n-d") | CANDIDATE, "n-s", None, id="a-candidate"),
         pytest.param(path("n-s", "n-d") | CANDIDATE, "n-s", None, id="the-direct-one"),
         pytest.param(path("n-s", "n-x", "n-d") | CANDIDATE, "n-s", Doubt.UNKNOWN_RELAY, id="a-relay-made-up"),
+        pytest.param(PEER | path("n-s", "n-a"), "n-s", None, id="the-first-hop"),
+        pytest.param(PEER | path("n-s", "n-d"), "n-s", None, id="the-first-hop-of-the-direct-one"),
+        pytest.param(PEER | path("n-s", "n-x"), "n-s", Doubt.UNKNOWN_RELAY, id="a-peer-made-up"),
+        pytest.param(PEER | path("n-x", "n-d"), "n-s", Doubt.OTHER_PATH, id="a-connection-of-another-one"),
+        pytest.param(LEASE | path("n-s", "n-x", "n-d"), "n-s", Doubt.UNKNOWN_RELAY, id="a-lease-of-nobody"),
         pytest.param(path("n-s", "n-d", "n-d") | CANDIDATE, "n-s", Doubt.OTHER_PATH, id="an-end-as-relay"),
         pytest.param(path("n-s", "n-a", "n-b", "n-d") | CANDIDATE, "n-s", Doubt.OTHER_PATH, id="two-relays"),
         pytest.param(path("n-x", "n-a", "n-d"), "n-s", Doubt.OTHER_PATH, id="another-source"),
@@ -78,23 +84,22 @@ def path(*hops: str) -> dict[str, object]:
 )
 def test_what_is_believed(changes: Mapping[str, object], reporter: str, found: Doubt | None) -> None:
     newest_at_ms = NOW_MS - 200
-    assert doubt(observation(**changes), reporter, ROUTE, POOL, newest_at_ms, NOW_MS, POLICY) is found
+    assert doubt(observation(**changes), reporter, ROUTE, OFFERED, newest_at_ms, NOW_MS, POLICY) is found
 
 
 def test_what_nobody_has_looked_at_is_told_once_only() -> None:
-    assert doubt(observation(), "n-s", ROUTE, POOL, 0, NOW_MS, POLICY) is None
-    assert doubt(observation(), "n-s", ROUTE, POOL, NOW_MS - 100, NOW_MS, POLICY) is Doubt.TOO_OLD
+    assert doubt(observation(), "n-s", ROUTE, OFFERED, 0, NOW_MS, POLICY) is None
+    assert doubt(observation(), "n-s", ROUTE, OFFERED, NOW_MS - 100, NOW_MS, POLICY) is Doubt.TOO_OLD
 
 
 def test_after_the_clock_went_back_nodes_are_believed_again() -> None:
-    assert doubt(observation(), "n-s", ROUTE, POOL, NOW_MS + 60_000, NOW_MS, POLICY) is None
+    assert doubt(observation(), "n-s", ROUTE, OFFERED, NOW_MS + 60_000, NOW_MS, POLICY) is None
 
 
 def test_a_clock_ahead_does_not_make_a_finding_newer_than_now() -> None:
     assert finding_of(observation(observed_at_ms=NOW_MS + 3_000), ROUTE, NOW_MS).at_ms == NOW_MS
-    assert (
-        doubt(observation(observed_at_ms=NOW_MS + 3_000), "n-s", ROUTE, POOL, NOW_MS, NOW_MS, POLICY) is Doubt.TOO_OLD
-    )
+    ahead = observation(observed_at_ms=NOW_MS + 3_000)
+    assert doubt(ahead, "n-s", ROUTE, OFFERED, NOW_MS, NOW_MS, POLICY) is Doubt.TOO_OLD
 
 
 def test_a_finding_holds_what_is_evidence_alone() -> None:
