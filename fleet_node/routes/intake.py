@@ -28,8 +28,11 @@ class ProbeLimits:
         caller_per_s: of one caller at one address; `caller_burst` at once.
         read_s: seconds in which a request follows its call.
         in_flight: worked on at one time.
-        connections: open at one time. A stranger can make gRPC keep 16 MiB of headers that never end in each
-            (docs/architecture.md, "What gRPC needs to be told"), so they are as few as a busy relay needs.
+        strangers: connections at one time over which no peer has proven itself.
+        stranger_s: seconds that one of them may last.
+        silent_bytes: that a connection may send from one proof of a peer to the next; a peer sends at most what it
+            walks at one time.
+        peer_connections: of one peer at one time.
         nonces_per_caller: remembered of one caller until their deadlines are over.
         max_keys: addresses, and callers at addresses, whose rates are remembered.
     """
@@ -42,7 +45,10 @@ class ProbeLimits:
     caller_burst: float = 200.0
     read_s: float = 1.0
     in_flight: int = 256
-    connections: int = 128
+    strangers: int = 64
+    stranger_s: float = 10.0
+    silent_bytes: int = 256 * 1024
+    peer_connections: int = 4
     nonces_per_caller: int = 1024
     max_keys: int = 512
 
@@ -127,18 +133,29 @@ class Intake:
         self._limits = limits
         self._all = Buckets(limits.all_per_s, limits.all_burst, 1)
         self._addresses = Buckets(limits.address_per_s, limits.address_burst, limits.max_keys)
+        self._peers = Buckets(2 * limits.caller_per_s, 2 * limits.caller_burst, limits.max_keys)
         self._callers = Buckets(limits.caller_per_s, limits.caller_burst, limits.max_keys)
         self.nonces = SeenNonces(limits.nonces_per_caller)
         self._in_flight = 0
 
-    def admit_call(self, address: str, now_s: float) -> None:
-        """Let a call in, of which only the address is known.
+    def admit_call(self, address: str, now_s: float, peer: str = "") -> None:
+        """Let a call in, of which only the address is known, and which peer proved itself over the same connection.
+
+        Such a call counts with its peer, so that no stranger uses up what all together may send: a mesh that any
+        stranger can blind reports routes as broken that are not.
+
+        Args:
+            peer: node id; empty: a stranger's connection.
 
         Raises:
             Refusal: RATE_LIMITED.
         """
+        if peer:
+            if not self._peers.take(now_s, peer):
+                raise rate_limited()
+            return
         # The address first: what one of them sends too much takes nothing of what all may send.
-        if not self._addresses.take(now_s, _network(address)) or not self._all.take(now_s):
+        if not self._addresses.take(now_s, network(address)) or not self._all.take(now_s):
             raise rate_limited()
 
     @contextmanager
@@ -162,7 +179,7 @@ class Intake:
         Raises:
             Refusal: RATE_LIMITED.
         """
-        if not self._callers.take(now_s, _network(address), caller):
+        if not self._callers.take(now_s, network(address), caller):
             raise rate_limited()
 
 
@@ -171,7 +188,7 @@ def rate_limited() -> Refusal:
     return Refusal(Reason.RATE_LIMITED, "too many probes: try again", retry_after_s=1.0)
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """What shares a bucket: whoever has an IPv6 address has 2^64 of them."""
     if ":" not in address:
         return address

@@ -11,6 +11,7 @@ import grpc
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.transport import FIXED_WINDOW
+from fleet_node.routes.door import LOOPBACK, Door
 from fleet_node.routes.intake import ProbeLimits
 from fleet_node.routes.leaf import load_or_make_leaf
 from fleet_node.routes.probe_caller import ProbeCaller
@@ -27,6 +28,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # or a second node on this machine would silently share the port
     ("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),  # a little more than may be is refused by name
     ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.max_allowed_incoming_connections", 1024),  # for whoever calls past the door, on this machine
     ("grpc.max_concurrent_streams", 128),  # of one peer: after a failure it walks all its routes at once
     ("grpc.server_handshake_timeout_ms", 5_000),
     # Who is not heard of any more is reaped, and so is who holds a connection without a word: the longest pause between
@@ -62,8 +64,9 @@ class ProbeListener:
         self._listen = listen
         self._leaf_path = leaf_path
         self._clock = clock
-        self._limits = limits or ProbeLimits()
-        self.service = ProbeService(view, caller, clock, self._limits)
+        limits = limits or ProbeLimits()
+        self.door = Door(limits)
+        self.service = ProbeService(view, caller, clock, limits, self.door)
         self._server: grpc.aio.Server | None = None
         self.certificate = b""
         """DER of what it shows; empty while it does not listen."""
@@ -72,17 +75,18 @@ class ProbeListener:
 
     async def start(self) -> None:
         """Open the port. Nothing is raised: a port that is taken keeps no node from its work."""
-        connections = ("grpc.max_allowed_incoming_connections", self._limits.connections)
-        server = grpc.aio.server(options=(*_OPTIONS, connections))
+        server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((self.service.handlers(),))
         try:
             leaf = load_or_make_leaf(self._leaf_path, dt.datetime.fromtimestamp(self._clock.now_ms() / 1000, dt.UTC))
             credentials = grpc.ssl_server_credentials([(leaf.private_key_pem, leaf.certificate_pem)])
-            port = server.add_secure_port(self._listen, credentials)
+            inner = server.add_secure_port(f"{LOOPBACK}:0", credentials)
             await server.start()
+            port = await self._open(inner)
         except (OSError, RuntimeError, ValueError) as error:
             self.bound = f"not listening on {self._listen}: {_why(error)}"
             log.error("probe_listener_failed", address=self._listen, error=str(error))
+            await server.stop(None)
             return
         self._server, self.certificate = server, leaf.certificate_der
         self.bound = f"{self._listen.rpartition(':')[0]}:{port}"
@@ -94,11 +98,20 @@ class ProbeListener:
         if server is None:
             return
         self.bound = "closed"
+        self.door.shut()
         try:
             async with asyncio.timeout(_STOP_LIMIT_S):  # a deaf peer would hang it
                 await server.stop(_STOP_GRACE_S)
         except TimeoutError:
             log.warning("probe_listener_not_closed_in_time", after_s=_STOP_LIMIT_S)
+        finally:
+            self.door.close()
+
+    async def _open(self, inner: int) -> int:
+        try:
+            return await self.door.open(self._listen, inner)
+        except (OSError, ValueError, OverflowError) as error:
+            raise RuntimeError(str(error)) from error
 
 
 def _why(error: Exception) -> str:

@@ -20,6 +20,7 @@ from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet.v1 import route_pb2
 from fleet_node.routes import walk_rules
+from fleet_node.routes.door import Door, Passage
 from fleet_node.routes.intake import Intake, ProbeLimits
 from fleet_node.routes.probe_caller import ProbeCaller
 from fleet_node.routes.probe_rules import Asked, check_proof, check_route, check_shape, read_request
@@ -43,12 +44,14 @@ class ProbeService:
         caller: calls the next node.
         clock: paces.
         limits: how much is taken.
+        door: through which calls came; learns which of them were peers'.
     """
 
-    def __init__(self, view: RouteView, caller: ProbeCaller, clock: Clock, limits: ProbeLimits) -> None:
+    def __init__(self, view: RouteView, caller: ProbeCaller, clock: Clock, limits: ProbeLimits, door: Door) -> None:
         self._view = view
         self._caller = caller
         self._clock = clock
+        self._door = door
         self._intake = Intake(limits)
         self._read_s = limits.read_s
         self.answered = 0
@@ -66,10 +69,12 @@ class ProbeService:
 
     async def _walk(self, _: object, context: Context) -> bytes:
         try:
-            address = _address(context)
-            self._intake.admit_call(address, self._clock.monotonic())
+            passage = self._door.of(context.peer())
+            if passage is None:  # whoever calls gRPC past the door is on this machine, or gone already
+                raise Refusal(Reason.FOREIGN, "call the address that the listener is known by")
+            self._intake.admit_call(passage.address, self._clock.monotonic(), passage.node_id)
             _require_tls13(context)
-            return await self._take(await self._read(context), address, context)
+            return await self._take(await self._read(context), passage, context)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Refusal as refusal:
@@ -94,15 +99,15 @@ class ProbeService:
             raise Refusal(Reason.MALFORMED, "no whole probe came with the call: look at the line")
         return raw
 
-    async def _take(self, raw: bytes, address: str, context: Context) -> bytes:
+    async def _take(self, raw: bytes, passage: Passage, context: Context) -> bytes:
         with self._intake.working():
-            asked = self._checked(raw, address)
+            asked = self._checked(raw, passage)
             onward = None if asked.is_last else await self._relay(asked, context)
             answer = walk_rules.answer(asked, onward, self._view.node_id, self._view.signer)
         self.answered += 1
         return answer
 
-    def _checked(self, raw: bytes, address: str) -> Asked:
+    def _checked(self, raw: bytes, passage: Passage) -> Asked:
         view, now_ms = self._view, self._view.server_now_ms()
         asked = read_request(raw)
         probe = asked.probe
@@ -110,8 +115,9 @@ class ProbeService:
         caller = view.peer(asked.caller)
         if caller is None:
             raise Refusal(Reason.FOREIGN, "the node before this one in the path is no peer in this node's snapshot")
-        self._intake.admit_caller(address, asked.caller, self._clock.monotonic())
+        self._intake.admit_caller(passage.address, asked.caller, self._clock.monotonic())
         self._check_proof(asked, caller)
+        passage.prove(asked.caller)
         check_route(asked, view.configs_of(probe.route_id), lambda: view.holds_lease(probe.route_id))
         self._intake.nonces.add(asked.caller, probe.nonce, probe.deadline_ms, now_ms)
         return asked
@@ -140,11 +146,6 @@ async def _next_message(context: Context) -> object:
         return await context.read()
     except (grpc.aio.BaseError, grpc.aio.AioRpcError):
         return None  # the call ended under the read
-
-
-def _address(context: Context) -> str:
-    """Of the caller, without its port, as gRPC writes it."""
-    return context.peer().partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
 
 
 def _require_tls13(context: Context) -> None:
