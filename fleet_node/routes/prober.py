@@ -19,7 +19,7 @@ from fleet_node.observability.metrics import RouteMetrics
 from fleet_node.routes.feedback_rules import Feedback, Refresh
 from fleet_node.routes.health_rules import Finding, ObservationType, RouteState
 from fleet_node.routes.in_force import InForce
-from fleet_node.routes.outbox import Outbox
+from fleet_node.routes.outbox import Outbox, gather_ms
 from fleet_node.routes.rules import DIRECT, Applied, Chance, EffectivePath, Policy
 from fleet_node.routes.schedule_rules import LEASE_EXPIRED, NEVER_MS, Report, RouteWalks, Walk
 from fleet_node.routes.walk_rules import WalkResult, WalkState
@@ -132,6 +132,7 @@ class Prober:
         self._connected = True
         self.feedback.disconnected()  # what the stream before was asked it does not answer any more
         self._outbox.forget_asks()
+        self._outbox.release()
         self._ask(walks.route for walks in self._walks.values() if self._is_bad(walks))
         self.wake()
 
@@ -173,6 +174,8 @@ class Prober:
         self._landed(self.feedback.expire(now_ms))
         if now_ms >= self._leases_at_ms:
             self._look_at_leases(now_ms)
+        if now_ms >= self._outbox.due_ms:
+            self._outbox.release()
         for route_id in [route_id for route_id, at in self._next_ms.items() if at <= now_ms]:
             walks = self._walks[route_id]
             for walk in walks.due(now_ms):
@@ -185,6 +188,7 @@ class Prober:
         timeout_ms = self.feedback.timeout_ms
         due_ms = min(
             self._leases_at_ms,
+            self._outbox.due_ms,
             min(self._next_ms.values(), default=NEVER_MS),
             timeout_ms if timeout_ms is not None else NEVER_MS,
         )
@@ -233,7 +237,10 @@ class Prober:
     def _say(self, walks: RouteWalks, report: Report | None) -> None:
         if report is None:
             return
-        self._outbox.put(report.findings)
+        due_ms = self._outbox.due_ms
+        self._outbox.put(report.findings, wait_until_ms=self._now_ms() + gather_ms(walks.route))
+        if self._outbox.due_ms < due_ms:
+            self.wake()
         if report.healed:
             self.feedback.clear(report.route_id)
         if report.ask:

@@ -8,6 +8,7 @@ import random
 import ssl
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,10 +17,11 @@ from fleet.clock import ServerTime
 from fleet.v1 import gateway_pb2, lease_pb2, route_pb2, trust_pb2
 from fleet_node.link.link import Link
 from fleet_node.link.ports import Uplink
+from fleet_node.routes.health_rules import Finding
 from fleet_node.routes.in_force import effective_path
-from fleet_node.routes.outbox import Outbox
+from fleet_node.routes.outbox import Outbox, gather_ms
 from fleet_node.routes.rules import Policy
-from fleet_node.routes.schedule_rules import RouteWalks
+from fleet_node.routes.schedule_rules import NEVER_MS, RouteWalks
 from fleet_node.routes.walk_rules import WalkResult, WalkState
 from tests.fakes.tls import FakeAuthority
 from tests.fakes.watch import Watch
@@ -167,8 +169,14 @@ class RouteFeed:
             result = WalkResult(walk.path, walk.path, rtt_us, _RTT_US, WalkState.ANSWERED)
             report = walks.finished(walk, result, _now_ms())
             if report is not None:
-                self._outbox.put(report.findings)
+                self._say(report.findings, gather_ms(walks.route))
         self._arm(route_id)
+
+    def _say(self, findings: Iterable[Finding], wait_ms: int) -> None:
+        waits = self._outbox.due_ms != NEVER_MS
+        self._outbox.put(findings, wait_until_ms=_now_ms() + wait_ms)
+        if not waits and self._outbox.due_ms != NEVER_MS:
+            asyncio.get_running_loop().call_later(wait_ms / 1000, self._outbox.release)
 
     def _arm(self, route_id: str) -> None:
         timer = self._timers.pop(route_id, None)
