@@ -78,6 +78,7 @@ class RouteWalks:
         self._to_report = False
         self._waiting_since_ms: int | None = None
         self._lease_lost = False
+        self._connection_said: tuple[Path, RouteState, int] | None = None
         for path in (route.path, *route.candidates):
             self._begin(path, now_ms, within_ms=route.probe_interval_ms // 2)
 
@@ -223,7 +224,7 @@ class RouteWalks:
             self._reported = state
             findings[:0] = [
                 self.health.finding(route_id, generation, ObservationType.SYNTHETIC_ROUTE_HEALTH),
-                self._connection(),
+                *self._connection(now_ms),
             ]
         if self._lease_lost:
             findings.insert(0, self._lease_finding(now_ms))
@@ -241,19 +242,26 @@ class RouteWalks:
         """Whether walks of the burst have still to start."""
         return self._bad() and any(at <= now_ms and self._may_start(path) for path, at in self._due_ms.items())
 
-    def _connection(self) -> Finding:
-        """The first hop, as the last walk of the path in force met it."""
-        last, health = self.health.last, self.health
+    def _connection(self, now_ms: int) -> tuple[Finding, ...]:
+        """The first hop, as the last walk of the path in force met it; nothing when that was said not long ago."""
+        last, health, hop = self.health.last, self.health, self.route.path[:2]
         answers = last is not None and last.first_hop_us > 0
-        return Finding(
+        state = RouteState.HEALTHY if answers else RouteState.UNREACHABLE
+        if self._connection_said is not None:
+            before, was, at_ms = self._connection_said
+            if (before, was) == (hop, state) and now_ms - at_ms < self.route.candidate_interval_ms:
+                return ()
+        self._connection_said = hop, state, now_ms
+        found = Finding(
             self.route.route_id,
             self.route.generation,
             ObservationType.PEER_CONNECTION,
-            RouteState.HEALTHY if answers else RouteState.UNREACHABLE,
-            self.route.path[:2],
-            observed=self.route.path[:2] if answers else self.route.path[:1],
+            state,
+            hop,
+            observed=hop if answers else hop[:1],
             rtt_us=last.first_hop_us if last is not None else 0,
             at_ms=health.at_ms,
             failure="" if answers or last is None else last.failure,
             failed_hop=0 if answers else 1,
         )
+        return (found,)

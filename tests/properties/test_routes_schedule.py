@@ -194,3 +194,20 @@ def test_one_that_heals_says_so_once() -> None:
     drive.broken = {}
     drive.run(10 * INTERVAL_MS)
     assert sum(report.healed for _, report in drive.reports) == 1
+
+
+@given(seed=st.integers(0, 2**16))
+def test_the_connection_is_told_when_it_is_news_and_else_at_the_pace_of_candidates(seed: int) -> None:
+    def told(drive: Drive) -> list[tuple[int, RouteState]]:
+        said = [(at_ms, found) for at_ms, report in drive.reports for found in report.findings]
+        return [(at_ms, each.state) for at_ms, each in said if each.type is ObservationType.PEER_CONNECTION]
+
+    drive = Drive(seed=seed)
+    drive.run(40 * INTERVAL_MS)
+    healthy = told(drive)
+    assert all(later[0] - earlier[0] >= 6 * INTERVAL_MS for earlier, later in pairwise(healthy))
+    assert all(later[0] - earlier[0] <= 8 * INTERVAL_MS for earlier, later in pairwise(healthy))
+    drive.broken[DIRECT] = WalkState.UNREACHABLE
+    drive.run(43 * INTERVAL_MS)
+    changes = [state for _, state in told(drive)[len(healthy) :]]
+    assert changes == [RouteState.UNREACHABLE]
