@@ -10,7 +10,7 @@ from fleet.errors import Reason, Refusal
 from fleet.logs import get_logger
 from fleet_node.routes import walk_rules
 from fleet_node.routes.peer_channels import MAX_CHANNELS, CallFailed, PeerChannels
-from fleet_node.routes.probe_rules import MAX_AHEAD_MS, NONCE_BYTES, Probe, check_path, request
+from fleet_node.routes.probe_rules import AHEAD_MS, MAX_AHEAD_MS, NONCE_BYTES, Probe, check_path, request
 from fleet_node.routes.view import RouteView
 from fleet_node.routes.walk_rules import BadRecordError, Failure, Onward, Testimony, WalkResult
 
@@ -39,18 +39,18 @@ class ProbeCaller:
             path: node ids from this node to the destination.
             timeout_s: for all of it, connecting included; at most 10 s count.
         """
-        ahead_ms = min(int(timeout_s * 1000), MAX_AHEAD_MS)
+        takes_ms = min(int(timeout_s * 1000), MAX_AHEAD_MS)
         probe = Probe(
             self._view.cluster_id,
             route_id,
             generation,
             tuple(path),
             secrets.token_bytes(NONCE_BYTES),
-            self._view.server_now_ms() + ahead_ms,
+            self._view.server_now_ms() + max(takes_ms, AHEAD_MS),
         )
         try:
             check_path(probe.path)
-            onward = await self.onward(probe, 1, ahead_ms / 1000)
+            onward = await self.onward(probe, 1, takes_ms / 1000)
         except Refusal as refusal:
             onward = walk_rules.refused(refusal.reason)
         except Exception as error:

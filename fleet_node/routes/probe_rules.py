@@ -23,6 +23,9 @@ MAX_MESSAGE_BYTES = 4096
 """Of a request, and of an answer."""
 MAX_AHEAD_MS = 10_000
 """So far ahead of server time a deadline may lie; nonces are remembered until it is over."""
+AHEAD_MS = 5_000
+"""So far ahead of server time the source sets it, though a walk takes less: the call itself says how long it waits, and
+what two nodes take for server time may differ by this much, either way, before a path that works is refused."""
 NONCE_BYTES = 16
 MAX_ID_CHARS = 64
 

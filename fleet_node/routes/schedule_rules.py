@@ -203,7 +203,11 @@ class RouteWalks:
 
     def _report_if_complete(self, now_ms: int) -> Report | None:
         """The report, once nothing of a burst is out any more and no suspicion is left to confirm."""
-        if not self._news or not (self._to_report or self._lease_lost) or self.health.suspect:
+        if self._lease_lost and self.health.suspect:
+            self._news.discard(self.route.path)  # without a lease no walk will confirm it
+        elif self.health.suspect:
+            return None
+        if not self._news or not (self._to_report or self._lease_lost):
             return None
         suspects = {path for path in self._news if self._health[path].suspect}
         if self._waiting_since_ms is None:

@@ -211,3 +211,17 @@ def test_the_connection_is_told_when_it_is_news_and_else_at_the_pace_of_candidat
     drive.run(43 * INTERVAL_MS)
     changes = [state for _, state in told(drive)[len(healthy) :]]
     assert changes == [RouteState.UNREACHABLE]
+
+
+@given(seed=st.integers(0, 2**10), lost_at_ms=st.integers(0, 40_000))
+def test_a_lease_that_ends_at_any_moment_keeps_no_finding_of_the_other_ways_back(seed: int, lost_at_ms: int) -> None:
+    """A relay that hangs is given no lease any more: it may end while walks over it are out."""
+    route = EffectivePath("a", 1, OVER_R, (DIRECT, OVER_Q), INTERVAL_MS, 6 * INTERVAL_MS)
+    drive = Drive(route, seed)
+    drive.run(until_ms=INTERVAL_MS)
+    drive.broken[OVER_R] = WalkState.UNREACHABLE
+    drive.run(until_ms=INTERVAL_MS + lost_at_ms)
+    assert drive.walks.lease_changed(False, drive.now_ms) is not None
+    drive.run(until_ms=drive.now_ms + 3 * DEADLINE_MS)
+    told = [report for at_ms, report in drive.reports if at_ms >= INTERVAL_MS + lost_at_ms]
+    assert {finding.path for report in told for finding in report.findings} >= {DIRECT, OVER_Q}

@@ -192,3 +192,16 @@ async def test_an_error_of_the_node_tells_a_stranger_nothing(tmp_path: Path, mon
         refusal = await refusal_of(nodes["d"], request(probe("sd"), 1, nodes["s"].view.signer))
     assert refusal.reason == "INTERNAL"
     assert "secret" not in refusal.detail and "incident" in refusal.detail
+
+
+@pytest.mark.parametrize("ahead_ms", [-4_000, 4_000])
+async def test_nodes_that_take_another_moment_for_server_time_walk_however_short_a_walk_may_take(
+    tmp_path: Path, ahead_ms: int
+) -> None:
+    """What a node takes for server time is behind by what it last waited for a word of the server."""
+    async with mesh(tmp_path, "sd") as nodes:
+        nodes.route("sd")
+        await nodes["s"].caller.walk(ROUTE, GENERATION, "sd", TIMEOUT_S)  # connects
+        nodes["d"].view.ahead_ms = ahead_ms
+        walked = await nodes["s"].caller.walk(ROUTE, GENERATION, "sd", 0.5)
+    assert (walked.state, walked.failure) == (WalkState.ANSWERED, "")
