@@ -258,9 +258,9 @@ def _broken_text(agreed: CrossCheckSummary) -> str:
 
 
 def _shown_rows(entries: Iterable[admin_pb2.AuditEntry], names: NodeNames) -> list[list[Cell]]:
-    from fleet_server.cli.views import moment_text, output_text
+    from fleet_server.cli.views import moment_text
 
-    told = [(entry, entry.actor, entry.subject, output_text(entry.detail)[:_READ_CELLS]) for entry in entries]
+    told = [(entry, entry.actor, entry.subject, _detail(entry)[:_READ_CELLS]) for entry in entries]
     names.learn(text for _, *texts in told for text in texts)
     return [
         [
@@ -274,3 +274,10 @@ def _shown_rows(entries: Iterable[admin_pb2.AuditEntry], names: NodeNames) -> li
         ]
         for entry, actor, subject, detail in told
     ]
+
+
+def _detail(entry: admin_pb2.AuditEntry) -> str:
+    from fleet_server.cli.route_views import decisions_text
+    from fleet_server.cli.views import output_text
+
+    return (entry.kind == "route.decided" and decisions_text(entry.detail)) or output_text(entry.detail)

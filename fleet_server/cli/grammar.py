@@ -157,6 +157,7 @@ class Duration(click.ParamType[int]):
 
     name = "duration"
     FORM = re.compile(r"([0-9]{1,9})([smhd]?)")
+    SUCH_AS = "90, 90s, 5m, 24h or 7d"
     _UNITS: Mapping[str, int] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -165,7 +166,7 @@ class Duration(click.ParamType[int]):
             return value
         found = self.FORM.fullmatch(value)
         if not found or not int(found[1]):
-            self.fail(f"{value!r} is not a duration: write 90, 90s, 5m, 24h or 7d", param, ctx)
+            self.fail(f"{value!r} is not a duration: write {self.SUCH_AS}", param, ctx)
         seconds = int(found[1]) * self._UNITS[found[2]]
         if seconds > 0xFFFFFFFF:
             self.fail(f"{value!r} is too long", param, ctx)

@@ -35,11 +35,12 @@ def relays() -> None:
 
 @relays.command("add", example="fleetctl relays add press-3 --capacity 200 --weight 150")
 @click.argument("node", shell_complete=complete.node)
-@click.option("--capacity", type=click.IntRange(1), help="Routes that it may carry; 50 by default.")
+@click.option("--capacity", type=click.IntRange(1), help="Routes that it may carry, 1 to 500; 50 by default.")
 @click.option(
     "--weight",
     type=click.IntRange(1),
-    help="Percent by which its score is divided; 100 by default, 200 makes it twice as likely to be better.",
+    help="Percent by which its score is divided, 1 to 1000; 100 by default. 200 makes it look half as long, so that a"
+    " route may stay with it though the direct path works again.",
 )
 @click.option("--site", default="", help="Site that counts for the score; the node's own by default.")
 @click.pass_obj

@@ -59,16 +59,20 @@ def explain(invocation: Invocation, route: str) -> None:
     """
     from fleet.v1 import admin_route_pb2
     from fleet_server.cli.node_names import NodeNames
+    from fleet_server.cli.node_routes import troubles_of_ends
 
     with invocation.connect() as admin:
         answer = admin.call(admin.stub.ExplainRoute, admin_route_pb2.ExplainRouteRequest(route=route))
         names = NodeNames(admin)
+        troubles = [] if invocation.wants_json else troubles_of_ends(admin, answer)
         if not invocation.wants_json:
             names.learn(_texts(answer))
     if invocation.wants_json:
         invocation.emit_message(answer, [])
     else:
         _Page(invocation, answer, names).show()
+        for trouble in troubles:
+            invocation.advise(trouble)
 
 
 class _Page:

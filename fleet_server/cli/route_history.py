@@ -87,7 +87,7 @@ def observation_row(seen: admin_route_pb2.RouteObservationView, now_ms: int) -> 
         path_state(seen.state),
         age(seen.received_at_ms, now_ms),
         rtt_text(seen.rtt_us),
-        loss_cell(seen.loss_permille / 1000),
+        _loss(seen),
         _hops(seen),
         _failure(seen),
     ]
@@ -102,7 +102,7 @@ def _observation(seen: admin_route_pb2.RouteObservationView) -> list[Cell]:
         path_state(seen.state),
         _hops(seen),
         rtt_text(seen.rtt_us),
-        loss_cell(seen.loss_permille / 1000),
+        _loss(seen),
         str(seen.generation),
         _failure(seen),
     ]
@@ -126,6 +126,12 @@ def _decision(made: admin_route_pb2.RouteDecisionView, names: NodeNames) -> list
 
 def _word(seen: admin_route_pb2.RouteObservationView) -> str:
     return _WORDS.get(seen.observation_type, seen.observation_type)
+
+
+def _loss(seen: admin_route_pb2.RouteObservationView) -> Cell:
+    """Lost probes of a path; those of its first hop, and of a lease, nobody counts."""
+    counted = seen.observation_type in ("SYNTHETIC_ROUTE_HEALTH", "CANDIDATE_PATH")
+    return loss_cell(seen.loss_permille / 1000) if counted else "-"
 
 
 def _hops(seen: admin_route_pb2.RouteObservationView) -> str:

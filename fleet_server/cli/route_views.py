@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from fleet_server.cli.tables import Cell, Column
@@ -121,6 +122,17 @@ def path_text(route: admin_route_pb2.RouteView) -> str:
 def rtt_text(rtt_us: float) -> str:
     """A round trip; "-" when none is known."""
     return duration(rtt_us / 1e6) if rtt_us else "-"
+
+
+def decisions_text(detail: bytes) -> str:
+    """The decisions of one row of the audit: "rt_… UNHEALTHY over nd_…, generation 4"; empty for anything else."""
+    try:
+        return "; ".join(
+            f"{made['route']} {made['rule']} {way_text(made['relay'])}, generation {made['generation']}"
+            for made in json.loads(detail)["decisions"]
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""  # of another version: shown as it is
 
 
 def loss_cell(share: float) -> Cell:

@@ -33,6 +33,7 @@ class Interval(Duration):
     """Milliseconds: as a duration, or a number with ms."""
 
     name = "interval"
+    SUCH_AS = "500ms, 10, 30s or 5m"
     _MILLISECONDS = re.compile(r"([0-9]{1,9})ms")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -56,7 +57,7 @@ def routes() -> None:
 @click.argument("source", shell_complete=complete.node)
 @click.argument("destination", shell_complete=complete.node)
 @click.option("--name", default="", help="Name of the route; SOURCE-to-DESTINATION by default.")
-@click.option("--interval", type=Interval(), help="Time between two probes, such as 500ms or 30s; 10s by default.")
+@click.option("--interval", type=Interval(), help="Time between two probes, 200ms to 10m; 10s by default.")
 @click.pass_obj
 def create(invocation: Invocation, source: str, destination: str, name: str, interval: int | None) -> None:
     """Have SOURCE probe a path to DESTINATION from now on, and the server keep it the best there is.

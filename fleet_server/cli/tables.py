@@ -62,7 +62,7 @@ class RunningTable:
         self._columns = columns
         self._colour = colour
         self._width = width
-        self._natural = [max(len(column.title), column.reserve if width else 0) for column in columns]
+        self._natural = [max(len(column.title), column.reserve) for column in columns]
         self._kept: list[int] | None = None
 
     def add(self, rows: Iterable[Sequence[Cell]]) -> str:

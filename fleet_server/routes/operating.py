@@ -183,7 +183,7 @@ class RouteOperations(RouteParts):
                 self.withdraw_lease(tx, lease, now_ms)
                 self.tell_leases(tx, [lease.relay_id, route.source_id])
             route = replace(route, enabled=False)
-            because = Because(why or f"{by} switched the route off")
+            because = Because(why or f"switched off by {by}")
             decision = Decision(route.relay_id, False, DecisionRule.ROUTE_DISABLED, (because,), (), (), False)
         changed, members = self.adopt(tx, route, decision, now_ms=now_ms, by=by)
         self.routes.save_health(tx.conn, [changed])

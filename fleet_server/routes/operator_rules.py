@@ -53,10 +53,14 @@ def checked_interval_ms(interval_ms: int) -> int:
         return DEFAULT_PROBE_INTERVAL_MS
     if not MIN_PROBE_INTERVAL_MS <= interval_ms <= MAX_PROBE_INTERVAL_MS:
         raise _wrong(
-            f"a probe interval of {interval_ms} ms is not possible: use {MIN_PROBE_INTERVAL_MS} ms to"
-            f" {MAX_PROBE_INTERVAL_MS // 60_000} minutes; {DEFAULT_PROBE_INTERVAL_MS // 1000} s is usual"
+            f"a probe interval of {_interval_text(interval_ms)} is not possible: use {MIN_PROBE_INTERVAL_MS}ms to"
+            f" {MAX_PROBE_INTERVAL_MS // 60_000}m; {DEFAULT_PROBE_INTERVAL_MS // 1000}s is usual"
         )
     return interval_ms
+
+
+def _interval_text(interval_ms: int) -> str:
+    return f"{interval_ms}ms" if interval_ms < 1000 else f"{interval_ms / 1000:g}s"
 
 
 def checked_capacity(capacity: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from fleet_server.routes import scoring_rules
 from fleet_server.routes.model import DIRECT, GOOD, Decision, Policy, Scored
 from fleet_server.routes.reason_rules import millis, name
 
@@ -48,12 +49,19 @@ def _gains(current_us: int, rivals: Collection[Scored], policy: Policy) -> list[
         return []  # none can gain enough over a path that is as short as that
     told = []
     for way in rivals:
+        if most <= _least_us(way):
+            continue
         wanted = f"a score of {millis(most)} or less"
         if way.held_out:
             told.append(f"{name(way.relay_id)} can be chosen again ({way.held_out}) and has {wanted}")
         else:
             told.append(f"{name(way.relay_id)} has {wanted}, against {millis(way.score_us or 0)} now")
     return told
+
+
+def _least_us(way: Scored) -> int:
+    """What a way costs however fast it is, for a relay is borrowed; 0 where that is not known."""
+    return scoring_rules.total({name: us for name, us in way.parts.items() if name in ("relay", "weight")})
 
 
 def _must_work(way: Scored) -> str:

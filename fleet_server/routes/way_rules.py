@@ -110,7 +110,7 @@ def _weigh_one(way: str, relay: Relay | None, row: Candidate, route: Route, now_
     state = finding_rules.state_now(row, route, now_ms, policy)
     blocked = obstacle(way, relay, route)
     suppressed_until_ms = damping_rules.suppressed_until_ms(row, now_ms, policy)
-    ailment = _ailment(row, state, now_ms)
+    ailment = "" if blocked and not row.observed_at_ms else _ailment(row, state, now_ms)
     parts = scoring_rules.parts_of(row, relay, route, now_ms, policy) if state in GOOD else {}
     scored = Scored(
         relay_id=way,

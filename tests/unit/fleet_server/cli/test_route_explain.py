@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from fleet.v1 import admin_pb2, admin_route_pb2
 from tests.unit.fleet_server.cli.conftest import NOW_MS, Fleetctl
 from tests.unit.fleet_server.cli.made import node
@@ -116,3 +120,34 @@ def test_a_history_has_decisions_after_what_they_were_decided_on(ctl: Fleetctl) 
     (request,) = ctl.fake.requests("RouteHistory")
     assert request.limit == 20
     assert ctl.json("routes", "history", "x")["decisions"][0]["rule"] == "UNHEALTHY"
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ({"state": "SUSPENDED", "online": False}, "Its destination oven is SUSPENDED: `fleetctl nodes show oven`"),
+        ({"online": False}, "Its destination oven is offline: `fleetctl nodes show oven`"),
+        ({}, "oven has no probe listener"),
+    ],
+)
+def test_what_is_wrong_with_an_end_of_a_broken_route_is_told(ctl: Fleetctl, end: dict[str, object], told: str) -> None:
+    unheard = way(state="UNREACHABLE", scored=False, parts=[], held_out="UNREACHABLE for 12 s (NO_ENDPOINT)")
+    ctl.fake.answers["ExplainRoute"] = explained(route=route(state="UNREACHABLE"), candidates=[unheard])
+    ctl.fake.answers["ListNodes"] = admin_pb2.ListNodesResponse(
+        nodes=[node(1), node(2, node_id="n_oven", name="oven", **end)]
+    )
+    result = ctl.run("routes", "explain", "press-1-to-oven")
+    assert result.exit_code == 0, result.output
+    assert told in result.stderr
+    assert "press-1 is" not in result.stderr
+
+
+def test_the_audit_tells_what_was_decided_of_routes(ctl: Fleetctl) -> None:
+    made = [{"generation": 4, "relay": "", "route": "rt_1", "rule": "FASTER"}]
+    made += [{"generation": 2, "relay": "n_2", "route": "rt_2", "rule": "UNHEALTHY"}]
+    known = admin_pb2.AuditEntry(kind="route.decided", detail=json.dumps({"decisions": made}).encode())
+    other = admin_pb2.AuditEntry(kind="route.decided", detail=b'{"later":1}')
+    ctl.fake.answers["ExportAudit"] = [admin_pb2.ExportAuditResponse(entries=[known, other])]
+    shown = ctl.run("audit", "tail").stdout
+    assert "rt_1 FASTER direct, generation 4; rt_2 UNHEALTHY over n_2, generation 2" in shown
+    assert "later=1" in shown

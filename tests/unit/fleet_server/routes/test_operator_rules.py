@@ -12,8 +12,8 @@ from fleet_server.routes import operator_rules as rules
     ("check", "said"),
     [
         pytest.param(lambda: rules.check_ends("n-1", "n-1"), "not to itself", id="to-itself"),
-        pytest.param(lambda: rules.checked_interval_ms(199), "200 ms to 10 minutes", id="too-often"),
-        pytest.param(lambda: rules.checked_interval_ms(600_001), "200 ms to 10 minutes", id="too-seldom"),
+        pytest.param(lambda: rules.checked_interval_ms(199), "199ms is not possible: use 200ms to 10m", id="too-often"),
+        pytest.param(lambda: rules.checked_interval_ms(600_001), "200ms to 10m", id="too-seldom"),
         pytest.param(lambda: rules.checked_capacity(501), "1 to 500 routes", id="too-much-capacity"),
         pytest.param(lambda: rules.checked_capacity(-1), "1 to 500 routes", id="negative-capacity"),
         pytest.param(lambda: rules.checked_weight(1_001), "1 to 1000 percent", id="too-heavy"),

@@ -73,3 +73,11 @@ def test_a_change_that_is_due_is_told_as_such() -> None:
 def test_an_end_in_the_pool_is_no_way_out() -> None:
     pool = [*POOL, Relay("d", "", 50, 100, 0, usable=True)]
     assert not any("over d" in each for each in told(seen(DIRECT, 60), seen("r", 40), pool=pool))
+
+
+def test_a_relay_is_not_asked_for_a_score_that_no_relay_can_have() -> None:
+    breaks = "the direct path breaks: the path over r would be next"
+    # 10 ms less is asked for, and a relay costs as much by itself.
+    assert told(seen(DIRECT, 19), seen("r", 15)) == [breaks]
+    heavy = [replace(POOL[0], weight=200)]
+    assert len(told(seen(DIRECT, 19), seen("r", 15), pool=heavy)) == 2
