@@ -29,6 +29,7 @@ from fleet_server.routes.parts import CONFIG_KIND, LEASE_KIND, TOPIC, RouteParts
 from fleet_server.routes.pool import Pool
 from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteRecord
 from fleet_server.routes.rules import decide, fold, state_now
+from fleet_server.routes.turn_rules import Turns
 
 MAX_ROUTES = 256
 """Decided in one transaction: the writer, and every other replica that wants one of these rows, waits for it."""
@@ -84,6 +85,7 @@ class Deciding:
         self._metrics = metrics
         self._ends: dict[str, NodeRecord] = {}
         self._looked_at_ms: dict[str, int] = {}
+        self._turns = Turns()
 
     def hold(self, tx: Transaction, route_ids: Iterable[str]) -> Held:
         """Lock routes and read what a decision about them needs. Those that are gone, and rows that do not verify, are
@@ -118,12 +120,13 @@ class Deciding:
         """Decide about every route that is held, and write what follows.
 
         Args:
-            findings: by route id.
+            findings: by route id; None when it is not for what nodes told that these routes are looked at.
         """
         writes, parts = _Writes(), self._parts
+        told = findings is not None
         findings = findings or {}
         for route_id, route in held.routes.items():
-            self._decide(writes, held, route, findings.get(route_id, ()))
+            self._decide(writes, held, route, findings.get(route_id, ()), told=told)
         finding_store.save_candidates(tx.conn, writes.candidates)
         parts.routes.save_health(tx.conn, writes.health)
         touched: set[str] = set()
@@ -136,18 +139,24 @@ class Deciding:
         self._audit(tx, writes.decisions, held)
         self._announce(tx, writes, touched)
 
-    def _decide(self, writes: _Writes, held: Held, route: RouteRecord, findings: Sequence[Finding]) -> None:
+    def _decide(
+        self, writes: _Writes, held: Held, route: RouteRecord, findings: Sequence[Finding], *, told: bool
+    ) -> None:
         policy, times = self._parts.policy, held.times
         before = held.known.get(route.route_id, {})
         view = held.views[route.route_id]
         known = fold(before, findings, policy, view.ways) if findings else before
         after = route
-        if not (findings and self._may_wait(held, view, before, known)):
+        turn = route.route_id, view.probe_interval_ms, times.now_ms
+        waits = (told and not self._turns.may(*turn)) or (findings and self._may_wait(held, view, before, known))
+        if not waits:
             self._looked_at_ms[route.route_id] = times.now_ms
             decision = decide(view, known, held.pool.listed(), times.now_ms, policy)
             if decision.charged:
                 known = {**known, **{row.relay_id: row for row in decision.charged}}
             after = self._follow(writes, held, route, decision)
+            if told and decision.switched:
+                self._turns.take(*turn)
         writes.candidates += [(route.route_id, row) for way, row in known.items() if before.get(way) is not row]
         if after is not route:
             view = replace(view, relay_id=after.relay_id, decided_at_ms=after.decided_at_ms)
@@ -239,6 +248,7 @@ class Deciding:
         if len(self._ends) + len(unknown) > _MAX_ENDS:
             self._ends.clear()
             self._looked_at_ms.clear()
+            self._turns.clear()
             unknown = ends
         self._ends |= self._parts.nodes.load_all(tx.conn, sorted(unknown))
 

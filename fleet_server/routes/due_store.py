@@ -11,6 +11,8 @@ from fleet_server.database.bulk import fetch_of
 from fleet_server.database.engine import Connection, for_update_of_free
 from fleet_server.database.statements import fetch
 
+_LENT = "l.route_id = r.route_id AND l.relay_node_id = r.relay_node_id AND l.withdrawn = 0"
+
 
 def hold_free(conn: Connection, route_ids: Iterable[str]) -> list[str]:
     """Those of these routes whose rows nobody else holds: they are held now, until the transaction ends."""
@@ -31,19 +33,22 @@ def ids_over(conn: Connection, relay_ids: Sequence[str]) -> list[str]:
     return [route_id for route_id, enabled in rows if enabled]
 
 
-def ids_to_lease(conn: Connection, before_ms: int, limit: int) -> list[str]:
-    """Ids of enabled routes over a relay that holds no lease for them, or one that ends before a time."""
-    lent = "l.route_id = r.route_id AND l.relay_node_id = r.relay_node_id AND l.withdrawn = 0"
-    missing = (
-        "SELECT r.route_id FROM routes r WHERE r.enabled = 1 AND r.relay_node_id <> ''"
-        f" AND NOT EXISTS (SELECT 1 FROM route_leases l WHERE {lent}) ORDER BY r.route_id LIMIT ?"
-    )
-    ending = (
-        f"SELECT r.route_id FROM route_leases l JOIN routes r ON {lent} WHERE l.expires_at_ms < ? AND r.enabled = 1"
+def ids_ending(conn: Connection, before_ms: int, limit: int) -> list[str]:
+    """Ids of enabled routes over a relay whose lease for them ends before a time, the first to end first."""
+    text = (
+        f"SELECT r.route_id FROM route_leases l JOIN routes r ON {_LENT} WHERE l.expires_at_ms < ? AND r.enabled = 1"
         " ORDER BY l.expires_at_ms LIMIT ?"
     )
-    rows = (*fetch(conn, missing, (limit,)), *fetch(conn, ending, (before_ms, limit)))
-    return [route_id for (route_id,) in rows]
+    return [route_id for (route_id,) in fetch(conn, text, (before_ms, limit))]
+
+
+def ids_without_lease(conn: Connection, limit: int) -> list[str]:
+    """Ids of enabled routes over a relay that was lent nothing for them, or from whom that was taken back."""
+    text = (
+        "SELECT r.route_id FROM routes r WHERE r.enabled = 1 AND r.relay_node_id <> ''"
+        f" AND NOT EXISTS (SELECT 1 FROM route_leases l WHERE {_LENT}) ORDER BY r.route_id LIMIT ?"
+    )
+    return [route_id for (route_id,) in fetch(conn, text, (limit,))]
 
 
 def ids_unseen(conn: Connection, past_ms: int, intervals: int, limit: int) -> list[str]:

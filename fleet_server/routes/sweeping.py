@@ -26,6 +26,7 @@ log = get_logger(__name__)
 INTERVAL_S = 1.0
 RETENTION_EVERY = 60
 FIGURES_EVERY = 5
+THOROUGH_EVERY = 5
 _MOST_DUE = 4 * MAX_ROUTES
 _DELETED_AT_ONCE = 500
 _PAUSE_S = 0.05
@@ -53,6 +54,7 @@ class Sweep:
         self._deciding = deciding
         self._metrics = metrics
         self._bell = Bell(parts.clock)
+        self._looks = 0
         parts.wakeup.subscribe(SWEEP_TOPIC, self._bell.ring_nowait)
         parts.wakeup.on_hint(SWEEP_TOPIC, lambda _: self._bell.ring_nowait(), pause_s=0.1)
 
@@ -106,7 +108,11 @@ class Sweep:
         due = set(due_store.ids_over(conn, sorted(in_use.keys() - usable)))
         # Until then a third of its life is over.
         before_ms = times.own_ms + policy.lease_ttl_ms - policy.lease_ttl_ms // 3
-        due |= set(due_store.ids_to_lease(conn, before_ms, _MOST_DUE)) if in_use else set()
+        if in_use:
+            due |= set(due_store.ids_ending(conn, before_ms, _MOST_DUE))
+        if in_use and not self._looks % THOROUGH_EVERY:
+            due |= set(due_store.ids_without_lease(conn, _MOST_DUE))
+        self._looks += 1
         due |= set(due_store.ids_unseen(conn, times.past_ms, policy.stale_after_intervals, _MOST_DUE))
         return sorted(due)
 

@@ -5,11 +5,13 @@ import pytest
 from fleet.v1 import route_pb2
 from fleet_server.admin.route_views import route_view
 from fleet_server.routes.restoring import GenerationRaise
+from fleet_server.routes.turn_rules import AT_ONCE, Turns
 from tests.unit.fleet_server.routes.mesh import SECRETS, Mesh
 from tests.unit.fleet_server.routes.walks import (
     CANDIDATE,
     LEASE,
     add_relays,
+    decisions,
     dropped,
     lease_of,
     observation,
@@ -140,3 +142,32 @@ async def test_relays_that_are_out_are_explained(mesh: Mesh) -> None:
     await tell(mesh, "a", told)
     held = {way.relay_id: way.held_out for way in (await mesh.routes.explain(route_id)).live.scores}
     assert "offline" in held[mesh.ids["s"]]
+
+
+async def test_a_source_that_tells_of_breaks_without_end_has_as_many_turns_as_there_is_evidence(mesh: Mesh) -> None:
+    await add_relays(mesh, "r")
+    route_id = (await mesh.connect("a", "b")).route_id
+    for number in range(40):  # in 10 seconds, which is one interval
+        ways = {"direct": None, "r": 7_000} if number % 2 == 0 else {"direct": 2_000, "r": None}
+        await walk(mesh, route_id, **ways)
+        await mesh.clock.advance(0.25)
+    made = len(await decisions(mesh))
+    assert AT_ONCE <= made <= AT_ONCE + 2
+    # What it says from then on counts as soon as evidence can be new.
+    await mesh.clock.advance(10)
+    await walk(mesh, route_id, direct=None, r=7_000)
+    assert (await route_of(mesh, route_id)).relay_id == mesh.ids["r"]
+    await mesh.clock.advance(10)
+    await walk(mesh, route_id, direct=2_000, r=None)
+    assert (await route_of(mesh, route_id)).relay_id == ""
+
+
+def test_turns_come_back_and_a_clock_that_went_back_takes_none() -> None:
+    turns = Turns()
+    for _ in range(AT_ONCE):
+        assert turns.may("r", 1_000, 50_000)
+        turns.take("r", 1_000, 50_000)
+    assert not turns.may("r", 1_000, 50_999)
+    assert turns.may("other", 1_000, 50_000)
+    assert turns.may("r", 1_000, 51_000)
+    assert turns.may("r", 1_000, 20_000)
