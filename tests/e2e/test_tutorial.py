@@ -98,12 +98,13 @@ class Terminals:
         self._processes = processes
         self._staying: dict[str, RunningProcess] = {}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET")}
-        gateway, admin = _free_ports(2)
+        gateway, admin, probes = _free_ports(3)
         self._env = {
             **kept,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
             "FLEET_GATEWAY_LISTEN": f"127.0.0.1:{gateway}",
             "FLEET_ADMIN_LISTEN": f"127.0.0.1:{admin}",
+            "PROBE_LISTEN": f"127.0.0.1:{probes}",
             "NO_COLOR": "1",
         }
 
@@ -210,7 +211,7 @@ def _free_ports(count: int) -> list[int]:
 def test_every_block_of_commands_stands_in_a_terminal() -> None:
     steps, loose = read_steps(PAGE.read_text(encoding="utf-8"))
     assert loose == ["make install"]
-    assert {step.terminal for step in steps} == {"you", "server", "node"}
+    assert {step.terminal for step in steps} == {"you", "server", "node", "second"}
 
 
 def test_the_walk(processes: Processes, tmp_path: Path) -> None:
