@@ -19,6 +19,7 @@ from fleet_server.audit import rules, store
 from fleet_server.audit.rules import Entry, Head
 from fleet_server.audit.store import HeadRow
 from fleet_server.database.engine import Connection, IntegrityError
+from fleet_server.database.refusals import away
 from fleet_server.database.writer import Transaction
 
 _MAX_NAME_CHARS = 48  # of a column of 64, with room for what tells a second chain from the first
@@ -173,8 +174,10 @@ class OwnChain:
         self.suspect = False
         try:
             store.insert_rows(tx.conn, rows)
-        except IntegrityError:
+        except IntegrityError as error:
             self._blocked = True
+            if self._sealed is not None:  # what was committed meanwhile may be this replica's own, interrupted write
+                raise away() from error
             raise
         self._known, self._sealed = tip, (tx, after)
         return len(rows)

@@ -313,7 +313,7 @@ async def test_giant_metadata(abused: Abused, door: Door) -> None:
     frames += [ContinuationFrame(1, data=piece, flags=[]) for piece in pieces[1:-1]]
     frames += [ContinuationFrame(1, data=pieces[-1], flags=["END_HEADERS"])]
     giant = b"".join(frame.serialize() for frame in frames)
-    async with contextlib.AsyncExitStack() as stack, standing(abused, within_mib=96):
+    async with contextlib.AsyncExitStack() as stack, standing(abused, within_mib=128):
         for _ in range(6):
             abuser = await stack.enter_async_context(door.abuser())
             await abuser.send(giant)

@@ -15,6 +15,7 @@ from fleet.key_possession import sign_possession
 from fleet.v1 import admin_pb2, gateway_pb2, trust_pb2
 from tests.integration.anywhere import Matrix
 from tests.integration.anywhere_nodes import BEGINNING, ENDING
+from tests.integration.anywhere_routes import ROUTES
 from tests.integration.anywhere_trust import TRUST
 from tests.integration.handmade import HandmadeNode
 from tests.integration.installation import RunningNode
@@ -29,14 +30,16 @@ async def test_every_call_of_an_operator_at_a_replica_that_holds_no_stream(
 ) -> None:
     async with several(tmp_path, postgres, ["replica-a", "replica-b"]) as (here, there):
         matrix = Matrix(here, there)
-        for each in (*BEGINNING, *TRUST, *ENDING):
+        for each in (*BEGINNING, *ROUTES, *TRUST, *ENDING):
             try:
                 await each(matrix)
             except BaseException as error:
                 error.add_note(f"in the case {each.__name__}")
                 raise
     methods = {method.name for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods}
-    assert methods == matrix.called, "a new call needs a case in `anywhere_nodes` or `anywhere_trust`"
+    assert methods == matrix.called, (
+        "a new call needs a case in `anywhere_nodes`, `anywhere_routes` or `anywhere_trust`"
+    )
 
 
 async def test_each_step_of_a_node_to_its_stream_at_another_replica(tmp_path: Path, postgres: "PostgresServer") -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.simulation`: compares policies, prints the table and writes it and the plot into docs/.
+"""`python -m tests.simulation`: compares policies, prints the table and writes it and the plots into docs/.
 
 `--record` instead records tests/simulation/traces/golden.jsonl anew, for when rules changed on purpose.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,8 +23,8 @@ from tests.simulation.trace import write
 from tests.simulation.weather import Climate, draw
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "routes.md"
-PLOT = ROOT / "docs" / "routes_policies.svg"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "routes.md"
 GOLDEN = Path(__file__).parent / "traces" / "golden.jsonl"
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 COLUMNS = (
@@ -69,35 +70,31 @@ def write_page(lines: list[Figures]) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
-def write_plot(lines: list[Figures]) -> None:
-    """The bargain: few switches or short round trips. No script, no random ids: the same figures give the same file."""
-    style = Style(background="white", plot_background="white", colors=("#1a7f37", "#cf222e", "#0969da"))
-    chart = pygal.XY(
-        stroke=False,
-        logarithmic=False,
+def write_plots(lines: list[Figures]) -> None:
+    """A bar for each policy in each weather. No script, no random ids: the same figures give the same files."""
+    plot(lines, "routes_switches.svg", "switches per route and hour", lambda line: line.switches_per_route_hour)
+    plot(lines, "routes_dead_time.svg", "time on a dead path, % of the time", lambda line: 100 * line.bad_share)
+    plot(lines, "routes_round_trips.svg", "round trip over the best possible, ms", lambda line: line.mean_extra_ms)
+
+
+def plot(lines: list[Figures], name: str, title: str, value: Callable[[Figures], float]) -> None:
+    """One figure of all lines."""
+    chart = pygal.Bar(
         js=[],
         no_prefix=True,
-        style=style,
-        width=760,
-        height=420,
-        dots_size=6,
-        print_labels=True,
-        include_x_axis=True,
+        style=Style(background="white", plot_background="white", colors=("#1a7f37", "#cf222e", "#0969da")),
+        width=640,
+        height=280,
+        print_values=True,
+        value_formatter=lambda each: f"{each:.2f}",
         legend_at_bottom=True,
-        title="Policies on the same weather",
-        x_title="switches per route and hour",
-        y_title="round trip over the best possible, ms (mean)",
+        show_y_labels=False,
+        title=title,
     )
+    chart.x_labels = list(dict.fromkeys(line.weather for line in lines))
     for policy in POLICIES:
-        chart.add(
-            policy,
-            [
-                {"value": (line.switches_per_route_hour, line.mean_extra_ms), "label": line.weather}
-                for line in lines
-                if line.policy == policy
-            ],
-        )
-    PLOT.write_bytes(plain(chart.render_tree()) + b"\n")
+        chart.add(policy, [value(line) for line in lines if line.policy == policy])
+    (DOCS / name).write_bytes(plain(chart.render_tree()) + b"\n")
 
 
 def plain(svg: ElementTree.Element) -> bytes:
@@ -122,7 +119,7 @@ def main() -> None:
     lines = compare(minutes=args.minutes)
     show(lines)
     write_page(lines)
-    write_plot(lines)
+    write_plots(lines)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import pytest
 from tests.load.results import Figures
 from tests.load.rows import DEFAULT_ROWS, ROWS, named
 
-_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C4", "C5", "C6", "C7"]
+_BUDGETED = ["A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "T1", "T2", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "R1"]
 
 _ROLLED = {"lost": 0, "ran_twice": 0, "refused_without_delay": 0, "gap_p99_s": 0.3, "quiet_gap_p99_s": 0.1}
+
+_ROUTES = {"routes_cpu_percent": 4.0, "without_routes_cpu_percent": 2.0, "on_postgres_routes_cpu_percent": 4.0}
 
 # row, product, baseline, ratio, met
 _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
@@ -55,6 +57,9 @@ _CASES: list[tuple[str, Figures, Figures, float, bool]] = [
     ("C6", {"server_kib_per_stream": 0.1, "nodes_kib_per_stream": 1.1}, {}, 1.1, False),
     ("C7", {"commits_per_command": 0.1}, {"commits_per_row_of_32": 0.05}, 2.0, True),
     ("C7", {"commits_per_command": 0.11}, {"commits_per_row_of_32": 0.05}, 2.2, False),
+    ("R1", {**_ROUTES, "routes_cpu_percent": 4.9}, {}, 3.45, True),
+    ("R1", {**_ROUTES, "routes_cpu_percent": 5.1}, {}, 3.55, False),
+    ("R1", {**_ROUTES, "on_postgres_routes_cpu_percent": 5.1}, {}, 3.0, False),
 ]
 
 
