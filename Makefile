@@ -10,6 +10,9 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 PINS := pyproject.toml constraints.txt
 
+# What make runs starts Python hundreds of times; without bytecode, each start compiles the whole product anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST_ARGS ?= -n auto --dist loadgroup
 BENCH_ARGS ?=
 CHAOS_ARGS ?=
