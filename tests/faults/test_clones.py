@@ -37,10 +37,10 @@ def restore(node: RunningNode, image: Path) -> None:
     shutil.copytree(image, node.folder.path)
 
 
-async def test_a_cloned_disk_is_found_out_and_only_the_adopted_machine_stays(installation: Installation) -> None:
-    node = await installation.add_node("n-1")
+async def test_a_cloned_disk_is_found_out_and_only_the_adopted_machine_stays(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
     await node.stop()
-    clone = copy_of(node, installation, "clone")
+    clone = copy_of(node, quick, "clone")
     for _ in range(2):
         await node.start()
         await node.stop()
@@ -50,39 +50,37 @@ async def test_a_cloned_disk_is_found_out_and_only_the_adopted_machine_stays(ins
     try:
         assert "another machine" in await clone.wait_refused(Reason.QUARANTINED)
         await node.wait_refused(Reason.QUARANTINED)  # nobody knows which is the right one: both are out
-        view = await installation.owner.node("n-1")
+        view = await quick.owner.node("n-1")
         assert (view.state, view.online) == ("QUARANTINED", False)
     finally:
         await clone.stop()
 
-    await installation.owner.adopt("n-1")
+    await quick.owner.adopt("n-1")
     await node.wait_live(2)
-    assert (await installation.owner.run("n-1"))[0].state == SUCCEEDED
-    await installation.owner.wait_audit("node.ratchet_foreign")
-    await installation.owner.wait_audit("node.adopted")
-    begun = await installation.owner.wait_audit("chain.begun")
+    assert (await quick.owner.run("n-1"))[0].state == SUCCEEDED
+    await quick.owner.wait_audit("node.ratchet_foreign")
+    await quick.owner.wait_audit("node.adopted")
+    begun = await quick.owner.wait_audit("chain.begun")
     assert (begun["reason"], begun["continues"]["number"]) == ("ADOPTED", begun["held"]["number"])
-    _, between = await agreed(installation, 1)
+    _, between = await agreed(quick, 1)
     assert [(chain.chain, chain.beyond) for chain in between.chains] == [(1, 0)]
     assert not between.broken
 
 
-async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unknown(
-    installation: Installation,
-) -> None:
-    node = await installation.add_node("n-1")
+async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unknown(quick: Installation) -> None:
+    node = await quick.add_node("n-1")
     await node.stop()
-    image = installation.folder / "image"
+    image = quick.folder / "image"
     shutil.copytree(node.folder.path, image, ignore=shutil.ignore_patterns("*.sock"))
     await node.start()
-    done = await installation.owner.run("n-1", count=3)
-    await agreed(installation, 3)
+    done = await quick.owner.run("n-1", count=3)
+    await agreed(quick, 3)
     await node.stop()
     await node.start()
-    working = await installation.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 60_000})
-    await installation.owner.wait_command(working.issued[0].command_id, lambda view: view.state == RUNNING)
+    working = await quick.owner.issue("n-1", action="simulated.work", arguments={"latency_ms": 600_000})
+    await quick.owner.wait_command(working.issued[0].command_id, lambda view: view.state == RUNNING)
     await node.stop()
-    with contextlib.closing(sqlite3.connect(installation.database_file)) as database:
+    with contextlib.closing(sqlite3.connect(quick.database_file)) as database:
         # As if the machine had died at its work, and not been stopped in order.
         database.execute(
             "UPDATE commands SET state = ?, reason = '' WHERE command_id = ?", (RUNNING, working.issued[0].command_id)
@@ -92,27 +90,27 @@ async def test_a_restored_image_runs_nothing_twice_and_its_open_commands_are_unk
 
     await node.start(wait_live=False)
     await node.wait_refused(Reason.QUARANTINED)
-    queued = await installation.owner.issue("n-1")
+    queued = await quick.owner.issue("n-1")
     assert [target.reason for target in queued.refused] == [Reason.QUARANTINED]
-    await installation.owner.adopt("n-1")
+    await quick.owner.adopt("n-1")
     await node.wait_live()
 
     assert node.node is not None
     commands = node.node.commands
     await eventually(lambda: commands.hello().last_accepted_seq == 4, "the floor is raised")
-    (unknown,) = await installation.owner.outcomes(working.issue_id)
+    (unknown,) = await quick.owner.outcomes(working.issue_id)
     assert (unknown.state, unknown.reason) == (INTERRUPTED, "ADOPTED")
-    (after,) = await installation.owner.run("n-1")
+    (after,) = await quick.owner.run("n-1")
     assert after.state == SUCCEEDED
     runs = node.runs()
     assert {view.command_id.hex() for view in (*done, after)} <= set(runs)
     assert max(runs.values()) == 1
 
-    _, between = await agreed(installation, 4)
+    _, between = await agreed(quick, 4)
     (chain,) = between.chains
     assert (chain.node_id, chain.chain, chain.continues, between.broken) == (node.node_id, 1, 0, ())
     assert chain.beyond > 0, "what the machine wrote that is gone stays"
-    shown = await installation.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
+    shown = await quick.owner.ask("GetNode", admin_pb2.GetNodeRequest(node="n-1"))
     assert (shown.audit.chain, shown.audit.finding) == (1, "")
 
 

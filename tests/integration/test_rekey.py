@@ -20,23 +20,16 @@ from fleet_server.database.marked import MARKED_TABLES
 from fleet_server.database.schema import metadata
 from fleet_server.database.writer import Transaction
 from fleet_server.rekeying import Change
+from fleet_server.replicas import rules
 from fleet_server.trust import master_keys
 from fleet_server.trust.keyring import TrustSetupError
 from fleet_server.trust.secrets import Secrets, make_key_file, read_key_file
+from tests.integration import standing_still
 from tests.integration.installation import Installation, Template, server_settings
-from tests.integration.waiting import eventually
+from tests.integration.waiting import TIMEOUT_S
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
-
-SLOW = """
-import sys
-from fleet_server import rekeying
-from fleet_server.__main__ import main
-rekeying.BATCH_ROWS = 1
-rekeying.PAUSE_S = 0.05
-main(args=sys.argv[1:], prog_name="fleet-server")
-"""
 
 
 class Rekeyed(Installation):
@@ -104,7 +97,15 @@ def made(request: pytest.FixtureRequest, template: Template) -> tuple[Template, 
 
 
 @pytest.fixture
-async def rekeyed(tmp_path: Path, made: tuple[Template, dict[str, Any]]) -> AsyncIterator[Rekeyed]:
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers look for a change, and tell which key they write under, ten times as often; so does who waits for it."""
+    monkeypatch.setattr(master_keys, "LOOK_INTERVAL_S", master_keys.LOOK_INTERVAL_S / 10)
+    monkeypatch.setattr(rules, "HEARTBEAT_INTERVAL_S", rules.HEARTBEAT_INTERVAL_S / 10)
+    monkeypatch.setattr(rekeying, "_LOOK_S", rekeying._LOOK_S / 10)
+
+
+@pytest.fixture
+async def rekeyed(tmp_path: Path, made: tuple[Template, dict[str, Any]], attentive: None) -> AsyncIterator[Rekeyed]:
     """A running server that holds the old key and the new, with something in every table."""
     template, changes = made
     new_file = tmp_path / "new.key"
@@ -184,19 +185,21 @@ async def test_killed_in_the_middle_it_goes_on_and_the_server_serves_meanwhile(r
     words = ["secrets", "rekey", "--new-key-file", str(rekeyed.new_file)]
     total, _ = await rekeyed.under(read_key_file(rekeyed.old_file))
     reached = 0
-    for goal in (3, 20):
+    for place, goal in (("between", 3), ("within", 17)):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", SLOW, *words, env=environment, stderr=asyncio.subprocess.PIPE
+            sys.executable,
+            *("-m", standing_still.__name__, place, str(goal), *words),
+            env=environment,
+            stderr=asyncio.subprocess.PIPE,
         )
-
-        async def enough(goal: int = goal) -> bool:
-            return (await rekeyed.under(new))[0] >= goal
-
-        await eventually(enough, f"{goal} rows are under the new key")
+        assert process.stderr is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            while await process.stderr.readline() != f"{standing_still.SAYS}\n".encode():
+                assert not process.stderr.at_eof(), "it ended"
         process.send_signal(signal.SIGKILL)
         await process.wait()
         done, left = await rekeyed.under(new)
-        assert done >= reached
+        assert done >= reached + goal
         assert left, "killed too late to be in the middle"
         reached = done
         assert succeeded(await rekeyed.owner.run("n-1", count=2)) == 2
