@@ -99,13 +99,16 @@ def _learn(before: Candidate, finding: Finding, policy: Policy) -> Candidate:
         weight = max(policy.ewma_weight, 1 / samples)
         rtt_us = _smoothed(before.rtt_us, finding.rtt_us, weight)
         loss = _smoothed(before.loss, finding.loss_permille / 1000, weight)
-    return replace(
-        before,
+    return Candidate(
+        relay_id=before.relay_id,
         state=finding.state,
         rtt_us=rtt_us,
         loss=loss,
         samples=samples,
         observed_at_ms=finding.at_ms,
+        penalty=before.penalty,
+        penalty_at_ms=before.penalty_at_ms,
+        suppressed_since_ms=before.suppressed_since_ms,
         stale_since_ms=since_ms,
         failure=finding.failure,
         blamed=finding.blamed,

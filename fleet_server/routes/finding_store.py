@@ -25,6 +25,7 @@ _CANDIDATE = (
 _CANDIDATE_KEY = ("route_id", "relay_node_id")
 _STATES = frozenset(PathState)
 _NUMBERS = 8  # of a candidate, behind its state
+_NUMERIC = {int, float}
 _OBSERVATION = (
     "route_id, observation_type, subject, reporter_node_id, generation, state, expected_hops, observed_hops, rtt_us,"
     " loss_permille, observed_at_ms, received_at_ms, blamed_node_id, failure, failed_hop"
@@ -156,7 +157,7 @@ def delete_route(conn: Connection, route_id: str) -> None:
 
 def _candidate(relay_id: str, state: str, *rest: Any) -> Candidate:
     """What a row says; nothing when it makes no sense, or one that was planted would stop what reads it with others."""
-    if state not in _STATES or not all(isinstance(number, int | float) for number in rest[:_NUMBERS]):
+    if state not in _STATES or not _NUMERIC.issuperset(map(type, rest[:_NUMBERS])):
         return Candidate(relay_id)
     known = Candidate(relay_id, PathState(state), *rest)
     return known if is_sane(known) else Candidate(relay_id)

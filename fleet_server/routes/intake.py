@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fleet.v1 import route_pb2
-from fleet_server.routes.record import ObservationRecord
+from fleet_server.routes.record import Key, ObservationRecord
 
 MAX_OBSERVATIONS = 512
 """Read of one frame."""
@@ -33,8 +33,6 @@ _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _WORD = re.compile(r"[A-Z0-9_]{0,64}\Z")
 _LARGEST = 2**53
 
-Key = tuple[str, int, str]
-
 
 class Told(NamedTuple):
     """One observation as it is stored, as it was sent, and the epoch of the stream that it came on."""
@@ -46,7 +44,7 @@ class Told(NamedTuple):
     @property
     def key(self) -> Key:
         """What it is about: of these the newest counts."""
-        return self.what.route_id, self.what.observation_type, self.what.subject
+        return self.what.key
 
 
 class Intake:
@@ -54,33 +52,41 @@ class Intake:
 
     Args:
         dropped: told why, and how many.
+        may_wait_s: how many seconds something that is not urgent may wait for others.
         monotonic: seconds.
     """
 
-    def __init__(self, dropped: Callable[[str, int], None], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        dropped: Callable[[str, int], None],
+        may_wait_s: Callable[[ObservationRecord], float],
+        monotonic: Callable[[], float],
+    ) -> None:
         self._dropped = dropped
+        self._may_wait_s = may_wait_s
         self._monotonic = monotonic
         self._waiting: dict[str, dict[Key, list[Told]]] = {}
         self._urgent: dict[str, tuple[float, int]] = {}
         self.count = 0
 
-    def add(self, node_id: str, epoch: int, health: route_pb2.RouteHealth, now_ms: int) -> tuple[bool, bool]:
-        """Take what a node tells; whether anything of it waits now, and whether that is urgent."""
+    def add(self, node_id: str, epoch: int, health: route_pb2.RouteHealth, now_ms: int) -> float | None:
+        """Take what a node tells; how many seconds it may wait to be recorded, None when none of it is to be."""
         over = len(health.observations) - MAX_OBSERVATIONS
         if over > 0:
             self._dropped("too_many", over)
-        taken = urgent = False
+        taken: list[ObservationRecord] = []
         malformed = 0
         for observation in health.observations[:MAX_OBSERVATIONS]:
             record = read(observation, node_id, now_ms)
             if record is None:
                 malformed += 1
             elif self._put(Told(epoch, record, observation)):
-                taken = True
-                urgent |= _is_urgent(record)
+                taken.append(record)
         if malformed:
             self._dropped("malformed", malformed)
-        return taken, urgent and self._may_hurry(node_id)
+        if any(map(_is_urgent, taken)) and self._may_hurry(node_id):
+            return 0.0
+        return min(map(self._may_wait_s, taken), default=None)
 
     def take(self, max_routes: int) -> list[Told]:
         """What is recorded next: all that waits about so many routes, in the order in which each node told it."""

@@ -178,6 +178,15 @@ class ObservationRecord:
     failure: str = ""
     failed_hop: int = 0
 
+    @property
+    def key(self) -> Key:
+        """What it is about: of these the newest counts."""
+        return self.route_id, self.observation_type, self.subject
+
+
+Key = tuple[str, int, str]
+"""Route, type and subject of an observation."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:

@@ -1,10 +1,12 @@
-"""From reports to rows and decisions: one transaction for all that came in within half a second.
+"""From reports to rows and decisions: one transaction for all that came in within a moment.
 
 Mental model
     The loop takes reports (`intake`). A flush hands all that waits about so many routes to one job of the writer: it
     leaves out what came on superseded streams and what is not believed, stores the newest of each way, keeps history of
     changes, folds and decides (`deciding`). One flush at a time; what comes beside it goes with the next one. A report
     of something that broke is flushed at once, so who asks for its snapshot behind it is answered with the decision.
+    Other news, and who asks without, waits half a second for more; what says again how a way is, a fifth of the route's
+    interval and 2 s at most, for a flush costs as much as many findings in it.
     What is about a route whose row somebody else holds, a sweep or another replica, goes with the next flush; what is
     decided then is told to the nodes all the same.
     While the database is away reports are kept for a while, bounded, and the newest win; whoever waits is told.
@@ -13,6 +15,7 @@ Mental model
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,14 +31,16 @@ from fleet_server.observability.route_metrics import RouteMetrics
 from fleet_server.routes import finding_store
 from fleet_server.routes.belief_rules import Doubt, doubt, finding_of, is_walk
 from fleet_server.routes.deciding import MAX_ROUTES, Deciding, Held
-from fleet_server.routes.intake import Intake, Key, Told
+from fleet_server.routes.intake import Intake, Told
 from fleet_server.routes.model import Finding
 from fleet_server.routes.parts import LEASE_KIND, RouteParts
-from fleet_server.routes.record import ObservationRecord
+from fleet_server.routes.record import Key, ObservationRecord
 
 log = get_logger(__name__)
 
-GATHER_S = 0.5
+NEWS_WAIT_S = 0.5
+MAX_WAIT_S = 2.0
+"""Of what is no news."""
 AWAY_PAUSE_S = 1.0
 KEEP_MS = 60_000
 """So old a report that could not be stored is not worth it any more: the next one came long ago."""
@@ -46,11 +51,12 @@ _MAX_MARKS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """What this replica stored last of one kind about one subject."""
+    """What this replica stored last of one kind about one subject, and how long what says the same may wait."""
 
     state: int
     observed_at_ms: int
     kept_at_ms: int
+    may_wait_s: float
 
 
 @dataclass(slots=True)
@@ -79,9 +85,10 @@ class Recorder:
         self._parts = parts
         self._deciding = deciding
         self._metrics = metrics
-        self._intake = Intake(metrics.drop, parts.clock.monotonic)
+        self._intake = Intake(metrics.drop, self._may_wait_s, parts.clock.monotonic)
         self._bell = Bell(parts.clock)
         self._arrived = asyncio.Event()
+        self._due_s = math.inf
         self._recorded: asyncio.Future[None] | None = None
         self._marks: dict[Key, _Mark] = {}
         self._seldom = Seldom(parts.clock.monotonic)
@@ -98,15 +105,16 @@ class Recorder:
             Refusal: the database is away, or too busy. The report is kept for a while all the same.
         """
         self._metrics.note_refreshes(health)
-        taken, urgent = self._intake.add(node_id, epoch, health, self._parts.now_ms())
-        if taken:
-            await self._wait_recorded(urgent=urgent)
+        wait_s = self._intake.add(node_id, epoch, health, self._parts.now_ms())
+        if wait_s is not None:
+            await self._wait_recorded(min(wait_s, NEWS_WAIT_S) if health.refresh_routes else wait_s)
 
     async def run(self) -> None:
         """Flush until cancelled."""
         while True:
             await self._arrived.wait()
-            await self._bell.wait(GATHER_S)
+            while (wait_s := self._due_s - self._parts.clock.monotonic()) > 0:
+                await self._bell.wait(wait_s)
             try:
                 await self.flush()
             except Refusal as refusal:
@@ -121,6 +129,7 @@ class Recorder:
         """
         async with self._one_at_a_time:
             self._arrived.clear()
+            self._due_s = math.inf
             waiting, self._recorded = self._recorded, None
             busy: list[Told] = []
             try:
@@ -128,7 +137,7 @@ class Recorder:
                     busy += await self._flush(batch)
             except Refusal as refusal:
                 _settle(waiting, refusal)
-                self._arrived.set()
+                self._flush_within(NEWS_WAIT_S)
                 raise
             except BaseException:
                 _settle(waiting, Refusal(Reason.UNAVAILABLE, "the report could not be recorded: try again"))
@@ -136,16 +145,25 @@ class Recorder:
             finally:
                 if busy:
                     self._intake.give_back(busy, self._parts.now_ms() - KEEP_MS)
-                    self._arrived.set()
+                    self._flush_within(NEWS_WAIT_S)
             _settle(waiting, None)
 
-    async def _wait_recorded(self, *, urgent: bool) -> None:
+    def _may_wait_s(self, record: ObservationRecord) -> float:
+        mark = self._marks.get(record.key)
+        return mark.may_wait_s if mark is not None and mark.state == record.state else NEWS_WAIT_S
+
+    def _flush_within(self, wait_s: float) -> None:
+        due_s = self._parts.clock.monotonic() + wait_s
+        if due_s < self._due_s:
+            self._due_s = due_s
+            self._arrived.set()
+            self._bell.ring_nowait()
+
+    async def _wait_recorded(self, wait_s: float) -> None:
         if self._recorded is None:
             self._recorded = asyncio.get_running_loop().create_future()
         recorded = self._recorded
-        self._arrived.set()
-        if urgent:
-            self._bell.ring_nowait()
+        self._flush_within(wait_s)
         await asyncio.shield(recorded)
 
     async def _flush(self, batch: Sequence[Told]) -> Sequence[Told]:
@@ -232,7 +250,8 @@ class Recorder:
             believed.history.append(record)
             kept_at_ms = record.received_at_ms
         observed_at_ms = min(record.observed_at_ms, record.received_at_ms)
-        believed.marks[key] = _Mark(record.state, observed_at_ms, kept_at_ms)
+        may_wait_s = min(MAX_WAIT_S, route.probe_interval_ms / 5_000)
+        believed.marks[key] = _Mark(record.state, observed_at_ms, kept_at_ms, max(NEWS_WAIT_S, may_wait_s))
 
     def _send_leases_again(self, tx: Transaction, held: Held, believed: _Believed) -> None:
         """A node misses a lease that holds: it may not have come."""

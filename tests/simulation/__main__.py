@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGE = DOCS / "routes.md"
 GOLDEN = Path(__file__).parent / "traces" / "golden.jsonl"
+WIDTH = 100
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 COLUMNS = (
     "weather",
@@ -58,7 +59,7 @@ def show(lines: list[Figures]) -> None:
     table = Table(*(Column(name, no_wrap=True) for name in COLUMNS), box=SIMPLE)
     for line in lines:
         table.add_row(*row(line), end_section=line.policy == list(POLICIES)[-1])
-    Console().print(table)
+    Console(width=max(Console().width, WIDTH)).print(table)
 
 
 def write_page(lines: list[Figures]) -> None:

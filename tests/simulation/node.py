@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fleet_node.routes.feedback_rules import Feedback, Refresh
-from fleet_node.routes.health_rules import Finding
+from fleet_node.routes.health_rules import Finding, RouteState
+from fleet_node.routes.outbox import gather_ms
 from fleet_node.routes.rules import EffectivePath, HeldLease, Policy, accept_lease, apply, may_use
 from fleet_node.routes.schedule_rules import LEASE_EXPIRED, NEVER_MS, Report, RouteWalks, Walk
 from fleet_node.routes.walk_rules import WalkResult, WalkState
@@ -55,6 +56,9 @@ class Node:
         self._peers: dict[str, Node] = {}
         self._version = 0
         self._routes: dict[str, EffectivePath] = {}
+        self._held: list[Finding] = []
+        self._said: dict[tuple[str, str, tuple[str, ...]], RouteState] = {}
+        self._say_planned = False
         self._before: dict[str, tuple[EffectivePath, int]] = {}
         self._leases: dict[str, HeldLease] = {}
         self._walks: dict[str, RouteWalks] = {}
@@ -125,6 +129,7 @@ class Node:
         self._life += 1
         self._walks.clear()
         self._timers.clear()
+        self._held, self._said, self._say_planned = [], {}, False
         self.feedback.disconnected()
 
     def returned(self) -> None:
@@ -215,4 +220,23 @@ class Node:
         wanted: Sequence[EffectivePath] = [self._routes[report.route_id]] if report.ask else []
         asked = self.feedback.ask(wanted, self._version, now_ms)
         self.asked += [(now_ms, route_id) for route_id in asked]
-        self._uplink(Frame(report.findings, asked))
+        news = any(each.state.bad or self._said.get(_key(each)) is not each.state for each in report.findings)
+        self._held += report.findings
+        if news or asked:
+            self._say(self._life, asked)
+        elif not self._say_planned:
+            self._say_planned = True
+            self._timeline.after(gather_ms(self._routes[report.route_id]), self._say, self._life)
+
+    def _say(self, life: int, asked: tuple[str, ...] = ()) -> None:
+        """As outbox.py has it: what is no news waits for others."""
+        if life != self._life:
+            return
+        findings, self._held, self._say_planned = tuple(self._held), [], False
+        if findings or asked:
+            self._said |= {_key(each): each.state for each in findings}
+            self._uplink(Frame(findings, asked))
+
+
+def _key(finding: Finding) -> tuple[str, str, tuple[str, ...]]:
+    return finding.route_id, finding.type, finding.path

@@ -1,8 +1,8 @@
 """The simulated control plane: the rules of fleet_server/routes with dictionaries in place of tables.
 
-As in the product: what arrives is batched (at most half a second, at once when something is urgent), a batch is folded
-and decided route by route with the load counted anew after each, whoever shows a changed part gets its snapshot, and a
-sweep looks after leases, lost relays and what nobody has seen lately.
+As in the product: what arrives is batched (what is urgent not at all, news for half a second, the rest for longer), a
+batch is folded and decided route by route with the load counted anew after each, whoever shows a changed part gets its
+snapshot, and a sweep looks after leases, lost relays and what nobody has seen lately.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fleet_node.routes.health_rules import Finding as Observation
-from fleet_node.routes.health_rules import ObservationType
+from fleet_node.routes.health_rules import ObservationType, RouteState
 from fleet_node.routes.rules import EffectivePath
 from fleet_node.routes.rules import HeldLease as NodeLease
+from fleet_node.routes.schedule_rules import NEVER_MS
+from fleet_server.routes.recording import MAX_WAIT_S, NEWS_WAIT_S
 from fleet_server.routes.rules import (
     BAD,
     DIRECT,
@@ -34,7 +36,8 @@ from tests.simulation.node import Frame, Snapshot
 from tests.simulation.timeline import Timeline
 from tests.simulation.trace import Decided, Plan
 
-BATCH_MS = 500
+NEWS_WAIT_MS = round(NEWS_WAIT_S * 1000)
+MAX_WAIT_MS = round(MAX_WAIT_S * 1000)
 SWEEP_MS = 1_000
 COMMIT_MS = 20
 RELAY_LOSS_MS = 15_000
@@ -81,7 +84,8 @@ class Server:
         self._offline_ms: dict[str, int] = {}
         self._arrived: list[Frame] = []
         self._asking: set[str] = set()
-        self._flush_planned = False
+        self._flush_ms = NEVER_MS
+        self._stored: dict[tuple[str, str, tuple[str, ...]], RouteState] = {}
         self._versions: Counter[str] = Counter()
         self._waking: set[str] = set()
         self._part_of: dict[str, set[str]] = {}
@@ -97,12 +101,20 @@ class Server:
         self._arrived.append(frame)
         if frame.refresh:
             self._asking.add(node_id)
-        urgent = any(finding.state.bad for finding in frame.findings)
-        if urgent:
-            self._flush()
-        elif not self._flush_planned:
-            self._flush_planned = True
-            self._timeline.after(BATCH_MS, self._flush)
+        if any(finding.state.bad for finding in frame.findings):
+            self._flush(self._timeline.now_ms)
+            return
+        due_ms = self._timeline.now_ms + min(map(self._may_wait_ms, frame.findings), default=NEWS_WAIT_MS)
+        if frame.refresh:
+            due_ms = min(due_ms, self._timeline.now_ms + NEWS_WAIT_MS)
+        if due_ms < self._flush_ms:
+            self._flush_ms = due_ms
+            self._timeline.at(due_ms, self._flush, due_ms)
+
+    def _may_wait_ms(self, finding: Observation) -> int:
+        if self._stored.get((finding.route_id, finding.type, finding.path)) is not finding.state:
+            return NEWS_WAIT_MS
+        return max(NEWS_WAIT_MS, min(MAX_WAIT_MS, self._routes[finding.route_id].probe_interval_ms // 5))
 
     def stream_ended(self, node_id: str) -> None:
         self._offline_ms[node_id] = self._timeline.now_ms
@@ -115,12 +127,15 @@ class Server:
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        self._flush_planned = False
+    def _flush(self, due_ms: int) -> None:
+        if due_ms > self._flush_ms:
+            return  # that one was brought forward
+        self._flush_ms = NEVER_MS
         frames, self._arrived = self._arrived, []
         by_route: dict[str, list[Finding]] = {}
         for observation in (each for frame in frames for each in frame.findings):
             by_route.setdefault(observation.route_id, []).extend(self._findings(observation))
+            self._stored[observation.route_id, observation.type, observation.path] = observation.state
         for route_id in sorted(by_route):
             route = self._routes[route_id]
             before = self._known[route_id]

@@ -33,12 +33,12 @@ class Waiting:
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
         self.now_s = 0.0
-        self.intake = Intake(self._drop, lambda: self.now_s)
+        self.intake = Intake(self._drop, lambda told: told.rtt_us / 1000, lambda: self.now_s)
 
     def _drop(self, why: str, count: int) -> None:
         self.dropped[why] += count
 
-    def add(self, *told: route_pb2.RouteObservation, node_id: str = "nd_a", at_ms: int = NOW_MS) -> tuple[bool, bool]:
+    def add(self, *told: route_pb2.RouteObservation, node_id: str = "nd_a", at_ms: int = NOW_MS) -> float | None:
         return self.intake.add(node_id, 1, route_pb2.RouteHealth(observations=told), at_ms)
 
 
@@ -61,7 +61,7 @@ class Waiting:
 def test_what_no_row_could_hold_is_left_out(bad: dict[str, object]) -> None:
     waiting = Waiting()
     fields = {"route_id": "rt_1", "state": HEALTHY} | bad
-    assert waiting.add(walked(**fields)) == (False, False)  # type: ignore[arg-type]
+    assert waiting.add(walked(**fields)) is None  # type: ignore[arg-type]
     assert waiting.dropped == {"malformed": 1}
 
 
@@ -80,17 +80,21 @@ def test_one_node_fills_no_more_than_its_share_and_what_broke_finds_room(monkeyp
     for node_id in ("nd_a", "nd_b"):
         waiting.add(*(walked(f"rt_{node_id}{number}") for number in range(4)), node_id=node_id)
     assert (waiting.intake.count, waiting.dropped["full"]) == (5, 3)
-    assert waiting.add(walked("rt_x", UNREACHABLE), node_id="nd_c") == (True, True)
+    assert waiting.add(walked("rt_x", UNREACHABLE), node_id="nd_c") == 0
     assert (waiting.intake.count, waiting.dropped["full"]) == (5, 4)
     assert "rt_x" in {told.what.route_id for told in waiting.intake.take(10)}
 
 
 def test_who_is_in_a_hurry_all_the_time_waits_like_others() -> None:
     waiting = Waiting()
-    hurried = [waiting.add(walked(state=UNREACHABLE))[1] for _ in range(intake.MAX_URGENT + 2)]
-    assert hurried == [True] * intake.MAX_URGENT + [False] * 2
+    waits_s = [waiting.add(walked(state=UNREACHABLE, rtt_us=500)) for _ in range(intake.MAX_URGENT + 2)]
+    assert waits_s == [0] * intake.MAX_URGENT + [0.5] * 2
     waiting.now_s = intake.URGENT_EACH_S
-    assert waiting.add(walked(state=UNREACHABLE))[1]
+    assert waiting.add(walked(state=UNREACHABLE)) == 0
+
+
+def test_a_report_waits_no_longer_than_what_in_it_may_wait_least() -> None:
+    assert Waiting().add(walked("rt_1", rtt_us=2_000), walked("rt_2", rtt_us=500)) == 0.5
 
 
 def test_what_could_not_be_stored_gives_way_to_what_came_since_and_is_dropped_once_it_is_old() -> None:

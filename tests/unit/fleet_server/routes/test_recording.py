@@ -8,6 +8,7 @@ from fleet.v1 import route_pb2
 from fleet_server.database.engine import Database
 from tests.unit.fleet_server.routes.mesh import Mesh
 from tests.unit.fleet_server.routes.walks import (
+    HEALTHY,
     LEASE,
     UNREACHABLE,
     add_relays,
@@ -56,16 +57,51 @@ async def test_a_cut_direct_path_is_replaced_by_a_relay_with_a_lease_before_the_
     assert mesh.metrics.leases.labels("granted").value == 1
 
 
-async def test_what_is_healthy_waits_half_a_second_for_more(mesh: Mesh) -> None:
-    route_id = (await mesh.connect("a", "b")).route_id
-    health = route_pb2.RouteHealth(observations=[await observation(mesh, route_id)])
+@pytest.mark.parametrize(
+    ("interval_ms", "known", "asks", "waits_s"),
+    [
+        (10_000, False, False, 0.5),  # news
+        (10_000, True, False, 2.0),
+        (10_000, True, True, 0.5),
+        (1_000, True, False, 0.5),
+        (60_000, True, False, 2.0),
+    ],
+)
+async def test_what_broke_not_waits_for_more_and_what_is_no_news_longer(
+    mesh: Mesh, interval_ms: int, *, known: bool, asks: bool, waits_s: float
+) -> None:
+    route_id = (await mesh.connect("a", "b", probe_interval_ms=interval_ms)).route_id
+    if known:
+        await walk(mesh, route_id, direct=2_000)
+        await mesh.clock.advance(interval_ms / 1000)
+    before = await route_of(mesh, route_id)
+    health = route_pb2.RouteHealth(
+        observations=[await observation(mesh, route_id)], refresh_routes=[route_id] if asks else []
+    )
     async with recording(mesh.routes):
         told = asyncio.ensure_future(mesh.routes.record(mesh.ids["a"], mesh.epochs["a"], health))
         await mesh.clock.wait_sleepers(1)
-        assert (await route_of(mesh, route_id)).state == "UNKNOWN"
-        await mesh.clock.advance(0.5)
+        await mesh.clock.advance(waits_s - 0.01)
+        assert await route_of(mesh, route_id) == before
+        await mesh.clock.advance(0.01)
         await told
-    assert (await route_of(mesh, route_id)).state == "HEALTHY"
+    after = await route_of(mesh, route_id)
+    assert (after.state, after.observed_at_ms > before.observed_at_ms) == ("HEALTHY", True)
+
+
+async def test_news_takes_what_waits_with_it(mesh: Mesh) -> None:
+    routes = [(await mesh.connect("a", name)).route_id for name in ("b", "r")]
+    await walk(mesh, routes[0], direct=2_000)
+    await mesh.clock.advance(10)
+    async with recording(mesh.routes):
+        told = []
+        for route_id, state in zip(routes, (HEALTHY, UNREACHABLE), strict=True):
+            health = route_pb2.RouteHealth(observations=[await observation(mesh, route_id, state=state)])
+            told.append(asyncio.ensure_future(mesh.routes.record(mesh.ids["a"], mesh.epochs["a"], health)))
+            await mesh.clock.wait_sleepers(1)
+        # The clock stands still.
+        await asyncio.gather(*told)
+    assert [(await route_of(mesh, each)).state for each in routes] == ["HEALTHY", "UNREACHABLE"]
 
 
 async def test_who_is_no_source_of_a_route_steers_nothing(mesh: Mesh) -> None:
