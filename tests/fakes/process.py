@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.fakes.forked import Forked, fork
+
 WAIT_TIMEOUT_S = 20.0
 _LOOK_AGAIN_S = 0.05
 """How often `wait_until` looks again when no process says anything: for conditions outside of any output."""
@@ -25,7 +27,9 @@ _LOOK_AGAIN_S = 0.05
 class RunningProcess:
     """One started process. Lines are counted from its start; `wait_line` sees past and coming ones."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[str], log_path: Path, stirred: threading.Condition) -> None:
+    def __init__(
+        self, name: str, popen: subprocess.Popen[str] | Forked, log_path: Path, stirred: threading.Condition
+    ) -> None:
         self.name = name
         self.log_path = log_path
         self._popen = popen
@@ -181,6 +185,13 @@ class Processes:
             cwd=cwd,
             start_new_session=True,
         )
+        return self._keep(name, popen)
+
+    def fork(self, *argv: str | Path, name: str, env: Mapping[str, str] | None = None) -> RunningProcess:
+        """As `start_module`, from a process that has imported the product already: it starts in a tenth of the time."""
+        return self._keep(name, fork([str(each) for each in argv], {**os.environ, **(env or {})}))
+
+    def _keep(self, name: str, popen: subprocess.Popen[str] | Forked) -> RunningProcess:
         process = RunningProcess(name, popen, self._log_folder / f"{name}.log", self._stirred)
         self.started.append(process)
         return process

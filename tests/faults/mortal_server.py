@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +20,8 @@ class MortalServer(ServerProcess):
         return self.folder / "armed"
 
     def program(self) -> Sequence[str | Path]:
-        """What is started."""
-        return [sys.executable, "-m", "tests.faults.server_victim", self._armed]
+        """The module that it runs, and what comes before the verb."""
+        return ["tests.faults.server_victim", self._armed]
 
     def arm(self, edge: str, number: int) -> None:
         """Have it die at this edge of the `number`th transaction from now on."""

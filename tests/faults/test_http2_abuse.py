@@ -29,7 +29,7 @@ from hyperframe.frame import (
 from fleet.v1.command_pb2 import COMMAND_STATE_SUCCEEDED as SUCCEEDED
 from tests.fakes.process import Processes
 from tests.integration.installation import Template
-from tests.integration.processes import ServerProcess
+from tests.integration.processes import InstalledServer, ServerProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -211,7 +211,7 @@ async def abused(tmp_path_factory: pytest.TempPathFactory, template: Template) -
     (folder / "logs").mkdir()
     processes = Processes(folder / "logs")
     try:
-        async with ServerProcess(folder, template, processes) as running:
+        async with InstalledServer(folder, template, processes) as running:
             await running.add_node("n-1")
             await running.owner.run("n-1", count=5)
             yield Abused(running, rss(running))

@@ -7,7 +7,6 @@ twice, and there are never more than two api_keys of it that open anything.
 import asyncio
 import itertools
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class Victim(NodeProcess):
         return self.settings.state_dir.parent / "armed"
 
     def program(self) -> Sequence[str | Path]:
-        return [sys.executable, "-m", "tests.faults.rotation_victim", self._armed]
+        return ["tests.faults.rotation_victim", self._armed]
 
     def arm(self, point: int) -> None:
         draft = self._armed.with_suffix(".new")

@@ -5,7 +5,6 @@ start again; a drain of the older hands its nodes to the newer; nothing is lost 
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,8 @@ class LaterServer(ServerProcess):
     migrations: Path
 
     def program(self) -> Sequence[str | Path]:
-        """What is started."""
-        return [sys.executable, "-m", "tests.fakes.newer_schema", self.migrations]
+        """The module that it runs, and what comes before the verb."""
+        return ["tests.fakes.newer_schema", self.migrations]
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ async def upgrade(later: LaterServer) -> None:
     """`fleet-server db upgrade` of the later release."""
     url = later.settings.database_url.get_secret_value()
     command = [*later.program(), "db", "upgrade", "--data-dir", later.data]
-    done = later._processes.start(command, name="upgrade", env={"FLEET_DATABASE_URL": url})
+    done = later._processes.fork(*command, name="upgrade", env={"FLEET_DATABASE_URL": url})
     assert await asyncio.to_thread(done.wait_exit) == 0, done.tail()
     assert f"schema revision {newer_schema.later(2)}, before: {newer_schema.head()}" in done.tail()
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -25,24 +24,12 @@ from tests.integration.waiting import eventually
 SUCCEEDED = command_pb2.COMMAND_STATE_SUCCEEDED
 
 
-HUNG = """
-import sys, threading
-from fleet_server import leaving
-from fleet_server.__main__ import main
-from fleet_server.telemetry.service import TelemetryService
-
-leaving.LEAVE_WITHIN_S = 1.0
-TelemetryService.close = lambda self: threading.Event().wait()
-main(args=sys.argv[1:], prog_name="fleet-server")
-"""
-
-
 class HungServer(ServerProcess):
     """A server in which something hangs once it is told to stop, on the event loop's own thread."""
 
     def program(self) -> Sequence[str | Path]:
-        """What is started."""
-        return [sys.executable, "-c", HUNG]
+        """The module that it runs, and what comes before the verb."""
+        return ["tests.faults.hung_server"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Server and node as processes of their own, from the installed programs, so that `kill -9` is real.
+"""Server and node as processes of their own, so that `kill -9` is real.
 
 Each mixes with the other half in this process: what a test does not kill needs no process, and stands in its loop.
 """
@@ -6,7 +6,7 @@ Each mixes with the other half in this process: what a test does not kill needs 
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ class ServerProcess(Installation):
         self.process: RunningProcess | None = None
 
     def program(self) -> Sequence[str | Path]:
-        """What is started."""
-        return [BIN / "fleet-server"]
+        """The module that it runs, and what comes before the verb."""
+        return ["fleet_server"]
+
+    def spawn(self, arguments: Sequence[str | Path], env: Mapping[str, str]) -> RunningProcess:
+        """Start it with these arguments."""
+        return self._processes.fork(*self.program(), *arguments, name="server", env=env)
 
     def options(self) -> Sequence[str]:
         """Further options of `run`."""
@@ -51,10 +55,7 @@ class ServerProcess(Installation):
         """Start it, and wait for nothing."""
         arguments = [f"{name}={getattr(self.settings, name)}" for name in _SHOWN]
         pairs = [part for argument in arguments for part in ("--set", argument)]
-        environment = _secrets(self.settings)
-        self.process = self._processes.start(
-            [*self.program(), "run", "--data-dir", self.data, *pairs, *self.options()], name="server", env=environment
-        )
+        self.process = self.spawn(["run", "--data-dir", self.data, *pairs, *self.options()], _secrets(self.settings))
 
     async def _is_listening(self) -> bool:
         assert self.process is not None
@@ -74,6 +75,14 @@ class ServerProcess(Installation):
             await asyncio.to_thread(self.process.kill)
 
 
+class InstalledServer(ServerProcess):
+    """As installed: what this one imports, and starts, is its own."""
+
+    def spawn(self, arguments: Sequence[str | Path], env: Mapping[str, str]) -> RunningProcess:
+        """Start it with these arguments."""
+        return self._processes.start([BIN / "fleet-server", *arguments], name="server", env=env)
+
+
 class NodeProcess(RunningNode):
     """A node whose daemon is a process. It is enrolled in this process, which saves a start."""
 
@@ -84,13 +93,17 @@ class NodeProcess(RunningNode):
         self.config = self.settings.state_dir.parent / "node.toml"
 
     def program(self) -> Sequence[str | Path]:
-        """What is started."""
-        return [BIN / "fleet-node"]
+        """The module that it runs, and what comes before the verb."""
+        return ["fleet_node"]
+
+    def spawn(self, arguments: Sequence[str | Path]) -> RunningProcess:
+        """Start it with these arguments."""
+        return self._processes.fork(*self.program(), *arguments, name=self.name)
 
     async def start(self, *, wait_live: bool = True) -> None:
         """Start the daemon; returns once it holds its stream."""
         self.config.write_text("\n".join(self._lines()) + "\n")
-        self.process = self._processes.start([*self.program(), "run", "--config", self.config], name=self.name)
+        self.process = self.spawn(["run", "--config", self.config])
         if wait_live:
             await asyncio.to_thread(self.process.wait_line, "stream_welcomed")
 
@@ -127,6 +140,14 @@ class NodeProcess(RunningNode):
     async def wait_started(self, command_id: bytes) -> None:
         """Return once the driver was handed this command."""
         await eventually(lambda: self.runs()[command_id.hex()], f"{self.name} runs {command_id.hex()}")
+
+
+class InstalledNode(NodeProcess):
+    """As installed: what this one imports is its own."""
+
+    def spawn(self, arguments: Sequence[str | Path]) -> RunningProcess:
+        """Start it with these arguments."""
+        return self._processes.start([BIN / "fleet-node", *arguments], name=self.name)
 
 
 def _secrets(settings: Settings) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.process import Processes
 from tests.fakes.service_manager import service_manager
 from tests.integration.installation import Template
-from tests.integration.processes import NodeProcess, ServerProcess
+from tests.integration.processes import InstalledNode, InstalledServer
 
 
 async def test_a_server_and_a_node_that_has_none_tell_their_service_manager_how_it_goes(
@@ -18,9 +18,9 @@ async def test_a_server_and_a_node_that_has_none_tell_their_service_manager_how_
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
     with service_manager(tmp_path, "of-server") as of_server, service_manager(tmp_path, "of-node") as of_node:
         monkeypatch.setenv("NOTIFY_SOCKET", of_server.address)
-        async with ServerProcess(tmp_path, template, processes) as installation:
+        async with InstalledServer(tmp_path, template, processes) as installation:
             assert of_server.wait("READY=1")
-            node = NodeProcess(await installation.enroll("n-1"), processes)
+            node = InstalledNode(await installation.enroll("n-1"), processes)
             installation.nodes["n-1"] = node
             await asyncio.to_thread(of_server.wait, "WATCHDOG=1", 2)
             assert await installation.stop_server() == 0

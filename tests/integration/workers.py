@@ -16,14 +16,14 @@ from fleet.clock import SystemClock
 from fleet.v1 import admin_pb2
 from fleet_server import bootstrap
 from tests.integration.installation import Template, free_ports, server_settings
-from tests.integration.processes import ServerProcess
+from tests.integration.processes import InstalledServer
 from tests.integration.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
 
 
-class Workers(ServerProcess):
+class Workers(InstalledServer):
     """The supervisor is `process`; its workers are known by what it logs of them.
 
     Args:

@@ -1,5 +1,6 @@
 """Processes that tests start are heard, stopped, killed and never left behind."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -78,3 +79,52 @@ def test_output_goes_to_a_log_file_and_to_the_tails(processes: Processes) -> Non
 def test_wait_until_names_the_condition_that_stayed_false(processes: Processes) -> None:
     with pytest.raises(TimeoutError, match="three nodes up"):
         processes.wait_until(lambda: False, "three nodes up", timeout_s=0.01)
+
+
+_SHOWING = """
+import os, sys
+print(os.getpid(), os.getppid() == os.getsid(0), os.getcwd(), os.environ.get("SHOWN"), *sys.argv[1:], file=sys.stderr)
+print(sorted(os.listdir("/proc/self/fd"))[:-1], "fleet_server.app" in sys.modules, sys.stdin.read())
+raise SystemExit(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A program that tells where it is, and ends with its first argument."""
+    (tmp_path / "showing.py").write_text(_SHOWING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return "showing"
+
+
+def test_a_forked_program_is_as_one_that_was_started(processes: Processes, module: str, tmp_path: Path) -> None:
+    process = processes.fork(module, "seven", "8", name="forked", env={"SHOWN": "here"})
+    assert process.wait_exit() == 1
+    assert process.lines == [
+        f"{process.pid} False {tmp_path} here seven 8",
+        "['0', '1', '2'] True ",
+        "seven",
+    ]
+
+
+def test_a_forked_program_is_stopped_killed_and_ended_as_any(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "forever.py").write_text(_FOREVER)
+    first, second = (processes.fork("forever", name=name, env={"PYTHONPATH": str(tmp_path)}) for name in ("a", "b"))
+    for each in (first, second):
+        each.wait_line("up")
+        assert each.exit_code is None
+        assert os.getsid(each.pid) == each.pid
+    with pytest.raises(TimeoutError, match="still runs"):
+        first.wait_exit(timeout_s=0.05)
+    first.kill()
+    assert first.exit_code == -9
+    assert not psutil.pid_exists(first.pid)
+    second.terminate()
+    assert second.wait_exit() == -15
+
+
+def test_a_forked_program_that_fails_shows_why(processes: Processes) -> None:
+    process = processes.fork("no_such_module", name="forked")
+    assert process.wait_exit() == 1
+    assert "No module named no_such_module" in process.tail()
