@@ -26,8 +26,9 @@ from fleet_node.routes.walk_rules import WalkResult, WalkState
 
 log = get_logger(__name__)
 
-MAX_WALKS = 64
-"""Under way at one time; more wait their turn."""
+MAX_WALKS = 256
+"""Under way at one time; more wait their turn. All that a source may have over one relay that hangs are found out
+within three intervals."""
 MAX_SLEEP_S = 5.0
 """So often at least: server time may be put forward, and the identity key replaced."""
 LOOK_AT_LEASES_MS = 5_000

@@ -24,7 +24,7 @@ def route_fields(said: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if said["problem"]:
         yield "", said["problem"]
     for route in said["routes"]:
-        yield f"route {route['route_id']}", route_sentence(route)
+        yield f"route {route['name']}", route_sentence(route)
     if (left_out := said["routes_in_all"] - len(said["routes"])) > 0:
         yield "", f"and {left_out} more: `fleetctl routes list` shows all"
     if said["refreshes_asked"] or said["refreshes_held_back"]:
@@ -38,7 +38,7 @@ def is_missed(said: Mapping[str, Any]) -> bool:
 
 def route_sentence(route: Mapping[str, Any]) -> str:
     """One route in a line."""
-    parts = [_state(route), " > ".join(route["path"]), f"generation {route['generation']}"]
+    parts = [_state(route), " > ".join(route["path_names"]), f"generation {route['generation']}"]
     if route["waiting_rendezvous"]:
         parts.append("its ends do not reach each other")
     return ", ".join(parts) + _lease(route["lease"])

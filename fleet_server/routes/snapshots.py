@@ -24,8 +24,8 @@ MOST_TOLD = 2_000
 """Routes, and peers, of one part; a node takes 2,048 of either."""
 MOST_BYTES = 900 * 1024
 """Of one part, estimated; a frame holds 1 MiB."""
-_ROUTE_BYTES = 400  # ids, a way, a sentence; for a relay the ways of others are not told
-_PEER_BYTES = 90
+_ROUTE_BYTES = 470  # ids, a name, a way, a sentence; for a relay the ways of others are not told
+_PEER_BYTES = 160
 _MOST_REMEMBERED = 16_384
 
 
@@ -105,7 +105,7 @@ class PartsOfNodes:
         named = {member for route in statement.routes for member in _members(route)} - {node_id}
         for peer_id in sorted(named):
             peer, told = facts.peers.get(peer_id), statement.peers.add(node_id=peer_id)
-            told.identity_key = facts.nodes[peer_id].identity_key
+            told.identity_key, told.name = facts.nodes[peer_id].identity_key, facts.nodes[peer_id].name
             if peer is not None:
                 told.probe_endpoints.extend(peer.endpoints)
                 told.probe_certificate = peer.certificate
@@ -222,6 +222,7 @@ def _route(
         candidates=[route_pb2.CandidatePath(path=route.way(relay_id)) for relay_id in others],
         candidate_interval_ms=route.probe_interval_ms * policy.candidate_interval_factor,
         reason=_sentence(why) if is_end else "",
+        name=route.name,
     )
 
 

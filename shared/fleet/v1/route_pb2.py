@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from fleet.v1 import trust_pb2 as fleet_dot_v1_dot_trust__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66leet/v1/route.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"a\n\x04Peer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cidentity_key\x18\x02 \x01(\x0c\x12\x17\n\x0fprobe_endpoints\x18\x03 \x03(\t\x12\x19\n\x11probe_certificate\x18\x04 \x01(\x0c\"\x1d\n\rCandidatePath\x12\x0c\n\x04path\x18\x01 \x03(\t\"\xeb\x01\n\x0bRouteConfig\x12\x10\n\x08route_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x03(\t\x12\x15\n\rservice_class\x18\x04 \x01(\t\x12\x19\n\x11probe_interval_ms\x18\x05 \x01(\r\x12\x1a\n\x12waiting_rendezvous\x18\x06 \x01(\x08\x12+\n\ncandidates\x18\x07 \x03(\x0b\x32\x17.fleet.v1.CandidatePath\x12\x1d\n\x15\x63\x61ndidate_interval_ms\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\"\xa9\x01\n\x0bRoutePolicy\x12\x1f\n\x17min_refresh_interval_ms\x18\x01 \x01(\r\x12\x1d\n\x15no_change_cooldown_ms\x18\x02 \x01(\r\x12!\n\x19no_change_cooldown_max_ms\x18\x03 \x01(\r\x12\x17\n\x0f\x64\x65graded_rtt_us\x18\x04 \x01(\r\x12\x1e\n\x16\x64\x65graded_loss_permille\x18\x05 \x01(\r\"\xf4\x01\n\x17\x43onfigSnapshotStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12%\n\x06routes\x18\x04 \x03(\x0b\x32\x15.fleet.v1.RouteConfig\x12\x1d\n\x05peers\x18\x05 \x03(\x0b\x32\x0e.fleet.v1.Peer\x12 \n\x06leases\x18\x06 \x03(\x0b\x32\x10.fleet.v1.Signed\x12\x14\n\x0cissued_at_ms\x18\x07 \x01(\x03\x12%\n\x06policy\x18\x08 \x01(\x0b\x32\x15.fleet.v1.RoutePolicy\"[\n\rConfigApplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x18\n\x10withdrawn_routes\x18\x04 \x03(\t\"\x8f\x01\n\rRefreshReport\x12\x10\n\x08route_id\x18\x01 \x01(\t\x12\x15\n\rrelay_node_id\x18\x02 \x01(\t\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.fleet.v1.RefreshOutcome\x12\x16\n\x0e\x63onfig_version\x18\x04 \x01(\x04\x12\x12\n\nelapsed_ms\x18\x05 \x01(\r\"\xbc\x02\n\x10RouteObservation\x12\x10\n\x08route_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x33\n\x10observation_type\x18\x03 \x01(\x0e\x32\x19.fleet.v1.ObservationType\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.fleet.v1.RouteState\x12\x15\n\rexpected_hops\x18\x05 \x03(\t\x12\x15\n\robserved_hops\x18\x06 \x03(\t\x12\x0e\n\x06rtt_us\x18\x07 \x01(\r\x12\x15\n\rloss_permille\x18\x08 \x01(\r\x12\x16\n\x0eobserved_at_ms\x18\t \x01(\x03\x12\x16\n\x0e\x62lamed_node_id\x18\n \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x0b \x01(\t\x12\x12\n\nfailed_hop\x18\x0c \x01(\r\"\xa0\x01\n\x0bRouteHealth\x12\x30\n\x0cobservations\x18\x01 \x03(\x0b\x32\x1a.fleet.v1.RouteObservation\x12\x16\n\x0erefresh_routes\x18\x02 \x03(\t\x12*\n\trefreshes\x18\x03 \x03(\x0b\x32\x17.fleet.v1.RefreshReport\x12\x1b\n\x13refreshes_held_back\x18\x04 \x01(\r*\x90\x01\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROUTE_STATE_HEALTHY\x10\x01\x12\x18\n\x14ROUTE_STATE_DEGRADED\x10\x02\x12\x15\n\x11ROUTE_STATE_DRIFT\x10\x03\x12\x1b\n\x17ROUTE_STATE_UNREACHABLE\x10\x04*\xc7\x01\n\x0fObservationType\x12 \n\x1cOBSERVATION_TYPE_UNSPECIFIED\x10\x00\x12+\n\'OBSERVATION_TYPE_SYNTHETIC_ROUTE_HEALTH\x10\x01\x12$\n OBSERVATION_TYPE_PEER_CONNECTION\x10\x02\x12\x1a\n\x16OBSERVATION_TYPE_LEASE\x10\x03\x12#\n\x1fOBSERVATION_TYPE_CANDIDATE_PATH\x10\x04*\xeb\x01\n\x0eRefreshOutcome\x12\x1f\n\x1bREFRESH_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFRESH_OUTCOME_REPLACED\x10\x01\x12 \n\x1cREFRESH_OUTCOME_SAME_VERSION\x10\x02\x12\x1d\n\x19REFRESH_OUTCOME_NO_CHANGE\x10\x03\x12\x1d\n\x19REFRESH_OUTCOME_WITHDRAWN\x10\x04\x12\x1d\n\x19REFRESH_OUTCOME_TIMED_OUT\x10\x05\x12\x1b\n\x17REFRESH_OUTCOME_REFUSED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66leet/v1/route.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/trust.proto\"o\n\x04Peer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cidentity_key\x18\x02 \x01(\x0c\x12\x17\n\x0fprobe_endpoints\x18\x03 \x03(\t\x12\x19\n\x11probe_certificate\x18\x04 \x01(\x0c\x12\x0c\n\x04name\x18\x05 \x01(\t\"\x1d\n\rCandidatePath\x12\x0c\n\x04path\x18\x01 \x03(\t\"\xf9\x01\n\x0bRouteConfig\x12\x10\n\x08route_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x03(\t\x12\x15\n\rservice_class\x18\x04 \x01(\t\x12\x19\n\x11probe_interval_ms\x18\x05 \x01(\r\x12\x1a\n\x12waiting_rendezvous\x18\x06 \x01(\x08\x12+\n\ncandidates\x18\x07 \x03(\x0b\x32\x17.fleet.v1.CandidatePath\x12\x1d\n\x15\x63\x61ndidate_interval_ms\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0c\n\x04name\x18\n \x01(\t\"\xa9\x01\n\x0bRoutePolicy\x12\x1f\n\x17min_refresh_interval_ms\x18\x01 \x01(\r\x12\x1d\n\x15no_change_cooldown_ms\x18\x02 \x01(\r\x12!\n\x19no_change_cooldown_max_ms\x18\x03 \x01(\r\x12\x17\n\x0f\x64\x65graded_rtt_us\x18\x04 \x01(\r\x12\x1e\n\x16\x64\x65graded_loss_permille\x18\x05 \x01(\r\"\xf4\x01\n\x17\x43onfigSnapshotStatement\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12%\n\x06routes\x18\x04 \x03(\x0b\x32\x15.fleet.v1.RouteConfig\x12\x1d\n\x05peers\x18\x05 \x03(\x0b\x32\x0e.fleet.v1.Peer\x12 \n\x06leases\x18\x06 \x03(\x0b\x32\x10.fleet.v1.Signed\x12\x14\n\x0cissued_at_ms\x18\x07 \x01(\x03\x12%\n\x06policy\x18\x08 \x01(\x0b\x32\x15.fleet.v1.RoutePolicy\"[\n\rConfigApplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x18\n\x10withdrawn_routes\x18\x04 \x03(\t\"\x8f\x01\n\rRefreshReport\x12\x10\n\x08route_id\x18\x01 \x01(\t\x12\x15\n\rrelay_node_id\x18\x02 \x01(\t\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.fleet.v1.RefreshOutcome\x12\x16\n\x0e\x63onfig_version\x18\x04 \x01(\x04\x12\x12\n\nelapsed_ms\x18\x05 \x01(\r\"\xbc\x02\n\x10RouteObservation\x12\x10\n\x08route_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x33\n\x10observation_type\x18\x03 \x01(\x0e\x32\x19.fleet.v1.ObservationType\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.fleet.v1.RouteState\x12\x15\n\rexpected_hops\x18\x05 \x03(\t\x12\x15\n\robserved_hops\x18\x06 \x03(\t\x12\x0e\n\x06rtt_us\x18\x07 \x01(\r\x12\x15\n\rloss_permille\x18\x08 \x01(\r\x12\x16\n\x0eobserved_at_ms\x18\t \x01(\x03\x12\x16\n\x0e\x62lamed_node_id\x18\n \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x0b \x01(\t\x12\x12\n\nfailed_hop\x18\x0c \x01(\r\"\xa0\x01\n\x0bRouteHealth\x12\x30\n\x0cobservations\x18\x01 \x03(\x0b\x32\x1a.fleet.v1.RouteObservation\x12\x16\n\x0erefresh_routes\x18\x02 \x03(\t\x12*\n\trefreshes\x18\x03 \x03(\x0b\x32\x17.fleet.v1.RefreshReport\x12\x1b\n\x13refreshes_held_back\x18\x04 \x01(\r*\x90\x01\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROUTE_STATE_HEALTHY\x10\x01\x12\x18\n\x14ROUTE_STATE_DEGRADED\x10\x02\x12\x15\n\x11ROUTE_STATE_DRIFT\x10\x03\x12\x1b\n\x17ROUTE_STATE_UNREACHABLE\x10\x04*\xc7\x01\n\x0fObservationType\x12 \n\x1cOBSERVATION_TYPE_UNSPECIFIED\x10\x00\x12+\n\'OBSERVATION_TYPE_SYNTHETIC_ROUTE_HEALTH\x10\x01\x12$\n OBSERVATION_TYPE_PEER_CONNECTION\x10\x02\x12\x1a\n\x16OBSERVATION_TYPE_LEASE\x10\x03\x12#\n\x1fOBSERVATION_TYPE_CANDIDATE_PATH\x10\x04*\xeb\x01\n\x0eRefreshOutcome\x12\x1f\n\x1bREFRESH_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFRESH_OUTCOME_REPLACED\x10\x01\x12 \n\x1cREFRESH_OUTCOME_SAME_VERSION\x10\x02\x12\x1d\n\x19REFRESH_OUTCOME_NO_CHANGE\x10\x03\x12\x1d\n\x19REFRESH_OUTCOME_WITHDRAWN\x10\x04\x12\x1d\n\x19REFRESH_OUTCOME_TIMED_OUT\x10\x05\x12\x1b\n\x17REFRESH_OUTCOME_REFUSED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet.v1.route_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTESTATE']._serialized_start=1565
-  _globals['_ROUTESTATE']._serialized_end=1709
-  _globals['_OBSERVATIONTYPE']._serialized_start=1712
-  _globals['_OBSERVATIONTYPE']._serialized_end=1911
-  _globals['_REFRESHOUTCOME']._serialized_start=1914
-  _globals['_REFRESHOUTCOME']._serialized_end=2149
+  _globals['_ROUTESTATE']._serialized_start=1593
+  _globals['_ROUTESTATE']._serialized_end=1737
+  _globals['_OBSERVATIONTYPE']._serialized_start=1740
+  _globals['_OBSERVATIONTYPE']._serialized_end=1939
+  _globals['_REFRESHOUTCOME']._serialized_start=1942
+  _globals['_REFRESHOUTCOME']._serialized_end=2177
   _globals['_PEER']._serialized_start=56
-  _globals['_PEER']._serialized_end=153
-  _globals['_CANDIDATEPATH']._serialized_start=155
-  _globals['_CANDIDATEPATH']._serialized_end=184
-  _globals['_ROUTECONFIG']._serialized_start=187
-  _globals['_ROUTECONFIG']._serialized_end=422
-  _globals['_ROUTEPOLICY']._serialized_start=425
-  _globals['_ROUTEPOLICY']._serialized_end=594
-  _globals['_CONFIGSNAPSHOTSTATEMENT']._serialized_start=597
-  _globals['_CONFIGSNAPSHOTSTATEMENT']._serialized_end=841
-  _globals['_CONFIGAPPLIED']._serialized_start=843
-  _globals['_CONFIGAPPLIED']._serialized_end=934
-  _globals['_REFRESHREPORT']._serialized_start=937
-  _globals['_REFRESHREPORT']._serialized_end=1080
-  _globals['_ROUTEOBSERVATION']._serialized_start=1083
-  _globals['_ROUTEOBSERVATION']._serialized_end=1399
-  _globals['_ROUTEHEALTH']._serialized_start=1402
-  _globals['_ROUTEHEALTH']._serialized_end=1562
+  _globals['_PEER']._serialized_end=167
+  _globals['_CANDIDATEPATH']._serialized_start=169
+  _globals['_CANDIDATEPATH']._serialized_end=198
+  _globals['_ROUTECONFIG']._serialized_start=201
+  _globals['_ROUTECONFIG']._serialized_end=450
+  _globals['_ROUTEPOLICY']._serialized_start=453
+  _globals['_ROUTEPOLICY']._serialized_end=622
+  _globals['_CONFIGSNAPSHOTSTATEMENT']._serialized_start=625
+  _globals['_CONFIGSNAPSHOTSTATEMENT']._serialized_end=869
+  _globals['_CONFIGAPPLIED']._serialized_start=871
+  _globals['_CONFIGAPPLIED']._serialized_end=962
+  _globals['_REFRESHREPORT']._serialized_start=965
+  _globals['_REFRESHREPORT']._serialized_end=1108
+  _globals['_ROUTEOBSERVATION']._serialized_start=1111
+  _globals['_ROUTEOBSERVATION']._serialized_end=1427
+  _globals['_ROUTEHEALTH']._serialized_start=1430
+  _globals['_ROUTEHEALTH']._serialized_end=1590
 # @@protoc_insertion_point(module_scope)

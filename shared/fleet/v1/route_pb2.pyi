@@ -134,12 +134,15 @@ class Peer(_message.Message):
     IDENTITY_KEY_FIELD_NUMBER: _builtins.int
     PROBE_ENDPOINTS_FIELD_NUMBER: _builtins.int
     PROBE_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     identity_key: _builtins.bytes
     """Raw Ed25519 identity key."""
     probe_certificate: _builtins.bytes
     """DER certificate that its probe listener shows; a peer that shows another one is another node."""
+    name: _builtins.str
+    """What operators call it. Shown to people, and nothing rests on it; empty: the id stands for it."""
     @_builtins.property
     def probe_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Probe endpoints, "host:port"."""
@@ -151,10 +154,11 @@ class Peer(_message.Message):
         identity_key: _builtins.bytes = ...,
         probe_endpoints: _abc.Iterable[_builtins.str] | None = ...,
         probe_certificate: _builtins.bytes = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_key", b"identity_key", "node_id", b"node_id", "probe_certificate", b"probe_certificate", "probe_endpoints", b"probe_endpoints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_key", b"identity_key", "name", b"name", "node_id", b"node_id", "probe_certificate", b"probe_certificate", "probe_endpoints", b"probe_endpoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,6 +203,7 @@ class RouteConfig(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CANDIDATE_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     route_id: _builtins.str
     """Route id."""
     generation: _builtins.int
@@ -213,6 +218,8 @@ class RouteConfig(_message.Message):
     """Milliseconds between two probes of one candidate."""
     reason: _builtins.str
     """Why this path, in a sentence for a person."""
+    name: _builtins.str
+    """What operators call it. Shown to people, and nothing rests on it; empty: the id stands for it."""
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Node ids from source to destination."""
@@ -233,10 +240,11 @@ class RouteConfig(_message.Message):
         candidates: _abc.Iterable[Global___CandidatePath] | None = ...,
         candidate_interval_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_interval_ms", b"candidate_interval_ms", "candidates", b"candidates", "generation", b"generation", "path", b"path", "probe_interval_ms", b"probe_interval_ms", "reason", b"reason", "route_id", b"route_id", "service_class", b"service_class", "waiting_rendezvous", b"waiting_rendezvous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_interval_ms", b"candidate_interval_ms", "candidates", b"candidates", "generation", b"generation", "name", b"name", "path", b"path", "probe_interval_ms", b"probe_interval_ms", "reason", b"reason", "route_id", b"route_id", "service_class", b"service_class", "waiting_rendezvous", b"waiting_rendezvous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,9 +6,11 @@ from fleet_node.status.routes import route_fields
 
 ROUTE: dict[str, Any] = {
     "route_id": "rt_1",
+    "name": "a-to-b",
     "role": "source",
     "generation": 3,
     "path": ["nd_a", "nd_r", "nd_b"],
+    "path_names": ["this node", "r", "nd_b"],
     "state": "DEGRADED",
     "rtt_us": 1250,
     "loss_permille": 300,
@@ -46,8 +48,8 @@ def test_a_route_is_shown_in_a_line() -> None:
     assert "probes: 0.0.0.0:9470, others reach it at 10.1.2.3:9470" in said
     assert "routes: 1, config version 7" in said
     assert (
-        "route rt_1: source, DEGRADED 1.2 ms with 30 % lost, nd_a > nd_r > nd_b, generation 3, its ends do not reach"
-        " each other; lease ls_1 (generation 2) for 80 s" in said
+        "route a-to-b: source, DEGRADED 1.2 ms with 30 % lost, this node > r > nd_b, generation 3, its ends do not"
+        " reach each other; lease ls_1 (generation 2) for 80 s" in said
     )
     assert "asks: 2 for another path, 5 held back" in said
 
@@ -57,7 +59,7 @@ def test_what_needs_a_look_stands_out() -> None:
     assert "lease ls_1 (generation 2) HAS ENDED" in one(lease=lease | {"left_ms": 0})
     assert "was taken back" in one(lease=lease | {"withdrawn": True})
     assert "nothing found out yet" in one(state="UNSPECIFIED")
-    assert "candidate relay, nd_a" in one(role="candidate relay")
+    assert "candidate relay, this node" in one(role="candidate relay")
     assert "UNSAFE" in text(authority_required=False)
     assert "routes.bin is damaged" in text(problem="routes.bin is damaged", config_version=0)
     assert "and 4 more" in text(routes_in_all=5)

@@ -29,6 +29,7 @@ async def test_a_route_is_in_the_parts_of_its_ends_alone(mesh: Mesh) -> None:
     ]
     assert [(peer.node_id, list(peer.probe_endpoints)) for peer in shown.peers] == [(mesh.ids["b"], ["b:7450"])]
     assert shown.peers[0].identity_key == (await mesh.nodes.get("b")).identity_key
+    assert (shown.routes[0].name, shown.peers[0].name) == (route.name, "b")
     assert shown.policy.min_refresh_interval_ms > 0
     assert await mesh.version("r") == 0
     assert [row.actor for row in await mesh.audited("route.created")] == ["ada"]
