@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 
-from fleet.v1 import admin_pb2, command_pb2
+from fleet.v1 import admin_pb2, admin_route_pb2, command_pb2
 from fleet.v1.admin_pb2_grpc import AdminStub
 
 CALL_TIMEOUT_S = 15.0
@@ -95,6 +95,23 @@ class AdminClient:
         """All server replicas by id."""
         answer: admin_pb2.ListReplicasResponse = self._call(self._stub.ListReplicas, admin_pb2.ListReplicasRequest())
         return {replica.replica_id: replica for replica in answer.replicas}
+
+    def cluster_id(self) -> str:
+        """Of the installation."""
+        answer: admin_pb2.WhoAmIResponse = self._call(self._stub.WhoAmI, admin_pb2.WhoAmIRequest())
+        return answer.cluster_id
+
+    def audit_writers(self) -> set[str]:
+        """Who wrote the rows of the audit: one name for each chain."""
+        pages = self._call(self._stub.ExportAudit, admin_pb2.ExportAuditRequest())
+        return {row.writer for page in pages for row in page.entries}
+
+    def explain(self, route: str) -> admin_route_pb2.ExplainRouteResponse:
+        """Which way a route takes, and why."""
+        answer: admin_route_pb2.ExplainRouteResponse = self._call(
+            self._stub.ExplainRoute, admin_route_pb2.ExplainRouteRequest(route=route)
+        )
+        return answer
 
     def online(self) -> set[str]:
         """Names of nodes with a live stream; none while the server does not answer."""

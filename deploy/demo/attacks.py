@@ -29,7 +29,7 @@ _COLUMNS = "node_id, seq, command_id, issue_id, spec_no, not_after_ms, mac, stat
 def wrong_hands(stage: Stage, here: Installation, admin: AdminClient) -> None:
     """A node comes to a gateway that holds the installation's own secrets, and is told wrong things."""
     nodes = admin.nodes()
-    trust = steal_trust(here.data, here.fleetctl("whoami")["cluster_id"])
+    trust = steal_trust(here.data, admin.cluster_id())
     stage.say("A second gateway takes the server's TLS key, authority key and command key; the node is sent there.")
     stage.check(here.stop_node(_VICTIM) == 0, f"{_VICTIM} ended in order")
     attack = asyncio.run(_attack(here, RogueGateway(trust), nodes[_OTHER].node_id))

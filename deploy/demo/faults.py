@@ -1,7 +1,6 @@
 """Steps 9 to 11: a node killed at work, the server restarted under load, a node drained and resumed."""
 
 import json
-import time
 
 from deploy.demo.admin import AdminClient
 from deploy.demo.installation import NODES, Installation
@@ -14,7 +13,8 @@ from fleet.v1 import admin_pb2
 
 _KILLED, _DRAINED = NODES[2], NODES[1]
 _LONG_MS, _SHORT_MS = 600_000, 200
-_UNDER_LOAD_S = 1.5
+_CALLS = 15
+"""So many before the server is replaced, and as many once every node is back."""
 _QUEUED = 5
 _DRAIN_DEADLINE = "5s"
 
@@ -68,10 +68,11 @@ def restart_under_load(stage: Stage, here: Installation, admin: AdminClient) -> 
     with AdminClient(here) as own:
         stream = SteadyStream(own, f"demo-{here.admin_port}")
         stream.start()
-        time.sleep(_UNDER_LOAD_S)
+        here.wait(lambda: stream.answered(_CALLS), "commands to be under way")
         _replace_server(stage, here)
         here.wait(lambda: admin.online() == set(NODES), "every node back")
-        time.sleep(_UNDER_LOAD_S)
+        before = stream.issued.calls
+        here.wait(lambda: stream.answered(before + _CALLS), "commands to be under way again")
         issued = stream.stop()
     again = f"{issued.said_again} were said again, {issued.answered_twice} of those had been committed before"
     stage.check(not issued.failure, issued.failure or f"no call failed for good: {again}")
@@ -103,10 +104,10 @@ def drain_and_resume(stage: Stage, here: Installation, admin: AdminClient) -> No
     )
 
 
-def audit(stage: Stage, here: Installation) -> None:
+def audit(stage: Stage, here: Installation, admin: AdminClient) -> None:
     """All of the above is in the audit, and the audit proves itself."""
     # A node's rows gather for some seconds before it sends them, and what follows an adoption comes last.
-    here.wait(lambda: len(_node_chains(here)) > len(NODES), "the nodes to tell what they did")
+    here.wait(lambda: len(_of_nodes(admin.audit_writers())) > len(NODES), "the nodes to tell what they did")
     stage.command("fleetctl", "audit", "verify")
     found = here.fleetctl_refused("audit", "verify")
     stage.check(
@@ -116,7 +117,7 @@ def audit(stage: Stage, here: Installation) -> None:
     stage.command("fleetctl", "audit", "export")
     rows = here.fleetctl_lines("audit", "export")
     writers = {row["writer"] for row in rows if "writer" in row}
-    nodes = [node for writer in writers if (node := node_of(writer)) is not None]
+    nodes = _of_nodes(writers)
     stage.check(
         len(set(nodes)) == len(NODES),
         f"{len(rows)} rows and checkpoints in {len(writers)} hash chains, those of the nodes among them",
@@ -126,9 +127,9 @@ def audit(stage: Stage, here: Installation) -> None:
     )
 
 
-def _node_chains(here: Installation) -> set[str]:
-    rows = here.fleetctl_lines("audit", "export")
-    return {row["writer"] for row in rows if "writer" in row and node_of(row["writer"]) is not None}
+def _of_nodes(writers: set[str]) -> list[str]:
+    """Ids of nodes, as often as they have chains."""
+    return [node for writer in writers if (node := node_of(writer)) is not None]
 
 
 def _replace_server(stage: Stage, here: Installation) -> None:

@@ -25,8 +25,8 @@ def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
         stage.say(f"{_SOURCE} reaches {_DESTINATION} over a link that this demo holds in its hands.")
         _fleetctl(stage, here, "routes", "create", _SOURCE, _DESTINATION, "--interval", f"{_INTERVAL_S}s")
         _fleetctl(stage, here, "relays", "add", _RELAY)
-        here.wait(lambda: _on(here, ""), "the direct path to be walked")
-        here.wait(lambda: _ways(here).get(_RELAY) == "HEALTHY", f"the way over {_RELAY} to be walked")
+        here.wait(lambda: _on(admin, ""), "the direct path to be walked")
+        here.wait(lambda: _ways(admin).get(_RELAY) == "HEALTHY", f"the way over {_RELAY} to be walked")
         known = {way["state"] for way in _show(stage, here)["candidates"]}
         stage.check(known <= _WORKS, "the direct path works, and the other way was walked before it is needed")
 
@@ -34,7 +34,7 @@ def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
         began_s = time.monotonic()
         link.refuse()
         link.cut()
-        here.wait(lambda: _on(here, _RELAY), f"the path over {_RELAY}")
+        here.wait(lambda: _on(admin, _RELAY), f"the path over {_RELAY}")
         intervals = (time.monotonic() - began_s) / _INTERVAL_S
         stage.command("fleetctl", "routes", "explain", _ROUTE)
         explained = _show(stage, here)
@@ -50,7 +50,7 @@ def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
         )
 
         link.heal()
-        here.wait(lambda: _ways(here)[""] in _WORKS, "the link to be walked again")
+        here.wait(lambda: _ways(admin)[""] in _WORKS, "the link to be walked again")
         stage.say("The link is back: the route returns to it once that is worth a switch, 10 ms and a third.")
         picture = here.state / "routes.svg"
         _fleetctl(stage, here, "routes", "graph", "--output-file", here.shown(picture))
@@ -69,22 +69,17 @@ def _by_name(text: str, admin: AdminClient) -> str:
     return text
 
 
-def _explained(here: Installation) -> dict[str, Any]:
-    found: dict[str, Any] = here.fleetctl("routes", "explain", _ROUTE)
-    return found
+def _on(admin: AdminClient, relay: str) -> bool:
+    route = admin.explain(_ROUTE).route
+    return route.state in _WORKS and route.relay_name == relay
 
 
-def _on(here: Installation, relay: str) -> bool:
-    route = _explained(here)["route"]
-    return bool(route["state"] in _WORKS and route["relay_name"] == relay)
-
-
-def _ways(here: Installation) -> dict[str, str]:
-    return {way["relay_name"]: way["state"] for way in _explained(here)["candidates"]}
+def _ways(admin: AdminClient) -> dict[str, str]:
+    return {way.relay_name: way.state for way in admin.explain(_ROUTE).candidates}
 
 
 def _show(stage: Stage, here: Installation) -> dict[str, Any]:
-    explained = _explained(here)
+    explained: dict[str, Any] = here.fleetctl("routes", "explain", _ROUTE)
     stage.table(
         ("path", "state", "in use", "rtt", "held out"),
         [

@@ -57,6 +57,10 @@ class SteadyStream:
         """Begin."""
         self._thread.start()
 
+    def answered(self, calls: int) -> bool:
+        """Whether so many calls were answered, or no more will be."""
+        return self.issued.calls >= calls or bool(self.issued.failure)
+
     def stop(self) -> Issued:
         """End after the call under way; what was done."""
         self._stopping.set()

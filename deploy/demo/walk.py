@@ -73,7 +73,7 @@ def _steps(stage: Stage, here: Installation) -> None:
         ):
             paths.cut_and_heal(stage, here, admin)
         with stage.step("The audit", "One hash chain for each writer, under checkpoints that the authority signs."):
-            faults.audit(stage, here)
+            faults.audit(stage, here, admin)
 
 
 def _stay(stage: Stage, here: Installation) -> None:
