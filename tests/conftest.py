@@ -1,6 +1,7 @@
 """Fixtures that every kind of test shares: hypothesis profiles, PostgreSQL, real processes, certificates, a
 clock."""
 
+import gc
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: tests cut connections, and that is no news
@@ -35,6 +36,17 @@ if memory := folder_in_memory():
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means."""
     return workers()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules and tests live as long as the run: the garbage collector need not walk them, neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture
