@@ -81,10 +81,10 @@ class _Forkery:
                 start_new_session=True,
             )
 
-    def fork(self, argv: Sequence[str], env: Mapping[str, str]) -> Forked:
+    def fork(self, argv: Sequence[str], env: Mapping[str, str], errors: str) -> Forked:
         output, said = os.pipe()
         end, told = os.pipe()
-        packet = json.dumps({"argv": argv, "env": dict(env), "cwd": str(Path.cwd())}).encode()
+        packet = json.dumps({"argv": argv, "env": dict(env), "cwd": str(Path.cwd()), "errors": errors}).encode()
         assert len(packet) <= MOST_BYTES
         with self._turn:
             socket.send_fds(self._asking, [packet], [said, told])
@@ -101,6 +101,12 @@ def _forkery() -> _Forkery:
     return _Forkery()
 
 
-def fork(argv: Sequence[str], env: Mapping[str, str]) -> Forked:
-    """Start `python -m` with these arguments, in this environment."""
-    return _forkery().fork(argv, env)
+def fork(argv: Sequence[str], env: Mapping[str, str], errors: str = "") -> Forked:
+    """Start `python -m` with these arguments, in this environment.
+
+    Args:
+        argv: a module and its arguments.
+        env: all of it.
+        errors: a file that takes standard error; it comes with the output unless given.
+    """
+    return _forkery().fork(argv, env, errors)

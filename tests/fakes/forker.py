@@ -80,7 +80,8 @@ def _become(request: dict[str, Any], output: int) -> NoReturn:
     """Be what was asked for, as if this process had just been started as `python -m MODULE ARGUMENT…`."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+    errors = os.open(request["errors"], os.O_WRONLY | os.O_APPEND) if request["errors"] else output
+    for source, target in ((nothing, 0), (output, 1), (errors, 2)):
         os.dup2(source, target)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

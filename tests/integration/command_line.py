@@ -2,11 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+import signal
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from tests.fakes.forked import fork
 from tests.integration.installation import Installation
 from tests.integration.processes import BIN
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+_TIMEOUT_S = 60.0
 
 
 async def run_fleetctl(environment: Mapping[str, str], *words: object) -> tuple[int, str, str]:
@@ -19,15 +26,41 @@ async def run_fleetctl(environment: Mapping[str, str], *words: object) -> tuple[
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
 
-class Fleetctl:
-    """Runs fleetctl with a profile of its own."""
+async def fork_fleetctl(environment: Mapping[str, str], *words: object) -> tuple[int, str, str]:
+    """As `run_fleetctl`, where it is not fleetctl that is tested: it starts in a tenth of the time."""
+    return await asyncio.to_thread(_forked, environment, *map(str, words))
 
-    def __init__(self, installation: Installation, folder: Path, token: str) -> None:
+
+def _forked(environment: Mapping[str, str], *words: str) -> tuple[int, str, str]:
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as errors:
+        process = fork(["fleet_server.cli", *words], environment, errors.name)
+        too_long = threading.Timer(_TIMEOUT_S, os.kill, (process.pid, signal.SIGKILL))
+        too_long.start()
+        try:
+            with process.stdout:
+                out = process.stdout.read()
+            return process.wait(_TIMEOUT_S), out, errors.read()
+        finally:
+            too_long.cancel()
+
+
+class Fleetctl:
+    """Runs fleetctl with a profile of its own.
+
+    Args:
+        installation: where it logs in.
+        folder: of its files.
+        token: of the operator.
+        run: `run_fleetctl` or `fork_fleetctl`.
+    """
+
+    def __init__(self, installation: Installation, folder: Path, token: str, run: Run | None = None) -> None:
+        self._run = run or run_fleetctl
         self._folder = folder
         self.ca_file = installation.data / "tls" / "ca.crt"
         self._environment = {
@@ -52,6 +85,6 @@ class Fleetctl:
 
     async def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
-        code, out, err = await run_fleetctl(self._environment, *arguments)
+        code, out, err = await self._run(self._environment, *arguments)
         assert "Traceback" not in err
         return code, out, err

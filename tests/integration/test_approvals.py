@@ -15,7 +15,7 @@ from fleet.key_file import create_key_file, read_public_key
 from fleet.secrets import Secret
 from fleet.v1 import admin_pb2, command_pb2
 from fleet_server.commands import protection
-from tests.integration.command_line import Fleetctl
+from tests.integration.command_line import Fleetctl, fork_fleetctl
 from tests.integration.installation import Installation, RunningNode
 
 ACTION = "simulated.work"
@@ -69,7 +69,7 @@ class Crew:
         token = (await self.installation.owner.ask("CreateOperator", request)).token
         folder = self.folder / name
         folder.mkdir(mode=0o700)
-        ctl = self.operators[name] = Fleetctl(self.installation, folder, token)
+        ctl = self.operators[name] = Fleetctl(self.installation, folder, token, fork_fleetctl)
         await ctl.login("--owner-pin", owner_pin)
         await ok(ctl, "operator", "enroll", "--key", cheap_key(folder / "operator.key"), *self.passphrase)
         sha256 = hashlib.sha256(read_public_key(folder / "operator.key")).hexdigest()
@@ -94,7 +94,7 @@ async def ok(ctl: Fleetctl, *words: str) -> str:
 
 @pytest.fixture
 async def crew(installation: Installation, tmp_path: Path) -> AsyncIterator[Crew]:
-    owner = Fleetctl(installation, tmp_path, installation.owner_token)
+    owner = Fleetctl(installation, tmp_path, installation.owner_token, fork_fleetctl)
     await owner.login()
     made = Crew(installation, tmp_path, owner)
     await made.settle()

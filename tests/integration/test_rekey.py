@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +22,9 @@ from fleet_server.replicas import rules
 from fleet_server.trust import master_keys
 from fleet_server.trust.keyring import TrustSetupError
 from fleet_server.trust.secrets import Secrets, make_key_file, read_key_file
+from tests.fakes.process import Processes
 from tests.integration import standing_still
 from tests.integration.installation import Installation, Template, server_settings
-from tests.integration.waiting import TIMEOUT_S
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
@@ -175,10 +173,12 @@ async def test_the_key_is_changed_under_traffic_and_the_old_one_is_not_needed_an
     assert {each.name for each in again.operators} == {"owner", "ben"}
 
 
-async def test_killed_in_the_middle_it_goes_on_and_the_server_serves_meanwhile(rekeyed: Rekeyed) -> None:
+async def test_killed_in_the_middle_it_goes_on_and_the_server_serves_meanwhile(
+    rekeyed: Rekeyed, processes: Processes
+) -> None:
     new = read_key_file(rekeyed.new_file)
-    environment = {**os.environ, "FLEET_DATABASE_URL": rekeyed.settings.resolved_database_url()}
-    environment |= {
+    environment = {
+        "FLEET_DATABASE_URL": rekeyed.settings.resolved_database_url(),
         "FLEET_SECRET_ENCRYPTION_KEY_FILE": str(rekeyed.old_file),
         "FLEET_DATA_DIR": str(rekeyed.data),
     }
@@ -186,18 +186,9 @@ async def test_killed_in_the_middle_it_goes_on_and_the_server_serves_meanwhile(r
     total, _ = await rekeyed.under(read_key_file(rekeyed.old_file))
     reached = 0
     for place, goal in (("between", 3), ("within", 17)):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", standing_still.__name__, place, str(goal), *words),
-            env=environment,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        async with asyncio.timeout(TIMEOUT_S):
-            while await process.stderr.readline() != f"{standing_still.SAYS}\n".encode():
-                assert not process.stderr.at_eof(), "it ended"
-        process.send_signal(signal.SIGKILL)
-        await process.wait()
+        process = processes.fork(standing_still.__name__, place, str(goal), *words, name=place, env=environment)
+        await asyncio.to_thread(process.wait_line, standing_still.SAYS)
+        process.kill()
         done, left = await rekeyed.under(new)
         assert done >= reached + goal
         assert left, "killed too late to be in the middle"
