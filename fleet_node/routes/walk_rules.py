@@ -71,7 +71,8 @@ REASONS = frozenset(
     }
 )
 """What a probe may be refused for. A record names nothing else, so that no word of it carries anything along."""
-_SAYS_NOTHING = frozenset({Reason.UNKNOWN_ROUTE, Reason.UNKNOWN_GENERATION, Reason.RATE_LIMITED})
+# FOREIGN as well: a node whose first snapshot with this route is on its way knows not even the caller.
+_SAYS_NOTHING = frozenset({Reason.FOREIGN, Reason.UNKNOWN_ROUTE, Reason.UNKNOWN_GENERATION, Reason.RATE_LIMITED})
 _WORDS: dict[int, frozenset[str]] = {
     END: frozenset({""}),
     ANSWERED: frozenset({""}),

@@ -121,12 +121,13 @@ def test_an_answer_that_is_too_large_is_not_parsed() -> None:
     ("testified", "expected"),
     [
         ({"onward": walk_rules.UNREACHABLE, "failure": "TIMED_OUT"}, (WalkState.UNREACHABLE, "sr", "TIMED_OUT", "")),
-        ({"onward": walk_rules.REFUSED, "failure": "FOREIGN"}, (WalkState.UNREACHABLE, "sr", "FOREIGN", "")),
+        ({"onward": walk_rules.REFUSED, "failure": "BAD_PROOF"}, (WalkState.UNREACHABLE, "sr", "BAD_PROOF", "")),
         ({"onward": walk_rules.REFUSED, "failure": "REFUSED"}, (WalkState.UNREACHABLE, "sr", "REFUSED", "")),
         (
             {"onward": walk_rules.REFUSED, "failure": "UNKNOWN_GENERATION"},
             (WalkState.INCONCLUSIVE, "sr", "UNKNOWN_GENERATION", ""),
         ),
+        ({"onward": walk_rules.REFUSED, "failure": "FOREIGN"}, (WalkState.INCONCLUSIVE, "sr", "FOREIGN", "")),
         ({"onward": walk_rules.BAD_RECORD, "failure": "BAD_RECORD"}, (WalkState.DRIFT, "sr", "BAD_RECORD", "d")),
         (
             {"onward": walk_rules.WRONG_NODE, "failure": "WRONG_NODE", "onward_node_id": "x"},
@@ -146,7 +147,7 @@ def test_what_a_relay_testifies_of_the_node_behind_it(
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_refusal_by_the_first_hop_says_nothing_only_where_configs_cross(reason: Reason) -> None:
     result = walk_rules.judge(PROBE, walk_rules.refused(reason))
-    nothing = reason in (Reason.UNKNOWN_ROUTE, Reason.UNKNOWN_GENERATION, Reason.RATE_LIMITED)
+    nothing = reason in (Reason.FOREIGN, Reason.UNKNOWN_ROUTE, Reason.UNKNOWN_GENERATION, Reason.RATE_LIMITED)
     assert result.state is (WalkState.INCONCLUSIVE if nothing else WalkState.UNREACHABLE)
     assert result.failure == (reason if reason in REASONS else "REFUSED")
     assert (result.failed_hop, result.blamed, result.first_hop_us) == (1, "", 0)
