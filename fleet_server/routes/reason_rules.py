@@ -99,8 +99,8 @@ class _Case:
 def _first(case: _Case) -> str:
     way = case.ways[case.choice.relay_id]
     if not way.works:
-        return f"the route is new and nothing has been walked: it begins with {case.new}"
-    return f"the route is new: {case.new} is the best that works, {millis(case.score(case.choice.relay_id, 'new'))}"
+        return f"nothing of the route has been walked yet: it begins with {case.new}"
+    return f"the route begins: {case.new} is the best that works, {millis(case.score(case.choice.relay_id, 'new'))}"
 
 
 def _unhealthy(case: _Case) -> str:

@@ -31,7 +31,7 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
 @pytest.mark.parametrize(
     ("route", "known", "relays", "rule", "relay_id", "said"),
     [
-        pytest.param(NEW, rows(), RELAYS, DecisionRule.FIRST, DIRECT, "nothing has been walked", id="new"),
+        pytest.param(NEW, rows(), RELAYS, DecisionRule.FIRST, DIRECT, "nothing of the route has been walked", id="new"),
         pytest.param(
             NEW, rows(good("n-a", 9)), RELAYS, DecisionRule.FIRST, "n-a", "the best that works", id="new-but-known"
         ),
