@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,6 @@ ROOT = Path(__file__).parents[2]
 _LOOK_EVERY_S = 0.2
 _RESTART_AFTER_S = 0.5
 _READY_TIMEOUT_S = 60.0
-# It ends with whoever started it, and after its time whatever happens: both outlive exec. A frozen one is not spared.
-_LAUNCH = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-signal.alarm(int(sys.argv[1]))
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +41,7 @@ class Program:
     Args:
         processes: starts it.
         name: of it, and of its log.
-        argv: program and arguments.
+        argv: module that it runs, and arguments.
         env: added to the environment.
         ready: a line that it prints once it works.
         lifetime_s: it is killed after that, should this process not be there to do it.
@@ -69,7 +61,7 @@ class Program:
         self.endings: list[Ending] = []
         self.starts = 0
         self._processes = processes
-        self._argv = [sys.executable, "-ISc", _LAUNCH, str(lifetime_s), *argv]
+        self._argv = ["tests.chaos.bounded", str(lifetime_s), *argv]
         self._env = {"GRPC_VERBOSITY": "NONE", **env}
         self._ready = ready
         self._process: RunningProcess | None = None
@@ -90,7 +82,7 @@ class Program:
         """Start it, and from now on again whenever it ends."""
         self._wanted = True
         if not self.is_up:
-            self._process = self._processes.start(self._argv, self.name, env=self._env, cwd=ROOT)
+            self._process = self._processes.fork(*self._argv, name=self.name, env=self._env)
             self.starts += 1
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep())

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,6 @@ from tests.fakes.proxy import FaultProxy
 from tests.integration.installation import free_ports, server_settings
 from tests.load.product.installation import make_members
 
-BIN = Path(sys.executable).parent
 _REPLICA_SETTINGS = {
     "heartbeat_interval_s": "3",
     "drain_deadline_s": "6",
@@ -37,7 +35,7 @@ _REPLICA_SETTINGS = {
     "metrics_listen": "off",
 }
 _START_AT_ONCE = 2
-"""Processes of nodes that start side by side: each takes a core while it imports."""
+"""Processes of nodes that start side by side: each takes a core while its nodes begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +202,7 @@ def _make_replicas(built: World, processes: Processes, lifetime_s: int) -> None:
         built.replicas[replica] = Program(
             processes,
             replica,
-            [BIN / "fleet-server", "run", "--data-dir", built.folder / replica]
+            ["fleet_server", "run", "--data-dir", built.folder / replica]
             + [f"--set={name}={value}" for name, value in values.items()],
             {"FLEET_DATABASE_URL": built.database.url(built.database.name, address=(link.host, link.port))},
             ready='"event": "ready"',
@@ -219,12 +217,12 @@ def _make_nodes(built: World, processes: Processes, lifetime_s: int) -> None:
     for group in built.shape.groups:
         own = [str(next(folders)) for _ in range(built.size.group_nodes)]
         spec = Spec(own, _endpoints(built, group)).write(built.folder / f"{group}.json")
-        argv = [sys.executable, "-m", "tests.chaos.node_group", spec]
+        argv = ["tests.chaos.node_group", spec]
         built.groups[group] = Program(processes, group, argv, env, ready="nodes_started", lifetime_s=lifetime_s)
     for name in built.shape.nodes:
         config = built.folder / f"{name}.toml"
         config.write_text(_config(next(folders), _endpoints(built, "nodes")))
-        argv = [BIN / "fleet-node", "run", "--config", config]
+        argv = ["fleet_node", "run", "--config", config]
         built.singles[name] = Program(processes, name, argv, env, ready="stream_welcomed", lifetime_s=lifetime_s)
 
 
