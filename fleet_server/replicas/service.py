@@ -101,12 +101,13 @@ class ReplicaService:
         self._state = state
         tls_cas, vitals = _words(self._tls_cas()), self._vitals()
 
-        def work(tx: Transaction) -> None:
-            self._beat(tx, tls_cas, vitals)
+        def work(tx: Transaction) -> bool:
+            was_lost = self._beat(tx, tls_cas, vitals)
             if state is ReplicaState.STOPPED:
                 self._tell(tx, AuditKind.REPLICA_STOPPED, "server", self.replica_id, {})
+            return was_lost
 
-        await self._database.write(work)
+        self._was_lost |= await self._database.write(work)
 
     async def list(self) -> list[ReplicaRecord]:
         """All replicas, by id."""
@@ -218,23 +219,20 @@ class ReplicaService:
             for replica in self._watch.lost(replicas, self._clock.monotonic())
             if replica.replica_id != self.replica_id
         ]
-
-        own_states = [replica.state for replica in replicas if replica.replica_id == self.replica_id]
-        was_lost = own_states in ([], [ReplicaState.LOST])
         tls_cas, vitals = _words(self._tls_cas()), self._vitals()
 
-        def work(tx: Transaction) -> ReplicaRecord | None:
-            self._beat(tx, tls_cas, vitals, was_lost=was_lost)
+        def work(tx: Transaction) -> tuple[bool, ReplicaRecord | None]:
+            was_lost = self._beat(tx, tls_cas, vitals)
             for replica in lost:
                 if store.mark_lost(tx.conn, replica):
                     self._on_lost(tx, replica.replica_id)
                     detail = {"heartbeat_at_ms": replica.heartbeat_at_ms}
                     self._tell(tx, AuditKind.REPLICA_LOST, "server", replica.replica_id, detail)
             store.forget_ended(tx.conn, self._clock.now_ms() - ENDED_KEPT_MS)
-            return store.by_id(tx.conn, self.replica_id)
+            return was_lost, store.by_id(tx.conn, self.replica_id)
 
         try:
-            own = await self._database.write(work)
+            was_lost, own = await self._database.write(work)
         except Refusal:
             self._watch = HeartbeatWatch()  # it can be read and not written: the others do not beat for that
             raise
@@ -285,10 +283,13 @@ class ReplicaService:
         if not registered:
             self._fence.check(tx.conn)
 
-    def _beat(self, tx: Transaction, tls_cas: str, vitals: Vitals, *, was_lost: bool = False) -> None:
+    def _beat(self, tx: Transaction, tls_cas: str, vitals: Vitals) -> bool:
+        """Whether the others took it for lost, or forgot it, until now."""
+        # Asked here and not when it last looked: it may have stood still in between.
+        was_lost = store.is_lost(tx.conn, self.replica_id)
         known = self._write_beat(tx, tls_cas, vitals)
         if known and not was_lost:
-            return
+            return False
         # Cut off, or standing still, for so long that the others took it for lost, or forgot it. Its nodes may still be
         # here: what is said of them stays, and those that went elsewhere meanwhile have a newer epoch.
         if not known:
@@ -299,6 +300,7 @@ class ReplicaService:
         self._tell(tx, AuditKind.REPLICA_STARTED, "server", self.replica_id, detail)
         say = "it is registered again: look why it stood still, or could not reach the database"
         tx.after_commit(lambda: log.warning("replica_was_lost", forgotten=not known, next=say))
+        return True
 
     def _write_beat(self, tx: Transaction, tls_cas: str, vitals: Vitals) -> bool:
         return store.beat(

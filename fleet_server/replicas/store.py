@@ -81,6 +81,12 @@ def beat(
     return conn.exec_driver_sql(sql(conn, text), fields).rowcount == 1
 
 
+def is_lost(conn: Connection, replica_id: str) -> bool:
+    """Whether the others took it for lost; until the transaction ends, none of them does from now on."""
+    text = "SELECT state FROM replicas WHERE replica_id = ?"
+    return conn.exec_driver_sql(sql(conn, text + for_update(conn)), (replica_id,)).scalar() == ReplicaState.LOST.value
+
+
 def every(conn: Connection, *, lock: bool = False) -> list[ReplicaRecord]:
     """All replicas, by id.
 

@@ -14,7 +14,7 @@ from fleet_server.database.replica_schema import REVISION
 from fleet_server.database.wakeup import Wakeup
 from fleet_server.database.writer import Transaction
 from fleet_server.replicas.fence import Fence
-from fleet_server.replicas.rules import ReplicaState, Vitals
+from fleet_server.replicas.rules import ReplicaRecord, ReplicaState, Vitals
 from fleet_server.replicas.service import ReplicaService
 from tests.fakes.clock import MockClock
 from tests.fakes.streams import take_stream
@@ -346,6 +346,23 @@ async def test_a_replica_that_was_taken_for_lost_looks_at_its_streams_and_says_t
     for _ in range(2):
         await a.beat()
     assert a.returns == 1, "until it is done, and once"
+    assert (await world.audited())[-2:] == ["replica.lost", "replica.started"]
+
+
+async def test_a_replica_that_stood_still_in_the_middle_of_a_beat_finds_out_as_well(
+    world: World, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await ready(world, "a"), await ready(world, "b")
+    look = a._look
+
+    async def look_and_stand_still() -> Sequence[ReplicaRecord]:
+        seen = await look()
+        await look_on(b, clock)
+        return seen
+
+    monkeypatch.setattr(a, "_look", look_and_stand_still)
+    await a.beat()
+    assert (b.gone[-1], (await b.get("a")).state, a.returns) == ("a", ReplicaState.READY, 1)
     assert (await world.audited())[-2:] == ["replica.lost", "replica.started"]
 
 
