@@ -142,6 +142,9 @@ class RouteOperations(RouteParts):
         listened is forgotten, and its leases are withdrawn. One that was revoked relays no more, and routes that it is
         an end of are switched off; another machine goes on where that one was."""
         self.peers.delete(tx.conn, node_id)
+        # All at once, and before any lease and any version: what decides takes them in that order.
+        held = [lease.route_id for lease in self.leases.of_relays(tx.conn, [node_id])]
+        self.routes.by_ids(tx.conn, {*held, *self.routes.ids_touching(tx.conn, node_id)}, lock=True)
         node = self.nodes.load(tx.conn, node_id)
         if node is None or node.state is NodeState.REVOKED:
             self._leave(tx, node_id)
