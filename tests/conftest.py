@@ -5,6 +5,8 @@ import gc
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: tests cut connections, and that is no news
+# PostgreSQL runs as another user, and that takes a real fork: what gRPC does in the child crashes every other one.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from collections.abc import Generator, Iterator
 from pathlib import Path

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: cut connections are no news here
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # as `tests.conftest` says
 
 from tests.chaos.programs import ROOT
 from tests.chaos.run import Options, Report, Run
