@@ -9,8 +9,10 @@ from pathlib import Path
 FORBIDDEN = ("sqlalchemy", "typer", "rich", "alembic", "psycopg", "plotext", "pydantic")
 MAIN = "from fleet_node.__main__ import main; main()"
 SHOW_MODULES = "import atexit, sys; atexit.register(lambda: print('MODULES', *sys.modules, flush=True)); "
-NO_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
-SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "  # a database is larger
+# Python would keep what fits of a module's bytecode, and fail over it ever after.
+_SHORT_OF_ROOM = "import resource, sys; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, "
+NO_FILES = _SHORT_OF_ROOM + "(0, 0)); "
+SMALL_FILES = _SHORT_OF_ROOM + "(3000, 3000)); "  # a database is larger
 HUNG_SAMPLE = (
     "import threading; from fleet_node.cli import run; from fleet_node.drivers.host import HostDriver; "
     "HostDriver.sample = lambda self: threading.Event().wait(); run.END_WITHIN_S = 1.0; "
