@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet.heap import starting
 from fleet_server.db_verb import db
 from fleet_server.export_verb import export
 from fleet_server.run_verb import run
@@ -53,6 +54,7 @@ def main() -> None:
     "--owner-token-file", type=click.Path(path_type=Path), metavar="FILE", help="Write the token there, 0600."
 )
 @settings_options
+@starting()
 def init(
     owner: str, owner_token_file: Path | None, file: Path | None, data_dir: str | None, pairs: tuple[str, ...]
 ) -> None:

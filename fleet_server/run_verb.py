@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet.heap import starting
 from fleet_server.verbs import BadSetup, Verb, load_settings, repeated_options, settings_options
 
 # Everything heavy is imported by what needs it: help is there at once.
@@ -24,6 +25,7 @@ _MAX_REPLICA_ID_CHARS = 60  # of 63, with room for a worker's number
 @click.option("--workers", type=click.IntRange(1, 64), help="Server processes that share the listeners.")
 @click.option("--worker", hidden=True)
 @settings_options
+@starting()
 def run(
     strict: bool,
     workers: int | None,

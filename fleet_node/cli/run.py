@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet.heap import starting
 from fleet_node.cli.grammar import ExitCode, Failure, Verb, node_options, settings_from
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _LEAVE_WITHIN_S = 12.0  # once the node has ended by itself; its drivers have te
 )
 @node_options
 @click.option("--log-level", help="Least level of what is logged: debug, info, warning or error.")
+@starting()
 def run(config: Path | None, state_dir: Path | None, log_level: str | None) -> None:
     """Hold the stream to the gateway and run signed commands, until SIGTERM or SIGINT.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet.heap import YOUNG_OBJECTS, settle_heap
+from fleet.heap import YOUNG_OBJECTS, settle_heap, starting
 
 
 class Ring:
@@ -40,3 +40,13 @@ def test_a_cycle_of_later_goes_without_being_asked_for() -> None:
 
     assert kept
     assert gone() is None
+
+
+def test_a_start_is_not_walked_and_what_follows_it_is() -> None:
+    with starting():
+        assert not gc.isenabled()
+        settle_heap()
+        assert gc.isenabled()
+    with pytest.raises(OSError, match="no room"), starting():
+        raise OSError("no room")
+    assert gc.isenabled()
