@@ -83,6 +83,7 @@ class PostgresServer:
         self._server = in_new_folder(lambda folder: wheel.get_server(folder, cleanup_mode="delete"), _new_folder)
         self._admin = psycopg.connect(self._server.get_uri(), autocommit=True)
         self._numbers = itertools.count(1)
+        self._folders: list[Path] = []
         for setting in () if durable else _UNSAFE_BUT_FAST:
             self._admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
         self._admin.execute("SELECT pg_reload_conf()")
@@ -125,8 +126,15 @@ class PostgresServer:
         """The same for psycopg alone."""
         return self.url(name).replace("+psycopg", "")
 
+    def make_folder(self) -> Path:
+        """An empty folder for what belongs to one of the databases; it goes with the server."""
+        self._folders.append(Path(tempfile.mkdtemp(prefix="fleet-template-")))
+        return self._folders[-1]
+
     def stop(self) -> None:
         """Stop the server and delete its files."""
+        for folder in self._folders:
+            shutil.rmtree(folder)
         self._admin.close()
         self._server.cleanup()
 

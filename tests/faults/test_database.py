@@ -4,7 +4,6 @@ Must hold: while it is away streams stay up, issue is refused clearly, and deliv
 rise at hello and nothing runs a second time; a row that the server did not write is quarantined and never signed.
 """
 
-import asyncio
 import contextlib
 import shutil
 import sqlite3
@@ -15,15 +14,14 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from fleet.clock import SystemClock
 from fleet.errors import Reason, Refusal
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server import bootstrap
 from fleet_server.database import engine, writer
 from tests.fakes.proxy import Direction, FaultProxy
 from tests.integration.clock import QuickClock
 from tests.integration.handmade import HandmadeNode
-from tests.integration.installation import Installation, Template, assert_each_ran_once, free_ports, server_settings
+from tests.integration.installation import Installation, assert_each_ran_once
+from tests.integration.on_postgres import copied_installation
 from tests.integration.waiting import eventually
 
 if TYPE_CHECKING:
@@ -46,18 +44,12 @@ async def line(postgres: "PostgresServer") -> AsyncIterator[FaultProxy]:
 @pytest.fixture
 async def on_postgres(tmp_path: Path, postgres: "PostgresServer", line: FaultProxy) -> AsyncIterator[Installation]:
     """A running server whose database is PostgreSQL behind `line`; time runs ten times as fast."""
-    name = postgres.create_database()
-    url = SecretStr(postgres.url(name, address=("127.0.0.1", line.port)))
-    data = tmp_path / "template"
-    settings = server_settings(data, *free_ports(2), database_url=url)
-    made = await asyncio.to_thread(lambda: asyncio.run(bootstrap.init(settings, owner="owner", clock=SystemClock())))
-    assert made.owner_token is not None
-    template = Template(data, made.owner_token.reveal())
-    async with Installation(
-        tmp_path / "run", template, clock=QuickClock(speed=10), heartbeat_interval_s=4, database_url=url
-    ) as running:
-        yield running
-    postgres.drop_database(name)
+    async with copied_installation(postgres) as (template, name):
+        url = SecretStr(postgres.url(name, address=("127.0.0.1", line.port)))
+        async with Installation(
+            tmp_path / "run", template, clock=QuickClock(speed=10), heartbeat_interval_s=4, database_url=url
+        ) as running:
+            yield running
 
 
 @pytest.mark.parametrize("how", ["refused", "deaf"])

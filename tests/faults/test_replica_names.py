@@ -30,7 +30,7 @@ async def test_the_second_of_a_name_is_refused_and_one_that_was_thought_dead_sto
     tmp_path: Path, postgres: "PostgresServer", processes: Processes
 ) -> None:
     async with (
-        on_postgres(tmp_path, postgres) as (template, url),
+        on_postgres(postgres) as (template, url),
         Named(tmp_path / "a", template, processes, database_url=url) as first,
     ):
         second = Installation(tmp_path / "b", template, database_url=url, replica_id="r1")

@@ -35,7 +35,7 @@ async def test_workers_share_the_ports_and_are_replaced_one_by_one(
         monkeypatch.setenv("NOTIFY_SOCKET", told.address)
         monkeypatch.setenv("WATCHDOG_USEC", "60000000")
         async with (
-            on_postgres(tmp_path, postgres) as (template, url),
+            on_postgres(postgres) as (template, url),
             Workers(tmp_path, template, processes, database_url=url) as workers,
         ):
             assert workers.process is not None
@@ -73,7 +73,7 @@ async def test_workers_end_without_their_supervisor_and_a_second_signal_shortens
     tmp_path: Path, postgres: "PostgresServer", processes: Processes
 ) -> None:
     async with (
-        on_postgres(tmp_path, postgres) as (template, url),
+        on_postgres(postgres) as (template, url),
         Workers(tmp_path, template, processes, database_url=url, drain_deadline_s=600) as workers,
     ):
         assert workers.process is not None

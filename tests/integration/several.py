@@ -1,6 +1,5 @@
 """Several replicas of one installation, on one PostgreSQL."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from fleet.clock import SystemClock
-from fleet_server import bootstrap
-from tests.integration.installation import Installation, Template, free_ports, server_settings
+from tests.integration.installation import Installation
+from tests.integration.on_postgres import copied_installation
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
@@ -26,18 +24,12 @@ async def several(
     Args:
         settings: changes to the settings of each.
     """
-    name = postgres.create_database()
-    url = SecretStr(postgres.url(name))
-    data = folder / "template"
-    initial = server_settings(data, *free_ports(2), database_url=url)
-    made = await asyncio.to_thread(lambda: asyncio.run(bootstrap.init(initial, owner="owner", clock=SystemClock())))
-    assert made.owner_token is not None
-    template = Template(data, made.owner_token.reveal())
-    async with contextlib.AsyncExitStack() as running:
+    async with copied_installation(postgres) as (template, name), contextlib.AsyncExitStack() as running:
         yield [
             await running.enter_async_context(
-                Installation(folder / name, template, database_url=url, replica_id=name, **settings)
+                Installation(
+                    folder / each, template, database_url=SecretStr(postgres.url(name)), replica_id=each, **settings
+                )
             )
-            for name in names
+            for each in names
         ]
-    postgres.drop_database(name)

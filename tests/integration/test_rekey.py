@@ -12,7 +12,7 @@ from fleet.clock import SystemClock
 from fleet.errors import Refusal
 from fleet.secrets import Secret
 from fleet.v1 import admin_pb2, command_pb2
-from fleet_server import bootstrap, rekeying
+from fleet_server import rekeying
 from fleet_server.database.engine import Database, sql
 from fleet_server.database.marked import MARKED_TABLES
 from fleet_server.database.schema import metadata
@@ -24,7 +24,8 @@ from fleet_server.trust.keyring import TrustSetupError
 from fleet_server.trust.secrets import Secrets, make_key_file, read_key_file
 from tests.fakes.process import Processes
 from tests.integration import standing_still
-from tests.integration.installation import Installation, Template, server_settings
+from tests.integration.installation import Installation, Template
+from tests.integration.on_postgres import copy_installation
 
 if TYPE_CHECKING:
     from tests.fakes.postgres import PostgresServer
@@ -74,24 +75,14 @@ class Rekeyed(Installation):
         return seen - len(refused), refused
 
 
-@pytest.fixture(scope="module")
-def made_in_postgres(postgres: "PostgresServer", tmp_path_factory: pytest.TempPathFactory) -> tuple[Template, str]:
-    """A new installation, and its database's name: to be copied."""
-    data, name = tmp_path_factory.mktemp("postgres") / "made", postgres.create_database()
-    settings = server_settings(data, 1, 2, database_url=postgres.url(name))
-    found = asyncio.run(bootstrap.init(settings, owner="owner", clock=SystemClock()))
-    assert found.owner_token is not None
-    return Template(data, found.owner_token.reveal()), name
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def made(request: pytest.FixtureRequest, template: Template) -> tuple[Template, dict[str, Any]]:
     """A new installation on either database, and the settings that say which."""
     if request.param == "sqlite":
         return template, {}
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    there, name = request.getfixturevalue("made_in_postgres")
-    return there, {"database_url": postgres.url(postgres.create_database(name))}
+    there, name = copy_installation(postgres)
+    return there, {"database_url": postgres.url(name)}
 
 
 @pytest.fixture

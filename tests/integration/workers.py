@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from fleet.clock import SystemClock
 from fleet.v1 import admin_pb2
-from fleet_server import bootstrap
-from tests.integration.installation import Template, free_ports, server_settings
+from tests.integration.installation import Template, free_ports
+from tests.integration.on_postgres import copied_installation
 from tests.integration.processes import InstalledServer
 from tests.integration.waiting import eventually
 
@@ -86,16 +85,10 @@ def ports_in_a_row(count: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def on_postgres(folder: Path, postgres: "PostgresServer") -> AsyncIterator[tuple[Template, SecretStr]]:
+async def on_postgres(postgres: "PostgresServer") -> AsyncIterator[tuple[Template, SecretStr]]:
     """A fresh installation on a database of its own, and the database's URL."""
-    name = postgres.create_database()
-    url = SecretStr(postgres.url(name))
-    data = folder / "template"
-    settings = server_settings(data, *free_ports(2), database_url=url)
-    made = await asyncio.to_thread(lambda: asyncio.run(bootstrap.init(settings, owner="owner", clock=SystemClock())))
-    assert made.owner_token is not None
-    yield Template(data, made.owner_token.reveal()), url
-    postgres.drop_database(name)
+    async with copied_installation(postgres) as (template, name):
+        yield template, SecretStr(postgres.url(name))
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
