@@ -10,14 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
 
-from tests.fakes.postgres import BIN, OWNER, in_new_folder, prepare_owner
+from tests.fakes.postgres import BIN, OWNER, in_new_folder, new_folder_in_memory, prepare_owner
 
 _WAIT_S = "30"
 _SETTINGS = """
@@ -137,7 +136,7 @@ class PostgresPair:
     """
 
     def __init__(self, ports: tuple[int, int], *, synchronous: bool) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="fleet-pair-"))
+        self._folder = new_folder_in_memory()
         self._folder.chmod(0o755)
         self.primary = PostgresMachine(self._folder / "a", ports[0])
         self.standby = PostgresMachine(self._folder / "b", ports[1])
