@@ -87,10 +87,12 @@ def made(request: pytest.FixtureRequest, template: Template) -> tuple[Template, 
 
 @pytest.fixture
 def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers look for a change, and tell which key they write under, ten times as often; so does who waits for it."""
+    """Servers look for a change, and tell which key they write under, ten times as often; so does who waits for it.
+    A walk pauses for a tenth of the time."""
     monkeypatch.setattr(master_keys, "LOOK_INTERVAL_S", master_keys.LOOK_INTERVAL_S / 10)
     monkeypatch.setattr(rules, "HEARTBEAT_INTERVAL_S", rules.HEARTBEAT_INTERVAL_S / 10)
     monkeypatch.setattr(rekeying, "_LOOK_S", rekeying._LOOK_S / 10)
+    monkeypatch.setattr(rekeying, "PAUSE_S", rekeying.PAUSE_S / 10)
 
 
 @pytest.fixture
