@@ -1,7 +1,9 @@
 """Fixtures that every kind of test shares: hypothesis profiles, PostgreSQL, real processes, certificates, a
 clock."""
 
+import contextlib
 import gc
+import importlib
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: tests cut connections, and that is no news
@@ -40,11 +42,24 @@ def pytest_xdist_auto_num_workers() -> int:
     return workers()
 
 
+def import_share(config: pytest.Config) -> None:
+    """Each worker collects every test, and what takes longest is to rewrite the assertions. That is kept as bytecode: a
+    worker begins with modules of its own, and finds those of the others done."""
+    worker = getattr(config, "workerinput", None)
+    if worker is None or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    for file in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # the collector meets it again, and tells
+            importlib.import_module(".".join(file.relative_to(config.rootpath).with_suffix("").parts))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Modules and tests live as long as the run: the garbage collector need not walk them, neither now nor later."""
     gc.disable()
     try:
+        import_share(session.config)
         return (yield)
     finally:
         gc.freeze()
