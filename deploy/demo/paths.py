@@ -15,47 +15,48 @@ _INTERVALS = 3
 _WORKS = {"HEALTHY", "DEGRADED"}
 
 
-def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient) -> None:
+def link_of(here: Installation) -> FaultProxyThread:
+    """What the route's source will reach its destination over, for as long as the demo stays up."""
+    return FaultProxyThread(("127.0.0.1", here.probe_ports[_DESTINATION]))
+
+
+def cut_and_heal(stage: Stage, here: Installation, admin: AdminClient, link: FaultProxyThread) -> None:
     """A route on its direct path, then over a relay; the decision explains itself."""
-    with FaultProxyThread(("127.0.0.1", here.probe_ports[_DESTINATION])) as link:
-        here.lead(_SOURCE, admin.nodes()[_DESTINATION].node_id, link.address)
-        here.stop_node(_SOURCE)
-        here.start_node(_SOURCE)
-        here.wait(lambda: admin.online() == set(NODES), f"{_SOURCE} to come back")
-        stage.say(f"{_SOURCE} reaches {_DESTINATION} over a link that this demo holds in its hands.")
-        _fleetctl(stage, here, "routes", "create", _SOURCE, _DESTINATION, "--interval", f"{_INTERVAL_S}s")
-        _fleetctl(stage, here, "relays", "add", _RELAY)
-        here.wait(lambda: _on(admin, ""), "the direct path to be walked")
-        here.wait(lambda: _ways(admin).get(_RELAY) == "HEALTHY", f"the way over {_RELAY} to be walked")
-        known = {way["state"] for way in _show(stage, here)["candidates"]}
-        stage.check(known <= _WORKS, "the direct path works, and the other way was walked before it is needed")
+    here.lead(_SOURCE, admin.nodes()[_DESTINATION].node_id, link.address)
+    here.stop_node(_SOURCE)
+    here.start_node(_SOURCE)
+    here.wait(lambda: admin.online() == set(NODES), f"{_SOURCE} to come back")
+    stage.say(f"{_SOURCE} reaches {_DESTINATION} over a link that this demo holds in its hands.")
+    _fleetctl(stage, here, "routes", "create", _SOURCE, _DESTINATION, "--interval", f"{_INTERVAL_S}s")
+    _fleetctl(stage, here, "relays", "add", _RELAY)
+    here.wait(lambda: _on(admin, ""), "the direct path to be walked")
+    here.wait(lambda: _ways(admin).get(_RELAY) == "HEALTHY", f"the way over {_RELAY} to be walked")
+    known = {way["state"] for way in _show(stage, here)["candidates"]}
+    stage.check(known <= _WORKS, "the direct path works, and the other way was walked before it is needed")
 
-        stage.say("The link is cut now.")
-        began_s = time.monotonic()
-        link.refuse()
-        link.cut()
-        here.wait(lambda: _on(admin, _RELAY), f"the path over {_RELAY}")
-        intervals = (time.monotonic() - began_s) / _INTERVAL_S
-        stage.command("fleetctl", "routes", "explain", _ROUTE)
-        explained = _show(stage, here)
-        for reason in explained["decision"]["reasons"]:
-            stage.say(_by_name(reason["text"], admin), label="because ")
-        stage.check(
-            intervals <= _INTERVALS,
-            f"healed over {_RELAY} after {intervals:.1f} probe intervals (at most {_INTERVALS})",
-        )
-        lease = explained["lease"]
-        stage.check(
-            lease["relay_name"] == _RELAY, f"{_RELAY} relays by lease {lease['lease_id']}, signed for this route"
-        )
+    stage.say("The link is cut now.")
+    began_s = time.monotonic()
+    link.refuse()
+    link.cut()
+    here.wait(lambda: _on(admin, _RELAY), f"the path over {_RELAY}")
+    intervals = (time.monotonic() - began_s) / _INTERVAL_S
+    stage.command("fleetctl", "routes", "explain", _ROUTE)
+    explained = _show(stage, here)
+    for reason in explained["decision"]["reasons"]:
+        stage.say(_by_name(reason["text"], admin), label="because ")
+    stage.check(
+        intervals <= _INTERVALS,
+        f"healed over {_RELAY} after {intervals:.1f} probe intervals (at most {_INTERVALS})",
+    )
+    lease = explained["lease"]
+    stage.check(lease["relay_name"] == _RELAY, f"{_RELAY} relays by lease {lease['lease_id']}, signed for this route")
 
-        link.heal()
-        here.wait(lambda: _ways(admin)[""] in _WORKS, "the link to be walked again")
-        stage.say("The link is back: the route returns to it once that is worth a switch, 10 ms and a third.")
-        picture = here.state / "routes.svg"
-        _fleetctl(stage, here, "routes", "graph", "--output-file", here.shown(picture))
-        stage.check(picture.exists(), f"{here.shown(picture)} shows it in any browser")
-        _fleetctl(stage, here, "routes", "disable", _ROUTE)
+    link.heal()
+    here.wait(lambda: _ways(admin)[""] in _WORKS, "the link to be walked again")
+    stage.say("The link is back: the route returns to it once that is worth a switch, 10 ms and a third.")
+    picture = here.state / "routes.svg"
+    _fleetctl(stage, here, "routes", "graph", "--output-file", here.shown(picture))
+    stage.check(picture.exists(), f"{here.shown(picture)} shows it in any browser")
 
 
 def _fleetctl(stage: Stage, here: Installation, *arguments: str) -> None:

@@ -7,6 +7,7 @@ from deploy.demo.admin import AdminClient
 from deploy.demo.installation import Installation
 from deploy.demo.life_cycle import live, stay
 from deploy.demo.stage import Stage
+from tests.fakes.proxy_thread import FaultProxyThread
 
 
 def run(root: Path) -> int:
@@ -20,11 +21,12 @@ def _walk(stage: Stage, here: Installation) -> None:
         "A server, three nodes and an operator, all real processes on this machine.\n"
         f"State under {here.shown(here.state)}, made anew. Every mark below is something that was checked.",
     )
-    _steps(stage, here)
-    _stay(stage, here)
+    with paths.link_of(here) as link:
+        _steps(stage, here, link)
+        _stay(stage, here)
 
 
-def _steps(stage: Stage, here: Installation) -> None:
+def _steps(stage: Stage, here: Installation, link: FaultProxyThread) -> None:
     with stage.step(
         "A server", "SQLite, TLS 1.3 under a CA of its own, keys sealed at rest; the owner's token is shown once."
     ):
@@ -71,7 +73,7 @@ def _steps(stage: Stage, here: Installation) -> None:
             "A link is cut",
             "Nodes probe the paths between them; the server keeps each route on the best that lives, and says why.",
         ):
-            paths.cut_and_heal(stage, here, admin)
+            paths.cut_and_heal(stage, here, admin, link)
         with stage.step("The audit", "One hash chain for each writer, under checkpoints that the authority signs."):
             faults.audit(stage, here, admin)
 
@@ -84,6 +86,8 @@ def _stay(stage: Stage, here: Installation) -> None:
         "run line=2 host.processes",
         "commands list --limit 10",
         "telemetry history oven-1 --series host.cpu.percent",
+        "routes explain press-1-to-press-2",
+        "routes watch",
         "drain node press-2",
         "resume node press-2",
         "audit tail --follow",

@@ -54,6 +54,8 @@ def _gains(current_us: int, rivals: Collection[Scored], policy: Policy) -> list[
         wanted = f"a score of {millis(most)} or less"
         if way.held_out:
             told.append(f"{name(way.relay_id)} can be chosen again ({way.held_out}) and has {wanted}")
+        elif way.score_us is not None and way.score_us <= most:
+            told.append(f"{name(way.relay_id)} is walked again, and still works as well")
         else:
             told.append(f"{name(way.relay_id)} has {wanted}, against {millis(way.score_us or 0)} now")
     return told

@@ -147,7 +147,7 @@ def _not_enough_gain(case: _Case) -> str:
         return f"{text}, but was not walked since {case.old} was chosen"
     if samples < case.policy.min_samples:
         case.numbers["samples"] = samples
-        return f"{text}, but was seen working {samples} times in a row, of {case.policy.min_samples} that are asked for"
+        return f"{text}, but was seen working {samples} of the {case.policy.min_samples} times that are asked for"
     return f"{text}. Asked for are {case.bar()}"
 
 

@@ -179,7 +179,7 @@ A_DRAINED = (relay("n-a", usable=False, why_not="it is drained"), relay("n-b"))
             RELAYS,
             DecisionRule.NOT_ENOUGH_GAIN,
             "n-a",
-            "seen working 1 times in a row, of 2",
+            "seen working 1 of the 2 times",
             id="it-was-seen-once",
         ),
         pytest.param(

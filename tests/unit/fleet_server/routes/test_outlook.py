@@ -81,3 +81,8 @@ def test_a_relay_is_not_asked_for_a_score_that_no_relay_can_have() -> None:
     assert told(seen(DIRECT, 19), seen("r", 15)) == [breaks]
     heavy = [replace(POOL[0], weight=200)]
     assert len(told(seen(DIRECT, 19), seen("r", 15), pool=heavy)) == 2
+
+
+def test_one_that_gains_enough_and_was_seen_too_seldom_has_to_be_seen_again() -> None:
+    _, gains = told(seen(DIRECT, 200), seen("r", 20, samples=1))
+    assert gains == "the path over r is walked again, and still works as well"
