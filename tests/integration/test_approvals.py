@@ -199,5 +199,6 @@ async def test_what_was_signed_for_a_nodes_former_keys_is_void_and_for_the_new_o
     assert not node.runs()
 
     fresh = await crew.propose("n-1")
-    await ok(crew.operators["bob"], "approve", fresh[:12], "--yes", *crew.passphrase)
+    (outcome,) = await owner.outcomes(str((await crew.approve("bob", fresh))["issue_id"]))
+    assert outcome.state == command_pb2.COMMAND_STATE_SUCCEEDED
     assert sum(node.runs().values()) == 1
