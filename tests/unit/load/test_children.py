@@ -50,11 +50,13 @@ async def test_a_child_tells_what_failed_and_goes_on(tmp_path: Path) -> None:
 
 
 async def test_a_child_ends_with_its_standard_input_and_a_killed_one_is_reported() -> None:
+    before = set(psutil.Process().children())
     ended, killed = await Child.start(_CLIENT), await Child.start(_CLIENT)
     await ended.call("usage")
-    pids = [process.pid for process in psutil.Process().children()]
+    started = set(psutil.Process().children()) - before
+    assert len(started) == 2
     await ended.end()
     await killed.kill()
     with pytest.raises(ChildProcessError, match="it ended"):
         await killed.call("usage")
-    assert not any(psutil.pid_exists(pid) for pid in pids[-2:])
+    assert not any(process.is_running() for process in started)
