@@ -22,7 +22,7 @@ MAX_CHANGES = 16
 """Of one route, type and path."""
 MAX_KEPT = 4096
 """Of all."""
-MAX_GATHER_MS = 5_000
+MAX_GATHER_MS = 8_000
 _MAX_UINT32 = 2**32 - 1
 _WORKS = frozenset({RouteState.HEALTHY, RouteState.DEGRADED})
 
@@ -172,8 +172,8 @@ class Outbox:
 
 
 def gather_ms(route: EffectivePath) -> int:
-    """How long findings of a route that are no news wait for others: half its interval, 5 s at most."""
-    return min(MAX_GATHER_MS, route.probe_interval_ms // 2)
+    """How long findings of a route that are no news wait for others: three quarters of its interval, 8 s at most."""
+    return min(MAX_GATHER_MS, route.probe_interval_ms * 3 // 4)
 
 
 def _key(finding: Finding) -> Key:

@@ -10,7 +10,8 @@ that comes back goes out as one frame. The paces:
   deadlines;
 - as long as the path in force is bad, the other ways are walked at its pace and together with it: the first that comes
   back is the way out, and a report need not wait for walks that began in between;
-- a walk that said nothing is repeated soon.
+- a walk that said nothing is repeated soon;
+- that another way works as it did is said twice, and then of every other walk.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ MAX_DEADLINE_MS = 3_000
 MAX_WAIT_DEADLINES = 2
 """What has been found waits no longer for walks that are still out."""
 NEVER_MS = 2**62
+ALWAYS_SAID = 2
+"""So often in a row a candidate is said to be as it was; the server asks for as many before it believes in it."""
+NEWS_SHARE = 4
+"""A round trip that is by such a part longer or shorter than the one that was said is news."""
 LEASE_EXPIRED = "LEASE_EXPIRED"
 
 Path = tuple[str, ...]
@@ -63,6 +68,27 @@ def walk_timeout_ms(interval_ms: int) -> int:
     return max(1, min(interval_ms // 3, MAX_DEADLINE_MS))
 
 
+@dataclass(slots=True)
+class _Said:
+    """What was said of a candidate last.
+
+    Args:
+        times: that it was walked and found so, one after another.
+        held_back: the last of them was not said.
+    """
+
+    state: RouteState
+    loss_permille: int
+    rtt_us: int
+    times: int = 1
+    held_back: bool = False
+
+    def alike(self, state: RouteState, loss_permille: int, rtt_us: int) -> bool:
+        """Whether this is no news."""
+        close = abs(rtt_us - self.rtt_us) <= self.rtt_us // NEWS_SHARE
+        return close and (state, loss_permille) == (self.state, self.loss_permille)
+
+
 class RouteWalks:
     """Paces of one route whose source this node is. Times are milliseconds of one clock that never goes back."""
 
@@ -79,6 +105,7 @@ class RouteWalks:
         self._waiting_since_ms: int | None = None
         self._lease_lost = False
         self._connection_said: tuple[Path, RouteState, int] | None = None
+        self._candidates_said: dict[Path, _Said] = {}
         for path in (route.path, *route.candidates):
             self._begin(path, now_ms, within_ms=route.probe_interval_ms // 2)
 
@@ -146,6 +173,7 @@ class RouteWalks:
                 self._begin(path, now_ms, within_ms=0 if anxious else route.probe_interval_ms // 2)
             else:
                 self._health[path].new_generation()
+        self._candidates_said.clear()
         if switched:
             self._lease_lost = False
             self._reported = RouteState.UNSPECIFIED
@@ -222,7 +250,7 @@ class RouteWalks:
         findings = [
             self._health[path].finding(route_id, generation, ObservationType.CANDIDATE_PATH)
             for path in self.route.candidates
-            if path in self._news
+            if path in self._news and (self._is_worth_saying(path) or state is not before or state.bad)
         ]
         if self.route.path in self._news:
             self._reported = state
@@ -245,6 +273,19 @@ class RouteWalks:
     def _pending(self, now_ms: int) -> bool:
         """Whether walks of the burst have still to start."""
         return self._bad() and any(at <= now_ms and self._may_start(path) for path, at in self._due_ms.items())
+
+    def _is_worth_saying(self, path: Path) -> bool:
+        """Of a candidate that is as it was every other walk: the server does without two of them, and wants to hear of
+        two after each decision."""
+        health, said = self._health[path], self._candidates_said.get(path)
+        rtt_us = health.last.rtt_us if health.last is not None else 0
+        as_it_was = said is not None and said.alike(health.state, health.loss_permille, rtt_us)
+        if said is None or not as_it_was or health.state.bad:
+            self._candidates_said[path] = _Said(health.state, health.loss_permille, rtt_us)
+            return True
+        said.held_back = said.times >= ALWAYS_SAID and not said.held_back
+        said.times += 1
+        return not said.held_back
 
     def _connection(self, now_ms: int) -> tuple[Finding, ...]:
         """The first hop, as the last walk of the path in force met it; nothing when that was said not long ago."""

@@ -5,7 +5,6 @@ held out until it has little again. Pure.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from fleet_server.routes.model import Candidate, Policy
 
@@ -41,7 +40,8 @@ def charge(known: Candidate, amount: float, now_ms: int, policy: Policy) -> Cand
     if not since_ms and penalty >= policy.suppress_at:
         since_ms = now_ms
     # A time that went back would have it decay twice.
-    return replace(known, penalty=penalty, penalty_at_ms=max(now_ms, known.penalty_at_ms), suppressed_since_ms=since_ms)
+    at_ms = max(now_ms, known.penalty_at_ms)
+    return known._replace(penalty=penalty, penalty_at_ms=at_ms, suppressed_since_ms=since_ms)
 
 
 def _bounded(penalty: float, policy: Policy) -> float:

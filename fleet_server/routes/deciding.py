@@ -21,20 +21,19 @@ from fleet_server.audit.rules import JSON
 from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import NodeRecord
 from fleet_server.observability.route_metrics import RouteMetrics
-from fleet_server.routes import config_store, decision_store, due_store, finding_store, leasing
+from fleet_server.routes import config_store, decision_store, due_store, finding_store, leasing, waiting_rules
 from fleet_server.routes.lease_rules import LeaseStep
 from fleet_server.routes.leasing import Times
-from fleet_server.routes.model import DIRECT, GOOD, Candidate, Decision, Finding, PathState, Route
+from fleet_server.routes.model import Candidate, Decision, Finding, PathState, Route
 from fleet_server.routes.parts import CONFIG_KIND, LEASE_KIND, TOPIC, RouteParts, decision_record
 from fleet_server.routes.pool import Pool
-from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteRecord
+from fleet_server.routes.record import DecisionRecord, LeaseRecord, RouteHealth, RouteRecord
 from fleet_server.routes.rules import decide, fold, state_now
 from fleet_server.routes.turn_rules import Turns
+from fleet_server.routes.waiting_rules import Looked
 
 MAX_ROUTES = 256
 """Decided in one transaction: the writer, and every other replica that wants one of these rows, waits for it."""
-LOOK_EVERY = 2.5
-"""Intervals of a route within which one whose ways are as they were is decided about once."""
 _MAX_ENDS = 50_000
 _OUTCOMES = {LeaseStep.GRANT: "granted", LeaseStep.RENEW: "renewed", LeaseStep.WITHDRAW: "withdrawn"}
 
@@ -64,7 +63,7 @@ class _Writes:
     """What follows from the decisions of one transaction."""
 
     candidates: list[tuple[str, Candidate]] = field(default_factory=list)
-    health: list[RouteRecord] = field(default_factory=list)
+    health: list[RouteHealth] = field(default_factory=list)
     routes: list[RouteRecord] = field(default_factory=list)
     leases: list[LeaseRecord] = field(default_factory=list)
     renewed_for: set[str] = field(default_factory=set)
@@ -84,7 +83,7 @@ class Deciding:
         self._parts = parts
         self._metrics = metrics
         self._ends: dict[str, NodeRecord] = {}
-        self._looked_at_ms: dict[str, int] = {}
+        self._looked: dict[str, Looked] = {}
         self._turns = Turns()
 
     def hold(self, tx: Transaction, route_ids: Iterable[str]) -> Held:
@@ -148,9 +147,13 @@ class Deciding:
         known = fold(before, findings, policy, view.ways) if findings else before
         after = route
         turn = route.route_id, view.probe_interval_ms, times.now_ms
-        waits = (told and not self._turns.may(*turn)) or (findings and self._may_wait(held, view, before, known))
-        if not waits:
-            self._looked_at_ms[route.route_id] = times.now_ms
+        usable = held.pool.is_usable(route.relay_id)
+        last = self._looked.get(route.route_id)
+        as_it_was = findings and waiting_rules.may_wait(
+            view, before, known, last, times.now_ms, policy, relay_usable=usable
+        )
+        if not (as_it_was or (told and not self._turns.may(*turn))):
+            self._looked[route.route_id] = waiting_rules.looked(known, times.now_ms, policy)
             decision = decide(view, known, held.pool.listed(), times.now_ms, policy)
             if decision.charged:
                 known = {**known, **{row.relay_id: row for row in decision.charged}}
@@ -162,29 +165,9 @@ class Deciding:
             view = replace(view, relay_id=after.relay_id, decided_at_ms=after.decided_at_ms)
         row = known.get(after.relay_id)
         state = state_now(row, view, times.now_ms, policy) if route.enabled else PathState.UNKNOWN
-        healthy = _with_health(after, row, state, times.now_ms)
-        if healthy is not after:
-            writes.health.append(healthy)
-
-    def _may_wait(
-        self, held: Held, view: Route, before: Mapping[str, Candidate], known: Mapping[str, Candidate]
-    ) -> bool:
-        """Whether a route whose ways are as they were can go without a decision: most reports say that a path works, as
-        it did, and what is a little faster or slower may wait for the next one but one."""
-        now_ms, looked_at_ms = held.times.now_ms, self._looked_at_ms.get(view.route_id)
-        if looked_at_ms is None or not 0 <= now_ms - looked_at_ms < LOOK_EVERY * view.probe_interval_ms:
-            return False
-        row, lease = known.get(view.relay_id), view.lease
-        if row is None or row.state not in GOOD or not (view.enabled and view.generation):
-            return False
-        if view.relay_id != DIRECT and not (
-            held.pool.is_usable(view.relay_id)
-            and lease
-            and lease.relay_id == view.relay_id
-            and now_ms < lease.expires_at_ms
-        ):
-            return False
-        return all(way in before and before[way].state is each.state for way, each in known.items())
+        health = _health(after, row, state, times.now_ms)
+        if health is not None:
+            writes.health.append(health)
 
     def _follow(self, writes: _Writes, held: Held, route: RouteRecord, decision: Decision) -> RouteRecord:
         """The route as it was decided; what that changes is added to `writes`."""
@@ -247,7 +230,7 @@ class Deciding:
             return
         if len(self._ends) + len(unknown) > _MAX_ENDS:
             self._ends.clear()
-            self._looked_at_ms.clear()
+            self._looked.clear()
             self._turns.clear()
             unknown = ends
         self._ends |= self._parts.nodes.load_all(tx.conn, sorted(unknown))
@@ -282,15 +265,11 @@ class Deciding:
             tx.after_commit(lambda: self._metrics.decided(rules, writes.outcomes))
 
 
-def _with_health(route: RouteRecord, row: Candidate | None, state: PathState, now_ms: int) -> RouteRecord:
-    """The route with what is known of the way that it takes; itself when that is no news."""
-    found = (
-        (state.value, row.observed_at_ms, round(row.rtt_us), round(row.loss * 1000)) if row else (state.value, 0, 0, 0)
-    )
-    if found == (route.state, route.observed_at_ms, route.rtt_us, route.loss_permille):
-        return route
+def _health(route: RouteRecord, row: Candidate | None, state: PathState, now_ms: int) -> RouteHealth | None:
+    """What is known of the way that a route takes; None when that is no news."""
+    seen_ms, rtt_us, loss = (row.observed_at_ms, round(row.rtt_us), round(row.loss * 1000)) if row else (0, 0, 0)
+    known = (route.state, route.observed_at_ms, route.rtt_us, route.loss_permille)
+    if known == (state.value, seen_ms, rtt_us, loss):
+        return None
     since_ms = route.state_since_ms if state.value == route.state else now_ms
-    name, seen_ms, rtt_us, loss = found
-    return replace(
-        route, state=name, state_since_ms=since_ms, observed_at_ms=seen_ms, rtt_us=rtt_us, loss_permille=loss
-    )
+    return RouteHealth(state.value, since_ms, seen_ms, rtt_us, loss, route.route_id)

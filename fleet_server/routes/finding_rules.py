@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from fleet_server.routes import damping_rules
 from fleet_server.routes.model import BAD, GOOD, Candidate, Finding, PathState, Policy, Route
@@ -146,7 +145,7 @@ def _given_back(row: Candidate, now_ms: int, policy: Policy) -> Candidate:
     ):
         return row
     since_ms = 0 if row.suppressed_since_ms == row.stale_since_ms else row.suppressed_since_ms
-    return replace(row, penalty=max(0.0, row.penalty - policy.charge), suppressed_since_ms=since_ms)
+    return row._replace(penalty=max(0.0, row.penalty - policy.charge), suppressed_since_ms=since_ms)
 
 
 def _convicted(state: PathState, blamed: str, relay_id: str) -> bool:

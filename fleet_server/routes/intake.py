@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from fleet.v1 import route_pb2
@@ -170,7 +171,8 @@ def read(observation: route_pb2.RouteObservation, reporter_id: str, now_ms: int)
         and 2 <= len(expected) <= MAX_HOPS
         and len(observed) <= MAX_HOPS
         and _ID.match(observation.route_id)
-        and all(map(_ID.match, (*expected, *observed)))
+        and _are_ids(expected)
+        and _are_ids(observed)
         and (not observation.blamed_node_id or _ID.match(observation.blamed_node_id))
         and _WORD.match(observation.failure)
         and observation.generation <= _LARGEST
@@ -196,6 +198,12 @@ def read(observation: route_pb2.RouteObservation, reporter_id: str, now_ms: int)
         failure=observation.failure,
         failed_hop=min(observation.failed_hop, MAX_HOPS),
     )
+
+
+@lru_cache(maxsize=16_384)
+def _are_ids(path: tuple[str, ...]) -> bool:
+    """The same paths are told again and again."""
+    return all(map(_ID.match, path))
 
 
 def _subject(kind: int, expected: Sequence[str]) -> str | None:

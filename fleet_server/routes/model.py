@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 DIRECT = ""
 """The way without a relay."""
@@ -52,8 +53,7 @@ class Finding:
     blamed: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """What is remembered of one way of one route.
 
     Args:

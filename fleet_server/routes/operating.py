@@ -189,7 +189,7 @@ class RouteOperations(RouteParts):
             because = Because(why or f"switched off by {by}")
             decision = Decision(route.relay_id, False, DecisionRule.ROUTE_DISABLED, (because,), (), (), False)
         changed, members = self.adopt(tx, route, decision, now_ms=now_ms, by=by)
-        self.routes.save_health(tx.conn, [changed])
+        self.routes.save_health(tx.conn, [changed.health])
         detail: Mapping[str, JSON] = {"enabled": enabled, "generation": changed.generation, "why": why}
         self._audit_route(tx, AuditKind.ROUTE_CHANGED, by, changed, detail)
         self.tell(tx, members)

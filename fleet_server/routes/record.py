@@ -52,6 +52,13 @@ class RouteRecord:
     loss_permille: int = 0
 
     @property
+    def health(self) -> RouteHealth:
+        """What is known of its path."""
+        return RouteHealth(
+            self.state, self.state_since_ms, self.observed_at_ms, self.rtt_us, self.loss_permille, self.route_id
+        )
+
+    @property
     def page_token(self) -> str:
         """Token of the page after this record."""
         return self.name
@@ -71,6 +78,17 @@ class RouteRecord:
         if not (self.enabled and self.intact):
             return frozenset()
         return frozenset(filter(None, (self.source_id, self.destination_id, self.relay_id, *self.candidates)))
+
+
+class RouteHealth(NamedTuple):
+    """What is known of the path of a route; see `RouteRecord`."""
+
+    state: str
+    state_since_ms: int
+    observed_at_ms: int
+    rtt_us: int
+    loss_permille: int
+    route_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +167,7 @@ class ConfigRecord(NamedTuple):
     applied_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class ObservationRecord:
+class ObservationRecord(NamedTuple):
     """One finding as it was reported.
 
     Args:

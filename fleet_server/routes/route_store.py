@@ -13,7 +13,7 @@ from fleet_server.database.bulk import EachUpdate, fetch_of
 from fleet_server.database.engine import Connection, for_update
 from fleet_server.database.statements import execute, execute_many, fetch, fetch_any
 from fleet_server.routes.model import PathState
-from fleet_server.routes.record import RouteRecord
+from fleet_server.routes.record import RouteHealth, RouteRecord
 from fleet_server.trust.secrets import RowMac
 
 _KEPT = (
@@ -76,12 +76,9 @@ class RouteStore:
         execute(conn, text, (*fields[6:8], *fields[10:], self._mac.compute(*fields), route.route_id))
         return self._set_members(conn, route.route_id, route.members)
 
-    def save_health(self, conn: Connection, routes: Sequence[RouteRecord]) -> None:
-        """Store state, times, round trip and loss."""
-        rows = [
-            (r.state, r.state_since_ms, r.observed_at_ms, r.rtt_us, r.loss_permille, r.route_id)
-            for r in sorted(routes, key=lambda route: route.route_id)
-        ]
+    def save_health(self, conn: Connection, health: Iterable[RouteHealth]) -> None:
+        """Store what is known of the paths of routes."""
+        rows: list[RouteHealth] = sorted(health, key=lambda each: each.route_id)
         _HEALTH.run(conn, rows)
 
     def delete(self, conn: Connection, route_id: str) -> frozenset[str]:

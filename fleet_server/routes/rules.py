@@ -6,7 +6,6 @@ The face of this room's rules: what others need of them is named here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from fleet_server.routes import candidate_rules, damping_rules, lease_rules, reason_rules, scoring_rules, way_rules
 from fleet_server.routes.finding_rules import fold, observe, state_now
@@ -161,7 +160,7 @@ def _charged(left: Candidate | None, choice: Choice, now_ms: int, policy: Policy
         return (damping_rules.charge(left, policy.slower_charge, now_ms, policy),)
     if choice.rule is DecisionRule.STALE:
         # As a candidate it would be missed later only, and count for what it was when it was last seen.
-        return (replace(left, state=PathState.UNKNOWN),)
+        return (left._replace(state=PathState.UNKNOWN),)
     return ()
 
 

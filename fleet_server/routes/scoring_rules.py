@@ -21,7 +21,7 @@ def parts_of(known: Candidate, relay: Relay | None, route: Route, now_ms: int, p
     fresh_ms = policy.stale_after_ms(route, known.relay_id)
     parts = {
         "rtt": round(known.rtt_us),
-        "loss": round(policy.loss_factor * known.loss * max(known.rtt_us, policy.loss_floor_us)),
+        "loss": round(_loss_us(known, policy)),
         "age": round(policy.age_us * min(1.0, age_ms / fresh_ms)),
     }
     if relay is not None:
@@ -32,6 +32,22 @@ def parts_of(known: Candidate, relay: Relay | None, route: Route, now_ms: int, p
         parts["site"] = policy.other_site_us if _is_elsewhere(relay.site, route) else 0
         parts["weight"] = relay.weight
     return parts
+
+
+def walked_us(known: Candidate, policy: Policy) -> float:
+    """What a walk of a way costs: the part of its score that findings change. Microseconds."""
+    return known.rtt_us + _loss_us(known, policy)
+
+
+def _loss_us(known: Candidate, policy: Policy) -> float:
+    return policy.loss_factor * known.loss * max(known.rtt_us, policy.loss_floor_us)
+
+
+def moved(before_us: float, after_us: float, policy: Policy) -> bool:
+    """Whether what a way costs moved by so much that another decision may follow: by an eighth, and a quarter of what a
+    switch has to gain."""
+    by_us = abs(after_us - before_us)
+    return by_us > before_us / 8 and by_us > policy.min_gain_us / 4
 
 
 def total(parts: Mapping[str, int]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from fleet.errors import Reason, Refusal
 from fleet.v1 import lease_pb2, route_pb2
@@ -85,24 +85,21 @@ def _is_known(found: route_pb2.RouteObservation) -> bool:
 
 
 def _check_observation(found: route_pb2.RouteObservation) -> None:
-    _check_ids([found.route_id])
-    for hops in (found.expected_hops, found.observed_hops):
-        if len(hops) > MAX_HOPS:
-            raise _malformed(f"a path has at most {MAX_HOPS} nodes")
-        _check_ids(hops)
+    expected, observed = found.expected_hops, found.observed_hops
+    if len(expected) > MAX_HOPS or len(observed) > MAX_HOPS:
+        raise _malformed(f"a path has at most {MAX_HOPS} nodes")
+    _check_ids((found.route_id, *expected, *observed))
     _check_words(found.blamed_node_id, found.failure)
 
 
-def _check_ids(ids: Iterable[str]) -> None:
-    for each in ids:
-        if not 0 < len(each) <= MAX_ID_CHARS:
-            raise _malformed(f"an id has 1 to {MAX_ID_CHARS} characters")
+def _check_ids(ids: Collection[str]) -> None:
+    if ids and not 0 < min(map(len, ids)) <= max(map(len, ids)) <= MAX_ID_CHARS:
+        raise _malformed(f"an id has 1 to {MAX_ID_CHARS} characters")
 
 
 def _check_words(*words: str) -> None:
-    for word in words:
-        if len(word) > MAX_WORD_CHARS:
-            raise _malformed(f"a reason, a failure or a node that is blamed has at most {MAX_WORD_CHARS} characters")
+    if max(map(len, words)) > MAX_WORD_CHARS:
+        raise _malformed(f"a reason, a failure or a node that is blamed has at most {MAX_WORD_CHARS} characters")
 
 
 def _malformed(detail: str) -> Refusal:

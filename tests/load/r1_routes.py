@@ -30,5 +30,5 @@ ROW = Row(
     baseline,
     routes,
     judge,
-    timeout_s=420.0,
+    timeout_s=700.0,
 )

@@ -25,10 +25,19 @@ DEADLINE_MS = walk_timeout_ms(INTERVAL_MS)
 CANDIDATE, EFFECTIVE = ObservationType.CANDIDATE_PATH, ObservationType.SYNTHETIC_ROUTE_HEALTH
 
 
-def result(path: tuple[str, ...], state: WalkState) -> WalkResult:
+def result(path: tuple[str, ...], state: WalkState, rtt_us: int = 2_000) -> WalkResult:
     if state is WalkState.ANSWERED:
-        return WalkResult(path, path, 2_000, 1_000, state)
+        return WalkResult(path, path, rtt_us, 1_000, state)
     return WalkResult(path, path[:1], 0, 0, state, "TIMED_OUT", 1)
+
+
+def told_of(drive: Drive, path: tuple[str, ...]) -> list[int]:
+    """When something was said of a candidate."""
+    return [
+        at_ms
+        for at_ms, report in drive.reports
+        if any(found.type is CANDIDATE and found.path == path for found in report.findings)
+    ]
 
 
 class Drive:
@@ -39,6 +48,7 @@ class Drive:
         self.walks = RouteWalks(route, POLICY, 0, random.Random(seed).random)
         self.broken: dict[tuple[str, ...], WalkState] = {}
         self.lose_once: set[tuple[str, ...]] = set()
+        self.rtts_us: dict[tuple[str, ...], int] = {}
         self.started: list[Walk] = []
         self.reports: list[tuple[int, Report]] = []
         self._out: list[tuple[int, int, Walk, WalkState]] = []
@@ -52,7 +62,9 @@ class Drive:
             self.now_ms = max(self.now_ms, at_ms)
             while self._out and self._out[0][0] <= self.now_ms:
                 _, _, walk, state = heapq.heappop(self._out)
-                report = self.walks.finished(walk, result(walk.path, state), self.now_ms)
+                report = self.walks.finished(
+                    walk, result(walk.path, state, self.rtts_us.get(walk.path, 2_000)), self.now_ms
+                )
                 if report:
                     self.reports.append((self.now_ms, report))
             for walk in self.walks.due(self.now_ms):
@@ -225,3 +237,34 @@ def test_a_lease_that_ends_at_any_moment_keeps_no_finding_of_the_other_ways_back
     drive.run(until_ms=drive.now_ms + 3 * DEADLINE_MS)
     told = [report for at_ms, report in drive.reports if at_ms >= INTERVAL_MS + lost_at_ms]
     assert {finding.path for report in told for finding in report.findings} >= {DIRECT, OVER_Q}
+
+
+@given(seed=st.integers(0, 2**16), news=st.sampled_from(["slower", "faster", "lossy", "another snapshot"]))
+def test_a_candidate_that_is_as_it_was_is_told_of_every_other_walk_and_news_of_it_at_once(seed: int, news: str) -> None:
+    pace_ms = 6 * INTERVAL_MS
+    longest_ms = round(pace_ms * (1 + JITTER)) + 2 * INTERVAL_MS  # it is told with the next walk of the path in force
+    drive = Drive(seed=seed)
+    drive.run(20 * pace_ms)
+    healthy = told_of(drive, OVER_R)
+    assert healthy[1] <= INTERVAL_MS + longest_ms
+    gaps = [later - earlier for earlier, later in pairwise(healthy[1:])]
+    assert all(pace_ms * 3 // 2 < gap <= 2 * longest_ms for gap in gaps)
+    if news == "another snapshot":
+        drive.walks.replace(replace(ROUTE, generation=2), drive.now_ms)
+    elif news == "lossy":
+        drive.lose_once.add(OVER_R)
+    else:
+        drive.rtts_us[OVER_R] = 2_600 if news == "slower" else 1_400
+    drive.run(drive.now_ms + 2 * longest_ms)
+    since = told_of(drive, OVER_R)[len(healthy) :]
+    assert len(since) >= 2
+    assert since[0] - 20 * pace_ms <= longest_ms
+
+
+def test_a_candidate_that_is_a_little_slower_is_no_news() -> None:
+    drive = Drive()
+    drive.run(121 * INTERVAL_MS)
+    before = len(told_of(drive, OVER_R))
+    drive.rtts_us[OVER_R] = 2_500
+    drive.run(121 * INTERVAL_MS + 12 * 6 * INTERVAL_MS)
+    assert len(told_of(drive, OVER_R)) - before <= 7

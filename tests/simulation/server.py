@@ -20,7 +20,6 @@ from fleet_server.routes.recording import MAX_WAIT_S, NEWS_WAIT_S
 from fleet_server.routes.rules import (
     BAD,
     DIRECT,
-    GOOD,
     Candidate,
     Decision,
     Finding,
@@ -32,6 +31,7 @@ from fleet_server.routes.rules import (
     fold,
     state_now,
 )
+from fleet_server.routes.waiting_rules import Looked, looked, may_wait
 from tests.simulation.node import Frame, Snapshot
 from tests.simulation.timeline import Timeline
 from tests.simulation.trace import Decided, Plan
@@ -41,7 +41,6 @@ MAX_WAIT_MS = round(MAX_WAIT_S * 1000)
 SWEEP_MS = 1_000
 COMMIT_MS = 20
 RELAY_LOSS_MS = 15_000
-LOOK_EVERY = 2.5
 
 Decide = Callable[[Route, dict[str, Candidate], Sequence[Relay], int, Policy], Decision]
 _WALKED = (ObservationType.SYNTHETIC_ROUTE_HEALTH, ObservationType.CANDIDATE_PATH)
@@ -80,7 +79,7 @@ class Server:
             each.node_id: Relay(each.node_id, sites[each.node_id], each.capacity, each.weight, 0, True)
             for each in plan.relays
         }
-        self._looked_ms: dict[str, int] = {}
+        self._looked: dict[str, Looked] = {}
         self._offline_ms: dict[str, int] = {}
         self._arrived: list[Frame] = []
         self._asking: set[str] = set()
@@ -147,21 +146,9 @@ class Server:
             self._wake(node_id)
 
     def _may_wait(self, route: Route, before: dict[str, Candidate]) -> bool:
-        """As deciding.py has it: a route whose ways are as they were is decided about once in a while."""
-        known, now_ms = self._known[route.route_id], self._timeline.now_ms
-        row, lease = known.get(route.relay_id), route.lease
-        if now_ms - self._looked_ms[route.route_id] >= LOOK_EVERY * route.probe_interval_ms:
-            return False
-        if row is None or row.state not in GOOD:
-            return False
-        if route.relay_id != DIRECT and not (
-            self._pool[route.relay_id].usable
-            and lease
-            and lease.relay_id == route.relay_id
-            and now_ms < lease.expires_at_ms
-        ):
-            return False
-        return all(way in before and before[way].state is each.state for way, each in known.items())
+        known, last = self._known[route.route_id], self._looked[route.route_id]
+        usable = not route.relay_id or self._pool[route.relay_id].usable
+        return may_wait(route, before, known, last, self._timeline.now_ms, self._policy, relay_usable=usable)
 
     @staticmethod
     def _findings(observation: Observation) -> list[Finding]:
@@ -182,7 +169,7 @@ class Server:
 
     def _decide(self, route_id: str) -> None:
         route, now_ms = self._routes[route_id], self._timeline.now_ms
-        self._looked_ms[route_id] = now_ms
+        self._looked[route_id] = looked(self._known[route_id], now_ms, self._policy)
         decision = self._decide_one(route, self._known[route_id], list(self._pool.values()), now_ms, self._policy)
         for row in decision.charged:
             self._known[route_id][row.relay_id] = row

@@ -29,13 +29,13 @@ RELAYS = (relay("n-a"), relay("n-b"))
 def good(relay_id: str, rtt_ms: float, **changes: Any) -> Candidate:
     """A way that works and was walked a second ago."""
     row = Candidate(relay_id, PathState.HEALTHY, rtt_ms * 1000, samples=5, observed_at_ms=SEEN_MS)
-    return replace(row, **changes)
+    return row._replace(**changes)
 
 
 def bad(relay_id: str, state: PathState = PathState.UNREACHABLE, **changes: Any) -> Candidate:
     """A way that was found broken a second ago."""
     row = Candidate(relay_id, state, 20_000, samples=5, observed_at_ms=SEEN_MS, stale_since_ms=SEEN_MS)
-    return replace(row, **changes)
+    return row._replace(**changes)
 
 
 def rows(*known: Candidate) -> dict[str, Candidate]:

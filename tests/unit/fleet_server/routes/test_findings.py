@@ -152,7 +152,7 @@ def test_when_the_clock_went_back_what_was_seen_in_the_future_does_not_stand_for
 @pytest.mark.parametrize("garbled", [float("nan"), float("inf"), float("-inf"), -1.0, 1e300])
 @pytest.mark.parametrize("column", ["rtt_us", "loss", "penalty"])
 def test_a_row_that_somebody_garbled_stops_nothing_and_heals(column: str, garbled: float) -> None:
-    known = rows(good("n-a", 9), good(DIRECT, 9), replace(good("n-b", 9), **{column: garbled}))
+    known = rows(good("n-a", 9), good(DIRECT, 9), good("n-b", 9)._replace(**{column: garbled}))
     decision = decide(OVER_A, known, RELAYS, NOW_MS, POLICY)
     assert decision.relay_id in ("n-a", DIRECT)
     assert all(0 <= each.penalty <= 12_000 for each in decision.scores)
