@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from time import perf_counter
 
 from fleet.errors import Reason, Refusal
@@ -131,10 +132,12 @@ class Recorder:
             self._arrived.clear()
             self._due_s = math.inf
             waiting, self._recorded = self._recorded, None
-            busy: list[Told] = []
+            # What there is by now: what comes beside it waits for more, and holds up nobody's answer.
+            batches = deque(iter(lambda: self._intake.take(MAX_ROUTES), []))
+            left: list[Told] = []
             try:
-                while batch := self._intake.take(MAX_ROUTES):
-                    busy += await self._flush(batch)
+                while batches:
+                    left += await self._flush(batches.popleft())
             except Refusal as refusal:
                 _settle(waiting, refusal)
                 self._flush_within(NEWS_WAIT_S)
@@ -143,8 +146,9 @@ class Recorder:
                 _settle(waiting, Refusal(Reason.UNAVAILABLE, "the report could not be recorded: try again"))
                 raise
             finally:
-                if busy:
-                    self._intake.give_back(busy, self._parts.now_ms() - KEEP_MS)
+                left += chain.from_iterable(batches)
+                if left:
+                    self._intake.give_back(left, self._parts.now_ms() - KEEP_MS)
                     self._flush_within(NEWS_WAIT_S)
             _settle(waiting, None)
 

@@ -20,7 +20,9 @@ from tests.unit.fleet_server.routes.walks import (
     recording,
     route_of,
     tell,
+    waiting,
     walk,
+    writing_later,
 )
 
 
@@ -102,6 +104,22 @@ async def test_news_takes_what_waits_with_it(mesh: Mesh) -> None:
         # The clock stands still.
         await asyncio.gather(*told)
     assert [(await route_of(mesh, each)).state for each in routes] == ["HEALTHY", "UNREACHABLE"]
+
+
+async def test_what_comes_while_others_are_recorded_goes_with_the_next(mesh: Mesh) -> None:
+    routes = [(await mesh.connect("a", name)).route_id for name in ("b", "r")]
+    seen = [await observation(mesh, each) for each in routes]
+    async with writing_later(mesh, 1):
+        first = asyncio.ensure_future(tell(mesh, "a", seen[0]))
+        await waiting(mesh, 1)
+        health = route_pb2.RouteHealth(observations=seen[1:])
+        beside = asyncio.ensure_future(mesh.routes.record(mesh.ids["a"], mesh.epochs["a"], health))
+        await asyncio.sleep(0)
+    await first
+    assert [(await route_of(mesh, each)).state for each in routes] == ["HEALTHY", "UNKNOWN"]
+    await mesh.routes.flush()
+    await beside
+    assert (await route_of(mesh, routes[1])).state == "HEALTHY"
 
 
 async def test_who_is_no_source_of_a_route_steers_nothing(mesh: Mesh) -> None:

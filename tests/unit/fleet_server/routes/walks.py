@@ -1,6 +1,7 @@
 """What nodes of a mesh report of its routes, and what became of that."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -112,6 +113,28 @@ async def decisions(mesh: Mesh) -> list[dict[str, Any]]:
 def dropped(mesh: Mesh) -> dict[str, float]:
     """Observations that were not recorded, by reason."""
     return {values[0]: handle.value for values, handle in mesh.metrics.dropped.items()}
+
+
+async def waiting(mesh: Mesh, jobs: int) -> None:
+    """Until so many jobs wait for the writer."""
+    while mesh.database.writer.depth() < jobs:
+        await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def writing_later(mesh: Mesh, jobs: int) -> AsyncIterator[None]:
+    """The writer is at something until so many jobs wait for it, which make one group then."""
+    goes_on = threading.Event()
+    before = asyncio.ensure_future(mesh.database.write(lambda _: goes_on.wait(10)))
+    await asyncio.sleep(0)
+    while mesh.database.writer.depth():
+        await asyncio.sleep(0.001)
+    try:
+        yield
+        await waiting(mesh, jobs)
+    finally:
+        goes_on.set()
+        await before
 
 
 @asynccontextmanager
