@@ -35,6 +35,7 @@ from fleet_server.routes.waiting_rules import Looked
 MAX_ROUTES = 256
 """Decided in one transaction: the writer, and every other replica that wants one of these rows, waits for it."""
 _MAX_ENDS = 50_000
+_MAX_LOOKED = 50_000  # routes that are made and removed for ever would fill memory
 _OUTCOMES = {LeaseStep.GRANT: "granted", LeaseStep.RENEW: "renewed", LeaseStep.WITHDRAW: "withdrawn"}
 
 
@@ -69,6 +70,8 @@ class _Writes:
     renewed_for: set[str] = field(default_factory=set)
     decisions: list[DecisionRecord] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    looked: dict[str, Looked] = field(default_factory=dict)
+    turns: list[tuple[str, int, int]] = field(default_factory=list)
 
 
 class Deciding:
@@ -136,7 +139,16 @@ class Deciding:
         decision_store.save(tx.conn, writes.decisions)
         config_store.bump(tx.conn, touched, held.times.now_ms)
         self._audit(tx, writes.decisions, held)
+        tx.after_commit(lambda: self._remember(writes))  # a job that is run again has decided nothing before
         self._announce(tx, writes, touched)
+
+    def _remember(self, writes: _Writes) -> None:
+        if len(self._looked) + len(writes.looked) > _MAX_LOOKED:
+            self._looked.clear()
+            self._turns.clear()
+        self._looked |= writes.looked
+        for turn in writes.turns:
+            self._turns.take(*turn)
 
     def _decide(
         self, writes: _Writes, held: Held, route: RouteRecord, findings: Sequence[Finding], *, told: bool
@@ -153,13 +165,13 @@ class Deciding:
             view, before, known, last, times.now_ms, policy, relay_usable=usable
         )
         if not (as_it_was or (told and not self._turns.may(*turn))):
-            self._looked[route.route_id] = waiting_rules.looked(known, times.now_ms, policy)
+            writes.looked[route.route_id] = waiting_rules.looked(known, times.now_ms, policy)
             decision = decide(view, known, held.pool.listed(), times.now_ms, policy)
             if decision.charged:
                 known = {**known, **{row.relay_id: row for row in decision.charged}}
             after = self._follow(writes, held, route, decision)
             if told and decision.switched:
-                self._turns.take(*turn)
+                writes.turns.append(turn)
         writes.candidates += [(route.route_id, row) for way, row in known.items() if before.get(way) is not row]
         if after is not route:
             view = replace(view, relay_id=after.relay_id, decided_at_ms=after.decided_at_ms)
@@ -230,8 +242,6 @@ class Deciding:
             return
         if len(self._ends) + len(unknown) > _MAX_ENDS:
             self._ends.clear()
-            self._looked.clear()
-            self._turns.clear()
             unknown = ends
         self._ends |= self._parts.nodes.load_all(tx.conn, sorted(unknown))
 

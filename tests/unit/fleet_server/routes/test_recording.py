@@ -6,6 +6,7 @@ import pytest
 
 from fleet.v1 import route_pb2
 from fleet_server.database.engine import Database
+from fleet_server.database.writer import Transaction
 from tests.unit.fleet_server.routes.mesh import Mesh
 from tests.unit.fleet_server.routes.walks import (
     HEALTHY,
@@ -120,6 +121,28 @@ async def test_what_comes_while_others_are_recorded_goes_with_the_next(mesh: Mes
     await mesh.routes.flush()
     await beside
     assert (await route_of(mesh, routes[1])).state == "HEALTHY"
+
+
+async def test_a_switch_is_decided_again_when_its_transaction_was_undone_for_a_neighbour(mesh: Mesh) -> None:
+    await add_relays(mesh, "r")
+    route_id = (await mesh.connect("a", "b")).route_id
+    for _ in range(3):
+        await walk(mesh, route_id, direct=30_000, r=25_000)
+        await mesh.clock.advance(10)
+    slower = await observation(mesh, route_id, rtt_us=200_000)
+
+    def fails(_: Transaction) -> None:
+        raise ZeroDivisionError
+
+    async with writing_later(mesh, 2):
+        told = asyncio.ensure_future(tell(mesh, "a", slower))
+        await waiting(mesh, 1)
+        beside = asyncio.ensure_future(mesh.database.write(fails))
+    with pytest.raises(ZeroDivisionError):
+        await beside
+    await told
+    after = await route_of(mesh, route_id)
+    assert (after.relay_id, (await decisions(mesh))[-1]["rule"]) == (mesh.ids["r"], "FASTER")
 
 
 async def test_who_is_no_source_of_a_route_steers_nothing(mesh: Mesh) -> None:
