@@ -54,6 +54,7 @@ def may_wait(
     return all(
         way in before
         and before[way].state is each.state
+        and not before[way].samples < policy.min_samples <= each.samples  # from now on it may take the route
         and not scoring_rules.moved(last.walked_us.get(way, 0.0), scoring_rules.walked_us(each, policy), policy)
         for way, each in known.items()
         if each is not before.get(way)

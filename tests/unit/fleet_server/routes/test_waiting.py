@@ -79,3 +79,12 @@ def test_a_path_that_does_not_work_does_not_wait() -> None:
     after = broken | rows(good("n-a", 61))
     assert broken[DIRECT].state is PathState.UNREACHABLE
     assert not may_wait(ROUTE, broken, after, last, LATER_MS, POLICY, relay_usable=True)
+
+
+def test_a_way_that_was_seen_often_enough_to_be_chosen_does_not_wait() -> None:
+    least = POLICY.min_samples
+    for samples, may in ((least - 1, True), (least, False), (least + 1, True)):
+        known = KNOWN | rows(good("n-a", 12, samples=samples - 1))
+        last = looked(known, NOW_MS, POLICY)
+        after = known | rows(good("n-a", 12, samples=samples))
+        assert may_wait(ROUTE, known, after, last, LATER_MS, POLICY, relay_usable=True) is may
