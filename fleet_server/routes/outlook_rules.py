@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fleet_server.routes import scoring_rules
-from fleet_server.routes.model import DIRECT, GOOD, Decision, Policy, Scored
+from fleet_server.routes.model import DIRECT, GOOD, Decision, DecisionRule, Policy, Scored
 from fleet_server.routes.reason_rules import millis, name
+from fleet_server.routes.waiting_rules import LOOK_EVERY
 
 _MOST_RIVALS = 4
 
@@ -23,7 +24,10 @@ def would_switch(relay_id: str, ends: Collection[str], live: Decision, policy: P
     current = next((way for way in live.scores if way.relay_id == relay_id), None)
     rivals = [way for way in live.scores if way.relay_id != relay_id and way.relay_id not in ends][:_MOST_RIVALS]
     if live.switched:
-        return (f"the next report comes or the next second has passed: {name(live.relay_id)} would be taken now",)
+        soon = "the next report comes or the next second has passed"
+        if live.rule is DecisionRule.FASTER:
+            soon = f"its ways are compared again, within {LOOK_EVERY} intervals"
+        return (f"{soon}: {name(live.relay_id)} would be taken now",)
     if current is None or current.state not in GOOD or current.score_us is None:
         return tuple(_must_work(way) for way in rivals) or ("a relay is added that both ends reach",)
     heir = next((way for way in rivals if not way.held_out), None)

@@ -67,7 +67,10 @@ def test_where_nothing_works_it_is_told_what_has_to() -> None:
 
 def test_a_change_that_is_due_is_told_as_such() -> None:
     (due,) = told(seen(DIRECT, 200), seen("r", 20))
-    assert due.endswith("the path over r would be taken now")
+    assert due == "its ways are compared again, within 6 intervals: the path over r would be taken now"
+    broken = seen(DIRECT, 0, PathState.UNREACHABLE, stale_since_ms=NOW_MS)
+    (due,) = told(broken, seen("r", 20))
+    assert due.startswith("the next report comes or the next second has passed: ")
 
 
 def test_an_end_in_the_pool_is_no_way_out() -> None:
