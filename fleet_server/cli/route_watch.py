@@ -51,7 +51,7 @@ def watch(invocation: Invocation, node: str | None, relay: str) -> None:
     """Follow routes until Ctrl-C: a table that stays up to date; when piped, a line for each switch and new state."""
     from fleet.v1 import admin_route_pb2
 
-    known = Known()
+    known = Known(some=bool(node or relay))
 
     def request() -> admin_route_pb2.WatchRoutesRequest:
         known.begin()
@@ -62,9 +62,14 @@ def watch(invocation: Invocation, node: str | None, relay: str) -> None:
 
 
 class Known:
-    """Routes as they were told last; says what a change means to a person."""
+    """Routes as they were told last; says what a change means to a person.
 
-    def __init__(self) -> None:
+    Args:
+        some: whether only routes of a node, or over one, are told: what is gone may lead over another one now.
+    """
+
+    def __init__(self, *, some: bool = False) -> None:
+        self._gone = ("LEFT", "leads elsewhere, or was removed") if some else ("REMOVED", "")
         self.routes: dict[str, admin_route_pb2.RouteView] = {}
         self._begins = False
 
@@ -89,7 +94,7 @@ class Known:
             self.routes[route.route_id] = route
             if word:
                 news.append((route, word, detail))
-        return [*news, *((self.routes.pop(route_id), "REMOVED", "") for route_id in removed)]
+        return [*news, *((self.routes.pop(route_id), *self._gone) for route_id in removed)]
 
     def _compare(self, now: admin_route_pb2.RouteView) -> tuple[str, str]:
         before = self.routes.get(now.route_id)

@@ -150,6 +150,14 @@ def test_a_watch_in_a_pipe_tells_switches_and_states_and_nothing_else(ctl: Fleet
     assert rows[2][-2:] == ["was", "HEALTHY"]
 
 
+def test_a_route_that_left_the_relay_that_is_watched_is_not_said_to_be_removed(ctl: Fleetctl) -> None:
+    ctl.fake.answers["WatchRoutes"] = [watched(relayed()), watched(removed=("rt_1",))]
+    for only in (["relay-a"], ["--relay", "relay-a"]):
+        last = ctl.run("routes", "watch", *only).stdout.splitlines()[-1]
+        assert "LEFT" in last
+        assert last.endswith("leads elsewhere, or was removed")
+
+
 def test_what_went_while_the_server_was_away_is_told_when_it_is_back(ctl: Fleetctl) -> None:
     openings = iter([[watched(route(1), route(2)), grpc.StatusCode.UNAVAILABLE], [watched(route(2))]])
     ctl.fake.answers["WatchRoutes"] = lambda _: next(openings)
