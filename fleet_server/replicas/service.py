@@ -107,7 +107,8 @@ class ReplicaService:
                 self._tell(tx, AuditKind.REPLICA_STOPPED, "server", self.replica_id, {})
             return was_lost
 
-        self._was_lost |= await self._database.write(work)
+        was_lost = await self._database.write(work)
+        self._was_lost |= was_lost  # as it is by now: a heartbeat may have found so meanwhile
 
     async def list(self) -> list[ReplicaRecord]:
         """All replicas, by id."""
