@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from fleet_server.routes import way_rules
 from fleet_server.routes.model import BAD, DIRECT, DecisionRule, Policy, Reason, Relay, Route
 from fleet_server.routes.way_rules import Way, seconds
 
@@ -23,12 +24,25 @@ class Choice:
 
 
 def explain(
-    route: Route, choice: Choice, ways: Mapping[str, Way], relays: Mapping[str, Relay], now_ms: int, policy: Policy
+    route: Route,
+    choice: Choice,
+    candidates: Collection[str],
+    ways: Mapping[str, Way],
+    relays: Mapping[str, Relay],
+    now_ms: int,
+    policy: Policy,
 ) -> tuple[Reason, ...]:
-    """The rule in a sentence first, then what else had to do with it."""
+    """The rule in a sentence first, then what else had to do with it.
+
+    Args:
+        candidates: other ways that its source walks from now on.
+    """
     numbers: dict[str, float | int | str] = {"from": route.relay_id, "to": choice.relay_id}
     text = _SENTENCES[choice.rule](_Case(route, choice, ways, now_ms, policy, numbers))
-    return (Reason(text, {"rule": choice.rule.value, **numbers}), *_beside(choice, ways, relays, now_ms))
+    return (
+        Reason(text, {"rule": choice.rule.value, **numbers}),
+        *_beside(choice, ways, _spare(route, candidates, ways, relays)),
+    )
 
 
 def name(relay_id: str) -> str:
@@ -195,7 +209,16 @@ _SENTENCES = {
 }
 
 
-def _beside(choice: Choice, ways: Mapping[str, Way], relays: Mapping[str, Relay], now_ms: int) -> tuple[Reason, ...]:
+def _spare(route: Route, candidates: Collection[str], ways: Mapping[str, Way], relays: Mapping[str, Relay]) -> int:
+    """How many relays could carry the route, and are walked neither now nor from now on."""
+    return sum(
+        not way_rules.obstacle(node_id, relay, route)
+        for node_id, relay in relays.items()
+        if node_id not in ways and node_id not in candidates
+    )
+
+
+def _beside(choice: Choice, ways: Mapping[str, Way], unwalked: int) -> tuple[Reason, ...]:
     """What a person asks next: why not directly, why does it stay where it flaps, and is that all there is?"""
     if choice.rule is DecisionRule.ROUTE_DISABLED:
         return ()
@@ -210,7 +233,6 @@ def _beside(choice: Choice, ways: Mapping[str, Way], relays: Mapping[str, Relay]
             " choosing it, not a route from staying where it works"
         )
         beside.append(Reason(text, {"penalty": round(chosen.scored.penalty)}))
-    unwalked = len(relays.keys() - ways.keys())
     if unwalked:
         several = f"{unwalked} more relays of the pool are not walked; they get their turn"
         one = "1 more relay of the pool is not walked; it gets its turn"

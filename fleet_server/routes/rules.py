@@ -73,7 +73,7 @@ def decide(
         relay_id=choice.relay_id,
         switched=choice.relay_id != route.relay_id or choice.rule is DecisionRule.FIRST,
         rule=choice.rule,
-        reasons=reason_rules.explain(route, choice, ways, pool, now_ms, policy),
+        reasons=reason_rules.explain(route, choice, candidates, ways, pool, now_ms, policy),
         scores=_listed(ways.values(), choice.relay_id),
         candidates=candidates,
         waiting_rendezvous=_waits_for_rendezvous(route, ways[DIRECT]),

@@ -294,7 +294,7 @@ def test_what_was_left_because_nobody_saw_it_does_not_come_back_unseen() -> None
 
 def test_a_decision_tells_of_each_way_what_there_is_to_tell() -> None:
     known = rows(good("n-a", 40, loss=0.1), bad(DIRECT, **HELD_OUT), good("n-b", 60))
-    decision = decide(OVER_A, known, (*RELAYS, relay("n-c"), relay("n-d2")), NOW_MS, POLICY)
+    decision = decide(OVER_A, known, (*RELAYS, *map(relay, ("n-c", "n-e", "n-f", "n-g"))), NOW_MS, POLICY)
     chosen, second, direct = decision.scores
     assert chosen.parts == {
         "rtt": 40_000, "loss": 40_000, "age": 100, "relay": 10_000, "load": 0, "site": 0, "weight": 100
@@ -314,3 +314,11 @@ def test_a_decision_tells_of_each_way_what_there_is_to_tell() -> None:
 def test_it_is_said_that_the_path_itself_flaps() -> None:
     decision = decide(OVER_A, rows(good("n-a", 9, **HELD_OUT)), RELAYS, NOW_MS, POLICY)
     assert "itself flaps (penalty 2498)" in decision.reasons[1].text
+
+
+def test_relays_that_are_walked_from_now_on_or_cannot_carry_it_do_not_wait_for_a_turn() -> None:
+    drained = relay("n-c", usable=False, why_not="it is drained")
+    for route in (NEW, ROUTE):
+        decision = decide(route, {}, (*RELAYS, drained, relay("n-e", load=10)), NOW_MS, POLICY)
+        assert sorted(decision.candidates) == ["n-a", "n-b"]
+        assert len(decision.reasons) == 1, decision.reasons
