@@ -53,7 +53,8 @@ _WORDS = {
 def history(invocation: Invocation, route: str, limit: int) -> None:
     """Show what was decided and observed of a route, newest first.
 
-    Observations are kept when a state changes, and once a minute otherwise; as many are shown as decisions.
+    Observations are kept when a state changes, and otherwise once a minute of the path, and once in ten of the rest; as
+    many are shown as decisions.
     """
     from fleet.v1 import admin_route_pb2
     from fleet_server.cli.node_names import NodeNames

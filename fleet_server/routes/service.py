@@ -98,7 +98,7 @@ class RouteService(PoolOperations, RouteReading, NodeSide):
 
     async def record(self, node_id: str, epoch: int, health: route_pb2.RouteHealth) -> None:
         """A node reported what it found on its routes, on the stream of `epoch`; returns once what is believed of it is
-        committed and decided: at once for what broke, within half a second for the rest.
+        committed and decided: at once for what broke, half a second later for other news, 2 s at most for the rest.
 
         Raises:
             Refusal: the database is away.
