@@ -103,11 +103,6 @@ def save_candidates(conn: Connection, known: Iterable[tuple[str, Candidate]]) ->
         insert_many(conn, "route_candidates", _CANDIDATE_KINDS, rows, _INSTEAD_OF_CANDIDATE)
 
 
-def forget_relay(conn: Connection, node_id: str) -> None:
-    """Forget what is remembered of the ways over a relay."""
-    execute(conn, "DELETE FROM route_candidates WHERE relay_node_id = ?", (node_id,))
-
-
 def save_latest(conn: Connection, observations: Iterable[ObservationRecord]) -> None:
     """Put observations in the place of those before, of the same route, type and subject; the last one counts."""
     newest = {(each.route_id, each.observation_type, each.subject): _row(each) for each in observations}

@@ -7,7 +7,7 @@ checked against its MAC as it is read."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fleet_server.database.bulk import fetch_of
@@ -190,11 +190,6 @@ class PeerStore:
         """Listeners by node; a row that does not verify is missing."""
         rows = fetch_of(conn, _SELECT_PEER, "node_id", sorted(set(node_ids)), fetch=fetch_any)
         return {peer.node_id: peer for peer in map(self._peer, rows) if peer.intact}
-
-    def every(self, conn: Connection, *, after: str = "", limit: int) -> Sequence[PeerRecord]:
-        """Listeners by node, those that do not verify among them."""
-        text = f"{_SELECT_PEER} WHERE node_id > ? ORDER BY node_id LIMIT ?"
-        return [self._peer(row) for row in fetch_any(conn, text, (after, limit))]
 
     def _peer(self, row: tuple[Any, ...]) -> PeerRecord:
         node_id, endpoints, certificate, reported_at_ms, mac = row
