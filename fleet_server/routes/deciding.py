@@ -95,7 +95,7 @@ class Deciding:
         routes that it was at, and no others.
         """
         parts = self._parts
-        times = self.times()
+        times = parts.times()
         asked = set(route_ids)
         free = due_store.hold_free(tx.conn, asked)
         left = asked.difference(free)
@@ -108,15 +108,8 @@ class Deciding:
         busy = due_store.existing(tx.conn, left) if left else frozenset()
         return Held(routes, known, leases, views, Pool(parts.pool(tx.conn)), times, busy)
 
-    def times(self) -> Times:
-        """This moment by each clock."""
-        database, own = self._parts.database.clock, self._parts.clock
-        return Times(database.now_ms(own), own.now_ms(), database.past_ms(own))
-
     def _view(self, route: RouteRecord, lease: LeaseRecord | None, times: Times) -> Route:
-        seen = self._parts.as_decided(route, self._ends, None)
-        held = leasing.shown(lease, times)
-        return seen if held is None else replace(seen, lease=held)
+        return self._parts.as_decided(route, self._ends, leasing.shown(lease, times))
 
     def settle(self, tx: Transaction, held: Held, findings: Mapping[str, Sequence[Finding]] | None = None) -> None:
         """Decide about every route that is held, and write what follows.

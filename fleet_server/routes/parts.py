@@ -25,6 +25,7 @@ from fleet_server.database.writer import Transaction
 from fleet_server.nodes.record import DrainState, NodeRecord, NodeState
 from fleet_server.nodes.service import NodeService
 from fleet_server.routes import config_store, decision_store
+from fleet_server.routes.leasing import Times
 from fleet_server.routes.model import Decision, HeldLease, Policy, Relay, Route
 from fleet_server.routes.pool import Absences
 from fleet_server.routes.quarantine import Quarantine
@@ -93,6 +94,10 @@ class RouteParts:
         """Unix milliseconds: what lies before is past by this machine's clock and by the one that replicas agree on."""
         return self.database.clock.past_ms(self.clock)
 
+    def times(self) -> Times:
+        """This moment by each clock."""
+        return Times(self.database.clock.now_ms(self.clock), self.clock.now_ms(), self.past_ms())
+
     # -- what a decision sees -------------------------------------------------------------------------------------
     def pool(self, conn: Connection) -> list[Relay]:
         """The relay pool as decisions see it, by id. Any thread."""
@@ -122,18 +127,15 @@ class RouteParts:
         self,
         record: RouteRecord,
         nodes: Mapping[str, NodeRecord],
-        lease: LeaseRecord | None,
+        lease: HeldLease | None,
     ) -> Route:
         """A route as decisions see it.
 
         Args:
             nodes: its ends, by id.
-            lease: its newest one.
+            lease: its newest one (`leasing.shown`).
         """
         source, destination = nodes.get(record.source_id), nodes.get(record.destination_id)
-        held = None
-        if lease is not None and lease.intact:
-            held = HeldLease(lease.relay_id, lease.generation, 0 if lease.withdrawn else lease.expires_at_ms)
         return Route(
             route_id=record.route_id,
             source_id=record.source_id,
@@ -145,7 +147,7 @@ class RouteParts:
             relay_id=record.relay_id,
             candidates=record.candidates,
             waiting_rendezvous=record.waiting_rendezvous,
-            lease=held,
+            lease=lease,
             decided_at_ms=record.decided_at_ms,
             enabled=record.enabled,
         )

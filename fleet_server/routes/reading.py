@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fleet.errors import Reason, Refusal
 from fleet_server.database.engine import Connection
-from fleet_server.routes import config_store, decision_store, finding_store, way_rules
+from fleet_server.routes import config_store, decision_store, finding_store, leasing, way_rules
 from fleet_server.routes.model import Candidate, Decision, Policy, Relay
 from fleet_server.routes.parts import RouteParts
 from fleet_server.routes.record import ConfigRecord, DecisionRecord, LeaseRecord, ObservationRecord, RouteRecord
@@ -102,12 +102,13 @@ class RouteReading(RouteParts):
         """
 
         def read(conn: Connection) -> Explanation:
-            route, now_ms = self.find(conn, ref), self.now_ms()
+            route, times = self.find(conn, ref), self.times()
+            now_ms = times.now_ms
             view = self._view_of(conn, route)
             known = finding_store.candidates_of(conn, [route.route_id]).get(route.route_id, {})
             nodes = self.nodes.load_all(conn, [route.source_id, route.destination_id])
             pool = self.pool(conn)
-            seen = self.as_decided(route, nodes, view.lease)
+            seen = self.as_decided(route, nodes, leasing.shown(view.lease, times))
             live = decide(seen, known, pool, now_ms, self.policy)
             others = way_rules.left_out({way.relay_id for way in live.scores}, pool, seen)
             live = replace(live, scores=(*live.scores, *others[:_MOST_LEFT_OUT]))

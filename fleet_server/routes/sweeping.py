@@ -90,7 +90,7 @@ class Sweep:
     async def prune(self) -> None:
         """Delete history that is older than the retention, in small batches, and decisions but the newest of each
         route."""
-        before_ms = self._deciding.times().past_ms - self._parts.retention_ms
+        before_ms = self._parts.times().past_ms - self._parts.retention_ms
         for delete in (finding_store.delete_old_history, decision_store.delete_old):
             while (
                 await self._parts.database.write(
@@ -102,7 +102,7 @@ class Sweep:
 
     def _due(self, conn: Connection) -> list[str]:
         """Ids of routes that are to be looked at, growing."""
-        parts, policy, times = self._parts, self._parts.policy, self._deciding.times()
+        parts, policy, times = self._parts, self._parts.policy, self._parts.times()
         in_use = parts.routes.loads(conn)
         usable = {relay.node_id for relay in parts.pool(conn) if relay.usable} if in_use else set()
         due = set(due_store.ids_over(conn, sorted(in_use.keys() - usable)))

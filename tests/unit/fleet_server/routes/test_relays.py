@@ -14,6 +14,7 @@ from fleet_server.routes.model import Decision, DecisionRule
 from fleet_server.routes.model import Reason as Because
 from fleet_server.routes.record import LeaseRecord, RouteRecord
 from tests.unit.fleet_server.routes.mesh import Mesh
+from tests.unit.fleet_server.routes.walks import observation, tell
 
 LEASED = 120_000
 
@@ -129,13 +130,16 @@ async def test_the_leases_of_a_relay_that_is_removed_are_taken_back_at_once(mesh
 
 @pytest.mark.parametrize("ahead_ms", [10 * LEASED, -10 * LEASED])
 async def test_a_lease_holds_while_it_does_by_any_clock(mesh: Mesh, ahead_ms: int) -> None:
-    await mesh.connect("a", "b")
+    route_id = (await mesh.connect("a", "b")).route_id
     await over_relay(mesh)
     clock = mesh.clock
     mesh.database.clock.note(clock.now_ms() + ahead_ms, clock.monotonic(), clock)
     part = await mesh.content("r")
     assert (len(part.leases), part.issued_at_ms) == (1, clock.now_ms())
     assert len(await told_leases(mesh, "a")) == 1
+    await mesh.routes.add_relay("r", by="ada")
+    await tell(mesh, "a", await observation(mesh, route_id, "r", observed_at_ms=mesh.routes.now_ms()))
+    assert (await mesh.routes.explain(route_id)).live.rule is DecisionRule.KEPT
 
 
 async def test_one_that_is_switched_off_holds_no_lease(mesh: Mesh) -> None:
