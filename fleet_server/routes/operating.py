@@ -142,23 +142,20 @@ class RouteOperations(RouteParts):
         listened is forgotten, and its leases are withdrawn. One that was revoked relays no more, and routes that it is
         an end of are switched off; another machine goes on where that one was."""
         self.peers.delete(tx.conn, node_id)
-        # All at once, and before any lease and any version: what decides takes them in that order.
-        held = [lease.route_id for lease in self.leases.of_relays(tx.conn, [node_id])]
-        self.routes.by_ids(tx.conn, {*held, *self.routes.ids_touching(tx.conn, node_id)}, lock=True)
         node = self.nodes.load(tx.conn, node_id)
-        if node is None or node.state is NodeState.REVOKED:
-            self._leave(tx, node_id)
-        self._take_leases(tx, node_id)
-        return ()
-
-    def _leave(self, tx: Transaction, node_id: str) -> None:
-        if self.relays.delete(tx.conn, node_id):
+        revoked = node is None or node.state is NodeState.REVOKED
+        if revoked and self.relays.delete(tx.conn, node_id):
             subject, detail = f"node:{node_id}", {"why": "the node was revoked"}
             self.audit.append(tx, AuditKind.RELAY_REMOVED, actor="server", subject=subject, detail=detail)
-        routes = self.routes.by_ids(tx.conn, self.routes.ids_touching(tx.conn, node_id), lock=True)
-        for route in routes.values():
-            if route.enabled and route.intact and node_id in (route.source_id, route.destination_id):
+        # All at once, behind the pool's row and before any lease and any version: others take them in that order.
+        held = [lease.route_id for lease in self.leases.of_relays(tx.conn, [node_id])]
+        touched = {*held, *self.routes.ids_touching(tx.conn, node_id)}
+        for route in self.routes.by_ids(tx.conn, touched, lock=True).values():
+            ends = (route.source_id, route.destination_id)
+            if revoked and route.enabled and route.intact and node_id in ends:
                 self._switch(tx, route, enabled=False, by="server", why=f"node {node_id} was revoked")
+        self._take_leases(tx, node_id)
+        return ()
 
     # -- shared with the pool -------------------------------------------------------------------------------------
     def _take_leases(self, tx: Transaction, node_id: str) -> None:

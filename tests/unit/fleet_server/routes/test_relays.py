@@ -1,6 +1,7 @@
 """The relay pool: who is in it, what keeps a member from relaying, and what follows when one leaves."""
 
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -166,6 +167,36 @@ async def test_who_holds_a_lease_says_so(mesh: Mesh) -> None:
     assert held is not None
     assert (held.acked_generation, held.acked_at_ms) == (1, mesh.clock.now_ms())
     assert mesh.metrics.leases.labels("refused").value == 1
+
+
+async def test_whoever_ends_a_relay_takes_the_pools_row_before_those_of_routes(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two who take rows the other way round each waits for the other one."""
+    await mesh.connect("a", "b")
+    taken: list[str] = []
+
+    def noting(store: object, call: str, name: str) -> None:
+        before = getattr(store, call)
+
+        def noted(*args: object, **more: object) -> object:
+            taken.append(name)
+            return before(*args, **more)
+
+        monkeypatch.setattr(store, call, noted)
+
+    noting(mesh.routes.relays, "delete", "pool")
+    noting(mesh.routes.routes, "by_ids", "routes")
+    ways: list[Callable[[], Awaitable[object]]] = [
+        lambda: mesh.routes.remove_relay("r", by="ada"),
+        lambda: mesh.nodes.set_state("ada", ["r"], "REVOKED", "stolen"),
+    ]
+    for ends in ways:
+        await mesh.routes.add_relay("r", by="ada")
+        await over_relay(mesh)
+        taken.clear()
+        await ends()
+        assert taken[:2] == ["pool", "routes"]
 
 
 async def test_a_node_that_is_revoked_leaves_pool_and_routes(mesh: Mesh) -> None:
