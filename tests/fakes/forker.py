@@ -4,6 +4,7 @@
 where its exit code goes, and is answered with its id. It ends once nobody holds the other end of the socket.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -15,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from typing import Any, NoReturn
 
 IMPORTED = ("fleet_server.bootstrap", "fleet_server.daemon", "fleet_node.cli.run", "fleet_node.app")
@@ -113,10 +115,13 @@ def _text(fd: int) -> io.TextIOWrapper:
 
 
 def _end(code: object) -> NoReturn:
-    """As the interpreter does with what a program exits with; nothing of the forker is undone."""
+    """As the interpreter does with what a program exits with: it waits for threads, and calls who asked for that. Only
+    what it then takes apart stays; the product's daemons leave that out as well."""
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code or 0)

@@ -128,3 +128,22 @@ def test_a_forked_program_that_fails_shows_why(processes: Processes) -> None:
     process = processes.fork("no_such_module", name="forked")
     assert process.wait_exit() == 1
     assert "No module named no_such_module" in process.tail()
+
+
+_LEAVING = """
+import atexit, os, threading
+atexit.register(os._exit, 7)
+atexit.register(print, "called", flush=True)
+go = threading.Event()
+threading.Thread(target=lambda: (go.wait(), print("waited for", flush=True))).start()
+threading.Timer(0.1, go.set).start()
+"""
+
+
+def test_a_forked_program_ends_after_its_threads_and_with_what_it_does_at_its_end(
+    processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "leaving.py").write_text(_LEAVING)
+    process = processes.fork("leaving", name="forked", env={"PYTHONPATH": str(tmp_path)})
+    assert process.wait_exit() == 7
+    assert process.lines == ["waited for", "called"]
