@@ -7,7 +7,7 @@ that it calls from: a stranger who uses a peer's name uses up nobody's rate but 
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ class ProbeLimits:
         caller_per_s: of one caller at one address; `caller_burst` at once.
         read_s: seconds in which a request follows its call.
         in_flight: worked on at one time.
+        in_flight_of_peer: of those, of one peer: what it may send at one time over one connection.
         strangers: connections at one time over which no peer has proven itself.
         stranger_s: seconds that one of them may last.
         silent_bytes: that a connection may send from one proof of a peer to the next; a peer sends at most what it
@@ -45,6 +46,7 @@ class ProbeLimits:
     caller_burst: float = 200.0
     read_s: float = 1.0
     in_flight: int = 256
+    in_flight_of_peer: int = 128
     strangers: int = 64
     stranger_s: float = 10.0
     silent_bytes: int = 256 * 1024
@@ -137,6 +139,7 @@ class Intake:
         self._callers = Buckets(limits.caller_per_s, limits.caller_burst, limits.max_keys)
         self.nonces = SeenNonces(limits.nonces_per_caller)
         self._in_flight = 0
+        self._in_flight_of: Counter[str] = Counter()
 
     def admit_call(self, address: str, now_s: float, peer: str = "") -> None:
         """Let a call in, of which only the address is known, and which peer proved itself over the same connection.
@@ -172,6 +175,25 @@ class Intake:
             yield
         finally:
             self._in_flight -= 1
+
+    @contextmanager
+    def working_for(self, peer: str) -> Iterator[None]:
+        """While a probe of a peer that has proven itself is worked on.
+
+        One whose probes all wait for a node that says nothing must not keep out those of everybody else.
+
+        Raises:
+            Refusal: RATE_LIMITED: too many of its own are.
+        """
+        if self._in_flight_of[peer] >= self._limits.in_flight_of_peer:
+            raise rate_limited()
+        self._in_flight_of[peer] += 1
+        try:
+            yield
+        finally:
+            self._in_flight_of[peer] -= 1
+            if not self._in_flight_of[peer]:
+                del self._in_flight_of[peer]
 
     def admit_caller(self, address: str, caller: str, now_s: float) -> None:
         """Let a probe in that says who calls.

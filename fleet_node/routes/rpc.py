@@ -102,7 +102,8 @@ class ProbeService:
     async def _take(self, raw: bytes, passage: Passage, context: Context) -> bytes:
         with self._intake.working():
             asked = self._checked(raw, passage)
-            onward = None if asked.is_last else await self._relay(asked, context)
+            with self._intake.working_for(asked.caller):
+                onward = None if asked.is_last else await self._relay(asked, context)
             answer = walk_rules.answer(asked, onward, self._view.node_id, self._view.signer)
         self.answered += 1
         return answer

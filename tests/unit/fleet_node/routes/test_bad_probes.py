@@ -170,6 +170,22 @@ async def test_walks_that_wait_hold_no_more_than_their_share(tmp_path: Path) -> 
     assert 0 < waited.first_hop_us < 500_000  # of a second at most; the relay waited for most of it
 
 
+async def test_a_peer_whose_walks_all_wait_keeps_nobody_else_out(tmp_path: Path) -> None:
+    """Who is in league with a node that says nothing could hold every place of a relay, and blind its other peers."""
+    limits = ProbeLimits(in_flight=4, in_flight_of_peer=2)
+    async with mesh(tmp_path, "sxrde", limits) as nodes, deaf_port() as (deaf, _):
+        nodes.route("srd", "xre")
+        nodes.redirect("d", deaf)
+        waiting = [asyncio.create_task(nodes["s"].caller.walk(ROUTE, GENERATION, "srd", 3.0)) for _ in range(6)]
+        refused, waiting_still = await asyncio.wait(waiting, timeout=1.5)
+        other = await nodes["x"].caller.walk(ROUTE, GENERATION, "xre", TIMEOUT_S)
+        waited = await asyncio.gather(*waiting_still)
+        again = await nodes["s"].caller.walk(ROUTE, GENERATION, "srd", 0.5)
+    assert [each.result().failure for each in refused] == ["RATE_LIMITED"] * 4
+    assert (other.state, other.failure) == (WalkState.ANSWERED, "")
+    assert [each.failure for each in (*waited, again)] == ["UNREACHABLE"] * 3
+
+
 async def test_tls_before_13_is_refused(tmp_path: Path) -> None:
     async with mesh(tmp_path, "d") as nodes:
         assert "TLS 1.3 is required" in await message_over_h2(nodes["d"], anybody(ssl.TLSVersion.TLSv1_2), b"")
