@@ -134,6 +134,8 @@ class Prober:
         self.feedback.disconnected()  # what the stream before was asked it does not answer any more
         self._outbox.forget_asks()
         self._outbox.release()
+        for walks in self._walks.values():
+            walks.say_again()  # what the stream before took may have been lost with it
         self._ask(walks.route for walks in self._walks.values() if self._is_bad(walks))
         self.wake()
 

@@ -163,6 +163,8 @@ class RouteWalks:
         """Another snapshot: ways that stay keep what is known of them, another path in force is walked very soon."""
         switched = route.path != self.route.path
         anxious = self._bad()
+        quicker = route.probe_interval_ms < self.route.probe_interval_ms
+        quicker |= route.candidate_interval_ms < self.route.candidate_interval_ms
         self.route = route
         wanted = {route.path, *route.candidates}
         for path in self._health.keys() - wanted:
@@ -173,11 +175,17 @@ class RouteWalks:
                 self._begin(path, now_ms, within_ms=0 if anxious else route.probe_interval_ms // 2)
             else:
                 self._health[path].new_generation()
-        self._candidates_said.clear()
+                if quicker:
+                    self._due_ms[path] = min(self._due_ms[path], now_ms + self._interval_ms(path))
+        self.say_again()
         if switched:
             self._lease_lost = False
             self._reported = RouteState.UNSPECIFIED
             self._due_ms[route.path] = now_ms + round(self._chance() * route.probe_interval_ms * JITTER)
+
+    def say_again(self) -> None:
+        """Nobody may know what was said: the next of each way is said, however it is."""
+        self._candidates_said.clear()
 
     def lease_changed(self, covered: bool, now_ms: int) -> Report | None:
         """Whether a lease covers the path in force; the report at the moment when none does any more.

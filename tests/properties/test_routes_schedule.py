@@ -268,3 +268,17 @@ def test_a_candidate_that_is_a_little_slower_is_no_news() -> None:
     drive.rtts_us[OVER_R] = 2_500
     drive.run(121 * INTERVAL_MS + 12 * 6 * INTERVAL_MS)
     assert len(told_of(drive, OVER_R)) - before <= 7
+
+
+@given(seed=st.integers(0, 2**16), quicker=st.integers(2, 9))
+def test_a_snapshot_of_shorter_intervals_counts_at_once(seed: int, quicker: int) -> None:
+    drive = Drive(seed=seed)
+    drive.run(20 * INTERVAL_MS)
+    interval_ms = INTERVAL_MS // quicker
+    now = replace(ROUTE, probe_interval_ms=interval_ms, candidate_interval_ms=6 * interval_ms)
+    drive.walks.replace(now, drive.now_ms)
+    began = len(drive.started)
+    drive.run(20 * INTERVAL_MS + 6 * interval_ms)
+    counts = Counter(walk.path for walk in drive.started[began:])
+    assert counts[DIRECT] >= 5
+    assert counts.keys() == {DIRECT, OVER_R, OVER_Q}

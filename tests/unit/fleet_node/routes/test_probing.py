@@ -254,6 +254,26 @@ async def test_a_stream_that_was_lost_takes_its_ask_along_and_the_next_one_is_as
         assert not any(frame.refreshes for frame in frames)
 
 
+async def test_of_a_candidate_whose_finding_was_lost_with_its_stream_the_next_walk_is_told(tmp_path: Path) -> None:
+    async with walking(tmp_path) as room:
+        await room.give(direct())
+
+        async def told_next() -> int:
+            for _ in range(20):
+                await room.clock.advance(INTERVAL_S)
+                for frame in room.told():
+                    for found in frame.observations:
+                        if found.expected_hops == list(RELAYED):
+                            return found.observed_at_ms
+            raise AssertionError("nothing is said of the candidate")
+
+        first, second, known, lost = [await told_next() for _ in range(4)]
+        assert lost - known > 1.5 * (second - first), "of every other walk by now"
+        room.service.closed()  # the stream took the last of it, and was lost with it
+        room.service.opened(room.uplink)
+        assert await told_next() - known < 18 * INTERVAL_S * 1000 + 1000, "the server takes the candidate for unknown"
+
+
 async def test_walks_that_say_nothing_are_not_reported_until_three_intervals_have_passed(tmp_path: Path) -> None:
     async with walking(tmp_path) as room:
         room.caller.broken[DIRECT] = WalkState.INCONCLUSIVE
