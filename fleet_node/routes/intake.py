@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from fleet.errors import Reason, Refusal
 
+_PROVEN = "proven"
+"""In place of an address."""
 _SWEEP_AFTER = 256
 """Nonces, after which those whose deadline is over are forgotten."""
 
@@ -195,13 +197,17 @@ class Intake:
             if not self._in_flight_of[peer]:
                 del self._in_flight_of[peer]
 
-    def admit_caller(self, address: str, caller: str, now_s: float) -> None:
+    def admit_caller(self, address: str, caller: str, now_s: float, *, proven: bool = False) -> None:
         """Let a probe in that says who calls.
+
+        Args:
+            proven: it called over this connection before: then strangers at its address, who may all be behind one
+                gateway, use up none of its rate.
 
         Raises:
             Refusal: RATE_LIMITED.
         """
-        if not self._callers.take(now_s, network(address), caller):
+        if not self._callers.take(now_s, _PROVEN if proven else network(address), caller):
             raise rate_limited()
 
 

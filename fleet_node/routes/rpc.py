@@ -116,7 +116,8 @@ class ProbeService:
         caller = view.peer(asked.caller)
         if caller is None:
             raise Refusal(Reason.FOREIGN, "the node before this one in the path is no peer in this node's snapshot")
-        self._intake.admit_caller(passage.address, asked.caller, self._clock.monotonic())
+        proven = passage.node_id == asked.caller
+        self._intake.admit_caller(passage.address, asked.caller, self._clock.monotonic(), proven=proven)
         self._check_proof(asked, caller)
         passage.prove(asked.caller)
         check_route(asked, view.configs_of(probe.route_id), lambda: view.holds_lease(probe.route_id))

@@ -108,6 +108,16 @@ async def test_a_flood_of_strangers_blinds_no_peer_that_is_connected(tmp_path: P
         assert await walk(nodes["x"]) == (WalkState.INCONCLUSIVE, "RATE_LIMITED")  # it comes as a stranger
 
 
+async def test_a_stranger_at_a_peers_address_who_uses_its_name_blinds_no_peer_that_is_connected(tmp_path: Path) -> None:
+    """Behind one gateway all have one address."""
+    async with mesh(tmp_path, "sd", ProbeLimits(caller_per_s=0.001, caller_burst=3)) as nodes:
+        nodes.route("sd")
+        assert await walk(nodes["s"]) == ANSWERED
+        reasons = [(await refusal_of(nodes["d"], request(probe("sd"), 1, Signer.generate()))).reason for _ in range(3)]
+        assert [str(reason) for reason in reasons] == ["BAD_PROOF", "BAD_PROOF", "RATE_LIMITED"]
+        assert await walk(nodes["s"]) == ANSWERED
+
+
 async def test_a_peer_has_few_connections(tmp_path: Path) -> None:
     async with mesh(tmp_path, "sd", ProbeLimits(peer_connections=1)) as nodes:
         nodes.route("sd")
