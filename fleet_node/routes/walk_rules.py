@@ -8,6 +8,7 @@ BAD_RECORD in its own record, and passes nothing on that it could not verify (do
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from fleet.envelope import Domain, EnvelopeError, Signer, verify_one
 from fleet.errors import Reason
 from fleet.v1 import probe_pb2, trust_pb2
-from fleet_node.routes.probe_rules import MAX_ID_CHARS, MAX_MESSAGE_BYTES, Asked, Probe, rebuilt
+from fleet_node.routes.probe_rules import MAX_MESSAGE_BYTES, Asked, Probe, rebuilt
 
 END = probe_pb2.ONWARD_RESULT_UNSPECIFIED
 ANSWERED = probe_pb2.ONWARD_RESULT_ANSWERED
@@ -73,6 +74,8 @@ REASONS = frozenset(
 """What a probe may be refused for. A record names nothing else, so that no word of it carries anything along."""
 # FOREIGN as well: a node whose first snapshot with this route is on its way knows not even the caller.
 _SAYS_NOTHING = frozenset({Reason.FOREIGN, Reason.UNKNOWN_ROUTE, Reason.UNKNOWN_GENERATION, Reason.RATE_LIMITED})
+_NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""As the server reads one in a finding: another would have it pass over the whole finding, and with it the liar."""
 _WORDS: dict[int, frozenset[str]] = {
     END: frozenset({""}),
     ANSWERED: frozenset({""}),
@@ -274,4 +277,4 @@ def _says_what_it_may(record: probe_pb2.HopRecord, next_node_id: str) -> bool:
     if record.failure != Failure.WRONG_NODE:
         return not record.onward_node_id
     other = record.onward_node_id
-    return 0 < len(other) <= MAX_ID_CHARS and other.isascii() and other.isprintable() and other != next_node_id
+    return _NODE_ID.fullmatch(other) is not None and other != next_node_id

@@ -84,7 +84,13 @@ async def sends_far_too_much(nodes: Mesh, asked: Asked, honest: bytes) -> bytes:
     return bytes(100_000)
 
 
+async def says_that_somebody_answered_who_has_no_name(nodes: Mesh, asked: Asked, honest: bytes) -> bytes:
+    said = {"onward": walk_rules.WRONG_NODE, "failure": "WRONG_NODE", "onward_node_id": "no id"}
+    return made(asked, 1, nodes["r"].view.signer, **said).SerializeToString()
+
+
 RELAYS_LIES = [
+    says_that_somebody_answered_who_has_no_name,
     forges_the_destinations_record,
     signs_with_another_key,
     leaves_a_record_out,
