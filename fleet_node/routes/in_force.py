@@ -174,12 +174,15 @@ class InForce:
         return rules.may_use(route, self._leases.get(route.route_id), self.server_now_ms())
 
     def next_lease_end_ms(self) -> int | None:
-        """Milliseconds until the next lease of a path in force ends; None when there is none that has not ended."""
+        """Milliseconds until the next lease ends that a path in force needs; None when there is none that has not
+        ended."""
         now_ms = self.server_now_ms()
         ends = [
             lease.expires_at_ms - now_ms
             for route_id, lease in self._leases.items()
-            if route_id in self.routes and lease.covers(self.routes[route_id], now_ms)
+            if (route := self.routes.get(route_id)) is not None
+            and route.relay_id != rules.DIRECT  # a path that was left for the direct one may leave its lease behind
+            and lease.covers(route, now_ms)
         ]
         return min(ends, default=None)
 

@@ -186,6 +186,17 @@ async def test_a_lease_that_ends_by_server_time_withdraws_the_path_and_asks(tmp_
         assert room.service.status()["routes"][0]["state"] == "HEALTHY"
 
 
+async def test_a_lease_that_ends_after_its_path_was_left_keeps_nobody_awake(tmp_path: Path) -> None:
+    async with walking(tmp_path) as room:
+        room.server_time.observe(room.clock.now_ms())
+        await room.give(relayed(), leases=[lease(**LONG)])
+        await room.give(direct(generation=2), version=2)
+        await room.clock.advance(115.0)
+        assert room.clock.sleepers == 1
+        await room.clock.advance(INTERVAL_S)
+        assert room.clock.sleepers == 1
+
+
 async def test_a_path_that_has_a_lease_again_is_asked_for_at_once_when_it_fails(tmp_path: Path) -> None:
     async with walking(tmp_path) as room:
         await room.give(relayed(), leases=[lease(**LONG)])
