@@ -106,13 +106,13 @@ class Intake:
         self.count -= len(taken)
         return taken
 
-    def give_back(self, batch: Sequence[Told], not_before_ms: int) -> None:
-        """What could not be recorded; what came since is newer. What was told before a time is dropped."""
+    def give_back(self, batch: Sequence[Told], not_before_ms: int, why: str) -> None:
+        """What could not be recorded, and why; what came since is newer. What was told before a time is dropped."""
         newer = [told for waiting in self._waiting.values() for steps in waiting.values() for told in steps]
         self._waiting, self.count = {}, 0
         kept = [told for told in batch if told.what.received_at_ms >= not_before_ms]
         if len(kept) < len(batch):
-            self._dropped("database_away", len(batch) - len(kept))
+            self._dropped(why, len(batch) - len(kept))
         for told in (*kept, *newer):
             self._put(told)
 

@@ -176,7 +176,7 @@ class Recorder:
         try:
             believed = await self._parts.database.write(lambda tx: self._write(tx, batch))
         except Refusal:
-            self._intake.give_back(batch, self._parts.now_ms() - KEEP_MS)
+            self._intake.give_back(batch, self._parts.now_ms() - KEEP_MS, "database_away")
             raise
         except Exception:
             # Of no use, whoever sent it: what nodes go on telling counts.

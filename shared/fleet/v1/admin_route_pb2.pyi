@@ -895,7 +895,7 @@ class WatchRoutesResponse(_message.Message):
 
     @_builtins.property
     def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of routes that are gone."""
+        """Ids of routes that are gone, or match what was asked for no more."""
 
     def __init__(
         self,

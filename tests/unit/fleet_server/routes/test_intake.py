@@ -103,7 +103,7 @@ def test_what_could_not_be_stored_gives_way_to_what_came_since_and_is_dropped_on
     waiting.add(walked("rt_old"), at_ms=NOW_MS - 10_000)
     batch = waiting.intake.take(10)
     waiting.add(walked("rt_1", rtt_us=2))
-    waiting.intake.give_back(batch, NOW_MS - 5_000)
+    waiting.intake.give_back(batch, NOW_MS - 5_000, "database_away")
     assert {told.what.route_id: told.what.rtt_us for told in waiting.intake.take(10)} == {"rt_1": 2, "rt_2": 1}
     assert waiting.dropped == {"database_away": 1}
 
