@@ -134,10 +134,10 @@ class Recorder:
             waiting, self._recorded = self._recorded, None
             # What there is by now: what comes beside it waits for more, and holds up nobody's answer.
             batches = deque(iter(lambda: self._intake.take(MAX_ROUTES), []))
-            left: list[Told] = []
+            held: list[Told] = []
             try:
                 while batches:
-                    left += await self._flush(batches.popleft())
+                    held += await self._flush(batches.popleft())
             except Refusal as refusal:
                 _settle(waiting, refusal)
                 self._flush_within(NEWS_WAIT_S)
@@ -146,10 +146,11 @@ class Recorder:
                 _settle(waiting, Refusal(Reason.UNAVAILABLE, "the report could not be recorded: try again"))
                 raise
             finally:
-                left += chain.from_iterable(batches)
-                if left:
-                    self._intake.give_back(left, self._parts.now_ms() - KEEP_MS)
-                    self._flush_within(NEWS_WAIT_S)
+                left = list(chain.from_iterable(batches))
+                for told, why in ((held, "row_held"), (left, "database_away")):
+                    if told:
+                        self._intake.give_back(told, self._parts.now_ms() - KEEP_MS, why)
+                        self._flush_within(NEWS_WAIT_S)
             _settle(waiting, None)
 
     def _may_wait_s(self, record: ObservationRecord) -> float:
