@@ -27,7 +27,8 @@ class ProbeLimits:
     Args:
         all_per_s: probes a second from all together; `all_burst` at once.
         address_per_s: from one address, IPv6: one /64; `address_burst` at once.
-        caller_per_s: of one caller at one address; `caller_burst` at once.
+        caller_per_s: of one caller at one address; `caller_burst` at once. Twice what 500 routes walk at the usual
+            interval.
         read_s: seconds in which a request follows its call.
         in_flight: worked on at one time.
         in_flight_of_peer: of those, of one peer: what it may send at one time over one connection.
@@ -44,8 +45,8 @@ class ProbeLimits:
     all_burst: float = 800.0
     address_per_s: float = 100.0
     address_burst: float = 400.0
-    caller_per_s: float = 50.0
-    caller_burst: float = 200.0
+    caller_per_s: float = 100.0
+    caller_burst: float = 400.0
     read_s: float = 1.0
     in_flight: int = 256
     in_flight_of_peer: int = 128
