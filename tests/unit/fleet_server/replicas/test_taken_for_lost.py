@@ -7,6 +7,7 @@ from typing import Any
 from fleet.errors import Reason, Refusal
 from fleet_server.replicas.rules import ReplicaState
 from tests.fakes.clock import MockClock
+from tests.integration.waiting import eventually
 from tests.unit.fleet_server.replicas.test_service import look_on, ready
 from tests.unit.fleet_server.sessions.world import World
 
@@ -19,12 +20,11 @@ async def test_that_it_was_lost_is_not_forgotten_for_a_new_state_told_meanwhile(
     goes_on = threading.Event()
     told: list[asyncio.Future[Any]] = [asyncio.ensure_future(world.database.write(lambda _: goes_on.wait(10)))]
     await asyncio.sleep(0)
-    while world.database.writer.depth():
-        await asyncio.sleep(0.001)
+    depth = world.database.writer.depth
+    await eventually(lambda: depth() == 0, "the writer is at it")
     for jobs, telling in enumerate((b.beat(), b.set_state(ReplicaState.DRAINING)), 1):
         told.append(asyncio.ensure_future(telling))
-        while world.database.writer.depth() < jobs:
-            await asyncio.sleep(0.001)
+        await eventually(lambda jobs=jobs: depth() >= jobs, f"{jobs} jobs wait")  # type: ignore[misc]
     goes_on.set()
     await asyncio.gather(*told, return_exceptions=True)
     b.returning = None

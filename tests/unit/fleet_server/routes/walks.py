@@ -13,6 +13,7 @@ from fleet_server.database.wakeup import Wakeup
 from fleet_server.observability.route_metrics import RouteMetrics
 from fleet_server.routes.record import LeaseRecord, RouteRecord
 from fleet_server.routes.service import RouteService
+from tests.integration.waiting import eventually
 from tests.unit.fleet_server.routes.mesh import SECRETS, Mesh
 
 HEALTHY = route_pb2.ROUTE_STATE_HEALTHY
@@ -117,8 +118,7 @@ def dropped(mesh: Mesh) -> dict[str, float]:
 
 async def waiting(mesh: Mesh, jobs: int) -> None:
     """Until so many jobs wait for the writer."""
-    while mesh.database.writer.depth() < jobs:
-        await asyncio.sleep(0.001)
+    await eventually(lambda: mesh.database.writer.depth() >= jobs, f"{jobs} jobs wait")
 
 
 @asynccontextmanager
@@ -127,8 +127,7 @@ async def writing_later(mesh: Mesh, jobs: int) -> AsyncIterator[None]:
     goes_on = threading.Event()
     before = asyncio.ensure_future(mesh.database.write(lambda _: goes_on.wait(10)))
     await asyncio.sleep(0)
-    while mesh.database.writer.depth():
-        await asyncio.sleep(0.001)
+    await eventually(lambda: mesh.database.writer.depth() == 0, "the writer is at it")
     try:
         yield
         await waiting(mesh, jobs)
